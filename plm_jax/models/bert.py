@@ -1,0 +1,141 @@
+"""BERT: Pre-training of Deep Bidirectional Transformers (Devlin et al. 2019, arXiv:1810.04805).
+
+Sources: the paper, section 3 and appendix A; google-research/bert modeling.py.
+Deviation: none in the mathematics; the GELU variant is a setting because the original code and
+transformers differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from plm_jax.errors import UserError
+from plm_jax.models.attention import causal_mask, padding_mask
+from plm_jax.models.compute import Compute
+from plm_jax.models.dropout import Noise, dropout
+from plm_jax.models.embeddings import BertEmbeddings
+from plm_jax.models.heads import MaskedLMHead
+from plm_jax.models.layers import Linear
+from plm_jax.models.transformer import PostNormBlock, run_blocks, stack, streams
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bert:
+  """The sizes of a BERT; `init` makes its parameters.
+
+  vocab_size: None takes the tokenizer's. attention: `causal` is the left-to-right model of Table 5.
+  """
+
+  layers: int = 12
+  width: int = 768
+  heads: int = 12
+  hidden: int | None = None  # feed-forward width; None is 4 * width
+  vocab_size: int | None = None
+  positions: int = 512
+  segments: int = 2
+  activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_tanh"
+  attention: Literal["bidirectional", "causal"] = "bidirectional"
+  dropout: float = 0.1
+  attention_dropout: float = 0.1
+  norm_eps: float = 1e-12
+
+  def __post_init__(self):
+    sizes = (self.layers, self.width, self.heads, self.positions, self.segments, self.hidden or 1)
+    if min(*sizes, self.vocab_size or 1) < 1:
+      raise UserError("the sizes of model must be positive: " + repr(self))
+    if self.width % self.heads:
+      raise UserError(
+        f"model.width={self.width} is not a multiple of model.heads={self.heads}; every head gets "
+        "width / heads dimensions"
+      )
+    if not (0 <= self.dropout < 1 and 0 <= self.attention_dropout < 1):
+      raise UserError(
+        f"model.dropout={self.dropout} and model.attention_dropout={self.attention_dropout} must be "
+        "at least 0 and below 1"
+      )
+
+  def init(self, key: jax.Array, heads: dict[str, int]) -> BertModel:
+    """Random parameters (truncated normal 0.02), with the named heads: `mlm`, `nsp` (0 as size) and
+    `classes` (the number of labels). The pooler exists where a head needs it or `pooler` is named.
+    """
+    if self.vocab_size is None:
+      raise ValueError("vocab_size is not resolved: Experiment.resolve fills it from the tokenizer")
+    unknown = set(heads) - {"mlm", "nsp", "classes", "pooler"}
+    if unknown:
+      raise UserError(f"BERT has no head {sorted(unknown)[0]!r}; it has mlm, nsp and classes")
+    return BertModel(self, key, heads)
+
+
+class BertModel(nnx.Module):
+  """The parameters of a BERT and its forward pass."""
+
+  def __init__(self, config: Bert, key: jax.Array, heads: dict[str, int]):
+    embed, blocks, pooler, mlm, nsp, classes = jax.random.split(key, 6)
+    c = config
+    self.config = config
+    self.embed = BertEmbeddings(
+      embed,
+      vocab_size=c.vocab_size,
+      positions=c.positions,
+      segments=c.segments,
+      width=c.width,
+      eps=c.norm_eps,
+      dropout=c.dropout,
+    )
+    self.blocks = stack(
+      blocks,
+      c.layers,
+      lambda key: PostNormBlock(
+        key,
+        width=c.width,
+        heads=c.heads,
+        hidden=c.hidden or 4 * c.width,
+        activation=c.activation,
+        eps=c.norm_eps,
+        dropout=c.dropout,
+        attention_dropout=c.attention_dropout,
+      ),
+    )
+    pooled = {"nsp", "classes", "pooler"} & set(heads)
+    self.pooler = Linear(pooler, (c.width,), (c.width,)) if pooled else None
+    self.mlm = (
+      MaskedLMHead(mlm, c.width, c.vocab_size, c.activation, c.norm_eps) if "mlm" in heads else None
+    )
+    self.nsp = Linear(nsp, (c.width,), (2,)) if "nsp" in heads else None
+    self.classes = Linear(classes, (c.width,), (heads["classes"],)) if "classes" in heads else None
+
+  def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
+    """Hidden states `[B, T, D]` of the last layer, in `compute.activation_dtype`.
+
+    batch: `input_ids` and `segment_ids` int `[B, T]`, `length` int `[B]`. Without noise there is no
+    dropout.
+    """
+    in_embed, in_blocks = streams(noise, 2)
+    ids_BT = batch["input_ids"]
+    mask = padding_mask(batch["length"], ids_BT.shape[1])
+    if self.config.attention == "causal":
+      mask &= causal_mask(ids_BT.shape[1])
+    x_BTD = self.embed(ids_BT, batch["segment_ids"], compute.activation_dtype, in_embed)
+    return run_blocks(self.blocks, x_BTD, mask, compute, in_blocks)
+
+  def pool(self, hidden_BTD: jax.Array) -> jax.Array:
+    """`[B, D]`: dense and tanh on the state of [CLS]; trained only through a head on top of it."""
+    return jnp.tanh(self.pooler(hidden_BTD[:, 0]))
+
+  def token_logits(self, hidden: jax.Array) -> jax.Array:
+    """`[..., D] -> float32 [..., V]` by the masked-LM head."""
+    return self.mlm(hidden, self.embed.token.table[...])
+
+  def next_sentence_logits(self, hidden_BTD: jax.Array) -> jax.Array:
+    """float32 `[B, 2]`; index 0 = B follows A, 1 = B is random."""
+    return self.nsp(self.pool(hidden_BTD)).astype(jnp.float32)
+
+  def class_logits(self, hidden_BTD: jax.Array, noise: Noise | None) -> jax.Array:
+    """float32 `[B, classes]` from the pooled state (google-research/bert, run_classifier.py)."""
+    pooled_BD = dropout(self.pool(hidden_BTD), self.config.dropout, noise)
+    return self.classes(pooled_BD).astype(jnp.float32)

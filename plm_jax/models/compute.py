@@ -1,0 +1,49 @@
+"""How a model is computed, as opposed to what it computes: none of this changes the experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from plm_jax.errors import UserError
+from plm_jax.models.dropout import Generator
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+  """Precision, dropout generator, layer loop, rematerialisation and accumulation.
+
+  dtype: of activations; parameters, norms, softmax and losses stay float32. `auto` is bfloat16 on
+    accelerators and float32 on a CPU, where bfloat16 is emulated.
+  layers: `scan` compiles one layer (fast to compile, the only sane choice at 24 layers), `unroll`
+    compiles all of them (faster steps); `auto` unrolls on a CPU up to 12 layers, else scans.
+  dropout: the mask generator, see `plm_jax.models.dropout`.
+  remat: recompute each layer's activations in the backward pass: less memory, a third more work.
+  micro_batches: in how many parts a global batch is computed, gradients summed; 0 means as few as
+    fit in the device's memory (1 where the device does not tell its memory).
+  """
+
+  dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+  layers: Literal["auto", "scan", "unroll"] = "auto"
+  dropout: Generator = "hash"
+  remat: bool = False
+  micro_batches: int = 0
+
+  def __post_init__(self):
+    if self.micro_batches < 0:
+      raise UserError(f"compute.micro_batches is {self.micro_batches}; expected 0 (auto) or more")
+
+  @property
+  def activation_dtype(self) -> jnp.dtype:
+    if self.dtype == "auto":
+      return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    return jnp.dtype(self.dtype)
+
+  def unrolls(self, layers: int) -> bool:
+    """Whether a stack of `layers` layers is unrolled rather than scanned."""
+    if self.layers == "auto":
+      return jax.default_backend() == "cpu" and layers <= 12
+    return self.layers == "unroll"

@@ -1,0 +1,29 @@
+"""What stands on top of an encoder."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from plm_jax.models.layers import LayerNorm, Linear
+from plm_jax.models.transformer import Activation, activate
+
+
+class MaskedLMHead(nnx.Module):
+  """Token scores from hidden states: dense, activation, norm, then the tied token table and a bias
+  (google-research/bert, run_pretraining.py `get_masked_lm_output`)."""
+
+  def __init__(self, key, width: int, vocab_size: int, activation: Activation, eps: float):
+    self.dense = Linear(key, (width,), (width,))
+    self.norm = LayerNorm(width, eps)
+    self.bias = nnx.Param(jnp.zeros((vocab_size,)))
+    self.activation = activation
+
+  def __call__(self, x: jax.Array, table_VD: jax.Array) -> jax.Array:
+    """`[..., D] -> float32 [..., V]`."""
+    x = self.norm(activate(self.dense(x), self.activation))
+    logits = jnp.einsum(
+      "...D,VD->...V", x, table_VD.astype(x.dtype), preferred_element_type=jnp.float32
+    )
+    return logits + self.bias[...]

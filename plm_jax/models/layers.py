@@ -1,0 +1,78 @@
+"""Every layer that owns parameters, and nothing else does.
+
+The layers are `flax.nnx` modules used as plain pytrees: `jax.jit`, `jax.grad`, `jax.vmap` and
+`jax.lax.scan` act on them directly, keys are arguments and the forward pass is a pure function.
+Parameters are float32; a layer computes in the dtype of its input. A parameter's last name is its
+kind: `kernel` (contracted with the input), `table` (indexed), `bias`, `gain`.
+
+Shapes, here and in all models: B batch, T/S target and source positions, D width, N heads, H head
+width, F feed-forward width, V vocabulary, L layers, P predicted positions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def truncated_normal(key: jax.Array, shape: tuple[int, ...], stddev: float = 0.02) -> jax.Array:
+  """Normal cut at two sigma and not rescaled, as TensorFlow's initializer (google-research/bert,
+  modeling.py `create_initializer`): the real standard deviation is 0.88 of `stddev`."""
+  return stddev * jax.random.truncated_normal(key, -2.0, 2.0, shape)
+
+
+class Linear(nnx.Module):
+  """`y = x W + b`, contracting the axes `inputs` of the kernel `[*inputs, *outputs]`."""
+
+  def __init__(self, key, inputs: tuple[int, ...], outputs: tuple[int, ...], bias: bool = True):
+    self.kernel = nnx.Param(truncated_normal(key, (*inputs, *outputs)))
+    self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """`[..., *inputs] -> [..., *outputs]` in the dtype of `x`."""
+    outputs = 0 if self.bias is None else self.bias.ndim
+    inputs = self.kernel.ndim - outputs
+    return project(x, self.kernel[...], inputs, self.bias[...] if self.bias is not None else None)
+
+
+def project(x: jax.Array, kernel: jax.Array, inputs: int, bias: jax.Array | None) -> jax.Array:
+  """Contracts the last `inputs` axes of `x` with the first of `kernel`, as one matrix product."""
+  batch, out = x.shape[: x.ndim - inputs], kernel.shape[inputs:]
+  contracted = math.prod(kernel.shape[:inputs])
+  y = x.reshape(*batch, contracted) @ kernel.reshape(contracted, -1).astype(x.dtype)
+  y = y.reshape(*batch, *out)
+  return y if bias is None else y + bias.astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+  """A table `[V, D]` of vectors, indexed by id."""
+
+  def __init__(self, key, size: int, width: int):
+    self.table = nnx.Param(truncated_normal(key, (size, width)))
+
+  def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """int `[...] -> dtype [..., D]`."""
+    return self.table[...].astype(dtype)[ids]
+
+
+class LayerNorm(nnx.Module):
+  """`gain * (x - mean) / sqrt(variance + eps) + bias` over the last axis (Ba et al. 2016).
+
+  Statistics are float32 whatever the dtype of `x`: BERT's eps of 1e-12 means nothing in bfloat16.
+  """
+
+  def __init__(self, width: int, eps: float):
+    self.gain = nnx.Param(jnp.ones((width,)))
+    self.bias = nnx.Param(jnp.zeros((width,)))
+    self.eps = eps
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    mean = x32.mean(-1, keepdims=True)
+    centred = x32 - mean
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    y = centred * jax.lax.rsqrt(variance + self.eps) * self.gain[...] + self.bias[...]
+    return y.astype(x.dtype)

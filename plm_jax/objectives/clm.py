@@ -1,0 +1,38 @@
+"""Causal (left-to-right) language modelling: predict every token from those before it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from plm_jax.objectives.objective import Terms, cross_entropy
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLM:
+  """Mean of `-log p(x_t | x_<t)` over the tokens after the first; padding does not count."""
+
+  weight: float = 1.0
+  name = "clm"
+
+  @property
+  def heads(self) -> dict[str, int]:
+    return {"mlm": 0}
+
+  def corrupt(self, batch, draws, vocab) -> dict:
+    """Adds `clm_targets` int32 `[B, T]` (the next token) and `clm_weights` float32 `[B, T]`."""
+    ids = batch["input_ids"]
+    targets = np.zeros_like(ids)
+    targets[:, :-1] = ids[:, 1:]
+    weights = np.arange(ids.shape[1])[None] < batch["length"][:, None] - 1
+    weights = weights * batch["row_weight"][:, None]
+    return batch | {"clm_targets": targets, "clm_weights": weights.astype(np.float32)}
+
+  def count(self, batch) -> jax.Array:
+    return batch["clm_weights"].sum()
+
+  def loss(self, model, hidden, batch, noise) -> Terms:
+    logits_BTV = model.token_logits(hidden)
+    return cross_entropy(logits_BTV, batch["clm_targets"], batch["clm_weights"])

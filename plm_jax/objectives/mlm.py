@@ -1,0 +1,95 @@
+"""Masked language modelling (Devlin et al. 2019, section 3.1, task 1).
+
+Sources: google-research/bert (eedf571) create_pretraining_data.py for what is chosen and how it is
+replaced, run_pretraining.py for the loss.
+Deviation: the loss is divided by the number of predictions, not by that number + 1e-5.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from plm_jax.errors import UserError
+from plm_jax.objectives import masking
+from plm_jax.objectives.objective import Terms, cross_entropy
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MLM:
+  """Mean of `-log p(x_t | corrupted row)` over the chosen positions t.
+
+  Of a row's tokens, [CLS] and [SEP] counted, `rate` are chosen (never [CLS], [SEP] or padding); of
+  the chosen, a share `mask` becomes [MASK], `same` stays, `random` becomes a token drawn uniformly
+  from the whole vocabulary.
+
+  unit: choose tokens, or whole words with every piece drawn independently.
+  masking: `dynamic` draws new masks every epoch (RoBERTa), `static` repeats after `copies` epochs
+    (BERT's `dupe_factor`).
+  max_predictions: None is the budget rule itself, round(rate * length): 19 at 128, 77 at 512.
+  """
+
+  rate: float = 0.15
+  mask: float = 0.8
+  same: float = 0.1
+  random: float = 0.1
+  unit: Literal["token", "whole_word"] = "token"
+  masking: Literal["dynamic", "static"] = "dynamic"
+  copies: int = 10
+  max_predictions: int | None = None
+  weight: float = 1.0
+  name = "mlm"
+
+  def __post_init__(self):
+    if not 0 < self.rate <= 1:
+      raise UserError(f"mlm.rate={self.rate} must be above 0 and at most 1")
+    shares = (self.mask, self.same, self.random)
+    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+      raise UserError(f"mlm.mask, mlm.same and mlm.random are {shares}; shares must sum to 1")
+    if self.copies < 1 or (self.max_predictions or 1) < 1:
+      raise UserError("mlm.copies and mlm.max_predictions must be at least 1")
+
+  @property
+  def heads(self) -> dict[str, int]:
+    return {"mlm": 0}
+
+  def corrupt(self, batch, draws, vocab) -> dict:
+    """Replaces `input_ids`; adds `mlm_positions`, `mlm_targets` int32 and `mlm_weights` float32,
+    all `[B, P]` with a static P, so that the head runs on the chosen positions only."""
+    if vocab.mask is None:
+      raise UserError(
+        "masked language modelling needs a tokenizer with a [MASK] token; this has none"
+      )
+    if self.masking == "static":
+      draws = draws.repeat(self.copies)
+    ids = batch["input_ids"]
+    input_ids, positions, targets, weights = masking.corrupt_tokens(
+      ids,
+      batch["length"],
+      masking.candidates(ids, vocab),
+      draws,
+      vocab,
+      rate=self.rate,
+      mask=self.mask,
+      same=self.same,
+      random=self.random,
+      max_predictions=self.max_predictions,
+      unit=self.unit,
+    )
+    return batch | {
+      "input_ids": input_ids,
+      "mlm_positions": positions,
+      "mlm_targets": targets,
+      "mlm_weights": weights * batch["row_weight"][:, None],
+    }
+
+  def count(self, batch) -> jax.Array:
+    return batch["mlm_weights"].sum()
+
+  def loss(self, model, hidden, batch, noise) -> Terms:
+    chosen_BPD = jnp.take_along_axis(hidden, batch["mlm_positions"][..., None], axis=1)
+    logits_BPV = model.token_logits(chosen_BPD)
+    return cross_entropy(logits_BPV, batch["mlm_targets"], batch["mlm_weights"])

@@ -1,0 +1,40 @@
+"""Next-sentence prediction (Devlin et al. 2019, section 3.1, task 2).
+
+The pairs are made where segments are (`SegmentPair`): B follows A or comes from another document.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from plm_jax.objectives.objective import Terms, cross_entropy
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NSP:
+  """Mean cross-entropy of "is B random?" over pairs; label 0 = B follows A, 1 = B is random.
+
+  "All" pairs count, the single-sentence ones too, which are always random: with the original data
+  code 54-58% of the labels are 1, not half (google-research/bert, create_pretraining_data.py).
+  """
+
+  weight: float = 1.0
+  name = "nsp"
+
+  @property
+  def heads(self) -> dict[str, int]:
+    return {"nsp": 0}
+
+  def corrupt(self, batch, draws, vocab) -> dict:
+    """Nothing to do: the label came with the pair. Rows of no weight are padding."""
+    return batch
+
+  def count(self, batch) -> jax.Array:
+    return batch["row_weight"].sum()
+
+  def loss(self, model, hidden, batch, noise) -> Terms:
+    logits_B2 = model.next_sentence_logits(hidden)
+    return cross_entropy(logits_B2, batch["next_sentence_label"], batch["row_weight"])

@@ -1,0 +1,117 @@
+"""Optimisers and learning-rate schedules, as optax chains built from a frozen configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW:
+  """Adam with decoupled, lr-scaled weight decay (Loshchilov & Hutter 2019) after a global clip.
+
+      m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2
+      w = w - lr (m / (sqrt(v) + eps) + decay w)      with m, v bias-corrected or not
+
+  Biases and the gains of norms are never decayed. `paper_faithful` keeps the quirks of BERT's own
+  optimiser: no bias correction (its first step is .1 / sqrt(.001) = 3.162 lr per coordinate instead
+  of 1 lr) and a decay line that runs under the warmup.
+
+  peak: highest learning rate. warmup: steps of linear increase from 0. clip: global gradient norm,
+  0 is off. schedule: what follows the warmup, to 0 at the last step.
+  """
+
+  peak: float = 1e-4
+  warmup: int = 10_000
+  schedule: Literal["linear", "cosine", "constant"] = "linear"
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-6
+  decay: float = 0.01
+  clip: float = 1.0
+  bias_correction: bool = True
+  decay_under_warmup: bool = False
+
+  def __post_init__(self):
+    if self.peak <= 0:
+      raise UserError(f"optim.peak={self.peak} must be positive")
+    if self.warmup < 0 or self.clip < 0 or self.decay < 0 or self.eps <= 0:
+      raise UserError("optim.warmup, optim.clip and optim.decay must be >= 0, and optim.eps > 0")
+    if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+      raise UserError(f"optim.b1={self.b1} and optim.b2={self.b2} must be at least 0 and below 1")
+    if self.decay_under_warmup and self.schedule != "linear":
+      raise UserError(
+        "optim.decay_under_warmup is BERT's linear schedule; set optim.schedule=linear"
+      )
+
+  def paper_faithful(self) -> AdamW:
+    """google-research/bert (eedf571), optimization.py."""
+    return dataclasses.replace(
+      self, schedule="linear", bias_correction=False, decay_under_warmup=True
+    )
+
+  def learning_rate(self, steps: int) -> optax.Schedule:
+    """Update number (0 for the first) -> learning rate, for a run of `steps` updates.
+
+    The recommended line rises over updates 1..warmup and reaches 0 after the last one; BERT's has
+    lr(0) = 0, lr(warmup) = peak (1 - warmup / steps) and lr(steps) = 0.
+    """
+
+    def schedule(update):
+      update = jnp.asarray(update, jnp.float32)
+      if self.decay_under_warmup:
+        after = 1 - update / steps
+        return self.peak * jnp.where(update < self.warmup, update / max(self.warmup, 1), after)
+      rising = (update + 1) / max(self.warmup, 1)
+      done = jnp.clip((update - self.warmup) / max(steps - self.warmup, 1), 0, 1)
+      after = {
+        "linear": 1 - done,
+        "cosine": 0.5 * (1 + jnp.cos(jnp.pi * done)),
+        "constant": jnp.ones_like(done),
+      }[self.schedule]
+      return self.peak * jnp.where(update < self.warmup, rising, after)
+
+    return schedule
+
+  def transform(self, steps: int) -> optax.GradientTransformation:
+    adam = optax.scale_by_adam if self.bias_correction else scale_by_uncorrected_adam
+    return optax.chain(
+      optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
+      adam(self.b1, self.b2, self.eps),
+      optax.add_decayed_weights(self.decay, mask=is_decayed),
+      optax.scale_by_learning_rate(self.learning_rate(steps)),
+    )
+
+
+def is_decayed(params) -> object:
+  """A tree of bools: True for kernels and tables, False for biases and gains, by parameter kind."""
+  kinds = {"kernel": True, "table": True, "bias": False, "gain": False}
+  return jax.tree_util.tree_map_with_path(lambda path, _: kinds[_kind(path)], params)
+
+
+def _kind(path) -> str:
+  names = [getattr(entry, "name", getattr(entry, "key", None)) for entry in path]
+  return next(name for name in reversed(names) if name != "value")
+
+
+def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+  """Adam's direction without bias correction (google-research/bert issue #153)."""
+
+  def init(params):
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+  def update(grads, state, params=None):
+    del params
+    mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+    nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
+    direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+    return direction, optax.ScaleByAdamState(state.count + 1, mu, nu)
+
+  return optax.GradientTransformation(init, update)

@@ -1,0 +1,107 @@
+"""The one train step and the one evaluation step of the project. Pure; the caller jits them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plm_jax.models.compute import Compute
+from plm_jax.models.dropout import Noise
+from plm_jax.train.state import TrainState
+
+
+def forward(model, batch, objectives, compute: Compute, noise: Noise | None) -> dict:
+  """One forward pass, then every objective on it: {"mlm/loss": (sum, count), ...}."""
+  in_model, in_heads = (None, None) if noise is None else (noise.fold(0), noise.fold(1))
+  hidden = model(batch, compute, in_model)
+  return {
+    f"{objective.name}/{term}": value
+    for objective in objectives
+    for term, value in objective.loss(model, hidden, batch, in_heads).items()
+  }
+
+
+def train_step(
+  state: TrainState, batch: dict, *, objectives, compute: Compute, transform, learning_rate
+) -> TrainState:
+  """One update on one global batch of arrays `[B, ...]`.
+
+  The loss is the weighted sum over objectives of sum / count, the counts those of the whole global
+  batch, so neither the number of devices nor that of micro-batches can change it.
+  """
+  key = jax.random.fold_in(state.key, state.step)
+  counts = {o.name: jnp.maximum(o.count(batch), 1.0) for o in objectives}
+
+  def loss_fn(params, rows, noise):
+    terms = forward(params, rows, objectives, compute, noise)
+    loss = sum(o.weight * terms[f"{o.name}/loss"][0] / counts[o.name] for o in objectives)
+    return loss, {name: jnp.stack(value) for name, value in terms.items()}
+
+  loss, terms, grads = accumulate(
+    jax.value_and_grad(loss_fn, has_aux=True), state.params, batch, key, compute
+  )
+  grad_norm = optax.global_norm(grads)
+  updates, opt_state = transform.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+
+  good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (state.first_bad == 0)
+  one = jnp.ones(())
+  terms |= {
+    "loss": jnp.stack([loss, one]),
+    "grad_norm": jnp.stack([grad_norm, one]),
+    "learning_rate": jnp.stack([learning_rate(state.step), one]),
+  }
+  kept = (state.params, state.opt_state)
+  params, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(good, new, old), (params, opt_state), kept
+  )
+  return dataclasses.replace(
+    state,
+    step=state.step + 1,
+    params=params,
+    opt_state=opt_state,
+    metrics={name: state.metrics[name] + terms[name] for name in state.metrics},
+    first_bad=jnp.where(good | (state.first_bad > 0), state.first_bad, state.step + 1),
+  )
+
+
+def accumulate(value_and_grad, params, batch, key, compute: Compute):
+  """Loss, terms and gradients of the global batch, computed in `compute.micro_batches` parts.
+
+  Row i goes to part i mod M: with the batch sharded over devices in contiguous blocks every part is
+  spread evenly over them.
+  """
+  parts = max(compute.micro_batches, 1)
+  noise = [Noise.create(jax.random.fold_in(key, part), compute.dropout) for part in range(parts)]
+  if parts == 1:
+    (loss, terms), grads = value_and_grad(params, batch, noise[0])
+    return loss, terms, grads
+  stacked = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+  noise = jax.tree.map(lambda *seeds: jnp.stack(seeds), *noise)
+
+  def add(total, part):
+    rows, noise = part
+    (loss, terms), grads = value_and_grad(params, rows, noise)
+    return jax.tree.map(jnp.add, total, (loss, terms, grads)), None
+
+  first = jax.tree.map(lambda x: x[0], (stacked, noise))
+  (loss, terms), grads = jax.eval_shape(value_and_grad, params, *first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, terms, grads))
+  return jax.lax.scan(add, zeros, (stacked, noise))[0]
+
+
+def evaluation_step(params, batch, *, objectives, compute: Compute) -> dict[str, jax.Array]:
+  """{"mlm/loss": float32 [2] (sum, count), ...} of one batch, without dropout."""
+  terms = forward(params, batch, objectives, compute, None)
+  return {name: jnp.stack(value) for name, value in terms.items()}
+
+
+def metric_names(params, batch, *, objectives, compute: Compute) -> list[str]:
+  """The names that `train_step` sums up, found without computing anything."""
+  terms = jax.eval_shape(
+    lambda p, b: evaluation_step(p, b, objectives=objectives, compute=compute), params, batch
+  )
+  return ["loss", "grad_norm", "learning_rate", *terms]
