@@ -1,0 +1,298 @@
+"""Checkpoints that survive a kill, a flipped byte and another number of devices.
+
+    <step>/checkpoint.json   format version, names, shapes and dtypes, the caller's `meta`
+           state/            the arrays, written by Orbax under their path names
+           manifest          sha256 of every file above, and of itself (integrity.py)
+
+A checkpoint is written as `<step>.saving` and renamed once its manifest stands, so `<step>` is
+whole or absent: SIGKILL at any moment leaves at most a `.saving` folder, which counts as half
+written. The state is flattened to {path: array}: no class of nnx or optax is stored, so their
+next release reads the same file.
+"""
+
+import fnmatch
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from plm_jax.errors import UserError
+from plm_jax.train.integrity import damage, sync_folder, write_manifest, write_text
+from plm_jax.train.mesh import path_name
+from plm_jax.train.stored_arrays import load_arrays, quiet_orbax, refuse_misfits, to_arrays
+
+FORMAT = 1
+INDEX, STATE, SAVING, DELETING = "checkpoint.json", "state", ".saving", ".deleting"
+PARAMETERS = "params/"  # where the train state keeps the model
+
+
+def _say(sentence: str) -> None:
+  print(sentence, file=sys.stderr, flush=True)
+
+
+class Checkpoints:
+  """The checkpoints of one run, in one directory.
+
+  keep: how many of the newest good ones stay. report: receives one sentence for each checkpoint
+  that was passed over, naming it and why (default: standard error). Nothing is created, changed or
+  removed before the first `save`, so reading beside a running training is safe.
+  """
+
+  def __init__(
+    self, directory: str | Path, keep: int = 2, report: Callable[[str], None] | None = None
+  ):
+    if keep < 1:
+      raise UserError(f"keep={keep} checkpoints was given; expected at least 1.")
+    self.directory = Path(directory).absolute()
+    self.keep = keep
+    self._report = report or _say
+    self._verified: set[int] = set()  # read and hashed by this object
+    self._written: set[int] = set()
+    self._damaged: dict[int, str] = {}
+    self._checkpointer = None
+    self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+    self._running: Future | None = None
+
+  def save(self, step: int, state: Any, meta: dict) -> None:
+    """Starts to write `state` and returns when its buffers may be donated or overwritten.
+
+    state: a pytree of arrays, typed random keys included. meta: anything json holds (the data
+    position, the run's config). Waits first for a save still running; writes nothing if `step` is
+    already there and known to be good. Errors: `UserError` if the folder cannot be written.
+    """
+    self.wait()
+    if step in self._verified | self._written and self._folder(step).is_dir():
+      return
+    index, arrays = to_arrays(state)
+    index = {"format": FORMAT, "step": step, **index, "meta": meta}
+    saving = self.directory / f"{step}{SAVING}"
+    ocp = quiet_orbax()
+    try:
+      if jax.process_index() == 0:
+        self._clear_leftovers()
+        saving.mkdir(parents=True)
+        write_text(saving / INDEX, json.dumps(index))
+      if self._checkpointer is None:
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+      self._checkpointer.save(saving / STATE, args=ocp.args.PyTreeSave(arrays))
+    except OSError as error:
+      raise _cannot_write(saving, error) from error
+    self._running = self._thread.submit(self._finish, step, saving)
+
+  def wait(self) -> None:
+    """Returns when the last save is on disk. Errors: `UserError` if it could not be written."""
+    running, self._running = self._running, None
+    if running is not None:
+      running.result()
+
+  def close(self) -> None:
+    """Waits and ends the background threads."""
+    try:
+      self.wait()
+    finally:
+      self._thread.shutdown()
+      if self._checkpointer is not None:
+        self._checkpointer.close()
+        self._checkpointer = None
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+  def steps(self) -> list[int]:
+    """The steps of all checkpoints that were written to the end, oldest first, damaged or not."""
+    return _steps(self.directory)
+
+  def latest_good(self) -> int | None:
+    """The newest step whose every byte is as written, or None in a run that has saved nothing.
+
+    Errors: `UserError` if there are checkpoints and all are damaged: starting afresh without a word
+    would throw the run away.
+    """
+    found = self._find_latest() if jax.process_index() == 0 else 0
+    if jax.process_count() > 1:  # all processes must continue from the same step
+      from jax.experimental import multihost_utils
+
+      found = int(multihost_utils.broadcast_one_to_all(np.int64(found)))
+    if found == _ALL_DAMAGED:
+      reasons = "; ".join(f"{self._folder(s)} {why}" for s, why in self._damaged.items())
+      raise UserError(
+        f"no checkpoint in {self.directory} is good ({reasons}); move this folder away to start "
+        "from the beginning, or put a good copy there."
+      )
+    return None if found == _NONE else found
+
+  def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict, int]:
+    """(state, meta, step) of the newest good checkpoint, or of the given one.
+
+    abstract_state: a pytree of `jax.ShapeDtypeStruct`s (or arrays) whose shardings say where each
+    array goes; mesh and number of devices may differ from those that saved. Errors: `UserError` if
+    there is none, if the given one is damaged, or if names, shapes or dtypes differ.
+    """
+    self.wait()
+    if step is None:
+      step = self.latest_good()
+    if step is None:
+      raise UserError(f"there is no checkpoint in {self.directory}.")
+    folder = self._folder(step)
+    if step not in self._verified and (why := damage(folder)):
+      raise UserError(f"the checkpoint {folder} {why}; restore another step: {self.steps()}.")
+    self._verified.add(step)
+    index = _read_index(folder)
+    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract_state)
+    wanted = {path_name(path): leaf for path, leaf in leaves}
+    refuse_misfits(folder, index, wanted, index["arrays"])
+    arrays = load_arrays(folder / STATE, index, wanted)
+    return jax.tree.unflatten(tree, [arrays[name] for name in wanted]), index["meta"], step
+
+  def _folder(self, step: int) -> Path:
+    return self.directory / str(step)
+
+  def _find_latest(self) -> int:
+    current = self._running
+    if current is None or current.done():
+      for half in sorted(self.directory.glob(f"*{SAVING}")):
+        self._report(f"The checkpoint {half} is half written and is passed over.")
+    steps = self.steps()
+    for step in reversed(steps):
+      if step in self._verified:
+        return step
+      why = damage(self._folder(step))
+      if not why:
+        self._verified.add(step)
+        return step
+      if step not in self._damaged:
+        self._report(f"The checkpoint {self._folder(step)} {why} and is passed over.")
+      self._damaged[step] = why
+    return _ALL_DAMAGED if steps else _NONE
+
+  def _clear_leftovers(self) -> None:
+    for ending in (SAVING, DELETING):
+      for leftover in self.directory.glob(f"*{ending}"):
+        shutil.rmtree(leftover)
+
+  def _finish(self, step: int, saving: Path) -> None:
+    """In the background: waits for Orbax, hashes, gives the folder its name, drops old ones."""
+    try:
+      self._checkpointer.wait_until_finished()
+      if jax.process_index() == 0:
+        write_manifest(saving)
+        if self._folder(step).exists():  # damaged, or of a course this run has left
+          self._delete(step)
+        os.replace(saving, self._folder(step))
+        sync_folder(self.directory)
+        self._damaged.pop(step, None)
+        good = [other for other in self.steps() if other not in self._damaged]
+        for old in good[: -self.keep]:
+          self._delete(old)
+    except OSError as error:
+      raise _cannot_write(saving, error) from error
+    self._written.add(step)
+
+  def _delete(self, step: int) -> None:
+    # Renamed first: a kill while files vanish must not leave what looks like a damaged checkpoint.
+    doomed = self.directory / f"{step}{DELETING}"
+    os.replace(self._folder(step), doomed)
+    shutil.rmtree(doomed)
+    self._verified.discard(step)
+    self._written.discard(step)
+
+
+_NONE, _ALL_DAMAGED = -1, -2
+
+
+class Restored(NamedTuple):
+  """What `restore_parameters` found: `fresh` keep their given value, `unused` were not read."""
+
+  params: Any
+  fresh: list[str]
+  unused: list[str]
+  meta: dict
+  folder: Path
+
+
+def restore_parameters(
+  directory: str | Path,
+  params: Any,
+  allow_missing: Iterable[str] = (),
+  allow_unused: Iterable[str] = (),
+  report: Callable[[str], None] | None = None,
+) -> Restored:
+  """Only the model's parameters, for fine-tuning and `--from`.
+
+  directory: a run, its `checkpoints` folder, or one `<step>` in it. params: the new model, real or
+  abstract; a leaf the checkpoint lacks is returned as it was given, and named in `fresh`.
+  allow_missing, allow_unused: path patterns (`classifier/*`) of what only the new model has, and
+  of what only the checkpoint has. Errors: `UserError` for everything else that differs.
+  """
+  checkpoints, step = _locate(Path(directory), report)
+  if step is None:
+    step = checkpoints.latest_good()
+  folder = checkpoints._folder(step) if step is not None else None
+  if folder is None:
+    raise UserError(f"there is no finished checkpoint in {checkpoints.directory}.")
+  if step not in checkpoints._verified and (why := damage(folder)):
+    raise UserError(f"the checkpoint {folder} {why}; choose another of {checkpoints.steps()}.")
+  index = _read_index(folder)
+  leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+  wanted = {PARAMETERS + path_name(path): leaf for path, leaf in leaves}
+  stored = {name for name in index["arrays"] if name.startswith(PARAMETERS)}
+  fresh = {name for name in wanted.keys() - stored if _matches(name, allow_missing)}
+  unused = {name for name in stored - wanted.keys() if _matches(name, allow_unused)}
+  kept = {name: leaf for name, leaf in wanted.items() if name not in fresh}
+  refuse_misfits(folder, index, kept, stored - unused)
+  arrays = load_arrays(folder / STATE, index, kept)
+  new = jax.tree.unflatten(tree, [arrays.get(name, leaf) for name, leaf in wanted.items()])
+  strip = len(PARAMETERS)
+  return Restored(
+    new,
+    sorted(name[strip:] for name in fresh),
+    sorted(name[strip:] for name in unused),
+    index["meta"],
+    folder,
+  )
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+  return any(fnmatch.fnmatchcase(name[len(PARAMETERS) :], pattern) for pattern in patterns)
+
+
+def _locate(path: Path, report) -> tuple[Checkpoints, int | None]:
+  if not path.is_dir():
+    raise UserError(f"the folder {path} does not exist; expected a run or one of its checkpoints.")
+  if path.name.isdecimal() and path.parent.name == "checkpoints":
+    return Checkpoints(path.parent, report=report), int(path.name)
+  inner = path / "checkpoints"
+  return Checkpoints(inner if inner.is_dir() else path, report=report), None
+
+
+def _steps(directory: Path) -> list[int]:
+  if not directory.is_dir():
+    return []
+  return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal() and p.is_dir())
+
+
+def _read_index(folder: Path) -> dict:
+  index = json.loads((folder / INDEX).read_text())
+  if index["format"] > FORMAT:
+    raise UserError(
+      f"the checkpoint {folder} has format {index['format']}, this plm_jax reads up to {FORMAT}; "
+      "update plm_jax."
+    )
+  return index
+
+
+def _cannot_write(folder: Path, error: OSError) -> UserError:
+  return UserError(
+    f"the checkpoint {folder} could not be written ({error.strerror or error}); free some space or "
+    "choose another working directory; the checkpoints before it are untouched."
+  )

@@ -1,0 +1,99 @@
+"""A pytree as {path: array} in a folder that Orbax writes, and back onto any mesh.
+
+The index says what is there without opening the arrays: {"arrays": {path: [dtype, shape]},
+"keys": {path: generator}}. A typed random key is stored as its words and its generator's name.
+"""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import SingleDeviceSharding
+
+from plm_jax.errors import UserError
+from plm_jax.train.mesh import path_name
+
+
+def to_arrays(state: Any) -> tuple[dict, dict[str, Any]]:
+  """({"arrays": {path: [dtype, shape]}, "keys": {path: generator}}, {path: array})."""
+  arrays, described, keys = {}, {}, {}
+  for key_path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+    name = path_name(key_path)
+    if name in arrays:
+      raise ValueError(f"two leaves of the state have the path {name}")
+    described[name] = _described(leaf)
+    if _is_key(leaf):
+      keys[name] = str(jax.random.key_impl(leaf))
+      leaf = jax.random.key_data(leaf)
+    arrays[name] = leaf
+  return {"arrays": described, "keys": keys}, arrays
+
+
+def load_arrays(folder: Path, index: dict, wanted: dict[str, Any]) -> dict[str, jax.Array]:
+  """The wanted arrays from `folder`, each on the sharding of its template."""
+  ocp = quiet_orbax()
+  shapes = {}
+  for name, leaf in wanted.items():
+    # A key's words are one more axis at the end, which its sharding leaves whole.
+    data = jax.eval_shape(jax.random.key_data, _bare(leaf)) if name in index["keys"] else leaf
+    sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.devices()[0])
+    shapes[name] = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
+  if not shapes:
+    return {}
+  restore_args = ocp.checkpoint_utils.construct_restore_args(shapes)
+  args = ocp.args.PyTreeRestore(shapes, restore_args=restore_args, partial_restore=True)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    arrays = checkpointer.restore(folder, args=args)
+  for name in wanted.keys() & index["keys"].keys():
+    arrays[name] = jax.random.wrap_key_data(arrays[name], impl=index["keys"][name])
+  return arrays
+
+
+def refuse_misfits(folder: Path, index: dict, wanted: dict, stored: Iterable[str]) -> None:
+  found, stored = index["arrays"], set(stored)
+
+  def show(described):
+    return f"{described[0]}{described[1]}"
+
+  wrong = [
+    f"{name} should be {show(_described(leaf))} and is {show(found[name])}"
+    for name, leaf in wanted.items()
+    if name in stored and found[name] != _described(leaf)
+  ]
+  wrong += [f"{name} is missing" for name in wanted if name not in stored]
+  wrong += [f"{name} is not in the model" for name in sorted(stored - wanted.keys())]
+  if wrong:
+    more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    raise UserError(
+      f"the checkpoint {folder} does not fit: {'; '.join(wrong[:5])}{more}. Use the configuration "
+      "it was trained with."
+    )
+
+
+def _described(leaf: Any) -> list:
+  return [str(leaf.dtype), list(leaf.shape)]
+
+
+def _is_key(leaf: Any) -> bool:
+  return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _bare(leaf: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def quiet_orbax():
+  import orbax.checkpoint as ocp
+
+  # Orbax tells of each file it writes through absl; a user's terminal is for the user.
+  absl = logging.getLogger("absl")
+  if _not_from_orbax not in absl.filters:
+    absl.addFilter(_not_from_orbax)
+  return ocp
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+  parts = Path(record.pathname).parts
+  return record.levelno >= logging.ERROR or "orbax" not in parts

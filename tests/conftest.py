@@ -1,0 +1,42 @@
+"""The whole session runs on eight simulated CPU devices, and finds shared data where it is given.
+
+The settings are made here, before any test imports jax: afterwards they would be ignored.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+DEVICES = 8
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = str(DEVICES)
+# Compiled programs are kept between sessions: most of the suite's time is compilation.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+def pytest_sessionstart(session):
+  import jax
+
+  if jax.device_count() != DEVICES:
+    pytest.exit(f"the tests need {DEVICES} simulated devices, jax has {jax.devices()}", 2)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+  """`shared_data("tok", "vocab.txt") -> Path`, from PLM_JAX_SHARED_DATA or ../shared/data.
+
+  Skips the test, with the reason, where that file or folder is not there.
+  """
+  root = Path(os.environ.get("PLM_JAX_SHARED_DATA") or ROOT.parent / "shared" / "data")
+
+  def find(*parts: str) -> Path:
+    path = root.joinpath(*parts)
+    if not path.exists():
+      pytest.skip(f"{path} is not there (set PLM_JAX_SHARED_DATA to the folder of shared data)")
+    return path
+
+  return find
