@@ -1,0 +1,211 @@
+"""From stored tokens to batches: which rows, in which order, corrupted how. Host only, numpy only.
+
+    batches = Batches(store, corpus, objectives, vocab, seed=0, global_batch=256)
+    for batch in iterate(batches, start_step, stop_step, corpus.workers): ...
+
+A batch is a pure function of its step, so the position of the data in a checkpoint is the step.
+Position g = step * global_batch + slot belongs to epoch e and row r: an epoch is one pass over the
+corpus in an order of its own, pass e % passes of the segmentation; rows are read, then handed to
+every objective's `corrupt` with the draws of (seed, e, r).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from plm_jax.data.draws import Draws, permute
+from plm_jax.data.segments import SegmentPair, pass_table
+from plm_jax.data.tokenizers import BytePairs, Unigram, Vocab, WordPiece
+from plm_jax.errors import UserError
+
+_EVALUATION_SEED = 0  # of its own, so that runs with different seeds are measured on the same masks
+_ORDER = 1  # tells the key of an epoch's order from other keys made of seed and epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+  """The text, and how it becomes rows.
+
+  source: "tfds:NAME", or a text file, `.jsonl`, `.gz` of either, or a folder of them.
+  length: tokens per row, special tokens included.
+  held_out: share of the documents that is kept for evaluation.
+  passes: how many different segmentations before they repeat (BERT's dupe_factor).
+  workers: Grain worker processes; 0 is a prefetching thread in this process.
+  """
+
+  source: str = "tfds:installed_text"
+  tokenizer: WordPiece | BytePairs | Unigram = WordPiece(vocab_size=4096)  # noqa: RUF009  frozen
+  segments: SegmentPair = SegmentPair()  # noqa: RUF009  frozen
+  length: int = 128
+  held_out: float = 0.02
+  passes: int = 10
+  workers: int = 0
+
+  def __post_init__(self):
+    if self.length < 8:
+      raise UserError(f"data.length is {self.length}; a row needs at least 8 tokens.")
+    if not 0 < self.held_out <= 0.5:
+      raise UserError(
+        f"data.held_out is {self.held_out}; it is the share of documents kept for evaluation and "
+        "must be above 0 and at most 0.5."
+      )
+    if self.passes < 1:
+      raise UserError(f"data.passes is {self.passes}; at least 1 pass over the corpus is needed.")
+    if self.workers < 0:
+      raise UserError(
+        f"data.workers is {self.workers}; give a number of processes, or 0 for a thread."
+      )
+
+
+@dataclass
+class Batches:
+  """`batches(step)`: the rows of this process in the global batch of that step.
+
+  Every batch has input_ids, segment_ids int32 [B, T], length, next_sentence_label int32 [B],
+  row_weight float32 [B] (0: the row only fills up an evaluation batch) and what the objectives add.
+  Every process takes a contiguous slice, so that the slices of all make the same global batch
+  whatever their number. Picklable; a copy in a worker process opens the same tables from disk.
+  """
+
+  store: object  # TokenStore
+  corpus: Corpus
+  objectives: tuple
+  vocab: Vocab
+  seed: int
+  global_batch: int
+  process_index: int = 0
+  process_count: int = 1
+  _tables: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
+
+  def __post_init__(self):
+    if self.global_batch < 1 or self.global_batch % self.process_count:
+      raise UserError(
+        f"global_batch is {self.global_batch}; it must be a positive multiple of the number of "
+        f"processes, {self.process_count}."
+      )
+
+  def __getstate__(self):
+    return self.__dict__ | {"_tables": {}}
+
+  def __call__(self, step: int) -> dict[str, np.ndarray]:
+    """The training batch of a step, arrays [B_local, ...]."""
+    self.check()
+    count = self.global_batch // self.process_count
+    position = int(step) * self.global_batch + self.process_index * count
+    parts = []
+    while count:
+      epoch, first = self._epoch_at(position)
+      table = self._table(self.seed, epoch % self.corpus.passes)
+      index = np.arange(position - first, min(position - first + count, len(table)))
+      rows = permute(index, len(table), self.seed, _ORDER, epoch)
+      parts.append((table[rows], rows, np.full(len(rows), epoch)))
+      position += len(rows)
+      count -= len(rows)
+    spans, rows, epochs = (np.concatenate(part) for part in zip(*parts, strict=True))
+    weight = np.ones(len(rows), np.float32)
+    return self._batch(spans, Draws(self.seed, epochs, rows), weight)
+
+  def check(self) -> None:
+    """A UserError if one pass over the corpus does not fill one batch."""
+    rows = len(self._table(self.seed, 0))
+    if rows < self.global_batch:
+      raise UserError(
+        f"the corpus makes {rows} rows of up to {self.corpus.length} tokens, fewer than one global "
+        f"batch of {self.global_batch}: give more text, a smaller global_batch or a shorter length."
+      )
+
+  def evaluation(self, max_rows: int | None = None) -> list[dict[str, np.ndarray]]:
+    """All rows in order with masks that never change, as batches of the training shape.
+
+    Of more than `max_rows` rows, so many are taken at equal distances. The last batch is filled up
+    with rows of row_weight 0, so that every row counts exactly once.
+    """
+    table = self._table(_EVALUATION_SEED, 0)
+    total = len(table) if max_rows is None else min(max_rows, len(table))
+    if not total:
+      raise UserError(
+        f"the {len(self.store.document_starts) - 1} held-out documents make no row of "
+        f"{self.corpus.length} tokens: give more text or a larger held_out."
+      )
+    count = self.global_batch // self.process_count
+    batches = []
+    for first in range(0, total, self.global_batch):
+      slot = first + self.process_index * count + np.arange(count)
+      rows = np.minimum(slot, total - 1) * len(table) // total
+      weight = (slot < total).astype(np.float32)
+      batches.append(self._batch(table[rows], Draws(_EVALUATION_SEED, 0, rows), weight))
+    return batches
+
+  def _batch(self, spans: np.ndarray, draws: Draws, weight: np.ndarray) -> dict[str, np.ndarray]:
+    batch = self.corpus.segments.read(self.store, spans, self.corpus.length, self.vocab)
+    batch["row_weight"] = weight
+    for objective in self.objectives:
+      batch = objective.corrupt(batch, draws, self.vocab)
+    return batch
+
+  def _epoch_at(self, position: int) -> tuple[int, int]:
+    """The epoch that a position falls into, and the position at which that epoch begins.
+
+    Segmentations differ in their number of rows; those that no position has reached yet are not
+    made.
+    """
+    first = 0
+    for epoch in range(self.corpus.passes):
+      size = len(self._table(self.seed, epoch))
+      if position < first + size:
+        return epoch, first
+      first += size
+    cycles, rest = divmod(position, first)
+    epoch, begin = self._epoch_at(rest)
+    return cycles * self.corpus.passes + epoch, cycles * first + begin
+
+  def _table(self, seed: int, pass_: int) -> np.ndarray:
+    if (seed, pass_) not in self._tables:
+      corpus = self.corpus
+      self._tables[seed, pass_] = pass_table(
+        self.store, corpus.segments, corpus.length, seed, pass_
+      )
+    return self._tables[seed, pass_]
+
+
+class Stream:
+  """Batches in the order of their steps, made ahead of time; `waited` counts the seconds that the
+  consumer stood still for them."""
+
+  def __init__(self, dataset):
+    self._iterator = iter(dataset)
+    self.waited = 0.0
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    start = time.perf_counter()
+    try:
+      return next(self._iterator)
+    finally:
+      self.waited += time.perf_counter() - start
+
+  def close(self) -> None:
+    """Ends the prefetching thread or processes; safe to call twice."""
+    if hasattr(self._iterator, "close"):
+      self._iterator.close()
+
+
+def iterate(batches: Batches, start_step: int, stop_step: int, workers: int = 0) -> Stream:
+  """The batches of steps start_step to stop_step - 1, prepared by a thread or by processes."""
+  import grain
+
+  batches.check()
+  dataset = grain.MapDataset.range(start_step, stop_step).map(batches)
+  ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+  dataset = dataset.to_iter_dataset(ahead)
+  if workers:
+    dataset = dataset.mp_prefetch(
+      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
+    )
+  return Stream(dataset)

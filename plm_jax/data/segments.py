@@ -1,0 +1,202 @@
+"""BERT's rows: "[CLS] A [SEP] B [SEP]", two runs of sentences, B following A or from elsewhere.
+
+Source: google-research/bert (eedf571) create_pretraining_data.py,
+`create_instances_from_document` and `truncate_seq_pair`, as spans into the stored tokens instead of
+copied text: a truncated segment is still one contiguous span. Each document draws from its own
+generator, keyed by (seed, pass, document), so that its rows do not depend on the other documents'
+draws.
+
+The share of random pairs is above one half: a chunk of one sentence always gets a random B.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from bisect import bisect_left
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from plm_jax.data.draws import Sequence
+from plm_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from plm_jax.data.store import TokenStore
+  from plm_jax.data.tokenizers import Vocab
+
+SPANS = np.dtype(
+  [
+    ("a_start", np.int64),  # offset into the stored tokens
+    ("b_start", np.int64),
+    ("a_length", np.int32),
+    ("b_length", np.int32),
+    ("label", np.int32),  # 1: B is random
+  ]
+)
+_SPECIALS = 3  # [CLS] A [SEP] B [SEP]
+_TABLE_FORMAT = 1  # raise when the rules change, so that kept tables are not reused
+_TRIES = 10  # to find another document for B
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentPair:
+  """Pairs of segments for next sentence prediction.
+
+  next="random" is BERT: a coin decides whether B is what follows A or comes from another document.
+  next="none" keeps the layout and always takes what follows (label 0); a chunk of one sentence
+  becomes "[CLS] A [SEP]".
+  `short` is the share of document passes with a target length drawn from [2, length - 3].
+  """
+
+  next: Literal["random", "none"] = "random"
+  short: float = 0.1
+
+  def __post_init__(self):
+    if self.next not in ("random", "none"):
+      raise UserError(f'SegmentPair.next is {self.next!r}; it must be "random" or "none".')
+    if not 0 <= self.short <= 1:
+      raise UserError(f"SegmentPair.short is {self.short}; it is a share and must be in [0, 1].")
+
+  def table(self, store: TokenStore, length: int, seed: int, pass_: int) -> np.ndarray:
+    """SPANS [N]: the rows of one pass over the store, in the order of its documents."""
+    pairing = _Pairing(self, store, length - _SPECIALS)
+    rows, blocks = [], [np.empty(0, SPANS)]
+    for document in range(len(store.document_starts) - 1):
+      rows += pairing.document(document, Sequence(seed, pass_, document))
+      if len(rows) > 100_000:  # tuples take 8 times the memory of the array
+        blocks.append(np.array(rows, SPANS))
+        rows = []
+    return np.concatenate([*blocks, np.array(rows, SPANS)])
+
+  def read(
+    self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
+  ) -> dict[str, np.ndarray]:
+    """The tokens of SPANS [B]: input_ids and segment_ids int32 [B, T]; length and
+    next_sentence_label int32 [B]."""
+    first_sep = table_rows["a_length"] + 1
+    pair = table_rows["b_length"] > 0
+    last_sep = first_sep + (table_rows["b_length"] + 1) * pair
+    column = np.arange(length, dtype=np.int32)
+    # Column 1 is the first token of A, column first_sep + 1 the first of B.
+    in_b = column > first_sep[:, None]
+    shift_a = table_rows["a_start"] - 1
+    shift_b = table_rows["b_start"] - first_sep - 1
+    offset = column + shift_a[:, None]
+    offset += in_b * (shift_b - shift_a)[:, None]
+    input_ids = np.take(np.asarray(store.tokens), offset, mode="clip").astype(np.int32)
+    row = np.arange(len(table_rows))
+    np.copyto(input_ids, vocab.pad, where=column > last_sep[:, None])
+    input_ids[:, 0] = vocab.cls
+    input_ids[row, first_sep] = vocab.sep
+    input_ids[row, last_sep] = vocab.sep
+    return {
+      "input_ids": input_ids,
+      "segment_ids": (in_b & (column <= last_sep[:, None])).astype(np.int32),
+      "length": (last_sep + 1).astype(np.int32),
+      "next_sentence_label": table_rows["label"].astype(np.int32),
+    }
+
+
+def pass_table(
+  store: TokenStore, segments: SegmentPair, length: int, seed: int, pass_: int
+) -> np.ndarray:
+  """`segments.table(...)`, kept beside the store where that is on disk, and memory-mapped.
+
+  All processes of a run map one file. It is written under another name and then renamed, so that
+  nobody sees half of it; where the folder cannot be written to, the table stays in memory.
+  """
+  folder = getattr(store, "directory", None)
+  if folder is None:
+    return segments.table(store, length, seed, pass_)
+  identity = repr((_TABLE_FORMAT, segments, length, seed, pass_))
+  path = (
+    Path(folder) / f"segments-{hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()}.npy"
+  )
+  if not path.exists():
+    table = segments.table(store, length, seed, pass_)
+    partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+      with partial.open("wb") as file:
+        np.save(file, table)
+      partial.replace(path)
+    except OSError:
+      partial.unlink(missing_ok=True)
+      return table
+  return np.load(path, mmap_mode="r")
+
+
+class _Pairing:
+  """The loop of the original over one document; lengths are in tokens without specials."""
+
+  def __init__(self, config: SegmentPair, store: TokenStore, room: int):
+    self._config = config
+    self._room = room
+    self._sentence_starts = store.sentence_starts
+    self._document_starts = np.asarray(store.document_starts)
+    self._readable = np.flatnonzero(np.diff(self._document_starts)).tolist()
+
+  def document(self, document: int, draw: Sequence) -> list[tuple[int, int, int, int, int]]:
+    first, last = self._document_starts[document : document + 2].tolist()
+    starts = self._sentence_starts[first : last + 1].tolist()
+    sentences = last - first
+    target = self._room
+    if draw.chance(self._config.short):
+      target = 2 + draw.below(self._room - 1)
+    rows, begin = [], 0
+    while begin < sentences:
+      # Sentences until the target is reached; bisect gives the end of the document otherwise.
+      end = bisect_left(starts, starts[begin] + target, begin + 1, sentences)
+      a_end = begin + 1
+      if end - begin > 1:
+        a_end = begin + 1 + draw.below(end - begin - 1)
+      a_start, b_start, b_stop, label = starts[begin], starts[a_end], starts[end], 0
+      is_random = self._config.next == "random" and (end - begin == 1 or draw.chance(0.5))
+      if is_random:
+        b_start, b_stop = self._elsewhere(document, target - (starts[a_end] - a_start), draw)
+        label, end = 1, a_end  # the unused sentences are put back
+      row = self._truncated(a_start, starts[a_end], b_start, b_stop, label, draw)
+      # Sentences without tokens do not make a pair.
+      if row[2] and (row[3] or self._config.next == "none"):
+        rows.append(row)
+      begin = end
+    return rows
+
+  def _elsewhere(self, document: int, target: int, draw: Sequence) -> tuple[int, int]:
+    """Sentences of another document, from a random one on, until `target` is reached."""
+    for _ in range(_TRIES):
+      other = self._readable[draw.below(len(self._readable))]
+      if other != document:
+        break
+    first, last = self._document_starts[other : other + 2].tolist()
+    begin = first + draw.below(last - first)
+    start = int(self._sentence_starts[begin])
+    end = bisect_left(self._sentence_starts, start + target, begin + 1, last)
+    return start, int(self._sentence_starts[end])
+
+  def _truncated(self, a_start, a_stop, b_start, b_stop, label, draw):
+    """Shortens the longer of A and B (B when equal) token by token, each from a random end."""
+    a_length, b_length = a_stop - a_start, b_stop - b_start
+    excess = a_length + b_length - self._room
+    if excess > 0:
+      longer = min(excess, abs(a_length - b_length))
+      rest = excess - longer
+      from_a = rest // 2 + (longer if a_length > b_length else 0)
+      from_b = excess - from_a
+      a_start += _heads(from_a, draw)
+      b_start += _heads(from_b, draw)
+      a_length -= from_a
+      b_length -= from_b
+    return a_start, b_start, a_length, b_length, label
+
+
+def _heads(tosses: int, draw: Sequence) -> int:
+  """How many of so many fair coins show heads: the tokens that go from the front."""
+  heads = 0
+  while tosses > 0:
+    heads += (draw.bits() & ((1 << min(tosses, 64)) - 1)).bit_count()
+    tosses -= 64
+  return heads
