@@ -1,0 +1,246 @@
+"""What every command of the project shares: flags, errors as sentences, and finding experiments.
+
+A command is a module with a docstring, absl flags, and `cli.run(main)` at its end. Exit codes: 0
+done (`--help` included), 2 the user's mistake (one sentence on stderr), 130 interrupted, 1 a defect
+of ours (with its traceback).
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import importlib.util
+import inspect
+import os
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from absl import flags, logging
+
+from plm_jax.errors import UserError
+
+_ROOT = Path(__file__).resolve().parents[1]
+_HELP = ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort")
+_HELP_FULL = ("--helpfull", "-helpfull")
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+  """Parses the flags, calls `main()` and leaves with its return value or the error's exit code."""
+  try:
+    code = _parse_flags(sys.modules[main.__module__], sys.argv) or main()
+    sys.stdout.flush()
+  except UserError as error:
+    _say(f"error: {error}")
+    code = 2
+  except KeyboardInterrupt:
+    _say("interrupted")
+    code = 130
+  except _HelpShown:
+    code = 0
+  except BrokenPipeError:
+    # The reader (`| head`) has left: what is still buffered has nowhere to go.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    code = 141
+  sys.exit(code)
+
+
+class _HelpShown(Exception):
+  pass
+
+
+def _say(sentence: str) -> None:
+  print(" ".join(sentence.split()), file=sys.stderr)
+
+
+def _parse_flags(module: ModuleType, argv: list[str]) -> None:
+  """Parses `argv` into absl's FLAGS. Raises UserError for whatever cannot be parsed."""
+  before_end = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
+  if any(word in _HELP for word in before_end):
+    print(_help(module))
+    raise _HelpShown
+  if any(word in _HELP_FULL for word in before_end):
+    print(_help(module), "\n\nFlags of every module:\n", flags.FLAGS.get_help(), sep="")
+    raise _HelpShown
+  try:
+    words = flags.FLAGS(argv)[1:]
+  except flags.UnrecognizedFlagError as error:
+    raise UserError(_unknown_flag(module, error.flagname)) from None
+  except flags.Error as error:
+    raise UserError(_ended(str(error))) from None
+  if words:
+    raise UserError(
+      f"{words[0]!r} stands alone; every setting is written --flag=value (--help lists the flags)."
+    )
+  _quiet_logs()
+
+
+def _unknown_flag(module: ModuleType, name: str) -> str:
+  own = [flag.name for flag in _own_flags(module)]
+  near = difflib.get_close_matches(name, [*own, "help"], n=1, cutoff=0.5)
+  meant = f"; did you mean --{near[0]}?" if near else "; --help lists the flags."
+  return f"there is no flag --{name}{meant}"
+
+
+def _ended(sentence: str) -> str:
+  return sentence if sentence.endswith((".", "?", "!")) else sentence + "."
+
+
+def _quiet_logs() -> None:
+  """Libraries report warnings and errors only, unless --verbosity asks for more."""
+  if flags.FLAGS["verbosity"].using_default_value:
+    logging.set_verbosity(logging.WARNING)
+
+
+# --- help ----------------------------------------------------------------------------------------
+
+
+def _own_flags(module: ModuleType) -> list[flags.Flag]:
+  """The flags that a command defines itself (or adopts with `flags.adopt_module_key_flags`)."""
+  return sorted(flags.FLAGS.get_key_flags_for_module(module), key=lambda flag: flag.name)
+
+
+def _help(module: ModuleType) -> str:
+  """The module's docstring and its own flags, a line each where they fit."""
+  own = _own_flags(module)
+  usages = [_flag_usage(flag) for flag in own]
+  width = min(max(map(len, usages), default=0), 28)
+  lines = [inspect.cleandoc(module.__doc__ or ""), "", "Flags:"]
+  for usage, flag in zip(usages, own):
+    text = textwrap.wrap(_flag_help(flag), 96 - width) or [""]
+    if len(usage) > width:
+      lines.append(f"  {usage}")
+      usage = ""
+    lines += [f"  {start:<{width}}  {t}" for start, t in zip([usage, *[""] * len(text)], text)]
+  return "\n".join(lines)
+
+
+def _flag_usage(flag: flags.Flag) -> str:
+  if flag.boolean:
+    return f"--[no]{flag.name}"
+  choices = getattr(flag, "enum_values", None) or getattr(flag.parser, "enum_values", None)
+  return f"--{flag.name}={'|'.join(choices) if choices else flag.name.upper()}"
+
+
+def _flag_help(flag: flags.Flag) -> str:
+  default = flag.default_as_str
+  is_silent = flag.default in (None, "", [], False)
+  return " ".join((flag.help or "").split()) + ("" if is_silent else f" (default: {default})")
+
+
+# --- experiments ---------------------------------------------------------------------------------
+
+
+def load_experiment(ref: str, **arguments: Any) -> Callable:
+  """The function that `experiments/bert.py:no_nsp` names, with `arguments` bound if any are given.
+
+  The file is looked for from the current directory, then from the repository. An experiment is a
+  public function that is annotated to return Experiment. Raises UserError for an unknown file or
+  function, naming what there is; errors inside the file itself keep their traceback.
+  """
+  path_text, colon, name = ref.partition(":")
+  path = _experiment_file(path_text)
+  known = _experiments_in(path)
+  if name not in known:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    meant = f" Did you mean {path_text}:{near[0]}?" if near else ""
+    given = (
+      f"has no experiment {name!r}" if colon else "needs the name of an experiment after a colon"
+    )
+    there = (
+      f" It has: {', '.join(known)}." if known else " No function in it returns an Experiment."
+    )
+    raise UserError(f"{path_text} {given}.{meant}{there}")
+  function = getattr(_import(path), name)
+  if not arguments:
+    return function
+  unknown = [a for a in arguments if a not in inspect.signature(function).parameters]
+  if unknown:
+    raise UserError(f"The experiment {ref} takes no {' and no '.join(unknown)}.")
+  return functools.update_wrapper(functools.partial(function, **arguments), function)
+
+
+def list_experiments(folder: str) -> list[tuple[str, str]]:
+  """(`experiments/bert.py:no_nsp`, first line of its docstring) for every experiment of a folder.
+
+  The files are read, not run. Order: files by name, functions as they stand in the file.
+  """
+  place = _find(folder, Path.is_dir)
+  if place is None:
+    raise UserError(f"There is no folder {folder} here or in {_ROOT}.")
+  return [
+    (f"{Path(folder, path.relative_to(place)).as_posix()}:{name}", line)
+    for path in sorted(place.rglob("*.py"))
+    for name, line in _experiments_in(path).items()
+  ]
+
+
+def _find(text: str, is_there: Callable[[Path], bool]) -> Path | None:
+  return next((p.resolve() for p in (Path(text), _ROOT / text) if is_there(p)), None)
+
+
+def _experiment_file(text: str) -> Path:
+  path = _find(text, Path.is_file)
+  if path is not None and path.suffix == ".py":
+    return path
+  folder = _find(str(Path(text).parent), Path.is_dir)
+  if Path(text).parent == Path() or not folder:
+    folder = _ROOT / "experiments"
+  base = next((b for b in (Path.cwd(), _ROOT) if folder.is_relative_to(b)), Path("/"))
+  files = [p.relative_to(base).as_posix() for p in sorted(folder.glob("*.py"))]
+  files = [f for f in files if not Path(f).name.startswith("_")]
+  near = difflib.get_close_matches(text, files, n=1, cutoff=0.6)
+  meant = f" Did you mean {near[0]}?" if near else ""
+  there = f" There is: {', '.join(files)}." if files else ""
+  what = "is not a Python file" if path else "is not there"
+  raise UserError(f"The experiment file {text or '(no name)'} {what}.{meant}{there}")
+
+
+def _experiments_in(path: Path) -> dict[str, str]:
+  """Name to first docstring line of the experiments of one file, without running it."""
+  try:
+    tree = ast.parse(path.read_bytes(), str(path))
+  except ValueError as error:
+    raise UserError(f"{path} cannot be read as Python: {error}.") from None
+  return {
+    node.name: (ast.get_docstring(node) or "").partition("\n")[0]
+    for node in tree.body
+    if isinstance(node, ast.FunctionDef) and _is_experiment(node)
+  }
+
+
+def _is_experiment(node: ast.FunctionDef) -> bool:
+  """Public, returns Experiment (by name, so that nothing is imported), at most one argument."""
+  if node.name.startswith("_") or node.returns is None:
+    return False
+  returns = ast.unparse(node.returns).strip("'\"").rpartition(".")[2]
+  of = node.args
+  arguments = len(of.posonlyargs) + len(of.args) + len(of.kwonlyargs)
+  return returns == "Experiment" and arguments <= 1
+
+
+def _import(path: Path) -> ModuleType:
+  """The module of a file, once per file; its name is the dotted one where Python would know it."""
+  inside = path.is_relative_to(_ROOT)
+  name = ".".join(path.relative_to(_ROOT).with_suffix("").parts) if inside else f"file:{path}"
+  for module in (sys.modules.get(name), sys.modules.get("__main__")):
+    if module is not None and getattr(module, "__file__", None) == str(path):
+      return module
+  if str(_ROOT) not in sys.path:
+    sys.path.append(str(_ROOT))  # so that a file of the user's can import from experiments.bert
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module
+  try:
+    spec.loader.exec_module(module)
+  except BaseException:
+    del sys.modules[name]
+    raise
+  return module

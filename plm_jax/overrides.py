@@ -1,0 +1,499 @@
+"""Configurations from the command line (`--set optim.peak=2e-4`), as json, and compared.
+
+A configuration is a tree of frozen dataclasses. An override names a field by its path and is read
+by the field's annotation (never by what the text looks like), and every edited dataclass is built
+anew with `dataclasses.replace`, so that each `__post_init__` says its word again. All overrides of
+one command are judged together: `model.width=96` and `model.heads=12` may come in any order.
+
+`1_000` and `1e6` are integers, `true false yes no 1 0` booleans, `none` is None, `a,b` a tuple.
+Elements of a tuple go by index or by their `.name`: `objectives.mlm.rate=0.2`. Where dataclasses
+are admitted, one is built: `data.tokenizer=BytePairs(vocab_size=8192)`. Nothing is evaluated.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import functools
+import importlib
+import math
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal, NamedTuple
+
+from plm_jax.errors import UserError
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+# Strictest first: in `int | str`, 12 is a number.
+_STRICTEST_FIRST = (type(None), bool, int, float, tuple, str)
+
+
+# --- --set ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Edit:
+  """What the overrides ask of one place of the tree: a new value, and then edits below it."""
+
+  text: str | None = None
+  below: dict[str, _Edit] = dataclasses.field(default_factory=dict)
+
+  def flags(self, path: str) -> str:
+    """The overrides at and below this place, as the user wrote them."""
+    return " ".join(
+      ([f"--set {path}={self.text}"] if self.text is not None else [])
+      + [edit.flags(_join(path, name)) for name, edit in self.below.items()]
+    )
+
+
+def apply(config: Any, overrides: Iterable[str]) -> Any:
+  """Returns the configuration with every `path=value` applied; of two for one path the later wins.
+
+  Raises UserError for an unknown path (with the nearest one), a value that the field's annotation
+  does not admit, and whatever a `__post_init__` refuses, each with the override named.
+  """
+  root = _Edit()
+  for override in overrides:
+    path, equals, text = override.partition("=")
+    path = path.strip()
+    if not equals or not all(path.split(".")):
+      raise UserError(
+        f"--set takes path=value, such as --set optim.peak=2e-4, but was given {override!r}."
+      )
+    edit = root
+    for name in path.split("."):
+      edit = edit.below.setdefault(name, _Edit())
+    edit.text = text.strip()
+    edit.below.clear()  # a whole new value outdates earlier edits of its parts
+  return _edited(config, type(config), root, "")
+
+
+def _edited(value: Any, annotation: Any, edit: _Edit, path: str) -> Any:
+  if edit.text is not None:
+    try:
+      value = _parse(edit.text, annotation, (value,))
+    except UserError as error:
+      raise UserError(f"--set {path}={edit.text}: {error}") from None
+  if not edit.below:
+    return value
+  if dataclasses.is_dataclass(value):
+    return _edited_dataclass(value, edit, path)
+  if isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+    return _edited_tuple(value, annotation, edit, path)
+  classes = " or ".join(
+    f"{name}(...)" for name in _classes(_members(annotation, (value,)), (value,))
+  )
+  hint = f"; first give it a value: --set {path}={classes}" if classes else ""
+  raise UserError(f"{edit.flags(path)}: {path} is {show(value)} and has no fields{hint}.")
+
+
+def _edited_dataclass(config: Any, edit: _Edit, path: str) -> Any:
+  hints = _hints(type(config))
+  changes = {}
+  for name, below in edit.below.items():
+    if name not in hints:
+      raise _unknown(config, path, name, list(hints), below)
+    changes[name] = _edited(getattr(config, name), hints[name], below, _join(path, name))
+  try:
+    return dataclasses.replace(config, **changes)
+  except UserError as error:
+    raise UserError(f"{edit.flags(path)}: {error}") from None
+
+
+def _edited_tuple(elements: tuple, annotation: Any, edit: _Edit, path: str) -> tuple:
+  keys = _keys(elements)
+  edited = list(elements)
+  for name, below in edit.below.items():
+    if name in keys:
+      index = keys.index(name)
+    elif name.isdecimal() and int(name) < len(elements):
+      index = int(name)
+    else:
+      raise _unknown(elements, path, name, keys, below)
+    element = _element_annotation(annotation, index)
+    edited[index] = _edited(edited[index], element, below, _join(path, keys[index]))
+  return tuple(edited)
+
+
+def _unknown(owner: Any, path: str, name: str, names: list[str], edit: _Edit) -> UserError:
+  """The error for a name that is not there, with the nearest there, else anywhere below."""
+  near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+  if not near:
+    ends = {p.rpartition(".")[2]: p for p, _ in reversed(list(_leaves(owner)))}
+    near = [ends[end] for end in difflib.get_close_matches(name, ends, n=1, cutoff=0.7)]
+  meant = f" Did you mean {_join(path, near[0])!r}?" if near else ""
+  where = f"{path} ({type(owner).__name__})" if path else type(owner).__name__
+  return UserError(
+    f"{edit.flags(_join(path, name))}: there is no {name!r} in {where}.{meant} "
+    f"There is: {', '.join(names)}."
+  )
+
+
+# --- text to value -------------------------------------------------------------------------------
+
+
+class _Refused(Exception):
+  """This kind does not take this text; another member of the union may."""
+
+
+def _parse(text: str, annotation: Any, current: tuple) -> Any:
+  """Reads `text` as the annotation says.
+
+  `current` holds the values in place (of a tuple all elements): their types stand in where the
+  annotation says nothing, as `Any` or a protocol does, and their classes may always be named.
+  """
+  members = _members(annotation, current)
+  classes = _classes(members, current)
+  call = _call(text, classes)
+  if call:
+    return _construct(classes[call.name], call.arguments)
+  for kind in (*filter(_is_literal, members), *_STRICTEST_FIRST):
+    for member in members:
+      if member is kind or (kind is tuple and _is_tuple(member)):
+        try:
+          return _scalar(text, member, current)
+        except _Refused:
+          pass
+  raise UserError(f"expected {_expected(members, classes)}.")
+
+
+def _scalar(text: str, kind: Any, current: tuple) -> Any:
+  if _is_literal(kind):
+    for member in typing.get_args(kind):
+      if show(member) == text or (not isinstance(member, str) and text.lower() == show(member)):
+        return member
+  elif _is_tuple(kind):
+    return _tuple(text, kind, current)
+  elif kind is type(None) and text.lower() == "none":
+    return None
+  elif kind is bool and text.lower() in _BOOLEANS:
+    return _BOOLEANS[text.lower()]
+  elif kind is int:
+    return _integer(text)
+  elif kind is float:
+    return _real(text)
+  elif kind is str:
+    return text
+  raise _Refused
+
+
+def _integer(text: str) -> int:
+  try:
+    number = Decimal(text)
+  except InvalidOperation:
+    raise _Refused from None
+  # The bound keeps 1e999999999 from being written out.
+  if not number.is_finite() or number.adjusted() > 30 or number != number.to_integral_value():
+    raise _Refused
+  return int(number)
+
+
+def _real(text: str) -> float:
+  try:
+    number = float(text)
+  except ValueError:
+    raise _Refused from None
+  if math.isnan(number):
+    raise _Refused
+  return number
+
+
+def _tuple(text: str, annotation: Any, current: tuple) -> tuple:
+  parts = _split(text)
+  arguments = typing.get_args(annotation)
+  is_fixed = bool(arguments) and arguments[-1] is not Ellipsis
+  if is_fixed and len(parts) != len(arguments):
+    raise UserError(f"expected {len(arguments)} values with commas between them.")
+  elements = tuple(e for value in current if isinstance(value, tuple) for e in value)
+  return tuple(
+    _parse(part, _element_annotation(annotation, index), elements)
+    for index, part in enumerate(parts)
+  )
+
+
+def _split(text: str) -> list[str]:
+  """`a,b` or `(a,b)` or `[a,b]` to its parts; commas inside brackets or quotes do not divide."""
+  if text[:1] + text[-1:] in ("()", "[]"):
+    text = text[1:-1]
+  parts, depth, quote = [""], 0, ""
+  for character in text:
+    if quote:
+      quote = "" if character == quote else quote
+    elif character in "'\"":
+      quote = character
+    elif character in "([":
+      depth += 1
+    elif character in ")]":
+      depth -= 1
+    if character == "," and depth == 0 and not quote:
+      parts.append("")
+    else:
+      parts[-1] += character
+  parts = [part.strip() for part in parts]
+  if parts[-1] == "":  # `a,` is one element, as in Python
+    parts.pop()
+  quoted = [len(p) > 1 and p[0] == p[-1] and p[0] in "'\"" for p in parts]
+  return [p[1:-1] if q else p for p, q in zip(parts, quoted)]
+
+
+class _Call(NamedTuple):
+  name: str
+  arguments: dict[str, str]
+
+
+def _call(text: str, classes: dict[str, type]) -> _Call | None:
+  """`Name` or `Name(field=value, ...)` as name and texts of arguments; None for all other text."""
+  name = text.partition("(")[0].strip()
+  if name not in classes:
+    return None
+  try:
+    node = ast.parse(text, mode="eval").body
+  except (SyntaxError, ValueError):
+    raise UserError(
+      f"this cannot be read; write {name}(field=value, ...) with text values in quotes."
+    ) from None
+  if isinstance(node, ast.Name):
+    return _Call(node.id, {})
+  if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+    return None
+  if node.args or any(keyword.arg is None for keyword in node.keywords):
+    raise UserError(f"fields are given by name: {name}(field=value, ...).")
+  return _Call(node.func.id, {keyword.arg: _source(keyword.value) for keyword in node.keywords})
+
+
+def _source(node: ast.expr) -> str:
+  is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+  return node.value if is_text else ast.unparse(node)
+
+
+def _construct(kind: type, arguments: dict[str, str]) -> Any:
+  hints = _hints(kind)
+  fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
+  values = {}
+  for name, text in arguments.items():
+    if name not in fields:
+      near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+      meant = f" Did you mean {near[0]!r}?" if near else ""
+      raise UserError(f"{kind.__name__} has no field {name!r}.{meant} It has: {', '.join(fields)}.")
+    default = fields[name].default
+    try:
+      values[name] = _parse(text, hints[name], () if default is dataclasses.MISSING else (default,))
+    except UserError as error:
+      raise UserError(f"{name}={text}: {error}") from None
+  missing = [name for name, f in fields.items() if name not in values and not _has_default(f)]
+  if missing:
+    raise UserError(f"{kind.__name__} also needs: {', '.join(missing)}.")
+  return kind(**values)
+
+
+# --- annotations ---------------------------------------------------------------------------------
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+  """Field name to resolved annotation, for the fields that a constructor takes."""
+  hints = typing.get_type_hints(kind)
+  return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}
+
+
+def _members(annotation: Any, current: tuple) -> list[Any]:
+  """The members of a union, flat; the types in place stand in for what says nothing of its own."""
+  if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+    return [m for part in typing.get_args(annotation) for m in _members(part, current)]
+  is_told = annotation in _STRICTEST_FIRST or _is_literal(annotation) or _is_tuple(annotation)
+  if is_told or dataclasses.is_dataclass(annotation):
+    return [annotation]
+  return [annotation, *map(type, current)]
+
+
+def _classes(members: list[Any], current: tuple) -> dict[str, type]:
+  """The dataclasses that may be named: the annotation's, their subclasses, and those in place."""
+  found = [m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m)]
+  for kind in found:  # grows while it is walked: subclasses of subclasses
+    found.extend(s for s in kind.__subclasses__() if dataclasses.is_dataclass(s))
+  found.extend(type(value) for value in current if dataclasses.is_dataclass(value))
+  return {kind.__name__: kind for kind in found}
+
+
+def _element_annotation(annotation: Any, index: int) -> Any:
+  for member in filter(_is_tuple, _members(annotation, ())):
+    arguments = typing.get_args(member)
+    if arguments and arguments[-1] is Ellipsis:
+      return arguments[0]
+    if index < len(arguments):
+      return arguments[index]
+  return Any
+
+
+def _expected(members: list[Any], classes: dict[str, type]) -> str:
+  names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+  names[type(None)] = "none"
+  options = [f"{name}(...)" for name in classes]
+  for member in members:
+    if _is_literal(member):
+      options.extend(show(value) for value in typing.get_args(member))
+    elif _is_tuple(member):
+      options.append("values with commas between them")
+    elif member in names:
+      options.append(names[member])
+  return " or ".join(dict.fromkeys(options)) or "a value that a command line cannot give"
+
+
+def _is_literal(annotation: Any) -> bool:
+  return typing.get_origin(annotation) is Literal
+
+
+def _is_tuple(annotation: Any) -> bool:
+  return annotation is tuple or typing.get_origin(annotation) is tuple
+
+
+def _has_default(field: dataclasses.Field) -> bool:
+  missing = dataclasses.MISSING
+  return field.default is not missing or field.default_factory is not missing
+
+
+# --- json ----------------------------------------------------------------------------------------
+
+
+_OTHER_VERSION = "the run was made by another version; use that one, or start a new run."
+
+
+def to_json(config: Any) -> Any:
+  """A tree of dataclasses as plain json values; every dataclass says its class under "type"."""
+  if dataclasses.is_dataclass(config):
+    names = list(_hints(type(config)))
+    assert "type" not in names, f"{type(config).__name__} has a field 'type', which json needs"
+    values = {name: to_json(getattr(config, name)) for name in names}
+    return {"type": _class_name(type(config)), **values}
+  if isinstance(config, tuple):
+    return [to_json(element) for element in config]
+  if config is None or isinstance(config, bool | int | float | str):
+    return config
+  raise TypeError(f"a configuration cannot hold {config!r}: it has no form in json")
+
+
+def from_json(data: Any, classes: Iterable[type] = ()) -> Any:
+  """Rebuilds what `to_json` wrote, running every `__post_init__`.
+
+  Only modules of plm_jax are imported; `classes` are admitted from elsewhere. A field that came
+  after the file was written takes its default. Raises UserError for unknown classes and fields.
+  """
+  if isinstance(data, list):
+    return tuple(from_json(element, classes) for element in data)
+  if not isinstance(data, dict):
+    return data
+  name = data.get("type")
+  kind = {_class_name(c): c for c in classes}.get(name) or _find_class(name)
+  fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
+  unknown = [key for key in data if key != "type" and key not in fields]
+  missing = [key for key, f in fields.items() if key not in data and not _has_default(f)]
+  if unknown or missing:
+    what = f"sets {', '.join(unknown)}" if unknown else f"does not set {', '.join(missing)}"
+    raise UserError(
+      f"The stored configuration {what} of {name}, unlike this version of plm_jax: {_OTHER_VERSION}"
+    )
+  return kind(**{key: from_json(data[key], classes) for key in fields if key in data})
+
+
+def _class_name(kind: type) -> str:
+  return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _find_class(name: Any) -> type:
+  module, _, attribute = str(name).rpartition(".")
+  kind = None
+  if module.split(".")[0] == "plm_jax":
+    try:
+      kind = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+      if not module.startswith(str(error.name)):
+        raise  # the module is there, what it imports is not
+  if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+    return kind
+  raise UserError(
+    f"The stored configuration names {name}, which this version of plm_jax lacks: {_OTHER_VERSION}"
+  )
+
+
+# --- for the reader ------------------------------------------------------------------------------
+
+
+def diff(config: Any, base: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+  """Where two configurations differ, as deep as both go: (path, value in base, in config)."""
+  if type(config) is type(base) and dataclasses.is_dataclass(config):
+    names = _hints(type(config))
+    parts = [(getattr(config, n), getattr(base, n), _join(path, n)) for n in names]
+    return [difference for part in parts for difference in diff(*part)]
+  if isinstance(config, tuple) and isinstance(base, tuple):
+    alike = list(map(type, config)) == list(map(type, base))
+    if alike and config and all(map(dataclasses.is_dataclass, config)):
+      parts = [(c, b, _join(path, key)) for c, b, key in zip(config, base, _keys(config))]
+      return [difference for part in parts for difference in diff(*part)]
+  return [] if config == base else [(path, base, config)]
+
+
+def format_diff(differences: list[tuple[str, Any, Any]]) -> str:
+  """`optim.peak   0.0001 -> 0.0002`, one aligned line a difference; empty for none."""
+  width = max((len(path) for path, _, _ in differences), default=0)
+  return "\n".join(f"{p:<{width}}   {show(b)} -> {show(c)}" for p, b, c in differences)
+
+
+def describe(config: Any) -> str:
+  """Every field on an aligned line, written as `--set` would take it."""
+  leaves = list(_leaves(config))
+  width = max((len(path) for path, _ in leaves), default=0)
+  return "\n".join(f"{path:<{width}}   {show(value)}" for path, value in leaves)
+
+
+def show(value: Any) -> str:
+  """A value as `--set` takes it; of a dataclass only what differs from its defaults."""
+  if dataclasses.is_dataclass(value):
+    fields = [f for f in dataclasses.fields(value) if f.init]
+    given = [f for f in fields if not _has_default(f) or getattr(value, f.name) != _default(f)]
+    arguments = ", ".join(f"{f.name}={_shown_inside(getattr(value, f.name))}" for f in given)
+    return f"{type(value).__name__}({arguments})"
+  if isinstance(value, tuple):
+    return ",".join(map(show, value)) if value else "()"
+  return value if isinstance(value, str) else str(value).lower()
+
+
+def _shown_inside(value: Any) -> str:
+  """As `show`, for the inside of a call, where text has quotes and tuples brackets."""
+  if isinstance(value, tuple):
+    return "(" + "".join(_shown_inside(element) + "," for element in value) + ")"
+  return repr(value) if isinstance(value, str) else show(value)
+
+
+def _default(field: dataclasses.Field) -> Any:
+  is_plain = field.default is not dataclasses.MISSING
+  return field.default if is_plain else field.default_factory()
+
+
+def _leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+  """Paths and values of all that is not itself a configuration; an empty one counts as a value."""
+  if dataclasses.is_dataclass(config):
+    parts = [(name, getattr(config, name)) for name in _hints(type(config))]
+  elif isinstance(config, tuple) and config and all(map(dataclasses.is_dataclass, config)):
+    parts = list(zip(_keys(config), config))
+  else:
+    parts = []
+  if not parts:
+    yield path, config
+  for name, value in parts:
+    yield from _leaves(value, _join(path, name))
+
+
+def _keys(elements: tuple) -> list[str]:
+  """What elements of a tuple are called: their `.name` where no other has it, else the index."""
+  names = [getattr(element, "name", None) for element in elements]
+  return [
+    name if isinstance(name, str) and names.count(name) == 1 else str(index)
+    for index, name in enumerate(names)
+  ]
+
+
+def _join(path: str, name: str) -> str:
+  return f"{path}.{name}" if path else name
