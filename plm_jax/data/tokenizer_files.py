@@ -1,0 +1,187 @@
+"""Read published tokenizer files, and the directories that `Tokenizer.save` writes.
+
+vocab.txt                                          BERT            WordPiece
+tokenizer.json                                     transformers    WordPiece or byte pairs
+encoder.json + vocab.bpe, vocab.json + merges.txt  GPT-2, RoBERTa  byte pairs
+encoder_bpe_40000.json + vocab_40000.bpe           GPT-1           byte pairs with word ends
+*.model                                            SentencePiece   unigram (LLaMA's BPE too)
+"""
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from plm_jax.data.tokenizer_backends import Fast, Pieces
+from plm_jax.data.tokenizer_training import byte_pairs_backend, word_piece_backend
+from plm_jax.errors import UserError
+
+RULES_FILE = "tokenizer_rules.json"  # written last by Tokenizer.save: kind, options, fingerprint
+
+PAIR_FILES = {  # vocabulary -> merges
+  "vocab.json": "merges.txt",
+  "encoder.json": "vocab.bpe",
+  "encoder_bpe_40000.json": "vocab_40000.bpe",
+}
+KNOWN = (
+  "vocab.txt, tokenizer.json, vocab.json + merges.txt, encoder.json + vocab.bpe, "
+  "encoder_bpe_40000.json + vocab_40000.bpe or one *.model"
+)
+
+
+def read_backend(path: str | Path, lowercase: bool | None = None, prefix_space: bool = False):
+  """The tokenizer in a file or directory.
+
+  Args:
+    lowercase: for the formats that do not say it themselves, vocab.txt and *.model; None guesses
+      from vocab.txt (no capital in it: lower-cased) and takes *.model as it is.
+    prefix_space: for vocabulary + merges, which do not say it either.
+  """
+  file = _find(Path(path).expanduser())
+  if file.name == "tokenizer.json":
+    return _read_definition(file)
+  if file.suffix == ".model":
+    return _read_pieces(file, bool(lowercase))
+  if file.name in PAIR_FILES:
+    return _read_byte_pairs(file, file.with_name(PAIR_FILES[file.name]), prefix_space)
+  return _read_word_piece(file, lowercase)
+
+
+def read_rules(path: str | Path) -> dict:
+  """What `Tokenizer.save` wrote beside the published files; {} for a folder it did not write."""
+  file = Path(path).expanduser() / RULES_FILE
+  return _json(file) if file.is_file() else {}
+
+
+def _find(path: Path) -> Path:
+  if path.is_file():
+    for vocab, merges in PAIR_FILES.items():
+      if path.name == merges:
+        return _present(path.with_name(vocab), path)
+    if path.name in (*PAIR_FILES, "tokenizer.json") or path.suffix in (".model", ".txt"):
+      return path
+    raise UserError(f"{path} is no tokenizer file this project reads; expected {KNOWN}.")
+  if not path.is_dir():
+    raise UserError(f"There is no tokenizer at {path}; expected {KNOWN}, or a folder with them.")
+  for name in ("tokenizer.json", "vocab.txt", *PAIR_FILES):
+    if (path / name).is_file():
+      return path / name
+  found = sorted(path.glob("*.model"))
+  if len(found) == 1:
+    return found[0]
+  what = f"{len(found)} .model files, give one of them" if found else f"none of {KNOWN}"
+  raise UserError(f"The folder {path} holds {what}.")
+
+
+def _present(file: Path, other: Path) -> Path:
+  if not file.is_file():
+    raise UserError(f"{other.name} needs {file.name} beside it, and {file} does not exist.")
+  return file
+
+
+def _text(file: Path) -> str:
+  try:
+    return file.read_text(encoding="utf-8")
+  except UnicodeDecodeError as e:
+    raise UserError(
+      f"The tokenizer file {file} is damaged: byte {e.start} is not UTF-8; fetch it again."
+    ) from None
+
+
+def _json(file: Path) -> dict:
+  try:
+    found = json.loads(_text(file))
+  except json.JSONDecodeError as e:
+    raise UserError(f"The tokenizer file {file} is damaged: it is not JSON ({e}).") from None
+  if not isinstance(found, dict):
+    raise UserError(f"The tokenizer file {file} is damaged: expected a JSON object.")
+  return found
+
+
+def _vocab_json(file: Path) -> dict[str, int]:
+  vocab = _json(file)
+  ids = list(vocab.values())
+  if not ids or not all(type(i) is int and i >= 0 for i in ids) or len(set(ids)) < len(ids):
+    raise UserError(f"The tokenizer file {file} is damaged: expected one id for each token.")
+  return vocab
+
+
+def _build(file: Path, make, *args):
+  try:
+    return make(*args)
+  except UserError:
+    raise
+  except Exception as e:  # both libraries raise bare Exception and RuntimeError
+    reason = str(e).strip().splitlines()[:1]
+    raise UserError(
+      f"The tokenizer file {file} cannot be read ({''.join(reason)}); it is damaged or of a kind "
+      "this project does not know."
+    ) from None
+
+
+def _read_word_piece(file: Path, lowercase: bool | None) -> Fast:
+  lines = [line.rstrip("\r") for line in _text(file).split("\n")]
+  while lines and not lines[-1]:
+    lines.pop()
+  vocab = {}
+  for i, token in enumerate(lines):
+    if token in vocab:
+      raise UserError(
+        f"{file} line {i + 1} repeats the token {token!r} of line {vocab[token] + 1}; "
+        "a vocab.txt holds one token to a line."
+      )
+    vocab[token] = i
+  if "[UNK]" not in vocab:
+    raise UserError(f"{file} is no BERT vocabulary: it has no line [UNK]; expected a vocab.txt.")
+  if lowercase is None:
+    lowercase = not any(t != t.lower() for t in vocab if t[0:1] not in ("[", "<"))
+  return _build(file, word_piece_backend, vocab, lowercase)
+
+
+def _merges(file: Path) -> list[tuple[str, str]]:
+  merges = []
+  for i, line in enumerate(_text(file).split("\n")):
+    if not line.strip() or (i == 0 and line.startswith("#version")):
+      continue
+    pair = line.rstrip("\r").split(" ")
+    if len(pair) != 2:
+      raise UserError(f"{file} line {i + 1} is damaged: expected two tokens, found {line!r}.")
+    merges.append((pair[0], pair[1]))
+  return merges
+
+
+def _read_byte_pairs(vocab_file: Path, merges_file: Path, prefix_space: bool) -> Fast:
+  merges = _merges(_present(merges_file, vocab_file))
+  vocab = _vocab_json(vocab_file)
+  if any(right.endswith("</w>") for _, right in merges[:1000]):
+    return _build(vocab_file, _gpt1_backend, vocab, merges)
+  return _build(vocab_file, byte_pairs_backend, vocab, merges, prefix_space)
+
+
+def _gpt1_backend(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Fast:
+  """GPT-1: merges over characters, "</w>" at the end of a word; text as transformers reads it.
+
+  The original cleaned with ftfy and split with spaCy; BERT's rules stand in, so contractions
+  ("don't") are split otherwise.
+  """
+  model = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", end_of_word_suffix="</w>"))
+  model.normalizer = normalizers.BertNormalizer(lowercase=True)
+  model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  model.decoder = decoders.BPEDecoder(suffix="</w>")
+  return Fast(model.to_str())
+
+
+def _read_definition(file: Path) -> Fast:
+  kind = _json(file).get("model", {}).get("type")
+  if kind not in ("WordPiece", "BPE"):
+    raise UserError(
+      f"{file} holds a {kind or 'nameless'} model; expected WordPiece or BPE (a unigram model is "
+      "read from its .model file)."
+    )
+  return _build(file, lambda: Fast(_text(file)))
+
+
+def _read_pieces(file: Path, lowercase: bool) -> Pieces:
+  if file.stat().st_size == 0:
+    raise UserError(f"The tokenizer file {file} is empty; fetch it again.")
+  return _build(file, Pieces, file.read_bytes(), lowercase)

@@ -1,0 +1,189 @@
+"""Train the three kinds of vocabulary, each a pure function of the sentences and the settings.
+
+WordPiece: byte-pair merges over characters with "##" inside words, as Hugging Face trains it; the
+original trainer was never published. Byte pairs: Radford et al. 2019, section 2.2. Unigram: Kudo
+2018, in the settings of ALBERT's published command or T5's layout of ids.
+"""
+
+import io
+import json
+import string
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import sentencepiece
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from plm_jax.data.tokenizer_backends import Fast, Pieces, clean_like_albert
+from plm_jax.errors import UserError
+
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # fairseq's order of ids
+
+# A merge that one word alone asks for only memorises it.
+MIN_PAIR_COUNT = 2
+# Characters beyond this share of the vocabulary, the rarest, are left to [UNK].
+MAX_ALPHABET_SHARE = 1 / 4
+# Unigram training holds its sentences in memory and needs about 1 kB for each.
+MAX_UNIGRAM_SENTENCES = 2_000_000
+
+EMPTY = "The text to train a tokenizer on holds no words; give a corpus with text in it."
+
+
+def word_piece_backend(vocab: dict[str, int], lowercase: bool) -> Fast:
+  """BERT's rules around a vocabulary: clean, lower, strip accents, split Chinese characters."""
+  model = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+  # strip_accents=None follows lowercase, as in BERT's BasicTokenizer
+  model.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=None)
+  model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  model.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+  return Fast(model.to_str())
+
+
+def byte_pairs_backend(vocab: dict, merges: list[tuple[str, str]], prefix_space: bool) -> Fast:
+  """GPT-2's rules around a vocabulary: split by its regular expression, then work on bytes."""
+  model = Tokenizer(models.BPE(vocab, merges))
+  model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+  model.decoder = decoders.ByteLevel()
+  return Fast(model.to_str())
+
+
+def train_word_piece(sentences: Iterable[str], vocab_size: int, lowercase: bool) -> Fast:
+  """Specials (ids 0-4), characters, "##" characters, then merges in the order they were learnt.
+
+  Hugging Face's trainer numbers the "##" characters in the order of a randomly seeded hash map
+  and breaks ties between pairs by these numbers, so that two runs differ (seen with 0.23, also on
+  one thread). Here it is given them numbered, in the one place it lets us number anything: among
+  the special tokens. This needs the alphabet beforehand, hence the count of words.
+  """
+  words = count_words(sentences, lowercase)
+  letters = Counter()
+  for word, n in words.items():
+    for letter in word:
+      letters[letter] += n
+  ranked = sorted(letters, key=lambda c: (-letters[c], c))
+  kept = set(ranked[: max(1, int(vocab_size * MAX_ALPHABET_SHARE))])
+  # A word with a left-out character is [UNK] as a whole: it must not shape the merges.
+  words = {word: n for word, n in words.items() if kept.issuperset(word)}
+  # Common letters may stand inside words that the training text did not hold.
+  inside = kept & set(string.ascii_letters + string.digits)
+  continuing = sorted("##" + c for c in inside.union(*(word[1:] for word in words)))
+  trainer = trainers.WordPieceTrainer(
+    vocab_size=vocab_size,
+    min_frequency=MIN_PAIR_COUNT,
+    special_tokens=[*BERT_SPECIALS, *continuing],
+    initial_alphabet=sorted(kept),
+    limit_alphabet=len(kept),
+    show_progress=False,
+  )
+  model = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+  model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  model.train_from_iterator(_repeated(words), trainer)
+  learnt = model.get_vocab()
+  first = [*BERT_SPECIALS, *sorted(kept), *continuing]
+  rest = sorted(learnt.keys() - set(first), key=learnt.__getitem__)
+  return word_piece_backend({t: i for i, t in enumerate((first + rest)[:vocab_size])}, lowercase)
+
+
+def count_words(sentences: Iterable[str], lowercase: bool) -> Counter[str]:
+  """How often each word occurs after BERT's cleaning and splitting; memory grows with the words."""
+  normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=None)
+  split = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
+  sentences, chunks = iter(sentences), Counter()
+  while block := list(islice(sentences, 1000)):
+    # All rules but the one on punctuation act on spaces, so most text is counted unsplit.
+    chunks.update(normalizer.normalize_str("\n".join(block)).split())
+  words = Counter()
+  for chunk, n in chunks.items():
+    for word, _ in split(chunk):
+      words[word] += n
+  if not words:
+    raise UserError(EMPTY)
+  return words
+
+
+def _repeated(words: dict[str, int], at_once: int = 1000) -> Iterator[str]:
+  """The trainer takes text, not counts: give every word as often as it occurs."""
+  for word in sorted(words):
+    for start in range(0, words[word], at_once):
+      yield " ".join([word] * min(at_once, words[word] - start))
+
+
+def train_byte_pairs(sentences: Iterable[str], vocab_size: int, prefix_space: bool) -> Fast:
+  """RoBERTa's specials (ids 0-4), the 256 bytes, then merges in the order they were learnt."""
+  model = Tokenizer(models.BPE())
+  model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    min_frequency=MIN_PAIR_COUNT,
+    special_tokens=list(ROBERTA_SPECIALS),
+    initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    show_progress=False,
+  )
+  model.train_from_iterator(_some_text(sentences), trainer)
+  model.decoder = decoders.ByteLevel()
+  return byte_pairs_backend(*_vocab_and_merges(model), prefix_space)
+
+
+def _vocab_and_merges(model: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
+  rules = json.loads(model.to_str())["model"]
+  return rules["vocab"], [
+    tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in rules["merges"]
+  ]
+
+
+def train_unigram(
+  sentences: Iterable[str], vocab_size: int, lowercase: bool, layout: str
+) -> Pieces:
+  """ALBERT's ids (pad 0, unk 1, [CLS] 2, [SEP] 3, [MASK] 4) or T5's (pad 0, eos 1, unk 2)."""
+  ids = {
+    "albert": {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1},
+    "t5": {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
+  }[layout]
+  if layout == "albert":
+    ids["control_symbols"] = ["[CLS]", "[SEP]", "[MASK]"]
+  clean = clean_like_albert if lowercase else str
+  held = thin_out(_some_text(map(clean, sentences)), MAX_UNIGRAM_SENTENCES)
+
+  def train(hard_vocab_limit: bool) -> Pieces:
+    proto = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(held),
+      model_writer=proto,
+      vocab_size=vocab_size,
+      hard_vocab_limit=hard_vocab_limit,
+      model_type="unigram",
+      # Sums over threads are added in the threads' order: their number is part of the result.
+      num_threads=16,
+      max_sentence_length=1 << 16,
+      minloglevel=2,
+      **ids,
+    )
+    return Pieces(proto.getvalue(), lowercase)
+
+  try:
+    return train(hard_vocab_limit=True)
+  except RuntimeError:  # "Vocabulary size too high": take as many as the text gives
+    return train(hard_vocab_limit=False)
+
+
+def thin_out(sentences: Iterable[str], limit: int) -> list[str]:
+  """At most `limit` sentences at even distances, whatever the length of the stream."""
+  held, stride = [], 1
+  for i, sentence in enumerate(sentences):
+    if i % stride == 0:
+      held.append(sentence)
+      if len(held) > limit:
+        held, stride = held[::2], stride * 2
+  return held
+
+
+def _some_text(sentences: Iterable[str]) -> Iterator[str]:
+  """Pass sentences on; a stream without text is the user's mistake."""
+  empty = True
+  for sentence in sentences:
+    empty = empty and not sentence.strip()
+    yield sentence
+  if empty:
+    raise UserError(EMPTY)

@@ -1,0 +1,260 @@
+"""Text to token ids and back: WordPiece, byte-level byte pairs and unigram, trained or published.
+
+    tokenizer = WordPiece(vocab_size=4096).train(sentences)      # or WordPiece(path=...).load()
+    tokenizer.encode_batch(["the cat sat"])                      # [int32 ids], no special tokens
+
+Sources: WordPiece as in google-research/bert tokenization.py (Devlin et al. 2019, section 3.1);
+byte-level BPE: Radford et al. 2019, section 2.2; unigram: Kudo 2018 as used by ALBERT and T5.
+The work is done by Hugging Face `tokenizers` and by `sentencepiece`, imported when first needed.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from plm_jax.errors import UserError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Vocab:
+  """What objectives need to know of a vocabulary; numpy only, picklable.
+
+  `special` bool [V]: the token is no text. `word_start` bool [V]: the token begins a word or is
+  special; WordPiece: no "##"; byte pairs: begins with "Ġ" (fairseq's rule, so that the first word
+  of a text counts only with `prefix_space`); unigram: begins with "▁". None for GPT-1, whose
+  tokens mark ends of words. A role that the vocabulary lacks is None.
+  """
+
+  size: int
+  pad: int | None
+  unk: int | None
+  cls: int | None
+  sep: int | None
+  mask: int | None
+  bos: int | None
+  eos: int | None
+  special: np.ndarray
+  word_start: np.ndarray | None
+
+
+class Tokenizer:
+  """A vocabulary with its rules; picklable; equal fingerprints give equal ids."""
+
+  def __init__(self, backend):
+    self._backend = backend
+
+  def __reduce__(self):
+    return Tokenizer, (self._backend,)
+
+  @property
+  def kind(self) -> str:
+    """ "word_piece", "byte_pairs" or "unigram"."""
+    return self._backend.kind
+
+  @property
+  def lowercase(self) -> bool:
+    return self._backend.lowercase
+
+  @cached_property
+  def vocab(self) -> Vocab:
+    size = len(self._backend.pieces)
+    special = np.zeros(size, bool)
+    special[self._backend.special_ids] = True
+    starts = self._backend.word_starts()
+    if starts is not None:
+      starts = starts | special
+      starts.setflags(write=False)
+    special.setflags(write=False)
+    return Vocab(size=size, special=special, word_start=starts, **self._backend.roles)
+
+  @cached_property
+  def fingerprint(self) -> str:
+    """sha256 over the vocabulary and the rules, in hex."""
+    return hashlib.sha256(self._backend.description()).hexdigest()
+
+  def encode(self, text: str, special: bool = False) -> np.ndarray:
+    """Ids int32 [T] of a text, without added special tokens.
+
+    With `special` the names of special tokens in the text, such as "[MASK]", stand for their ids
+    and a mask takes the space before it; without, they are characters like any other.
+    """
+    if not special:
+      return self.encode_batch([text])[0]
+    ids = {self.token(i): i for i in np.flatnonzero(self.vocab.special)}
+    parts = self._special_names.split(text)
+    runs = self.encode_batch(parts[::2])  # re.split alternates text and names
+    joined = list(runs[0])
+    for name, run in zip(parts[1::2], runs[1:], strict=True):
+      joined += [ids[name.lstrip()], *run]
+    return np.array(joined, np.int32)
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Ids int32 [T] of each text, without special tokens; uses all cores."""
+    return [np.array(ids, np.int32) for ids in self._backend.encode_batch(list(texts))]
+
+  def decode(self, ids: Iterable[int], special: bool = False) -> str:
+    """Readable text; special tokens are left out, or with `special` written by name."""
+    runs, run = [], []
+    for i in (int(i) for i in ids):
+      if not self.vocab.special[i]:
+        run.append(i)
+      elif special:
+        runs += [self._backend.decode(run), self.token(i)]
+        run = []
+    runs.append(self._backend.decode(run))
+    return self._backend.joint.join(r for r in runs if r)
+
+  def token(self, i: int) -> str:
+    return self._backend.pieces[i]
+
+  def tokens(self, ids: Iterable[int]) -> list[str]:
+    return [self.token(i) for i in ids]
+
+  def save(self, folder: str | Path) -> None:
+    """Write the published format's files and the rules they leave open, for `load_tokenizer`."""
+    from plm_jax.data.tokenizer_files import RULES_FILE
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    self._backend.write(folder)
+    rules = {"format": FORMAT, "kind": self.kind, "lowercase": self.lowercase}
+    rules |= {"vocab_size": self.vocab.size, "fingerprint": self.fingerprint}
+    (folder / RULES_FILE).write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")
+
+  @cached_property
+  def _special_names(self) -> re.Pattern:
+    """One group around a special token's name; a mask takes the white space on its left."""
+    names = {self.token(i): i == self.vocab.mask for i in np.flatnonzero(self.vocab.special)}
+    longest_first = sorted(names, key=len, reverse=True)
+    parts = [(r"\s*" if names[n] else "") + re.escape(n) for n in longest_first if n]
+    return re.compile("(" + "|".join(parts or [r"(?!)"]) + ")")
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+  """A tokenizer from a folder that `save` wrote or from published files (see tokenizer_files)."""
+  from plm_jax.data import tokenizer_files as files
+
+  rules = files.read_rules(path)
+  if rules and rules.get("format") != FORMAT:
+    raise UserError(
+      f"The tokenizer in {path} has format {rules.get('format')!r}; this version reads {FORMAT}: "
+      "use the version of plm_jax that wrote it."
+    )
+  tokenizer = Tokenizer(files.read_backend(path, rules.get("lowercase")))
+  if rules and rules.get("fingerprint") != tokenizer.fingerprint:
+    raise UserError(
+      f"The tokenizer in {path} is not the one that was saved there: its files were changed or "
+      "damaged since; restore them or train it anew."
+    )
+  return tokenizer
+
+
+def _load(config, kind: str, **rules) -> Tokenizer:
+  from plm_jax.data.tokenizer_files import read_backend, read_rules
+
+  if config.path is None:
+    raise UserError(f"{type(config).__name__} has no path to load from; set path or train it.")
+  if read_rules(config.path):
+    tokenizer = load_tokenizer(config.path)  # checks its fingerprint
+  else:
+    tokenizer = Tokenizer(read_backend(config.path, **rules))
+  if tokenizer.kind != kind:
+    other = {"word_piece": "WordPiece", "byte_pairs": "BytePairs", "unigram": "Unigram"}
+    raise UserError(
+      f"{config.path} holds a tokenizer of another kind; "
+      f"use {other[tokenizer.kind]}(path=...) instead of {type(config).__name__}."
+    )
+  if "lowercase" in rules and tokenizer.lowercase != rules["lowercase"]:
+    raise UserError(
+      f"{config.path} was made with lowercase={tokenizer.lowercase}; "
+      f"set lowercase={tokenizer.lowercase} in {type(config).__name__}."
+    )
+  return tokenizer
+
+
+def _refuse_small(config, least: int) -> None:
+  if config.vocab_size < least:
+    raise UserError(
+      f"{type(config).__name__}.vocab_size is {config.vocab_size}; it must be at least {least}."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordPiece:
+  """BERT's tokenizer. `vocab_size` is for training (fewer if the text gives no more); a `path`
+  (vocab.txt, tokenizer.json or a folder) is taken at its own size."""
+
+  vocab_size: int = 30522
+  lowercase: bool = True
+  path: str | None = None
+
+  def __post_init__(self):
+    _refuse_small(self, 16)
+
+  def train(self, sentences: Iterable[str]) -> Tokenizer:
+    """Train on sentences; equal sentences give equal ids in every process."""
+    from plm_jax.data.tokenizer_training import train_word_piece
+
+    return Tokenizer(train_word_piece(sentences, self.vocab_size, self.lowercase))
+
+  def load(self) -> Tokenizer:
+    """The published or saved vocabulary at `path`."""
+    return _load(self, "word_piece", lowercase=self.lowercase)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BytePairs:
+  """GPT-2's and RoBERTa's tokenizer. With `prefix_space` a text is read as if a space stood before
+  it, so that its first word has the same tokens as any other; the published models have it off."""
+
+  vocab_size: int = 50257
+  prefix_space: bool = False
+  path: str | None = None
+
+  def __post_init__(self):
+    _refuse_small(self, 261)  # 5 special tokens and 256 bytes
+
+  def train(self, sentences: Iterable[str]) -> Tokenizer:
+    """Train on sentences; equal sentences give equal ids in every process."""
+    from plm_jax.data.tokenizer_training import train_byte_pairs
+
+    return Tokenizer(train_byte_pairs(sentences, self.vocab_size, self.prefix_space))
+
+  def load(self) -> Tokenizer:
+    """The published or saved vocabulary at `path`."""
+    return _load(self, "byte_pairs", prefix_space=self.prefix_space)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unigram:
+  """ALBERT's and T5's tokenizer. `lowercase` adds ALBERT's cleaning of the text (NFKD, no accents,
+  lower case); `layout` fixes the special tokens of a trained model and their ids."""
+
+  vocab_size: int = 30000
+  lowercase: bool = False
+  layout: Literal["albert", "t5"] = "albert"
+  path: str | None = None
+
+  def __post_init__(self):
+    _refuse_small(self, 16)
+    if self.layout not in ("albert", "t5"):
+      raise UserError(f"Unigram.layout is {self.layout!r}; expected 'albert' or 't5'.")
+
+  def train(self, sentences: Iterable[str]) -> Tokenizer:
+    """Train on sentences; equal sentences give equal ids in every process."""
+    from plm_jax.data.tokenizer_training import train_unigram
+
+    return Tokenizer(train_unigram(sentences, self.vocab_size, self.lowercase, self.layout))
+
+  def load(self) -> Tokenizer:
+    """The published or saved model at `path`."""
+    return _load(self, "unigram", lowercase=self.lowercase)
