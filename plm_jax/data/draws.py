@@ -122,8 +122,8 @@ def permute(index: np.ndarray, size: int, *key: int) -> np.ndarray:
   def encrypt(x: np.ndarray) -> np.ndarray:
     high, low = x >> low_bits, x & low_mask
     for even, odd in zip(keys[::2], keys[1::2], strict=True):
-      high ^= _multiply_mix(low + even) & high_mask
-      low ^= _multiply_mix(high + odd) & low_mask
+      high ^= _mix64(low + even) & high_mask
+      low ^= _mix64(high + odd) & low_mask
     return (high << low_bits) | low
 
   place = encrypt(np.asarray(index).astype(np.uint64))
@@ -132,11 +132,6 @@ def permute(index: np.ndarray, size: int, *key: int) -> np.ndarray:
     place[outside] = encrypt(place[outside])
     outside = outside[place[outside] >= size]
   return place.astype(np.int64)
-
-
-def _multiply_mix(x: np.ndarray) -> np.ndarray:
-  x = (x ^ (x >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
-  return x >> np.uint64(32)
 
 
 def _mix64(x: np.ndarray) -> np.ndarray:

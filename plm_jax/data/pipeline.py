@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from absl import flags
 
 from plm_jax.data.draws import Draws, permute
 from plm_jax.data.segments import SegmentPair, pass_table
@@ -205,6 +206,9 @@ def iterate(batches: Batches, start_step: int, stop_step: int, workers: int = 0)
   ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
   dataset = dataset.to_iter_dataset(ahead)
   if workers:
+    # Grain asks absl for its flags when it starts processes; a notebook has parsed none.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
     dataset = dataset.mp_prefetch(
       grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
     )

@@ -1,0 +1,190 @@
+"""Masking against the rules of create_pretraining_data.py, and against a slow copy of them."""
+
+import numpy as np
+import pytest
+
+from plm_jax.data.draws import Draws
+from plm_jax.objectives import masking
+from tests.data.toy_store import CLS, MASK, PAD, SEP, toy_vocab
+
+VOCAB = toy_vocab()
+
+
+def rows_of(count, columns, shortest=None, seed=0):
+  """[CLS] A [SEP] B [SEP] rows of random tokens, of random lengths from `shortest` on."""
+  rng = np.random.default_rng(seed)
+  length = rng.integers(shortest or columns, columns + 1, count)
+  ids = rng.integers(5, VOCAB.size, (count, columns)).astype(np.int32)
+  ids[np.arange(columns) >= length[:, None]] = PAD
+  ids[:, 0] = CLS
+  ids[np.arange(count), rng.integers(2, length - 2)] = SEP
+  ids[np.arange(count), length - 1] = SEP
+  return ids, length
+
+
+def corrupt(ids, length, epoch=0, seed=0, rows=None, **options):
+  rows = np.arange(len(ids)) if rows is None else rows
+  candidate_mask = masking.candidates(ids, VOCAB)
+  draws = Draws(seed, epoch, rows)
+  return masking.corrupt_tokens(ids, length, candidate_mask, draws, VOCAB, **options)
+
+
+def reference(ids, length, row, unit, rate=0.15, max_predictions=10**9):
+  """The selected positions of one row by the original's loop, words in the order of our keys."""
+  candidates = [t for t in range(len(ids)) if ids[t] not in (CLS, SEP, PAD)]
+  words = []
+  for t in candidates:
+    if unit == "whole_word" and words and not VOCAB.word_start[ids[t]]:
+      words[-1].append(t)
+    else:
+      words.append([t])
+  keys = Draws(0, 0, np.array([row])).bits(0, len(ids))[0]
+  low = (1 << (len(ids) - 1).bit_length()) - 1
+  words.sort(key=lambda word: (int(keys[word[0]]) & 0x7FFFFFFF & ~low, word[0]))
+  budget = min(max_predictions, max(1, round(length * rate)))
+  selected = []
+  for word in words:
+    if len(selected) >= budget:
+      break
+    if len(selected) + len(word) <= budget:
+      selected += word
+  return sorted(selected)
+
+
+@pytest.mark.parametrize(("length", "expected"), [(128, 19), (512, 77), (16, 2), (3, 1), (10, 2)])
+def test_the_budget_is_bert_s(length, expected):
+  # 10 tokens: round(1.5) is 2; Python rounds halves to the even neighbour, so 30 give 4, not 5.
+  assert masking.predictions(length, 0.15) == expected
+  assert masking.predictions(30, 0.15) == 4
+  ids, lengths = rows_of(4, 512, shortest=512)
+  lengths = np.full(4, length)
+  ids[:, length:] = PAD
+  if length >= 16:
+    assert (corrupt(ids, lengths).weights.sum(axis=1) == expected).all()
+
+
+@pytest.mark.parametrize("unit", ["token", "whole_word"])
+@pytest.mark.parametrize("max_predictions", [None, 5])
+def test_selection_equals_the_original_s_loop(unit, max_predictions):
+  ids, length = rows_of(300, 64, shortest=6)
+  result = corrupt(ids, length, unit=unit, max_predictions=max_predictions)
+  assert result.positions.shape[1] == (max_predictions or 10)
+  for row in range(len(ids)):
+    got = result.positions[row][result.weights[row] > 0]
+    expected = reference(
+      ids[row], int(length[row]), row, unit, max_predictions=max_predictions or 10**9
+    )
+    assert got.tolist() == expected
+
+
+@pytest.mark.parametrize("unit", ["token", "whole_word"])
+def test_targets_are_the_original_tokens_and_nothing_else_changes(unit):
+  ids, length = rows_of(500, 128, shortest=20)
+  before = ids.copy()
+  result = corrupt(ids, length, unit=unit)
+  np.testing.assert_array_equal(ids, before)
+  valid = result.weights > 0
+  row = np.nonzero(valid)[0]
+  np.testing.assert_array_equal(result.targets[valid], ids[row, result.positions[valid]])
+  untouched = np.ones(ids.shape, bool)
+  untouched[row, result.positions[valid]] = False
+  np.testing.assert_array_equal(result.input_ids[untouched], ids[untouched])
+  assert not np.isin(result.targets[valid], [CLS, SEP, PAD]).any()
+  assert (result.positions[~valid] == 0).all()
+  assert (result.targets[~valid] == 0).all()
+
+
+def test_positions_ascend_and_slots_are_static():
+  ids, length = rows_of(200, 128, shortest=8)
+  result = corrupt(ids, length)
+  assert [a.dtype for a in result] == [np.int32, np.int32, np.int32, np.float32]
+  assert result.positions.shape == (200, 19)
+  number = result.weights.sum(axis=1)
+  np.testing.assert_array_equal(number, np.maximum(1, np.rint(length * 0.15)))
+  for positions, n in zip(result.positions, number.astype(int), strict=True):
+    assert (np.diff(positions[:n]) > 0).all()
+
+
+def test_shares_are_80_10_10_and_random_tokens_come_from_the_whole_vocabulary():
+  ids, length = rows_of(8000, 128)
+  result = corrupt(ids, length)
+  valid = result.weights > 0
+  assert valid.sum() >= 1e5
+  new = np.take_along_axis(result.input_ids, result.positions, axis=1)[valid]
+  old = result.targets[valid]
+  # A random token is [MASK] or the token itself once in V times: far below the tolerance.
+  assert np.mean(new == MASK) == pytest.approx(0.8, abs=0.005)
+  assert np.mean(new == old) == pytest.approx(0.1, abs=0.004)
+  drawn = new[(new != MASK) & (new != old)]
+  assert len(drawn) / valid.sum() == pytest.approx(0.1, abs=0.004)
+  counts = np.bincount(drawn, minlength=VOCAB.size)
+  assert (counts[[PAD, CLS, SEP]] > 0).any()
+  counts = np.delete(counts, MASK)
+  statistic = ((counts - counts.mean()) ** 2 / counts.mean()).sum()
+  assert abs(statistic - len(counts)) < 5 * np.sqrt(2 * len(counts))
+
+
+def test_every_candidate_is_selected_equally_often():
+  ids, length = rows_of(1, 64)
+  ids, length = np.repeat(ids, 20_000, axis=0), np.repeat(length, 20_000)
+  result = corrupt(ids, length)
+  counts = np.bincount(result.positions[result.weights > 0], minlength=64)
+  allowed = masking.candidates(ids[:1], VOCAB)[0]
+  assert (counts[~allowed] == 0).all()
+  share = 10 / allowed.sum()
+  np.testing.assert_allclose(
+    counts[allowed] / 20_000, share, atol=5 * np.sqrt(share * (1 - share) / 20_000)
+  )
+
+
+def test_the_fate_of_a_token_is_drawn_for_itself():
+  ids, length = rows_of(8000, 128)
+  result = corrupt(ids, length, unit="whole_word")
+  new = np.take_along_axis(result.input_ids, result.positions, axis=1)
+  masked = (new == MASK)[result.weights > 0].astype(float)
+  assert abs(np.corrcoef(masked[1:], masked[:-1])[0, 1]) < 5 / np.sqrt(masked.size)
+  assert masked.mean() == pytest.approx(0.8, abs=0.005)
+
+
+def test_whole_words_are_selected_whole_and_within_the_budget():
+  ids, length = rows_of(500, 128, shortest=16)
+  result = corrupt(ids, length, unit="whole_word")
+  assert (result.weights.sum(axis=1) <= np.maximum(1, np.rint(length * 0.15))).all()
+  assert result.weights.sum() > 0.95 * np.rint(length * 0.15).sum()
+  for row in range(len(ids)):
+    selected = set(result.positions[row][result.weights[row] > 0].tolist())
+    word = None
+    for t in np.flatnonzero(masking.candidates(ids[row : row + 1], VOCAB)[0]):
+      if VOCAB.word_start[ids[row, t]] or word is None:
+        word = t in selected
+      assert (t in selected) == word
+
+
+def test_a_row_without_enough_candidates_gets_fewer_predictions():
+  ids = np.full((2, 40), SEP, np.int32)
+  ids[1, 7:9] = 50
+  for unit in ("token", "whole_word"):
+    result = corrupt(ids, np.full(2, 40), unit=unit)
+    assert result.weights.sum(axis=1).tolist() == [0, 2]
+    assert result.positions[1, :2].tolist() == [7, 8]
+
+
+def test_masks_belong_to_seed_epoch_and_row_whatever_the_block():
+  ids, length = rows_of(60, 64)
+  whole = corrupt(ids, length, epoch=2, seed=5)
+  part = np.array([40, 3, 17])
+  again = corrupt(ids[part], length[part], epoch=2, seed=5, rows=part)
+  for a, b in zip(whole, again, strict=True):
+    np.testing.assert_array_equal(a[part], b)
+  for change in ({"epoch": 3, "seed": 5}, {"epoch": 2, "seed": 6}):
+    other = corrupt(ids, length, **change)
+    assert (other.positions != whole.positions).any(axis=1).all()
+
+
+def test_shares_of_one_or_zero_are_exact():
+  ids, length = rows_of(300, 64)
+  everything = corrupt(ids, length, mask=1.0, same=0.0, random=0.0)
+  chosen = np.take_along_axis(everything.input_ids, everything.positions, axis=1)
+  assert (chosen == MASK).all()
+  nothing = corrupt(ids, length, mask=0.0, same=1.0, random=0.0)
+  np.testing.assert_array_equal(nothing.input_ids, ids)
