@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -40,8 +41,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
   except UserError as error:
     _say(f"error: {error}")
     code = 2
-  except KeyboardInterrupt:
-    _say("interrupted")
+  except KeyboardInterrupt as error:
+    _say(f"interrupted: {error}" if str(error) else "interrupted")
     code = 130
   except _HelpShown:
     code = 0
@@ -130,9 +131,13 @@ def _flag_usage(flag: flags.Flag) -> str:
 
 
 def _flag_help(flag: flags.Flag) -> str:
-  default = flag.default_as_str
-  is_silent = flag.default in (None, "", [], False)
-  return " ".join((flag.help or "").split()) + ("" if is_silent else f" (default: {default})")
+  text = " ".join((flag.help or "").split())
+  # absl puts an enum's values in front (the usage shows them) and a note on repeating behind.
+  text = re.sub(r"^<[^>]*>: ", "", text)
+  text, repeats, _ = text.partition("; repeat this option to specify a list of values")
+  if flag.default not in (None, "", [], False):
+    text += f" (default: {flag.default_as_str.strip(chr(39))})"
+  return text + (" (repeatable)" if repeats else "")
 
 
 # --- experiments ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Configurations from the command line (`--set optim.peak=2e-4`), as json, and compared.
+"""Settings from the command line: `--set optim.peak=2e-4`, for any tree of frozen dataclasses.
 
 A configuration is a tree of frozen dataclasses. An override names a field by its path and is read
 by the field's annotation (never by what the text looks like), and every edited dataclass is built
@@ -15,16 +15,30 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-import functools
-import importlib
 import math
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, NamedTuple
 
+from plm_jax.config_tree import (
+  describe,
+  diff,
+  element_names,
+  field_types,
+  format_diff,
+  from_json,
+  has_default,
+  is_group,
+  join,
+  places,
+  show,
+  to_json,
+)
 from plm_jax.errors import UserError
+
+__all__ = ["apply", "to_json", "from_json", "diff", "format_diff", "describe", "show"]
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 # Strictest first: in `int | str`, 12 is a number.
@@ -45,7 +59,7 @@ class _Edit:
     """The overrides at and below this place, as the user wrote them."""
     return " ".join(
       ([f"--set {path}={self.text}"] if self.text is not None else [])
-      + [edit.flags(_join(path, name)) for name, edit in self.below.items()]
+      + [edit.flags(join(path, name)) for name, edit in self.below.items()]
     )
 
 
@@ -81,7 +95,7 @@ def _edited(value: Any, annotation: Any, edit: _Edit, path: str) -> Any:
     return value
   if dataclasses.is_dataclass(value):
     return _edited_dataclass(value, edit, path)
-  if isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+  if is_group(value):
     return _edited_tuple(value, annotation, edit, path)
   classes = " or ".join(
     f"{name}(...)" for name in _classes(_members(annotation, (value,)), (value,))
@@ -91,12 +105,12 @@ def _edited(value: Any, annotation: Any, edit: _Edit, path: str) -> Any:
 
 
 def _edited_dataclass(config: Any, edit: _Edit, path: str) -> Any:
-  hints = _hints(type(config))
+  hints = field_types(type(config))
   changes = {}
   for name, below in edit.below.items():
     if name not in hints:
       raise _unknown(config, path, name, list(hints), below)
-    changes[name] = _edited(getattr(config, name), hints[name], below, _join(path, name))
+    changes[name] = _edited(getattr(config, name), hints[name], below, join(path, name))
   try:
     return dataclasses.replace(config, **changes)
   except UserError as error:
@@ -104,7 +118,7 @@ def _edited_dataclass(config: Any, edit: _Edit, path: str) -> Any:
 
 
 def _edited_tuple(elements: tuple, annotation: Any, edit: _Edit, path: str) -> tuple:
-  keys = _keys(elements)
+  keys = element_names(elements)
   edited = list(elements)
   for name, below in edit.below.items():
     if name in keys:
@@ -114,7 +128,7 @@ def _edited_tuple(elements: tuple, annotation: Any, edit: _Edit, path: str) -> t
     else:
       raise _unknown(elements, path, name, keys, below)
     element = _element_annotation(annotation, index)
-    edited[index] = _edited(edited[index], element, below, _join(path, keys[index]))
+    edited[index] = _edited(edited[index], element, below, join(path, name))
   return tuple(edited)
 
 
@@ -122,12 +136,12 @@ def _unknown(owner: Any, path: str, name: str, names: list[str], edit: _Edit) ->
   """The error for a name that is not there, with the nearest there, else anywhere below."""
   near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
   if not near:
-    ends = {p.rpartition(".")[2]: p for p, _ in reversed(list(_leaves(owner)))}
+    ends = {p.rpartition(".")[2]: p for p, _ in reversed(list(places(owner)))}
     near = [ends[end] for end in difflib.get_close_matches(name, ends, n=1, cutoff=0.7)]
-  meant = f" Did you mean {_join(path, near[0])!r}?" if near else ""
+  meant = f" Did you mean {join(path, near[0])!r}?" if near else ""
   where = f"{path} ({type(owner).__name__})" if path else type(owner).__name__
   return UserError(
-    f"{edit.flags(_join(path, name))}: there is no {name!r} in {where}.{meant} "
+    f"{edit.flags(join(path, name))}: there is no {name!r} in {where}.{meant} "
     f"There is: {', '.join(names)}."
   )
 
@@ -270,7 +284,7 @@ def _source(node: ast.expr) -> str:
 
 
 def _construct(kind: type, arguments: dict[str, str]) -> Any:
-  hints = _hints(kind)
+  hints = field_types(kind)
   fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
   values = {}
   for name, text in arguments.items():
@@ -283,20 +297,13 @@ def _construct(kind: type, arguments: dict[str, str]) -> Any:
       values[name] = _parse(text, hints[name], () if default is dataclasses.MISSING else (default,))
     except UserError as error:
       raise UserError(f"{name}={text}: {error}") from None
-  missing = [name for name, f in fields.items() if name not in values and not _has_default(f)]
+  missing = [name for name, f in fields.items() if name not in values and not has_default(f)]
   if missing:
     raise UserError(f"{kind.__name__} also needs: {', '.join(missing)}.")
   return kind(**values)
 
 
 # --- annotations ---------------------------------------------------------------------------------
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-  """Field name to resolved annotation, for the fields that a constructor takes."""
-  hints = typing.get_type_hints(kind)
-  return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}
 
 
 def _members(annotation: Any, current: tuple) -> list[Any]:
@@ -348,152 +355,3 @@ def _is_literal(annotation: Any) -> bool:
 
 def _is_tuple(annotation: Any) -> bool:
   return annotation is tuple or typing.get_origin(annotation) is tuple
-
-
-def _has_default(field: dataclasses.Field) -> bool:
-  missing = dataclasses.MISSING
-  return field.default is not missing or field.default_factory is not missing
-
-
-# --- json ----------------------------------------------------------------------------------------
-
-
-_OTHER_VERSION = "the run was made by another version; use that one, or start a new run."
-
-
-def to_json(config: Any) -> Any:
-  """A tree of dataclasses as plain json values; every dataclass says its class under "type"."""
-  if dataclasses.is_dataclass(config):
-    names = list(_hints(type(config)))
-    assert "type" not in names, f"{type(config).__name__} has a field 'type', which json needs"
-    values = {name: to_json(getattr(config, name)) for name in names}
-    return {"type": _class_name(type(config)), **values}
-  if isinstance(config, tuple):
-    return [to_json(element) for element in config]
-  if config is None or isinstance(config, bool | int | float | str):
-    return config
-  raise TypeError(f"a configuration cannot hold {config!r}: it has no form in json")
-
-
-def from_json(data: Any, classes: Iterable[type] = ()) -> Any:
-  """Rebuilds what `to_json` wrote, running every `__post_init__`.
-
-  Only modules of plm_jax are imported; `classes` are admitted from elsewhere. A field that came
-  after the file was written takes its default. Raises UserError for unknown classes and fields.
-  """
-  if isinstance(data, list):
-    return tuple(from_json(element, classes) for element in data)
-  if not isinstance(data, dict):
-    return data
-  name = data.get("type")
-  kind = {_class_name(c): c for c in classes}.get(name) or _find_class(name)
-  fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
-  unknown = [key for key in data if key != "type" and key not in fields]
-  missing = [key for key, f in fields.items() if key not in data and not _has_default(f)]
-  if unknown or missing:
-    what = f"sets {', '.join(unknown)}" if unknown else f"does not set {', '.join(missing)}"
-    raise UserError(
-      f"The stored configuration {what} of {name}, unlike this version of plm_jax: {_OTHER_VERSION}"
-    )
-  return kind(**{key: from_json(data[key], classes) for key in fields if key in data})
-
-
-def _class_name(kind: type) -> str:
-  return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _find_class(name: Any) -> type:
-  module, _, attribute = str(name).rpartition(".")
-  kind = None
-  if module.split(".")[0] == "plm_jax":
-    try:
-      kind = getattr(importlib.import_module(module), attribute, None)
-    except ModuleNotFoundError as error:
-      if not module.startswith(str(error.name)):
-        raise  # the module is there, what it imports is not
-  if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-    return kind
-  raise UserError(
-    f"The stored configuration names {name}, which this version of plm_jax lacks: {_OTHER_VERSION}"
-  )
-
-
-# --- for the reader ------------------------------------------------------------------------------
-
-
-def diff(config: Any, base: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-  """Where two configurations differ, as deep as both go: (path, value in base, in config)."""
-  if type(config) is type(base) and dataclasses.is_dataclass(config):
-    names = _hints(type(config))
-    parts = [(getattr(config, n), getattr(base, n), _join(path, n)) for n in names]
-    return [difference for part in parts for difference in diff(*part)]
-  if isinstance(config, tuple) and isinstance(base, tuple):
-    alike = list(map(type, config)) == list(map(type, base))
-    if alike and config and all(map(dataclasses.is_dataclass, config)):
-      parts = [(c, b, _join(path, key)) for c, b, key in zip(config, base, _keys(config))]
-      return [difference for part in parts for difference in diff(*part)]
-  return [] if config == base else [(path, base, config)]
-
-
-def format_diff(differences: list[tuple[str, Any, Any]]) -> str:
-  """`optim.peak   0.0001 -> 0.0002`, one aligned line a difference; empty for none."""
-  width = max((len(path) for path, _, _ in differences), default=0)
-  return "\n".join(f"{p:<{width}}   {show(b)} -> {show(c)}" for p, b, c in differences)
-
-
-def describe(config: Any) -> str:
-  """Every field on an aligned line, written as `--set` would take it."""
-  leaves = list(_leaves(config))
-  width = max((len(path) for path, _ in leaves), default=0)
-  return "\n".join(f"{path:<{width}}   {show(value)}" for path, value in leaves)
-
-
-def show(value: Any) -> str:
-  """A value as `--set` takes it; of a dataclass only what differs from its defaults."""
-  if dataclasses.is_dataclass(value):
-    fields = [f for f in dataclasses.fields(value) if f.init]
-    given = [f for f in fields if not _has_default(f) or getattr(value, f.name) != _default(f)]
-    arguments = ", ".join(f"{f.name}={_shown_inside(getattr(value, f.name))}" for f in given)
-    return f"{type(value).__name__}({arguments})"
-  if isinstance(value, tuple):
-    return ",".join(map(show, value)) if value else "()"
-  return value if isinstance(value, str) else str(value).lower()
-
-
-def _shown_inside(value: Any) -> str:
-  """As `show`, for the inside of a call, where text has quotes and tuples brackets."""
-  if isinstance(value, tuple):
-    return "(" + "".join(_shown_inside(element) + "," for element in value) + ")"
-  return repr(value) if isinstance(value, str) else show(value)
-
-
-def _default(field: dataclasses.Field) -> Any:
-  is_plain = field.default is not dataclasses.MISSING
-  return field.default if is_plain else field.default_factory()
-
-
-def _leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-  """Paths and values of all that is not itself a configuration; an empty one counts as a value."""
-  if dataclasses.is_dataclass(config):
-    parts = [(name, getattr(config, name)) for name in _hints(type(config))]
-  elif isinstance(config, tuple) and config and all(map(dataclasses.is_dataclass, config)):
-    parts = list(zip(_keys(config), config))
-  else:
-    parts = []
-  if not parts:
-    yield path, config
-  for name, value in parts:
-    yield from _leaves(value, _join(path, name))
-
-
-def _keys(elements: tuple) -> list[str]:
-  """What elements of a tuple are called: their `.name` where no other has it, else the index."""
-  names = [getattr(element, "name", None) for element in elements]
-  return [
-    name if isinstance(name, str) and names.count(name) == 1 else str(index)
-    for index, name in enumerate(names)
-  ]
-
-
-def _join(path: str, name: str) -> str:
-  return f"{path}.{name}" if path else name

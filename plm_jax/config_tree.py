@@ -1,0 +1,182 @@
+"""A configuration as a tree of frozen dataclasses: its places, its text, its json, comparisons.
+
+A place has a path such as `objectives.mlm.rate`: fields by name, elements of a tuple by their
+`.name` or index. Values are written as `--set` (`plm_jax.overrides`) takes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import typing
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from plm_jax.errors import UserError
+
+# --- places --------------------------------------------------------------------------------------
+
+
+@functools.cache
+def field_types(kind: type) -> dict[str, Any]:
+  """Field name to resolved annotation, for the fields that a constructor takes."""
+  hints = typing.get_type_hints(kind)
+  return {name: hints[name] for name in field_names(kind)}
+
+
+def field_names(kind: Any) -> list[str]:
+  return [f.name for f in dataclasses.fields(kind) if f.init]
+
+
+def places(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+  """Paths and values of everything in a configuration, every dataclass before its own fields."""
+  if path:
+    yield path, config
+  if dataclasses.is_dataclass(config):
+    parts = [(name, getattr(config, name)) for name in field_names(config)]
+  else:
+    parts = list(zip(element_names(config), config)) if is_group(config) else []
+  for name, value in parts:
+    yield from places(value, join(path, name))
+
+
+def is_group(value: Any) -> bool:
+  """Whether it is a tuple of dataclasses, whose elements are places of their own."""
+  return isinstance(value, tuple) and value != () and all(map(dataclasses.is_dataclass, value))
+
+
+def element_names(elements: tuple) -> list[str]:
+  """What elements of a tuple are called: their `.name` where no other has it, else the index."""
+  names = [getattr(element, "name", None) for element in elements]
+  return [
+    name if isinstance(name, str) and names.count(name) == 1 else str(index)
+    for index, name in enumerate(names)
+  ]
+
+
+def join(path: str, name: str) -> str:
+  return f"{path}.{name}" if path else name
+
+
+def has_default(field: dataclasses.Field) -> bool:
+  missing = dataclasses.MISSING
+  return field.default is not missing or field.default_factory is not missing
+
+
+def _default(field: dataclasses.Field) -> Any:
+  is_plain = field.default is not dataclasses.MISSING
+  return field.default if is_plain else field.default_factory()
+
+
+# --- for the reader ------------------------------------------------------------------------------
+
+
+def diff(config: Any, base: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+  """Where two configurations differ, as deep as both go: (path, value in base, in config)."""
+  if type(config) is type(base) and dataclasses.is_dataclass(config):
+    names = field_names(config)
+    parts = [(getattr(config, n), getattr(base, n), join(path, n)) for n in names]
+  elif is_group(config) and is_group(base) and [*map(type, config)] == [*map(type, base)]:
+    parts = [(c, b, join(path, key)) for c, b, key in zip(config, base, element_names(config))]
+  else:
+    return [] if config == base else [(path, base, config)]
+  return [difference for part in parts for difference in diff(*part)]
+
+
+def format_diff(differences: list[tuple[str, Any, Any]]) -> str:
+  """`optim.peak   0.0001 -> 0.0002`, one aligned line a difference; empty for none."""
+  width = max((len(path) for path, _, _ in differences), default=0)
+  return "\n".join(f"{p:<{width}}   {show(b)} -> {show(c)}" for p, b, c in differences)
+
+
+def describe(config: Any) -> str:
+  """Every place on an aligned line: a dataclass as `Name(...)`, the rest as `--set` takes it."""
+  lines = [
+    (path, f"{type(value).__name__}(...)" if dataclasses.is_dataclass(value) else show(value))
+    for path, value in places(config)
+    if not is_group(value)
+  ]
+  width = max((len(path) for path, _ in lines), default=0)
+  return "\n".join(f"{path:<{width}}   {text}".rstrip() for path, text in lines)
+
+
+def show(value: Any) -> str:
+  """A value as `--set` takes it; of a dataclass only what differs from its defaults."""
+  if dataclasses.is_dataclass(value):
+    fields = [f for f in dataclasses.fields(value) if f.init]
+    given = [f for f in fields if not has_default(f) or getattr(value, f.name) != _default(f)]
+    arguments = ", ".join(f"{f.name}={_shown_inside(getattr(value, f.name))}" for f in given)
+    return f"{type(value).__name__}({arguments})"
+  if isinstance(value, tuple):
+    return ",".join(map(show, value)) if value else "()"
+  return value if isinstance(value, str) else str(value).lower()
+
+
+def _shown_inside(value: Any) -> str:
+  """As `show`, for the inside of a call, where text has quotes and tuples brackets."""
+  if isinstance(value, tuple):
+    return "(" + "".join(_shown_inside(element) + "," for element in value) + ")"
+  return repr(value) if isinstance(value, str) else show(value)
+
+
+# --- json ----------------------------------------------------------------------------------------
+
+_OTHER_VERSION = "the run was made by another version; use that one, or start a new run."
+
+
+def to_json(config: Any) -> Any:
+  """A tree of dataclasses as plain json values; every dataclass says its class under "type"."""
+  if dataclasses.is_dataclass(config):
+    names = field_names(config)
+    assert "type" not in names, f"{type(config).__name__} has a field 'type', which json needs"
+    values = {name: to_json(getattr(config, name)) for name in names}
+    return {"type": _class_name(type(config)), **values}
+  if isinstance(config, tuple):
+    return [to_json(element) for element in config]
+  if config is None or isinstance(config, bool | int | float | str):
+    return config
+  raise TypeError(f"a configuration cannot hold {config!r}: it has no form in json")
+
+
+def from_json(data: Any, classes: Collection[type] = ()) -> Any:
+  """Rebuilds what `to_json` wrote, running every `__post_init__`.
+
+  Only modules of plm_jax are imported; `classes` are admitted from elsewhere. A field that came
+  after the file was written takes its default. Raises UserError for unknown classes and fields.
+  """
+  if isinstance(data, list):
+    return tuple(from_json(element, classes) for element in data)
+  if not isinstance(data, dict):
+    return data
+  name = data.get("type")
+  kind = {_class_name(c): c for c in classes}.get(name) or _find_class(name)
+  fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
+  unknown = [key for key in data if key != "type" and key not in fields]
+  missing = [key for key, f in fields.items() if key not in data and not has_default(f)]
+  if unknown or missing:
+    what = f"sets {', '.join(unknown)}" if unknown else f"does not set {', '.join(missing)}"
+    raise UserError(
+      f"The stored configuration {what} of {name}, unlike this version of plm_jax: {_OTHER_VERSION}"
+    )
+  return kind(**{key: from_json(data[key], classes) for key in fields if key in data})
+
+
+def _class_name(kind: type) -> str:
+  return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _find_class(name: Any) -> type:
+  module, _, attribute = str(name).rpartition(".")
+  kind = None
+  if module.split(".")[0] == "plm_jax":
+    try:
+      kind = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+      if not module.startswith(str(error.name)):
+        raise  # the module is there, what it imports is not
+  if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+    return kind
+  raise UserError(
+    f"The stored configuration names {name}, which this version of plm_jax lacks: {_OTHER_VERSION}"
+  )

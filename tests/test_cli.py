@@ -1,0 +1,270 @@
+"""Commands fail in one sentence, and experiments are found by file and name."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from plm_jax import cli
+from plm_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = '''
+"""Counts to a number.
+
+Usage: python command.py --count=3
+"""
+import sys
+from absl import flags, logging
+from plm_jax import cli
+from plm_jax.errors import UserError
+
+COUNT = flags.DEFINE_integer("count", 3, "How far to count. " + "So much to say about it. " * 6)
+HOW = flags.DEFINE_enum("how", "well", "well user bug wait code log".split(), "How it ends.")
+SET = flags.DEFINE_multi_string("set", [], "A setting, path=value.")
+DRY = flags.DEFINE_boolean("dry_run", False, "Do nothing.")
+NAME = flags.DEFINE_string("name_of_the_directory", None, "A long name.")
+
+def main():
+  if HOW.value == "user":
+    raise UserError("the number\\n is wrong.")
+  if HOW.value == "bug":
+    raise ValueError("a defect")
+  if HOW.value == "code":
+    return 7
+  if HOW.value == "log":
+    logging.info("chatter")
+    logging.warning("heard")
+  if HOW.value == "wait":
+    print("waiting", flush=True)
+    sys.stdin.read()
+  print("counted", COUNT.value, SET.value)
+
+if __name__ == "__main__":
+  cli.run(main)
+'''
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+  path = tmp_path_factory.mktemp("command") / "command.py"
+  path.write_text(COMMAND.lstrip())
+  return path
+
+
+def call(command, *words):
+  return subprocess.run(
+    [sys.executable, command, *words],
+    capture_output=True,
+    check=False,
+    text=True,
+    cwd=command.parent,
+    env={"PYTHONPATH": str(ROOT), "PATH": ""},
+  )
+
+
+def test_a_command_that_ends_well_leaves_with_zero(command):
+  done = call(command, "--count=5", "--set=a=1", "--set", "b=2", "--nodry_run")
+  assert (done.returncode, done.stderr) == (0, "")
+  assert done.stdout == "counted 5 ['a=1', 'b=2']\n"
+
+
+def test_the_value_of_main_is_the_exit_code(command):
+  assert call(command, "--how=code").returncode == 7
+
+
+@pytest.mark.parametrize(
+  ("words", "said"),
+  [
+    (["--how=user"], "error: the number is wrong."),
+    (["--conut=3"], "no flag --conut; did you mean --count?"),
+    (["--zzzzz"], "no flag --zzzzz; --help lists the flags."),
+    (["--count=many"], "--count=many"),
+    (["--how=badly"], "well|user|bug"),
+    (["--count"], "count"),
+    (["three"], "'three' stands alone"),
+    (["--count=1", "--dry_run", "false"], "'false' stands alone"),
+    (["--", "--count=3"], "'--count=3' stands alone"),
+  ],
+)
+def test_the_users_mistakes_are_one_sentence_and_exit_code_2(command, words, said):
+  done = call(command, *words)
+  assert (done.returncode, done.stdout) == (2, "")
+  assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+  assert said in done.stderr
+
+
+def test_a_defect_of_ours_keeps_its_traceback(command):
+  done = call(command, "--how=bug")
+  assert done.returncode == 1
+  assert "Traceback" in done.stderr and "ValueError: a defect" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "--helpshort"])
+def test_help_shows_the_docstring_and_the_commands_own_flags(command, word):
+  done = call(command, "--count=nonsense", word)
+  assert (done.returncode, done.stderr) == (0, "")
+  lines = done.stdout.splitlines()
+  assert lines[0] == "Counts to a number." and "Usage: python command.py --count=3" in lines
+  flags = [line.split()[0] for line in lines[lines.index("Flags:") :] if line.startswith("  --")]
+  assert [flag.partition("=")[0] for flag in flags] == [
+    "--count",
+    "--[no]dry_run",
+    "--how",
+    "--name_of_the_directory",
+    "--set",
+  ]
+  assert max(map(len, lines)) <= 100
+  assert "(default: 3)" in done.stdout and "--how=well|user|bug" in done.stdout
+  assert "A setting, path=value. (repeatable)" in done.stdout
+  assert "verbosity" not in done.stdout
+
+
+def test_full_help_shows_the_flags_of_every_module(command):
+  done = call(command, "--helpfull")
+  assert done.returncode == 0 and "verbosity" in done.stdout
+
+
+def test_libraries_are_heard_from_warnings_on(command):
+  done = call(command, "--how=log")
+  assert "heard" in done.stderr and "chatter" not in done.stderr
+  assert "chatter" in call(command, "--how=log", "--verbosity=0").stderr
+
+
+def waiting(command):
+  process = subprocess.Popen(
+    [sys.executable, command, "--how=wait"],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env={"PYTHONPATH": str(ROOT), "PATH": ""},
+  )
+  assert process.stdout.readline() == "waiting\n"
+  return process
+
+
+def test_an_interrupt_leaves_one_line_and_code_130(command):
+  with waiting(command) as process:
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+  assert (process.returncode, errors) == (130, "interrupted\n")
+
+
+def test_a_reader_who_leaves_is_no_error(command):
+  with waiting(command) as process:
+    process.stdout.close()
+    process.stdin.close()
+    assert process.stderr.read() == ""
+  assert process.returncode == 141
+
+
+PAPER = '''
+"""A paper."""
+from __future__ import annotations
+import dataclasses
+from functools import partial as imported
+
+class Experiment: pass
+
+@dataclasses.dataclass
+class Sizes:
+  width: int = 3
+
+def base(budget: str = "paper") -> Experiment:
+  """Table 1, row 1.
+
+  More.
+  """
+  return budget, Sizes()
+
+def no_nsp() -> "Experiment": return "no_nsp"
+def qualified(budget="x") -> experiment.Experiment: "Row 2."
+def _private() -> Experiment: pass
+def helper(width: int) -> int: pass
+def unannotated(): pass
+def pair(a, b) -> Experiment: pass
+'''
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  papers = tmp_path / "papers"
+  papers.mkdir()
+  (papers / "paper.py").write_text(PAPER)
+  (papers / "other.py").write_text("def tiny() -> Experiment:\n  'Small.'\n")
+  return papers
+
+
+def test_experiments_are_listed_with_their_first_docstring_line_and_not_run(folder):
+  assert cli.list_experiments("papers") == [
+    ("papers/other.py:tiny", "Small."),
+    ("papers/paper.py:base", "Table 1, row 1."),
+    ("papers/paper.py:no_nsp", ""),
+    ("papers/paper.py:qualified", "Row 2."),
+  ]
+  with pytest.raises(UserError, match="no folder nowhere"):
+    cli.list_experiments("nowhere")
+
+
+def test_an_experiment_is_loaded_by_file_and_name(folder):
+  assert cli.load_experiment("papers/paper.py:no_nsp")() == "no_nsp"
+  assert cli.load_experiment(f"{folder}/paper.py:no_nsp")() == "no_nsp"
+  assert cli.load_experiment("papers/paper.py:base")()[0] == "paper"
+
+
+def test_a_file_is_imported_once(folder):
+  first = cli.load_experiment("papers/paper.py:base")()[1]
+  assert type(cli.load_experiment("papers/paper.py:base")()[1]) is type(first)
+
+
+def test_arguments_are_bound_if_the_experiment_takes_them(folder):
+  bound = cli.load_experiment("papers/paper.py:base", budget="smoke")
+  assert bound()[0] == "smoke" and bound.__doc__.startswith("Table 1")
+  with pytest.raises(UserError, match="no_nsp takes no budget"):
+    cli.load_experiment("papers/paper.py:no_nsp", budget="smoke")
+
+
+@pytest.mark.parametrize(
+  ("ref", "said"),
+  [
+    ("papers/paper.py:no_npsp", "Did you mean papers/paper.py:no_nsp? It has: base, no_nsp, q"),
+    ("papers/paper.py:helper", "It has: base"),
+    ("papers/paper.py:imported", "It has: base"),
+    ("papers/paper.py", "needs the name of an experiment after a colon. It has: base"),
+    (
+      "papers/papr.py:base",
+      "Did you mean papers/paper.py? There is: papers/other.py, papers/paper",
+    ),
+    ("papers:base", "not a Python file|is not there"),
+    ("", "(no name)"),
+  ],
+)
+def test_what_is_not_there_is_answered_with_what_is(folder, ref, said):
+  with pytest.raises(UserError) as error:
+    cli.load_experiment(ref)
+  assert any(option in str(error.value) for option in said.split("|"))
+
+
+def test_the_repository_is_looked_in_after_the_current_directory(folder):
+  with pytest.raises(UserError, match=r"experiments/bert\.py"):
+    cli.load_experiment("experiments/bret.py:base")
+  assert any(
+    ref.startswith("experiments/bert.py:") for ref, _ in cli.list_experiments("experiments")
+  )
+
+
+def test_errors_in_an_experiment_file_keep_their_own_kind(folder):
+  (folder / "broken.py").write_text("def base( -> Experiment: pass")
+  with pytest.raises(SyntaxError) as error:
+    cli.load_experiment("papers/broken.py:base")
+  assert error.value.filename.endswith("broken.py")
+  source = "import nothing_of_this_name\ndef base() -> Experiment: pass"
+  (folder / "fails.py").write_text(textwrap.dedent(source))
+  for _ in range(2):  # a failed import leaves nothing half made behind
+    with pytest.raises(ModuleNotFoundError):
+      cli.load_experiment("papers/fails.py:base")
