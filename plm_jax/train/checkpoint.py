@@ -13,6 +13,7 @@ next release reads the same file.
 import fnmatch
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable
@@ -82,7 +83,7 @@ class Checkpoints:
       if self._checkpointer is None:
         self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
       self._checkpointer.save(saving / STATE, args=ocp.args.PyTreeSave(arrays))
-    except OSError as error:
+    except (OSError, ValueError) as error:
       raise _cannot_write(saving, error) from error
     self._running = self._thread.submit(self._finish, step, saving)
 
@@ -186,25 +187,27 @@ class Checkpoints:
       self._checkpointer.wait_until_finished()
       if jax.process_index() == 0:
         write_manifest(saving)
-        if self._folder(step).exists():  # damaged, or of a course this run has left
-          self._delete(step)
+        doomed = self._set_aside(step) if self._folder(step).exists() else None
         os.replace(saving, self._folder(step))
         sync_folder(self.directory)
+        if doomed is not None:
+          shutil.rmtree(doomed)
         self._damaged.pop(step, None)
         good = [other for other in self.steps() if other not in self._damaged]
         for old in good[: -self.keep]:
-          self._delete(old)
-    except OSError as error:
+          shutil.rmtree(self._set_aside(old))
+    except (OSError, ValueError) as error:
+      shutil.rmtree(saving, ignore_errors=True)
       raise _cannot_write(saving, error) from error
     self._written.add(step)
 
-  def _delete(self, step: int) -> None:
+  def _set_aside(self, step: int) -> Path:
     # Renamed first: a kill while files vanish must not leave what looks like a damaged checkpoint.
     doomed = self.directory / f"{step}{DELETING}"
     os.replace(self._folder(step), doomed)
-    shutil.rmtree(doomed)
     self._verified.discard(step)
     self._written.discard(step)
+    return doomed
 
 
 _NONE, _ALL_DAMAGED = -1, -2
@@ -291,8 +294,16 @@ def _read_index(folder: Path) -> dict:
   return index
 
 
-def _cannot_write(folder: Path, error: OSError) -> UserError:
+def _cannot_write(folder: Path, error: OSError | ValueError) -> Exception:
+  """What the system said, as a `UserError`; the error itself if it is none of the system's."""
+  reason = error.strerror if isinstance(error, OSError) else None
+  if code := re.search(
+    r"os_error_code='(\d+)'", str(error)
+  ):  # how TensorStore tells of a full disk
+    reason = os.strerror(int(code[1]))
+  if not reason:
+    return error
   return UserError(
-    f"the checkpoint {folder} could not be written ({error.strerror or error}); free some space or "
-    "choose another working directory; the checkpoints before it are untouched."
+    f"the checkpoint {folder} could not be written ({reason}); free some space or choose another "
+    "working directory; the checkpoints before it are untouched."
   )

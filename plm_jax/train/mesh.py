@@ -134,8 +134,8 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
   ("mlm/bias", ("vocab",)),
   ("nsp/kernel", ("width", "classes")),
   ("nsp/bias", ("classes",)),
-  ("classifier/kernel", ("width", "classes")),
-  ("classifier/bias", ("classes",)),
+  ("classes/kernel", ("width", "classes")),
+  ("classes/bias", ("classes",)),
 )
 # Fields of a TrainState that are no parameters and are the same on every device.
 NOT_PARAMETERS = ("metrics",)
@@ -203,33 +203,32 @@ def parameter_shardings(shapes: Any, mesh: Mesh) -> Any:
 
 
 def kept_whole(shapes: Any, mesh: Mesh) -> list[str]:
-  """A sentence for each parameter whose dimension is not divisible by its mesh axis.
+  """A sentence for each logical axis that its mesh axis does not divide, naming the parameters.
 
   Pass the model's parameters. Errors: `UserError` if the `fsdp` or `tensor` axis has several
   devices and splits no parameter at all: these devices would repeat each other's work or memory.
   """
-  sentences, split, sizes = [], set(), {axis: {} for axis in AXES}
+  split: set[str] = set()
+  whole: dict[tuple[str, str, int], list[str]] = {}  # (mesh axis, logical axis, size) -> paths
   for key_path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
     axes = _axes_of(key_path, leaf)
-    split.update(axis for axis in _spec(axes, leaf.shape, mesh) if axis)
+    split.update(on for on in _spec(axes, leaf.shape, mesh) if on)
     for axis, size in zip(axes, leaf.shape, strict=True):
       on = RULES[axis]
-      if on is None or mesh.shape[on] == 1:
-        continue
-      sizes[on][axis] = size
-      if size % mesh.shape[on]:
-        sentences.append(
-          f"{path_name(key_path)}: {axis} {size} is not divisible by {on}={mesh.shape[on]}, "
-          "so each device along that axis keeps all of it."
-        )
-  for on in ("fsdp", "tensor"):
-    if mesh.shape[on] > 1 and on not in split:
-      found = ", ".join(f"{axis} {size}" for axis, size in sizes[on].items()) or "nothing"
+      if on is not None and size % mesh.shape[on]:
+        whole.setdefault((on, axis, size), []).append(path_name(key_path))
+  for name in ("fsdp", "tensor"):
+    if mesh.shape[name] > 1 and name not in split:
+      sizes = ", ".join(f"{axis} {size}" for on, axis, size in whole if on == name) or "nothing"
       raise UserError(
-        f"the mesh has {on}={mesh.shape[on]}, which divides none of the sizes it could split "
-        f"({found}); choose a divisor of one of them, or {on}=1."
+        f"the mesh has {name}={mesh.shape[name]}, which divides none of the sizes it could split "
+        f"({sizes}); choose a divisor of one of them, or {name}=1."
       )
-  return sentences
+  return [
+    f"{axis} {size} is not divisible by {on}={mesh.shape[on]}, so each device along that axis "
+    f"keeps all of {', '.join(paths)}."
+    for (on, axis, size), paths in whole.items()
+  ]
 
 
 def _axes_of(key_path, leaf) -> tuple[str, ...]:

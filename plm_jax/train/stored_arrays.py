@@ -17,12 +17,20 @@ from plm_jax.train.mesh import path_name
 
 
 def to_arrays(state: Any) -> tuple[dict, dict[str, Any]]:
-  """({"arrays": {path: [dtype, shape]}, "keys": {path: generator}}, {path: array})."""
+  """The index described above, and {path: array} with keys as their words.
+
+  Errors: `TypeError` for a leaf that would come back in another dtype (numpy's int64).
+  """
   arrays, described, keys = {}, {}, {}
   for key_path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
     name = path_name(key_path)
     if name in arrays:
       raise ValueError(f"two leaves of the state have the path {name}")
+    narrowed = jax.eval_shape(lambda x: x, leaf).dtype
+    if narrowed != leaf.dtype:
+      raise TypeError(
+        f"{name} is {leaf.dtype}, which JAX would give back as {narrowed}; convert it"
+      )
     described[name] = _described(leaf)
     if _is_key(leaf):
       keys[name] = str(jax.random.key_impl(leaf))
@@ -52,6 +60,7 @@ def load_arrays(folder: Path, index: dict, wanted: dict[str, Any]) -> dict[str, 
 
 
 def refuse_misfits(folder: Path, index: dict, wanted: dict, stored: Iterable[str]) -> None:
+  """`UserError` naming the first five of `wanted` and `stored` that are not the same."""
   found, stored = index["arrays"], set(stored)
 
   def show(described):
@@ -85,9 +94,11 @@ def _bare(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def quiet_orbax():
+  """The module `orbax.checkpoint`, imported on first use and without its log."""
   import orbax.checkpoint as ocp
 
-  # Orbax tells of each file it writes through absl; a user's terminal is for the user.
+  # Orbax tells of each file through absl, and of errors with a traceback although it raises them;
+  # a user's terminal is for the user.
   absl = logging.getLogger("absl")
   if _not_from_orbax not in absl.filters:
     absl.addFilter(_not_from_orbax)
@@ -95,5 +106,4 @@ def quiet_orbax():
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
-  parts = Path(record.pathname).parts
-  return record.levelno >= logging.ERROR or "orbax" not in parts
+  return "orbax" not in Path(record.pathname).parts
