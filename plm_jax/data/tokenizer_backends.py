@@ -6,8 +6,10 @@ text as plain characters: a corpus that mentions "[MASK]" must not teach the mod
 """
 
 import json
+import re
 import unicodedata
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,11 @@ ROLE_NAMES = {
   "eos": ("</s>", "<|endoftext|>"),
 }
 
+# Python splits words here, BERT's cleaning drops the character and joins them.
+NO_SPACE_FOR_BERT = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
+# Enough for the frequent part of any corpus, about 200 MB; long chunks hardly come back.
+MAX_REMEMBERED, MAX_REMEMBERED_CHARACTERS = 500_000, 24
+
 
 class Fast:
   """A WordPiece or byte-pair tokenizer as the json of Hugging Face `tokenizers`."""
@@ -42,6 +49,15 @@ class Fast:
     self.prefix = rules["model"].get("continuing_subword_prefix") or ""
     self.word_end = rules["model"].get("end_of_word_suffix") or ""
     self.lowercase = bool((rules["normalizer"] or {}).get("lowercase", False))
+    self.prefix_space = bool((rules["pre_tokenizer"] or {}).get("add_prefix_space", False))
+    # BERT's rules act on characters and never across white space: a word has the same ids anywhere.
+    self.word_by_word = (
+      (rules["normalizer"] or {}).get("type") == "BertNormalizer"
+      and rules["normalizer"]["clean_text"]
+      and (rules["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
+      and all(token["special"] for token in rules["added_tokens"])
+    )
+    self._remembered: dict[str, list[int]] = {}
     self.joint = " " if self.kind == "word_piece" or self.word_end else ""
 
   def __reduce__(self):
@@ -79,6 +95,21 @@ class Fast:
     return np.array([piece.startswith("Ġ") for piece in self.pieces])
 
   def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    if not self.word_by_word:
+      return self._encode_texts(texts)
+    known = self._remembered
+    rows = [[t] if NO_SPACE_FOR_BERT.search(t) else t.split() for t in texts]
+    new = list({chunk for row in rows for chunk in row if chunk not in known})
+    fresh = dict(zip(new, self._encode_texts(new)))
+    encoded = [
+      list(chain.from_iterable(known[c] if c in known else fresh[c] for c in row)) for row in rows
+    ]
+    for chunk in new:  # nothing is ever forgotten, so that threads may share this
+      if len(known) < MAX_REMEMBERED and len(chunk) <= MAX_REMEMBERED_CHARACTERS:
+        known[chunk] = fresh[chunk]
+    return encoded
+
+  def _encode_texts(self, texts: list[str]) -> list[list[int]]:
     return [e.ids for e in self.model.encode_batch_fast(texts, add_special_tokens=False)]
 
   def decode(self, ids: list[int]) -> str:
@@ -181,5 +212,7 @@ class Pieces:
 def clean_like_albert(text: str) -> str:
   """ALBERT's `preprocess_text` with its defaults (google-research/albert, tokenization.py)."""
   text = " ".join(text.split()).replace("``", '"').replace("''", '"')
-  text = unicodedata.normalize("NFKD", text)
-  return "".join(c for c in text if not unicodedata.combining(c)).lower()
+  if not text.isascii():
+    text = unicodedata.normalize("NFKD", text)
+    text = "".join(c for c in text if not unicodedata.combining(c))
+  return text.lower()

@@ -153,9 +153,21 @@ def _merges(file: Path) -> list[tuple[str, str]]:
 def _read_byte_pairs(vocab_file: Path, merges_file: Path, prefix_space: bool) -> Fast:
   merges = _merges(_present(merges_file, vocab_file))
   vocab = _vocab_json(vocab_file)
+  _check_merges(merges_file, vocab, merges)
   if any(right.endswith("</w>") for _, right in merges[:1000]):
     return _build(vocab_file, _gpt1_backend, vocab, merges)
   return _build(vocab_file, byte_pairs_backend, vocab, merges, prefix_space)
+
+
+def _check_merges(file: Path, vocab: dict[str, int], merges: list[tuple[str, str]]) -> None:
+  """The library panics on some of these, with a backtrace, instead of raising."""
+  for left, right in merges:
+    for token in (left, right, left + right):
+      if token not in vocab:
+        raise UserError(
+          f"{file} merges {left!r} and {right!r}, but the vocabulary lacks {token!r}; "
+          "the two files do not belong together or one is damaged."
+        )
 
 
 def _gpt1_backend(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Fast:
@@ -172,13 +184,21 @@ def _gpt1_backend(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Fast:
 
 
 def _read_definition(file: Path) -> Fast:
-  kind = _json(file).get("model", {}).get("type")
+  return _build(file, _definition, file)
+
+
+def _definition(file: Path) -> Fast:
+  model = _json(file).get("model", {})
+  kind = model.get("type")
   if kind not in ("WordPiece", "BPE"):
     raise UserError(
       f"{file} holds a {kind or 'nameless'} model; expected WordPiece or BPE (a unigram model is "
       "read from its .model file)."
     )
-  return _build(file, lambda: Fast(_text(file)))
+  if kind == "BPE" and not model.get("continuing_subword_prefix"):
+    merges = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges", [])]
+    _check_merges(file, model.get("vocab", {}), merges)
+  return Fast(_text(file))
 
 
 def _read_pieces(file: Path, lowercase: bool) -> Pieces:

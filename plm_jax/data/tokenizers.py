@@ -173,11 +173,12 @@ def _load(config, kind: str, **rules) -> Tokenizer:
       f"{config.path} holds a tokenizer of another kind; "
       f"use {other[tokenizer.kind]}(path=...) instead of {type(config).__name__}."
     )
-  if "lowercase" in rules and tokenizer.lowercase != rules["lowercase"]:
-    raise UserError(
-      f"{config.path} was made with lowercase={tokenizer.lowercase}; "
-      f"set lowercase={tokenizer.lowercase} in {type(config).__name__}."
-    )
+  for name, wanted in rules.items():
+    if (found := getattr(tokenizer._backend, name)) != wanted:
+      raise UserError(
+        f"{config.path} was made with {name}={found}, and {type(config).__name__} asks for "
+        f"{wanted}; set {name}={found}."
+      )
   return tokenizer
 
 
