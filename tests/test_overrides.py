@@ -66,6 +66,21 @@ class Shape:
       raise UserError(f"width {self.width} does not divide by heads {self.heads}.")
 
 
+@dataclass(frozen=True)
+class Rule:
+  pass
+
+
+@dataclass(frozen=True)
+class Mild(Rule):
+  pass
+
+
+@dataclass(frozen=True)
+class Strict(Mild):
+  bound: float = 2.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
   model: Any = Shape()
@@ -79,6 +94,7 @@ class Run:
   clip: float | None = 1.0
   every: int | Literal["epoch"] = 5
   threads: Any = 4
+  rule: Rule = Mild()
 
 
 def value(*texts):
@@ -239,6 +255,11 @@ def test_classes_in_place_may_be_named_where_the_annotation_says_nothing():
   assert value("stack=(Next(weight=2), Mask())") == (Next(2.0), Mask())
 
 
+def test_subclasses_of_the_annotation_are_admitted():
+  assert value("rule=Strict(bound=3)") == Strict(3.0)
+  assert "expected Rule(...) or Mild(...) or Strict(...)" in refused("rule=Shape()")
+
+
 @pytest.mark.parametrize(
   ("text", "said"),
   [
@@ -259,7 +280,7 @@ def test_only_admitted_classes_with_literal_fields_are_built(text, said):
   assert message.startswith(f"--set {text}: ") and said in message
 
 
-CLASSES = (Run, Data, Words, Pieces, Mask, Next, Shape)
+CLASSES = (Run, Data, Words, Pieces, Mask, Next, Shape, Mild)
 
 
 def test_json_gives_back_an_equal_configuration():

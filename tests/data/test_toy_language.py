@@ -34,11 +34,11 @@ def probability(language, row):
   return total
 
 
-def shown_given(corruption, word, shown, selected, vocabulary):
+def shown_given(corruption, word, shown, selected):
   """p(shown | word, selected) from the rule: [MASK], itself, or a random token."""
   if not selected:
     return float(shown == word)
-  p = corruption.mask if shown == HIDDEN else corruption.random / vocabulary
+  p = corruption.mask if shown == HIDDEN else corruption.random / corruption.drawn_from
   return p + corruption.same * (shown == word)
 
 
@@ -50,11 +50,11 @@ def enumerated_posterior(language, shown, selected, corruption, at):
     p = probability(language, row)
     for t, (word, seen) in enumerate(zip(row, shown)):
       if t == at:
-        p *= shown_given(corruption, word, seen, True, words)
+        p *= shown_given(corruption, word, seen, True)
       elif rate is None:
-        p *= shown_given(corruption, word, seen, selected[t], words)
+        p *= shown_given(corruption, word, seen, selected[t])
       else:
-        p *= rate * shown_given(corruption, word, seen, True, words) + (1 - rate) * (seen == word)
+        p *= rate * shown_given(corruption, word, seen, True) + (1 - rate) * (seen == word)
     posterior[row[at]] += p
   return posterior / posterior.sum()
 
@@ -102,12 +102,13 @@ def test_a_language_without_structure_has_the_entropy_of_its_vocabulary():
     assert of(language) == pytest.approx(np.log(8))
 
 
+@pytest.mark.parametrize("drawn_from", [3, 8])
 @pytest.mark.parametrize("rate", [None, 0.3])
 @pytest.mark.parametrize("order", [1, 2])
-def test_the_posterior_agrees_with_enumeration(order, rate):
+def test_the_posterior_agrees_with_enumeration(order, rate, drawn_from):
   language = random_language(3, order, seed=1)
-  corruption = Corruption(rate=rate)
-  words = language.sample(6, 5, seed=2)
+  corruption = Corruption(rate=rate, drawn_from=drawn_from)
+  words = language.sample(4, 5, seed=2)
   shown, selected = corrupted(words, np.random.default_rng(3), 0.5, 3)
   assert (shown == HIDDEN).any() and (selected & (shown >= 0)).any()
   posterior = bayes_posterior(language, shown, selected, corruption)
