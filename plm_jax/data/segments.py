@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from plm_jax.data.draws import Sequence
 from plm_jax.errors import UserError
@@ -78,27 +79,46 @@ class SegmentPair:
     """The tokens of SPANS [B]: input_ids and segment_ids int32 [B, T]; length and
     next_sentence_label int32 [B]."""
     first_sep = table_rows["a_length"] + 1
-    pair = table_rows["b_length"] > 0
-    last_sep = first_sep + (table_rows["b_length"] + 1) * pair
-    column = np.arange(length, dtype=np.int32)
-    # Column 1 is the first token of A, column first_sep + 1 the first of B.
-    in_b = column > first_sep[:, None]
-    shift_a = table_rows["a_start"] - 1
-    shift_b = table_rows["b_start"] - first_sep - 1
-    offset = column + shift_a[:, None]
-    offset += in_b * (shift_b - shift_a)[:, None]
-    input_ids = np.take(np.asarray(store.tokens), offset, mode="clip").astype(np.int32)
+    last_sep = first_sep + (table_rows["b_length"] + 1) * (table_rows["b_length"] > 0)
+    # 16-bit columns: comparing them over [B, T] costs half.
+    column = np.arange(length, dtype=np.int16)
+    after_a = column > first_sep.astype(np.int16)[:, None]
+    padding = column > last_sep.astype(np.int16)[:, None]
+    # Windows in which column 1 is the first token of A, and column first_sep + 1 the first of B.
+    input_ids = _windows(store.tokens, table_rows["a_start"] - 1, length)
+    b_window = _windows(store.tokens, table_rows["b_start"] - first_sep - 1, length)
+    np.copyto(input_ids, b_window, where=after_a)
+    input_ids = input_ids.astype(np.int32)
+    np.copyto(input_ids, vocab.pad, where=padding)
     row = np.arange(len(table_rows))
-    np.copyto(input_ids, vocab.pad, where=column > last_sep[:, None])
     input_ids[:, 0] = vocab.cls
     input_ids[row, first_sep] = vocab.sep
     input_ids[row, last_sep] = vocab.sep
     return {
       "input_ids": input_ids,
-      "segment_ids": (in_b & (column <= last_sep[:, None])).astype(np.int32),
+      "segment_ids": (after_a & ~padding).astype(np.int32),
       "length": (last_sep + 1).astype(np.int32),
       "next_sentence_label": table_rows["label"].astype(np.int32),
     }
+
+
+def _windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+  """[B, length] of tokens from `starts` on; beyond the ends of the store the nearest token.
+
+  Indexing a strided view copies whole windows, 6 times as fast as an index per token.
+  """
+  tokens = np.asarray(tokens)
+  last = len(tokens) - length
+  if last < 0:
+    return np.take(tokens, starts[:, None] + np.arange(length), mode="clip")
+  step = tokens.strides[0]
+  inside = np.clip(starts, 0, last)
+  windows = as_strided(tokens, (last + 1, length), (step, step), writeable=False)[inside]
+  crossing = np.flatnonzero(inside != starts)
+  if crossing.size:
+    offsets = starts[crossing, None] + np.arange(length)
+    windows[crossing] = np.take(tokens, offsets, mode="clip")
+  return windows
 
 
 def pass_table(

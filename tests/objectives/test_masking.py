@@ -1,9 +1,12 @@
 """Masking against the rules of create_pretraining_data.py, and against a slow copy of them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from plm_jax.data.draws import Draws
+from plm_jax.errors import UserError
 from plm_jax.objectives import masking
 from tests.data.toy_store import CLS, MASK, PAD, SEP, toy_vocab
 
@@ -65,8 +68,10 @@ def test_the_budget_is_bert_s(length, expected):
 
 @pytest.mark.parametrize("unit", ["token", "whole_word"])
 @pytest.mark.parametrize("max_predictions", [None, 5])
-def test_selection_equals_the_original_s_loop(unit, max_predictions):
-  ids, length = rows_of(300, 64, shortest=6)
+@pytest.mark.parametrize("columns", [64, 67])  # a power of two, and not
+def test_selection_equals_the_original_s_loop(unit, max_predictions, columns):
+  ids, length = rows_of(300, columns, shortest=6)
+  ids[-1], length[-1] = ids[length.argmin()], length.min()
   result = corrupt(ids, length, unit=unit, max_predictions=max_predictions)
   assert result.positions.shape[1] == (max_predictions or 10)
   for row in range(len(ids)):
@@ -179,6 +184,16 @@ def test_masks_belong_to_seed_epoch_and_row_whatever_the_block():
   for change in ({"epoch": 3, "seed": 5}, {"epoch": 2, "seed": 6}):
     other = corrupt(ids, length, **change)
     assert (other.positions != whole.positions).any(axis=1).all()
+
+
+def test_whole_words_without_word_starts_are_refused_in_a_sentence():
+  ids, length = rows_of(2, 64)
+  vocab = dataclasses.replace(VOCAB, word_start=None)
+  candidate_mask = masking.candidates(ids, vocab)
+  with pytest.raises(UserError, match="marks where words start"):
+    masking.corrupt_tokens(
+      ids, length, candidate_mask, Draws(0, 0, np.arange(2)), vocab, unit="whole_word"
+    )
 
 
 def test_shares_of_one_or_zero_are_exact():
