@@ -1,0 +1,191 @@
+"""One BERT pretraining step of plm_jax against Hugging Face transformers in PyTorch.
+
+The same work on every side: masked tokens and next sentence, dropout 0.1 (attention probabilities
+included), gradients clipped to norm 1, AdamW, linear schedule, the same number of parameters and
+the same batches. Every contender lives in a process of its own, warmed up and called in turn, so
+that whatever else the machine does hits all of them; the ratios are medians over rounds.
+
+  plm_jax         this project as it is by default; +scan, +unroll, +threefry, +remat change its
+                  Compute (plm_jax+unroll+threefry), @FOLDER takes another checkout (plm_jax@../old)
+  stock           transformers' BertForPreTraining, SDPA, fused AdamW: the head at every position
+  expert          the same with the head at the masked positions only
+  stock+compile, expert+compile   the same under torch.compile
+
+  python benchmarks/pretrain_step.py                                  CPU, about three minutes
+  python benchmarks/pretrain_step.py --preset=gpu_base_128,gpu_base_512    one NVIDIA GPU
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+  sys.path.insert(0, str(ROOT))  # so that it runs where plm_jax is not installed
+
+from benchmarks.pretrain_contenders import Case  # noqa: E402
+from plm_jax import cli  # noqa: E402
+from plm_jax.errors import UserError  # noqa: E402
+
+_BASE = Case(
+  layers=12,
+  width=768,
+  heads=12,
+  vocab=30522,
+  batch=256,
+  dtype="bfloat16",
+  steps=5,
+  rounds=10,
+  contenders=("plm_jax", "stock", "expert", "stock+compile", "expert+compile"),
+)
+PRESETS = {
+  "cpu_small": Case(),
+  "gpu_base_128": _BASE,
+  "gpu_base_512": dataclasses.replace(_BASE, batch=64, length=512),
+}
+
+_PRESET = flags.DEFINE_list("preset", ["cpu_small"], f"which sizes, of {', '.join(PRESETS)}")
+for _name in ("layers", "width", "heads", "vocab", "batch", "length", "rounds", "steps"):
+  flags.DEFINE_integer(_name, None, f"{_name} instead of the preset's", lower_bound=1)
+flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "of activations (autocast in PyTorch)")
+flags.DEFINE_bool("padded", None, "a tenth of the rows is shorter: attention needs a mask")
+flags.DEFINE_list("contenders", None, "who runs; ratios are against the first")
+_JSON = flags.DEFINE_string("json", None, "also write all times to this file")
+
+
+# --- a process for each contender ----------------------------------------------------------------
+
+
+class Contender:
+  """The parent's end of one worker."""
+
+  def __init__(self, name: str, case: Case):
+    self.name = name
+    checkout = Path(name.partition("@")[2] or ROOT).resolve()
+    environment = os.environ | {
+      "PYTHONPATH": os.pathsep.join([str(checkout), os.environ.get("PYTHONPATH", "")]),
+      "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the contenders share one GPU
+    }
+    program = str(Path(__file__).with_name("pretrain_contenders.py"))
+    words = [sys.executable, program, name, json.dumps(vars(case))]
+    self.process = subprocess.Popen(
+      words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+
+  def answer(self) -> dict:
+    line = self.process.stdout.readline()
+    if not line:
+      raise UserError(f"the contender {self.name} ended; what it said stands above")
+    return json.loads(line)
+
+  def time(self, steps: int) -> dict:
+    print(steps, file=self.process.stdin, flush=True)
+    return self.answer()
+
+  def end(self) -> None:
+    self.process.stdin.close()
+    self.process.wait()
+
+
+# --- the comparison ------------------------------------------------------------------------------
+
+
+def chosen_cases() -> dict[str, Case]:
+  """The presets that the flags name, with what the flags change."""
+  own = {f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(Case)}
+  changes = {name: value for name, value in own.items() if value is not None}
+  if "contenders" in changes:
+    changes["contenders"] = tuple(changes["contenders"])
+  for preset in _PRESET.value:
+    if preset not in PRESETS:
+      raise UserError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
+  cases = {name: dataclasses.replace(PRESETS[name], **changes) for name in _PRESET.value}
+  for name in {name for case in cases.values() for name in case.contenders}:
+    _check(name)
+  return cases
+
+
+def _check(name: str) -> None:
+  family, *options = name.partition("@")[0].split("+")
+  jax_options = {"scan", "unroll", "hash", "threefry", "remat"}
+  known = {"plm_jax": jax_options, "stock": {"compile"}, "expert": {"compile"}}
+  if family not in known or set(options) - known[family]:
+    raise UserError(
+      f"there is no contender {name!r}; there are plm_jax (with {', '.join(sorted(jax_options))} "
+      "after a +), stock and expert (with +compile)"
+    )
+  missing = [m for m in ("torch", "transformers") if not importlib.util.find_spec(m)]
+  if family != "plm_jax" and missing:
+    raise UserError(
+      f"the contender {name} needs {' and '.join(missing)}: pip install -e '.[bench]' (or leave it "
+      "out: --contenders=plm_jax)"
+    )
+
+
+def measure(case: Case) -> list[dict]:
+  """One record per contender: its times in every round and what it says of itself."""
+  contenders = [Contender(name, case) for name in case.contenders]
+  try:
+    records = [
+      {"name": c.name, **c.answer(), "round_ms": [], "round_cpu_ms": []} for c in contenders
+    ]
+    for _ in range(case.rounds):
+      for contender, record in zip(contenders, records, strict=True):
+        answer = contender.time(case.steps)
+        record["round_ms"].append(answer.pop("ms"))
+        record["round_cpu_ms"].append(answer.pop("cpu_ms"))
+        record |= answer
+  finally:
+    for contender in contenders:
+      contender.end()
+  return records
+
+
+def show(preset: str, case: Case, records: list[dict]) -> None:
+  """The table: ms and tokens per second of each, and how many times as fast the first one is."""
+  sizes = ", ".join(f"{r['parameters']:,}" for r in records)
+  print(
+    f"\n{preset}: {case.layers} layers, width {case.width}, vocabulary {case.vocab}, "
+    f"{case.batch} x {case.length} tokens, {case.dtype}; {case.rounds} rounds of {case.steps} "
+    f"steps; {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}\n"
+    f"{', '.join(sorted({r['device'] for r in records}))}; parameters {sizes}\n"
+  )
+  first = np.array(records[0]["round_ms"])
+  head = f"{records[0]['name']} is so many times as fast"
+  print(
+    f"{'':20}{'ms/step':>9}{'CPU ms':>9}{'tokens/s':>11}{'loss':>7}{'GiB':>6}{'start':>8}  {head}"
+  )
+  for record in records:
+    ms = np.array(record["round_ms"])
+    low, ratio, high = np.percentile(ms / first, (25, 50, 75))
+    gib = f"{record['peak_gib']:.1f}" if record["peak_gib"] else "-"
+    tokens = case.batch * case.length / np.median(ms) * 1e3
+    print(
+      f"{record['name'][:19]:20}{np.median(ms):9.1f}{np.median(record['round_cpu_ms']):9.1f}"
+      f"{tokens:11,.0f}{record['mean_loss']:7.3f}{gib:>6}{record['first_step_s']:6.1f} s  "
+      f"{ratio:.3f}  [{low:.3f}, {high:.3f}]"
+    )
+
+
+def main() -> int:
+  results = {}
+  for preset, case in chosen_cases().items():
+    records = measure(case)
+    results[preset] = {"case": vars(case), "records": records}
+    show(preset, case, records)
+    if _JSON.value:
+      Path(_JSON.value).write_text(json.dumps(results, indent=1))
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main)
