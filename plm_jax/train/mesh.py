@@ -241,8 +241,8 @@ def _spec(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> Partitio
   entries: list[str | None] = []
   for axis, size in zip(axes, shape, strict=True):
     on = RULES[axis]
-    fits = on is not None and on not in entries and mesh.shape[on] > 1
-    entries.append(on if fits and size % mesh.shape[on] == 0 else None)
+    fits = on is not None and mesh.shape[on] > 1 and size % mesh.shape[on] == 0
+    entries.append(on if fits else None)
   while entries and entries[-1] is None:  # P("fsdp", None) and P("fsdp") would compile twice
     entries.pop()
   return PartitionSpec(*entries)
