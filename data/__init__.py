@@ -1,0 +1,1 @@
+"""TFDS builders of the project, registered by importing them."""

@@ -1,0 +1,300 @@
+"""Where text comes from: files of a user's own, and prepared TFDS data sets.
+
+`open_source(source)` takes
+
+- a `.txt` file: a blank line between documents, a sentence or a paragraph per line;
+- a `.jsonl` file: one object with a "text" per line, a document each;
+- either of them with `.gz` behind it;
+- a folder of them: read recursively, in the order of the sorted paths;
+- `tfds:NAME[/CONFIG][:SPLIT]`: a TFDS data set (see `plm_jax.data.tfds_text`).
+
+Lines up to `LONG_LINE` characters are sentences as they stand; longer ones are paragraphs and
+are split by the rules of `plm_jax.data.sentences`. Text whose lines were wrapped at a fixed width
+(books of Project Gutenberg) is recognised by its beginning: many lines go on in the next one with a
+small letter, and sentences end inside of lines. There the lines of a paragraph are joined before
+they are split, and if the beginning shows runs of blank lines, only such a run ends a document; a single one
+ends a paragraph.
+
+Everything is read as a stream: memory holds one document, and a document is cut when it has
+`LONGEST_DOCUMENT` characters.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from plm_jax.data.documents import Document
+from plm_jax.data.sentences import split_sentences
+from plm_jax.errors import UserError
+
+__all__ = ["Document", "Source", "TextFiles", "default_cache", "open_source"]
+
+LONG_LINE = 256  # characters; a longer line is a paragraph
+LONGEST_DOCUMENT = 1 << 20  # characters
+_LONGEST_PIECE = 1 << 20  # bytes of a line that are read at once
+_PROBE = 1 << 18  # bytes at the beginning of a file that show how it is laid out
+_HASHED_WHOLE = 1 << 30  # bytes; of larger corpora the fingerprint takes sizes, times and samples
+_SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
+
+
+class Source(Protocol):
+  """A text that can be read again and again in the same order."""
+
+  size: int  # bytes of text, about; 0 if not known
+
+  def documents(self) -> Iterator[Document]:
+    """The documents, as a stream."""
+
+  def fingerprint(self) -> str:
+    """Changes when the text changes."""
+
+  def record(self) -> dict:
+    """What is known about the text, for the manifest."""
+
+
+def default_cache() -> Path:
+  """Where prepared text is kept: `PLM_JAX_CACHE`, else `~/.cache/plm_jax`."""
+  return Path(os.environ.get("PLM_JAX_CACHE") or Path.home() / ".cache" / "plm_jax")
+
+
+def open_source(source: str, cache_dir: str | os.PathLike | None = None) -> Source:
+  """The source that a string names (see above). `cache_dir/tfds` keeps what TFDS prepares."""
+  if source.startswith("tfds:"):
+    from plm_jax.data.tfds_text import open_tfds
+
+    return open_tfds(source, Path(cache_dir or default_cache()) / "tfds")
+  path = Path(source).expanduser()
+  if not path.exists():
+    raise UserError(
+      f"The text {source!r} does not exist: give a .txt or .jsonl file (or .gz of either), a "
+      "folder of them, or tfds:NAME."
+    )
+  if path.is_dir():
+    files = sorted(
+      file
+      for file in path.rglob("*")
+      if file.is_file() and file.name.endswith(_SUFFIXES) and not file.name.startswith(".")
+    )
+    if not files:
+      raise UserError(
+        f"The folder {source!r} holds no text: expected {', '.join(_SUFFIXES)} files."
+      )
+    return TextFiles(path, tuple(files))
+  if not path.name.endswith(_SUFFIXES):
+    raise UserError(
+      f"The text {source!r} has an unknown kind of name: expected one of {', '.join(_SUFFIXES)}."
+    )
+  return TextFiles(path.parent, (path,))
+
+
+class TextFiles(NamedTuple):
+  """One text file or several, below `root`."""
+
+  root: Path
+  files: tuple[Path, ...]
+
+  @property
+  def size(self) -> int:
+    # Text shrinks to about a third in gzip; this only scales the progress bar and the sample.
+    return sum(os.path.getsize(f) * (3 if f.suffix == ".gz" else 1) for f in self.files)
+
+  def documents(self) -> Iterator[Document]:
+    empty = True
+    for file in self.files:
+      name = file.relative_to(self.root).as_posix()
+      read = _from_json if ".jsonl" in file.suffixes[-2:] else _from_text
+      for document in read(file, name):
+        empty = False
+        yield document
+    if empty:
+      given = self.files[0] if len(self.files) == 1 else self.root
+      raise UserError(f"The text {str(given)!r} is empty: expected at least two documents.")
+
+  def fingerprint(self) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    whole = sum(map(os.path.getsize, self.files)) <= _HASHED_WHOLE
+    for file in self.files:
+      stat = file.stat()
+      digest.update(f"{file.relative_to(self.root).as_posix()}\0{stat.st_size}\0".encode())
+      with file.open("rb") as stream:
+        if whole:
+          while block := stream.read(1 << 20):
+            digest.update(block)
+        else:
+          digest.update(f"{stat.st_mtime_ns}\0".encode() + stream.read(1 << 16))
+          stream.seek(max(0, stat.st_size - (1 << 16)))
+          digest.update(stream.read())
+    return digest.hexdigest()
+
+  def record(self) -> dict:
+    return {"files": len(self.files), "bytes on disk": sum(map(os.path.getsize, self.files))}
+
+
+class _Line(NamedTuple):
+  number: int  # from 1
+  text: str
+  ends: bool  # False for the pieces of a very long line but the last
+
+
+def _lines(file: Path) -> Iterator[_Line]:
+  """The lines of a file, stripped; a very long one in pieces that end between words."""
+  number, offset, rest = 1, 0, b""
+  try:
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
+      while piece := stream.readline(_LONGEST_PIECE):
+        block, rest = rest + piece, b""
+        ends = piece.endswith(b"\n")
+        if not ends and len(piece) == _LONGEST_PIECE:
+          cut = _cut(block)
+          block, rest = block[:cut], block[cut:]
+        text = _decode(block, file, number, offset)
+        yield _Line(number, " ".join(text.lstrip("\ufeff").split()), ends)
+        offset += len(block)
+        number += ends
+      if rest:
+        yield _Line(number, " ".join(_decode(rest, file, number, offset).split()), True)
+  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    raise UserError(
+      f"The file {str(file)!r} is damaged or not gzip ({error}): compress it again."
+    ) from None
+  except OSError as error:
+    raise UserError(f"The file {str(file)!r} cannot be read: {error.strerror}.") from None
+
+
+def _cut(block: bytes) -> int:
+  """Where to cut a block so that neither a word nor a character is torn: after the last space."""
+  cut = block.rfind(b" ") + 1
+  if cut > len(block) // 2:
+    return cut
+  cut = len(block)
+  while cut > len(block) - 4 and block[cut - 1] & 0xC0 == 0x80:
+    cut -= 1
+  return cut - 1 if block[cut - 1] >= 0xC0 else len(block)
+
+
+def _decode(block: bytes, file: Path, line: int, offset: int) -> str:
+  try:
+    return block.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f"The file {str(file)!r} is not UTF-8: byte 0x{block[error.start]:02x} at offset "
+      f"{offset + error.start}, line {line}. Convert it, for example with "
+      "`iconv -f latin1 -t utf-8`."
+    ) from None
+
+
+class Layout(NamedTuple):
+  """How the lines of a text make up sentences and documents."""
+
+  wrapped: bool = False  # a line break within a paragraph means nothing
+  run: int = 1  # how many blank lines end a document
+
+
+def _layout(lines: list[str]) -> Layout:
+  """Judge from the beginning of a text: see the head of this file for the rule."""
+  pairs = [(a, b) for a, b in pairwise(lines) if a and b]
+  if len(pairs) < 2 or max(map(len, lines)) > 120:
+    return Layout()
+  goes_on = sum(a[-1].isalnum() + a.endswith((",", ";")) > 0 and b[0].islower() for a, b in pairs)
+  inside = sum(len(split_sentences(line)) > 1 for line in lines)
+  if goes_on < 0.3 * len(pairs) or inside < 0.05 * len(pairs):
+    return Layout()
+  runs = sum(
+    not a and not b and c != "" for a, b, c in zip(lines, lines[1:], lines[2:], strict=False)
+  )
+  return Layout(wrapped=True, run=2 if runs > 1 else 1)
+
+
+def _probe(file: Path) -> Layout:
+  lines, size = [], 0
+  for line in _lines(file):
+    lines.append(line.text)
+    size += len(line.text) + 1
+    if size > _PROBE:
+      break
+  return _layout(lines)
+
+
+def _sentences(paragraph: list[str], wrapped: bool) -> list[str]:
+  if wrapped:
+    return split_sentences(" ".join(paragraph))
+  found = []
+  for line in paragraph:
+    found += split_sentences(line) if len(line) > LONG_LINE else [line]
+  return found
+
+
+def _from_text(file: Path, name: str) -> Iterator[Document]:
+  layout = _probe(file)
+  first, blank, size = 1, 0, 0
+  sentences: list[str] = []
+  paragraph: list[str] = []
+
+  def close() -> Document:
+    sentences.extend(_sentences(paragraph, layout.wrapped))
+    document = Document(f"{name}:{first}", tuple(sentences))
+    sentences.clear()
+    paragraph.clear()
+    return document
+
+  for line in _lines(file):
+    if not line.text:
+      blank += line.ends
+      if paragraph:
+        sentences += _sentences(paragraph, layout.wrapped)
+        paragraph.clear()
+      continue
+    if sentences and blank >= layout.run:
+      yield close()
+    if not sentences and not paragraph:
+      first, size = line.number, 0
+    blank = 0
+    paragraph.append(line.text)
+    size += len(line.text)
+    if size >= LONGEST_DOCUMENT:
+      yield close()
+  if sentences or paragraph:
+    yield close()
+
+
+def _from_json(file: Path, name: str) -> Iterator[Document]:
+  held: list[str] = []
+  for line in _lines(file):
+    held.append(line.text)
+    if not line.ends and line.text:
+      continue
+    text = " ".join(held)
+    held = []
+    if not text:
+      continue
+    where = f"The file {str(file)!r}, line {line.number},"
+    try:
+      entry = json.loads(text)
+    except ValueError as error:
+      raise UserError(f"{where} is not JSON ({error}): expected an object per line.") from None
+    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+      raise UserError(f'{where} has no text: expected an object with a string "text".')
+    sentences = text_sentences(entry["text"])
+    if sentences:
+      yield Document(f"{name}:{line.number}", sentences, str(entry.get("label", "")))
+
+
+def text_sentences(text: str) -> tuple[str, ...]:
+  """The sentences of a document held in one string, by the same rules as a file."""
+  lines = [" ".join(line.split()) for line in text.splitlines()]
+  wrapped = _layout(lines).wrapped
+  found: list[str] = []
+  paragraph: list[str] = []
+  for line in [*lines, ""]:
+    if line:
+      paragraph.append(line)
+    elif paragraph:
+      found += _sentences(paragraph, wrapped)
+      paragraph = []
+  return tuple(found)

@@ -1,0 +1,361 @@
+"""From text to token stores: split by document, train the tokenizer, encode, write.
+
+The text is read as a stream, in chunks; after each chunk a journal says how far the files are good.
+A preparation that was killed goes on there and ends with the same bytes. Arms of an ablation that
+share a text, a tokenizer and a split share one directory, named by a hash of these; a lock keeps
+two processes from writing it at once.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import queue
+import shutil
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plm_jax.data.corpora import Document, Source, default_cache, open_source
+from plm_jax.data.store import PARTS, StoreWriter, TokenStore
+from plm_jax.errors import UserError
+
+FORMAT = 1  # part of the directory's name: raise it when the stored bytes change
+SPLITS = ("train", "valid")
+CHUNK = 4 << 20  # characters that are encoded at once; an encoding takes about 30 times its text
+SAMPLE = 64 << 20  # characters that a tokenizer is trained on at most
+
+
+@dataclass(frozen=True)
+class Prepared:
+  """What training reads. `manifest`: hashes and counts, and what was dropped and why."""
+
+  tokenizer: Any  # plm_jax.data.tokenizers.Tokenizer
+  train: TokenStore
+  valid: TokenStore
+  manifest: dict
+  directory: Path
+
+
+def prepare(corpus, cache_dir: str | os.PathLike | None = None, progress: bool = True) -> Prepared:
+  """The tokenised text of `corpus` (its source, tokenizer and held_out), prepared once.
+
+  `cache_dir`: see `corpora.default_cache`. Raises UserError for text that cannot be read or is too
+  small to be split.
+  """
+  cache = Path(cache_dir or default_cache())
+  source = open_source(corpus.source, cache)
+  tokenizer = corpus.tokenizer.load() if corpus.tokenizer.path else None
+  key = {
+    "format": FORMAT,
+    "text": source.fingerprint(),
+    "tokenizer": tokenizer.fingerprint if tokenizer else repr(corpus.tokenizer),
+    "held_out": corpus.held_out,
+  }
+  name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=10).hexdigest()
+  directory = cache / "prepared" / name
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  with _lock(directory.with_suffix(".lock")):
+    if not _finished(directory):
+      directory.mkdir(exist_ok=True)
+      _Preparation(corpus, source, tokenizer, directory, key, progress).run()
+  return _open(directory, tokenizer)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+  with path.open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      print("Another process is preparing the same text: waiting for it.", file=sys.stderr)
+      fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def _finished(directory: Path) -> bool:
+  """Whether the manifest is there and the files have the sizes it says; damage starts it over."""
+  try:
+    manifest = json.loads((directory / "manifest.json").read_text())
+    sizes = {file: (directory / file).stat().st_size for file in manifest["files"]}
+  except FileNotFoundError:
+    manifest = None
+    if (directory / "manifest.json").exists():
+      shutil.rmtree(directory)
+    return False
+  except ValueError:
+    shutil.rmtree(directory)
+    return False
+  if all(sizes[file] == said["bytes"] for file, said in manifest["files"].items()):
+    return True
+  shutil.rmtree(directory)
+  return False
+
+
+def _open(directory: Path, tokenizer) -> Prepared:
+  from plm_jax.data.tokenizers import load_tokenizer
+
+  tokenizer = tokenizer or load_tokenizer(directory / "tokenizer")
+  manifest = json.loads((directory / "manifest.json").read_text())
+  stores = (TokenStore(directory, split, tokenizer.vocab.size) for split in SPLITS)
+  return Prepared(tokenizer, *stores, manifest, directory)
+
+
+def _share(document: Document, purpose: bytes) -> float:
+  """A number in [0, 1) that depends on the document's text alone."""
+  text = "\n".join(document.sentences).encode()
+  return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=purpose).digest()) / 2**64
+
+
+@dataclass
+class _Chunk:
+  """Documents that are encoded at once, and where the stream stands behind them."""
+
+  documents: list[tuple[int, Document]]  # (0 train or 1 valid, document)
+  read: int  # documents of the source up to here
+  size: int  # characters
+
+
+class _Preparation:
+  def __init__(self, corpus, source: Source, tokenizer, directory: Path, key: dict, progress: bool):
+    self.source, self.config, self.tokenizer = source, corpus.tokenizer, tokenizer
+    self.name, self.held_out = corpus.source, corpus.held_out
+    self.directory, self.key, self.progress = directory, key, progress
+
+  def run(self) -> None:
+    if self.tokenizer is None:
+      self.tokenizer = self._trained()
+    self._finish(self._encode())
+
+  @contextmanager
+  def _bar(self, what: str):
+    from tqdm import tqdm
+
+    with tqdm(
+      total=self.source.size or None,
+      desc=what,
+      unit="B",
+      unit_scale=True,
+      disable=not self.progress,
+      file=sys.stderr,
+    ) as bar:
+      yield bar
+      if bar.total:
+        bar.total = bar.n  # the size was an estimate: layout and compression are not text
+        bar.refresh()
+
+  # The tokenizer.
+
+  def _trained(self):
+    from plm_jax.data.tokenizers import load_tokenizer
+
+    place = self.directory / "tokenizer"
+    if not place.exists():
+      self._check_split()
+      with self._bar("Training the tokenizer") as bar:
+        tokenizer = self.config.train(self._sample(bar))
+      scratch = self.directory / "tokenizer.part"
+      shutil.rmtree(scratch, ignore_errors=True)
+      tokenizer.save(scratch)
+      scratch.rename(place)
+    return load_tokenizer(place)
+
+  def _check_split(self) -> None:
+    """Say at once, and not after minutes, when a side would stay empty."""
+    sides, least, documents = set(), 1.0, 0
+    for document in self.source.documents():
+      share = _share(document, b"split")
+      sides.add(share < self.held_out)
+      least, documents = min(least, share), documents + 1
+      if len(sides) == 2:
+        return
+    raise self._one_sided(documents, least)
+
+  def _one_sided(self, documents: int, least: float) -> UserError:
+    given = f"The text {self.name!r} has {documents} document{'s' * (documents != 1)}"
+    if documents < 2:
+      return UserError(
+        f"{given}, and at least two are needed, one of them to evaluate on: separate documents by "
+        "a blank line, or give more text."
+      )
+    if least >= self.held_out:
+      return UserError(
+        f"{given} and held_out={self.held_out} keeps none of them for evaluation: give more text, "
+        f"or set held_out to at least {np.ceil(least * 1000 + 1) / 1000:g}."
+      )
+    return UserError(
+      f"{given} and held_out={self.held_out} leaves none of them to train on: lower held_out."
+    )
+
+  def _sample(self, bar) -> Iterator[str]:
+    """Sentences of train documents: all of a small text, an even sample of a large one."""
+    rate = min(1.0, SAMPLE / max(1, self.source.size))
+    taken = 0
+    for document in self.source.documents():
+      size = sum(map(len, document.sentences)) + len(document.sentences)
+      bar.update(size)
+      if _share(document, b"split") < self.held_out:
+        continue
+      if rate < 1 and _share(document, b"sample") >= rate:
+        continue
+      yield from document.sentences
+      taken += size
+      if taken >= SAMPLE:
+        return
+
+  # Encoding.
+
+  def _encode(self) -> dict:
+    journal = self._journal()
+    with ExitStack() as stack, self._bar("Encoding") as bar:
+      writers = [
+        stack.enter_context(StoreWriter(self.directory, split, self.tokenizer.vocab.size, said))
+        for split, said in zip(SPLITS, journal["lengths"], strict=True)
+      ]
+      dropped = Counter(journal["dropped"])
+      bar.update(journal["size"])
+      for chunk in _ahead(self._chunks(journal["read"])):
+        self._write(chunk, writers, dropped)
+        journal = {
+          "read": chunk.read,
+          "size": journal["size"] + chunk.size,
+          "dropped": dict(dropped),
+          "lengths": [writer.sync() for writer in writers],
+        }
+        _replace(self.directory / "journal.json", journal)
+        bar.update(chunk.size)
+    return journal
+
+  def _journal(self) -> dict:
+    path = self.directory / "journal.json"
+    if path.exists():
+      return json.loads(path.read_text())
+    return {"read": 0, "size": 0, "dropped": {}, "lengths": [{}, {}]}
+
+  def _chunks(self, skip: int) -> Iterator[_Chunk]:
+    chunk = _Chunk([], skip, 0)
+    for number, document in enumerate(self.source.documents()):
+      if number < skip:
+        continue
+      side = int(_share(document, b"split") < self.held_out)
+      chunk.documents.append((side, document))
+      chunk.read = number + 1
+      chunk.size += sum(map(len, document.sentences)) + len(document.sentences)
+      if chunk.size >= CHUNK:
+        yield chunk
+        chunk = _Chunk([], chunk.read, 0)
+    if chunk.documents:
+      yield chunk
+
+  def _write(self, chunk: _Chunk, writers: list[StoreWriter], dropped: Counter) -> None:
+    ids = self.tokenizer.encode_batch(
+      [sentence for _, document in chunk.documents for sentence in document.sentences]
+    )
+    start = 0
+    for side, document in chunk.documents:
+      stop = start + len(document.sentences)
+      kept = [sentence for sentence in ids[start:stop] if len(sentence)]
+      dropped["sentences without a token"] += stop - start - len(kept)
+      start = stop
+      if kept:
+        writers[side].add(document, kept)
+      else:
+        dropped["documents without a token"] += 1
+
+  # The end.
+
+  def _finish(self, journal: dict) -> None:
+    vocab_size = self.tokenizer.vocab.size
+    splits, files = {}, {}
+    for split in SPLITS:
+      if (self.directory / f"{split}.tokens").stat().st_size == 0:
+        raise UserError(
+          f"The text {self.name!r} has too little in it: no token for the {split} split is left."
+        )
+      store = TokenStore(self.directory, split, vocab_size)
+      counts = np.zeros(vocab_size, np.int64)
+      for start in range(0, len(store.tokens), 1 << 22):
+        counts += np.bincount(store.tokens[start : start + (1 << 22)], minlength=vocab_size)
+      counts.astype("<i8").tofile(self.directory / f"{split}.counts")
+      splits[split] = {
+        "documents": store.documents,
+        "sentences": store.sentences,
+        "tokens": len(store.tokens),
+      }
+    for split in SPLITS:
+      for part in ("tokens", "counts", *PARTS):
+        path = self.directory / f"{split}.{part}"
+        with path.open("rb") as file:
+          digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    manifest = {
+      "format": FORMAT,
+      "source": {"given": self.name, "fingerprint": self.key["text"], **self.source.record()},
+      "characters": journal["size"],
+      "tokenizer": {
+        "given": repr(self.config),
+        "fingerprint": self.tokenizer.fingerprint,
+        "size": vocab_size,
+      },
+      "held_out": self.held_out,
+      "splits": splits,
+      "dropped": {why: count for why, count in sorted(journal["dropped"].items()) if count},
+      "files": files,
+    }
+    _replace(self.directory / "manifest.json", manifest)
+    (self.directory / "journal.json").unlink(missing_ok=True)
+
+
+def _replace(path: Path, content: dict) -> None:
+  """Write JSON so that a reader sees the old or the new content, never a part."""
+  scratch = path.with_suffix(".part")
+  with scratch.open("w") as file:
+    json.dump(content, file, indent=2)
+    file.flush()
+    os.fsync(file.fileno())
+  scratch.replace(path)
+
+
+def _ahead(items: Iterator) -> Iterator:
+  """The items, read one ahead in a thread, while the last one is encoded."""
+  ready: queue.Queue = queue.Queue(maxsize=1)
+  stop = threading.Event()
+
+  def put(item) -> bool:
+    while not stop.is_set():
+      try:
+        ready.put(item, timeout=0.1)
+        return True
+      except queue.Full:
+        continue
+    return False
+
+  def read() -> None:
+    try:
+      for item in items:
+        if not put((item, None)):
+          return
+      put((None, None))
+    except BaseException as error:
+      put((None, error))
+
+  reader = threading.Thread(target=read, daemon=True)
+  reader.start()
+  try:
+    while True:
+      item, error = ready.get()
+      if error is not None:
+        raise error
+      if item is None:
+        return
+      yield item
+  finally:
+    stop.set()
+    reader.join()

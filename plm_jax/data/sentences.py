@@ -1,0 +1,43 @@
+"""Split running text to sentences by rules: no model, no download, the same result everywhere.
+
+A sentence ends at `.`, `!`, `?` or `…` (and closing quotes or brackets) followed by white space and
+something that can begin a sentence: a capital, a digit, an opening quote or bracket. Abbreviations
+and initials in front of the full stop forbid it. Chinese and Japanese `。！？` do by themselves.
+"""
+
+import re
+
+_END = re.compile(
+  r"""(?P<mark>[.!?…]+)["')\]”’»]*\s+(?=["'(\[“‘«]*[A-Z0-9À-ÖØ-ÞΑ-ΩА-Я])"""
+  r"""|[。！？]+[」』）”’]*\s*(?=\S)"""
+)
+# Words that a full stop shortens and a capital or a number may follow. "etc." is not among them: it
+# ends a sentence more often than not when a capital follows.
+_ABBREVIATIONS = frozenset(
+  "e.g i.e cf vs viz al ca mr mrs ms dr prof st sr jr rev hon gen col capt lt sgt messrs mme mlle "
+  "no nos fig figs eq eqs sec ch chap vol vols pp p art ref refs app ed eds tab thm resp approx "
+  "jan feb mar apr jun jul aug sep sept oct nov dec u.s u.k inc ltd co corp dept".split()  # noqa: SIM905
+)
+_OPENING = "\"'([{“‘«"
+
+
+def split_sentences(text: str) -> list[str]:
+  """The sentences of one paragraph, white space collapsed, none of them empty."""
+  text = " ".join(text.split())
+  sentences, start = [], 0
+  for match in _END.finditer(text):
+    if match["mark"] == "." and _shortened(text, match.start()):
+      continue
+    sentences.append(text[start : match.end()].rstrip())
+    start = match.end()
+  if start < len(text):
+    sentences.append(text[start:])
+  return sentences
+
+
+def _shortened(text: str, stop: int) -> bool:
+  """Whether the full stop at `stop` shortens its word: an abbreviation or an initial ("J.")."""
+  word = text[text.rfind(" ", 0, stop) + 1 : stop].lstrip(_OPENING)
+  if len(word) == 1:
+    return word.isalpha() and word not in "Ii"
+  return word.lower() in _ABBREVIATIONS

@@ -1,0 +1,154 @@
+"""Tokenised text on disk: `TokenStore` reads it, memory-mapped, `StoreWriter` writes it.
+
+A store is one split of a corpus in one directory, as flat little-endian arrays:
+
+    SPLIT.tokens      uint16 (vocabularies up to 65536) or uint32 [N]   no special tokens
+    SPLIT.sentences   int64 [S + 1]   offsets into tokens
+    SPLIT.documents   int64 [D + 1]   offsets into sentences
+    SPLIT.names       UTF-8, "NAME\\tLABEL\\n" per document
+    SPLIT.name_ends   int64 [D + 1]   offsets into names
+    SPLIT.counts      int64 [V]       how often each token occurs
+"""
+
+import os
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from plm_jax.data.documents import Document
+
+PARTS = {"sentences": "<i8", "documents": "<i8", "name_ends": "<i8", "names": "u1"}
+
+
+def token_type(vocab_size: int) -> np.dtype:
+  """The smallest type that holds every id."""
+  return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+class TokenStore:
+  """One split of a prepared corpus. Pickles as its path, so worker processes map the same pages."""
+
+  def __init__(self, directory: str | Path, split: str, vocab_size: int):
+    self.directory, self.split, self.vocab_size = Path(directory), split, vocab_size
+
+  def __reduce__(self):
+    return TokenStore, (self.directory, self.split, self.vocab_size)
+
+  def __repr__(self):
+    return f"TokenStore({str(self.directory)!r}, {self.split!r}): {len(self.tokens)} tokens"
+
+  def _map(self, part: str, dtype: str | np.dtype) -> np.ndarray:
+    return np.memmap(self.directory / f"{self.split}.{part}", dtype=dtype, mode="r")
+
+  @cached_property
+  def tokens(self) -> np.ndarray:
+    return self._map("tokens", token_type(self.vocab_size))
+
+  @cached_property
+  def sentence_starts(self) -> np.ndarray:
+    return self._map("sentences", PARTS["sentences"])
+
+  @cached_property
+  def document_starts(self) -> np.ndarray:
+    return self._map("documents", PARTS["documents"])
+
+  @cached_property
+  def counts(self) -> np.ndarray:
+    """int64 [V]: how often each token occurs, for the unigram baseline."""
+    return self._map("counts", "<i8")
+
+  @property
+  def documents(self) -> int:
+    return len(self.document_starts) - 1
+
+  @property
+  def sentences(self) -> int:
+    return len(self.sentence_starts) - 1
+
+  @cached_property
+  def _names(self) -> tuple[np.ndarray, np.ndarray]:
+    return self._map("names", PARTS["names"]), self._map("name_ends", PARTS["name_ends"])
+
+  def name(self, document: int) -> str:
+    return self._described(document)[0]
+
+  def label(self, document: int) -> str:
+    return self._described(document)[1]
+
+  def labels(self) -> list[str]:
+    """The label of every document."""
+    return [self.label(document) for document in range(self.documents)]
+
+  def _described(self, document: int) -> list[str]:
+    text, ends = self._names
+    return bytes(text[ends[document] : ends[document + 1] - 1]).decode().split("\t")
+
+  def document(self, document: int) -> list[np.ndarray]:
+    """The sentences of a document, each an array of ids."""
+    first, last = self.document_starts[document : document + 2]
+    starts = self.sentence_starts[first : last + 1]
+    return [self.tokens[a:b] for a, b in pairwise(starts)]
+
+
+class StoreWriter:
+  """Appends documents to the files of one split.
+
+  `lengths` says how many bytes of each file are good: what a killed writer left behind them is cut
+  off, and then the files go on as if nothing had been.
+  """
+
+  def __init__(self, directory: Path, split: str, vocab_size: int, lengths: dict[str, int]):
+    types = {"tokens": token_type(vocab_size), **PARTS}
+    self.types = {part: np.dtype(type_) for part, type_ in types.items()}
+    self.held = {part: [] for part in types}
+    self.files = {part: (directory / f"{split}.{part}").open("ab") for part in types}
+    for part, file in self.files.items():
+      file.truncate(lengths.get(part, 0))
+    size = {part: lengths.get(part, 0) // type_.itemsize for part, type_ in self.types.items()}
+    self.tokens, self.names = size["tokens"], size["names"]
+    self.sentences = max(0, size["sentences"] - 1)
+    if not lengths:
+      for part in ("sentences", "documents", "name_ends"):
+        self.held[part].append(np.zeros(1, np.int64))
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    for file in self.files.values():
+      file.close()
+
+  def add(self, document: Document, sentences: list[np.ndarray]) -> None:
+    """`sentences`: ids of every sentence, none empty."""
+    ends = self.tokens + np.cumsum([len(sentence) for sentence in sentences])
+    self.tokens = int(ends[-1])
+    self.sentences += len(sentences)
+    name = " ".join(document.name.split()) + "\t" + " ".join(document.label.split()) + "\n"
+    name = np.frombuffer(name.encode(), np.uint8)
+    self.names += len(name)
+    self.held["tokens"] += sentences
+    self.held["sentences"].append(ends)
+    self.held["documents"].append(np.array([self.sentences]))
+    self.held["names"].append(name)
+    self.held["name_ends"].append(np.array([self.names]))
+
+  def sync(self) -> dict[str, int]:
+    """Write what is held to the disk; the lengths of the files, for the journal."""
+    lengths = {}
+    for part, file in self.files.items():
+      if self.held[part]:
+        file.write(np.concatenate(self.held[part]).astype(self.types[part]).tobytes())
+        self.held[part] = []
+      file.flush()
+      os.fsync(file.fileno())
+      lengths[part] = os.fstat(file.fileno()).st_size
+    return lengths
+
+
+def prepare(corpus, cache_dir=None, progress: bool = True):
+  """The tokenised corpus, from the cache or made now: see `plm_jax.data.preparation`."""
+  from plm_jax.data.preparation import prepare
+
+  return prepare(corpus, cache_dir, progress)

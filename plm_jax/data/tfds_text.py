@@ -1,0 +1,194 @@
+"""Text of TFDS data sets, read through `as_data_source`: random access and no TensorFlow.
+
+`tfds:NAME[/CONFIG][:SPLIT]` names one that is already prepared as ArrayRecord, below the
+folder in `TFDS_DATA_DIR`, TFDS's own `~/tensorflow_datasets` or the project's cache. The project's
+own builder `installed_text` is prepared on the spot when it is not there.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from plm_jax.data import installed_text
+from plm_jax.data.documents import Document
+from plm_jax.errors import UserError
+
+OWN = "installed_text"
+_BLOCK = 256  # records that are read at once
+_NAMES = ("name", "title", "id")  # features that name a document, the first that is there
+
+
+def open_tfds(source: str, cache: Path) -> "TfdsText":
+  """The data set that `source` names (see above); prepares the project's own into `cache`."""
+  name, _, split = source.removeprefix("tfds:").partition(":")
+  name, _, config = name.strip("/").partition("/")
+  if name == OWN:
+    config = config or installed_text.version()
+    folders = [cache]
+    if not _find(cache, name, config):
+      _prepare_own(cache)
+  else:
+    default = Path.home() / "tensorflow_datasets"
+    folders = [Path(os.environ.get("TFDS_DATA_DIR") or default), cache]
+  for folder in folders:
+    if found := _find(folder, name, config):
+      return TfdsText(name, found, split or "train")
+  raise UserError(
+    f"The TFDS data set {source!r} is not prepared: nothing of it lies in "
+    f"{' or '.join(map(str, folders))}. Prepare it with `tfds build {name} "
+    "--file_format=array_record` (this needs tensorflow), or name its folder in TFDS_DATA_DIR."
+  )
+
+
+def _find(folder: Path, name: str, config: str) -> Path | None:
+  """The folder of the newest prepared version; without `config` there may be only one."""
+  within = folder / name / config if config else folder / name
+  found = list(within.glob("*/dataset_info.json"))
+  if not found and not config:
+    found = list(within.glob("*/*/dataset_info.json"))
+    configs = sorted({path.parts[-3] for path in found})
+    if len(configs) > 1:
+      raise UserError(
+        f"The TFDS data set {name!r} has several configurations: say one of "
+        f"{', '.join(f'tfds:{name}/{one}' for one in configs)}."
+      )
+  versions = sorted((_numbers(path.parent.name), path.parent) for path in found)
+  return versions[-1][1] if versions else None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+  return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _prepare_own(cache: Path) -> None:
+  """Build `installed_text`; in a folder of its own first, so that two processes cannot collide."""
+  import tensorflow_datasets as tfds
+
+  print("Reading the documentation of the installed packages (once).", file=sys.stderr)
+  cache.mkdir(parents=True, exist_ok=True)
+  with _quiet(), tempfile.TemporaryDirectory(dir=cache, prefix=".preparing-") as scratch:
+    try:
+      builder = tfds.builder(OWN, data_dir=scratch)
+    except tfds.core.DatasetNotFoundError:
+      raise UserError(
+        "The data set tfds:installed_text is built by the repository's folder data/installed_text: "
+        "run from the repository, or `import data.installed_text` first."
+      ) from None
+    builder.download_and_prepare()
+    made = Path(builder.data_dir)
+    target = cache / made.relative_to(scratch)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # another process was faster: the same text
+      shutil.move(made, target) if not target.exists() else None
+
+
+@contextlib.contextmanager
+def _quiet():
+  """No progress bars and no chatter from TFDS (which prints); warnings and errors stay."""
+  import tensorflow_datasets as tfds
+
+  log = logging.getLogger("absl")
+  level = log.level
+  log.setLevel(logging.WARNING)
+  tfds.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    log.setLevel(level)
+    tfds.enable_progress_bar()
+
+
+class TfdsText(NamedTuple):
+  name: str
+  folder: Path
+  split: str
+
+  @property
+  def size(self) -> int:
+    info = json.loads((self.folder / "dataset_info.json").read_text())
+    sizes = {split["name"]: int(split.get("numBytes", 0)) for split in info.get("splits", ())}
+    return sizes.get(self.split, 0)
+
+  def documents(self) -> Iterator[Document]:
+    import tensorflow_datasets as tfds
+
+    with _quiet():
+      builder = tfds.builder_from_directory(self.folder)
+      data = self._open(builder)
+    text, title, label = _features(builder.info.features, self.name)
+    for start in range(0, len(data), _BLOCK):
+      block = range(start, min(start + _BLOCK, len(data)))
+      for index, record in zip(block, data.__getitems__(list(block)), strict=True):
+        yield Document(
+          _string(record[title]) if title else f"{self.name}:{index}",
+          self._sentences(_string(record[text])),
+          _label(builder.info.features[label], record[label]) if label else "",
+        )
+
+  def _open(self, builder):
+    if self.split.partition("[")[0] not in builder.info.splits:
+      raise UserError(
+        f"The TFDS data set {self.name!r} has no split {self.split!r}: it has "
+        f"{', '.join(builder.info.splits)}."
+      )
+    try:
+      return builder.as_data_source(self.split)
+    except NotImplementedError:
+      raise UserError(
+        f"The TFDS data set in {str(self.folder)!r} is not stored as ArrayRecord, which random "
+        f"access needs: prepare it again with `tfds build {self.name} --file_format=array_record`."
+      ) from None
+
+  def _sentences(self, text: str) -> tuple[str, ...]:
+    if self.name == OWN:
+      return tuple(text.split("\n"))
+    from plm_jax.data.corpora import text_sentences
+
+    return text_sentences(text)
+
+  def fingerprint(self) -> str:
+    """From the stored files: names and sizes, and the content unless there are gigabytes."""
+    digest = hashlib.blake2b(f"{self.name}:{self.split}".encode(), digest_size=16)
+    files = sorted(file for file in self.folder.iterdir() if file.is_file())
+    whole = sum(file.stat().st_size for file in files) <= 1 << 30
+    for file in files:
+      described = file.suffix == ".json"
+      digest.update(f"\0{file.name}\0{0 if described else file.stat().st_size}".encode())
+      if whole and not described:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+  def record(self) -> dict:
+    path = self.folder / "metadata.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    return {"data set": self.name, "version": self.folder.name, **known}
+
+
+def _features(features, name: str) -> tuple[str, str | None, str | None]:
+  """The features that hold the text, the name and the label of a document."""
+  import tensorflow_datasets as tfds
+
+  texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
+  if not texts:
+    raise UserError(f"The TFDS data set {name!r} has no text: its features are {list(features)}.")
+  text = "text" if "text" in texts else texts[0]
+  title = next((key for key in _NAMES if key in texts and key != text), None)
+  return text, title, "label" if "label" in features and text != "label" else None
+
+
+def _string(value) -> str:
+  return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _label(feature, value) -> str:
+  return feature.int2str(int(value)) if hasattr(feature, "int2str") else _string(value)
