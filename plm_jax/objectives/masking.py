@@ -23,6 +23,7 @@ if TYPE_CHECKING:
   from plm_jax.data.draws import Draws
   from plm_jax.data.tokenizers import Vocab
 
+_RANKS = 16  # of words that are weighed at once
 _ORDER, _FATE, _TOKEN = 0, 1, 2  # streams of draws
 
 
@@ -126,7 +127,7 @@ def _random_order(allowed: np.ndarray, draws: Draws, ranks: int) -> tuple[np.nda
   keys = draws.bits(_ORDER, columns)
   keys &= np.uint32(0x7FFFFFFF & ~low)
   keys |= np.arange(columns, dtype=np.uint32)
-  np.copyto(keys, np.uint32(0xFFFFFFFF), where=~allowed)
+  keys |= (~allowed).astype(np.uint32) << np.uint32(31)
   keys.sort(axis=1)
   keys = keys[:, :ranks]
   return (keys & np.uint32(low)).astype(np.int32), keys < np.uint32(0x80000000)
@@ -154,31 +155,37 @@ def _choose_words(allowed, word_start, budget, slots, draws) -> tuple[np.ndarray
   starts = allowed & word_start
   everyone, leftmost = np.arange(rows), allowed.argmax(axis=1)
   starts[everyone, leftmost] = allowed[everyone, leftmost]
-  # The word of a candidate is named by the flat index of its first piece.
-  word = starts * np.arange(columns, dtype=np.int32)
-  np.maximum.accumulate(word, axis=1, out=word)
-  first = (everyone * columns).astype(np.int32)[:, None]
-  word += first
-  sizes = np.bincount(word.ravel(), minlength=rows * columns)
-  sizes -= np.bincount(word[~allowed], minlength=rows * columns)
+  # Words are numbered through the block; what is no candidate belongs to none.
+  number = np.cumsum(starts.ravel(), dtype=np.int32) - 1
+  count_up_to = np.cumsum(allowed.ravel(), dtype=np.int32)
+  sizes = np.diff(count_up_to[starts.ravel()], append=count_up_to[-1:] + 1)
+  chosen = np.zeros(sizes.size + 1, bool)  # one more: there may be no word at all
 
   most_words = starts.sum(axis=1).max(initial=0)
   order, is_word = _random_order(starts, draws, most_words)
   order *= is_word
-  order += first
-  size_by_rank = (sizes.take(order) + columns * ~is_word).T.astype(np.int32, order="C")
-  taken_by_rank = np.zeros(size_by_rank.shape, bool)
+  order += (everyone * columns).astype(np.int32)[:, None]
   left = budget.copy()
-  for rank, (size, taken) in enumerate(zip(size_by_rank, taken_by_rank, strict=True)):
-    np.less_equal(size, left, out=taken)
-    left -= size * taken
-    if rank % 4 == 3 and not left.any():
+  for rank in range(0, most_words, _RANKS):
+    if not left.any():
       break
-
-  selected = np.zeros(rows * columns, bool)
-  selected[order[taken_by_rank.T]] = True
-  row, column = np.divmod(np.flatnonzero(selected.take(word) & allowed), columns)
+    word = number.take(order[:, rank : rank + _RANKS].T)
+    size = sizes.take(word) + columns * ~is_word[:, rank : rank + _RANKS].T
+    chosen[word[_fitting(size, left)]] = True
+  row, column = np.divmod(np.flatnonzero(chosen.take(number) & allowed.ravel()), columns)
   count = np.bincount(row, minlength=rows)
   positions = np.zeros((rows, slots), np.int32)
   positions[row, np.arange(row.size) - (np.cumsum(count) - count)[row]] = column
   return positions, np.arange(slots) < count[:, None]
+
+
+def _fitting(sizes: np.ndarray, left: np.ndarray) -> np.ndarray:
+  """Which words are taken, bool [R, B], one rank after the other; subtracts them from `left` [B].
+
+  A word that does not fit is passed over, and a later, shorter one may still fit.
+  """
+  taken = np.empty(sizes.shape, bool)
+  for size, take in zip(sizes, taken, strict=True):
+    np.less_equal(size, left, out=take)
+    left -= size * take
+  return taken
