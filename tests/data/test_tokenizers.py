@@ -252,8 +252,11 @@ def test_rare_characters_beyond_a_quarter_of_the_vocabulary_become_unknown():
   tokenizer = WordPiece(vocab_size=80).train(text)
   assert tokenizer.vocab.unk not in tokenizer.encode("common words here")
   assert tokenizer.encode("qx\u1263").tolist() == [tokenizer.vocab.unk]
+  tokens = tokenizer.tokens(range(tokenizer.vocab.size))
+  common = set("commonwordshereqxj")
+  assert len({c for c in "".join(tokens[5:]) if c >= "\u1200"}) == 80 // 4 - len(common)
   # nor does what stood around them grow together
-  assert not any("xj" in token for token in tokenizer.tokens(range(tokenizer.vocab.size)))
+  assert not any("xj" in token for token in tokens)
 
 
 @pytest.mark.parametrize("name", TRAINED)
