@@ -249,3 +249,8 @@ def _import(path: Path) -> ModuleType:
     del sys.modules[name]
     raise
   return module
+
+
+def experiments_of(file: str) -> list[str]:
+  """The names of the experiments in one file."""
+  return list(_experiments_in(_experiment_file(file)))

@@ -55,8 +55,8 @@ class Bert:
       )
     if not (0 <= self.dropout < 1 and 0 <= self.attention_dropout < 1):
       raise UserError(
-        f"model.dropout={self.dropout} and model.attention_dropout={self.attention_dropout} must be "
-        "at least 0 and below 1"
+        f"model.dropout={self.dropout} and model.attention_dropout={self.attention_dropout} "
+        "must be at least 0 and below 1"
       )
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> BertModel:

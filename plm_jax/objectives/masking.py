@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from plm_jax.data.draws import integers, unit_interval
 from plm_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
   from plm_jax.data.tokenizers import Vocab
 
 _RANKS = 16  # of words that are weighed at once
-_ORDER, _FATE, _TOKEN = 0, 1, 2  # streams of draws
+_ORDER, _FATE = 0, 1  # streams of draws
 
 
 class Corrupted(NamedTuple):
@@ -104,9 +103,11 @@ def corrupt_tokens(
 
 def _replacements(targets, positions, draws, vocab, mask, random) -> np.ndarray:
   """The tokens at the selected positions, int32 [B, P]; by arithmetic: a random `where` is slow."""
-  fate = unit_interval(draws.bits_at(_FATE, positions))
-  anything = integers(draws.bits_at(_TOKEN, positions), vocab.size)
+  fate = draws.bits_at(_FATE, positions) * 2.0**-32
   is_mask, is_changed = fate < mask, fate < mask + random
+  # Where in the interval of random tokens the draw fell says which token it is.
+  token = (fate - mask) * (vocab.size / (random or 1))
+  anything = np.clip(token, 0, vocab.size - 1).astype(np.int32)
   return targets + (anything - targets) * is_changed + (vocab.mask - anything) * is_mask
 
 

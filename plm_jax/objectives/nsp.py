@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from plm_jax.objectives.objective import Terms, cross_entropy
 

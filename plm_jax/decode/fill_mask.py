@@ -1,0 +1,82 @@
+"""What a masked language model puts into a blank."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from plm_jax.data.store import TokenStore
+from plm_jax.data.tokenizers import Tokenizer, Vocab
+from plm_jax.models.compute import Compute
+
+
+class Blank(NamedTuple):
+  """A sentence with one token taken out."""
+
+  ids: np.ndarray  # int32 [T], [CLS] sentence [SEP] with [MASK] at `position`
+  position: int
+  answer: int
+
+
+class Filler(NamedTuple):
+  token: int
+  probability: float
+
+
+def fill(model, blanks: list[Blank], compute: Compute, best: int = 5) -> list[list[Filler]]:
+  """The `best` most probable tokens of every blank, highest first. All sentences in one batch."""
+  width = max(len(blank.ids) for blank in blanks)
+  ids = np.zeros((len(blanks), width), np.int32)
+  for row, blank in enumerate(blanks):
+    ids[row, : len(blank.ids)] = blank.ids
+  batch = {
+    "input_ids": ids,
+    "segment_ids": np.zeros_like(ids),
+    "length": np.array([len(blank.ids) for blank in blanks], np.int32),
+  }
+  positions = np.array([blank.position for blank in blanks])
+
+  @jax.jit
+  def top(model, batch):
+    hidden_BTD = model(batch, compute)
+    logits_BV = model.token_logits(hidden_BTD[np.arange(len(blanks)), positions])
+    return jax.lax.top_k(jax.nn.softmax(logits_BV), best)
+
+  probabilities, tokens = jax.device_get(top(model, batch))
+  return [
+    [Filler(int(t), float(p)) for t, p in zip(*row)] for row in zip(tokens, probabilities)
+  ]
+
+
+def blanks_from(store: TokenStore, tokenizer: Tokenizer, count: int) -> list[Blank]:
+  """`count` sentences of `store`, spread over its documents, each without one whole word.
+
+  The word is the longest that is a single token: function words would make an easy blank.
+  """
+  vocab = tokenizer.vocab
+  starts = np.asarray(store.sentence_starts)
+  lengths = np.diff(starts)
+  suitable = np.flatnonzero((lengths >= 8) & (lengths <= 20))
+  chosen = []
+  for sentence in suitable[np.linspace(0, len(suitable) - 1, 8 * count, dtype=int)]:
+    ids = np.asarray(store.tokens[starts[sentence] : starts[sentence + 1]], np.int32)
+    blank = _blank(ids, tokenizer, vocab)
+    if blank is not None:
+      chosen.append(blank)
+    if len(chosen) == count:
+      break
+  return chosen
+
+
+def _blank(ids: np.ndarray, tokenizer: Tokenizer, vocab: Vocab) -> Blank | None:
+  tokens = tokenizer.tokens(ids)
+  whole = vocab.word_start[ids] & np.append(vocab.word_start[ids[1:]], True)
+  lengths = [len(t) if w and t.isalpha() else 0 for t, w in zip(tokens, whole)]
+  at = int(np.argmax(lengths[1:])) + 1  # not the first word, which nothing precedes
+  if lengths[at] < 4:
+    return None
+  row = np.concatenate([[vocab.cls], ids, [vocab.sep]]).astype(np.int32)
+  row[at + 1] = vocab.mask
+  return Blank(row, at + 1, int(ids[at]))

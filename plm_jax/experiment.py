@@ -1,0 +1,117 @@
+"""What an experiment is: everything that determines a run's numbers, as one frozen dataclass.
+
+An experiment file has one function per row of a paper's table. Each takes a budget and returns an
+`Experiment`, derived from the file's `base` with `dataclasses.replace`:
+
+    def no_nsp(budget: Budget = "paper") -> Experiment:
+      return replace(base(budget), objectives=(MLM(),))
+
+The budget is an argument and not a later rescaling because a row may change what the budget scales
+(Table 6 of BERT is about size itself), and so that each function shows what it runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+
+from plm_jax.data.pipeline import Corpus
+from plm_jax.errors import UserError
+from plm_jax.models.compute import Compute
+from plm_jax.models.model import Model
+from plm_jax.objectives.objective import Objective
+from plm_jax.train.mesh import MeshShape
+from plm_jax.train.optim import AdamW
+
+Budget = Literal["smoke", "small", "paper"]
+"""smoke: seconds on any laptop. small: minutes on one GPU or up to an hour on a CPU, the size at
+which the project itself measures. paper: as published."""
+
+BUDGETS: tuple[Budget, ...] = ("smoke", "small", "paper")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+  """What happens besides training, and when. None of it changes the parameters.
+
+  log: steps between two lines of metrics. evaluate: steps between two evaluations on held-out
+  documents (0: only before and after). evaluation_rows: at most so many held-out rows. save: steps
+  between checkpoints. keep: how many checkpoints are kept.
+  """
+
+  log: int = 10
+  evaluate: int = 0
+  evaluation_rows: int = 2048
+  save: int = 100
+  keep: int = 2
+
+  def __post_init__(self):
+    if min(self.log, self.save, self.keep, self.evaluation_rows) < 1 or self.evaluate < 0:
+      raise UserError(
+        "schedule.log, .save, .keep and .evaluation_rows must be at least 1, .evaluate at least 0"
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+  """A run. `global_batch` rows per update, whatever the devices; `steps` updates.
+
+  The loss is the sum over `objectives` of weight * mean. `seed` determines parameters, dropout, data
+  order and corruption.
+  """
+
+  model: Model
+  objectives: tuple[Objective, ...]
+  data: Corpus
+  optim: AdamW
+  global_batch: int
+  steps: int
+  schedule: Schedule = Schedule()
+  mesh: MeshShape = MeshShape()
+  compute: Compute = Compute()
+  seed: int = 0
+
+  def __post_init__(self):
+    if self.global_batch < 1 or self.steps < 1:
+      raise UserError(
+        f"global_batch={self.global_batch} and steps={self.steps} must both be at least 1"
+      )
+    if not self.objectives:
+      raise UserError("an experiment needs at least one objective, for example MLM")
+    if len({o.name for o in self.objectives}) < len(self.objectives):
+      raise UserError("an experiment has each objective at most once")
+    if self.data.length > self.model.positions:
+      raise UserError(
+        f"data.length={self.data.length} is more than the model's {self.model.positions} positions; "
+        "lower data.length or raise model.positions"
+      )
+    parts = max(self.compute.micro_batches, 1)
+    if self.global_batch % parts:
+      raise UserError(
+        f"global_batch={self.global_batch} cannot be computed in compute.micro_batches={parts} equal "
+        "parts"
+      )
+
+  @property
+  def heads(self) -> dict[str, int]:
+    """The heads that the objectives need."""
+    return {name: size for o in self.objectives for name, size in o.heads.items()}
+
+  def resolve(self, vocab_size: int) -> Experiment:
+    """The experiment with the model's vocabulary filled in from the tokenizer."""
+    if self.model.vocab_size is None:
+      return dataclasses.replace(
+        self, model=dataclasses.replace(self.model, vocab_size=vocab_size)
+      )
+    if self.model.vocab_size < vocab_size:
+      raise UserError(
+        f"the tokenizer has {vocab_size} tokens but model.vocab_size={self.model.vocab_size}; leave "
+        "model.vocab_size at none to take the tokenizer's"
+      )
+    return self
+
+  def init_parameters(self, key: jax.Array):
+    """The model of a resolved experiment with random parameters."""
+    return self.model.init(key, self.heads)

@@ -1,0 +1,29 @@
+"""What models that look at nothing score on the same held-out predictions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def unigram(counts: np.ndarray, batches: list[dict], objective: str) -> dict[str, float]:
+  """Cross-entropy (nats) and accuracy of the unigram model with add-one smoothing.
+
+  counts: int `[V]`, the training tokens; batches: with `{objective}_targets` and `_weights`, the
+  very predictions that the trained model is measured on.
+  """
+  log_p = np.log((counts + 1) / (counts.sum() + len(counts)))
+  targets = np.concatenate([b[f"{objective}_targets"].ravel() for b in batches])
+  weights = np.concatenate([b[f"{objective}_weights"].ravel() for b in batches]).astype(np.float64)
+  total = weights.sum()
+  return {
+    "loss": float(-(log_p[targets] * weights).sum() / total),
+    "accuracy": float(((targets == counts.argmax()) * weights).sum() / total),
+  }
+
+
+def majority(batches: list[dict], label: str = "next_sentence_label") -> float:
+  """Accuracy of always giving the more frequent label."""
+  labels = np.concatenate([b[label] for b in batches])
+  weights = np.concatenate([b["row_weight"] for b in batches]).astype(np.float64)
+  counts = np.bincount(labels, weights)
+  return float(counts.max() / counts.sum())

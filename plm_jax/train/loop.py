@@ -1,0 +1,321 @@
+"""The one training loop: everything that is trained by gradient goes through `fit`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from plm_jax.errors import UserError
+from plm_jax.experiment import Experiment
+from plm_jax.train.checkpoint import Checkpoints
+from plm_jax.train.mesh import batch_sharding, parameter_shardings, to_global
+from plm_jax.train.state import TrainState, create_state
+from plm_jax.train.step import evaluation_step, metric_names, train_step
+from plm_jax.train.workdir import Log, Workdir
+
+
+class Stream(Protocol):
+  """An iterator of host-local batches that counts the seconds its consumer waited."""
+
+  waited: float
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]: ...
+  def __next__(self) -> dict[str, np.ndarray]: ...
+  def close(self) -> None: ...
+
+
+class Data(NamedTuple):
+  """What a run reads. training(step): the batches from that step on, the position of the data in a
+  checkpoint being the step alone. evaluation: held-out batches of the same shapes."""
+
+  training: Any  # Callable[[int], Stream]
+  evaluation: list[dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """An experiment compiled for a mesh."""
+
+  experiment: Experiment
+  mesh: jax.sharding.Mesh
+  abstract: TrainState  # shapes, dtypes and shardings of the state
+  create: Any  # () -> TrainState
+  step: Any  # (TrainState, batch) -> TrainState, donates the state
+  evaluate: Any  # (parameters, batch) -> {name: float32 [2]}
+  memory: int  # bytes per device that the step needs, as XLA reports it
+
+
+class Interrupted(KeyboardInterrupt):
+  """The run was told to stop, and has saved."""
+
+
+def compile_experiment(experiment: Experiment, batch: dict[str, Any]) -> Program:
+  """Compiles the step for batches like `batch` (arrays or shapes of a whole global batch).
+
+  With `compute.micro_batches=0` the number of parts is doubled until the step fits in the memory
+  that the device reports.
+  """
+  mesh = experiment.mesh.build()
+  check_batch_divides(experiment, mesh)
+  transform = experiment.optim.transform(experiment.steps)
+  settings = {"objectives": experiment.objectives, "compute": experiment.compute}
+  key = jax.random.key(experiment.seed)
+  rows = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
+    for name, x in batch.items()
+  }
+
+  def create():
+    params = experiment.init_parameters(jax.random.fold_in(key, 0))
+    names = metric_names(params, rows, **settings)
+    return create_state(params, transform, jax.random.fold_in(key, 1), names)
+
+  shapes = jax.eval_shape(create)
+  shardings = parameter_shardings(shapes, mesh)
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+  )
+  step, memory = compile_step(experiment, transform, abstract, rows, mesh)
+  return Program(
+    experiment=experiment,
+    mesh=mesh,
+    abstract=abstract,
+    create=jax.jit(create, out_shardings=shardings),
+    step=step,
+    evaluate=jax.jit(functools.partial(evaluation_step, **settings)),
+    memory=memory,
+  )
+
+
+def compile_step(experiment: Experiment, transform, abstract, rows, mesh):
+  """The compiled train step and its bytes per device."""
+  parts = experiment.compute.micro_batches or 1
+  devices = mesh.shape["data"] * mesh.shape["fsdp"]
+  limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+  while True:
+    compute = dataclasses.replace(experiment.compute, micro_batches=parts)
+    function = functools.partial(
+      train_step,
+      objectives=experiment.objectives,
+      compute=compute,
+      transform=transform,
+      learning_rate=experiment.optim.learning_rate(experiment.steps),
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    step = jax.jit(function, donate_argnums=0, out_shardings=shardings)
+    with jax.set_mesh(mesh):
+      compiled = step.lower(abstract, rows).compile()
+    memory = step_memory(compiled)
+    can_split = experiment.global_batch % (2 * parts * devices) == 0
+    if experiment.compute.micro_batches or not limit or memory <= limit or not can_split:
+      return compiled, memory
+    parts *= 2
+
+
+def step_memory(compiled) -> int:
+  """Bytes per device: arguments, results that do not reuse them, and temporaries."""
+  m = compiled.memory_analysis()
+  reused = m.alias_size_in_bytes
+  return m.argument_size_in_bytes + m.output_size_in_bytes - reused + m.temp_size_in_bytes
+
+
+def check_batch_divides(experiment: Experiment, mesh) -> None:
+  """A `UserError` if a micro-batch does not spread evenly over the devices."""
+  devices = mesh.shape["data"] * mesh.shape["fsdp"]
+  parts = max(experiment.compute.micro_batches, 1)
+  if experiment.global_batch % (devices * parts):
+    raise UserError(
+      f"global_batch={experiment.global_batch} in {parts} micro-batches does not divide evenly over "
+      f"{devices} devices (mesh.data * mesh.fsdp); it must be a multiple of {devices * parts}"
+    )
+
+
+def fit(
+  program: Program,
+  data: Data,
+  workdir: Workdir,
+  *,
+  initial: Any = None,
+  quiet: bool = False,
+) -> tuple[TrainState, list[dict]]:
+  """Trains to the end, from the last good checkpoint in `workdir` if there is one.
+
+  initial: parameters to start from instead of random ones. Returns the final state and all metric
+  records. Errors: `UserError` when the loss stops being finite, naming the step; `Interrupted`
+  after SIGTERM or SIGINT, with everything saved.
+  """
+  experiment, schedule = program.experiment, program.experiment.schedule
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", schedule.keep))
+    state, start = restore_or_create(program, checkpoints, initial)
+    events = stack.enter_context(tensorboard(workdir))
+    kept = start or -1  # a run that starts afresh writes its evaluation of step 0 again
+    metrics = stack.enter_context(contextlib.closing(Log(workdir / "metrics.jsonl", kept, events)))
+    timing = stack.enter_context(contextlib.closing(Log(workdir / "timing.jsonl", kept, events)))
+    stopping = stack.enter_context(Stopping())
+    reporter = Reporter(program, checkpoints, metrics, timing, start, quiet)
+    stack.enter_context(contextlib.closing(reporter))
+    if start == 0:
+      reporter.evaluated(0, evaluate(program, state.params, data.evaluation))
+    stream = stack.enter_context(contextlib.closing(data.training(start)))
+
+    for step in range(start + 1, experiment.steps + 1):
+      batch = to_global(next(stream), program.mesh)
+      state = program.step(state, batch)
+      reporter.stepped(stream.waited)
+      last = step == experiment.steps
+      if step % schedule.log == 0 or last:
+        state = reporter.take(step, state)
+      if last or (schedule.evaluate and step % schedule.evaluate == 0):
+        reporter.write()
+        reporter.evaluated(step, evaluate(program, state.params, data.evaluation))
+      if last or step % schedule.save == 0 or stopping.asked:
+        reporter.write()
+        refuse_bad(int(state.first_bad), checkpoints)
+        checkpoints.save(step, state, {"step": step, "seed": experiment.seed})
+      if stopping.asked and not last:
+        checkpoints.wait()
+        raise Interrupted(f"saved step {step}")
+    return state, metrics.records
+
+
+def restore_or_create(program: Program, checkpoints: Checkpoints, initial) -> tuple[TrainState, int]:
+  """The state to go on from, and its step."""
+  step = checkpoints.latest_good()
+  if step is not None:
+    state, _, step = checkpoints.restore(program.abstract, step)
+    return state, step
+  state = program.create()
+  if initial is not None:
+    shardings = jax.tree.map(lambda x: x.sharding, program.abstract.params)
+    state = dataclasses.replace(state, params=jax.device_put(initial, shardings))
+  return state, 0
+
+
+def evaluate(program: Program, params, batches: Iterable[dict]) -> dict[str, float]:
+  """The mean of every metric over all held-out predictions, accumulated in float64."""
+  sums = [program.evaluate(params, to_global(batch, program.mesh)) for batch in batches]
+  totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *jax.device_get(sums))
+  return {name: float(total / max(count, 1)) for name, (total, count) in totals.items()}
+
+
+def refuse_bad(first_bad: int, checkpoints: Checkpoints) -> None:
+  """A `UserError` if an update since the last check was not finite."""
+  if not first_bad:
+    return
+  checkpoints.wait()
+  good = checkpoints.steps()
+  kept = f"the last good checkpoint is that of step {good[-1]}" if good else "nothing was saved yet"
+  raise UserError(
+    f"the loss or its gradient stopped being finite at step {first_bad}; {kept}. Lower optim.peak, "
+    "lengthen optim.warmup or check the data"
+  )
+
+
+class Reporter:
+  """Progress bar, metrics and timing. Reads a step's numbers only after the next step has been
+  dispatched, so that the device never waits for the host."""
+
+  def __init__(self, program, checkpoints, metrics: Log, timing: Log, start: int, quiet: bool):
+    experiment = program.experiment
+    self._checkpoints, self._metrics, self._timing = checkpoints, metrics, timing
+    self._empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.abstract.metrics)
+    self._shardings = jax.tree.map(lambda x: x.sharding, program.abstract.metrics)
+    self._tokens = experiment.global_batch * experiment.data.length
+    self._pending: tuple | None = None
+    self._window = (time.perf_counter(), start, 0.0)
+    self._waited = 0.0
+    self._bar = tqdm(
+      total=experiment.steps,
+      initial=start,
+      desc="training",
+      unit="step",
+      disable=quiet,
+      file=sys.stderr,
+      dynamic_ncols=True,
+      bar_format="{desc} {n_fmt}/{total_fmt} |{bar:12}| {elapsed}<{remaining}{postfix}",
+    )
+
+  def stepped(self, waited: float) -> None:
+    """After a step was dispatched: writes what an earlier `take` set aside."""
+    self._waited = waited
+    self.write()
+    self._bar.update(1)
+
+  def take(self, step: int, state: TrainState) -> TrainState:
+    """Sets a window's numbers aside and starts the next window; returns the state to go on with."""
+    self.write()
+    self._pending = (step, state.metrics, state.first_bad + 0)
+    return dataclasses.replace(state, metrics=jax.device_put(self._empty, self._shardings))
+
+  def evaluated(self, step: int, values: dict[str, float]) -> None:
+    self._metrics.write({"step": step, "split": "valid", **values})
+
+  def close(self) -> None:
+    self._bar.close()
+
+  def write(self) -> None:
+    """Writes what is set aside. Errors: `UserError` if a loss was not finite."""
+    if self._pending is None:
+      return
+    (step, *numbers), self._pending = self._pending, None
+    numbers, first_bad = jax.device_get(numbers)
+    refuse_bad(int(first_bad), self._checkpoints)
+    values = {name: float(total / max(count, 1)) for name, (total, count) in numbers.items()}
+    self._metrics.write({"step": step, "split": "train", **values})
+    self._write_timing(step, values["loss"])
+
+  def _write_timing(self, step: int, loss: float) -> None:
+    now, (then, step_then, waited_then) = time.perf_counter(), self._window
+    self._window = (now, step, self._waited)
+    speed = (step - step_then) * self._tokens / (now - then)
+    waited = self._waited - waited_then
+    self._timing.write(
+      {"step": step, "tokens_per_second": speed, "seconds": now - then, "data_wait": waited}
+    )
+    self._bar.set_postfix_str(
+      f"loss {loss:.3f}, {speed / 1000:.1f}k tokens/s, data wait {self._waited:.1f}s"
+    )
+
+
+class Stopping:
+  """Turns the first SIGTERM or SIGINT into a request to save and stop; the second one ends at once."""
+
+  def __init__(self):
+    self.asked = False
+    self._before: dict[int, Any] = {}
+
+  def __enter__(self) -> Stopping:
+    for number in (signal.SIGTERM, signal.SIGINT):
+      with contextlib.suppress(ValueError):  # not in the main thread: the caller's own handlers stay
+        self._before[number] = signal.signal(number, self._ask)
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _ask(self, number, frame) -> None:
+    del frame
+    self.asked = True
+    signal.signal(number, self._before[number])
+
+
+@contextlib.contextmanager
+def tensorboard(workdir: Workdir):
+  """A writer of TensorBoard events under the working directory."""
+  from tensorboardX import SummaryWriter
+
+  with contextlib.closing(SummaryWriter(str(workdir / "tensorboard"))) as writer:
+    yield writer

@@ -1,0 +1,165 @@
+"""What a run prints and draws: its heading, costs, results, fillers and curves."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from plm_jax import overrides
+from plm_jax.decode.fill_mask import blanks_from, fill
+from plm_jax.experiment import Experiment
+from plm_jax.train import baselines
+from plm_jax.train.loop import Program
+from plm_jax.train.workdir import Workdir, read_records
+
+
+def heading(record: dict[str, Any], experiment: Experiment) -> str:
+  """What is about to run, and how it differs from its base."""
+  lines = [f"{record['reference']} at budget {record['budget']}, seed {experiment.seed}"]
+  if record["diff"]:
+    width = max(len(d["field"]) for d in record["diff"])
+    lines.append("differs from its base in")
+    lines += [f"  {d['field']:{width}}  {d['base']} -> {d['here']}" for d in record["diff"]]
+  return "\n".join(lines)
+
+
+def costs(program: Program) -> str:
+  """Parameters, tokens and memory of a compiled experiment."""
+  experiment, params = program.experiment, program.abstract.params
+  count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+  batch, length = experiment.global_batch, experiment.data.length
+  mesh = " x ".join(f"{name} {size}" for name, size in program.mesh.shape.items())
+  return (
+    f"{count:,} parameters; {experiment.steps:,} steps of {batch} x {length} = {batch * length:,} "
+    f"tokens; {program.memory / 2**20:,.0f} MiB per device; mesh {mesh}"
+  )
+
+
+def text_record(manifest: dict[str, Any]) -> dict[str, Any]:
+  """What config.json keeps of the text: enough to know it again."""
+  return {name: manifest[name] for name in ("source", "tokenizer", "splits", "dropped")}
+
+
+def text_line(manifest: dict[str, Any]) -> str:
+  """One line on the text."""
+  train, valid = manifest["splits"]["train"], manifest["splits"]["valid"]
+  return (
+    f"{manifest['source']['given']}: {train['tokens']:,} tokens in {train['documents']:,} documents "
+    f"to train on, {valid['tokens']:,} in {valid['documents']:,} held out; "
+    f"{manifest['tokenizer']['size']:,} word pieces"
+  )
+
+
+class Results(NamedTuple):
+  """What the final report is made of. counts: int `[V]`, the unigram counts of the training text."""
+
+  experiment: Experiment
+  records: list[dict[str, Any]]
+  counts: np.ndarray
+  evaluation: list[dict[str, np.ndarray]]
+
+  def held_out(self, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of every evaluation on held-out text."""
+    return [
+      (r["step"], r[metric]) for r in self.records if r["split"] == "valid" and metric in r
+    ]
+
+  def reference(self, objective: str) -> dict[str, float]:
+    """What a model that looks at nothing scores: unigrams, or the more frequent label."""
+    if objective == "nsp":
+      return {"accuracy": baselines.majority(self.evaluation)}
+    return baselines.unigram(self.counts, self.evaluation, objective)
+
+
+def results(run: Results) -> str:
+  """Held-out scores before and after training beside those of a model that looks at nothing."""
+  rows = []
+  for objective in run.experiment.objectives:
+    name, reference = objective.name, run.reference(objective.name)
+    loss, accuracy = run.held_out(f"{name}/loss"), run.held_out(f"{name}/accuracy")
+    label = name.upper()
+    kind = "majority" if name == "nsp" else "unigram"
+    rows.append((f"{label} loss (nats)", loss[0][1], loss[-1][1], reference.get("loss"), kind))
+    if name != "nsp":
+      rows.append(
+        (
+          f"{label} perplexity",
+          math.exp(loss[0][1]),
+          math.exp(loss[-1][1]),
+          math.exp(reference["loss"]),
+          kind,
+        )
+      )
+    rows.append(
+      (f"{label} accuracy", accuracy[0][1], accuracy[-1][1], reference["accuracy"], kind)
+    )
+  count = int(sum(batch["row_weight"].sum() for batch in run.evaluation))
+  lines = [f"{f'on {count} held-out rows':24}{'before':>10}{'after':>10}{'reference':>11}"]
+  for label, before, after, reference, kind in rows:
+    shown = "" if reference is None else f"{_number(reference):>11}  {kind}"
+    lines.append(f"{label:24}{_number(before):>10}{_number(after):>10}{shown}")
+  return "\n" + "\n".join(lines)
+
+
+def _number(value: float) -> str:
+  return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def fillers(params, experiment: Experiment, prepared, count: int = 4) -> str:
+  """Held-out sentences with a blank and the model's five best fillers."""
+  tokenizer = prepared.tokenizer
+  blanks = blanks_from(prepared.valid, tokenizer, count)
+  if "mlm" not in {o.name for o in experiment.objectives} or not blanks:
+    return ""
+  lines = ["", "held-out sentences, a blank and the five best fillers"]
+  for blank, best in zip(blanks, fill(params, blanks, experiment.compute)):
+    ids = blank.ids[1:-1]
+    before, after = tokenizer.decode(ids[: blank.position - 1]), tokenizer.decode(ids[blank.position :])
+    options = ", ".join(f"{tokenizer.decode([f.token])} {f.probability:.2f}" for f in best)
+    answer = tokenizer.decode([blank.answer])
+    lines += [f"  {before} ____ {after}", f"    {options}   (the text has: {answer})"]
+  return "\n".join(lines)
+
+
+def draw_curves(run: Results, workdir: Workdir) -> None:
+  """`curves.png`: loss and accuracy of every objective, training and held-out, with references."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  from matplotlib.figure import Figure
+
+  objectives = run.experiment.objectives
+  figure = Figure(figsize=(9, 3.2 * len(objectives)), layout="constrained")
+  axes = figure.subplots(len(objectives), 2, squeeze=False)
+  training = [r for r in run.records if r["split"] == "train"]
+  for row, objective in zip(axes, objectives):
+    reference = run.reference(objective.name)
+    for axis, metric in zip(row, ("loss", "accuracy")):
+      name = f"{objective.name}/{metric}"
+      axis.plot([r["step"] for r in training], [r[name] for r in training], lw=1, label="training")
+      axis.plot(*zip(*run.held_out(name)), "o-", ms=4, label="held out")
+      if metric in reference:
+        kind = "majority label" if objective.name == "nsp" else "unigram model"
+        axis.axhline(reference[metric], color="gray", ls="--", lw=1, label=kind)
+      axis.set_xlabel("step")
+      axis.set_ylabel("loss (nats)" if metric == "loss" else "accuracy")
+      axis.set_title(name)
+      axis.grid(alpha=0.3)
+      axis.legend(frameon=False)
+  figure.savefig(workdir / "curves.png", dpi=120)
+
+
+def goodbye(workdir: Path) -> str:
+  """Where things are, how long it took, and what to try next."""
+  timing = read_records(workdir / "timing.jsonl")
+  seconds = sum(r["seconds"] for r in timing)
+  waited = sum(r["data_wait"] for r in timing)
+  return (
+    f"\n{seconds:.0f} s of training, {waited:.1f} s of them waiting for data\n"
+    f"{workdir}/curves.png shows the curves; tensorboard --logdir={workdir} too\n"
+    f"next: python run_finetune.py --from={workdir}"
+  )

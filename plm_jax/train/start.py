@@ -1,0 +1,170 @@
+"""From a command line to a resolved experiment, and what has to stand before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from plm_jax import cli, overrides
+from plm_jax.data.draws import Draws
+from plm_jax.data.tokenizers import Tokenizer, Vocab, load_tokenizer
+from plm_jax.errors import UserError
+from plm_jax.experiment import Experiment
+from plm_jax.train.checkpoint import restore_parameters
+from plm_jax.train.loop import Program
+from plm_jax.train.workdir import read_config
+
+# Heads come and go between runs, for example when continuing without next-sentence prediction.
+HEADS = ("mlm/*", "nsp/*", "pooler/*", "classes/*")
+
+
+class Source(NamedTuple):
+  """The run that another one starts from."""
+
+  path: Path
+  document: dict[str, Any]
+  experiment: Experiment
+  tokenizer: Tokenizer
+
+
+def continued_from(path: str | Path) -> Source:
+  """Errors: `UserError` if `path` is not the directory of a run."""
+  path = Path(path)
+  document = read_config(path)
+  experiment = overrides.from_json(document["experiment"])
+  return Source(path, document, experiment, load_tokenizer(path / "tokenizer"))
+
+
+def chosen_experiment(
+  reference: str | None,
+  default: str,
+  budget: str,
+  settings: list[str],
+  seed: int | None,
+  source: Source | None = None,
+) -> tuple[Experiment, dict[str, Any]]:
+  """The resolved experiment of a command line, and the record of how it came about.
+
+  With a source, its experiment is the default and its tokenizer is kept. The record names the
+  difference to the file's `base` at the same budget.
+  """
+  if reference is None:
+    reference = source.document["reference"] if source else default
+  experiment = cli.load_experiment(reference, budget=budget)()
+  base = base_of(reference, budget) or experiment
+  experiment = overrides.apply(experiment, settings)
+  if seed is not None:
+    experiment = dataclasses.replace(experiment, seed=seed)
+  if source is not None:
+    experiment = with_tokenizer(experiment, source, settings)
+  experiment = experiment.resolve(vocab_size_of(experiment))
+  file, _, function = reference.partition(":")
+  suffix = "" if budget == "small" else f"_{budget}"
+  record = {
+    "name": f"{Path(file).stem}_{function}{suffix}",
+    "reference": reference,
+    "budget": budget,
+    "diff": [
+      {"field": path, "base": overrides.show(old), "here": overrides.show(new)}
+      for path, old, new in overrides.diff(experiment, base)
+      if path != "model.vocab_size"  # follows from the tokenizer
+    ],
+    "initial": initial_record(source),
+    "command": sys.argv,
+    "versions": versions(),
+  }
+  return experiment, record
+
+
+def base_of(reference: str, budget: str) -> Experiment | None:
+  """The experiment that a file's rows derive from: its function `base`, if there is one."""
+  file, _, function = reference.partition(":")
+  if function == "base" or "base" not in cli.experiments_of(file):
+    return None
+  return cli.load_experiment(f"{file}:base", budget=budget)()
+
+
+def with_tokenizer(experiment: Experiment, source: Source, settings: list[str]) -> Experiment:
+  """The experiment with the source's tokenizer, without which its parameters mean nothing."""
+  chosen = experiment.data.tokenizer
+  if any(s.startswith("data.tokenizer") for s in settings):
+    if chosen.path is None or chosen.load().fingerprint != source.tokenizer.fingerprint:
+      raise UserError(
+        f"the tokenizer does not fit the checkpoint: --from={source.path} was trained with the one "
+        f"in {source.path / 'tokenizer'}; leave data.tokenizer out"
+      )
+  kept = dataclasses.replace(
+    source.experiment.data.tokenizer, path=str((source.path / "tokenizer").absolute())
+  )
+  return dataclasses.replace(
+    experiment,
+    data=dataclasses.replace(experiment.data, tokenizer=kept),
+    model=dataclasses.replace(experiment.model, vocab_size=source.experiment.model.vocab_size),
+  )
+
+
+def vocab_size_of(experiment: Experiment) -> int:
+  """The number of tokens that the tokenizer has, or will have at most once it is trained."""
+  tokenizer = experiment.data.tokenizer
+  return tokenizer.vocab_size if tokenizer.path is None else tokenizer.load().vocab.size
+
+
+def initial_record(source: Source | None) -> dict[str, Any] | None:
+  if source is None:
+    return None
+  return {"from": str(source.path.absolute()), "tokenizer": source.tokenizer.fingerprint}
+
+
+def initial_parameters(program: Program, source: Source | None) -> Any:
+  """The source's parameters on the program's mesh, with heads that it lacks drawn afresh; None
+  without a source. Errors: `UserError` naming shapes that do not fit."""
+  if source is None:
+    return None
+  fresh = program.create().params
+  restored = restore_parameters(source.path, fresh, allow_missing=HEADS, allow_unused=HEADS)
+  for names, what in ((restored.fresh, "starts at random"), (restored.unused, "is left out")):
+    for name in names:
+      print(f"{name} {what}: --from={source.path} and this run have different heads")
+  return restored.params
+
+
+def example_batch(experiment: Experiment) -> dict[str, np.ndarray]:
+  """A global batch of the right names, shapes and dtypes, before any text is read."""
+  rows, length = experiment.global_batch, experiment.data.length
+  special = np.zeros(16, bool)
+  special[:5] = True
+  vocab = Vocab(16, 0, 1, 2, 3, 4, None, None, special, np.ones(16, bool))
+  batch = {
+    "input_ids": np.full((rows, length), 5, np.int32),
+    "segment_ids": np.zeros((rows, length), np.int32),
+    "length": np.full(rows, length, np.int32),
+    "next_sentence_label": np.zeros(rows, np.int32),
+    "row_weight": np.ones(rows, np.float32),
+  }
+  draws = Draws(0, 0, np.arange(rows))
+  for objective in experiment.objectives:
+    batch = objective.corrupt(batch, draws, vocab)
+  return batch
+
+
+def keep_compilations(cache: Path) -> None:
+  """Keeps compiled programs on disk, so that a second start need not compile."""
+  jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def versions() -> dict[str, str]:
+  """What a number may depend on besides the configuration."""
+  packages = ("plm_jax", "jax", "jaxlib", "flax", "optax", "numpy", "tokenizers")
+  return {
+    "python": platform.python_version(),
+    "platform": f"{jax.default_backend()}: {jax.device_count()} x {jax.devices()[0].device_kind}",
+    **{name: importlib.metadata.version(name) for name in packages},
+  }

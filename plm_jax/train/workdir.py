@@ -1,0 +1,154 @@
+"""A run's directory: who owns it, what it was started as, and the metrics it has written.
+
+    config.json     the resolved experiment, its diff to its base, versions, corpus counts
+    metrics.jsonl   one line per report; a function of the configuration alone, byte for byte
+    timing.jsonl    the same steps' wall-clock seconds, tokens/s and seconds spent waiting for data
+    tensorboard/    both of these as events
+    tokenizer/  checkpoints/  curves.png
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from plm_jax import overrides
+from plm_jax.errors import UserError
+
+FORMAT = 1
+
+# What may differ when a run goes on: where and how it is computed, not what is computed.
+PLACE = ("mesh", "compute", "schedule", "data.workers")
+
+
+class Workdir:
+  """A directory held by this process until `close`. Refuses one that another process holds."""
+
+  def __init__(self, path: str | Path):
+    self.path = Path(path)
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      self._lock = open(self.path / ".lock", "w")  # noqa: SIM115  held as long as the object
+    except OSError as error:
+      raise UserError(
+        f"the working directory {self.path} cannot be written: {error.strerror}"
+      ) from error
+    try:
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      self._lock.close()
+      raise UserError(
+        f"another process is working in {self.path}; wait for it or choose another --workdir"
+      ) from None
+
+  def close(self) -> None:
+    self._lock.close()
+
+  def __enter__(self) -> Workdir:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+  def __truediv__(self, name: str) -> Path:
+    return self.path / name
+
+  def refuse_others(self, experiment, record: dict[str, Any]) -> None:
+    """A `UserError` if the directory holds anything but a run of this experiment."""
+    if not (self.path / "config.json").exists():
+      strangers = [p.name for p in self.path.iterdir() if p.name not in (".lock", "tokenizer")]
+      if strangers:
+        raise UserError(
+          f"{self.path} is not empty and holds no run ({strangers[0]}); choose another --workdir"
+        )
+      return
+    document = read_config(self.path)
+    before = overrides.from_json(document["experiment"])
+    different = [d for d in overrides.diff(experiment, before) if not _is_place(d[0])]
+    if different:
+      path, old, new = different[0]
+      more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+      raise UserError(
+        f"{self.path} holds another experiment: {path} is {overrides.show(old)} there and "
+        f"{overrides.show(new)} here{more}; choose another --workdir"
+      )
+    for name, what in (("text", "text"), ("initial", "start (--from)")):
+      if name in record and document.get(name) != record[name]:
+        raise UserError(f"{self.path} holds a run with another {what}; choose another --workdir")
+
+  def claim(self, experiment, record: dict[str, Any]) -> None:
+    """Writes config.json, unless the directory already holds this very run."""
+    self.refuse_others(experiment, record)
+    if not (self.path / "config.json").exists():
+      document = {"format": FORMAT, "experiment": overrides.to_json(experiment), **record}
+      write_whole(self.path / "config.json", json.dumps(document, indent=2) + "\n")
+
+
+def _is_place(path: str) -> bool:
+  return any(path == place or path.startswith(place + ".") for place in PLACE)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+  """The config.json of a run. Errors: `UserError` if there is none, or it is not one of ours."""
+  path = Path(path)
+  try:
+    document = json.loads((path / "config.json").read_text())
+  except FileNotFoundError:
+    raise UserError(f"{path} is not the directory of a run: it has no config.json") from None
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path / 'config.json'} cannot be read: {error}") from error
+  if not isinstance(document, dict) or document.get("format") != FORMAT:
+    raise UserError(f"{path / 'config.json'} is not the configuration of a run of this version")
+  return document
+
+
+def write_whole(path: Path, text: str) -> None:
+  """Writes a file so that a reader, or a kill, sees the old one or the new one, never a half."""
+  partial = path.with_name(path.name + ".partial")
+  with open(partial, "w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  partial.replace(path)
+
+
+class Log:
+  """Appends records to a `.jsonl` file and to TensorBoard.
+
+  On opening, records after `step` are dropped, and so is a line that a kill left half written: the
+  file goes on exactly where the checkpoint does.
+  """
+
+  def __init__(self, path: Path, step: int, events=None):
+    self.records = [r for r in read_records(path) if r["step"] <= step]
+    write_whole(path, "".join(json.dumps(r) + "\n" for r in self.records))
+    self._file = open(path, "a", buffering=1)  # noqa: SIM115  held as long as the object
+    self._events = events
+
+  def write(self, record: dict[str, Any]) -> None:
+    self.records.append(record)
+    self._file.write(json.dumps(record) + "\n")
+    if self._events is not None:
+      split = record.get("split", "speed")
+      for name, value in record.items():
+        if isinstance(value, float):
+          self._events.add_scalar(f"{split}/{name}", value, record["step"])
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+  """The records of a `.jsonl` file; empty if there is none. An unfinished last line is left out."""
+  if not path.exists():
+    return []
+  records = []
+  for line in path.read_text().splitlines(keepends=True):
+    with contextlib.suppress(ValueError):  # only a killed writer's last line does not parse
+      if line.endswith("\n"):
+        records.append(json.loads(line))
+  return records
