@@ -3,8 +3,8 @@
     python benchmarks/corruption.py --length=128 --batch=256
 
 Rows of `length` tokens, padding included, from random text of 4 million tokens; the best of
-`rounds` rounds, by the clock and by the processor time of this process (what it would be on a
-machine that nobody else uses). Building the table of segments is measured by itself, in sentences/s.
+`rounds` rounds, by the clock and by the processor time of this process (what is left when others
+take turns on the machine). Building the table of segments is measured by itself, in sentences/s.
 """
 
 import argparse

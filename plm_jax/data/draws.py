@@ -7,7 +7,7 @@ Sources: SplitMix64 (Steele, Lea, Flood 2014) mixes the identity of a row into a
 32-bit finaliser with multipliers 0x21f0aaad, 0xd35a2d97 (github.com/skeeto/hash-prospector) turns
 key and column into bits, half of the key entering before the first multiplication and half after.
 
-Streams are small integers. One purpose, one stream: objectives/masking.py has 0 to 3.
+Streams are small integers. One purpose, one stream: objectives/masking.py has 0 and 1.
 """
 
 from __future__ import annotations
@@ -61,11 +61,6 @@ class Draws:
 def unit_interval(bits: np.ndarray) -> np.ndarray:
   """float32 in [0, 1) from uint32."""
   return (bits >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
-
-
-def integers(bits: np.ndarray, size: int) -> np.ndarray:
-  """int32 in [0, size) from uint32 by multiply and shift; off from uniform by at most size/2^32."""
-  return ((bits.astype(np.uint64) * np.uint64(size)) >> np.uint64(32)).astype(np.int32)
 
 
 def scalar_key(*parts: int) -> int:

@@ -133,9 +133,8 @@ def pass_table(
   if folder is None:
     return segments.table(store, length, seed, pass_)
   identity = repr((_TABLE_FORMAT, segments, length, seed, pass_))
-  path = (
-    Path(folder) / f"segments-{hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()}.npy"
-  )
+  digest = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
+  path = Path(folder) / f"{store.split}.segments-{digest}.npy"
   if not path.exists():
     table = segments.table(store, length, seed, pass_)
     partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
@@ -155,7 +154,7 @@ class _Pairing:
   def __init__(self, config: SegmentPair, store: TokenStore, room: int):
     self._config = config
     self._room = room
-    self._sentence_starts = store.sentence_starts
+    self._sentence_starts = np.asarray(store.sentence_starts)  # a memmap is slow to index
     self._document_starts = np.asarray(store.document_starts)
     self._readable = np.flatnonzero(np.diff(self._document_starts)).tolist()
 

@@ -235,7 +235,9 @@ def test_tables_are_kept_beside_the_store(tmp_path):
   np.testing.assert_array_equal(kept, table_of(store, pass_=1))
   stamp = file.stat().st_mtime_ns
   pass_table(store, SegmentPair(next="none"), 64, 0, 1)
-  assert len(list(tmp_path.iterdir())) == 2
+  held_out = random_store(9, directory=tmp_path, split="valid")
+  assert len(pass_table(held_out, SegmentPair(), 64, 0, 1)) < len(made)
+  assert len(list(tmp_path.iterdir())) == 3
   assert file.stat().st_mtime_ns == stamp
 
 

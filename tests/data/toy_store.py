@@ -28,13 +28,13 @@ def toy_vocab(size=1000, pieces=0.3) -> Vocab:
 class ToyStore:
   """`sentences[d]`: the lengths of the sentences of document d; tokens are never special."""
 
-  def __init__(self, sentences, size=1000, directory=None):
+  def __init__(self, sentences, size=1000, directory=None, split="train"):
     lengths = np.concatenate([np.asarray(s, np.int64) for s in sentences])
     self.sentence_starts = np.concatenate([[0], np.cumsum(lengths)])
     self.document_starts = np.concatenate([[0], np.cumsum([len(s) for s in sentences])])
     rng = np.random.default_rng(1)
     self.tokens = rng.integers(5, size, self.sentence_starts[-1]).astype(np.uint16)
-    self.directory = directory
+    self.directory, self.split = directory, split
 
   def document_of(self, offset):
     """The document that holds a token offset."""
