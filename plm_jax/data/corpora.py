@@ -10,10 +10,10 @@
 
 Lines up to `LONG_LINE` characters are sentences as they stand; longer ones are paragraphs and
 are split by the rules of `plm_jax.data.sentences`. Text whose lines were wrapped at a fixed width
-(books of Project Gutenberg) is recognised by its beginning: many lines go on in the next one with a
-small letter, and sentences end inside of lines. There the lines of a paragraph are joined before
-they are split, and if the beginning shows runs of blank lines, only such a run ends a document; a single one
-ends a paragraph.
+(books of Project Gutenberg) is recognised by its beginning: many lines go on in the next one
+with a small letter, and sentences end inside of lines. There the lines of a paragraph are joined
+before they are split, and if the beginning shows runs of blank lines, only such a run ends a
+document; a single one ends a paragraph.
 
 Everything is read as a stream: memory holds one document, and a document is cut when it has
 `LONGEST_DOCUMENT` characters.
@@ -144,20 +144,20 @@ class _Line(NamedTuple):
 
 def _lines(file: Path) -> Iterator[_Line]:
   """The lines of a file, stripped; a very long one in pieces that end between words."""
-  number, offset, rest = 1, 0, b""
+  number, offset, rest, ends = 1, 0, b"", True
   try:
     with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
       while piece := stream.readline(_LONGEST_PIECE):
         block, rest = rest + piece, b""
-        ends = piece.endswith(b"\n")
-        if not ends and len(piece) == _LONGEST_PIECE:
+        ends = piece.endswith(b"\n") or len(piece) < _LONGEST_PIECE
+        if not ends:
           cut = _cut(block)
           block, rest = block[:cut], block[cut:]
         text = _decode(block, file, number, offset)
         yield _Line(number, " ".join(text.lstrip("\ufeff").split()), ends)
         offset += len(block)
         number += ends
-      if rest:
+      if not ends:
         yield _Line(number, " ".join(_decode(rest, file, number, offset).split()), True)
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise UserError(

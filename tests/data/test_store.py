@@ -1,0 +1,207 @@
+"""Preparing text: the split, the arrays, and that a killed preparation ends with the same bytes."""
+
+import hashlib
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from plm_jax.data import preparation
+from plm_jax.data.store import TokenStore, prepare, token_type
+from plm_jax.data.tokenizers import WordPiece
+from plm_jax.errors import UserError
+
+
+def corpus(path, held_out=0.2, vocab_size=120):
+  return SimpleNamespace(
+    source=str(path), tokenizer=WordPiece(vocab_size=vocab_size), held_out=held_out
+  )
+
+
+def text(documents=60):
+  draw = random.Random(0)
+  words = ["river", "mountain", "the", "of", "walks", "over", "seven", "stone", "lamp", "a"]
+  lines = [
+    "\n".join(" ".join(draw.choices(words, k=7)) for _ in range(5)) for _ in range(documents)
+  ]
+  return "\n\n".join(lines)
+
+
+@pytest.fixture
+def path(tmp_path):
+  (tmp_path / "text.txt").write_text(text())
+  return tmp_path / "text.txt"
+
+
+def digests(folder: Path):
+  files = sorted(file for file in folder.rglob("*") if file.is_file())
+  return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def test_the_stored_tokens_are_the_text_in_order(path, tmp_path):
+  made = prepare(corpus(path), tmp_path / "cache", progress=False)
+  documents = [block.split("\n") for block in path.read_text().split("\n\n")]
+  for store in (made.train, made.valid):
+    assert store.tokens.dtype == np.uint16 and store.sentence_starts[-1] == len(store.tokens)
+    for i in range(store.documents):
+      number = int(store.name(i).rpartition(":")[2]) // 6
+      ids = [made.tokenizer.encode(sentence) for sentence in documents[number]]
+      assert all(map(np.array_equal, store.document(i), ids))
+    assert store.counts.sum() == len(store.tokens)
+    assert np.array_equal(np.bincount(store.tokens, minlength=len(store.counts)), store.counts)
+  assert made.train.documents + made.valid.documents == 60
+  said = made.manifest["files"]["train.tokens"]
+  stored = (made.directory / "train.tokens").read_bytes()
+  assert said == {"bytes": len(stored), "sha256": hashlib.sha256(stored).hexdigest()}
+
+
+def test_the_side_of_a_document_depends_on_its_text_alone(path, tmp_path):
+  def held(source):
+    made = prepare(corpus(source), tmp_path / "cache", progress=False)
+    return {
+      made.tokenizer.decode(np.concatenate(made.valid.document(i)))
+      for i in range(made.valid.documents)
+    }
+
+  blocks = path.read_text().split("\n\n")
+  other = tmp_path / "other.txt"
+  other.write_text("\n\n".join(reversed(blocks)))
+  assert held(path) == held(other)
+
+
+def test_a_store_pickles_as_its_path(path, tmp_path):
+  store = prepare(corpus(path), tmp_path / "cache", progress=False).train
+  assert len(pickle.dumps(store)) < 500
+  assert np.array_equal(pickle.loads(pickle.dumps(store)).tokens, store.tokens)
+
+
+def test_a_finished_preparation_is_reused_and_a_damaged_one_made_again(path, tmp_path, monkeypatch):
+  first = prepare(corpus(path), tmp_path / "cache", progress=False)
+  before = digests(first.directory)
+  with monkeypatch.context() as patch:
+    patch.setattr(preparation._Preparation, "run", lambda self: pytest.fail("prepared again"))
+    prepare(corpus(path), tmp_path / "cache", progress=False)
+  os.truncate(first.directory / "train.tokens", 10)
+  assert digests(prepare(corpus(path), tmp_path / "cache", progress=False).directory) == before
+  assert (
+    prepare(corpus(path, held_out=0.3), tmp_path / "cache", progress=False).directory
+    != first.directory
+  )
+
+
+class Stop(BaseException):
+  pass
+
+
+@pytest.mark.parametrize(
+  ("where", "after"),
+  [("add", 0), ("add", 30), ("sync", 0), ("sync", 3), ("_replace", 0), ("_replace", 3)]
+  + [("_finish", 0)],
+)
+def test_an_interrupted_preparation_goes_on_and_ends_with_the_same_bytes(
+  path, tmp_path, monkeypatch, where, after
+):
+  monkeypatch.setattr(preparation, "CHUNK", 900)
+  whole = prepare(corpus(path), tmp_path / "whole", progress=False)
+  owner = {"_replace": preparation, "_finish": preparation._Preparation}.get(
+    where, preparation.StoreWriter
+  )
+  original, calls = getattr(owner, where), []
+
+  def breaks(*arguments):
+    calls.append(1)
+    if len(calls) == after + 1:
+      raise Stop
+    return original(*arguments)
+
+  encoded = []
+  with monkeypatch.context() as patch:
+    patch.setattr(owner, where, breaks)
+    with pytest.raises(Stop):
+      prepare(corpus(path), tmp_path / "cut", progress=False)
+  write = preparation._Preparation._write
+  monkeypatch.setattr(
+    preparation._Preparation, "_write", lambda *a: (encoded.append(1), write(*a))[1]
+  )
+  cut = prepare(corpus(path), tmp_path / "cut", progress=False)
+  assert digests(cut.directory) == digests(whole.directory)
+  if where == "_finish":
+    assert not encoded  # nothing is encoded twice
+
+
+KILLED = """
+import os, signal, sys
+from types import SimpleNamespace
+from plm_jax.data import preparation
+from plm_jax.data.tokenizers import WordPiece
+preparation.CHUNK = 900
+sync, calls = preparation.StoreWriter.sync, []
+def dies(self):
+  calls.append(1)
+  if len(calls) == 6:
+    self.files["tokens"].write(b"torn")
+    self.files["tokens"].flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+  return sync(self)
+preparation.StoreWriter.sync = dies
+preparation.prepare(
+  SimpleNamespace(source=sys.argv[1], tokenizer=WordPiece(vocab_size=120), held_out=0.2),
+  sys.argv[2], progress=False)
+"""
+
+
+def test_a_preparation_killed_by_sigkill_ends_with_the_same_bytes(path, tmp_path):
+  run = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "cut")]
+  root = Path(__file__).parents[2]
+  assert subprocess.run(run, cwd=root, check=False).returncode == -signal.SIGKILL
+  assert list((tmp_path / "cut").rglob("journal.json"))
+  cut = prepare(corpus(path), tmp_path / "cut", progress=False)
+  whole = prepare(corpus(path), tmp_path / "whole", progress=False)
+  assert digests(cut.directory) == digests(whole.directory)
+
+
+@pytest.mark.parametrize(
+  ("content", "held_out", "words"),
+  [
+    ("one document only\nof two sentences", 0.2, "1 document and at least two"),
+    ("one a\n\ntwo b\n\nthree c", 1e-9, "set held_out to at least"),
+    ("one a\n\ntwo b\n\nthree c", 1.0, "lower held_out"),
+  ],
+)
+def test_text_that_cannot_be_split_gets_a_sentence(tmp_path, content, held_out, words):
+  (tmp_path / "a.txt").write_text(content)
+  with pytest.raises(UserError) as error:
+    prepare(corpus(tmp_path / "a.txt", held_out), tmp_path / "cache", progress=False)
+  assert words in str(error.value).replace(",", "")
+
+
+def test_what_has_no_token_is_dropped_and_counted(path, tmp_path):
+  path.write_text(path.read_text() + "\n\n\u0007\u0008\n\nriver\n\u0007")
+  made = prepare(corpus(path), tmp_path / "cache", progress=False)
+  assert made.manifest["dropped"] == {
+    "documents without a token": 1,
+    "sentences without a token": 2,
+  }
+  assert np.diff(made.train.sentence_starts).min() > 0
+
+
+def test_ids_take_two_bytes_where_they_fit():
+  assert token_type(65536) == np.uint16 and token_type(65537) == np.uint32
+
+
+def test_names_and_labels_are_read_one_by_one(tmp_path):
+  lines = [json.dumps({"text": f"river stone lamp {i}", "label": f"l{i}"}) for i in range(40)]
+  (tmp_path / "a.jsonl").write_text("\n".join(lines))
+  store = prepare(corpus(tmp_path / "a.jsonl"), tmp_path / "cache", progress=False).train
+  assert isinstance(store, TokenStore)
+  assert store.labels() == [
+    f"l{int(store.name(i).split(':')[1]) - 1}" for i in range(store.documents)
+  ]
