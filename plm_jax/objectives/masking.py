@@ -164,7 +164,6 @@ def _choose_words(allowed, word_start, budget, slots, draws) -> tuple[np.ndarray
 
   most_words = starts.sum(axis=1).max(initial=0)
   order, is_word = _random_order(starts, draws, most_words)
-  order *= is_word
   order += (everyone * columns).astype(np.int32)[:, None]
   left = budget.copy()
   for rank in range(0, most_words, _RANKS):

@@ -76,12 +76,13 @@ def truncate(a, b, room, draw):
 
 
 @pytest.mark.parametrize("longest", [8, 30, 90])  # 90: sentences longer than a row
-def test_rows_equal_the_original_s_loop(longest):
+@pytest.mark.parametrize("short", [0.1, 1.0])
+def test_rows_equal_the_original_s_loop(longest, short):
   store = random_store(40, longest=longest)
   expected = []
   for document in range(40):
-    expected += reference(store, document, Sequence(7, 3, document), ROOM)
-  rows = table_of(store, pass_=3, seed=7)
+    expected += reference(store, document, Sequence(7, 3, document), ROOM, short)
+  rows = table_of(store, pass_=3, seed=7, short=short)
   assert len(rows) == len(expected)
   for row, (a, b, label) in zip(rows, expected, strict=True):
     assert (row["a_start"], row["a_length"]) == (a[0], len(a))
