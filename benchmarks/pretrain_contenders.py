@@ -1,4 +1,4 @@
-"""The contenders of `pretrain_step.py`: plm_jax, and transformers as it stands and as an expert uses
+"""The contenders of `pretrain_step.py`: plm_jax, and transformers as it stands and as an expert has
 it, each behind the same three calls `run(steps)`, `wait()` and `about()`, in a process of its own.
 """
 

@@ -39,10 +39,14 @@ class Linear(nnx.Module):
 
 
 def project(x: jax.Array, kernel: jax.Array, inputs: int, bias: jax.Array | None) -> jax.Array:
-  """Contracts the last `inputs` axes of `x` with the first of `kernel`, as one matrix product."""
+  """Contracts the last `inputs` axes of `x` with the first of `kernel`, as one matrix product.
+
+  Of two matrices: with several batch axes XLA transposes one side of the kernel's gradient on a CPU
+  and computes it three times as slowly (docs/speed.md).
+  """
   batch, out = x.shape[: x.ndim - inputs], kernel.shape[inputs:]
   contracted = math.prod(kernel.shape[:inputs])
-  y = x.reshape(*batch, contracted) @ kernel.reshape(contracted, -1).astype(x.dtype)
+  y = x.reshape(-1, contracted) @ kernel.reshape(contracted, -1).astype(x.dtype)
   y = y.reshape(*batch, *out)
   return y if bias is None else y + bias.astype(x.dtype)
 
