@@ -103,8 +103,15 @@ class Stop(BaseException):
 
 @pytest.mark.parametrize(
   ("where", "after"),
-  [("add", 0), ("add", 30), ("sync", 0), ("sync", 3), ("_replace", 0), ("_replace", 3)]
-  + [("_finish", 0)],
+  [
+    ("add", 0),
+    ("add", 30),
+    ("sync", 0),
+    ("sync", 3),
+    ("_replace", 0),
+    ("_replace", 3),
+    ("_finish", 0),
+  ],
 )
 def test_an_interrupted_preparation_goes_on_and_ends_with_the_same_bytes(
   path, tmp_path, monkeypatch, where, after
