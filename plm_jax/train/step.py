@@ -43,7 +43,7 @@ def train_step(
   loss, terms, grads = accumulate(
     jax.value_and_grad(loss_fn, has_aux=True), state.params, batch, key, compute
   )
-  grad_norm = optax.global_norm(grads)
+  grad_norm = optax.tree.norm(grads)
   updates, opt_state = transform.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
 
