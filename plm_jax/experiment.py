@@ -13,11 +13,11 @@ The budget is an argument and not a later rescaling because a row may change wha
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
 
-from plm_jax.data.pipeline import Corpus
+from plm_jax.data.tokenizers import BytePairs, Unigram, WordPiece
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model
@@ -54,6 +54,14 @@ class Schedule:
       )
 
 
+class Rows(Protocol):
+  """Where rows come from: a frozen dataclass, `Corpus` for text and `LabelledText` for a task."""
+
+  tokenizer: WordPiece | BytePairs | Unigram
+  length: int  # tokens per row, special tokens included
+  workers: int  # processes that make batches; 0 is a thread
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
   """A run. `global_batch` rows per update, whatever the devices; `steps` updates.
@@ -64,7 +72,7 @@ class Experiment:
 
   model: Model
   objectives: tuple[Objective, ...]
-  data: Corpus
+  data: Rows
   optim: AdamW
   global_batch: int
   steps: int

@@ -108,7 +108,7 @@ def _open(directory: Path, tokenizer) -> Prepared:
   return Prepared(tokenizer, *stores, manifest, directory)
 
 
-def _share(document: Document, purpose: bytes) -> float:
+def share_of(document: Document, purpose: bytes) -> float:
   """A number in [0, 1) that depends on the document's text alone."""
   text = "\n".join(document.sentences).encode()
   return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=purpose).digest()) / 2**64
@@ -171,7 +171,7 @@ class _Preparation:
     """Say at once, and not after minutes, when a side would stay empty."""
     sides, least, documents = set(), 1.0, 0
     for document in self.source.documents():
-      share = _share(document, b"split")
+      share = share_of(document, b"split")
       sides.add(share < self.held_out)
       least, documents = min(least, share), documents + 1
       if len(sides) == 2:
@@ -201,9 +201,9 @@ class _Preparation:
     for document in self.source.documents():
       size = sum(map(len, document.sentences)) + len(document.sentences)
       bar.update(size)
-      if _share(document, b"split") < self.held_out:
+      if share_of(document, b"split") < self.held_out:
         continue
-      if rate < 1 and _share(document, b"sample") >= rate:
+      if rate < 1 and share_of(document, b"sample") >= rate:
         continue
       yield from document.sentences
       taken += size
@@ -244,7 +244,7 @@ class _Preparation:
     for number, document in enumerate(self.source.documents()):
       if number < skip:
         continue
-      side = int(_share(document, b"split") < self.held_out)
+      side = int(share_of(document, b"split") < self.held_out)
       chunk.documents.append((side, document))
       chunk.read = number + 1
       chunk.size += sum(map(len, document.sentences)) + len(document.sentences)

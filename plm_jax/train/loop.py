@@ -148,12 +148,13 @@ def fit(
   *,
   initial: Any = None,
   quiet: bool = False,
+  title: str = "training",
 ) -> tuple[TrainState, list[dict]]:
   """Trains to the end, from the last good checkpoint in `workdir` if there is one.
 
-  initial: parameters to start from instead of random ones. Returns the final state and all metric
-  records. Errors: `UserError` when the loss stops being finite, naming the step; `Interrupted`
-  after SIGTERM or SIGINT, with everything saved.
+  initial: parameters to start from instead of random ones. title: what the progress bar says.
+  Returns the final state and all metric records. Errors: `UserError` when the loss stops being
+  finite, naming the step; `Interrupted` after SIGTERM or SIGINT, with everything saved.
   """
   experiment, schedule = program.experiment, program.experiment.schedule
   with contextlib.ExitStack() as stack:
@@ -164,7 +165,7 @@ def fit(
     metrics = stack.enter_context(contextlib.closing(Log(workdir / "metrics.jsonl", kept, events)))
     timing = stack.enter_context(contextlib.closing(Log(workdir / "timing.jsonl", kept, events)))
     stopping = stack.enter_context(Stopping())
-    reporter = Reporter(program, checkpoints, metrics, timing, start, quiet)
+    reporter = Reporter(program, checkpoints, metrics, timing, start, quiet, title)
     stack.enter_context(contextlib.closing(reporter))
     if start == 0:
       reporter.evaluated(0, evaluate(program, state.params, data.evaluation))
@@ -227,7 +228,7 @@ class Reporter:
   """Progress bar, metrics and timing. Reads a step's numbers only after the next step has been
   dispatched, so that the device never waits for the host."""
 
-  def __init__(self, program, checkpoints, metrics: Log, timing: Log, start: int, quiet: bool):
+  def __init__(self, program, checkpoints, metrics: Log, timing: Log, start: int, quiet, title):
     experiment = program.experiment
     self._checkpoints, self._metrics, self._timing = checkpoints, metrics, timing
     self._empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.abstract.metrics)
@@ -239,7 +240,7 @@ class Reporter:
     self._bar = tqdm(
       total=experiment.steps,
       initial=start,
-      desc="training",
+      desc=title,
       unit="step",
       disable=quiet,
       file=sys.stderr,
