@@ -75,8 +75,7 @@ def medium(budget: Budget = "paper") -> Experiment:
 
 
 def base_faithful(budget: Budget = "paper") -> Experiment:
-  """BERT-base with its original code's quirks: Adam without bias correction, static and
-  word-independent masks in 10 copies, decay under the warmup."""
+  """BERT-base as its code runs: Adam without bias correction, decay under warmup, 10 static masks."""
   experiment = base(budget)
   return replace(
     experiment,

@@ -14,6 +14,7 @@ from plm_jax.decode.fill_mask import blanks_from, fill
 from plm_jax.experiment import Experiment
 from plm_jax.train import baselines
 from plm_jax.train.loop import Program
+from plm_jax.train.mesh import kept_whole
 from plm_jax.train.workdir import Workdir, read_records
 
 
@@ -33,10 +34,11 @@ def costs(program: Program) -> str:
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
   batch, length = experiment.global_batch, experiment.data.length
   mesh = " x ".join(f"{name} {size}" for name, size in program.mesh.shape.items())
-  return (
+  line = (
     f"{count:,} parameters; {experiment.steps:,} steps of {batch} x {length} = {batch * length:,} "
     f"tokens; {program.memory / 2**20:,.0f} MiB per device; mesh {mesh}"
   )
+  return "\n".join([line, *kept_whole(params, program.mesh)])
 
 
 def text_record(manifest: dict[str, Any]) -> dict[str, Any]:
