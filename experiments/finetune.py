@@ -1,0 +1,36 @@
+"""Fine-tuning a checkpoint on a labelled task (Devlin et al. 2019, section 4 and appendix A.3).
+
+The paper: the pretrained model, a new classification layer on the pooled [CLS] state, everything
+trained; batch 16 or 32, peak rate 5e-5 to 2e-5, 2 to 4 epochs, warmup over a tenth. Its repository
+tunes small models with rates up to 3e-4 for 4 epochs.
+"""
+
+from __future__ import annotations
+
+from plm_jax.experiment import Experiment, Schedule
+from plm_jax.models.model import Model
+from plm_jax.tasks.classification import Classification
+from plm_jax.tasks.labelled_text import LabelledText
+from plm_jax.train.optim import AdamW
+
+BATCH = 32
+
+
+def recipe(
+  model: Model, data: LabelledText, *, classes: int, examples: int, peak: float = 1e-3
+) -> Experiment:
+  """Both arms' experiment: they differ in the parameters that they start from and in nothing else.
+
+  examples: how many labelled examples there are; few are seen more often.
+  """
+  epochs = 4 if examples > 2000 else 20
+  steps = max(1, epochs * examples // BATCH)
+  return Experiment(
+    model=model,
+    objectives=(Classification(labels=classes),),
+    data=data,
+    optim=AdamW(peak=peak, warmup=max(1, steps // 10)),
+    global_batch=BATCH,
+    steps=steps,
+    schedule=Schedule(log=25, save=200, keep=1),
+  )

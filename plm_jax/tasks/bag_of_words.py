@@ -1,0 +1,41 @@
+"""The baseline that reads no order: TF-IDF of words, then multinomial logistic regression.
+
+It sees the same labelled texts as the models, whole and in words instead of word pieces.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from plm_jax.tasks.labelled_text import Task
+
+PENALTIES = (1.0, 10.0, 100.0)  # C, inverse of the strength; the dev split chooses
+
+
+class Fitted(NamedTuple):
+  """predictions int [N] on the test split; penalty: the C that was best on the dev split."""
+
+  predictions: np.ndarray
+  penalty: float
+  dev_accuracy: float
+
+
+def fit_bag_of_words(task: Task) -> Fitted:
+  """Deterministic. A class without a labelled example can never be predicted."""
+  from sklearn.feature_extraction.text import TfidfVectorizer
+  from sklearn.linear_model import LogisticRegression
+
+  words = TfidfVectorizer(lowercase=True, sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+  train, dev, test = (
+    words.fit_transform(task.train.texts),
+    *map(words.transform, (task.dev.texts, task.test.texts)),
+  )
+  best = None
+  for penalty in PENALTIES:
+    model = LogisticRegression(C=penalty, max_iter=1000).fit(train, task.train.label)
+    accuracy = float(np.mean(model.predict(dev) == task.dev.label))
+    if best is None or accuracy > best.dev_accuracy:
+      best = Fitted(model.predict(test), penalty, accuracy)
+  return best

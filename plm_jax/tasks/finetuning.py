@@ -1,0 +1,179 @@
+"""From a checkpoint and a labelled task to one cell of the comparison: arm x labels x seed.
+
+Every cell of a model is an `Experiment` with a working directory of its own, trained by the same
+`fit` as pretraining: a stopped one goes on where it was, and a finished one is read, not repeated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from plm_jax import overrides
+from plm_jax.data.corpora import open_source
+from plm_jax.data.pipeline import iterate
+from plm_jax.errors import UserError
+from plm_jax.experiment import Experiment
+from plm_jax.tasks.bag_of_words import fit_bag_of_words
+from plm_jax.tasks.classification import predict, score
+from plm_jax.tasks.comparison import Cell
+from plm_jax.tasks.labelled_text import LabelledText, Task, documents_of, read_task
+from plm_jax.tasks.rows import LabelledBatches
+from plm_jax.train.checkpoint import Checkpoints, restore_parameters
+from plm_jax.train.loop import Data, compile_experiment, fit
+from plm_jax.train.start import HEADS, Source, initial_record, versions, with_tokenizer
+from plm_jax.train.workdir import Workdir, write_whole
+
+SCORES = "scores.json"
+
+
+class Plan(NamedTuple):
+  """What all cells share. recipe: (model, data, classes, examples) -> Experiment."""
+
+  source: Source
+  recipe: Callable[..., Experiment]
+  settings: list[str]
+  data: LabelledText
+  task: Task
+  path: Path
+
+  def experiment(self, examples: int | None, seed: int) -> Experiment:
+    """The experiment of both model arms. Errors: `UserError` if there are fewer examples."""
+    count = len(self.task.few(examples, seed).train.texts)
+    return dataclasses.replace(
+      _chosen(self.source, self.recipe, self.settings, len(self.task.classes), count),
+      data=dataclasses.replace(self.data, examples=examples),
+      seed=seed,
+    )
+
+
+def plan(
+  source: Source,
+  recipe: Callable[..., Experiment],
+  settings: list[str],
+  cache: Path,
+  path: Path,
+) -> Plan:
+  """Reads the task. Errors: `UserError` for settings and text that make no task."""
+  data = _chosen(source, recipe, settings, 2, 1).data
+  data = dataclasses.replace(data, held_out=_held_out(data, source, cache))
+  task = read_task(data, source.tokenizer, documents_of(data, cache))
+  return Plan(source, recipe, settings, data, task, path)
+
+
+def _chosen(source: Source, recipe, settings, classes: int, examples: int) -> Experiment:
+  model = source.experiment.model
+  experiment = recipe(model, LabelledText(), classes=classes, examples=examples)
+  experiment = overrides.apply(experiment, settings)
+  return with_tokenizer(experiment, source, settings)
+
+
+def _held_out(data: LabelledText, source: Source, cache: Path) -> float:
+  """The share of documents to test on: none that pretraining has read, where it read this text."""
+  pretraining = source.document.get("text", {}).get("source", {})
+  if data.source != pretraining.get("given"):
+    return data.held_out or 0.1
+  if not data.source.startswith("tfds:"):
+    print(f"note: pretraining has read {data.source}, without the labels", file=sys.stderr)
+    return data.held_out or 0.1
+  share = source.experiment.data.held_out
+  if open_source(data.source, cache).fingerprint() != pretraining.get("fingerprint"):
+    print(
+      f"note: {data.source} has changed since {source.path} was pretrained (other versions of the "
+      "packages?); a document that changed may have been read in pretraining",
+      file=sys.stderr,
+    )
+  if data.held_out is not None and data.held_out > share:
+    raise UserError(
+      f"data.held_out={data.held_out} is more than the {share} that {source.path} held out, so the "
+      "test would have documents that pretraining has read; leave it out, or pretrain with "
+      f"--set=data.held_out={data.held_out}."
+    )
+  return data.held_out or share
+
+
+def model_cell(plan: Plan, arm: str, examples: int | None, seed: int, title: str) -> Cell:
+  """Trains and tests one arm ("pretrained" or "random"), or reads what it scored."""
+  experiment = plan.experiment(examples, seed)
+  labels = str(examples or "all")
+  record = {
+    "name": f"{arm}-{labels}-{seed}",
+    "reference": "run_finetune.py",
+    "arm": arm,
+    "classes": list(plan.task.classes),
+    "initial": checkpoint_record(plan.source) if arm == "pretrained" else None,
+    "text": plan.task.few(examples, seed).record(),
+    "command": sys.argv,
+    "versions": versions(),
+  }
+  with Workdir(plan.path / record["name"]) as workdir:
+    workdir.refuse_others(experiment, record)
+    if (workdir / SCORES).exists():
+      return Cell(**json.loads((workdir / SCORES).read_text()))
+    workdir.claim(experiment, record)
+    plan.source.tokenizer.save(workdir / "tokenizer")
+    test = _train_and_test(plan, arm, experiment, workdir, title)
+    cell = Cell(arm, labels, seed, test)
+    if jax.process_index() == 0:
+      write_whole(workdir / SCORES, json.dumps(cell._asdict(), indent=2) + "\n")
+    return cell
+
+
+def checkpoint_record(source: Source) -> dict[str, Any]:
+  """Which parameters: the run by what determines it, and its step, for a path can be used again."""
+  run = {name: source.document.get(name) for name in ("experiment", "text", "initial")}
+  digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+  step = Checkpoints(source.path / "checkpoints").steps()[-1:]
+  return initial_record(source) | {"run": digest, "step": step}
+
+
+def _train_and_test(plan: Plan, arm, experiment: Experiment, workdir: Workdir, title) -> dict:
+  task = plan.task.few(experiment.data.examples, experiment.seed)
+  train, dev, test = (
+    LabelledBatches.of(
+      examples,
+      plan.source.tokenizer.vocab,
+      experiment.data.length,
+      seed=experiment.seed,
+      global_batch=experiment.global_batch,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    for examples in (task.train, task.dev, task.test)
+  )
+  program = compile_experiment(experiment, global_shapes(train))
+  initial = restored(program, plan.source).params if arm == "pretrained" else None
+  workers = experiment.data.workers
+  data = Data(lambda start: iterate(train, start, experiment.steps, workers), dev.evaluation())
+  state, _ = fit(program, data, workdir, initial=initial, title=title)
+  found = predict(state.params, test.evaluation(), experiment.compute, program.mesh)
+  return score(task.test.label, found, len(task.classes))
+
+
+def global_shapes(batches: LabelledBatches) -> dict[str, Any]:
+  """Shapes and dtypes of a batch of all processes together."""
+  count = batches.global_batch
+  return {
+    name: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype) for name, x in batches(0).items()
+  }
+
+
+def restored(program, source: Source):
+  """The checkpoint's parameters with fresh heads, on the program's mesh."""
+  fresh = program.create().params
+  return restore_parameters(source.path, fresh, allow_missing=HEADS, allow_unused=HEADS)
+
+
+def words_cell(plan: Plan, examples: int | None, seed: int) -> Cell:
+  """The bag of words on the same examples."""
+  task = plan.task.few(examples, seed)
+  fitted = fit_bag_of_words(task)
+  test = score(task.test.label, fitted.predictions, len(task.classes))
+  return Cell("words", str(examples or "all"), seed, test)

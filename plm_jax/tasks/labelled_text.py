@@ -1,0 +1,251 @@
+"""Labelled examples from text: which package a sentence comes from, or a table of one's own.
+
+    task = read_task(LabelledText(...), tokenizer, documents)
+    task.train, task.dev, task.test: Examples      task.classes: the names of the labels
+
+Split by document: test documents are those that pretraining held out (the same hash of the text
+decides, see `preparation.share_of`), so no model has read them, not even without labels; the others
+are divided into train and dev by a second hash. A table's rows are documents of one example each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from plm_jax.data.documents import Document
+from plm_jax.data.draws import permute
+from plm_jax.data.preparation import share_of
+from plm_jax.data.tokenizers import BytePairs, Tokenizer, Unigram, WordPiece
+from plm_jax.errors import UserError
+from plm_jax.tasks.tables import TABLES, read_table
+
+SPLITS = ("train", "dev", "test")
+_FEW = 1  # tells the key of the few labelled examples from other keys made of a seed
+_CAP = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledText:
+  """Labelled text, and how it becomes rows.
+
+  source: "tfds:NAME" of documents with labels, or a .jsonl, .csv or .tsv file with the columns
+    "text" and "label". dev, test: files of the same kind; None takes a share of `source`.
+  examples: how many labelled examples training may see, drawn by the seed; None is all.
+  length: tokens per row, special tokens included; longer examples are cut.
+  shortest: fewest tokens of an example; less says too little ("See also.").
+  held_out, dev_share: the share of the documents that is tested on, and, of the others, the share
+    that settings are chosen on. held_out None: what pretraining held out, else 0.1.
+  per_class, test_per_class: most training examples of a class, and most dev and test examples.
+  least: a class with fewer documents to train or to test on is left out.
+  """
+
+  source: str = "tfds:installed_text"
+  dev: str | None = None
+  test: str | None = None
+  tokenizer: WordPiece | BytePairs | Unigram = WordPiece(vocab_size=4096)  # noqa: RUF009  frozen
+  examples: int | None = None
+  length: int = 40
+  shortest: int = 8
+  held_out: float | None = None
+  dev_share: float = 0.1
+  per_class: int = 1000
+  test_per_class: int = 300
+  least: int = 5
+  workers: int = 0
+
+  def __post_init__(self):
+    if self.length < 4:
+      raise UserError(f"data.length is {self.length}; a row needs at least 4 tokens.")
+    if min(self.per_class, self.test_per_class, self.least, self.examples or 1) < 1:
+      raise UserError(
+        "data.per_class, data.test_per_class, data.least and data.examples must be at least 1."
+      )
+    for name, share in (("held_out", self.held_out), ("dev_share", self.dev_share)):
+      if share is not None and not 0 < share <= 0.5:
+        raise UserError(
+          f"data.{name} is {share}; it is a share of the documents, above 0 and at most 0.5."
+        )
+    if self.workers < 0 or self.shortest < 1:
+      raise UserError("data.workers must be at least 0 and data.shortest at least 1.")
+
+
+class Examples(NamedTuple):
+  """One split. ids: of every example its tokens, without special ones. label: int32 [N]."""
+
+  texts: list[str]
+  ids: list[np.ndarray]
+  label: np.ndarray
+  documents: list[str]
+
+  def take(self, rows: np.ndarray) -> Examples:
+    """The examples numbered `rows`."""
+    return Examples(
+      [self.texts[i] for i in rows],
+      [self.ids[i] for i in rows],
+      self.label[rows],
+      [self.documents[i] for i in rows],
+    )
+
+
+class Task(NamedTuple):
+  """A labelled data set. left_out: class -> why it has no part."""
+
+  classes: tuple[str, ...]
+  train: Examples
+  dev: Examples
+  test: Examples
+  left_out: dict[str, str]
+
+  def record(self) -> dict[str, Any]:
+    """What config.json keeps: enough to know the data again."""
+    splits = {}
+    for name in SPLITS:
+      examples = getattr(self, name)
+      counts = np.bincount(examples.label, minlength=len(self.classes)).tolist()
+      splits[name] = {
+        "documents": len(set(examples.documents)),
+        "examples": dict(zip(self.classes, counts)),
+        "sha256": _digest(examples),
+      }
+    return {"splits": splits, "left out": self.left_out}
+
+  def few(self, examples: int | None, seed: int) -> Task:
+    """With only so many training examples, drawn by the seed; every arm of a seed has the same."""
+    total = len(self.train.texts)
+    if examples is None:
+      return self
+    if examples > total:
+      raise UserError(
+        f"{examples} labelled examples were asked for and the training split has {total}; give "
+        f"a smaller number in --labels, or more text."
+      )
+    rows = permute(np.arange(examples), total, seed, _FEW)
+    return self._replace(train=self.train.take(rows))
+
+
+def read_task(config: LabelledText, tokenizer: Tokenizer, documents: Iterable[Document]) -> Task:
+  """The task of `config`, whose source has these documents. Errors: `UserError` if labels are
+  missing, or fewer than two classes have enough documents."""
+  sides = {name: [] for name in SPLITS}
+  for name in ("dev", "test"):
+    if path := getattr(config, name):
+      sides[name] = read_table(path)
+  for document in documents:
+    if not document.label:
+      raise UserError(
+        f"The document {document.name} of {config.source!r} has no label: a task needs a label "
+        'with every text; give a .jsonl, .csv or .tsv file with "text" and "label".'
+      )
+    sides[side_of(document, config)].append(document)
+  classes, left_out = _classes(config, sides)
+  examples = {name: _examples(sides[name], classes, tokenizer, config) for name in SPLITS}
+  examples = _without_repeats(examples)
+  for name, cap in zip(SPLITS, (config.per_class, config.test_per_class, config.test_per_class)):
+    examples[name] = _capped(examples[name], cap, len(classes))
+    missing = set(range(len(classes))) - set(examples[name].label.tolist())
+    if missing:
+      raise UserError(
+        f"The class {classes[min(missing)]!r} of {config.source!r} has no example in the {name} "
+        f"split that is at least data.shortest={config.shortest} tokens long and occurs only "
+        "there: give more text, raise data.least, or set data.dev_share or data.held_out."
+      )
+  return Task(tuple(classes), left_out=left_out, **examples)
+
+
+def documents_of(config: LabelledText, cache) -> Iterator[Document]:
+  """The documents of the source; a table's rows are documents of one sentence."""
+  if config.source.startswith("tfds:"):
+    from plm_jax.data.corpora import open_source
+
+    return open_source(config.source, cache).documents()
+  if not config.source.endswith(TABLES):
+    raise UserError(
+      f"The labelled text {config.source!r} is of an unknown kind: expected tfds:NAME or a file "
+      f"that ends in {', '.join(TABLES)}."
+    )
+  return iter(read_table(config.source))
+
+
+def side_of(document: Document, config: LabelledText) -> str:
+  """Which split a document belongs to: a function of its text alone."""
+  if config.test is None and share_of(document, b"split") < config.held_out:
+    return "test"
+  if config.dev is None and share_of(document, b"dev") < config.dev_share:
+    return "dev"
+  return "train"
+
+
+def _classes(config: LabelledText, sides) -> tuple[list[str], dict[str, str]]:
+  """The classes with enough documents on both sides, and why others are left out."""
+  counts = {name: Counter(d.label for d in sides[name]) for name in SPLITS}
+  kept, left_out = [], {}
+  for label in sorted(set().union(*counts.values())):
+    few = [
+      f"{counts[name][label]} {name}"
+      for name, least in zip(SPLITS, (config.least, 1, config.least))
+      if counts[name][label] < least
+    ]
+    if few:
+      left_out[label] = " and ".join(few) + " documents"
+    else:
+      kept.append(label)
+  if len(kept) < 2:
+    why = "; ".join(f"{label}: {why}" for label, why in list(left_out.items())[:5])
+    raise UserError(
+      f"The labelled text {config.source!r} has {len(kept)} class{'es' * (len(kept) != 1)} with at "
+      f"least data.least={config.least} documents to train and to test on, and two are needed "
+      f"({why or 'it is empty'}): give more text, another data.held_out, or a lower data.least."
+    )
+  return kept, left_out
+
+
+def _examples(documents, classes: list[str], tokenizer: Tokenizer, config) -> Examples:
+  number = {label: i for i, label in enumerate(classes)}
+  found = [
+    (s, number[d.label], d.name) for d in documents if d.label in number for s in d.sentences
+  ]
+  ids = tokenizer.encode_batch([text for text, _, _ in found])
+  shortest = config.shortest if config.source.startswith("tfds:") else 1
+  rows = [i for i, tokens in enumerate(ids) if len(tokens) >= shortest]
+  return Examples(
+    [found[i][0] for i in rows],
+    [ids[i][: config.length - 2] for i in rows],
+    np.array([found[i][1] for i in rows], np.int32),
+    [found[i][2] for i in rows],
+  )
+
+
+def _without_repeats(examples: dict[str, Examples]) -> dict[str, Examples]:
+  """Every row once, as the model sees it: a row of the test split is in no other."""
+  seen: set[bytes] = set()
+  kept = {}
+  for name in reversed(SPLITS):
+    keys = [tokens.tobytes() for tokens in examples[name].ids]
+    new = [i for i, key in enumerate(keys) if not (key in seen or seen.add(key))]
+    kept[name] = examples[name].take(np.array(new, np.int64))
+  return kept
+
+
+def _capped(examples: Examples, cap: int, classes: int) -> Examples:
+  """At most `cap` examples of each class, spread over all of its documents; the same for every
+  seed."""
+  rows = []
+  for label in range(classes):
+    of_class = np.flatnonzero(examples.label == label)
+    if len(of_class) > cap:
+      of_class = of_class[np.sort(permute(np.arange(cap), len(of_class), _CAP, label))]
+    rows.append(of_class)
+  return examples.take(np.sort(np.concatenate(rows)))
+
+
+def _digest(examples: Examples) -> str:
+  digest = hashlib.sha256(examples.label.astype("<i4").tobytes())
+  for tokens in examples.ids:
+    digest.update(tokens.astype("<i4").tobytes() + b"\xff")
+  return digest.hexdigest()

@@ -1,0 +1,89 @@
+"""Labelled text of a user's own: `.jsonl`, `.csv` and `.tsv` files with a "text" and a "label"."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from plm_jax.data.documents import Document
+from plm_jax.errors import UserError
+
+TABLES = (".jsonl", ".csv", ".tsv")
+_COLUMNS = ("text", "label")
+
+
+def read_table(path: str | Path) -> list[Document]:
+  """Every row as a document of one sentence, white space collapsed. Errors: `UserError` naming the
+  line that has no text or no label."""
+  path = Path(path).expanduser()
+  if not path.is_file():
+    raise UserError(
+      f"The labelled text {str(path)!r} does not exist: give a {', '.join(TABLES)} file with a "
+      '"text" and a "label", or tfds:NAME.'
+    )
+  rows = (_from_json if path.suffix == ".jsonl" else _from_columns)(path, _text_of(path))
+  documents = []
+  for line, row in rows:
+    values = []
+    for column in _COLUMNS:
+      value = row.get(column)
+      if isinstance(value, (int, float)):  # labels are often numbers
+        value = str(value)
+      if not isinstance(value, str) or not value.strip():
+        raise UserError(f'{_at(path, line)} has no "{column}": expected a "text" and a "label".')
+      values.append(" ".join(value.split()))
+    documents.append(Document(f"{path.name}:{line}", (values[0],), values[1]))
+  if not documents:
+    raise UserError(f"The file {str(path)!r} is empty: expected a text and a label per line.")
+  return documents
+
+
+def _text_of(path: Path) -> str:
+  try:
+    return path.read_bytes().decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f"The file {str(path)!r} is not UTF-8 (byte at offset {error.start}). Convert it, for "
+      "example with `iconv -f latin1 -t utf-8`."
+    ) from None
+  except OSError as error:
+    raise UserError(f"The file {str(path)!r} cannot be read: {error.strerror}.") from None
+
+
+def _from_json(path: Path, text: str) -> Iterator[tuple[int, dict]]:
+  # Not splitlines: a JSON string may hold U+2028, which that would cut at.
+  for number, line in enumerate(text.split("\n"), 1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+    except ValueError as error:
+      raise UserError(f"{_at(path, number)} is not JSON ({error}).") from None
+    if not isinstance(row, dict):
+      raise UserError(f'{_at(path, number)} is not an object with a "text" and a "label".')
+    yield number, row
+
+
+def _from_columns(path: Path, text: str) -> Iterator[tuple[int, dict]]:
+  """With quotes as in RFC 4180 for commas; a tab-separated field is taken as it stands."""
+  tabs = path.suffix == ".tsv"
+  settings = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+  reader = csv.DictReader(io.StringIO(text, newline=""), **settings)
+  try:
+    for column in _COLUMNS:
+      if column not in (reader.fieldnames or ()):
+        raise UserError(
+          f'The first line of {str(path)!r} names no column "{column}": expected a header with '
+          f'"text" and "label", and found {", ".join(reader.fieldnames or ["nothing"])[:80]}.'
+        )
+    for row in reader:
+      yield reader.line_num, row
+  except csv.Error as error:
+    raise UserError(f"{_at(path, reader.line_num)} cannot be read: {error}.") from None
+
+
+def _at(path: Path, line: int) -> str:
+  return f"The file {str(path)!r}, line {line},"
