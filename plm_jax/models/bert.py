@@ -21,6 +21,7 @@ from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.embeddings import BertEmbeddings
 from plm_jax.models.heads import MaskedLMHead
 from plm_jax.models.layers import Linear
+from plm_jax.models.recurrent import BiLSTM
 from plm_jax.models.transformer import PostNormBlock, run_blocks, stack, streams
 
 
@@ -28,7 +29,11 @@ from plm_jax.models.transformer import PostNormBlock, run_blocks, stack, streams
 class Bert:
   """The sizes of a BERT; `init` makes its parameters.
 
-  vocab_size: None takes the tokenizer's. attention: `causal` is the left-to-right model of Table 5.
+  vocab_size: None takes the tokenizer's.
+  attention: `causal` is the left-to-right model of Table 5. It is pooled at its last token, the
+    only one that sees all.
+  classifier: `bilstm` puts a randomly initialised BiLSTM under the classes instead of the pooler
+    (Table 5, "+ BiLSTM"); it belongs to that head and does not exist in pretraining.
   """
 
   layers: int = 12
@@ -40,13 +45,15 @@ class Bert:
   segments: int = 2
   activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_tanh"
   attention: Literal["bidirectional", "causal"] = "bidirectional"
+  classifier: Literal["pooler", "bilstm"] = "pooler"
   dropout: float = 0.1
   attention_dropout: float = 0.1
   norm_eps: float = 1e-12
 
   def __post_init__(self):
-    sizes = (self.layers, self.width, self.heads, self.positions, self.segments, self.hidden or 1)
-    if min(*sizes, self.vocab_size or 1) < 1:
+    sizes = (self.layers, self.width, self.heads, self.positions, self.segments)
+    given = [size for size in (self.hidden, self.vocab_size) if size is not None]
+    if min(*sizes, *given) < 1:
       raise UserError("the sizes of model must be positive: " + repr(self))
     if self.width % self.heads:
       raise UserError(
@@ -75,7 +82,7 @@ class BertModel(nnx.Module):
   """The parameters of a BERT and its forward pass."""
 
   def __init__(self, config: Bert, key: jax.Array, heads: dict[str, int]):
-    embed, blocks, pooler, mlm, nsp, classes = jax.random.split(key, 6)
+    embed, blocks, pooler, mlm, nsp, classes, bilstm = jax.random.split(key, 7)
     c = config
     self.config = config
     self.embed = BertEmbeddings(
@@ -101,13 +108,15 @@ class BertModel(nnx.Module):
         attention_dropout=c.attention_dropout,
       ),
     )
-    pooled = {"nsp", "classes", "pooler"} & set(heads)
+    reads = "classes" in heads and c.classifier == "bilstm"
+    pooled = {"nsp", "pooler"} & set(heads) or ("classes" in heads and not reads)
     self.pooler = Linear(pooler, (c.width,), (c.width,)) if pooled else None
     self.mlm = (
       MaskedLMHead(mlm, c.width, c.vocab_size, c.activation, c.norm_eps) if "mlm" in heads else None
     )
     self.nsp = Linear(nsp, (c.width,), (2,)) if "nsp" in heads else None
     self.classes = Linear(classes, (c.width,), (heads["classes"],)) if "classes" in heads else None
+    self.bilstm = BiLSTM(bilstm, c.width) if reads else None
 
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
     """Hidden states `[B, T, D]` of the last layer, in `compute.activation_dtype`.
@@ -123,19 +132,27 @@ class BertModel(nnx.Module):
     x_BTD = self.embed(ids_BT, batch["segment_ids"], compute.activation_dtype, in_embed)
     return run_blocks(self.blocks, x_BTD, mask, compute, in_blocks)
 
-  def pool(self, hidden_BTD: jax.Array) -> jax.Array:
-    """`[B, D]`: dense and tanh on the state of [CLS]; trained only through a head on top of it."""
-    return jnp.tanh(self.pooler(hidden_BTD[:, 0]))
+  def pool(self, hidden_BTD: jax.Array, batch: dict) -> jax.Array:
+    """`[B, D]`: dense and tanh on the state of [CLS], or of the last token where attention is
+    causal; trained only through a head on top of it."""
+    causal = self.config.attention == "causal"
+    at_B = batch["length"] - 1 if causal else jnp.zeros_like(batch["length"])
+    state_BD = jnp.take_along_axis(hidden_BTD, at_B[:, None, None], axis=1)[:, 0]
+    return jnp.tanh(self.pooler(state_BD))
 
   def token_logits(self, hidden: jax.Array) -> jax.Array:
     """`[..., D] -> float32 [..., V]` by the masked-LM head."""
     return self.mlm(hidden, self.embed.token.table[...])
 
-  def next_sentence_logits(self, hidden_BTD: jax.Array) -> jax.Array:
+  def next_sentence_logits(self, hidden_BTD: jax.Array, batch: dict) -> jax.Array:
     """float32 `[B, 2]`; index 0 = B follows A, 1 = B is random."""
-    return self.nsp(self.pool(hidden_BTD)).astype(jnp.float32)
+    return self.nsp(self.pool(hidden_BTD, batch)).astype(jnp.float32)
 
-  def class_logits(self, hidden_BTD: jax.Array, noise: Noise | None) -> jax.Array:
+  def class_logits(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
     """float32 `[B, classes]` from the pooled state (google-research/bert, run_classifier.py)."""
-    pooled_BD = dropout(self.pool(hidden_BTD), self.config.dropout, noise)
+    if self.bilstm is not None:
+      pooled_BD = self.bilstm.last(hidden_BTD, batch["length"])
+    else:
+      pooled_BD = self.pool(hidden_BTD, batch)
+    pooled_BD = dropout(pooled_BD, self.config.dropout, noise)
     return self.classes(pooled_BD).astype(jnp.float32)

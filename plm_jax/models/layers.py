@@ -30,12 +30,11 @@ class Linear(nnx.Module):
   def __init__(self, key, inputs: tuple[int, ...], outputs: tuple[int, ...], bias: bool = True):
     self.kernel = nnx.Param(truncated_normal(key, (*inputs, *outputs)))
     self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+    self.axes = len(inputs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """`[..., *inputs] -> [..., *outputs]` in the dtype of `x`."""
-    outputs = 0 if self.bias is None else self.bias.ndim
-    inputs = self.kernel.ndim - outputs
-    return project(x, self.kernel[...], inputs, self.bias[...] if self.bias is not None else None)
+    return project(x, self.kernel[...], self.axes, None if self.bias is None else self.bias[...])
 
 
 def project(x: jax.Array, kernel: jax.Array, inputs: int, bias: jax.Array | None) -> jax.Array:

@@ -35,5 +35,5 @@ class NSP:
     return batch["row_weight"].sum()
 
   def loss(self, model, hidden, batch, noise) -> Terms:
-    logits_B2 = model.next_sentence_logits(hidden)
+    logits_B2 = model.next_sentence_logits(hidden, batch)
     return cross_entropy(logits_B2, batch["next_sentence_label"], batch["row_weight"])

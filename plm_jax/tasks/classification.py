@@ -48,7 +48,7 @@ class Classification:
     return batch["row_weight"].sum()
 
   def loss(self, model, hidden, batch, noise) -> Terms:
-    logits_BC = model.class_logits(hidden, noise)
+    logits_BC = model.class_logits(hidden, batch, noise)
     return cross_entropy(logits_BC, batch["label"], batch["row_weight"])
 
 
@@ -65,7 +65,7 @@ def _best(compute: Compute, mesh):
   """Compiled once per shape: every seed of every arm predicts with the same program."""
 
   def best(model, batch):
-    logits_BC = model.class_logits(model(batch, compute, None), None)
+    logits_BC = model.class_logits(model(batch, compute, None), batch, None)
     return jnp.argmax(logits_BC, axis=-1).astype(jnp.int32), batch["row_weight"]
 
   return jax.jit(best, out_shardings=NamedSharding(mesh, PartitionSpec()))

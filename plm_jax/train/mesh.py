@@ -105,6 +105,7 @@ RULES: dict[str, str | None] = {
   "positions": None,
   "segments": None,
   "classes": None,
+  "gates": None,
   REPLICATED: None,
   "layers": None,  # the scan slices this axis; a split would make every layer wait for one device
 }
@@ -136,6 +137,9 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
   ("nsp/bias", ("classes",)),
   ("classes/kernel", ("width", "classes")),
   ("classes/bias", ("classes",)),
+  ("input/kernel", ("width", "gates", "features")),
+  ("input/bias", ("gates", "features")),
+  ("recurrent/kernel", ("features", "gates", "features")),
 )
 # Fields of a TrainState that are no parameters and are the same on every device.
 NOT_PARAMETERS = ("metrics",)

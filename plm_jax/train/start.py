@@ -22,7 +22,7 @@ from plm_jax.train.loop import Program
 from plm_jax.train.workdir import read_config
 
 # Heads come and go between runs, for example when continuing without next-sentence prediction.
-HEADS = ("mlm/*", "nsp/*", "pooler/*", "classes/*")
+HEADS = ("mlm/*", "nsp/*", "pooler/*", "classes/*", "bilstm/*")
 
 
 class Source(NamedTuple):
