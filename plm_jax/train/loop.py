@@ -60,13 +60,15 @@ class Interrupted(KeyboardInterrupt):
   """The run was told to stop, and has saved."""
 
 
-def compile_experiment(experiment: Experiment, batch: dict[str, Any]) -> Program:
+def compile_experiment(
+  experiment: Experiment, batch: dict[str, Any], devices: list[jax.Device] | None = None
+) -> Program:
   """Compiles the step for batches like `batch` (arrays or shapes of a whole global batch).
 
-  With `compute.micro_batches=0` the number of parts is doubled until the step fits in the memory
+  devices: None is all there are. With `compute.micro_batches=0` the number of parts is doubled until the step fits in the memory
   that the device reports.
   """
-  mesh = experiment.mesh.build()
+  mesh = experiment.mesh.build(devices)
   check_batch_divides(experiment, mesh)
   transform = experiment.optim.transform(experiment.steps)
   settings = {"objectives": experiment.objectives, "compute": experiment.compute}
@@ -191,7 +193,9 @@ def fit(
     return state, metrics.records
 
 
-def restore_or_create(program: Program, checkpoints: Checkpoints, initial) -> tuple[TrainState, int]:
+def restore_or_create(
+  program: Program, checkpoints: Checkpoints, initial
+) -> tuple[TrainState, int]:
   """The state to go on from, and its step."""
   step = checkpoints.latest_good()
   if step is not None:
@@ -299,7 +303,9 @@ class Stopping:
 
   def __enter__(self) -> Stopping:
     for number in (signal.SIGTERM, signal.SIGINT):
-      with contextlib.suppress(ValueError):  # not in the main thread: the caller's own handlers stay
+      with contextlib.suppress(
+        ValueError
+      ):  # not in the main thread: the caller's own handlers stay
         self._before[number] = signal.signal(number, self._ask)
     return self
 
