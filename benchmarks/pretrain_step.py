@@ -10,6 +10,7 @@ that whatever else the machine does hits all of them; the ratios are medians ove
   stock           transformers' BertForPreTraining, SDPA, fused AdamW: the head at every position
   expert          the same with the head at the masked positions only
   stock+compile, expert+compile   the same under torch.compile
+  +keep           of any of them: the process keeps the memory it frees (mallopt), for CPUs
 
   python benchmarks/pretrain_step.py                                  CPU, about three minutes
   python benchmarks/pretrain_step.py --preset=gpu_base_128,gpu_base_512    one NVIDIA GPU
@@ -116,12 +117,12 @@ def chosen_cases() -> dict[str, Case]:
 
 def _check(name: str) -> None:
   family, *options = name.partition("@")[0].split("+")
-  jax_options = {"scan", "unroll", "hash", "threefry", "remat"}
-  known = {"plm_jax": jax_options, "stock": {"compile"}, "expert": {"compile"}}
-  if family not in known or set(options) - known[family]:
+  jax_options, torch_options = {"scan", "unroll", "hash", "threefry", "remat"}, {"compile"}
+  known = {"plm_jax": jax_options, "stock": torch_options, "expert": torch_options}
+  if family not in known or set(options) - known[family] - {"keep"}:
     raise UserError(
       f"there is no contender {name!r}; there are plm_jax (with {', '.join(sorted(jax_options))} "
-      "after a +), stock and expert (with +compile)"
+      "after a +), stock and expert (with +compile); all of them with +keep"
     )
   missing = [m for m in ("torch", "transformers") if not importlib.util.find_spec(m)]
   if family != "plm_jax" and missing:

@@ -32,7 +32,7 @@ class SelfAttention(nnx.Module):
 
 
 def attend(q_BTNH, k_BSNH, v_BSNH, mask, dropout_rate: float, noise: Noise | None) -> jax.Array:
-  """Attention itself, `[B, T, N, H]`. Scores and softmax are float32; dropout acts on the weights."""
+  """Attention itself, `[B, T, N, H]`: scores and softmax in float32, dropout on the weights."""
   scale = q_BTNH.shape[-1] ** -0.5
   scores_BNTS = jnp.einsum(
     "BTNH,BSNH->BNTS", q_BTNH * scale, k_BSNH, preferred_element_type=jnp.float32
