@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plm_jax.models.dropout import Noise, dropout
-from plm_jax.models.layers import Linear
+from plm_jax.models.layers import Linear, einsum_float32
 
 MASKED = -1e30  # finite, so that a row with every position masked gives no NaN
 
@@ -34,9 +34,7 @@ class SelfAttention(nnx.Module):
 def attend(q_BTNH, k_BSNH, v_BSNH, mask, dropout_rate: float, noise: Noise | None) -> jax.Array:
   """Attention itself, `[B, T, N, H]`: scores and softmax in float32, dropout on the weights."""
   scale = q_BTNH.shape[-1] ** -0.5
-  scores_BNTS = jnp.einsum(
-    "BTNH,BSNH->BNTS", q_BTNH * scale, k_BSNH, preferred_element_type=jnp.float32
-  )
+  scores_BNTS = einsum_float32("BTNH,BSNH->BNTS", q_BTNH * scale, k_BSNH)
   weights_BNTS = jax.nn.softmax(jnp.where(mask, scores_BNTS, MASKED), axis=-1)
   weights_BNTS = dropout(weights_BNTS.astype(v_BSNH.dtype), dropout_rate, noise)
   return jnp.einsum("BNTS,BSNH->BTNH", weights_BNTS, v_BSNH)

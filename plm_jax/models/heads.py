@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from plm_jax.models.layers import LayerNorm, Linear
+from plm_jax.models.layers import LayerNorm, Linear, einsum_float32
 from plm_jax.models.transformer import Activation, activate
 
 
@@ -23,7 +23,6 @@ class MaskedLMHead(nnx.Module):
   def __call__(self, x: jax.Array, table_VD: jax.Array) -> jax.Array:
     """`[..., D] -> float32 [..., V]`."""
     x = self.norm(activate(self.dense(x), self.activation))
-    logits = jnp.einsum(
-      "...D,VD->...V", x, table_VD.astype(x.dtype), preferred_element_type=jnp.float32
-    )
-    return logits + self.bias[...]
+    rows_RD = x.reshape(-1, x.shape[-1])  # one matrix product, as in `project`
+    logits_RV = einsum_float32("RD,VD->RV", rows_RD, table_VD.astype(x.dtype))
+    return logits_RV.reshape(*x.shape[:-1], -1) + self.bias[...]

@@ -11,6 +11,7 @@ width, F feed-forward width, V vocabulary, L layers, P predicted positions.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -48,6 +49,28 @@ def project(x: jax.Array, kernel: jax.Array, inputs: int, bias: jax.Array | None
   y = x.reshape(-1, contracted) @ kernel.reshape(contracted, -1).astype(x.dtype)
   y = y.reshape(*batch, *out)
   return y if bias is None else y + bias.astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def einsum_float32(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  """An einsum of two arrays of one dtype with a float32 result, for scores and logits.
+
+  Its gradient's products are in the dtype of the operands: JAX's own rule would turn bfloat16
+  operands into float32 ones there, the slowest products of the whole step.
+  """
+  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+
+
+def _einsum_float32_forward(subscripts, a, b):
+  return einsum_float32(subscripts, a, b), (a, b)
+
+
+def _einsum_float32_backward(subscripts, operands, cotangent):
+  _, pull_back = jax.vjp(functools.partial(jnp.einsum, subscripts), *operands)
+  return pull_back(cotangent.astype(operands[0].dtype))
+
+
+einsum_float32.defvjp(_einsum_float32_forward, _einsum_float32_backward)
 
 
 class Embedding(nnx.Module):
