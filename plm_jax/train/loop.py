@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -65,8 +64,8 @@ def compile_experiment(
 ) -> Program:
   """Compiles the step for batches like `batch` (arrays or shapes of a whole global batch).
 
-  devices: None is all there are. With `compute.micro_batches=0` the number of parts is doubled until the step fits in the memory
-  that the device reports.
+  devices: None is all there are. With `compute.micro_batches=0` the number of parts is doubled
+  until the step fits in the memory that the device reports.
   """
   mesh = experiment.mesh.build(devices)
   check_batch_divides(experiment, mesh)
@@ -138,8 +137,8 @@ def check_batch_divides(experiment: Experiment, mesh) -> None:
   parts = max(experiment.compute.micro_batches, 1)
   if experiment.global_batch % (devices * parts):
     raise UserError(
-      f"global_batch={experiment.global_batch} in {parts} micro-batches does not divide evenly over "
-      f"{devices} devices (mesh.data * mesh.fsdp); it must be a multiple of {devices * parts}"
+      f"global_batch={experiment.global_batch} in {parts} micro-batches does not divide evenly "
+      f"over {devices} devices (mesh.data * mesh.fsdp); it must be a multiple of {devices * parts}"
     )
 
 
@@ -295,7 +294,7 @@ class Reporter:
 
 
 class Stopping:
-  """Turns the first SIGTERM or SIGINT into a request to save and stop; the second one ends at once."""
+  """Turns the first SIGTERM or SIGINT into a request to save and stop; the second ends at once."""
 
   def __init__(self):
     self.asked = False
