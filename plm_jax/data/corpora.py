@@ -13,7 +13,10 @@ are split by the rules of `plm_jax.data.sentences`. Text whose lines were wrappe
 (books of Project Gutenberg) is recognised by its beginning: many lines go on in the next one
 with a small letter, and sentences end inside of lines. There the lines of a paragraph are joined
 before they are split, and if the beginning shows runs of blank lines, only such a run ends a
-document; a single one ends a paragraph.
+document; a single one ends a paragraph. Text in the form of WikiText, where lines like
+` = Title = ` begin the articles, has an article as a document; blank lines end paragraphs there.
+
+A text with fewer than 20 documents is later cut into pieces (see `plm_jax.data.pieces`).
 
 Everything is read as a stream: memory holds one document, and a document is cut when it has
 `LONGEST_DOCUMENT` characters.
@@ -23,6 +26,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from itertools import pairwise
@@ -189,15 +193,21 @@ def _decode(block: bytes, file: Path, line: int, offset: int) -> str:
     ) from None
 
 
+_TITLE = re.compile(r"= (?!=).*(?<!=) =")  # of an article; sections have "= = Title = ="
+
+
 class Layout(NamedTuple):
   """How the lines of a text make up sentences and documents."""
 
   wrapped: bool = False  # a line break within a paragraph means nothing
   run: int = 1  # how many blank lines end a document
+  titles: bool = False  # lines "= Title =" begin documents, and nothing else does
 
 
 def _layout(lines: list[str]) -> Layout:
   """Judge from the beginning of a text: see the head of this file for the rule."""
+  if sum(not a and _TITLE.fullmatch(b) is not None for a, b in pairwise(lines)) > 1:
+    return Layout(titles=True)
   pairs = [(a, b) for a, b in pairwise(lines) if a and b]
   if len(pairs) < 2 or max(map(len, lines)) > 120:
     return Layout()
@@ -250,7 +260,8 @@ def _from_text(file: Path, name: str) -> Iterator[Document]:
         sentences += _sentences(paragraph, layout.wrapped)
         paragraph.clear()
       continue
-    if sentences and blank >= layout.run:
+    ends = _TITLE.fullmatch(line.text) if layout.titles else blank >= layout.run
+    if blank and sentences and ends:
       yield close()
     if not sentences and not paragraph:
       first, size = line.number, 0

@@ -29,6 +29,8 @@ _LOOK_BACK = 200  # bytes between the colon of a header and the docstring, comme
 
 def docstrings(source: bytes) -> list[str]:
   """The docstrings of a module, its classes and its functions, in source order."""
+  if b'"""' not in source and b"'''" not in source:
+    return []
   source = source.replace(b"\r\n", b"\n").removeprefix(b"\xef\xbb\xbf")
   literals = []
   for match in _TRIPLE.finditer(source):

@@ -14,7 +14,6 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
 import sysconfig
 from collections import Counter
@@ -22,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from plm_jax.data import docstrings, prose, sentences
+from plm_jax.data import docstrings, processes, prose, sentences
 from plm_jax.data.documents import Document
 from plm_jax.errors import UserError
 
@@ -150,43 +149,26 @@ Texts = list[tuple[str, list[str]]]  # (part of the module, its sentences)
 
 
 def _read_all() -> Iterator[tuple[Module, Texts, dict[str, int]]]:
-  """Every module with its texts, in order; the parsing is spread over the processor cores.
-
-  The workers are plain subprocesses: `fork` is not safe beside jax's threads, and `spawn` would run
-  the user's own main module again.
-  """
+  """Every module with its texts, in order; the parsing is spread over the processor cores."""
   todo = modules()
-  workers = min(_cores(), 8)
+  workers = min(processes.cores(), 8)
   if workers == 1:
     yield from ((module, *read(module)) for module in todo)
     return
-  root = str(Path(__file__).parents[2])
-  code = f"import sys; sys.path.insert(0, {root!r}); from plm_jax.data import installed_text as t; "
-  processes = [
-    subprocess.Popen(
-      [sys.executable, "-c", code + "t.read_part()"],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-    )
-    for _ in range(workers)
-  ]
+  children = [processes.start(__name__, "read_part") for _ in range(workers)]
   # Dealt out by size, largest first, so that all finish at about the same time.
   by_size = sorted(range(len(todo)), key=lambda i: -os.path.getsize(todo[i].path))
   results = {}
-  for rank, process in enumerate(processes):
+  for rank, process in enumerate(children):
     process.stdin.write(json.dumps([todo[i] for i in by_size[rank::workers]]).encode())
     process.stdin.close()
-  for rank, process in enumerate(processes):
+  for rank, process in enumerate(children):
     out = process.stdout.read()
     process.stdout.close()
     if process.wait() != 0:
       raise RuntimeError(f"reading the installed text failed with exit code {process.returncode}")
     results.update(zip(by_size[rank::workers], json.loads(out), strict=True))
   yield from ((module, *results[i]) for i, module in enumerate(todo))
-
-
-def _cores() -> int:
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_part() -> None:

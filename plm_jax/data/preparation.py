@@ -16,20 +16,25 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from plm_jax.data import processes
 from plm_jax.data.corpora import Document, Source, default_cache, open_source
+from plm_jax.data.encoding import Encoding, encoded
+from plm_jax.data.pieces import Pieces, in_pieces
 from plm_jax.data.store import PARTS, StoreWriter, TokenStore
 from plm_jax.errors import UserError
+from plm_jax.progress import progress_bar
 
-FORMAT = 1  # part of the directory's name: raise it when the stored bytes change
+FORMAT = 2  # part of the directory's name: raise it when the stored bytes change
 SPLITS = ("train", "valid")
-CHUNK = 4 << 20  # characters that are encoded at once; an encoding takes about 30 times its text
+CHUNK = 4 << 20  # characters that are encoded at once, and between two entries of the journal
+LARGE = 24 << 20  # bytes; less text is encoded before worker processes would be ready
 SAMPLE = 32 << 20  # characters that a tokenizer is trained on at most; counting takes 20 s of CPU
 
 
@@ -65,6 +70,9 @@ def prepare(corpus, cache_dir: str | os.PathLike | None = None, progress: bool =
   with _lock(directory.with_suffix(".lock")):
     if not _finished(directory):
       directory.mkdir(exist_ok=True)
+      source = in_pieces(source)
+      if progress and isinstance(source, Pieces):
+        print(source, file=sys.stderr)
       _Preparation(corpus, source, tokenizer, directory, key, progress).run()
   return _open(directory, tokenizer)
 
@@ -122,6 +130,9 @@ class _Chunk:
   read: int  # documents of the source up to here
   size: int  # characters
 
+  def texts(self) -> list[str]:
+    return [sentence for _, document in self.documents for sentence in document.sentences]
+
 
 class _Preparation:
   def __init__(self, corpus, source: Source, tokenizer, directory: Path, key: dict, progress: bool):
@@ -136,20 +147,12 @@ class _Preparation:
 
   @contextmanager
   def _bar(self, what: str):
-    from tqdm import tqdm
-
-    with tqdm(
-      total=self.source.size or None,
-      desc=what,
-      unit="B",
-      unit_scale=True,
-      disable=not self.progress,
-      file=sys.stderr,
+    with progress_bar(
+      self.source.size or None, what, unit="B", unit_scale=True, disable=not self.progress
     ) as bar:
       yield bar
       if bar.total:
         bar.total = bar.n  # the size was an estimate: layout and compression are not text
-        bar.refresh()
 
   # The tokenizer.
 
@@ -182,8 +185,8 @@ class _Preparation:
     given = f"The text {self.name!r} has {documents} document{'s' * (documents != 1)}"
     if documents < 2:
       return UserError(
-        f"{given}, and at least two are needed, one of them to evaluate on: separate documents by "
-        "a blank line, or give more text."
+        f"{given} of a few sentences, and at least two are needed, one of them to evaluate on: "
+        "separate documents by a blank line, or give more text."
       )
     if least >= self.held_out:
       return UserError(
@@ -221,8 +224,11 @@ class _Preparation:
       ]
       dropped = Counter(journal["dropped"])
       bar.update(journal["size"])
-      for chunk in _ahead(self._chunks(journal["read"])):
-        self._write(chunk, writers, dropped)
+      chunks = stack.enter_context(closing(_ahead(self._chunks(journal["read"]))))
+      workers = processes.cores() if self.source.size - journal["size"] >= LARGE else 1
+      results = encoded(chunks, _Chunk.texts, self.tokenizer, workers)
+      for chunk, encoding in stack.enter_context(closing(results)):
+        self._write(chunk, encoding, writers, dropped)
         journal = {
           "read": chunk.read,
           "size": journal["size"] + chunk.size,
@@ -254,18 +260,18 @@ class _Preparation:
     if chunk.documents:
       yield chunk
 
-  def _write(self, chunk: _Chunk, writers: list[StoreWriter], dropped: Counter) -> None:
-    ids = self.tokenizer.encode_batch(
-      [sentence for _, document in chunk.documents for sentence in document.sentences]
-    )
-    start = 0
+  def _write(
+    self, chunk: _Chunk, encoding: Encoding, writers: list[StoreWriter], dropped: Counter
+  ) -> None:
+    ends = np.concatenate([[0], np.cumsum(encoding.lengths, dtype=np.int64)])
+    sentence = 0
     for side, document in chunk.documents:
-      stop = start + len(document.sentences)
-      kept = [sentence for sentence in ids[start:stop] if len(sentence)]
-      dropped["sentences without a token"] += stop - start - len(kept)
-      start = stop
-      if kept:
-        writers[side].add(document, kept)
+      first, sentence = sentence, sentence + len(document.sentences)
+      lengths = encoding.lengths[first:sentence]
+      kept = lengths[lengths > 0]
+      dropped["sentences without a token"] += len(lengths) - len(kept)
+      if len(kept):
+        writers[side].add(document, encoding.ids[ends[first] : ends[sentence]], kept)
       else:
         dropped["documents without a token"] += 1
 

@@ -120,15 +120,15 @@ class StoreWriter:
     for file in self.files.values():
       file.close()
 
-  def add(self, document: Document, sentences: list[np.ndarray]) -> None:
-    """`sentences`: ids of every sentence, none empty."""
-    ends = self.tokens + np.cumsum([len(sentence) for sentence in sentences])
-    self.tokens = int(ends[-1])
-    self.sentences += len(sentences)
+  def add(self, document: Document, ids: np.ndarray, lengths: np.ndarray) -> None:
+    """`ids` [N]: its sentences, one after the other; `lengths` [S] of every one, none zero."""
+    ends = self.tokens + np.cumsum(lengths, dtype=np.int64)
+    self.tokens += len(ids)
+    self.sentences += len(lengths)
     name = " ".join(document.name.split()) + "\t" + " ".join(document.label.split()) + "\n"
     name = np.frombuffer(name.encode(), np.uint8)
     self.names += len(name)
-    self.held["tokens"] += sentences
+    self.held["tokens"].append(ids.astype(self.types["tokens"]))
     self.held["sentences"].append(ends)
     self.held["documents"].append(np.array([self.sentences]))
     self.held["names"].append(name)

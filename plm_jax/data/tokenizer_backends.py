@@ -7,7 +7,9 @@ text as plain characters: a corpus that mentions "[MASK]" must not teach the mod
 
 import json
 import re
+import threading
 import unicodedata
+from collections.abc import Callable
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -30,8 +32,55 @@ ROLE_NAMES = {
 
 # Python splits words here, BERT's cleaning drops the character and joins them.
 NO_SPACE_FOR_BERT = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
-# Enough for the frequent part of any corpus, about 200 MB; long chunks hardly come back.
-MAX_REMEMBERED, MAX_REMEMBERED_CHARACTERS = 500_000, 24
+# Words, and characters in them, that are remembered before all is forgotten: about 100 MB. The
+# frequent ones are back after the next few sentences.
+MAX_REMEMBERED, MAX_REMEMBERED_CHARACTERS = 500_000, 8_000_000
+
+
+def flat(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+  """Lists of ids as int32 [N], one after the other, and their lengths int64 [S]."""
+  lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+  ids = np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum()))
+  return ids, lengths
+
+
+class _Words:
+  """Remembers the ids of words. A text is then looked up word by word and gathered in numpy."""
+
+  def __init__(self, encode: Callable[[list[str]], list[list[int]]]):
+    self._encode = encode
+    self._lock = threading.Lock()
+    self._forget()
+
+  def _forget(self) -> None:
+    self._number: dict[str, int] = {}
+    self._characters = 0
+    self._ids, self._ends = np.zeros(0, np.int32), np.zeros(1, np.int64)
+
+  def encode(self, words: list[str], counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [N] of texts that have `counts` of the words each, and the length [S] of each text."""
+    with self._lock:
+      if len(self._number) > MAX_REMEMBERED or self._characters > MAX_REMEMBERED_CHARACTERS:
+        self._forget()
+      self._learn([word for word in set(words) if word not in self._number])
+      numbers = np.fromiter(map(self._number.__getitem__, words), np.int64, len(words))
+      ids, ends = self._ids, self._ends
+    first = ends[numbers]
+    lengths = ends[numbers + 1] - first
+    until = np.concatenate([[0], np.cumsum(lengths)])
+    # The ids of word w stand at first[w], first[w] + 1, ...
+    places = np.arange(until[-1]) + np.repeat(first - until[:-1], lengths)
+    texts = until[np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])]
+    return ids[places], np.diff(texts)
+
+  def _learn(self, words: list[str]) -> None:
+    if not words:
+      return
+    ids, lengths = flat(self._encode(words))
+    self._ends = np.concatenate([self._ends, self._ends[-1] + np.cumsum(lengths)])
+    self._ids = np.concatenate([self._ids, ids])
+    self._number.update(zip(words, range(len(self._number), len(self._number) + len(words))))
+    self._characters += sum(map(len, words))
 
 
 class Fast:
@@ -57,7 +106,7 @@ class Fast:
       and (rules["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
       and all(token["special"] for token in rules["added_tokens"])
     )
-    self._remembered: dict[str, list[int]] = {}
+    self._words = _Words(self._encode_texts)
     self.joint = " " if self.kind == "word_piece" or self.word_end else ""
 
   def __reduce__(self):
@@ -94,20 +143,12 @@ class Fast:
       return np.array([not piece.startswith(self.prefix) for piece in self.pieces])
     return np.array([piece.startswith("Ġ") for piece in self.pieces])
 
-  def encode_batch(self, texts: list[str]) -> list[list[int]]:
+  def encode_flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     if not self.word_by_word:
-      return self._encode_texts(texts)
-    known = self._remembered
+      return flat(self._encode_texts(texts))
+    # Where Python would split a word and BERT would not, the whole text counts as one.
     rows = [[t] if NO_SPACE_FOR_BERT.search(t) else t.split() for t in texts]
-    new = list({chunk for row in rows for chunk in row if chunk not in known})
-    fresh = dict(zip(new, self._encode_texts(new)))
-    encoded = [
-      list(chain.from_iterable(known[c] if c in known else fresh[c] for c in row)) for row in rows
-    ]
-    for chunk in new:  # nothing is ever forgotten, so that threads may share this
-      if len(known) < MAX_REMEMBERED and len(chunk) <= MAX_REMEMBERED_CHARACTERS:
-        known[chunk] = fresh[chunk]
-    return encoded
+    return self._words.encode(list(chain.from_iterable(rows)), [len(row) for row in rows])
 
   def _encode_texts(self, texts: list[str]) -> list[list[int]]:
     return [e.ids for e in self.model.encode_batch_fast(texts, add_special_tokens=False)]
@@ -164,6 +205,7 @@ class Pieces:
 
   kind = "unigram"
   joint = " "
+  prefix_space = False  # "▁" before the first word is the model's own, and decoding drops it
 
   def __init__(self, proto: bytes, lowercase: bool = False):
     self.proto, self.lowercase = proto, lowercase
@@ -196,8 +238,9 @@ class Pieces:
   def word_starts(self) -> np.ndarray:
     return np.array([piece.startswith("▁") for piece in self.pieces])
 
-  def encode_batch(self, texts: list[str]) -> list[list[int]]:
-    return self.model.encode([clean_like_albert(t) for t in texts] if self.lowercase else texts)
+  def encode_flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    texts = [clean_like_albert(t) for t in texts] if self.lowercase else texts
+    return flat(self.model.encode(texts))
 
   def decode(self, ids: list[int]) -> str:
     return self.model.decode(ids)

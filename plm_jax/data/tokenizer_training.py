@@ -15,7 +15,7 @@ from itertools import islice
 import sentencepiece
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from plm_jax.data.tokenizer_backends import Fast, Pieces, clean_like_albert
+from plm_jax.data.tokenizer_backends import NO_SPACE_FOR_BERT, Fast, Pieces, clean_like_albert
 from plm_jax.errors import UserError
 
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -88,15 +88,19 @@ def train_word_piece(sentences: Iterable[str], vocab_size: int, lowercase: bool)
 
 def count_words(sentences: Iterable[str], lowercase: bool) -> Counter[str]:
   """How often each word occurs after BERT's cleaning and splitting; memory grows with the words."""
-  normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=None)
+  normalize = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=None).normalize_str
   split = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
   sentences, chunks = iter(sentences), Counter()
   while block := list(islice(sentences, 1000)):
-    # All rules but the one on punctuation act on spaces, so most text is counted unsplit.
-    chunks.update(normalizer.normalize_str("\n".join(block)).split())
+    # All rules act on characters and never across white space, so that it is enough to apply them
+    # once to each different chunk between spaces.
+    chunks.update(NO_SPACE_FOR_BERT.sub("", "\n".join(block)).split())
   words = Counter()
   for chunk, n in chunks.items():
-    for word, _ in split(chunk):
+    if chunk.isascii() and chunk.isalnum():
+      words[chunk.lower() if lowercase else chunk] += n
+      continue
+    for word, _ in split(normalize(chunk)):
       words[word] += n
   if not words:
     raise UserError(EMPTY)

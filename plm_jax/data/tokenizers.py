@@ -99,7 +99,13 @@ class Tokenizer:
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Ids int32 [T] of each text, without special tokens; uses all cores."""
-    return [np.array(ids, np.int32) for ids in self._backend.encode_batch(list(texts))]
+    ids, lengths = self.encode_flat(texts)
+    ends = np.cumsum(lengths).tolist()
+    return [ids[start:end] for start, end in zip([0, *ends], ends)]
+
+  def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The ids int32 [N] of all texts, one after the other, and the length int64 [S] of each."""
+    return self._backend.encode_flat(list(texts))
 
   def decode(self, ids: Iterable[int], special: bool = False) -> str:
     """Readable text; special tokens are left out, or with `special` written by name."""
@@ -111,7 +117,8 @@ class Tokenizer:
         runs += [self._backend.decode(run), self.token(i)]
         run = []
     runs.append(self._backend.decode(run))
-    return self._backend.joint.join(r for r in runs if r)
+    text = self._backend.joint.join(r for r in runs if r)
+    return text.removeprefix(" ") if self._backend.prefix_space else text
 
   def token(self, i: int) -> str:
     return self._backend.pieces[i]
@@ -215,10 +222,11 @@ class WordPiece:
 @dataclass(frozen=True, kw_only=True)
 class BytePairs:
   """GPT-2's and RoBERTa's tokenizer. With `prefix_space` a text is read as if a space stood before
-  it, so that its first word has the same tokens as any other; the published models have it off."""
+  it, so that its first word has the same tokens as any other. None: on when it is trained here,
+  since every sentence is encoded on its own; at a `path` as the files say, or off, as published."""
 
   vocab_size: int = 50257
-  prefix_space: bool = False
+  prefix_space: bool | None = None
   path: str | None = None
 
   def __post_init__(self):
@@ -228,11 +236,13 @@ class BytePairs:
     """Train on sentences; equal sentences give equal ids in every process."""
     from plm_jax.data.tokenizer_training import train_byte_pairs
 
-    return Tokenizer(train_byte_pairs(sentences, self.vocab_size, self.prefix_space))
+    prefix_space = self.prefix_space is not False
+    return Tokenizer(train_byte_pairs(sentences, self.vocab_size, prefix_space))
 
   def load(self) -> Tokenizer:
     """The published or saved vocabulary at `path`."""
-    return _load(self, "byte_pairs", prefix_space=self.prefix_space)
+    said = {} if self.prefix_space is None else {"prefix_space": self.prefix_space}
+    return _load(self, "byte_pairs", **said)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,14 @@ def test_wrapped_lines_are_joined_and_only_runs_of_blank_lines_end_documents(tmp
   assert found[0][2] == "The wind swept up the streets of the town."
 
 
+def test_articles_of_wikitext_are_documents_and_sections_are_not(tmp_path):
+  article = " \n = {0} = \n \n It is {0} . \n \n = = Life = = \n \n Long . \n"
+  path = write(tmp_path / "a.txt", article.format("Bob") + article.format("Ann") + " \n")
+  assert sentences(path) == [
+    (f"= {name} =", f"It is {name} .", "= = Life = =", "Long .") for name in ("Bob", "Ann")
+  ]
+
+
 @pytest.mark.parametrize("line", ["w{} a b c d", "The cat {} sat. It ran.", "A title {}"])
 def test_one_sentence_per_line_is_never_taken_for_wrapped_text(tmp_path, line):
   lines = [line.format(i) for i in range(30)]

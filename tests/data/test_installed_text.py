@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from plm_jax.data import installed_text
+from plm_jax.data import installed_text, processes
 from plm_jax.data.corpora import open_source
 from plm_jax.data.docstrings import docstrings
 from plm_jax.data.installed_text import Module
@@ -134,7 +134,7 @@ def small(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("cores", [1, 2])
 def test_a_sentence_occurs_once_and_a_module_is_a_document(small, monkeypatch, cores):
-  monkeypatch.setattr(installed_text, "_cores", lambda: cores)
+  monkeypatch.setattr(processes, "cores", lambda: cores)
   documents, record = installed_text.documents()
   assert [(d.name, d.label, len(d.sentences)) for d in documents] == [
     ("a.one", "a", 2),

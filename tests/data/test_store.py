@@ -1,6 +1,7 @@
 """Preparing text: the split, the arrays, and that a killed preparation ends with the same bytes."""
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -14,10 +15,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from plm_jax.data import preparation
+from plm_jax.data import preparation, processes
 from plm_jax.data.store import TokenStore, prepare, token_type
 from plm_jax.data.tokenizers import WordPiece
 from plm_jax.errors import UserError
+from plm_jax.progress import progress_bar
 
 
 def corpus(path, held_out=0.2, vocab_size=120):
@@ -147,7 +149,7 @@ def test_an_interrupted_preparation_goes_on_and_ends_with_the_same_bytes(
 KILLED = """
 import os, signal, sys
 from types import SimpleNamespace
-from plm_jax.data import preparation
+from plm_jax.data import preparation, processes
 from plm_jax.data.tokenizers import WordPiece
 preparation.CHUNK = 900
 sync, calls = preparation.StoreWriter.sync, []
@@ -178,7 +180,7 @@ def test_a_preparation_killed_by_sigkill_ends_with_the_same_bytes(path, tmp_path
 @pytest.mark.parametrize(
   ("content", "held_out", "words"),
   [
-    ("one document only\nof two sentences", 0.2, "1 document and at least two"),
+    ("one document only\nof two sentences", 0.2, "1 document of a few sentences and at least two"),
     ("one a\n\ntwo b\n\nthree c", 1e-9, "set held_out to at least"),
     ("one a\n\ntwo b\n\nthree c", 1.0, "lower held_out"),
   ],
@@ -212,3 +214,143 @@ def test_names_and_labels_are_read_one_by_one(tmp_path):
   assert store.labels() == [
     f"l{int(store.name(i).split(':')[1]) - 1}" for i in range(store.documents)
   ]
+
+
+# Worker processes
+
+
+@pytest.fixture
+def two_workers(monkeypatch):
+  """Even small texts go to two processes; the list of those that were started."""
+  monkeypatch.setattr(preparation, "LARGE", 0)
+  monkeypatch.setattr(preparation, "CHUNK", 900)
+  monkeypatch.setattr(processes, "cores", lambda: 2)
+  started, start = [], processes.start
+
+  def starts(*arguments, **settings):
+    started.append(start(*arguments, **settings))
+    return started[-1]
+
+  monkeypatch.setattr(processes, "start", starts)
+  return started
+
+
+def test_any_number_of_workers_writes_the_same_bytes(path, tmp_path, monkeypatch, two_workers):
+  started = two_workers
+  two = prepare(corpus(path), tmp_path / "two", progress=False)
+  assert len(started) == 2 and all(process.poll() is not None for process in started)
+  monkeypatch.setattr(processes, "cores", lambda: 1)
+  one = prepare(corpus(path), tmp_path / "one", progress=False)
+  assert len(started) == 2
+  assert digests(one.directory) == digests(two.directory)
+
+
+def test_a_killed_worker_is_told_in_a_sentence_and_the_preparation_goes_on(
+  path, tmp_path, monkeypatch, two_workers
+):
+  write, calls = preparation._Preparation._write, []
+
+  def kills(*arguments):
+    calls.append(1)
+    if len(calls) == 3:
+      for process in two_workers:
+        process.kill()
+    return write(*arguments)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(preparation._Preparation, "_write", kills)
+    with pytest.raises(UserError, match=r"was ended \(exit code -9"):
+      prepare(corpus(path), tmp_path / "cut", progress=False)
+  cut = prepare(corpus(path), tmp_path / "cut", progress=False)
+  monkeypatch.setattr(processes, "cores", lambda: 1)
+  whole = prepare(corpus(path), tmp_path / "whole", progress=False)
+  assert digests(cut.directory) == digests(whole.directory)
+
+
+PARENT = """
+import os, signal, sys
+from plm_jax.data import encoding
+from plm_jax.data.tokenizers import WordPiece
+tokenizer = WordPiece(vocab_size=40).train(["a few words"])
+pool = encoding._Workers(tokenizer, 2)
+pool.encode(["words"])
+print(*(process.pid for process in pool._all), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_when_their_parent_is_killed():
+  root = Path(__file__).parents[2]
+  run = subprocess.Popen([sys.executable, "-c", PARENT], cwd=root, stdout=subprocess.PIPE)
+  # The workers hold no end of this pipe but their parent's copy of stderr; the pids come first.
+  pids = [int(pid) for pid in run.stdout.readline().split()]
+  run.stdout.close()
+  assert run.wait() == -signal.SIGKILL and len(pids) == 2
+  for pid in pids:
+    until_gone(pid)
+
+
+def until_gone(pid):
+  """Returns when the process has ended; it is no child of ours, so that we can only look."""
+  while True:
+    try:
+      state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+      return
+    if state == "Z":
+      return
+    os.sched_yield()
+
+
+def test_a_worker_imports_no_jax(tmp_path):
+  code = (
+    "import sys, plm_jax.data.encoding, plm_jax.data.tokenizer_backends; "
+    "print(*{'jax', 'tensorflow_datasets', 'matplotlib', 'tqdm'} & set(sys.modules))"
+  )
+  root = Path(__file__).parents[2]
+  run = [sys.executable, "-c", code]
+  done = subprocess.run(run, cwd=root, capture_output=True, text=True, check=True)
+  assert done.stdout.split() == []
+
+
+# Texts with few documents
+
+
+def test_a_text_without_a_blank_line_is_cut_into_pieces_and_the_manifest_says_so(path, tmp_path):
+  path.write_text(path.read_text().replace("\n\n", "\n"))
+  made = prepare(corpus(path), tmp_path / "cache", progress=False)
+  assert made.manifest["source"]["cut into pieces of sentences"] == 8
+  assert made.train.documents + made.valid.documents == -(-300 // 8)
+  assert made.train.sentences + made.valid.sentences == 300
+  assert made.train.name(0).startswith("text.txt:1+")
+
+
+def test_a_text_with_twenty_documents_is_not_cut(tmp_path):
+  path = tmp_path / "a.txt"
+  path.write_text("\n\n".join("\n".join(f"river {i} {j}" for j in range(30)) for i in range(20)))
+  made = prepare(corpus(path), tmp_path / "cache", progress=False)
+  assert "cut into pieces of sentences" not in made.manifest["source"]
+  assert made.train.documents + made.valid.documents == 20
+
+
+# Progress
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+@pytest.mark.parametrize(("stream", "lines"), [(io.StringIO, 3), (Terminal, 1)])
+def test_a_bar_in_a_log_is_a_few_lines_and_in_a_terminal_one_that_is_redrawn(
+  monkeypatch, stream, lines
+):
+  monkeypatch.setattr(sys, "stderr", stream())
+  clock = iter(range(10**6))  # tqdm looks at it twice a step at most
+  monkeypatch.setattr("tqdm.std.time", lambda: next(clock) / 100)
+  with progress_bar(500, "Doing") as bar:
+    for _ in range(500):
+      bar.update(1)
+  written = sys.stderr.getvalue()
+  assert len(written.splitlines() if lines > 1 else written.split("\n")[:-1]) == lines
+  assert "500/500" in written and ("\r" in written) == (lines == 1)

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from plm_jax.data import tokenizer_backends
+from plm_jax.data.tokenizer_backends import flat
 from plm_jax.data.tokenizers import BytePairs, Tokenizer, Unigram, WordPiece, load_tokenizer
 from plm_jax.errors import UserError
 
@@ -34,8 +36,8 @@ def invented_text(sentences: int = 400) -> list[str]:
 TRAINED = {
   "word_piece": WordPiece(vocab_size=300),
   "word_piece_cased": WordPiece(vocab_size=300, lowercase=False),
-  "byte_pairs": BytePairs(vocab_size=400),
-  "byte_pairs_prefix": BytePairs(vocab_size=400, prefix_space=True),
+  "byte_pairs": BytePairs(vocab_size=400, prefix_space=False),
+  "byte_pairs_prefix": BytePairs(vocab_size=400),
   "unigram_albert": Unigram(vocab_size=120, lowercase=True),
   "unigram_t5": Unigram(vocab_size=120, layout="t5"),
 }
@@ -295,6 +297,20 @@ def test_batches_and_single_texts_have_the_same_ids(trained, name):
     np.testing.assert_array_equal(tokenizer.encode(text), ids)
 
 
+def same(found, expected) -> bool:
+  return all(map(np.array_equal, found, expected))
+
+
+def test_forgotten_words_are_learnt_again(trained, monkeypatch):
+  monkeypatch.setattr(tokenizer_backends, "MAX_REMEMBERED", 50)
+  backend = pickle.loads(pickle.dumps(trained["word_piece"]))._backend
+  texts = invented_text(100)
+  for start in range(0, 100, 10):
+    block = texts[start : start + 10]
+    assert same(backend.encode_flat(block), flat(backend._encode_texts(block)))
+  assert len(backend._words._number) < len({word for text in texts for word in text.split()})
+
+
 def test_word_by_word_encoding_is_the_library_s_own_for_any_characters(trained):
   draw = random.Random(0)
   some = [chr(c) for c in range(0x30000) if not 0xD800 <= c < 0xE000]
@@ -306,8 +322,8 @@ def test_word_by_word_encoding_is_the_library_s_own_for_any_characters(trained):
   for name in ("word_piece", "word_piece_cased"):
     backend = trained[name]._backend
     assert backend.word_by_word
-    assert backend.encode_batch(texts) == backend._encode_texts(texts)
-    assert backend.encode_batch(texts) == backend._encode_texts(texts)  # now remembered
+    assert same(backend.encode_flat(texts), flat(backend._encode_texts(texts)))
+    assert same(backend.encode_flat(texts), flat(backend._encode_texts(texts)))  # now remembered
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -473,6 +489,22 @@ def test_a_path_of_another_kind_or_with_other_rules_is_refused(trained, tmp_path
     BytePairs(path=str(tmp_path)).load()
   with pytest.raises(UserError, match="made with lowercase=True"):
     WordPiece(path=str(tmp_path), lowercase=False).load()
+
+
+def test_byte_pairs_take_a_prefix_space_when_trained_and_none_when_published(trained, tmp_path):
+  assert trained["byte_pairs_prefix"]._backend.prefix_space  # nothing was said
+  text = "kalo kalo"
+  ids = trained["byte_pairs_prefix"].encode(text).tolist()
+  assert ids[: len(ids) // 2] * 2 == ids
+  assert trained["byte_pairs_prefix"].decode(ids) == text
+  trained["byte_pairs_prefix"].save(tmp_path / "own")
+  assert BytePairs(path=str(tmp_path / "own")).load().encode(text).tolist() == ids
+  trained["byte_pairs"].save(tmp_path / "published")
+  (tmp_path / "published/tokenizer.json").unlink()
+  (tmp_path / "published/tokenizer_rules.json").unlink()
+  assert not BytePairs(path=str(tmp_path / "published")).load()._backend.prefix_space
+  with pytest.raises(UserError, match="made with prefix_space=True"):
+    BytePairs(path=str(tmp_path / "own"), prefix_space=False).load()
 
 
 def test_nonsense_in_a_configuration_is_refused():
