@@ -86,6 +86,13 @@ class Experiment:
       raise UserError(
         f"global_batch={self.global_batch} and steps={self.steps} must both be at least 1"
       )
+    if self.optim.warmup > self.steps:
+      raise UserError(
+        f"optim.warmup={self.optim.warmup} is more than steps={self.steps}, so that the learning rate "
+        "would never reach optim.peak; lower optim.warmup"
+      )
+    if not 0 <= self.seed < 2**32:  # beyond, different seeds would give the same parameters
+      raise UserError(f"seed={self.seed} must be at least 0 and below 2**32")
     if not self.objectives:
       raise UserError("an experiment needs at least one objective, for example MLM")
     if len({o.name for o in self.objectives}) < len(self.objectives):
@@ -110,9 +117,7 @@ class Experiment:
   def resolve(self, vocab_size: int) -> Experiment:
     """The experiment with the model's vocabulary filled in from the tokenizer."""
     if self.model.vocab_size is None:
-      return dataclasses.replace(
-        self, model=dataclasses.replace(self.model, vocab_size=vocab_size)
-      )
+      return dataclasses.replace(self, model=dataclasses.replace(self.model, vocab_size=vocab_size))
     if self.model.vocab_size < vocab_size:
       raise UserError(
         f"the tokenizer has {vocab_size} tokens but model.vocab_size={self.model.vocab_size}; leave "

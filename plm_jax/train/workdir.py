@@ -1,10 +1,10 @@
 """A run's directory: who owns it, what it was started as, and the metrics it has written.
 
-    config.json     the resolved experiment, its diff to its base, versions, corpus counts
-    metrics.jsonl   one line per report; a function of the configuration alone, byte for byte
-    timing.jsonl    the same steps' wall-clock seconds, tokens/s and seconds spent waiting for data
-    tensorboard/    both of these as events
-    tokenizer/  checkpoints/  curves.png
+config.json     the resolved experiment, its diff to its base, versions, corpus counts
+metrics.jsonl   one line per report; a function of the configuration alone, byte for byte
+timing.jsonl    the same steps' wall-clock seconds, tokens/s and seconds spent waiting for data
+tensorboard/    both of these as events
+tokenizer/  checkpoints/  curves.png
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Workdir:
   def refuse_others(self, experiment, record: dict[str, Any]) -> None:
     """A `UserError` if the directory holds anything but a run of this experiment."""
     if not (self.path / "config.json").exists():
-      strangers = [p.name for p in self.path.iterdir() if p.name not in (".lock", "tokenizer")]
+      # What a start that was killed early leaves behind.
+      ours = (".lock", "tokenizer", "config.json.partial")
+      strangers = [p.name for p in self.path.iterdir() if p.name not in ours]
       if strangers:
         raise UserError(
           f"{self.path} is not empty and holds no run ({strangers[0]}); choose another --workdir"
