@@ -66,8 +66,8 @@ class Rows(Protocol):
 class Experiment:
   """A run. `global_batch` rows per update, whatever the devices; `steps` updates.
 
-  The loss is the sum over `objectives` of weight * mean. `seed` determines parameters, dropout, data
-  order and corruption.
+  The loss is the sum over `objectives` of weight * mean. `seed` determines parameters, dropout,
+  data order and corruption.
   """
 
   model: Model
@@ -77,8 +77,8 @@ class Experiment:
   global_batch: int
   steps: int
   schedule: Schedule = Schedule()
-  mesh: MeshShape = MeshShape()
-  compute: Compute = Compute()
+  mesh: MeshShape = MeshShape()  # noqa: RUF009  frozen
+  compute: Compute = Compute()  # noqa: RUF009  frozen
   seed: int = 0
 
   def __post_init__(self):
@@ -88,8 +88,8 @@ class Experiment:
       )
     if self.optim.warmup > self.steps:
       raise UserError(
-        f"optim.warmup={self.optim.warmup} is more than steps={self.steps}, so that the learning rate "
-        "would never reach optim.peak; lower optim.warmup"
+        f"optim.warmup={self.optim.warmup} is more than steps={self.steps}, so that the learning "
+        "rate would never reach optim.peak; lower optim.warmup"
       )
     if not 0 <= self.seed < 2**32:  # beyond, different seeds would give the same parameters
       raise UserError(f"seed={self.seed} must be at least 0 and below 2**32")
@@ -99,14 +99,14 @@ class Experiment:
       raise UserError("an experiment has each objective at most once")
     if self.data.length > self.model.positions:
       raise UserError(
-        f"data.length={self.data.length} is more than the model's {self.model.positions} positions; "
-        "lower data.length or raise model.positions"
+        f"data.length={self.data.length} is more than the model's {self.model.positions} "
+        "positions; lower data.length or raise model.positions"
       )
     parts = max(self.compute.micro_batches, 1)
     if self.global_batch % parts:
       raise UserError(
-        f"global_batch={self.global_batch} cannot be computed in compute.micro_batches={parts} equal "
-        "parts"
+        f"global_batch={self.global_batch} cannot be computed in compute.micro_batches={parts} "
+        "equal parts"
       )
 
   @property
@@ -120,8 +120,8 @@ class Experiment:
       return dataclasses.replace(self, model=dataclasses.replace(self.model, vocab_size=vocab_size))
     if self.model.vocab_size < vocab_size:
       raise UserError(
-        f"the tokenizer has {vocab_size} tokens but model.vocab_size={self.model.vocab_size}; leave "
-        "model.vocab_size at none to take the tokenizer's"
+        f"the tokenizer has {vocab_size} tokens but model.vocab_size={self.model.vocab_size}; "
+        "leave model.vocab_size at none to take the tokenizer's"
       )
     return self
 
