@@ -34,8 +34,8 @@ from plm_jax.progress import progress_bar
 FORMAT = 2  # part of the directory's name: raise it when the stored bytes change
 SPLITS = ("train", "valid")
 CHUNK = 4 << 20  # characters that are encoded at once, and between two entries of the journal
-# Bytes. Workers start in about a second and each learns its words anew: a third more CPU time. Where
-# they begin to pay on a quiet machine is not measured yet.
+# Bytes. Workers start in about a second and each learns its words anew: a third more CPU time.
+# Where they begin to pay on a quiet machine is not measured yet.
 LARGE = 24 << 20
 SAMPLE = 32 << 20  # characters that a tokenizer is trained on at most; counting takes 20 s of CPU
 
