@@ -70,7 +70,8 @@ def plan(
 
 def _chosen(source: Source, recipe, settings, classes: int, examples: int) -> Experiment:
   model = source.experiment.model
-  experiment = recipe(model, LabelledText(), classes=classes, examples=examples)
+  data = LabelledText(length=min(LabelledText.length, model.positions))
+  experiment = recipe(model, data, classes=classes, examples=examples)
   experiment = overrides.apply(experiment, settings)
   return with_tokenizer(experiment, source, settings)
 

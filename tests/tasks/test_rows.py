@@ -1,0 +1,79 @@
+"""Batches of labelled rows are functions of the step; every row counts once."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from plm_jax.data.tokenizers import WordPiece
+from plm_jax.errors import UserError
+from plm_jax.tasks.labelled_text import Examples
+from plm_jax.tasks.rows import LabelledBatches
+
+VOCAB = WordPiece(vocab_size=40).train(iter(["a b c d"] * 9)).vocab
+
+
+def batches(count=10, global_batch=4, **settings):
+  ids = [np.arange(5, 6 + i % 7, dtype=np.int32) for i in range(count)]
+  examples = Examples(["x"] * count, ids, np.arange(count, dtype=np.int32), ["d"] * count)
+  return LabelledBatches.of(examples, VOCAB, 6, seed=3, global_batch=global_batch, **settings)
+
+
+def same(a, b):
+  return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_a_batch_is_a_function_of_its_step_in_any_process():
+  ours, theirs = batches(), pickle.loads(pickle.dumps(batches()))
+  later = ours(17)
+  for step in (3, 17, 0):
+    ours(step)
+  assert same(later, theirs(17))
+  assert not same(ours(0), ours(1))
+
+
+def test_an_epoch_has_every_example_once_and_an_order_of_its_own():
+  made = batches()
+  labels = np.concatenate([made(step)["label"] for step in range(10)]).reshape(4, 10)
+  assert (np.sort(labels, axis=1) == np.arange(10)).all()
+  assert len({tuple(epoch) for epoch in labels}) == 4
+
+
+def test_a_batch_larger_than_the_data_goes_through_it_again():
+  assert np.bincount(batches(3, 8)(0)["label"]).sum() == 8
+
+
+def test_processes_make_the_same_global_batch_together():
+  whole = batches(10, 8)(2)
+  parts = [batches(10, 8, process_index=i, process_count=2)(2) for i in (0, 1)]
+  joined = {name: np.concatenate([part[name] for part in parts]) for name in whole}
+  assert same(whole, joined)
+
+
+def test_a_row_is_cls_text_sep_and_padding():
+  made = batches(7)
+  row = made.input_ids[1]
+  assert row.tolist() == [VOCAB.cls, 5, 6, VOCAB.sep, VOCAB.pad, VOCAB.pad]
+  assert made.lengths[1] == 4
+  cut = made.input_ids[6]
+  assert cut.tolist() == [VOCAB.cls, 5, 6, 7, 8, VOCAB.sep]
+
+
+def test_evaluation_has_every_row_once_in_order_and_fills_up_with_rows_of_no_weight():
+  made = batches(10, 4).evaluation()
+  weight = np.concatenate([batch["row_weight"] for batch in made])
+  labels = np.concatenate([batch["label"] for batch in made])
+  assert {batch["input_ids"].shape for batch in made} == {(4, 6)}
+  assert labels[weight > 0].tolist() == list(range(10))
+  assert weight.sum() == 10
+
+
+def test_a_tokenizer_without_cls_is_refused():
+  with pytest.raises(UserError, match=r"\[CLS\]"):
+    LabelledBatches.of(
+      Examples([], [], np.zeros(0, np.int32), []),
+      VOCAB.__class__(**{**vars(VOCAB), "cls": None}),
+      6,
+      seed=0,
+      global_batch=1,
+    )
