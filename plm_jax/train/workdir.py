@@ -69,6 +69,8 @@ class Workdir:
         )
       return
     document = read_config(self.path)
+    if not self.has_begun():
+      return
     before = overrides.from_json(document["experiment"])
     different = [d for d in overrides.diff(experiment, before) if not _is_place(d[0])]
     if different:
@@ -82,10 +84,15 @@ class Workdir:
       if name in record and document.get(name) != record[name]:
         raise UserError(f"{self.path} holds a run with another {what}; choose another --workdir")
 
+  def has_begun(self) -> bool:
+    """Whether a run got as far as its first evaluation; before that there is nothing to lose, and
+    a command that failed and is given again, corrected, need not go elsewhere."""
+    return any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints"))
+
   def claim(self, experiment, record: dict[str, Any]) -> None:
     """Writes config.json, unless the directory already holds this very run."""
     self.refuse_others(experiment, record)
-    if not (self.path / "config.json").exists():
+    if not (self.path / "config.json").exists() or not self.has_begun():
       document = {"format": FORMAT, "experiment": overrides.to_json(experiment), **record}
       write_whole(self.path / "config.json", json.dumps(document, indent=2) + "\n")
 

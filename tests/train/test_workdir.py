@@ -1,0 +1,180 @@
+"""A working directory belongs to one run: others are refused, and nothing in it is changed."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from plm_jax import overrides
+from plm_jax.data.tokenizers import WordPiece
+from plm_jax.errors import UserError
+from plm_jax.experiment import Schedule
+from plm_jax.train.mesh import MeshShape
+from plm_jax.train.optim import AdamW
+from plm_jax.train.workdir import Log, Workdir, read_config, read_records, write_whole
+from tests.test_cli import ROOT
+from tests.toy_run import TOY
+
+RECORD = {"text": {"source": "a"}, "initial": None, "reference": "here.py:toy"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """The directory of a run."""
+  with Workdir(tmp_path / "run") as workdir:
+    workdir.claim(TOY, RECORD)
+    (workdir / "metrics.jsonl").write_text("")
+  return tmp_path / "run"
+
+
+def contents(folder):
+  return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def claim(folder, experiment=TOY, **changes):
+  with Workdir(folder) as workdir:
+    workdir.claim(experiment, RECORD | changes)
+
+
+def test_config_json_gives_the_experiment_back(folder):
+  document = read_config(folder)
+  assert overrides.from_json(document["experiment"]) == TOY
+  assert document["text"] == RECORD["text"]
+  json.loads((folder / "config.json").read_text())
+
+
+def test_the_same_run_may_go_on(folder):
+  before = contents(folder)
+  claim(folder)
+  assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"mesh": MeshShape(data=2, fsdp=2)},
+    {"compute": dataclasses.replace(TOY.compute, micro_batches=2)},
+    {"schedule": Schedule(keep=3)},
+    {"data": dataclasses.replace(TOY.data, workers=2)},
+  ],
+)
+def test_a_run_may_go_on_elsewhere_and_be_watched_otherwise(folder, change):
+  claim(folder, dataclasses.replace(TOY, **change))
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    ({"seed": 1}, "seed is 0 there and 1 here"),
+    ({"steps": 13}, "steps is 12 there and 13 here"),
+    ({"optim": AdamW(peak=3e-3, warmup=4)}, "optim.peak is 0.01 there and 0.003 here and 1 more"),
+    ({"data": dataclasses.replace(TOY.data, source="other.txt")}, "data.source"),
+    (
+      {"data": dataclasses.replace(TOY.data, tokenizer=WordPiece(vocab_size=99))},
+      "data.tokenizer.vocab_size",
+    ),
+  ],
+)
+def test_another_experiment_is_refused_and_nothing_changed(folder, change, said):
+  before = contents(folder)
+  with pytest.raises(UserError, match=f"holds another experiment: {said}.*another --workdir"):
+    claim(folder, dataclasses.replace(TOY, **change))
+  assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    ({"text": {"source": "b"}}, "another text"),
+    ({"initial": {"from": "runs/x"}}, "another start"),
+  ],
+)
+def test_another_text_or_start_is_refused(folder, change, said):
+  before = contents(folder)
+  with pytest.raises(UserError, match=said):
+    claim(folder, **change)
+  assert contents(folder) == before
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+  (tmp_path / "thesis.tex").write_text("years of work")
+  with pytest.raises(UserError, match=r"holds no run \(thesis.tex\); choose another --workdir"):
+    claim(tmp_path)
+  assert contents(tmp_path) == {tmp_path / "thesis.tex": b"years of work"}
+
+
+def test_a_directory_that_a_killed_start_left_is_taken(tmp_path):
+  with Workdir(tmp_path / "run") as workdir:  # killed while it wrote config.json
+    (workdir / "config.json.partial").write_text('{"form')
+  claim(tmp_path / "run")
+  assert read_config(tmp_path / "run")["format"] == 1
+
+
+def test_a_start_that_failed_before_training_may_be_corrected(folder):
+  (folder / "metrics.jsonl").unlink()
+  claim(folder, dataclasses.replace(TOY, seed=1))
+  assert overrides.from_json(read_config(folder)["experiment"]).seed == 1
+
+
+def test_a_directory_that_another_process_holds_is_refused(folder):
+  code = (
+    "import sys; from plm_jax.train.workdir import Workdir; held = Workdir(sys.argv[1]); "
+    "print('held', flush=True); input()"
+  )
+  with subprocess.Popen(
+    [sys.executable, "-c", code, folder],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+  ) as other:
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process is working in"):
+      Workdir(folder)
+    other.kill()
+  claim(folder)  # a lock dies with its process
+
+
+@pytest.mark.parametrize(
+  ("content", "said"),
+  [("{", "cannot be read"), ("[]", "is not the configuration"), ('{"format": 99}', "is not the")],
+)
+def test_a_foreign_or_torn_config_is_a_sentence(tmp_path, content, said):
+  (tmp_path / "config.json").write_text(content)
+  with pytest.raises(UserError, match=said):
+    claim(tmp_path)
+  assert (tmp_path / "config.json").read_text() == content
+
+
+def test_a_file_in_the_way_is_a_sentence(tmp_path):
+  (tmp_path / "run").write_text("")
+  with pytest.raises(UserError, match="cannot be written"):
+    Workdir(tmp_path / "run")
+
+
+def test_a_log_goes_on_after_its_checkpoint_and_drops_a_torn_line(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  log = Log(path, -1)
+  for step in range(4):
+    log.write({"step": step, "loss": step / 7})
+  log.close()
+  whole = path.read_bytes()
+  path.write_bytes(whole + b'{"step": 4, "lo')
+  assert len(read_records(path)) == 4
+  again = Log(path, 1)
+  assert [r["step"] for r in again.records] == [0, 1]
+  for step in (2, 3):
+    again.write({"step": step, "loss": step / 7})
+  again.close()
+  assert path.read_bytes() == whole
+
+
+def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
+  path = tmp_path / "config.json"
+  write_whole(path, "old")
+  monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "disk full")))
+  with pytest.raises(OSError, match="disk full"):
+    write_whole(path, "new")
+  assert path.read_text() == "old"
