@@ -29,7 +29,7 @@ from plm_jax.train.start import example_batch
 from plm_jax.train.workdir import Workdir
 
 WORDS = 12
-LANGUAGE = random_language(WORDS, sharpness=2.0)
+LANGUAGE = random_language(WORDS)
 ONE_STRETCH = SegmentPair(next="none", short=0.0)
 
 # log, evaluate and save do not divide each other: checkpoints fall into the midst of windows.
@@ -37,7 +37,7 @@ TOY = Experiment(
   model=Bert(layers=1, width=16, heads=2, positions=32),
   objectives=(MLM(), NSP()),
   data=Corpus(
-    source="toy.txt", tokenizer=WordPiece(vocab_size=40), length=27, held_out=0.1, passes=2
+    source="toy.txt", tokenizer=WordPiece(vocab_size=64), length=27, held_out=0.1, passes=2
   ),
   optim=AdamW(peak=1e-2, warmup=3),
   global_batch=8,
