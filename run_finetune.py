@@ -2,7 +2,7 @@
 a bag of words.
 
 With no flag but --from: which package does a sentence of the installed text come from, with 500
-labels and with all, three seeds each, in about five minutes on a laptop.
+labels and with all, three seeds each.
 
   python run_finetune.py --from=runs/bert_tiny
   python run_finetune.py --from=runs/bert_tiny --set=data.source=reviews.csv --labels=200,all
