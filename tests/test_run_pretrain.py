@@ -1,0 +1,355 @@
+"""The command: its mistakes are sentences, and a run that is killed ends as if it had not been."""
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+import run_pretrain
+from plm_jax import cli
+from plm_jax.data.toy_language import write_corpus
+from plm_jax.train import loop
+from plm_jax.train.workdir import read_records
+from tests.toy_run import LANGUAGE
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A run of seconds: its steps are those of tests/toy_run.py, its file is a user's own.
+PICO = '''
+"""An experiment file of a user's own."""
+from plm_jax.experiment import Budget, Experiment
+from tests.toy_run import TOY
+
+def base(budget: Budget = "small") -> Experiment:
+  """A BERT of one layer."""
+  return TOY
+'''
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """A folder with an experiment file and a text."""
+  folder = tmp_path_factory.mktemp("place")
+  (folder / "pico.py").write_text(PICO)
+  write_corpus(folder / "toy.txt", LANGUAGE, 60, sentences=10, words=12)
+  return folder
+
+
+def words_of(place, *words):
+  """The flags of a run in `place`; later ones win."""
+  return (f"--experiment={place / 'pico.py'}:base", f"--set=data.source={place / 'toy.txt'}",
+          f"--cache={place / 'cache'}", *words)  # fmt: skip
+
+
+def in_process(monkeypatch, *words) -> int:
+  """The exit code of `python run_pretrain.py WORDS`, run in this process."""
+  for name in flags.FLAGS:
+    flags.FLAGS[name].unparse()
+  monkeypatch.setattr(sys, "argv", ["run_pretrain.py", *words])
+  monkeypatch.setattr(run_pretrain, "keep_compilations", lambda cache: None)
+  with pytest.raises(SystemExit) as end:
+    cli.run(run_pretrain.main)
+  return end.value.code or 0
+
+
+@pytest.fixture
+def command(place, monkeypatch, capsys, tmp_path):
+  """Runs the command in this process on one device: (code, stdout, stderr)."""
+  compiled = loop.compile_experiment
+  monkeypatch.setattr(
+    run_pretrain, "compile_experiment", lambda e, batch: compiled(e, batch, jax.devices()[:1])
+  )
+
+  def run(*words, workdir=tmp_path / "run"):
+    code = in_process(monkeypatch, *words_of(place, f"--workdir={workdir}", *words))
+    return code, *capsys.readouterr()
+
+  return run
+
+
+def refused(result) -> str:
+  """The one sentence of a run that was refused."""
+  code, _, errors = result
+  sentences = [line for line in errors.splitlines() if line.startswith("error: ")]
+  assert (code, len(sentences)) == (2, 1), errors
+  assert "Traceback" not in errors and errors.rstrip().endswith(sentences[0])
+  return sentences[0]
+
+
+# Bad input. None of these gets as far as compiling.
+
+
+@pytest.mark.parametrize(
+  ("words", "said"),
+  [
+    (["--set=data.source=nowhere.txt"], "'nowhere.txt' does not exist: give"),
+    (["--experiment=experiments/bert.py:no_npsp"], "Did you mean experiments/bert.py:no_nsp?"),
+    (["--experiment=experiments/bret.py:base"], "Did you mean experiments/bert.py?"),
+    (["--set=optim.paek=1"], "Did you mean 'optim.peak'?"),
+    (["--set=optim.peak"], "--set takes path=value, such as --set optim.peak=2e-4"),
+    (["--set=steps=many"], "steps=many: expected an integer"),
+    (["--set=steps=1.5"], "expected an integer"),
+    (["--set=model.attention=sideways"], "expected bidirectional or causal"),
+    (["--set=steps=-5"], "must both be at least 1"),
+    (["--set=global_batch=0"], "must both be at least 1"),
+    (["--set=optim.peak=nan"], "expected a number"),
+    (["--set=model.width=17"], "not a multiple of model.heads"),
+    (["--set=data.length=64"], "lower data.length or raise model.positions"),
+    (["--set=model.vocab_size=20"], "leave model.vocab_size at none"),
+    (["--set=compute.micro_batches=3"], "equal parts"),
+    (["--set=objectives="], "at least one objective"),
+    (["--seed=abc"], "--seed=abc"),
+    (["--seed=-1"], "seed=-1 must be at least 0"),
+    (["--budget=large"], "smoke|small|paper"),
+    (["--sede=1"], "did you mean --seed?"),
+    (["--from=nowhere"], "nowhere is not the directory of a run"),
+    (["more"], "'more' stands alone"),
+  ],
+)
+def test_mistakes_on_the_command_line_are_a_sentence(command, tmp_path, words, said):
+  assert said in refused(command(*words))
+  assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def corpus(tmp_path, content):
+  path = tmp_path / "text.txt"
+  path.write_bytes(content)
+  return f"--set=data.source={path}"
+
+
+@pytest.mark.parametrize(
+  ("content", "said"),
+  [
+    (b"", "is empty"),
+    (b"\n \n\n", "is empty"),
+    (b"gr\xfc\xdfe\n\nan alle\n", "is not UTF-8: byte 0xfc at offset 2, line 1. Convert it"),
+    (b"only one document in it\n", "at least two are needed"),
+    (b"one\n\ntwo\n", "held_out|fewer than one global batch"),
+  ],
+)
+def test_text_that_cannot_be_used_is_a_sentence(command, tmp_path, content, said):
+  sentence = refused(command(corpus(tmp_path, content), "--set=data.held_out=0.3"))
+  assert any(option in sentence for option in said.split("|"))
+
+
+def test_a_corpus_smaller_than_a_batch_is_a_sentence(command):
+  assert "fewer than one global batch of 4096" in refused(command("--set=global_batch=4096"))
+
+
+def test_a_folder_without_text_is_a_sentence(command, tmp_path):
+  assert "holds no text" in refused(command(f"--set=data.source={tmp_path}"))
+
+
+def test_a_mesh_that_does_not_divide_the_devices_is_a_sentence(command, monkeypatch):
+  monkeypatch.setattr(run_pretrain, "compile_experiment", loop.compile_experiment)
+  assert "8 devices" in refused(command("--set=mesh.data=3"))  # and may be corrected:
+  assert "multiple of 8" in refused(command("--set=mesh.data=8", "--set=global_batch=12"))
+
+
+def test_a_warmup_longer_than_the_run_is_a_sentence(command):
+  assert "optim.warmup=13 is more than steps=12" in refused(command("--set=optim.warmup=13"))
+
+
+def test_a_working_directory_that_cannot_be_written_is_a_sentence(command, tmp_path):
+  (tmp_path / "file").write_text("")
+  assert "cannot be written" in refused(command(workdir=tmp_path / "file" / "run"))
+
+
+# What works.
+
+
+def test_the_list_has_every_experiment_with_its_first_line(command):
+  code, shown, _ = command("--list")
+  assert code == 0
+  for reference, line in cli.list_experiments("experiments"):
+    assert f"{reference:45} {line}".strip() in shown
+
+
+def test_a_dry_run_tells_the_costs_and_writes_nothing(command, tmp_path):
+  code, shown, _ = command("--dry_run", "--set=seed=3")
+  assert code == 0
+  assert "seed" in shown and "0 -> 3" in shown
+  assert "8 x 27 = 216 tokens" in shown and "MiB per device" in shown
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+  """An uninterrupted run of the command, as a process."""
+  folder = place / "finished"
+  done = start(place, folder).communicate(timeout=600)
+  assert (folder / "curves.png").exists(), done[1]
+  return folder, done[0]
+
+
+def start(place, workdir, *words):
+  """The command as a process on one device."""
+  environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
+  return subprocess.Popen(
+    [sys.executable, ROOT / "run_pretrain.py", *words_of(place, f"--workdir={workdir}", *words)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=place,
+    env=environment,
+  )
+
+
+def wait_for(process, condition):
+  """Returns once the condition holds, or the process has ended: True if it was still running."""
+  while process.poll() is None:
+    if condition():
+      return True
+    time.sleep(0.002)
+  return False
+
+
+def arrays(folder):
+  """Every parameter of the last checkpoint."""
+  from plm_jax.train.checkpoint import restore_parameters
+  from tests.toy_run import program
+
+  with contextlib.redirect_stderr(io.StringIO()):
+    return jax.device_get(restore_parameters(folder, program().abstract.params).params)
+
+
+def assert_same_end(finished, folder, shown):
+  assert (folder / "metrics.jsonl").read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
+  jax.tree.map(np.testing.assert_array_equal, arrays(folder), arrays(finished[0]))
+  assert results(shown) == results(finished[1])
+
+
+def results(shown):
+  return [line for line in shown.splitlines() if line.startswith(("on ", "MLM", "NSP"))]
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_many_moments_ends_bit_identical(place, finished, tmp_path):
+  folder = tmp_path / "run"
+  checkpoints = folder / "checkpoints"
+
+  def lines():
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+  moments = {
+    "when the configuration stands": (folder / "config.json").exists,
+    "after some lines": lambda: lines() >= 3,
+    "while a checkpoint is written": lambda: any(checkpoints.glob("*.saving")),
+    "when a checkpoint is there": (checkpoints / "10").is_dir,
+  }
+  killed = 0
+  for moment in moments.values():
+    process = start(place, folder)
+    if wait_for(process, moment):
+      process.send_signal(signal.SIGKILL)
+      killed += 1
+    process.communicate()
+  assert killed >= 2  # the last moments may come too late on a fast machine
+  process = start(place, folder)
+  shown, errors = process.communicate()
+  assert process.returncode == 0, errors
+  assert_same_end(finished, folder, shown)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_says_so_and_the_command_goes_on(place, tmp_path):
+  """A long run, so that the signal always comes in its midst and long before a regular save."""
+  words = ("--set=steps=100_000", "--set=schedule.save=5_000", "--set=schedule.evaluation_rows=8")
+  folder = tmp_path / "run"
+  process = start(place, folder, *words)
+  metrics = folder / "metrics.jsonl"
+  assert wait_for(process, lambda: metrics.exists() and metrics.read_bytes().count(b"\n") > 5)
+  process.send_signal(signal.SIGTERM)
+  _, errors = process.communicate()
+  assert process.returncode == 130
+  assert "Traceback" not in errors
+  (step,) = [int(p.name) for p in (folder / "checkpoints").iterdir()]
+  assert f"saved step {step}" in errors and step % 5_000
+  before = metrics.read_bytes()
+  process = start(place, folder, *words)
+  assert wait_for(process, lambda: metrics.stat().st_size > len(before))
+  process.send_signal(signal.SIGTERM)
+  process.communicate()
+  assert metrics.read_bytes().startswith(before)
+  steps = [r["step"] for r in read_records(metrics) if r["split"] == "train"]
+  assert steps == list(range(2, steps[-1] + 1, 2))
+
+
+def test_a_finished_run_started_again_trains_nothing_and_prints_the_same(
+  command, finished, monkeypatch
+):
+  def never(*_):
+    raise AssertionError("a step was prepared")
+
+  monkeypatch.setattr(run_pretrain.Batches, "__call__", never)
+  before = (finished[0] / "metrics.jsonl").read_bytes()
+  code, shown, errors = command(workdir=finished[0])
+  assert code == 0, errors
+  assert results(shown) == results(finished[1]) and results(shown)
+  assert (finished[0] / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+  ("words", "said"),
+  [
+    (["--set=optim.peak=2e-3"], "optim.peak is 0.01 there and 0.002 here"),
+    (["--seed=1"], "seed is 0 there and 1 here"),
+    (["--from={}"], "holds another experiment: data.tokenizer.path"),
+  ],
+)
+def test_another_run_s_directory_is_refused_and_left_alone(command, finished, words, said):
+  folder = finished[0]
+  before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+  sentence = refused(command(*(w.format(folder) for w in words), workdir=folder))
+  assert said in sentence and "--workdir" in sentence
+  assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_changed_text_is_refused_in_the_old_directory(command, finished, place, tmp_path):
+  path = place / "toy.txt"
+  original = path.read_bytes()
+  try:
+    path.write_bytes(original + b"\n\nw1 w2 w3\n")
+    before = {p: p.read_bytes() for p in finished[0].rglob("*") if p.is_file()}
+    assert "another text" in refused(command(workdir=finished[0]))
+    assert {p: p.read_bytes() for p in finished[0].rglob("*") if p.is_file()} == before
+  finally:
+    path.write_bytes(original)
+
+
+def test_a_tokenizer_that_does_not_fit_the_checkpoint_is_a_sentence(command, finished):
+  words = (f"--from={finished[0]}", "--set=data.tokenizer=WordPiece(vocab_size=50)")
+  assert "does not fit the checkpoint" in refused(command(*words))
+
+
+def test_a_model_that_does_not_fit_the_checkpoint_is_a_sentence(command, finished):
+  assert "does not fit: " in refused(command(f"--from={finished[0]}", "--set=model.width=32"))
+
+
+def test_another_run_can_start_from_the_parameters_of_one(command, finished, tmp_path):
+  code, _, errors = command(f"--from={finished[0]}", "--set=optim.peak=1e-9")
+  assert code == 0, errors
+  ours = read_records(tmp_path / "run/metrics.jsonl")
+  theirs = read_records(finished[0] / "metrics.jsonl")
+  assert ours[0]["step"] == 0
+  assert ours[0]["mlm/loss"] == pytest.approx(theirs[-1]["mlm/loss"], rel=1e-5)
+  assert ours[0]["mlm/loss"] != pytest.approx(theirs[0]["mlm/loss"], rel=1e-3)
+
+
+def test_a_loss_that_explodes_is_a_sentence_and_good_checkpoints_stay(command, tmp_path):
+  """The rate rises from 0: the first updates are harmless, then float32 overflows."""
+  words = ("--set=optim.peak=1e38", "--set=optim.clip=0", "--set=schedule.save=1")
+  sentence = refused(command(*words, "--set=optim.warmup=3"))
+  assert "stopped being finite at step" in sentence and "Lower optim.peak" in sentence
+  kept = [int(p.name) for p in (tmp_path / "run/checkpoints").glob("[0-9]*")]
+  assert kept and f"step {max(kept)}." in sentence
