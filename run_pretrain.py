@@ -25,6 +25,7 @@ from plm_jax.data.pipeline import Batches, iterate
 from plm_jax.data.preparation import Prepared, prepare
 from plm_jax.experiment import BUDGETS, Experiment
 from plm_jax.train import report
+from plm_jax.train.allocator import keep_freed_memory
 from plm_jax.train.loop import Data, compile_experiment, fit
 from plm_jax.train.start import (
   chosen_experiment,
@@ -50,6 +51,7 @@ flags.DEFINE_bool("dry_run", False, "Show the configuration and its costs, train
 
 
 def main() -> None:
+  keep_freed_memory()
   if FLAGS.list:
     for reference, line in cli.list_experiments("experiments"):
       print(f"{reference:45} {line}")

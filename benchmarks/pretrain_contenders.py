@@ -4,7 +4,6 @@ it, each behind the same three calls `run(steps)`, `wait()` and `about()`, in a 
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import functools
 import json
@@ -227,21 +226,11 @@ class Torch:
     }
 
 
-def keep_freed_memory() -> None:
-  """Tells glibc to keep what is freed (mallopt(3): M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD).
-
-  Otherwise XLA's scratch memory on a CPU is mapped and zeroed page by page in every step. Must run
-  before the first thread is started.
-  """
-  mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-  for option, value in ((-8, 1), (-4, 0), (-1, 2**31 - 1)):
-    if mallopt:
-      mallopt(option, value)
-
-
 def serve(name: str, case: Case) -> None:
   """Makes the contender, then answers every line (a number of steps) with a line of JSON."""
   if "keep" in name.partition("@")[0].split("+"):
+    from plm_jax.train.allocator import keep_freed_memory
+
     keep_freed_memory()
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)  # whatever a library prints goes to stderr

@@ -45,9 +45,7 @@ def fill(model, blanks: list[Blank], compute: Compute, best: int = 5) -> list[li
     return jax.lax.top_k(jax.nn.softmax(logits_BV), best)
 
   probabilities, tokens = jax.device_get(top(model, batch))
-  return [
-    [Filler(int(t), float(p)) for t, p in zip(*row)] for row in zip(tokens, probabilities)
-  ]
+  return [[Filler(int(t), float(p)) for t, p in zip(*row)] for row in zip(tokens, probabilities)]
 
 
 def blanks_from(store: TokenStore, tokenizer: Tokenizer, count: int) -> list[Blank]:

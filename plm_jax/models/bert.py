@@ -20,7 +20,7 @@ from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.embeddings import BertEmbeddings
 from plm_jax.models.heads import MaskedLMHead
-from plm_jax.models.layers import Linear
+from plm_jax.models.layers import STDDEV, Linear, scaled_kernels
 from plm_jax.models.recurrent import BiLSTM
 from plm_jax.models.transformer import PostNormBlock, run_blocks, stack, streams
 
@@ -49,6 +49,7 @@ class Bert:
   dropout: float = 0.1
   attention_dropout: float = 0.1
   norm_eps: float = 1e-12
+  initializer_range: float = 0.02
 
   def __post_init__(self):
     sizes = (self.layers, self.width, self.heads, self.positions, self.segments)
@@ -67,7 +68,7 @@ class Bert:
       )
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> BertModel:
-    """Random parameters (truncated normal 0.02), with the named heads: `mlm`, `nsp` (0 as size) and
+    """Random parameters (truncated normal), with the named heads: `mlm`, `nsp` (0 as size) and
     `classes` (the number of labels). The pooler exists where a head needs it or `pooler` is named.
     """
     if self.vocab_size is None:
@@ -75,7 +76,7 @@ class Bert:
     unknown = set(heads) - {"mlm", "nsp", "classes", "pooler"}
     if unknown:
       raise UserError(f"BERT has no head {sorted(unknown)[0]!r}; it has mlm, nsp and classes")
-    return BertModel(self, key, heads)
+    return scaled_kernels(BertModel(self, key, heads), self.initializer_range / STDDEV)
 
 
 class BertModel(nnx.Module):

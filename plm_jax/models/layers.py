@@ -19,10 +19,23 @@ import jax.numpy as jnp
 from flax import nnx
 
 
-def truncated_normal(key: jax.Array, shape: tuple[int, ...], stddev: float = 0.02) -> jax.Array:
+STDDEV = 0.02  # of all initial kernels and tables, before a model rescales them
+
+
+def truncated_normal(key: jax.Array, shape: tuple[int, ...], stddev: float = STDDEV) -> jax.Array:
   """Normal cut at two sigma and not rescaled, as TensorFlow's initializer (google-research/bert,
   modeling.py `create_initializer`): the real standard deviation is 0.88 of `stddev`."""
   return stddev * jax.random.truncated_normal(key, -2.0, 2.0, shape)
+
+
+def scaled_kernels(model: nnx.Module, factor: float) -> nnx.Module:
+  """The model with every kernel and table, but no bias or gain, multiplied by `factor`."""
+
+  def scaled(path, leaf):
+    names = {getattr(entry, "name", None) for entry in path}
+    return leaf * factor if names & {"kernel", "table"} else leaf
+
+  return jax.tree_util.tree_map_with_path(scaled, model)
 
 
 class Linear(nnx.Module):

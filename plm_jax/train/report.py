@@ -66,9 +66,7 @@ class Results(NamedTuple):
 
   def held_out(self, metric: str) -> list[tuple[int, float]]:
     """(step, value) of every evaluation on held-out text."""
-    return [
-      (r["step"], r[metric]) for r in self.records if r["split"] == "valid" and metric in r
-    ]
+    return [(r["step"], r[metric]) for r in self.records if r["split"] == "valid" and metric in r]
 
   def reference(self, objective: str) -> dict[str, float]:
     """What a model that looks at nothing scores: unigrams, or the more frequent label."""
@@ -96,9 +94,7 @@ def results(run: Results) -> str:
           kind,
         )
       )
-    rows.append(
-      (f"{label} accuracy", accuracy[0][1], accuracy[-1][1], reference["accuracy"], kind)
-    )
+    rows.append((f"{label} accuracy", accuracy[0][1], accuracy[-1][1], reference["accuracy"], kind))
   count = int(sum(batch["row_weight"].sum() for batch in run.evaluation))
   lines = [f"{f'on {count} held-out rows':24}{'before':>10}{'after':>10}{'reference':>11}"]
   for label, before, after, reference, kind in rows:
@@ -120,7 +116,10 @@ def fillers(params, experiment: Experiment, prepared, count: int = 4) -> str:
   lines = ["", "held-out sentences, a blank and the five best fillers"]
   for blank, best in zip(blanks, fill(params, blanks, experiment.compute)):
     ids = blank.ids[1:-1]
-    before, after = tokenizer.decode(ids[: blank.position - 1]), tokenizer.decode(ids[blank.position :])
+    before, after = (
+      tokenizer.decode(ids[: blank.position - 1]),
+      tokenizer.decode(ids[blank.position :]),
+    )
     options = ", ".join(f"{tokenizer.decode([f.token])} {f.probability:.2f}" for f in best)
     answer = tokenizer.decode([blank.answer])
     lines += [f"  {before} ____ {after}", f"    {options}   (the text has: {answer})"]
