@@ -56,10 +56,10 @@ def tiny(budget: Budget = "small") -> Experiment:
     experiment,
     model=replace(experiment.model, dropout=0.0, attention_dropout=0.0, initializer_range=0.05),
     data=replace(experiment.data, length=32),
-    optim=AdamW(peak=2e-3, warmup=240, b2=0.98),
+    optim=AdamW(peak=2e-3, warmup=180, b2=0.98),
     global_batch=32,
-    steps=2_200,
-    schedule=Schedule(log=20, evaluate=200, save=200),
+    steps=1_800,
+    schedule=Schedule(log=20, evaluate=300, evaluation_rows=1024, save=300),
   )
 
 

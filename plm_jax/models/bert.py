@@ -32,8 +32,9 @@ class Bert:
   vocab_size: None takes the tokenizer's.
   attention: `causal` is the left-to-right model of Table 5. It is pooled at its last token, the
     only one that sees all.
-  classifier: `bilstm` puts a randomly initialised BiLSTM under the classes instead of the pooler
-    (Table 5, "+ BiLSTM"); it belongs to that head and does not exist in pretraining.
+  classifier: what stands under the classes. `pooler` is the paper's, which only next-sentence
+    prediction trains; `mean` is the mean of the real tokens' states; `bilstm` is a randomly
+    initialised BiLSTM (Table 5, "+ BiLSTM"). The last two belong to that head alone.
   """
 
   layers: int = 12
@@ -45,7 +46,7 @@ class Bert:
   segments: int = 2
   activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_tanh"
   attention: Literal["bidirectional", "causal"] = "bidirectional"
-  classifier: Literal["pooler", "bilstm"] = "pooler"
+  classifier: Literal["pooler", "mean", "bilstm"] = "pooler"
   dropout: float = 0.1
   attention_dropout: float = 0.1
   norm_eps: float = 1e-12
@@ -110,7 +111,7 @@ class BertModel(nnx.Module):
       ),
     )
     reads = "classes" in heads and c.classifier == "bilstm"
-    pooled = {"nsp", "pooler"} & set(heads) or ("classes" in heads and not reads)
+    pooled = {"nsp", "pooler"} & set(heads) or ("classes" in heads and c.classifier == "pooler")
     self.pooler = Linear(pooler, (c.width,), (c.width,)) if pooled else None
     self.mlm = (
       MaskedLMHead(mlm, c.width, c.vocab_size, c.activation, c.norm_eps) if "mlm" in heads else None
@@ -153,7 +154,16 @@ class BertModel(nnx.Module):
     """float32 `[B, classes]` from the pooled state (google-research/bert, run_classifier.py)."""
     if self.bilstm is not None:
       pooled_BD = self.bilstm.last(hidden_BTD, batch["length"])
+    elif self.config.classifier == "mean":
+      pooled_BD = mean_of_tokens(hidden_BTD, batch["length"])
     else:
       pooled_BD = self.pool(hidden_BTD, batch)
     pooled_BD = dropout(pooled_BD, self.config.dropout, noise)
     return self.classes(pooled_BD).astype(jnp.float32)
+
+
+def mean_of_tokens(hidden_BTD: jax.Array, length_B: jax.Array) -> jax.Array:
+  """`[B, D]`: the mean over the real tokens, summed in float32."""
+  real_BT = jnp.arange(hidden_BTD.shape[1]) < length_B[:, None]
+  sum_BD = jnp.where(real_BT[..., None], hidden_BTD, 0).sum(axis=1, dtype=jnp.float32)
+  return (sum_BD / jnp.maximum(length_B, 1)[:, None]).astype(hidden_BTD.dtype)

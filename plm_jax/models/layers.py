@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-
 STDDEV = 0.02  # of all initial kernels and tables, before a model rescales them
 
 

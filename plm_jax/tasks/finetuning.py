@@ -70,7 +70,8 @@ def plan(
 
 def _chosen(source: Source, recipe, settings, classes: int, examples: int) -> Experiment:
   model = source.experiment.model
-  data = LabelledText(length=min(LabelledText.length, model.positions))
+  # Positions that pretraining never reached are as random as on the first day.
+  data = LabelledText(length=min(LabelledText.length, source.experiment.data.length))
   experiment = recipe(model, data, classes=classes, examples=examples)
   experiment = overrides.apply(experiment, settings)
   return with_tokenizer(experiment, source, settings)

@@ -92,11 +92,16 @@ def compile_experiment(
     experiment=experiment,
     mesh=mesh,
     abstract=abstract,
-    create=jax.jit(create, out_shardings=shardings),
+    create=jax.jit(create, out_shardings=shardings, compiler_options=once()),
     step=step,
     evaluate=jax.jit(functools.partial(evaluation_step, **settings)),
     memory=memory,
   )
+
+
+def once() -> dict[str, int]:
+  """Options for a program that runs once: on a CPU, optimising it takes longer than running it."""
+  return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
 
 
 def compile_step(experiment: Experiment, transform, abstract, rows, mesh):

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from plm_jax import overrides
 from plm_jax.decode.fill_mask import blanks_from, fill
 from plm_jax.experiment import Experiment
 from plm_jax.train import baselines
@@ -50,14 +49,14 @@ def text_line(manifest: dict[str, Any]) -> str:
   """One line on the text."""
   train, valid = manifest["splits"]["train"], manifest["splits"]["valid"]
   return (
-    f"{manifest['source']['given']}: {train['tokens']:,} tokens in {train['documents']:,} documents "
-    f"to train on, {valid['tokens']:,} in {valid['documents']:,} held out; "
+    f"{manifest['source']['given']}: {train['tokens']:,} tokens in {train['documents']:,} "
+    f"documents to train on, {valid['tokens']:,} in {valid['documents']:,} held out; "
     f"{manifest['tokenizer']['size']:,} word pieces"
   )
 
 
 class Results(NamedTuple):
-  """What the final report is made of. counts: int `[V]`, the unigram counts of the training text."""
+  """What the final report is made of. counts: int `[V]`, unigram counts of the training text."""
 
   experiment: Experiment
   records: list[dict[str, Any]]

@@ -1,0 +1,126 @@
+"""The classification loss against a double-precision reference, predictions and scores."""
+
+import jax
+import numpy as np
+import pytest
+
+from plm_jax.errors import UserError
+from plm_jax.models.bert import Bert
+from plm_jax.models.compute import Compute
+from plm_jax.models.dropout import Noise
+from plm_jax.tasks.classification import Classification, predict, score
+from plm_jax.tasks.comparison import Cell, Comparison, table, verdict
+from plm_jax.train.mesh import MeshShape
+from plm_jax.train.step import forward
+
+COMPUTE = Compute(dtype="float32")
+CLASSES, ROWS, LENGTH = 3, 16, 8
+
+
+@pytest.fixture(scope="module")
+def model():
+  config = Bert(layers=1, width=16, heads=2, positions=LENGTH, vocab_size=30)
+  params = jax.jit(lambda key: config.init(key, {"classes": CLASSES}))(jax.random.key(0))
+  return jax.tree.map(lambda x: 20 * x if x.shape == (16, CLASSES) else x, params)
+
+
+@pytest.fixture(scope="module")
+def batch():
+  rng = np.random.default_rng(0)
+  weight = np.ones(ROWS, np.float32)
+  weight[-5:] = 0
+  return {
+    "input_ids": rng.integers(5, 30, (ROWS, LENGTH)).astype(np.int32),
+    "segment_ids": np.zeros((ROWS, LENGTH), np.int32),
+    "length": rng.integers(3, LENGTH + 1, ROWS).astype(np.int32),
+    "label": rng.integers(0, CLASSES, ROWS).astype(np.int32),
+    "row_weight": weight,
+  }
+
+
+def reference(model, batch):
+  """Loss and accuracy of the rows that count, in numpy float64 from the encoder's states on."""
+  hidden = np.asarray(model(batch, COMPUTE, None), np.float64)
+  parameters = {
+    name: (np.asarray(layer.kernel[...], np.float64), np.asarray(layer.bias[...], np.float64))
+    for name, layer in (("pooler", model.pooler), ("classes", model.classes))
+  }
+  pooled = np.tanh(hidden[:, 0] @ parameters["pooler"][0] + parameters["pooler"][1])
+  logits = pooled @ parameters["classes"][0] + parameters["classes"][1]
+  losses = [np.log(np.exp(row).sum()) - row[label] for row, label in zip(logits, batch["label"])]
+  counts = batch["row_weight"] > 0
+  return np.mean(np.array(losses)[counts]), np.mean((logits.argmax(1) == batch["label"])[counts])
+
+
+def test_the_loss_is_that_of_a_double_precision_reference(model, batch):
+  terms = forward(model, batch, (Classification(labels=CLASSES),), COMPUTE, None)
+  loss, accuracy = reference(model, batch)
+  assert float(terms["class/loss"][1]) == 11
+  np.testing.assert_allclose(terms["class/loss"][0] / terms["class/loss"][1], loss, rtol=1e-6)
+  np.testing.assert_allclose(terms["class/accuracy"][0] / 11, accuracy, rtol=1e-6)
+
+
+def test_the_head_has_dropout_in_training_only(model, batch):
+  objectives = (Classification(labels=CLASSES),)
+  noise = Noise.create(jax.random.key(1), "hash")
+  hidden = model(batch, COMPUTE, None)
+  still = objectives[0].loss(model, hidden, batch, None)["loss"][0]
+  noisy = objectives[0].loss(model, hidden, batch, noise)["loss"][0]
+  assert float(still) != float(noisy)
+  assert float(still) == float(forward(model, batch, objectives, COMPUTE, None)["class/loss"][0])
+
+
+def test_rows_that_fill_up_change_neither_loss_nor_predictions(model, batch):
+  changed = {name: x.copy() for name, x in batch.items()}
+  changed["input_ids"][-5:] = 7
+  changed["label"][-5:] = 0
+  mesh = MeshShape().build()
+  one, other = (
+    (
+      float(forward(model, b, (Classification(labels=CLASSES),), COMPUTE, None)["class/loss"][0]),
+      predict(model, [b, b], COMPUTE, mesh).tolist(),
+    )
+    for b in (batch, changed)
+  )
+  assert one == other
+  assert len(one[1]) == 22
+
+
+def test_macro_f1_is_the_unweighted_mean_over_all_classes():
+  targets, predictions = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 0])
+  # Class 0: P 3/4, R 3/4, F1 3/4. Class 1: P 1/2, R 1/2, F1 1/2. Class 2: never there, F1 0.
+  found = score(targets, predictions, 3)
+  assert found["accuracy"] == pytest.approx(4 / 6)
+  assert found["macro_f1"] == pytest.approx((3 / 4 + 1 / 2 + 0) / 3)
+
+
+def test_one_class_is_no_classification():
+  with pytest.raises(UserError, match="at least 2 classes"):
+    Classification(labels=1)
+
+
+def compared(margins):
+  cells = []
+  for seed, margin in enumerate(margins):
+    for arm, value in (("pretrained", 0.5 + margin), ("random", 0.5), ("words", 0.4)):
+      cells.append(Cell(arm, "500", seed, {"accuracy": value, "macro_f1": value}))
+  return Comparison(cells)
+
+
+@pytest.mark.parametrize(
+  ("margins", "said"),
+  [
+    ((0.1, 0.2, 0.1), "pretraining wins, and all seeds agree"),
+    ((-0.1, -0.2, 0.0), "pretraining does not win, and all seeds agree"),
+    ((0.1, -0.01, 0.1), "the seeds do not agree"),
+    ((0.1,), "pretraining wins, on one seed"),
+  ],
+)
+def test_the_verdict_is_that_of_the_seeds(margins, said):
+  assert said in verdict(compared(margins), "500")
+
+
+def test_the_table_has_means_and_sample_deviations():
+  text = table(compared((0.1, 0.2, 0.3)))
+  assert "0.700 ± 0.100" in text
+  assert "+0.100 +0.200 +0.300" in text
