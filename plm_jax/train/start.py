@@ -97,8 +97,8 @@ def with_tokenizer(experiment: Experiment, source: Source, settings: list[str]) 
   given = any(s.startswith("data.tokenizer") for s in settings)
   if given and (chosen.path is None or chosen.load().fingerprint != source.tokenizer.fingerprint):
     raise UserError(
-      f"the tokenizer does not fit the checkpoint: --from={source.path} was trained with the one in "
-      f"{source.path / 'tokenizer'}; leave data.tokenizer out"
+      f"the tokenizer does not fit the checkpoint: --from={source.path} was trained with the one "
+      f"in {source.path / 'tokenizer'}; leave data.tokenizer out"
     )
   kept = dataclasses.replace(
     source.experiment.data.tokenizer, path=str((source.path / "tokenizer").absolute())

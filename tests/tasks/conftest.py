@@ -96,7 +96,7 @@ def recipe():
       global_batch=16,
       steps=12,
       schedule=Schedule(log=4, save=4, keep=2),
-      mesh=MeshShape(data=1),
+      mesh=MeshShape(),
     )
 
   return make
