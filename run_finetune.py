@@ -29,6 +29,7 @@ from plm_jax.errors import UserError
 from plm_jax.tasks.classification import score
 from plm_jax.tasks.comparison import ARMS, Cell, Comparison, draw, table
 from plm_jax.tasks.finetuning import Plan, model_cell, plan, words_cell
+from plm_jax.train.allocator import keep_freed_memory
 from plm_jax.train.start import continued_from, keep_compilations
 from plm_jax.train.workdir import write_whole
 
@@ -43,6 +44,7 @@ flags.DEFINE_bool("dry_run", False, "Show the task and the configuration, train 
 
 
 def main() -> None:
+  keep_freed_memory()
   if not FLAGS["from"].value:
     raise UserError("run_finetune.py needs --from=DIR, the directory of a pretraining run.")
   if FLAGS.seeds < 1:
