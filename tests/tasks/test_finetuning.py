@@ -1,0 +1,137 @@
+"""One cell of the comparison: what both arms share, resuming, and what is refused."""
+
+import jax
+import numpy as np
+import pytest
+
+from plm_jax.data.pipeline import iterate
+from plm_jax.errors import UserError
+from plm_jax.tasks import finetuning
+from plm_jax.tasks.finetuning import model_cell, plan, restored, words_cell
+from plm_jax.train.checkpoint import restore_parameters
+from plm_jax.train.loop import compile_experiment
+
+SETTINGS = ["data.length=10", "data.least=2", "data.held_out=0.2", "data.dev_share=0.2"]
+
+
+@pytest.fixture(scope="module")
+def planned(source, recipe, table, tmp_path_factory):
+  path = tmp_path_factory.mktemp("finetune")
+  return plan(source, recipe, [f"data.source={table}", *SETTINGS], path, path)
+
+
+@pytest.fixture(scope="module")
+def finished(planned):
+  return model_cell(planned, "pretrained", 60, 0, "toy")
+
+
+def test_a_class_that_one_word_tells_is_learnt(planned, finished):
+  more = planned._replace(
+    settings=[*planned.settings, "steps=120", "model.initializer_range=0.2"],
+    path=planned.path / "more",
+  )
+  assert model_cell(more, "random", None, 0, "toy").test["accuracy"] > 0.95
+  assert finished.test["accuracy"] > 0.3
+  assert words_cell(planned, None, 0).test["accuracy"] == 1.0
+
+
+def test_both_arms_differ_in_where_they_start_and_in_nothing_else(planned, source):
+  experiment = planned.experiment(60, 1)
+  program = compile_experiment(experiment, finetuning.global_shapes(batches_of(planned, 1)))
+  random, pretrained = program.create().params, restored(program, source).params
+  assert equal(random.classes, pretrained.classes)
+  assert not equal(random.embed, pretrained.embed)
+  stored = restore_parameters(source.path, pretrained, allow_missing=["*"], allow_unused=["*"])
+  assert stored.fresh == ["classes/bias", "classes/kernel"]
+  assert equal(stored.params.blocks, pretrained.blocks)
+
+
+def test_a_killed_run_ends_like_one_that_was_not(planned, finished, monkeypatch):
+  def dies(batches, start, stop, workers):
+    return iterate(batches, start, 9, workers)  # the stream ends after step 9 of 12
+
+  again = planned._replace(path=planned.path / "killed")
+  with monkeypatch.context() as patched:
+    patched.setattr(finetuning, "iterate", dies)
+    with pytest.raises(StopIteration):
+      model_cell(again, "pretrained", 60, 0, "toy")
+  name = "pretrained-60-0"
+  assert not (again.path / name / "scores.json").exists()
+  assert model_cell(again, "pretrained", 60, 0, "toy") == finished
+  for file in ("metrics.jsonl", "scores.json"):
+    assert (again.path / name / file).read_bytes() == (planned.path / name / file).read_bytes()
+
+
+def test_a_finished_arm_is_read_and_not_trained_again(planned, finished, monkeypatch):
+  monkeypatch.setattr(finetuning, "fit", None)
+  assert model_cell(planned, "pretrained", 60, 0, "toy") == finished
+
+
+def test_a_directory_of_other_cells_is_refused(planned, finished):
+  other = planned._replace(settings=[*planned.settings, "optim.peak=0.5"])
+  with pytest.raises(UserError, match=r"holds another experiment: optim\.peak"):
+    model_cell(other, "pretrained", 60, 0, "toy")
+  document = {**planned.source.document, "text": "another"}
+  other = planned._replace(source=planned.source._replace(document=document))
+  with pytest.raises(UserError, match="with another start"):
+    model_cell(other, "pretrained", 60, 0, "toy")
+
+
+def test_a_cell_is_a_run_that_others_can_start_from(planned, finished):
+  from plm_jax.train.start import continued_from
+
+  run = continued_from(planned.path / "pretrained-60-0")
+  assert run.experiment == planned.experiment(60, 0)
+  assert run.document["classes"] == ["animal", "colour", "number"]
+
+
+@pytest.mark.parametrize(
+  ("settings", "said"),
+  [
+    (["data.sauce=x"], "data.sauce"),
+    (["data.source=none.csv"], "does not exist"),
+    (["data.length=64"], "positions"),
+    (["data.tokenizer=WordPiece(vocab_size=50)"], "does not fit the checkpoint"),
+    (["data.held_out=0.9"], "at most 0.5"),
+    (["data.least=1000"], "has 0 classes"),
+  ],
+)
+def test_settings_that_make_no_task_are_refused_in_a_sentence(
+  source, recipe, table, tmp_path, settings, said
+):
+  with pytest.raises(UserError, match=said):
+    plan(source, recipe, [f"data.source={table}", *settings], tmp_path, tmp_path)
+
+
+class Toy:
+  def __init__(self, documents, fingerprint):
+    self.documents, self.fingerprint = lambda: iter(documents), lambda: fingerprint
+
+
+def test_the_test_is_what_pretraining_held_out_and_never_more(
+  source, recipe, documents, tmp_path, monkeypatch, capsys
+):
+  toy = Toy(documents, "abc")
+  monkeypatch.setattr(finetuning, "open_source", lambda *_: toy)
+  monkeypatch.setattr(finetuning, "documents_of", lambda *_: toy.documents())
+  own = ["data.source=tfds:toy", "data.length=10", "data.shortest=2", "data.least=2"]
+  made = plan(source, recipe, own, tmp_path, tmp_path)
+  assert made.data.held_out == source.experiment.data.held_out == 0.2
+  assert not capsys.readouterr().err
+  with pytest.raises(UserError, match="documents that pretraining has read"):
+    plan(source, recipe, [*own, "data.held_out=0.3"], tmp_path, tmp_path)
+  toy.fingerprint = lambda: "changed"
+  plan(source, recipe, own, tmp_path, tmp_path)
+  assert "has changed since" in capsys.readouterr().err
+
+
+def batches_of(planned, seed):
+  from plm_jax.tasks.rows import LabelledBatches
+
+  task, experiment = planned.task.few(60, seed), planned.experiment(60, seed)
+  vocab = planned.source.tokenizer.vocab
+  return LabelledBatches.of(task.train, vocab, 10, seed=seed, global_batch=experiment.global_batch)
+
+
+def equal(a, b):
+  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
