@@ -118,6 +118,6 @@ def draw(comparison: Comparison, path: Path, chance: dict[str, float]) -> None:
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
   figure.legend(
-    *axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    *axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
   )
   figure.savefig(path, dpi=120)

@@ -61,7 +61,9 @@ def test_the_same_run_may_go_on(folder):
   ],
 )
 def test_a_run_may_go_on_elsewhere_and_be_watched_otherwise(folder, change):
+  before = (folder / "config.json").read_bytes()
   claim(folder, dataclasses.replace(TOY, **change))
+  assert (folder / "config.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
