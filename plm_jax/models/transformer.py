@@ -68,13 +68,38 @@ def stack(key: jax.Array, layers: int, make: Callable[[jax.Array], nnx.Module]) 
   return jax.vmap(make)(jax.random.split(key, layers))
 
 
+Sharing = Literal["none", "all", "attention", "ffn"]
+_SHARED = {
+  "none": (),
+  "attention": ("attention", "attention_norm"),
+  "ffn": ("feed_forward", "feed_forward_norm"),
+}
+_SHARED["all"] = _SHARED["attention"] + _SHARED["ffn"]
+
+
+def shared(blocks: PostNormBlock, sharing: Sharing, groups: int = 1) -> PostNormBlock:
+  """Stacked blocks whose shared parts have a leading axis of `groups` instead of layers: layer l of
+  L reads entry `l * groups // L` (google-research/albert, modeling.py `group_idx`).
+
+  Shared by structure: there is one array, so its gradient is the sum over the layers that read it.
+  """
+  for part in _SHARED[sharing]:
+    setattr(blocks, part, jax.tree.map(lambda x: x[:groups], getattr(blocks, part)))
+  return blocks
+
+
 def run_blocks(
-  blocks: nnx.Module, x: jax.Array, mask: jax.Array, compute: Compute, noise: Noise | None
+  blocks: nnx.Module,
+  layers: int,
+  x: jax.Array,
+  mask: jax.Array,
+  compute: Compute,
+  noise: Noise | None,
 ) -> jax.Array:
-  """Applies stacked blocks in order: `x = block_l(x, mask, noise_l)` for every layer l.
+  """Applies stacked blocks in order: `x = block_l(x, mask, noise_l)` for every layer l of `layers`.
 
   Scanned or unrolled by `compute`; the parameters are stacked either way, so a checkpoint does not
-  depend on the choice.
+  depend on the choice. What fewer entries than layers have is shared, see `shared`.
   """
 
   def apply(x, layer):
@@ -83,17 +108,31 @@ def run_blocks(
 
   if compute.remat:
     apply = jax.checkpoint(apply)
-  layers = jax.tree.leaves(blocks)[0].shape[0]
-  if not compute.unrolls(layers):
-    return jax.lax.scan(apply, x, (blocks, jnp.arange(layers)))[0]
-  for index, block in enumerate(unstack(blocks, layers)):
-    x, _ = apply(x, (block, index))
-  return x
+  if compute.unrolls(layers):
+    for index, block in enumerate(unstack(blocks, layers)):
+      x, _ = apply(x, (block, index))
+    return x
+
+  leaves, treedef = jax.tree.flatten(blocks)
+  own = [leaf if leaf.shape[0] == layers else None for leaf in leaves]
+
+  def scanned(x, layer):
+    own, index = layer
+    group = [index * leaf.shape[0] // layers if leaf.shape[0] > 1 else 0 for leaf in leaves]
+    block = [
+      leaf[g] if mine is None else mine for leaf, g, mine in zip(leaves, group, own, strict=True)
+    ]
+    return apply(x, (jax.tree.unflatten(treedef, block), index))
+
+  return jax.lax.scan(scanned, x, (own, jnp.arange(layers)))[0]
 
 
 def unstack(blocks: nnx.Module, layers: int) -> list[nnx.Module]:
   """The single layers. `lax.split` is used because its gradient is one concatenation, where that
   of indexing is a sum of `layers` padded arrays."""
   leaves, treedef = jax.tree.flatten(blocks)
-  split = [[p[0] for p in jax.lax.split(leaf, (1,) * layers)] for leaf in leaves]
-  return [jax.tree.unflatten(treedef, leaf) for leaf in zip(*split)]
+  split = [[p[0] for p in jax.lax.split(leaf, (1,) * leaf.shape[0])] for leaf in leaves]
+  return [
+    jax.tree.unflatten(treedef, [parts[l * len(parts) // layers] for parts in split])
+    for l in range(layers)
+  ]

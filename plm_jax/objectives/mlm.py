@@ -11,7 +11,6 @@ import dataclasses
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from plm_jax.errors import UserError
 from plm_jax.objectives import masking
@@ -90,6 +89,5 @@ class MLM:
     return batch["mlm_weights"].sum()
 
   def loss(self, model, hidden, batch, noise) -> Terms:
-    chosen_BPD = jnp.take_along_axis(hidden, batch["mlm_positions"][..., None], axis=1)
-    logits_BPV = model.token_logits(chosen_BPD)
+    logits_BPV = model.token_logits_at(hidden, batch["mlm_positions"])
     return cross_entropy(logits_BPV, batch["mlm_targets"], batch["mlm_weights"])

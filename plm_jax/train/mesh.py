@@ -130,6 +130,8 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
   ("feed_forward/down/bias", ("norm",)),
   ("pooler/kernel", ("width", "features")),
   ("pooler/bias", ("features",)),
+  ("embed/project/kernel", ("features", "width")),
+  ("embed/project/bias", ("norm",)),
   ("mlm/dense/kernel", ("width", "features")),
   ("mlm/dense/bias", ("features",)),
   ("mlm/bias", ("vocab",)),

@@ -26,6 +26,9 @@ class Model:
   def token_logits(self, hidden):
     return (hidden @ self.tokens).astype(jnp.float32)
 
+  def token_logits_at(self, hidden, positions):
+    return self.token_logits(np.take_along_axis(hidden, positions[..., None], axis=1))
+
   def next_sentence_logits(self, hidden, *_):
     return (hidden[:, 0] @ self.pair).astype(jnp.float32)
 

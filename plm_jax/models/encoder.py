@@ -1,0 +1,194 @@
+"""The Transformer encoder with its heads, of which BERT and its successors are settings.
+
+Sources: google-research/bert modeling.py; google-research/albert modeling.py (factorised embedding,
+sharing); fairseq roberta (positions). Every switch is a field of `Encoder`, never a constant; a
+paper's file (`bert.py`, `roberta.py`, `albert.py`, ...) says which values are its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from plm_jax.errors import UserError
+from plm_jax.models.attention import causal_mask, padding_mask
+from plm_jax.models.compute import Compute
+from plm_jax.models.dropout import Noise, dropout
+from plm_jax.models.embeddings import Embeddings
+from plm_jax.models.heads import MaskedLMHead
+from plm_jax.models.layers import STDDEV, Linear, scaled_kernels
+from plm_jax.models.recurrent import BiLSTM
+from plm_jax.models.transformer import PostNormBlock, Sharing, run_blocks, shared, stack, streams
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoder:
+  """The sizes and switches of an encoder; `init` makes its parameters.
+
+  hidden: feed-forward width; None is 4 * width.
+  embedding: width E of the tables, mapped to `width` after their norm, and back under the masked-LM
+    head (ALBERT, section 3.1); None is `width` without a mapping.
+  vocab_size: None takes the tokenizer's.
+  positions: longest row. first_position: id of a row's first position; above 0 padding has the id
+    before it (RoBERTa: 2, and 1 for padding), and the table has so many rows more.
+  segments: rows of the segment table; 0 is no segments.
+  sharing: which parameters the layers have in common, in `groups` of consecutive layers (ALBERT).
+  attention: `causal` is the left-to-right model of BERT's Table 5. It is pooled at its last token,
+    the only one that sees all.
+  classifier: what stands under the classes. `pooler` is the paper's, which only next-sentence
+    prediction trains; `mean` is the mean of the real tokens' states; `bilstm` is a randomly
+    initialised BiLSTM (BERT's Table 5, "+ BiLSTM"). The last two belong to that head alone.
+  """
+
+  layers: int = 12
+  width: int = 768
+  heads: int = 12
+  hidden: int | None = None
+  embedding: int | None = None
+  vocab_size: int | None = None
+  positions: int = 512
+  first_position: int = 0
+  segments: int = 2
+  sharing: Sharing = "none"
+  groups: int = 1
+  activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_tanh"
+  attention: Literal["bidirectional", "causal"] = "bidirectional"
+  classifier: Literal["pooler", "mean", "bilstm"] = "pooler"
+  dropout: float = 0.1
+  attention_dropout: float = 0.1
+  norm_eps: float = 1e-12
+  initializer_range: float = 0.02
+
+  def __post_init__(self):
+    sizes = (self.layers, self.width, self.heads, self.positions, self.groups)
+    given = [x for x in (self.hidden, self.embedding, self.vocab_size) if x is not None]
+    if min(*sizes, *given) < 1 or min(self.segments, self.first_position) < 0:
+      raise UserError("the sizes of model must be positive: " + repr(self))
+    if self.layers % self.groups or (self.groups > 1 and self.sharing == "none"):
+      raise UserError(
+        f"model.groups={self.groups} needs model.sharing, and must divide model.layers="
+        f"{self.layers}"
+      )
+    if self.width % self.heads:
+      raise UserError(
+        f"model.width={self.width} is not a multiple of model.heads={self.heads}; every head gets "
+        "width / heads dimensions"
+      )
+    if not (0 <= self.dropout < 1 and 0 <= self.attention_dropout < 1):
+      raise UserError(
+        f"model.dropout={self.dropout} and model.attention_dropout={self.attention_dropout} "
+        "must be at least 0 and below 1"
+      )
+
+  def init(self, key: jax.Array, heads: dict[str, int]) -> EncoderModel:
+    """Random parameters (truncated normal), with the named heads: `mlm`, `nsp` (0 as size) and
+    `classes` (the number of labels). The pooler exists where a head needs it or `pooler` is named.
+    """
+    if self.vocab_size is None:
+      raise ValueError("vocab_size is not resolved: Experiment.resolve fills it from the tokenizer")
+    unknown = set(heads) - {"mlm", "nsp", "classes", "pooler"}
+    if unknown:
+      raise UserError(f"an encoder has no head {sorted(unknown)[0]!r}; it has mlm, nsp and classes")
+    return scaled_kernels(EncoderModel(self, key, heads), self.initializer_range / STDDEV)
+
+
+class EncoderModel(nnx.Module):
+  """The parameters of an encoder and its forward pass."""
+
+  def __init__(self, config: Encoder, key: jax.Array, heads: dict[str, int]):
+    embed, blocks, pooler, mlm, nsp, classes, bilstm = jax.random.split(key, 7)
+    c = config
+    self.config = config
+    self.embed = Embeddings(
+      embed,
+      vocab_size=c.vocab_size,
+      positions=c.positions,
+      first_position=c.first_position,
+      segments=c.segments,
+      width=c.width,
+      embedding=c.embedding,
+      eps=c.norm_eps,
+      dropout=c.dropout,
+    )
+    layers = stack(
+      blocks,
+      c.layers,
+      lambda key: PostNormBlock(
+        key,
+        width=c.width,
+        heads=c.heads,
+        hidden=c.hidden or 4 * c.width,
+        activation=c.activation,
+        eps=c.norm_eps,
+        dropout=c.dropout,
+        attention_dropout=c.attention_dropout,
+      ),
+    )
+    self.blocks = shared(layers, c.sharing, c.groups)
+    reads = "classes" in heads and c.classifier == "bilstm"
+    pooled = {"nsp", "pooler"} & set(heads) or ("classes" in heads and c.classifier == "pooler")
+    self.pooler = Linear(pooler, (c.width,), (c.width,)) if pooled else None
+    self.mlm = (
+      MaskedLMHead(mlm, c.width, c.embedding or c.width, c.vocab_size, c.activation, c.norm_eps)
+      if "mlm" in heads
+      else None
+    )
+    self.nsp = Linear(nsp, (c.width,), (2,)) if "nsp" in heads else None
+    self.classes = Linear(classes, (c.width,), (heads["classes"],)) if "classes" in heads else None
+    self.bilstm = BiLSTM(bilstm, c.width) if reads else None
+
+  def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
+    """Hidden states `[B, T, D]` of the last layer, in `compute.activation_dtype`.
+
+    batch: `input_ids` and `segment_ids` int `[B, T]`, `length` int `[B]`. Without noise there is no
+    dropout.
+    """
+    in_embed, in_blocks = streams(noise, 2)
+    ids_BT = batch["input_ids"]
+    mask = padding_mask(batch["length"], ids_BT.shape[1])
+    if self.config.attention == "causal":
+      mask &= causal_mask(ids_BT.shape[1])
+    x_BTD = self.embed(batch, compute.activation_dtype, in_embed)
+    return run_blocks(self.blocks, self.config.layers, x_BTD, mask, compute, in_blocks)
+
+  def pool(self, hidden_BTD: jax.Array, batch: dict) -> jax.Array:
+    """`[B, D]`: dense and tanh on the state of [CLS], or of the last token where attention is
+    causal; trained only through a head on top of it."""
+    causal = self.config.attention == "causal"
+    at_B = batch["length"] - 1 if causal else jnp.zeros_like(batch["length"])
+    state_BD = jnp.take_along_axis(hidden_BTD, at_B[:, None, None], axis=1)[:, 0]
+    return jnp.tanh(self.pooler(state_BD))
+
+  def token_logits(self, hidden: jax.Array) -> jax.Array:
+    """`[..., D] -> float32 [..., V]` by the masked-LM head."""
+    return self.mlm(hidden, self.embed.token.table[...])
+
+  def token_logits_at(self, hidden_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
+    """float32 `[B, P, V]` at the given positions only."""
+    return self.token_logits(jnp.take_along_axis(hidden_BTD, positions_BP[..., None], axis=1))
+
+  def next_sentence_logits(self, hidden_BTD: jax.Array, batch: dict) -> jax.Array:
+    """float32 `[B, 2]`; index 0 = B follows A, 1 = B is random."""
+    return self.nsp(self.pool(hidden_BTD, batch)).astype(jnp.float32)
+
+  def class_logits(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
+    """float32 `[B, classes]` from the pooled state (google-research/bert, run_classifier.py)."""
+    if self.bilstm is not None:
+      pooled_BD = self.bilstm.last(hidden_BTD, batch["length"])
+    elif self.config.classifier == "mean":
+      pooled_BD = mean_of_tokens(hidden_BTD, batch["length"])
+    else:
+      pooled_BD = self.pool(hidden_BTD, batch)
+    pooled_BD = dropout(pooled_BD, self.config.dropout, noise)
+    return self.classes(pooled_BD).astype(jnp.float32)
+
+
+def mean_of_tokens(hidden_BTD: jax.Array, length_B: jax.Array) -> jax.Array:
+  """`[B, D]`: the mean over the real tokens, summed in float32."""
+  real_BT = jnp.arange(hidden_BTD.shape[1]) < length_B[:, None]
+  sum_BD = jnp.where(real_BT[..., None], hidden_BTD, 0).sum(axis=1, dtype=jnp.float32)
+  return (sum_BD / jnp.maximum(length_B, 1)[:, None]).astype(hidden_BTD.dtype)
