@@ -52,7 +52,7 @@ def make_batches(case: Case) -> list[dict[str, np.ndarray]]:
       "mlm_positions": np.sort(order, axis=1).astype(np.int32),
       "mlm_targets": random.integers(5, case.vocab, order.shape).astype(np.int32),
       "mlm_weights": np.ones(order.shape, np.float32),
-      "next_sentence_label": random.integers(0, 2, case.batch).astype(np.int32),
+      "pair_label": random.integers(0, 2, case.batch).astype(np.int32),
       "row_weight": np.ones(case.batch, np.float32),
     }
 
@@ -177,7 +177,7 @@ class Torch:
       "attention_mask": np.arange(ids.shape[1]) < batch["length"][:, None],
       "token_type_ids": batch["segment_ids"],
       "labels": batch["mlm_targets"] if self.expert else labels,
-      "next_sentence_label": batch["next_sentence_label"],
+      "pair_label": batch["pair_label"],
       "positions": positions + np.arange(len(ids))[:, None] * ids.shape[1],
     }
     put = {k: self.torch.from_numpy(v.astype(np.int64)).to(self.device) for k, v in arrays.items()}
@@ -196,7 +196,7 @@ class Torch:
     scores, follows = self.model.cls(chosen, pooled)
     entropy = self.torch.nn.functional.cross_entropy
     return entropy(scores.float(), batch["labels"].flatten()) + entropy(
-      follows.float(), batch["next_sentence_label"]
+      follows.float(), batch["pair_label"]
     )
 
   def run(self, steps: int) -> None:

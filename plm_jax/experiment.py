@@ -97,6 +97,8 @@ class Experiment:
       raise UserError("an experiment needs at least one objective, for example MLM")
     if len({o.name for o in self.objectives}) < len(self.objectives):
       raise UserError("an experiment has each objective at most once")
+    for objective in self.objectives:
+      check_pairs(objective, self.data)
     if self.data.length > self.model.positions:
       raise UserError(
         f"data.length={self.data.length} is more than the model's {self.model.positions} "
@@ -128,3 +130,22 @@ class Experiment:
   def init_parameters(self, key: jax.Array):
     """The model of a resolved experiment with random parameters."""
     return self.model.init(key, self.heads)
+
+
+def check_pairs(objective: Objective, data: Rows) -> None:
+  """A `UserError` if the rows' `pair_label` does not mean what the objective predicts."""
+  needed = getattr(objective, "pairs", None)
+  here = getattr(getattr(data, "segments", None), "next", None)
+  if needed is None or here == needed:
+    return
+  because = {
+    None: "makes no pairs of segments",
+    "none": "labels every pair 0",
+    "random": "labels pairs of different documents",
+    "swapped": "labels swapped pairs",
+  }[here]
+  rows = f"data.segments.next={here}" if here else "the data of this experiment"
+  raise UserError(
+    f"{rows} {because}, so that {objective.name} could not learn what it is for; set "
+    f"data.segments.next={needed} or leave {objective.name} out of objectives"
+  )

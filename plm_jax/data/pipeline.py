@@ -66,7 +66,7 @@ class Corpus:
 class Batches:
   """`batches(step)`: the rows of this process in the global batch of that step.
 
-  Every batch has input_ids, segment_ids int32 [B, T], length, next_sentence_label int32 [B],
+  Every batch has input_ids, segment_ids int32 [B, T], length, pair_label int32 [B],
   row_weight float32 [B] (0: the row only fills up an evaluation batch) and what the objectives add.
   Every process takes a contiguous slice, so that the slices of all make the same global batch
   whatever their number. Picklable; a copy in a worker process opens the same tables from disk.

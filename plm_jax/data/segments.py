@@ -1,12 +1,13 @@
-"""BERT's rows: "[CLS] A [SEP] B [SEP]", two runs of sentences, B following A or from elsewhere.
+"""BERT's and ALBERT's rows: "[CLS] A [SEP] B [SEP]", two runs of sentences; B follows A, precedes
+it, or comes from elsewhere.
 
-Source: google-research/bert (eedf571) create_pretraining_data.py,
-`create_instances_from_document` and `truncate_seq_pair`, as spans into the stored tokens instead of
-copied text: a truncated segment is still one contiguous span. Each document draws from its own
-generator, keyed by (seed, pass, document), so that its rows do not depend on the other documents'
-draws.
+Sources: google-research/bert (eedf571) create_pretraining_data.py and google-research/albert
+(b772393), the file of the same name, `create_instances_from_document` and `truncate_seq_pair`, as
+spans into the stored tokens instead of copied text: a truncated segment is still one contiguous
+span. Each document draws from its own generator, keyed by (seed, pass, document), so that its rows
+do not depend on the other documents' draws.
 
-The share of random pairs is above one half: a chunk of one sentence always gets a random B.
+The share of label 1 is above one half: a chunk of one sentence always gets a random B.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SPANS = np.dtype(
     ("b_start", np.int64),
     ("a_length", np.int32),
     ("b_length", np.int32),
-    ("label", np.int32),  # 1: B is random
+    ("label", np.int32),  # 1: B is random, or A and B are swapped
   ]
 )
 _SPECIALS = 3  # [CLS] A [SEP] B [SEP]
@@ -45,20 +46,24 @@ _TRIES = 10  # to find another document for B
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentPair:
-  """Pairs of segments for next sentence prediction.
+  """Pairs of segments for next-sentence and sentence-order prediction.
 
   next="random" is BERT: a coin decides whether B is what follows A or comes from another document.
+  next="swapped" is ALBERT: a coin decides whether A and what follows it change places (label 1).
+  With both, a chunk of one sentence gets a B from another document (label 1), as in both codes.
   next="none" keeps the layout and always takes what follows (label 0); a chunk of one sentence
   becomes "[CLS] A [SEP]".
   `short` is the share of document passes with a target length drawn from [2, length - 3].
   """
 
-  next: Literal["random", "none"] = "random"
+  next: Literal["random", "swapped", "none"] = "random"
   short: float = 0.1
 
   def __post_init__(self):
-    if self.next not in ("random", "none"):
-      raise UserError(f'SegmentPair.next is {self.next!r}; it must be "random" or "none".')
+    if self.next not in ("random", "swapped", "none"):
+      raise UserError(
+        f'SegmentPair.next is {self.next!r}; it must be "random", "swapped" or "none".'
+      )
     if not 0 <= self.short <= 1:
       raise UserError(f"SegmentPair.short is {self.short}; it is a share and must be in [0, 1].")
 
@@ -77,7 +82,7 @@ class SegmentPair:
     self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
   ) -> dict[str, np.ndarray]:
     """The tokens of SPANS [B]: input_ids and segment_ids int32 [B, T]; length and
-    next_sentence_label int32 [B]."""
+    pair_label int32 [B]."""
     first_sep = table_rows["a_length"] + 1
     last_sep = first_sep + (table_rows["b_length"] + 1) * (table_rows["b_length"] > 0)
     # 16-bit columns: comparing them over [B, T] costs half.
@@ -98,7 +103,7 @@ class SegmentPair:
       "input_ids": input_ids,
       "segment_ids": (after_a & ~padding).astype(np.int32),
       "length": (last_sep + 1).astype(np.int32),
-      "next_sentence_label": table_rows["label"].astype(np.int32),
+      "pair_label": table_rows["label"].astype(np.int32),
     }
 
 
@@ -173,11 +178,14 @@ class _Pairing:
       if end - begin > 1:
         a_end = begin + 1 + draw.below(end - begin - 1)
       a_start, b_start, b_stop, label = starts[begin], starts[a_end], starts[end], 0
-      is_random = self._config.next == "random" and (end - begin == 1 or draw.chance(0.5))
-      if is_random:
-        b_start, b_stop = self._elsewhere(document, target - (starts[a_end] - a_start), draw)
+      a_stop, kind = starts[a_end], self._config.next
+      is_lonely = end - begin == 1 and kind != "none"
+      if is_lonely or (kind == "random" and draw.chance(0.5)):
+        b_start, b_stop = self._elsewhere(document, target - (a_stop - a_start), draw)
         label, end = 1, a_end  # the unused sentences are put back
-      row = self._truncated(a_start, starts[a_end], b_start, b_stop, label, draw)
+      elif kind == "swapped" and draw.chance(0.5):
+        a_start, a_stop, b_start, b_stop, label = b_start, b_stop, a_start, a_stop, 1
+      row = self._truncated(a_start, a_stop, b_start, b_stop, label, draw)
       # Sentences without tokens do not make a pair.
       if row[2] and (row[3] or self._config.next == "none"):
         rows.append(row)

@@ -85,14 +85,16 @@ class Encoder:
       )
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> EncoderModel:
-    """Random parameters (truncated normal), with the named heads: `mlm`, `nsp` (0 as size) and
-    `classes` (the number of labels). The pooler exists where a head needs it or `pooler` is named.
+    """Random parameters (truncated normal), with the named heads: `mlm`, `nsp`, `sop` (0 as size)
+    and `classes` (the number of labels). The pooler exists where a head needs it or it is named.
     """
     if self.vocab_size is None:
       raise ValueError("vocab_size is not resolved: Experiment.resolve fills it from the tokenizer")
-    unknown = set(heads) - {"mlm", "nsp", "classes", "pooler"}
+    unknown = set(heads) - {"mlm", "nsp", "sop", "classes", "pooler"}
     if unknown:
-      raise UserError(f"an encoder has no head {sorted(unknown)[0]!r}; it has mlm, nsp and classes")
+      raise UserError(
+        f"an encoder has no head {sorted(unknown)[0]!r}; it has mlm, nsp, sop and classes"
+      )
     return scaled_kernels(EncoderModel(self, key, heads), self.initializer_range / STDDEV)
 
 
@@ -100,7 +102,7 @@ class EncoderModel(nnx.Module):
   """The parameters of an encoder and its forward pass."""
 
   def __init__(self, config: Encoder, key: jax.Array, heads: dict[str, int]):
-    embed, blocks, pooler, mlm, nsp, classes, bilstm = jax.random.split(key, 7)
+    embed, blocks, pooler, mlm, nsp, classes, bilstm, sop = jax.random.split(key, 8)
     c = config
     self.config = config
     self.embed = Embeddings(
@@ -130,7 +132,9 @@ class EncoderModel(nnx.Module):
     )
     self.blocks = shared(layers, c.sharing, c.groups)
     reads = "classes" in heads and c.classifier == "bilstm"
-    pooled = {"nsp", "pooler"} & set(heads) or ("classes" in heads and c.classifier == "pooler")
+    pooled = {"nsp", "sop", "pooler"} & set(heads) or (
+      "classes" in heads and c.classifier == "pooler"
+    )
     self.pooler = Linear(pooler, (c.width,), (c.width,)) if pooled else None
     self.mlm = (
       MaskedLMHead(mlm, c.width, c.embedding or c.width, c.vocab_size, c.activation, c.norm_eps)
@@ -138,6 +142,7 @@ class EncoderModel(nnx.Module):
       else None
     )
     self.nsp = Linear(nsp, (c.width,), (2,)) if "nsp" in heads else None
+    self.sop = Linear(sop, (c.width,), (2,)) if "sop" in heads else None
     self.classes = Linear(classes, (c.width,), (heads["classes"],)) if "classes" in heads else None
     self.bilstm = BiLSTM(bilstm, c.width) if reads else None
 
@@ -174,6 +179,10 @@ class EncoderModel(nnx.Module):
   def next_sentence_logits(self, hidden_BTD: jax.Array, batch: dict) -> jax.Array:
     """float32 `[B, 2]`; index 0 = B follows A, 1 = B is random."""
     return self.nsp(self.pool(hidden_BTD, batch)).astype(jnp.float32)
+
+  def sentence_order_logits(self, hidden_BTD: jax.Array, batch: dict) -> jax.Array:
+    """float32 `[B, 2]`; index 0 = B follows A, 1 = A and B are swapped."""
+    return self.sop(self.pool(hidden_BTD, batch)).astype(jnp.float32)
 
   def class_logits(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
     """float32 `[B, classes]` from the pooled state (google-research/bert, run_classifier.py)."""

@@ -22,6 +22,7 @@ class NSP:
 
   weight: float = 1.0
   name = "nsp"
+  pairs = "random"
 
   @property
   def heads(self) -> dict[str, int]:
@@ -36,4 +37,4 @@ class NSP:
 
   def loss(self, model, hidden, batch, noise) -> Terms:
     logits_B2 = model.next_sentence_logits(hidden, batch)
-    return cross_entropy(logits_B2, batch["next_sentence_label"], batch["row_weight"])
+    return cross_entropy(logits_B2, batch["pair_label"], batch["row_weight"])

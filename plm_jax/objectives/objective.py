@@ -28,6 +28,7 @@ class Objective(Protocol):
 
   name: str  # the prefix of its metrics: "mlm/loss"
   weight: float  # its factor in the sum of the objectives' means
+  # pairs: only where it reads `pair_label`: the SegmentPair.next that makes its labels.
 
   @property
   def heads(self) -> dict[str, int]:

@@ -21,7 +21,7 @@ def unigram(counts: np.ndarray, batches: list[dict], objective: str) -> dict[str
   }
 
 
-def majority(batches: list[dict], label: str = "next_sentence_label") -> float:
+def majority(batches: list[dict], label: str = "pair_label") -> float:
   """Accuracy of always giving the more frequent label."""
   labels = np.concatenate([b[label] for b in batches])
   weights = np.concatenate([b["row_weight"] for b in batches]).astype(np.float64)

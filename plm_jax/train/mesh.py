@@ -137,6 +137,8 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
   ("mlm/bias", ("vocab",)),
   ("nsp/kernel", ("width", "classes")),
   ("nsp/bias", ("classes",)),
+  ("sop/kernel", ("width", "classes")),
+  ("sop/bias", ("classes",)),
   ("classes/kernel", ("width", "classes")),
   ("classes/bias", ("classes",)),
   ("input/kernel", ("width", "gates", "features")),

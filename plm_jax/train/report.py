@@ -16,6 +16,8 @@ from plm_jax.train.loop import Program
 from plm_jax.train.mesh import kept_whole
 from plm_jax.train.workdir import Workdir, read_records
 
+PAIRS = ("nsp", "sop")  # objectives that give a pair of segments one of two labels
+
 
 def heading(record: dict[str, Any], experiment: Experiment) -> str:
   """What is about to run, and how it differs from its base."""
@@ -69,7 +71,7 @@ class Results(NamedTuple):
 
   def reference(self, objective: str) -> dict[str, float]:
     """What a model that looks at nothing scores: unigrams, or the more frequent label."""
-    if objective == "nsp":
+    if objective in PAIRS:
       return {"accuracy": baselines.majority(self.evaluation)}
     return baselines.unigram(self.counts, self.evaluation, objective)
 
@@ -81,9 +83,9 @@ def results(run: Results) -> str:
     name, reference = objective.name, run.reference(objective.name)
     loss, accuracy = run.held_out(f"{name}/loss"), run.held_out(f"{name}/accuracy")
     label = name.upper()
-    kind = "majority" if name == "nsp" else "unigram"
+    kind = "majority" if name in PAIRS else "unigram"
     rows.append((f"{label} loss (nats)", loss[0][1], loss[-1][1], reference.get("loss"), kind))
-    if name != "nsp":
+    if name not in PAIRS:
       rows.append(
         (
           f"{label} perplexity",
@@ -143,7 +145,7 @@ def draw_curves(run: Results, workdir: Workdir) -> None:
       axis.plot([r["step"] for r in training], [r[name] for r in training], lw=1, label="training")
       axis.plot(*zip(*run.held_out(name)), "o-", ms=4, label="held out")
       if metric in reference:
-        kind = "majority label" if objective.name == "nsp" else "unigram model"
+        kind = "majority label" if objective.name in PAIRS else "unigram model"
         axis.axhline(reference[metric], color="gray", ls="--", lw=1, label=kind)
       axis.set_xlabel("step")
       axis.set_ylabel("loss (nats)" if metric == "loss" else "accuracy")

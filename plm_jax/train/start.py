@@ -22,7 +22,7 @@ from plm_jax.train.loop import Program
 from plm_jax.train.workdir import read_config
 
 # Heads come and go between runs, for example when continuing without next-sentence prediction.
-HEADS = ("mlm/*", "nsp/*", "pooler/*", "classes/*", "bilstm/*")
+HEADS = ("mlm/*", "nsp/*", "sop/*", "pooler/*", "classes/*", "bilstm/*")
 
 
 class Source(NamedTuple):
@@ -145,7 +145,7 @@ def example_batch(experiment: Experiment) -> dict[str, np.ndarray]:
     "input_ids": np.full((rows, length), 5, np.int32),
     "segment_ids": np.zeros((rows, length), np.int32),
     "length": np.full(rows, length, np.int32),
-    "next_sentence_label": np.zeros(rows, np.int32),
+    "pair_label": np.zeros(rows, np.int32),
     "row_weight": np.ones(rows, np.float32),
   }
   draws = Draws(0, 0, np.arange(rows))

@@ -18,8 +18,8 @@ def table_of(store, pass_=0, seed=0, length=64, **options):
   return SegmentPair(**options).table(store, length, seed, pass_)
 
 
-def reference(store, document, draw, room, short=0.1):
-  """`create_instances_from_document`, on lists of token offsets.
+def reference(store, document, draw, room, short=0.1, next="random"):
+  """`create_instances_from_document` of BERT or ALBERT, on lists of token offsets.
 
   The one liberty: the coins of a truncation are tossed together at its end, as in our code.
   """
@@ -40,7 +40,7 @@ def reference(store, document, draw, room, short=0.1):
       if len(chunk) >= 2:
         a_end = 1 + draw.below(len(chunk) - 1)
       a, b, label = join(chunk[:a_end]), [], 0
-      if len(chunk) == 1 or draw.chance(0.5):
+      if len(chunk) == 1 or (next == "random" and draw.chance(0.5)):
         label = 1
         for _ in range(10):
           other = draw.below(len(texts))
@@ -52,6 +52,8 @@ def reference(store, document, draw, room, short=0.1):
           if len(b) >= target - len(a):
             break
         i -= len(chunk) - a_end
+      elif next == "swapped" and draw.chance(0.5):  # google-research/albert
+        a, b, label = join(chunk[a_end:]), a, 1
       else:
         b = join(chunk[a_end:])
       rows.append((*truncate(a, b, room, draw), label))
@@ -77,12 +79,13 @@ def truncate(a, b, room, draw):
 
 @pytest.mark.parametrize("longest", [8, 30, 90])  # 90: sentences longer than a row
 @pytest.mark.parametrize("short", [0.1, 1.0])
-def test_rows_equal_the_original_s_loop(longest, short):
+@pytest.mark.parametrize("next", ["random", "swapped"])
+def test_rows_equal_the_original_s_loop(longest, short, next):
   store = random_store(40, longest=longest)
   expected = []
   for document in range(40):
-    expected += reference(store, document, Sequence(7, 3, document), ROOM, short)
-  rows = table_of(store, pass_=3, seed=7, short=short)
+    expected += reference(store, document, Sequence(7, 3, document), ROOM, short, next)
+  rows = table_of(store, pass_=3, seed=7, short=short, next=next)
   assert len(rows) == len(expected)
   for row, (a, b, label) in zip(rows, expected, strict=True):
     assert (row["a_start"], row["a_length"]) == (a[0], len(a))
@@ -106,6 +109,32 @@ def test_random_b_is_from_another_document_and_next_b_continues_a():
   assert (cut["a_start"] + cut["a_length"] <= cut["b_start"]).all()
 
 
+def test_swapped_pairs_are_the_same_two_segments_in_the_other_order():
+  store = random_store(300, most=20)
+  rows = table_of(store, next="swapped")
+  whole = rows[rows["a_length"] + rows["b_length"] < ROOM]
+  a_document, b_document = (store.document_of(whole[f"{part}_start"]) for part in "ab")
+  swapped = (whole["label"] == 1) & (a_document == b_document)
+  random, ordered = whole[a_document != b_document], whole[whole["label"] == 0]
+  np.testing.assert_array_equal(ordered["a_start"] + ordered["a_length"], ordered["b_start"])
+  swapped = whole[swapped]
+  np.testing.assert_array_equal(swapped["b_start"] + swapped["b_length"], swapped["a_start"])
+  assert len(ordered) + len(swapped) + len(random) == len(whole)
+  assert (random["label"] == 1).all()
+  of_two = len(ordered) + len(swapped)
+  assert abs(len(swapped) / of_two - 0.5) < 3 * 0.5 / np.sqrt(of_two)
+  assert 0.5 < rows["label"].mean() < 0.6
+
+
+def test_swapping_keeps_the_segments_that_order_has():
+  # Two sentences in a document and no truncation: the same pair whatever the coin says.
+  store = ToyStore([[30, 31]] * 40)
+  pairs = table_of(store, next="swapped", short=0.0)
+  halves = [set(zip(pairs[f"{part}_start"], pairs[f"{part}_length"])) for part in "ab"]
+  assert len(halves[0] | halves[1]) == 80 and not halves[0] & halves[1]
+  assert set(pairs["label"]) == {0, 1}
+
+
 def test_a_lonely_document_is_its_own_random_partner():
   rows = table_of(ToyStore([[10] * 30]))
   assert set(rows["label"]) == {0, 1}
@@ -122,8 +151,9 @@ def test_random_pairs_prevail_because_single_sentences_always_get_one():
   assert 0.5 < table_of(random_store(2000, most=20))["label"].mean() < 0.65
 
 
-def test_a_chunk_of_one_sentence_always_gets_a_random_b():
-  rows = table_of(ToyStore([[61], [200], [5]] * 20))
+@pytest.mark.parametrize("next", ["random", "swapped"])
+def test_a_chunk_of_one_sentence_always_gets_a_random_b(next):
+  rows = table_of(ToyStore([[61], [200], [5]] * 20), next=next)
   assert (rows["label"] == 1).all()
   assert len(rows) == 60
 
@@ -208,12 +238,12 @@ def test_read_lays_out_cls_a_sep_b_sep():
     assert ids.tolist() == expected + [PAD] * (64 - len(expected))
     kinds = [0] * (len(a) + 2) + [1] * (len(b) + 1)
     assert rows["segment_ids"][i].tolist() == kinds + [0] * (64 - len(expected))
-    assert rows["next_sentence_label"][i] == span["label"]
+    assert rows["pair_label"][i] == span["label"]
   assert {k: (v.dtype, v.shape) for k, v in rows.items()} == {
     "input_ids": (np.int32, (len(table), 64)),
     "segment_ids": (np.int32, (len(table), 64)),
     "length": (np.int32, (len(table),)),
-    "next_sentence_label": (np.int32, (len(table),)),
+    "pair_label": (np.int32, (len(table),)),
   }
 
 

@@ -10,6 +10,7 @@ from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.nsp import NSP
 from plm_jax.objectives.objective import cross_entropy
+from plm_jax.objectives.sop import SOP
 from tests.data.toy_store import CLS, PAD, SEP, toy_vocab
 
 VOCAB = toy_vocab(30)
@@ -32,6 +33,8 @@ class Model:
   def next_sentence_logits(self, hidden, *_):
     return (hidden[:, 0] @ self.pair).astype(jnp.float32)
 
+  sentence_order_logits = next_sentence_logits
+
 
 @pytest.fixture
 def batch():
@@ -44,7 +47,7 @@ def batch():
   return {
     "input_ids": ids,
     "length": LENGTHS,
-    "next_sentence_label": np.array([1, 0, 1, 1], np.int32),
+    "pair_label": np.array([1, 0, 1, 1], np.int32),
     "row_weight": WEIGHTS,
   }
 
@@ -95,15 +98,15 @@ def test_clm_predicts_each_next_token_of_rows_that_count(batch):
   assert clm.count(rows) == len(pairs)
 
 
-def test_nsp_reads_the_first_state_and_label_1_is_random(batch):
-  nsp = NSP()
-  rows = corrupted(nsp, batch)
+@pytest.mark.parametrize("objective", [NSP(), SOP()])
+def test_nsp_and_sop_read_the_first_state_and_the_label_of_the_pair(batch, objective):
+  rows = corrupted(objective, batch)
   logits = HIDDEN[:3, 0].astype(np.float64) @ Model.pair
-  check(nsp.loss(Model(), HIDDEN, rows, None), logits, [1, 0, 1])
-  assert nsp.count(rows) == 3
+  check(objective.loss(Model(), HIDDEN, rows, None), logits, [1, 0, 1])
+  assert objective.count(rows) == 3
 
 
-@pytest.mark.parametrize("objective", [MLM(rate=0.3), CLM(), NSP()])
+@pytest.mark.parametrize("objective", [MLM(rate=0.3), CLM(), NSP(), SOP()])
 def test_sums_over_halves_make_the_whole(batch, objective):
   rows = corrupted(objective, batch)
 
@@ -114,14 +117,14 @@ def test_sums_over_halves_make_the_whole(batch, objective):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), halves, terms(slice(0, 4)))
 
 
-@pytest.mark.parametrize("objective", [MLM(rate=0.3), CLM(), NSP()])
+@pytest.mark.parametrize("objective", [MLM(rate=0.3), CLM(), NSP(), SOP()])
 def test_targets_of_predictions_that_do_not_count_change_nothing(batch, objective):
   rows = corrupted(objective, batch)
   other = dict(rows)
   for name in ("mlm", "clm"):
     if f"{name}_targets" in rows:
       other[f"{name}_targets"] = np.where(rows[f"{name}_weights"] > 0, rows[f"{name}_targets"], 7)
-  other["next_sentence_label"] = np.where(WEIGHTS > 0, rows["next_sentence_label"], 0)
+  other["pair_label"] = np.where(WEIGHTS > 0, rows["pair_label"], 0)
   losses = [objective.loss(Model(), HIDDEN, r, None) for r in (rows, other)]
   jax.tree.map(np.testing.assert_array_equal, *losses)
   assert losses[0]["loss"][1] > 0

@@ -46,7 +46,7 @@ def toy_batch(seed, experiment=TOY):
     "mlm_weights": (rng.random((rows, slots)) < np.linspace(0.1, 1, rows)[:, None]).astype(
       np.float32
     ),
-    "next_sentence_label": rng.integers(0, 2, rows).astype(np.int32),
+    "pair_label": rng.integers(0, 2, rows).astype(np.int32),
   }
 
 
@@ -126,7 +126,7 @@ def test_rows_of_no_weight_change_nothing():
   batch["mlm_weights"][8:] = 0
   other = {k: v.copy() for k, v in batch.items()}
   other["input_ids"][8:] = 9
-  other["next_sentence_label"][8:] ^= 1
+  other["pair_label"][8:] ^= 1
   jax.tree.map(
     np.testing.assert_array_equal, *(program.evaluate(params, b) for b in (batch, other))
   )
