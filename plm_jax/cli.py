@@ -143,24 +143,24 @@ def _flag_help(flag: flags.Flag) -> str:
 # --- experiments ---------------------------------------------------------------------------------
 
 
-def load_experiment(ref: str, **arguments: Any) -> Callable:
+def load_experiment(ref: str, returns: str = "Experiment", **arguments: Any) -> Callable:
   """The function that `experiments/bert.py:no_nsp` names, with `arguments` bound if any are given.
 
   The file is looked for from the current directory, then from the repository. An experiment is a
-  public function that is annotated to return Experiment. Raises UserError for an unknown file or
-  function, naming what there is; errors inside the file itself keep their traceback.
+  public function that is annotated to return Experiment, a table of experiments one that is
+  annotated to return Table. Raises UserError for an unknown file or function, naming what there is;
+  errors inside the file itself keep their traceback.
   """
   path_text, colon, name = ref.partition(":")
   path = _experiment_file(path_text)
-  known = _experiments_in(path)
+  known = _experiments_in(path, returns)
+  what = returns.lower()
   if name not in known:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     meant = f" Did you mean {path_text}:{near[0]}?" if near else ""
-    given = (
-      f"has no experiment {name!r}" if colon else "needs the name of an experiment after a colon"
-    )
+    given = f"has no {what} {name!r}" if colon else f"needs the name of {_a(what)} after a colon"
     there = (
-      f" It has: {', '.join(known)}." if known else " No function in it returns an Experiment."
+      f" It has: {', '.join(known)}." if known else f" No function in it returns {_a(returns)}."
     )
     raise UserError(f"{path_text} {given}.{meant}{there}")
   function = getattr(_import(path), name)
@@ -168,12 +168,17 @@ def load_experiment(ref: str, **arguments: Any) -> Callable:
     return function
   unknown = [a for a in arguments if a not in inspect.signature(function).parameters]
   if unknown:
-    raise UserError(f"The experiment {ref} takes no {' and no '.join(unknown)}.")
+    raise UserError(f"The {what} {ref} takes no {' and no '.join(unknown)}.")
   return functools.update_wrapper(functools.partial(function, **arguments), function)
 
 
-def list_experiments(folder: str) -> list[tuple[str, str]]:
-  """(`experiments/bert.py:no_nsp`, first line of its docstring) for every experiment of a folder.
+def _a(word: str) -> str:
+  return f"{'an' if word[0] in 'aeiouAEIOU' else 'a'} {word}"
+
+
+def list_experiments(folder: str, returns: str = "Experiment") -> list[tuple[str, str]]:
+  """(`experiments/bert.py:no_nsp`, first line of its docstring) for every experiment (or table, by
+  what `returns` says) of a folder.
 
   The files are read, not run. Order: files by name, functions as they stand in the file.
   """
@@ -183,7 +188,7 @@ def list_experiments(folder: str) -> list[tuple[str, str]]:
   return [
     (f"{Path(folder, path.relative_to(place)).as_posix()}:{name}", line)
     for path in sorted(place.rglob("*.py"))
-    for name, line in _experiments_in(path).items()
+    for name, line in _experiments_in(path, returns).items()
   ]
 
 
@@ -208,8 +213,9 @@ def _experiment_file(text: str) -> Path:
   raise UserError(f"The experiment file {text or '(no name)'} {what}.{meant}{there}")
 
 
-def _experiments_in(path: Path) -> dict[str, str]:
-  """Name to first docstring line of the experiments of one file, without running it."""
+def _experiments_in(path: Path, returns: str = "Experiment") -> dict[str, str]:
+  """Name to first docstring line of the functions of one file that return an Experiment (or a
+  Table), without running it."""
   try:
     tree = ast.parse(path.read_bytes(), str(path))
   except ValueError as error:
@@ -217,18 +223,18 @@ def _experiments_in(path: Path) -> dict[str, str]:
   return {
     node.name: (ast.get_docstring(node) or "").partition("\n")[0]
     for node in tree.body
-    if isinstance(node, ast.FunctionDef) and _is_experiment(node)
+    if isinstance(node, ast.FunctionDef) and _returns(node, returns)
   }
 
 
-def _is_experiment(node: ast.FunctionDef) -> bool:
-  """Public, returns Experiment (by name, so that nothing is imported), at most one argument."""
+def _returns(node: ast.FunctionDef, what: str) -> bool:
+  """Public, returns `what` (by name, so that nothing is imported), at most one argument."""
   if node.name.startswith("_") or node.returns is None:
     return False
   returns = ast.unparse(node.returns).strip("'\"").rpartition(".")[2]
   of = node.args
   arguments = len(of.posonlyargs) + len(of.args) + len(of.kwonlyargs)
-  return returns == "Experiment" and arguments <= 1
+  return returns == what and arguments <= 1
 
 
 def _import(path: Path) -> ModuleType:
