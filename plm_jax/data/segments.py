@@ -39,7 +39,6 @@ SPANS = np.dtype(
     ("label", np.int32),  # 1: B is random, or A and B are swapped
   ]
 )
-_SPECIALS = 3  # [CLS] A [SEP] B [SEP]
 _TABLE_FORMAT = 1  # raise when the rules change, so that kept tables are not reused
 _TRIES = 10  # to find another document for B
 
@@ -54,10 +53,12 @@ class SegmentPair:
   next="none" keeps the layout and always takes what follows (label 0); a chunk of one sentence
   becomes "[CLS] A [SEP]".
   `short` is the share of document passes with a target length drawn from [2, length - 3].
+  `separators` stand between A and B: one in BERT, two in RoBERTa ("<s> A </s></s> B </s>").
   """
 
   next: Literal["random", "swapped", "none"] = "random"
   short: float = 0.1
+  separators: int = 1
 
   def __post_init__(self):
     if self.next not in ("random", "swapped", "none"):
@@ -66,10 +67,12 @@ class SegmentPair:
       )
     if not 0 <= self.short <= 1:
       raise UserError(f"SegmentPair.short is {self.short}; it is a share and must be in [0, 1].")
+    if self.separators not in (1, 2):
+      raise UserError(f"SegmentPair.separators is {self.separators}; it must be 1 or 2.")
 
   def table(self, store: TokenStore, length: int, seed: int, pass_: int) -> np.ndarray:
     """SPANS [N]: the rows of one pass over the store, in the order of its documents."""
-    pairing = _Pairing(self, store, length - _SPECIALS)
+    pairing = _Pairing(self, store, length - 2 - self.separators)
     rows, blocks = [], [np.empty(0, SPANS)]
     for document in range(len(store.document_starts) - 1):
       rows += pairing.document(document, Sequence(seed, pass_, document))
@@ -81,33 +84,54 @@ class SegmentPair:
   def read(
     self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
   ) -> dict[str, np.ndarray]:
-    """The tokens of SPANS [B]: input_ids and segment_ids int32 [B, T]; length and
-    pair_label int32 [B]."""
-    first_sep = table_rows["a_length"] + 1
-    last_sep = first_sep + (table_rows["b_length"] + 1) * (table_rows["b_length"] > 0)
-    # 16-bit columns: comparing them over [B, T] costs half.
-    column = np.arange(length, dtype=np.int16)
-    after_a = column > first_sep.astype(np.int16)[:, None]
-    padding = column > last_sep.astype(np.int16)[:, None]
-    # Windows in which column 1 is the first token of A, and column first_sep + 1 the first of B.
-    input_ids = _windows(store.tokens, table_rows["a_start"] - 1, length)
-    b_window = _windows(store.tokens, table_rows["b_start"] - first_sep - 1, length)
-    np.copyto(input_ids, b_window, where=after_a)
-    input_ids = input_ids.astype(np.int32)
-    np.copyto(input_ids, vocab.pad, where=padding)
-    row = np.arange(len(table_rows))
-    input_ids[:, 0] = vocab.cls
-    input_ids[row, first_sep] = vocab.sep
-    input_ids[row, last_sep] = vocab.sep
-    return {
-      "input_ids": input_ids,
-      "segment_ids": (after_a & ~padding).astype(np.int32),
-      "length": (last_sep + 1).astype(np.int32),
-      "pair_label": table_rows["label"].astype(np.int32),
-    }
+    """The tokens of SPANS [B], as `read_pairs` lays them out."""
+    return read_pairs(store, table_rows, length, vocab, self.separators)
 
 
-def _windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+def read_pairs(
+  store: TokenStore, spans: np.ndarray, length: int, vocab: Vocab, separators: int
+) -> dict[str, np.ndarray]:
+  """The tokens of SPANS [B]: input_ids and segment_ids int32 [B, T]; length and pair_label int32
+  [B]. A span without B becomes "[CLS] A [SEP]"."""
+  cls, sep = frame(vocab)
+  first_sep = spans["a_length"] + 1
+  second_sep = first_sep + (separators - 1) * (spans["b_length"] > 0)
+  last_sep = second_sep + (spans["b_length"] + 1) * (spans["b_length"] > 0)
+  # 16-bit columns: comparing them over [B, T] costs half.
+  column = np.arange(length, dtype=np.int16)
+  after_a = column > second_sep.astype(np.int16)[:, None]
+  padding = column > last_sep.astype(np.int16)[:, None]
+  # Windows in which column 1 is the first token of A, and column second_sep + 1 the first of B.
+  input_ids = windows(store.tokens, spans["a_start"] - 1, length)
+  b_window = windows(store.tokens, spans["b_start"] - second_sep - 1, length)
+  np.copyto(input_ids, b_window, where=after_a)
+  input_ids = input_ids.astype(np.int32)
+  np.copyto(input_ids, vocab.pad, where=padding)
+  row = np.arange(len(spans))
+  input_ids[:, 0] = cls
+  for at in (first_sep, second_sep, last_sep):
+    input_ids[row, at] = sep
+  return {
+    "input_ids": input_ids,
+    "segment_ids": (after_a & ~padding).astype(np.int32),
+    "length": (last_sep + 1).astype(np.int32),
+    "pair_label": spans["label"].astype(np.int32),
+  }
+
+
+def frame(vocab: Vocab) -> tuple[int, int]:
+  """What stands before and after a text: [CLS] and [SEP], <s> and </s>, or <|endoftext|>."""
+  cls = vocab.bos if vocab.cls is None else vocab.cls
+  sep = vocab.eos if vocab.sep is None else vocab.sep
+  if None in (cls, sep, vocab.pad):
+    raise UserError(
+      "rows need a tokenizer with tokens for the begin and the end of a text and for padding, and "
+      "this one lacks one of them; take another tokenizer or train one"
+    )
+  return cls, sep
+
+
+def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
   """[B, length] of tokens from `starts` on; beyond the ends of the store the nearest token.
 
   Indexing a strided view copies whole windows, 6 times as fast as an index per token.

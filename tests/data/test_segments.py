@@ -1,5 +1,6 @@
 """Segment pairs against the rules of create_pretraining_data.py, and against a copy of its loop."""
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -247,6 +248,32 @@ def test_read_lays_out_cls_a_sep_b_sep():
   }
 
 
+@pytest.mark.parametrize("next", ["random", "none"])
+def test_roberta_s_pairs_have_two_separators_between_a_and_b(next):
+  store, segments = random_store(60, longest=40), SegmentPair(next=next, separators=2)
+  table = segments.table(store, 64, 0, 0)
+  rows = segments.read(store, table, 64, toy_vocab())
+  assert (table["a_length"] + table["b_length"]).max() == 60
+  for i, (span, ids) in enumerate(zip(table, rows["input_ids"], strict=True)):
+    a = store.tokens[span["a_start"] :][: span["a_length"]].tolist()
+    b = store.tokens[span["b_start"] :][: span["b_length"]].tolist()
+    expected = [CLS, *a, SEP, SEP, *b, SEP] if b else [CLS, *a, SEP]
+    assert rows["length"][i] == len(expected) <= 64
+    assert ids.tolist() == expected + [PAD] * (64 - len(expected))
+    assert rows["segment_ids"][i].sum() == len(b) + bool(b)
+  assert (next == "none") == (table["b_length"] == 0).any()
+
+
+def test_a_vocabulary_without_cls_and_sep_frames_a_row_by_its_bos_and_eos():
+  store, plain = random_store(20), toy_vocab()
+  named = dataclasses.replace(plain, cls=None, sep=None, bos=CLS, eos=SEP)
+  table = table_of(store)
+  one, other = (SegmentPair().read(store, table, 64, vocab) for vocab in (plain, named))
+  np.testing.assert_array_equal(one["input_ids"], other["input_ids"])
+  with pytest.raises(UserError, match="for padding"):
+    SegmentPair().read(store, table, 64, dataclasses.replace(plain, pad=None))
+
+
 def test_empty_documents_and_sentences_make_no_rows():
   store = ToyStore([[0, 0], [], [5, 5, 0, 5], [70]])
   rows = table_of(store)
@@ -290,5 +317,7 @@ def test_a_folder_that_cannot_be_written_to_costs_only_the_keeping(tmp_path):
 def test_nonsense_is_refused():
   with pytest.raises(UserError, match="next"):
     SegmentPair(next="sentence")
+  with pytest.raises(UserError, match="separators"):
+    SegmentPair(separators=3)
   with pytest.raises(UserError, match="share"):
     SegmentPair(short=1.5)
