@@ -84,6 +84,18 @@ class Encoder:
         "must be at least 0 and below 1"
       )
 
+  @property
+  def encoder(self) -> Encoder:
+    return self
+
+  @property
+  def encoder_path(self) -> str:
+    return ""
+
+  @property
+  def frozen(self) -> tuple[str, ...]:
+    return ()
+
   def init(self, key: jax.Array, heads: dict[str, int]) -> EncoderModel:
     """Random parameters (truncated normal), with the named heads: `mlm`, `nsp`, `sop` (0 as size)
     and `classes` (the number of labels). The pooler exists where a head needs it or it is named.
@@ -159,6 +171,12 @@ class EncoderModel(nnx.Module):
       mask &= causal_mask(ids_BT.shape[1])
     x_BTD = self.embed(batch, compute.activation_dtype, in_embed)
     return run_blocks(self.blocks, self.config.layers, x_BTD, mask, compute, in_blocks)
+
+  def encoder(self) -> EncoderModel:
+    return self
+
+  def masked_lm(self) -> EncoderModel | None:
+    return self if self.mlm is not None and self.config.attention == "bidirectional" else None
 
   def pool(self, hidden_BTD: jax.Array, batch: dict) -> jax.Array:
     """`[B, D]`: dense and tanh on the state of [CLS], or of the last token where attention is

@@ -17,6 +17,18 @@ class Model(Protocol):
   vocab_size: int | None  # None until the tokenizer is known
   positions: int  # longest row
 
+  @property
+  def encoder(self) -> Model:
+    """The model that fine-tuning and evaluation use; what is no composite returns itself."""
+
+  @property
+  def encoder_path(self) -> str:
+    """Where that model's parameters are among these: "" or a path such as "discriminator/"."""
+
+  @property
+  def frozen(self) -> tuple[str, ...]:
+    """Path patterns of parameters that get no gradient, no update and no moments ("teacher/*")."""
+
   def init(self, key: jax.Array, heads: dict[str, int]) -> Parameters:
     """Random parameters, with the named heads."""
 
@@ -26,3 +38,9 @@ class Parameters(Protocol):
 
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
     """One forward pass; its result is what every objective's loss is given."""
+
+  def encoder(self) -> Parameters:
+    """The parameters of the config's `encoder`."""
+
+  def masked_lm(self) -> Parameters | None:
+    """The parameters that predict a masked token by `token_logits`; None where nothing does."""

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from plm_jax.objectives.baselines import Baseline, unigram
 from plm_jax.objectives.objective import Terms, cross_entropy
 
 
@@ -36,3 +37,6 @@ class CLM:
   def loss(self, model, hidden, batch, noise) -> Terms:
     logits_BTV = model.token_logits(hidden)
     return cross_entropy(logits_BTV, batch["clm_targets"], batch["clm_weights"])
+
+  def baseline(self, counts, batches, scores) -> Baseline:
+    return unigram(counts, batches, self.name)

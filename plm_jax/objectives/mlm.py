@@ -14,6 +14,7 @@ import jax
 
 from plm_jax.errors import UserError
 from plm_jax.objectives import masking
+from plm_jax.objectives.baselines import Baseline, unigram
 from plm_jax.objectives.objective import Terms, cross_entropy
 
 
@@ -91,3 +92,6 @@ class MLM:
   def loss(self, model, hidden, batch, noise) -> Terms:
     logits_BPV = model.token_logits_at(hidden, batch["mlm_positions"])
     return cross_entropy(logits_BPV, batch["mlm_targets"], batch["mlm_weights"])
+
+  def baseline(self, counts, batches, scores) -> Baseline:
+    return unigram(counts, batches, self.name)

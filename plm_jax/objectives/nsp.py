@@ -9,6 +9,7 @@ import dataclasses
 
 import jax
 
+from plm_jax.objectives.baselines import Baseline, majority
 from plm_jax.objectives.objective import Terms, cross_entropy
 
 
@@ -38,3 +39,6 @@ class NSP:
   def loss(self, model, hidden, batch, noise) -> Terms:
     logits_B2 = model.next_sentence_logits(hidden, batch)
     return cross_entropy(logits_B2, batch["pair_label"], batch["row_weight"])
+
+  def baseline(self, counts, batches, scores) -> Baseline:
+    return majority(batches, "pair_label")

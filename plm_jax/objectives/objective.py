@@ -18,6 +18,7 @@ if TYPE_CHECKING:
   from plm_jax.data.draws import Draws
   from plm_jax.data.tokenizers import Vocab
   from plm_jax.models.dropout import Noise
+  from plm_jax.objectives.baselines import Baseline
 
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 """Metric name -> (sum, count), both float32 scalars. "loss" is what training minimises."""
@@ -43,6 +44,11 @@ class Objective(Protocol):
 
   def loss(self, model, hidden: jax.Array, batch: dict, noise: Noise | None) -> Terms:
     """Sums and counts of "loss" and of this objective's metrics."""
+
+  def baseline(self, counts: np.ndarray, batches: list[dict], scores: dict) -> Baseline:
+    """What a model that looks at nothing scores on these held-out batches; its metrics are what a
+    report shows of this objective, beside the loss. counts: int `[V]`, tokens of the training text.
+    scores: the trained model's, `{"mlm/loss": ...}`, where labels come from the model itself."""
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> Terms:

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
+from plm_jax.objectives.baselines import Baseline, majority
 from plm_jax.objectives.objective import Terms, cross_entropy
 from plm_jax.train.mesh import to_global
 
@@ -50,6 +51,9 @@ class Classification:
   def loss(self, model, hidden, batch, noise) -> Terms:
     logits_BC = model.class_logits(hidden, batch, noise)
     return cross_entropy(logits_BC, batch["label"], batch["row_weight"])
+
+  def baseline(self, counts, batches, scores) -> Baseline:
+    return majority(batches, "label")
 
 
 def predict(params, batches: Iterable[dict], compute: Compute, mesh) -> np.ndarray:

@@ -69,7 +69,7 @@ def plan(
 
 
 def _chosen(source: Source, recipe, settings, classes: int, examples: int) -> Experiment:
-  model = source.experiment.model
+  model = source.experiment.model.encoder
   # Positions that pretraining never reached are as random as on the first day.
   data = LabelledText(length=min(LabelledText.length, source.experiment.data.length))
   experiment = recipe(model, data, classes=classes, examples=examples)
@@ -168,9 +168,10 @@ def global_shapes(batches: LabelledBatches) -> dict[str, Any]:
 
 
 def restored(program, source: Source):
-  """The checkpoint's parameters with fresh heads, on the program's mesh."""
+  """The parameters of the checkpoint's encoder with fresh heads, on the program's mesh."""
   fresh = program.create().params
-  return restore_parameters(source.path, fresh, allow_missing=HEADS, allow_unused=HEADS)
+  place = source.experiment.model.encoder_path
+  return restore_parameters(source.path, fresh, HEADS, HEADS, within=place)
 
 
 def words_cell(plan: Plan, examples: int | None, seed: int) -> Cell:

@@ -229,13 +229,16 @@ def restore_parameters(
   allow_missing: Iterable[str] = (),
   allow_unused: Iterable[str] = (),
   report: Callable[[str], None] | None = None,
+  within: str = "",
 ) -> Restored:
   """Only the model's parameters, for fine-tuning and `--from`.
 
   directory: a run, its `checkpoints` folder, or one `<step>` in it. params: the new model, real or
   abstract; a leaf the checkpoint lacks is returned as it was given, and named in `fresh`.
   allow_missing, allow_unused: path patterns (`classifier/*`) of what only the new model has, and
-  of what only the checkpoint has. Errors: `UserError` for everything else that differs.
+  of what only the checkpoint has. within: the path in the checkpoint under which the model's
+  parameters are ("discriminator/"); what is outside of it has no part in this. Errors: `UserError`
+  for everything else that differs.
   """
   checkpoints, step = _locate(Path(directory), report)
   if step is None:
@@ -247,15 +250,16 @@ def restore_parameters(
     raise UserError(f"the checkpoint {folder} {why}; choose another of {checkpoints.steps()}.")
   index = _read_index(folder)
   leaves, tree = jax.tree_util.tree_flatten_with_path(params)
-  wanted = {PARAMETERS + path_name(path): leaf for path, leaf in leaves}
-  stored = {name for name in index["arrays"] if name.startswith(PARAMETERS)}
-  fresh = {name for name in wanted.keys() - stored if _matches(name, allow_missing)}
-  unused = {name for name in stored - wanted.keys() if _matches(name, allow_unused)}
+  place = PARAMETERS + within
+  wanted = {place + path_name(path): leaf for path, leaf in leaves}
+  stored = {name for name in index["arrays"] if name.startswith(place)}
+  fresh = {name for name in wanted.keys() - stored if _matches(name, place, allow_missing)}
+  unused = {name for name in stored - wanted.keys() if _matches(name, place, allow_unused)}
   kept = {name: leaf for name, leaf in wanted.items() if name not in fresh}
   refuse_misfits(folder, index, kept, stored - unused)
   arrays = load_arrays(folder / STATE, index, kept)
   new = jax.tree.unflatten(tree, [arrays.get(name, leaf) for name, leaf in wanted.items()])
-  strip = len(PARAMETERS)
+  strip = len(place)
   return Restored(
     new,
     sorted(name[strip:] for name in fresh),
@@ -265,8 +269,8 @@ def restore_parameters(
   )
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-  return any(fnmatch.fnmatchcase(name[len(PARAMETERS) :], pattern) for pattern in patterns)
+def _matches(name: str, place: str, patterns: Iterable[str]) -> bool:
+  return any(fnmatch.fnmatchcase(name[len(place) :], pattern) for pattern in patterns)
 
 
 def _locate(path: Path, report) -> tuple[Checkpoints, int | None]:

@@ -80,7 +80,9 @@ def compile_experiment(
   def create():
     params = experiment.init_parameters(jax.random.fold_in(key, 0))
     names = metric_names(params, rows, **settings)
-    return create_state(params, transform, jax.random.fold_in(key, 1), names)
+    return create_state(
+      params, transform, jax.random.fold_in(key, 1), names, experiment.model.frozen
+    )
 
   shapes = jax.eval_shape(create)
   shardings = parameter_shardings(shapes, mesh)
@@ -117,6 +119,7 @@ def compile_step(experiment: Experiment, transform, abstract, rows, mesh):
       compute=compute,
       transform=transform,
       learning_rate=experiment.optim.learning_rate(experiment.steps),
+      frozen=experiment.model.frozen,
     )
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     step = jax.jit(function, donate_argnums=0, out_shardings=shardings)

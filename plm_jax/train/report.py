@@ -11,12 +11,12 @@ import numpy as np
 
 from plm_jax.decode.fill_mask import blanks_from, fill
 from plm_jax.experiment import Experiment
-from plm_jax.train import baselines
+from plm_jax.objectives.baselines import Baseline
+from plm_jax.objectives.objective import Objective
 from plm_jax.train.loop import Program
 from plm_jax.train.mesh import kept_whole
+from plm_jax.train.state import trained
 from plm_jax.train.workdir import Workdir, read_records
-
-PAIRS = ("nsp", "sop")  # objectives that give a pair of segments one of two labels
 
 
 def heading(record: dict[str, Any], experiment: Experiment) -> str:
@@ -32,14 +32,21 @@ def heading(record: dict[str, Any], experiment: Experiment) -> str:
 def costs(program: Program) -> str:
   """Parameters, tokens and memory of a compiled experiment."""
   experiment, params = program.experiment, program.abstract.params
-  count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+  count = size(params)
+  fixed = count - size(trained(params, experiment.model.frozen))
+  held = f" ({fixed:,} of them frozen)" if fixed else ""
   batch, length = experiment.global_batch, experiment.data.length
   mesh = " x ".join(f"{name} {size}" for name, size in program.mesh.shape.items())
   line = (
-    f"{count:,} parameters; {experiment.steps:,} steps of {batch} x {length} = {batch * length:,} "
-    f"tokens; {program.memory / 2**20:,.0f} MiB per device; mesh {mesh}"
+    f"{count:,} parameters{held}; {experiment.steps:,} steps of {batch} x {length} = "
+    f"{batch * length:,} tokens; {program.memory / 2**20:,.0f} MiB per device; mesh {mesh}"
   )
   return "\n".join([line, *kept_whole(params, program.mesh)])
+
+
+def size(params) -> int:
+  """How many numbers."""
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
 
 def text_record(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -69,38 +76,28 @@ class Results(NamedTuple):
     """(step, value) of every evaluation on held-out text."""
     return [(r["step"], r[metric]) for r in self.records if r["split"] == "valid" and metric in r]
 
-  def reference(self, objective: str) -> dict[str, float]:
-    """What a model that looks at nothing scores: unigrams, or the more frequent label."""
-    if objective in PAIRS:
-      return {"accuracy": baselines.majority(self.evaluation)}
-    return baselines.unigram(self.counts, self.evaluation, objective)
+  def baseline(self, objective: Objective) -> Baseline:
+    """What a model that looks at nothing scores."""
+    scores = [record for record in self.records if record["split"] == "valid"][-1]
+    return objective.baseline(self.counts, self.evaluation, scores)
 
 
 def results(run: Results) -> str:
   """Held-out scores before and after training beside those of a model that looks at nothing."""
   rows = []
   for objective in run.experiment.objectives:
-    name, reference = objective.name, run.reference(objective.name)
-    loss, accuracy = run.held_out(f"{name}/loss"), run.held_out(f"{name}/accuracy")
-    label = name.upper()
-    kind = "majority" if name in PAIRS else "unigram"
-    rows.append((f"{label} loss (nats)", loss[0][1], loss[-1][1], reference.get("loss"), kind))
-    if name not in PAIRS:
-      rows.append(
-        (
-          f"{label} perplexity",
-          math.exp(loss[0][1]),
-          math.exp(loss[-1][1]),
-          math.exp(reference["loss"]),
-          kind,
-        )
-      )
-    rows.append((f"{label} accuracy", accuracy[0][1], accuracy[-1][1], reference["accuracy"], kind))
+    kind, reference = run.baseline(objective)
+    for metric in dict.fromkeys(["loss", *reference]):
+      stored, shown = ("loss", math.exp) if metric == "perplexity" else (metric, float)
+      values = run.held_out(f"{objective.name}/{stored}")
+      label = f"{objective.name.upper()} {metric}" + " (nats)" * (metric == "loss")
+      rows.append((label, shown(values[0][1]), shown(values[-1][1]), reference.get(metric), kind))
   count = int(sum(batch["row_weight"].sum() for batch in run.evaluation))
-  lines = [f"{f'on {count} held-out rows':24}{'before':>10}{'after':>10}{'reference':>11}"]
+  width = max(24, *(len(label) + 1 for label, *_ in rows))
+  lines = [f"{f'on {count} held-out rows':{width}}{'before':>10}{'after':>10}{'reference':>11}"]
   for label, before, after, reference, kind in rows:
     shown = "" if reference is None else f"{_number(reference):>11}  {kind}"
-    lines.append(f"{label:24}{_number(before):>10}{_number(after):>10}{shown}")
+    lines.append(f"{label:{width}}{_number(before):>10}{_number(after):>10}{shown}")
   return "\n" + "\n".join(lines)
 
 
@@ -109,13 +106,16 @@ def _number(value: float) -> str:
 
 
 def fillers(params, experiment: Experiment, prepared, count: int = 4) -> str:
-  """Held-out sentences with a blank and the model's five best fillers."""
+  """Held-out sentences with a blank and the model's five best fillers, or why there are none."""
   tokenizer = prepared.tokenizer
+  model = params.masked_lm()
+  if model is None or tokenizer.vocab.mask is None:
+    return "\nno blanks are filled: this model was not trained to predict a masked token"
   blanks = blanks_from(prepared.valid, tokenizer, count)
-  if "mlm" not in {o.name for o in experiment.objectives} or not blanks:
-    return ""
+  if not blanks:
+    return "\nno blanks are filled: no held-out sentence has a long word of one token"
   lines = ["", "held-out sentences, a blank and the five best fillers"]
-  for blank, best in zip(blanks, fill(params, blanks, experiment.compute)):
+  for blank, best in zip(blanks, fill(model, blanks, experiment.compute)):
     ids = blank.ids[1:-1]
     before, after = (
       tokenizer.decode(ids[: blank.position - 1]),
@@ -128,7 +128,8 @@ def fillers(params, experiment: Experiment, prepared, count: int = 4) -> str:
 
 
 def draw_curves(run: Results, workdir: Workdir) -> None:
-  """`curves.png`: loss and accuracy of every objective, training and held-out, with references."""
+  """`curves.png`: the loss and one more metric of every objective, training and held-out, with what
+  a model that looks at nothing scores."""
   import matplotlib
 
   matplotlib.use("Agg")
@@ -139,16 +140,17 @@ def draw_curves(run: Results, workdir: Workdir) -> None:
   axes = figure.subplots(len(objectives), 2, squeeze=False)
   training = [r for r in run.records if r["split"] == "train"]
   for row, objective in zip(axes, objectives):
-    reference = run.reference(objective.name)
-    for axis, metric in zip(row, ("loss", "accuracy")):
+    kind, reference = run.baseline(objective)
+    others = [metric for metric in reference if metric not in ("loss", "perplexity")]
+    row[1].set_visible(bool(others))
+    for axis, metric in zip(row, ["loss", *others[:1]]):
       name = f"{objective.name}/{metric}"
       axis.plot([r["step"] for r in training], [r[name] for r in training], lw=1, label="training")
       axis.plot(*zip(*run.held_out(name)), "o-", ms=4, label="held out")
       if metric in reference:
-        kind = "majority label" if objective.name in PAIRS else "unigram model"
         axis.axhline(reference[metric], color="gray", ls="--", lw=1, label=kind)
       axis.set_xlabel("step")
-      axis.set_ylabel("loss (nats)" if metric == "loss" else "accuracy")
+      axis.set_ylabel("loss (nats)" if metric == "loss" else metric)
       axis.set_title(name)
       axis.grid(alpha=0.3)
       axis.legend(frameon=False)

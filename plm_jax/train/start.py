@@ -124,11 +124,19 @@ def initial_record(source: Source | None) -> dict[str, Any] | None:
 
 def initial_parameters(program: Program, source: Source | None) -> Any:
   """The source's parameters on the program's mesh, with heads that it lacks drawn afresh; None
-  without a source. Errors: `UserError` naming shapes that do not fit."""
+  without a source. An encoder takes a composite model's encoder, a composite one of its own class
+  everything. Errors: `UserError` naming shapes that do not fit."""
   if source is None:
     return None
+  model, stored = program.experiment.model, source.experiment.model
+  if model.encoder_path and type(model) is not type(stored):
+    raise UserError(
+      f"--from={source.path} holds a {type(stored).__name__}, from which a {type(model).__name__} "
+      f"cannot start; expected a run of a {type(model).__name__}."
+    )
   fresh = program.create().params
-  restored = restore_parameters(source.path, fresh, allow_missing=HEADS, allow_unused=HEADS)
+  place = "" if model.encoder_path else stored.encoder_path
+  restored = restore_parameters(source.path, fresh, HEADS, HEADS, within=place)
   for names, what in ((restored.fresh, "starts at random"), (restored.unused, "is left out")):
     for name in names:
       print(f"{name} {what}: --from={source.path} and this run have different heads")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+
+from plm_jax.train.mesh import path_name
 
 
 @jax.tree_util.register_dataclass
@@ -29,13 +32,35 @@ class TrainState:
   first_bad: jax.Array  # int32
 
 
-def create_state(params, transform, key: jax.Array, metric_names: list[str]) -> TrainState:
-  """The state before the first update."""
+def create_state(
+  params, transform, key: jax.Array, metric_names: list[str], frozen: tuple[str, ...] = ()
+) -> TrainState:
+  """The state before the first update. Parameters under `frozen` paths have no moments."""
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    opt_state=transform.init(params),
+    opt_state=transform.init(trained(params, frozen)),
     key=key,
     metrics={name: jnp.zeros(2) for name in sorted(metric_names)},
     first_bad=jnp.zeros((), jnp.int32),
+  )
+
+
+def trained(params, frozen: tuple[str, ...]):
+  """The parameters whose path fits no pattern of `frozen`, with None, which is no leaf, for the
+  others: what an optimiser makes of it has nothing at these paths, in a checkpoint or on a mesh."""
+  if not frozen:
+    return params
+
+  def chosen(path, leaf):
+    name = path_name(path)
+    return None if any(fnmatch.fnmatchcase(name, pattern) for pattern in frozen) else leaf
+
+  return jax.tree_util.tree_map_with_path(chosen, params)
+
+
+def completed(some, params):
+  """`some`, a result of `trained`, with the leaves of `params` where it has None."""
+  return jax.tree.map(
+    lambda own, other: other if own is None else own, some, params, is_leaf=lambda x: x is None
   )

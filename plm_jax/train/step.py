@@ -10,7 +10,7 @@ import optax
 
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise
-from plm_jax.train.state import TrainState
+from plm_jax.train.state import TrainState, completed, trained
 
 
 def forward(model, batch, objectives, compute: Compute, noise: Noise | None) -> dict:
@@ -25,27 +25,36 @@ def forward(model, batch, objectives, compute: Compute, noise: Noise | None) -> 
 
 
 def train_step(
-  state: TrainState, batch: dict, *, objectives, compute: Compute, transform, learning_rate
+  state: TrainState,
+  batch: dict,
+  *,
+  objectives,
+  compute: Compute,
+  transform,
+  learning_rate,
+  frozen: tuple[str, ...] = (),
 ) -> TrainState:
   """One update on one global batch of arrays `[B, ...]`.
 
   The loss is the weighted sum over objectives of sum / count, the counts those of the whole global
-  batch, so neither the number of devices nor that of micro-batches can change it.
+  batch, so neither the number of devices nor that of micro-batches can change it. Parameters under
+  `frozen` paths are read and neither differentiated nor changed.
   """
   key = jax.random.fold_in(state.key, state.step)
   counts = {o.name: jnp.maximum(o.count(batch), 1.0) for o in objectives}
 
-  def loss_fn(params, rows, noise):
-    terms = forward(params, rows, objectives, compute, noise)
+  def loss_fn(own, rows, noise):
+    terms = forward(completed(own, state.params), rows, objectives, compute, noise)
     loss = sum(o.weight * terms[f"{o.name}/loss"][0] / counts[o.name] for o in objectives)
     return loss, {name: jnp.stack(value) for name, value in terms.items()}
 
+  own = trained(state.params, frozen)
   loss, terms, grads = accumulate(
-    jax.value_and_grad(loss_fn, has_aux=True), state.params, batch, key, compute
+    jax.value_and_grad(loss_fn, has_aux=True), own, batch, key, compute
   )
   grad_norm = optax.tree.norm(grads)
-  updates, opt_state = transform.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  updates, opt_state = transform.update(grads, state.opt_state, own)
+  updated = optax.apply_updates(own, updates)
 
   good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (state.first_bad == 0)
   one = jnp.ones(())
@@ -54,14 +63,13 @@ def train_step(
     "grad_norm": jnp.stack([grad_norm, one]),
     "learning_rate": jnp.stack([learning_rate(state.step), one]),
   }
-  kept = (state.params, state.opt_state)
-  params, opt_state = jax.tree.map(
-    lambda new, old: jnp.where(good, new, old), (params, opt_state), kept
+  updated, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(good, new, old), (updated, opt_state), (own, state.opt_state)
   )
   return dataclasses.replace(
     state,
     step=state.step + 1,
-    params=params,
+    params=completed(updated, state.params),
     opt_state=opt_state,
     metrics={name: state.metrics[name] + terms[name] for name in state.metrics},
     first_bad=jnp.where(good | (state.first_bad > 0), state.first_bad, state.step + 1),

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 
 
-def unigram(counts: np.ndarray, batches: list[dict], objective: str) -> dict[str, float]:
+class Baseline(NamedTuple):
+  """kind: what scores it, one word. scores: {metric: value} in the order of the report; a metric
+  "perplexity" is the exponential of "loss"."""
+
+  kind: str
+  scores: dict[str, float]
+
+
+def unigram(counts: np.ndarray, batches: list[dict], objective: str) -> Baseline:
   """Cross-entropy (nats) and accuracy of the unigram model with add-one smoothing.
 
   counts: int `[V]`, the training tokens; batches: with `{objective}_targets` and `_weights`, the
@@ -15,15 +26,14 @@ def unigram(counts: np.ndarray, batches: list[dict], objective: str) -> dict[str
   targets = np.concatenate([b[f"{objective}_targets"].ravel() for b in batches])
   weights = np.concatenate([b[f"{objective}_weights"].ravel() for b in batches]).astype(np.float64)
   total = weights.sum()
-  return {
-    "loss": float(-(log_p[targets] * weights).sum() / total),
-    "accuracy": float(((targets == counts.argmax()) * weights).sum() / total),
-  }
+  loss = float(-(log_p[targets] * weights).sum() / total)
+  accuracy = float(((targets == counts.argmax()) * weights).sum() / total)
+  return Baseline("unigram", {"loss": loss, "perplexity": math.exp(loss), "accuracy": accuracy})
 
 
-def majority(batches: list[dict], label: str = "pair_label") -> float:
+def majority(batches: list[dict], label: str) -> Baseline:
   """Accuracy of always giving the more frequent label."""
   labels = np.concatenate([b[label] for b in batches])
   weights = np.concatenate([b["row_weight"] for b in batches]).astype(np.float64)
   counts = np.bincount(labels, weights)
-  return float(counts.max() / counts.sum())
+  return Baseline("majority", {"accuracy": float(counts.max() / counts.sum())})
