@@ -28,7 +28,7 @@ def recipe(
 
   examples: how many labelled examples there are; few are seen more often.
   """
-  classifier = "mean" if model.classifier == "pooler" else model.classifier
+  classifier = "mean" if "pooler" in model.classifier else model.classifier
   epochs = 2 if examples > 2000 else 4
   steps = max(1, epochs * examples // BATCH)
   return Experiment(

@@ -145,7 +145,9 @@ def check_pairs(objective: Objective, data: Rows) -> None:
     "swapped": "labels swapped pairs",
   }[here]
   rows = f"data.segments.next={here}" if here else "the data of this experiment"
+  has_field = here and "next" in {f.name for f in dataclasses.fields(data.segments)}
+  remedy = f".next={needed}" if has_field else f"=SegmentPair(next='{needed}')"
   raise UserError(
     f"{rows} {because}, so that {objective.name} could not learn what it is for; set "
-    f"data.segments.next={needed} or leave {objective.name} out of objectives"
+    f"data.segments{remedy} or leave {objective.name} out of objectives"
   )

@@ -7,7 +7,8 @@ Sources: SplitMix64 (Steele, Lea, Flood 2014) mixes the identity of a row into a
 32-bit finaliser with multipliers 0x21f0aaad, 0xd35a2d97 (github.com/skeeto/hash-prospector) turns
 key and column into bits, half of the key entering before the first multiplication and half after.
 
-Streams are small integers. One purpose, one stream: objectives/masking.py has 0 and 1.
+Streams are small integers. One purpose, one stream: objectives/masking.py has 0 to 3,
+data/packing.py 8 to 10.
 """
 
 from __future__ import annotations

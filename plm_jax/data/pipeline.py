@@ -19,12 +19,16 @@ import numpy as np
 from absl import flags
 
 from plm_jax.data.draws import Draws, permute
+from plm_jax.data.packing import DocSentences, FullSentences, SentencePair
 from plm_jax.data.segments import SegmentPair, pass_table
 from plm_jax.data.tokenizers import BytePairs, Unigram, Vocab, WordPiece
 from plm_jax.errors import UserError
 
 _EVALUATION_SEED = 0  # of its own, so that runs with different seeds are measured on the same masks
 _ORDER = 1  # tells the key of an epoch's order from other keys made of seed and epoch
+
+
+Segments = SegmentPair | SentencePair | FullSentences | DocSentences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,7 @@ class Corpus:
 
   source: str = "tfds:installed_text"
   tokenizer: WordPiece | BytePairs | Unigram = WordPiece(vocab_size=4096)  # noqa: RUF009  frozen
-  segments: SegmentPair = SegmentPair()  # noqa: RUF009  frozen
+  segments: Segments = SegmentPair()  # noqa: RUF009  frozen
   length: int = 128
   held_out: float = 0.02
   passes: int = 10
@@ -118,6 +122,11 @@ class Batches:
         f"the corpus makes {rows} rows of up to {self.corpus.length} tokens, fewer than one global "
         f"batch of {self.global_batch}: give more text, a smaller global_batch or a shorter length."
       )
+
+  def fill(self) -> float:
+    """The share of a row's positions that is no padding, over the first pass."""
+    table = self._table(self.seed, 0)
+    return float(self.corpus.segments.tokens(table).mean() / self.corpus.length)
 
   def evaluation(self, max_rows: int | None = None) -> list[dict[str, np.ndarray]]:
     """All rows in order with masks that never change, as batches of the training shape.

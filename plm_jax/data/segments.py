@@ -60,6 +60,8 @@ class SegmentPair:
   short: float = 0.1
   separators: int = 1
 
+  drawn = True  # whether other seeds and passes have other rows
+
   def __post_init__(self):
     if self.next not in ("random", "swapped", "none"):
       raise UserError(
@@ -80,6 +82,10 @@ class SegmentPair:
         blocks.append(np.array(rows, SPANS))
         rows = []
     return np.concatenate([*blocks, np.array(rows, SPANS)])
+
+  def tokens(self, rows: np.ndarray) -> np.ndarray:
+    """int [N]: how many positions of each row are no padding."""
+    return rows["a_length"] + rows["b_length"] + 2 + self.separators * (rows["b_length"] > 0)
 
   def read(
     self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
@@ -150,14 +156,14 @@ def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
   return windows
 
 
-def pass_table(
-  store: TokenStore, segments: SegmentPair, length: int, seed: int, pass_: int
-) -> np.ndarray:
+def pass_table(store: TokenStore, segments, length: int, seed: int, pass_: int) -> np.ndarray:
   """`segments.table(...)`, kept beside the store where that is on disk, and memory-mapped.
 
   All processes of a run map one file. It is written under another name and then renamed, so that
   nobody sees half of it; where the folder cannot be written to, the table stays in memory.
   """
+  if not segments.drawn:
+    seed = pass_ = 0
   folder = getattr(store, "directory", None)
   if folder is None:
     return segments.table(store, length, seed, pass_)

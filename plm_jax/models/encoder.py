@@ -20,9 +20,12 @@ from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.embeddings import Embeddings
 from plm_jax.models.heads import MaskedLMHead
-from plm_jax.models.layers import STDDEV, Linear, scaled_kernels
+from plm_jax.models.layers import STDDEV, Linear, normal_kernels, scaled_kernels
 from plm_jax.models.recurrent import BiLSTM
 from plm_jax.models.transformer import PostNormBlock, Sharing, run_blocks, shared, stack, streams
+
+Classifier = Literal["pooler", "dropout_pooler", "mean", "bilstm"]
+Initializer = Literal["truncated_normal", "normal"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,8 +43,11 @@ class Encoder:
   attention: `causal` is the left-to-right model of BERT's Table 5. It is pooled at its last token,
     the only one that sees all.
   classifier: what stands under the classes. `pooler` is the paper's, which only next-sentence
-    prediction trains; `mean` is the mean of the real tokens' states; `bilstm` is a randomly
+    prediction trains; `dropout_pooler` is fairseq's for RoBERTa, with dropout before the pooler
+    too; `mean` is the mean of the real tokens' states; `bilstm` is a randomly
     initialised BiLSTM (BERT's Table 5, "+ BiLSTM"). The last two belong to that head alone.
+  initializer: of kernels and tables, with standard deviation initializer_range: cut at two sigma
+    (BERT's code) or not (fairseq).
   """
 
   layers: int = 12
@@ -57,10 +63,11 @@ class Encoder:
   groups: int = 1
   activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_tanh"
   attention: Literal["bidirectional", "causal"] = "bidirectional"
-  classifier: Literal["pooler", "mean", "bilstm"] = "pooler"
+  classifier: Classifier = "pooler"
   dropout: float = 0.1
   attention_dropout: float = 0.1
   norm_eps: float = 1e-12
+  initializer: Initializer = "truncated_normal"
   initializer_range: float = 0.02
 
   def __post_init__(self):
@@ -97,8 +104,8 @@ class Encoder:
     return ()
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> EncoderModel:
-    """Random parameters (truncated normal), with the named heads: `mlm`, `nsp`, `sop` (0 as size)
-    and `classes` (the number of labels). The pooler exists where a head needs it or it is named.
+    """Random parameters, with the named heads: `mlm`, `nsp`, `sop` (0 as size) and `classes` (the
+    number of labels). The pooler exists where a head needs it or it is named.
     """
     if self.vocab_size is None:
       raise ValueError("vocab_size is not resolved: Experiment.resolve fills it from the tokenizer")
@@ -107,7 +114,10 @@ class Encoder:
       raise UserError(
         f"an encoder has no head {sorted(unknown)[0]!r}; it has mlm, nsp, sop and classes"
       )
-    return scaled_kernels(EncoderModel(self, key, heads), self.initializer_range / STDDEV)
+    model = EncoderModel(self, key, heads)
+    if self.initializer == "normal":
+      return normal_kernels(model, key, self.initializer_range)
+    return scaled_kernels(model, self.initializer_range / STDDEV)
 
 
 class EncoderModel(nnx.Module):
@@ -141,11 +151,13 @@ class EncoderModel(nnx.Module):
         dropout=c.dropout,
         attention_dropout=c.attention_dropout,
       ),
+      # Of 12 layers of the size of ALBERT-xxlarge, 11 would be drawn to be thrown away.
+      first=c.groups if c.sharing == "all" else None,
     )
     self.blocks = shared(layers, c.sharing, c.groups)
     reads = "classes" in heads and c.classifier == "bilstm"
     pooled = {"nsp", "sop", "pooler"} & set(heads) or (
-      "classes" in heads and c.classifier == "pooler"
+      "classes" in heads and c.classifier in ("pooler", "dropout_pooler")
     )
     self.pooler = Linear(pooler, (c.width,), (c.width,)) if pooled else None
     self.mlm = (
@@ -178,13 +190,13 @@ class EncoderModel(nnx.Module):
   def masked_lm(self) -> EncoderModel | None:
     return self if self.mlm is not None and self.config.attention == "bidirectional" else None
 
-  def pool(self, hidden_BTD: jax.Array, batch: dict) -> jax.Array:
+  def pool(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None = None) -> jax.Array:
     """`[B, D]`: dense and tanh on the state of [CLS], or of the last token where attention is
-    causal; trained only through a head on top of it."""
+    causal; trained only through a head on top of it. With noise the state is dropped out first."""
     causal = self.config.attention == "causal"
     at_B = batch["length"] - 1 if causal else jnp.zeros_like(batch["length"])
     state_BD = jnp.take_along_axis(hidden_BTD, at_B[:, None, None], axis=1)[:, 0]
-    return jnp.tanh(self.pooler(state_BD))
+    return jnp.tanh(self.pooler(dropout(state_BD, self.config.dropout, noise)))
 
   def token_logits(self, hidden: jax.Array) -> jax.Array:
     """`[..., D] -> float32 [..., V]` by the masked-LM head."""
@@ -203,11 +215,15 @@ class EncoderModel(nnx.Module):
     return self.sop(self.pool(hidden_BTD, batch)).astype(jnp.float32)
 
   def class_logits(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
-    """float32 `[B, classes]` from the pooled state (google-research/bert, run_classifier.py)."""
+    """float32 `[B, classes]` from the pooled state (google-research/bert, run_classifier.py;
+    fairseq, `RobertaClassificationHead`: dropout, dense, tanh, dropout, linear)."""
     if self.bilstm is not None:
       pooled_BD = self.bilstm.last(hidden_BTD, batch["length"])
     elif self.config.classifier == "mean":
       pooled_BD = mean_of_tokens(hidden_BTD, batch["length"])
+    elif self.config.classifier == "dropout_pooler":
+      before, noise = streams(noise, 2)
+      pooled_BD = self.pool(hidden_BTD, batch, before)
     else:
       pooled_BD = self.pool(hidden_BTD, batch)
     pooled_BD = dropout(pooled_BD, self.config.dropout, noise)

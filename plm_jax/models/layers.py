@@ -37,6 +37,19 @@ def scaled_kernels(model: nnx.Module, factor: float) -> nnx.Module:
   return jax.tree_util.tree_map_with_path(scaled, model)
 
 
+def normal_kernels(model: nnx.Module, key: jax.Array, stddev: float) -> nnx.Module:
+  """The model with every kernel and table, but no bias or gain, drawn anew from a normal that is
+  not cut (fairseq, transformer_sentence_encoder.py `init_bert_params`)."""
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(model)
+  drawn = []
+  for number, (path, leaf) in enumerate(leaves):
+    names = {getattr(entry, "name", None) for entry in path}
+    if names & {"kernel", "table"}:
+      leaf = stddev * jax.random.normal(jax.random.fold_in(key, number), leaf.shape, leaf.dtype)
+    drawn.append(leaf)
+  return jax.tree_util.tree_unflatten(treedef, drawn)
+
+
 class Linear(nnx.Module):
   """`y = x W + b`, contracting the axes `inputs` of the kernel `[*inputs, *outputs]`."""
 

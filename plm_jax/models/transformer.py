@@ -63,9 +63,12 @@ def streams(noise: Noise | None, count: int) -> list[Noise | None]:
   return [None if noise is None else noise.fold(i) for i in range(count)]
 
 
-def stack(key: jax.Array, layers: int, make: Callable[[jax.Array], nnx.Module]) -> nnx.Module:
-  """`layers` modules made by `make(key)`, as one whose parameters have a leading layer axis."""
-  return jax.vmap(make)(jax.random.split(key, layers))
+def stack(
+  key: jax.Array, layers: int, make: Callable[[jax.Array], nnx.Module], first: int | None = None
+) -> nnx.Module:
+  """`layers` modules made by `make(key)`, as one whose parameters have a leading layer axis; where
+  `first` is given, only so many of them."""
+  return jax.vmap(make)(jax.random.split(key, layers)[:first])
 
 
 Sharing = Literal["none", "all", "attention", "ffn"]

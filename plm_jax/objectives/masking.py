@@ -1,9 +1,11 @@
 """Choosing the positions to predict and replacing their tokens, for whole blocks of rows at once.
 
-Source: google-research/bert (eedf571) create_pretraining_data.py, `create_masked_lm_predictions`.
+Sources: google-research/bert (eedf571) create_pretraining_data.py, `create_masked_lm_predictions`;
+for rules="fairseq", fairseq (3d262bb) data/mask_tokens_dataset.py.
 
     predictions(length, rate, max_predictions) -> P            static number of prediction slots
     candidates(input_ids, vocab) -> bool [B, T]                all but [PAD], [CLS], [SEP]
+    real_tokens(input_ids, length) -> bool [B, T]              all but padding
     corrupt_tokens(input_ids, length, candidate_mask, draws, vocab, *, rate, mask, same, random,
                    max_predictions, unit) -> Corrupted(input_ids, positions, targets, weights)
 
@@ -12,6 +14,7 @@ Static masking is the same function with draws of `epoch % copies`: `draws.repea
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
   from plm_jax.data.tokenizers import Vocab
 
 _RANKS = 16  # of words that are weighed at once
-_ORDER, _FATE = 0, 1  # streams of draws
+_ORDER, _FATE, _COUNT = 0, 1, 3  # streams of draws
+
+Rules = Literal["bert", "fairseq"]
 
 
 class Corrupted(NamedTuple):
@@ -35,9 +40,12 @@ class Corrupted(NamedTuple):
   weights: np.ndarray  # float32 [B, P], 1 for a prediction, 0 for padding
 
 
-def predictions(length: int, rate: float, max_predictions: int | None = None) -> int:
-  """P, the static number of slots for rows of `length` tokens: 19 at 128, 77 at 512 (rate .15)."""
-  budget = max(1, round(length * rate))
+def predictions(
+  length: int, rate: float, max_predictions: int | None = None, rules: Rules = "bert"
+) -> int:
+  """P, the static number of slots for rows of `length` tokens: 19 at 128, 77 at 512 (rate .15);
+  20 and 77 by fairseq's rules, which sometimes round up."""
+  budget = max(1, round(length * rate) if rules == "bert" else math.ceil(length * rate))
   return budget if max_predictions is None else min(max_predictions, budget)
 
 
@@ -53,6 +61,11 @@ def candidates(input_ids: np.ndarray, vocab: Vocab) -> np.ndarray:
   return allowed
 
 
+def real_tokens(input_ids: np.ndarray, length: np.ndarray) -> np.ndarray:
+  """bool [B, T]: positions that may be predicted by fairseq's rules; all but padding."""
+  return np.arange(input_ids.shape[1]) < length[:, None]
+
+
 def corrupt_tokens(
   input_ids: np.ndarray,
   length: np.ndarray,
@@ -66,6 +79,7 @@ def corrupt_tokens(
   random: float = 0.1,
   max_predictions: int | None = None,
   unit: Literal["token", "whole_word"] = "token",
+  rules: Rules = "bert",
 ) -> Corrupted:
   """Selects positions and replaces the tokens there by [MASK], by a random token, or not at all.
 
@@ -73,12 +87,17 @@ def corrupt_tokens(
   n = min(max_predictions, max(1, round(length * rate))) predictions, fewer where candidates run
   out. Each selected token draws its own fate: `mask`, `random` (uniform over the whole vocabulary,
   special tokens and the token itself included), else `same`; the three sum to 1.
+  With rules="fairseq" n = int(length * rate + u), u uniform in [0, 1) and the row's own, and random
+  tokens are never special.
   `candidate_mask` bool [B, T]; with unit="whole_word" all pieces of a word are selected or none.
   """
   del same  # what the other two leave
   columns = input_ids.shape[1]
-  slots = predictions(columns, rate, max_predictions)
-  budget = _budget(length, rate, slots)
+  slots = predictions(columns, rate, max_predictions, rules)
+  if rules == "bert":
+    budget = _budget(length, rate, slots)
+  else:
+    budget = _probabilistic_budget(length, rate, slots, draws)
   if unit == "token":
     positions, valid = _choose_tokens(candidate_mask, budget, slots, draws)
   else:
@@ -96,24 +115,39 @@ def corrupt_tokens(
   first = np.arange(0, input_ids.size, columns)[:, None]
   slot = np.where(valid, positions + first, input_ids.size)
   targets = flat.take(slot)
-  flat[slot] = _replacements(targets, positions.astype(np.uint32), draws, vocab, mask, random)
+  ordinary = np.flatnonzero(~vocab.special) if rules == "fairseq" else None
+  positions_32 = positions.astype(np.uint32)
+  flat[slot] = _replacements(targets, positions_32, draws, vocab, mask, random, ordinary)
   corrupted = flat[:-1].reshape(input_ids.shape)
   return Corrupted(corrupted, positions, targets, valid.astype(np.float32))
 
 
-def _replacements(targets, positions, draws, vocab, mask, random) -> np.ndarray:
-  """The tokens at the selected positions, int32 [B, P]; by arithmetic: a random `where` is slow."""
+def _replacements(targets, positions, draws, vocab, mask, random, ordinary) -> np.ndarray:
+  """The tokens at the selected positions, int32 [B, P]; by arithmetic: a random `where` is slow.
+
+  Random tokens are drawn from `ordinary`, int [N], or where that is None from all.
+  """
   fate = draws.bits_at(_FATE, positions) * 2.0**-32
   is_mask, is_changed = fate < mask, fate < mask + random
   # Where in the interval of random tokens the draw fell says which token it is.
-  token = (fate - mask) * (vocab.size / (random or 1))
-  anything = np.clip(token, 0, vocab.size - 1).astype(np.int32)
+  size = vocab.size if ordinary is None else len(ordinary)
+  token = (fate - mask) * (size / (random or 1))
+  anything = np.clip(token, 0, size - 1).astype(np.int32)
+  if ordinary is not None:
+    anything = ordinary.astype(np.int32).take(anything)
   return targets + (anything - targets) * is_changed + (vocab.mask - anything) * is_mask
 
 
 def _budget(length: np.ndarray, rate: float, slots: int) -> np.ndarray:
   # rint and Python's round agree: halves go to the even neighbour.
   return np.clip(np.rint(length * rate), 1, slots).astype(np.int32)
+
+
+def _probabilistic_budget(length, rate, slots, draws) -> np.ndarray:
+  """The integer on either side of `length * rate`, so drawn that its mean is that; 0 is possible
+  for rows of less than 1 / rate tokens."""
+  shifted = length * rate + draws.uniform(_COUNT, 1)[:, 0]
+  return np.minimum(shifted.astype(np.int32), slots)
 
 
 def _random_order(allowed: np.ndarray, draws: Draws, ranks: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Masked language modelling (Devlin et al. 2019, section 3.1, task 1).
 
 Sources: google-research/bert (eedf571) create_pretraining_data.py for what is chosen and how it is
-replaced, run_pretraining.py for the loss.
+replaced, run_pretraining.py for the loss; fairseq (3d262bb) data/mask_tokens_dataset.py.
 Deviation: the loss is divided by the number of predictions, not by that number + 1e-5.
 """
 
@@ -15,6 +15,7 @@ import jax
 from plm_jax.errors import UserError
 from plm_jax.objectives import masking
 from plm_jax.objectives.baselines import Baseline, unigram
+from plm_jax.objectives.masking import Rules
 from plm_jax.objectives.objective import Terms, cross_entropy
 
 
@@ -30,6 +31,8 @@ class MLM:
   masking: `dynamic` draws new masks every epoch (RoBERTa), `static` repeats after `copies` epochs
     (BERT's `dupe_factor`).
   max_predictions: None is the budget rule itself, round(rate * length): 19 at 128, 77 at 512.
+  rules: `fairseq` is RoBERTa's code: <s> and </s> may be chosen too, int(rate * length + u) are, u
+    uniform in [0, 1) and the row's own, and random tokens are never special.
   """
 
   rate: float = 0.15
@@ -40,6 +43,7 @@ class MLM:
   masking: Literal["dynamic", "static"] = "dynamic"
   copies: int = 10
   max_predictions: int | None = None
+  rules: Rules = "bert"
   weight: float = 1.0
   name = "mlm"
 
@@ -49,6 +53,8 @@ class MLM:
     shares = (self.mask, self.same, self.random)
     if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
       raise UserError(f"mlm.mask, mlm.same and mlm.random are {shares}; shares must sum to 1")
+    if self.rules == "fairseq" and self.unit != "token":
+      raise UserError(f'mlm.rules=fairseq chooses tokens; with mlm.unit={self.unit} take "bert"')
     if self.copies < 1 or (self.max_predictions or 1) < 1:
       raise UserError("mlm.copies and mlm.max_predictions must be at least 1")
 
@@ -65,11 +71,12 @@ class MLM:
       )
     if self.masking == "static":
       draws = draws.repeat(self.copies)
-    ids = batch["input_ids"]
+    ids, length = batch["input_ids"], batch["length"]
+    bert = self.rules == "bert"
     input_ids, positions, targets, weights = masking.corrupt_tokens(
       ids,
-      batch["length"],
-      masking.candidates(ids, vocab),
+      length,
+      masking.candidates(ids, vocab) if bert else masking.real_tokens(ids, length),
       draws,
       vocab,
       rate=self.rate,
@@ -78,6 +85,7 @@ class MLM:
       random=self.random,
       max_predictions=self.max_predictions,
       unit=self.unit,
+      rules=self.rules,
     )
     return batch | {
       "input_ids": input_ids,

@@ -8,6 +8,7 @@ import pytest
 from plm_jax.data.draws import Draws
 from plm_jax.errors import UserError
 from plm_jax.objectives import masking
+from plm_jax.objectives.mlm import MLM
 from tests.data.toy_store import CLS, MASK, PAD, SEP, toy_vocab
 
 VOCAB = toy_vocab()
@@ -203,3 +204,80 @@ def test_shares_of_one_or_zero_are_exact():
   assert (chosen == MASK).all()
   nothing = corrupt(ids, length, mask=0.0, same=1.0, random=0.0)
   np.testing.assert_array_equal(nothing.input_ids, ids)
+
+
+def corrupt_as_fairseq(ids, length, rows=None, **options):
+  draws = Draws(0, 0, np.arange(len(ids)) if rows is None else rows)
+  allowed = masking.real_tokens(ids, length)
+  return masking.corrupt_tokens(ids, length, allowed, draws, VOCAB, rules="fairseq", **options)
+
+
+@pytest.mark.parametrize(
+  ("length", "lower", "share"), [(128, 19, 0.2), (512, 76, 0.8), (20, 3, 0), (3, 0, 0.45)]
+)
+def test_fairseq_rounds_the_number_of_predictions_up_or_down_at_random(length, lower, share):
+  rows = 20_000
+  ids, lengths = np.full((rows, length), 7, np.int32), np.full(rows, length)
+  number = corrupt_as_fairseq(ids, lengths).weights.sum(axis=1)
+  assert set(number) <= {lower, lower + 1}
+  assert np.mean(number == lower + 1) == pytest.approx(
+    share, abs=5 * np.sqrt(share * (1 - share) / rows)
+  )
+  assert masking.predictions(length, 0.15, rules="fairseq") == max(1, lower + (share > 0))
+
+
+def test_fairseq_chooses_special_tokens_as_often_as_others_and_padding_never():
+  ids, length = rows_of(1, 64)
+  ids, length = np.repeat(ids, 20_000, axis=0), np.full(20_000, 60)
+  ids[:, 59:] = SEP
+  ids[:, 60:] = PAD
+  result = corrupt_as_fairseq(ids, length)
+  counts = np.bincount(result.positions[result.weights > 0], minlength=64)
+  assert (counts[60:] == 0).all()
+  np.testing.assert_allclose(counts[:60] / 20_000, 9 / 60, atol=5 * np.sqrt(0.15 * 0.85 / 20_000))
+
+
+def test_fairseq_s_shares_are_80_10_10_and_its_random_tokens_are_never_special():
+  ids, length = rows_of(8000, 128)
+  result = corrupt_as_fairseq(ids, length)
+  valid = result.weights > 0
+  assert valid.sum() >= 1e5
+  new = np.take_along_axis(result.input_ids, result.positions, axis=1)[valid]
+  old = result.targets[valid]
+  assert np.mean(new == MASK) == pytest.approx(0.8, abs=0.005)
+  assert np.mean(new == old) == pytest.approx(0.1, abs=0.004)
+  drawn = new[(new != MASK) & (new != old)]
+  counts = np.bincount(drawn, minlength=VOCAB.size)
+  assert (counts[VOCAB.special] == 0).all()
+  counts = counts[~VOCAB.special]
+  statistic = ((counts - counts.mean()) ** 2 / counts.mean()).sum()
+  assert abs(statistic - len(counts)) < 5 * np.sqrt(2 * len(counts))
+
+
+def test_fairseq_s_masks_belong_to_the_row_whatever_the_block():
+  ids, length = rows_of(60, 64, shortest=8)
+  part = np.array([40, 3, 17])
+  whole = corrupt_as_fairseq(ids, length)
+  again = corrupt_as_fairseq(ids[part], length[part], rows=part)
+  for a, b in zip(whole, again, strict=True):
+    np.testing.assert_array_equal(a[part], b)
+
+
+def test_static_masks_of_fairseq_s_rules_repeat_with_their_number():
+  ids, length = rows_of(60, 64, shortest=8)
+  batch = {"input_ids": ids, "length": length, "row_weight": np.ones(60, np.float32)}
+  mlm = MLM(rules="fairseq", masking="static", copies=3)
+  one, same, other = (
+    mlm.corrupt(batch, Draws(0, epoch, np.arange(60)), VOCAB) for epoch in (1, 4, 2)
+  )
+  for key, value in one.items():
+    np.testing.assert_array_equal(value, same[key])
+  assert (one["mlm_weights"].sum(axis=1) != other["mlm_weights"].sum(axis=1)).any()
+  plain = MLM().corrupt(batch, Draws(0, 0, np.arange(60)), VOCAB)
+  assert not np.isin(plain["mlm_targets"][plain["mlm_weights"] > 0], [CLS, SEP]).any()
+  assert np.isin(one["mlm_targets"][one["mlm_weights"] > 0], [CLS, SEP]).any()
+
+
+def test_fairseq_s_rules_refuse_whole_words():
+  with pytest.raises(UserError, match="fairseq"):
+    MLM(rules="fairseq", unit="whole_word")

@@ -1,0 +1,240 @@
+"""RoBERTa's input formats beside segment pairs (Liu et al. 2019, section 4.2), as spans of a store.
+
+    FullSentences   <s> sentences of a document </s> and of the next </s>   FULL-SENTENCES
+    DocSentences    <s> sentences of one document </s>                      DOC-SENTENCES
+    SentencePair    <s> a sentence </s></s> a sentence </s>                 SENTENCE-PAIR+NSP
+
+SEGMENT-PAIR+NSP is `SegmentPair(short=0, separators=2)`. Sources: the paper; for the packing
+fairseq (3d262bb) data/token_block_utils_fast.pyx, break modes `complete` and `complete_doc`.
+
+Rows of DocSentences end with their document, and pairs of sentences are short. The paper enlarges
+the batch "dynamically" to keep the tokens per update; here shapes are static, so that the batch of
+an experiment is chosen once, from the measured share of its positions that is text (`Batches.fill`,
+which a run prints at its start): global_batch * data.length * fill is to be that of the format it
+is compared with. For pairs of sentences a shorter data.length saves the padding.
+
+Deviations: fairseq ends every line with </s>, here </s> stands only between documents, as the paper
+says; a sentence longer than a row is cut to pieces, where fairseq makes a row that is too long.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from plm_jax.data.draws import Draws
+from plm_jax.data.segments import SPANS, frame, read_pairs, windows
+from plm_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from plm_jax.data.store import TokenStore
+  from plm_jax.data.tokenizers import Vocab
+
+PACKED = np.dtype(
+  [
+    ("start", np.int64),  # offset into the stored tokens
+    ("document", np.int64),  # that the first token belongs to
+    ("length", np.int32),  # stored tokens
+    ("separators", np.int32),  # documents that begin within the row, after its first token
+  ]
+)
+_BLOCK = 1 << 20  # sentences that are looked at at once
+_COIN, _DOCUMENT, _SENTENCE = 8, 9, 10  # streams of draws
+
+
+class _Packed:
+  """Rows of as many whole sentences as fit, in the order of the text; every token is in one row.
+
+  All seeds and passes have the same rows: only their order and their masks differ.
+  """
+
+  drawn = False
+  crosses: bool  # whether a row may go on with the next document, after a separator
+
+  def table(self, store: TokenStore, length: int, seed: int, pass_: int) -> np.ndarray:
+    """PACKED [N]: the rows of the store."""
+    blocks, begin, sentences = [np.empty(0, PACKED)], 0, _BLOCK
+    while begin < store.sentence_starts[-1]:
+      rows, stop = self._rows(store, begin, sentences, length - 2)
+      # A block with less than one row in it cannot end; a larger one will.
+      sentences = _BLOCK if stop > begin else 2 * sentences
+      blocks.append(rows)
+      begin = stop
+    return np.concatenate(blocks)
+
+  def tokens(self, rows: np.ndarray) -> np.ndarray:
+    """int [N]: how many positions of each row are no padding."""
+    return rows["length"] + rows["separators"] + 2
+
+  def read(
+    self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
+  ) -> dict[str, np.ndarray]:
+    """The tokens of PACKED [B]: input_ids and segment_ids int32 [B, T]; length and pair_label int32
+    [B]. There is one segment, and no pair: both are 0."""
+    cls, sep = frame(vocab)
+    input_ids = windows(store.tokens, table_rows["start"] - 1, length).astype(np.int32)
+    crossing = np.flatnonzero(table_rows["separators"])
+    if crossing.size:
+      input_ids[crossing] = _across(store, table_rows[crossing], length, sep)
+    last_sep = self.tokens(table_rows) - 1
+    np.copyto(input_ids, vocab.pad, where=np.arange(length) > last_sep[:, None])
+    input_ids[:, 0] = cls
+    input_ids[np.arange(len(table_rows)), last_sep] = sep
+    return {
+      "input_ids": input_ids,
+      "segment_ids": np.zeros_like(input_ids),
+      "length": (last_sep + 1).astype(np.int32),
+      "pair_label": np.zeros(len(table_rows), np.int32),
+    }
+
+  def _rows(
+    self, store: TokenStore, begin: int, sentences: int, room: int
+  ) -> tuple[np.ndarray, int]:
+    """The rows from the token `begin` on that are sure to end within so many sentences, and the
+    token after them."""
+    first = int(np.searchsorted(store.sentence_starts, begin, side="right")) - 1
+    bounds = np.asarray(store.sentence_starts[first : first + sentences + 1])
+    is_end = first + sentences >= len(store.sentence_starts) - 1
+    sentence = np.flatnonzero(np.diff(bounds))
+    starts = np.maximum(bounds[sentence], begin)
+    document = np.searchsorted(store.document_starts, sentence + first, side="right") - 1
+    # What is longer than a row is cut to pieces of one row each and a rest.
+    sizes = bounds[sentence + 1] - starts
+    pieces = -(-sizes // room)
+    within = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    starts = np.repeat(starts, pieces) + room * within
+    document = np.repeat(document, pieces)
+    ends = np.append(starts[1:], bounds[-1])
+    # Counted with a separator before every document, a piece begins at starts + document.
+    until = np.searchsorted(ends + document, starts + document + room, side="right")
+    if not self.crosses:
+      until = np.minimum(until, np.searchsorted(document, document, side="right"))
+    row = _chain(until, len(starts))
+    after = until[row]
+    if not is_end and after[-1] == len(starts):  # the next block may have more for this row
+      row, after = row[:-1], after[:-1]
+    rows = np.empty(len(row), PACKED)
+    rows["start"], rows["document"] = starts[row], document[row]
+    rows["length"] = ends[after - 1] - starts[row]
+    rows["separators"] = document[after - 1] - document[row]
+    return rows, int(ends[after[-1] - 1]) if len(row) else begin
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullSentences(_Packed):
+  """FULL-SENTENCES: rows are filled across documents, with a separator between two of them."""
+
+  crosses = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocSentences(_Packed):
+  """DOC-SENTENCES: a row ends with its document at the latest."""
+
+  crosses = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentencePair:
+  """SENTENCE-PAIR+NSP: A is one sentence, B by a coin the next one (label 0) or one of another
+  document (label 1); the last sentence of a document gets a random B, as in `SegmentPair`.
+
+  After a random B the text goes on behind A. Pairs that are too long lose the end of the longer
+  sentence. `separators` stand between A and B.
+  """
+
+  separators: int = 2
+
+  next = "random"
+  drawn = True
+
+  def __post_init__(self):
+    if self.separators not in (1, 2):
+      raise UserError(f"SentencePair.separators is {self.separators}; it must be 1 or 2.")
+
+  def table(self, store: TokenStore, length: int, seed: int, pass_: int) -> np.ndarray:
+    """SPANS [N]: the rows of one pass over the store, in the order of its sentences."""
+    bounds = np.asarray(store.document_starts)
+    readable = np.flatnonzero(np.diff(bounds))
+    blocks, first = [np.empty(0, SPANS)], 0
+    while first < bounds[-1]:
+      document = np.searchsorted(bounds, first + _BLOCK, side="right") - 1
+      last = max(bounds[document], bounds[np.searchsorted(bounds, first, side="right")])
+      blocks.append(self._rows(store, np.arange(first, last), readable, seed, pass_))
+      first = last
+    return _shortened(np.concatenate(blocks), length - 2 - self.separators)
+
+  def tokens(self, rows: np.ndarray) -> np.ndarray:
+    """int [N]: how many positions of each row are no padding."""
+    return rows["a_length"] + rows["b_length"] + 2 + self.separators
+
+  def read(
+    self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
+  ) -> dict[str, np.ndarray]:
+    """The tokens of SPANS [B], as `read_pairs` lays them out."""
+    return read_pairs(store, table_rows, length, vocab, self.separators)
+
+  def _rows(self, store: TokenStore, sentence, readable, seed: int, pass_: int) -> np.ndarray:
+    """The pairs of whole documents with the sentences int [S], before they are shortened."""
+    starts = np.asarray(store.sentence_starts[sentence[0] : sentence[-1] + 2])
+    sentence = sentence[np.diff(starts) > 0]
+    bounds = np.asarray(store.document_starts)
+    document = np.searchsorted(bounds, sentence, side="right") - 1
+    draws = Draws(seed, pass_, sentence)
+    is_last = np.diff(document, append=-1) != 0
+    is_random = is_last | (draws.bits(_COIN, 1)[:, 0] < np.uint32(1 << 31))
+    a = _chain(np.arange(len(sentence)) + 2 - is_random, len(sentence))
+    # Another document: one of the others, counted without the own one where there are others.
+    own = np.searchsorted(readable, document)
+    other = _below(draws, _DOCUMENT, max(len(readable) - 1, 1))
+    other = readable[other + (other >= own) * (len(readable) > 1)]
+    elsewhere = bounds[other] + _below(draws, _SENTENCE, bounds[other + 1] - bounds[other])
+    b = np.where(is_random, elsewhere, np.append(sentence[1:], 0))[a]
+    a, label = sentence[a], is_random[a]
+    rows = np.empty(len(a), SPANS)
+    for name, chosen in (("a", a), ("b", b)):
+      rows[f"{name}_start"] = store.sentence_starts[chosen]
+      rows[f"{name}_length"] = store.sentence_starts[chosen + 1] - store.sentence_starts[chosen]
+    rows["label"] = label
+    return rows[rows["b_length"] > 0]
+
+
+def _below(draws: Draws, stream: int, size) -> np.ndarray:
+  """int64 [B]: an integer in [0, size) for each row of `draws`."""
+  bits = draws.bits(stream, 1)[:, 0].astype(np.uint64)
+  return (bits * np.asarray(size, np.uint64) >> np.uint64(32)).astype(np.int64)
+
+
+def _chain(until: np.ndarray, size: int) -> np.ndarray:
+  """0, until[0], until[until[0]], ... below `size`."""
+  until, at, found = until.tolist(), 0, []
+  while at < size:
+    found.append(at)
+    at = until[at]
+  return np.array(found, np.int64)
+
+
+def _shortened(rows: np.ndarray, room: int) -> np.ndarray:
+  """SPANS [N] with the longer of A and B (B when equal) cut at its end, token by token."""
+  a, b = rows["a_length"], rows["b_length"]
+  excess = np.maximum(a + b - room, 0)
+  longer = np.minimum(excess, np.abs(a - b))
+  from_a = (excess - longer) // 2 + longer * (a > b)
+  rows["a_length"], rows["b_length"] = a - from_a, b - (excess - from_a)
+  return rows
+
+
+def _across(store: TokenStore, rows: np.ndarray, length: int, sep: int) -> np.ndarray:
+  """int32 [B, T]: windows of rows in which documents begin, a separator before each of them."""
+  row = np.repeat(np.arange(len(rows)), rows["separators"])
+  number = np.arange(len(row)) - np.searchsorted(row, row)
+  begins = store.sentence_starts[store.document_starts[rows["document"][row] + 1 + number]]
+  is_sep = np.zeros((len(rows), length), bool)
+  is_sep[row, 1 + begins - rows["start"][row] + number] = True
+  columns = np.arange(length) - np.cumsum(is_sep, axis=1)
+  offsets = rows["start"][:, None] - 1 + columns
+  tokens = np.take(np.asarray(store.tokens), offsets, mode="clip").astype(np.int32)
+  np.copyto(tokens, sep, where=is_sep)
+  return tokens

@@ -1,0 +1,29 @@
+"""RoBERTa: A Robustly Optimized BERT Pretraining Approach (Liu et al. 2019, arXiv:1907.11692).
+
+Sources: the paper; fairseq (3d262bb) models/roberta/model.py and, for the initial weights,
+modules/transformer_sentence_encoder.py. The architecture is BERT's with the exact GELU, eps 1e-5, a
+byte-level vocabulary, and positions counted from 2 on: ids 0 and 1 of fairseq's dictionary are <s>
+and padding, and it counts positions from behind the id of padding.
+Deviations: there is one segment row, added to every token, as in transformers' checkpoints, where
+fairseq has none (`segments=0`); the embedding rows of padding start at random instead of at zero,
+since no real position ever reads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from plm_jax.models.encoder import Classifier, Encoder, Initializer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Roberta(Encoder):
+  """RoBERTa; the defaults are RoBERTa-base. Its vocabulary has 50,265 tokens as published."""
+
+  first_position: int = 2
+  segments: int = 1
+  activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_erf"
+  norm_eps: float = 1e-5
+  classifier: Classifier = "dropout_pooler"
+  initializer: Initializer = "normal"
