@@ -257,6 +257,11 @@ def _import(path: Path) -> ModuleType:
   return module
 
 
+def load_file(file: str) -> ModuleType:
+  """The module of a Python file that is looked for as an experiment file is."""
+  return _import(_experiment_file(file))
+
+
 def experiments_of(file: str) -> list[str]:
   """The names of the experiments in one file."""
   return list(_experiments_in(_experiment_file(file)))

@@ -1,0 +1,212 @@
+"""A sweep on disk: its arms and seeds, where each run lives, and the commands that make it.
+
+    DIR/sweep.json        what the sweep is; written once, a directory of another sweep is refused
+        ARM/SEED/         the working directory of one pretraining run, as run_pretrain.py keeps it
+        ARM/SEED/scores.json        its evaluation
+        logs/ARM.SEED.log           what its commands printed
+        states/ARM.SEED.json        how its last attempt ended, if it failed
+
+Everything that runs here is a command that can also be given by hand: `Plan.commands` says them.
+Nothing in this file imports jax, so that the process that starts a run is small.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from plm_jax.errors import UserError
+from plm_jax.train.workdir import read_records, write_whole
+
+FORMAT = 1
+ROOT = Path(__file__).resolve().parents[2]
+SWEEP, SCORES = "sweep.json", "scores.json"
+
+
+class Run(NamedTuple):
+  """One arm with one seed."""
+
+  arm: str
+  seed: int
+
+  def __str__(self) -> str:
+    return f"{self.arm}/{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What is measured of a trained run besides its held-out loss; the flags of
+  plm_jax/ablate/evaluate.py."""
+
+  blimp: str | None = None
+  blimp_pairs: int | None = None
+  finetune: str | None = None
+
+  def flags(self) -> list[str]:
+    given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What sweep.json holds. references: arm -> `FILE:FUNCTION`; steps: arm -> steps of its runs."""
+
+  table: str
+  budget: str
+  settings: tuple[str, ...]
+  seeds: int
+  references: dict[str, str]
+  steps: dict[str, int]
+  evaluation: Evaluation = Evaluation()
+  cache: str | None = None
+
+  def runs(self, arms: list[str] | None = None) -> list[Run]:
+    """Seed by seed, so that all arms can be compared as early as possible."""
+    return [Run(arm, s) for s in range(self.seeds) for arm in arms or self.references]
+
+  def commands(self, out: Path, run: Run) -> dict[str, list[str]]:
+    """What makes a run, in order: name -> words."""
+    workdir = out / run.arm / str(run.seed)
+    cache = [f"--cache={self.cache}"] if self.cache else []
+    pretrain = [
+      *(f"--experiment={self.references[run.arm]}", f"--budget={self.budget}"),
+      *(f"--seed={run.seed}", f"--workdir={workdir}"),
+      *(f"--set={setting}" for setting in self.settings),
+    ]
+    return {
+      "pretraining": [sys.executable, _script(), *pretrain, *cache],
+      "evaluation": [
+        *(sys.executable, "-m", "plm_jax.ablate.evaluate", f"--from={workdir}"),
+        *(*self.evaluation.flags(), *cache),
+      ],
+    }
+
+  def shown(self, out: Path, run: Run) -> list[str]:
+    """The same commands as a reader would type them."""
+    return [shlex.join(["python", *words[1:]]) for words in self.commands(out, run).values()]
+
+  def record(self) -> dict[str, Any]:
+    return {"format": FORMAT, **dataclasses.asdict(self)}
+
+
+def _script() -> str:
+  script = ROOT / "run_pretrain.py"
+  return script.name if Path.cwd() == ROOT else str(script)
+
+
+def read_plan(out: Path) -> Plan:
+  """The sweep of a directory. Errors: `UserError` if it holds none."""
+  try:
+    record = json.loads((out / SWEEP).read_text())
+  except FileNotFoundError:
+    raise UserError(f"{out} is not the directory of a sweep: it has no {SWEEP}") from None
+  except (OSError, ValueError) as error:
+    raise UserError(f"{out / SWEEP} cannot be read: {error}") from error
+  if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
+    raise UserError(f"{out / SWEEP} is not a sweep of this version")
+  record["evaluation"] = Evaluation(**record["evaluation"])
+  return Plan(**record | {"settings": tuple(record["settings"])})
+
+
+def claim(out: Path, plan: Plan) -> Plan:
+  """Makes `out` the directory of this sweep, or goes on with it.
+
+  Seeds and evaluation may be extended later; the number of seeds never shrinks, so that a report
+  shows all that was run. Errors: `UserError` if the directory holds something else.
+  """
+  if not (out / SWEEP).exists():
+    strangers = [p.name for p in out.iterdir() if p.name not in (".lock", SWEEP + ".partial")]
+    if strangers:
+      raise UserError(
+        f"{out} is not empty and holds no sweep ({strangers[0]}); choose another --out"
+      )
+  else:
+    before = read_plan(out)
+    for name, flag in (("table", "table"), ("budget", "budget"), ("settings", "set")):
+      old, new = getattr(before, name), getattr(plan, name)
+      if old != new:
+        raise UserError(
+          f"{out} holds another sweep: --{flag} is {_said(old)} there and {_said(new)} here; "
+          "choose another --out"
+        )
+    plan = dataclasses.replace(plan, seeds=max(plan.seeds, before.seeds))
+  write_whole(out / SWEEP, json.dumps(plan.record(), indent=2) + "\n")
+  return plan
+
+
+def _said(value) -> str:
+  return " ".join(value) or "nothing" if isinstance(value, tuple) else str(value)
+
+
+# --- one run's state ------------------------------------------------------------------------------
+
+
+class State(NamedTuple):
+  """How far a run is. phase: waiting, starting, training, evaluating, done, failed or stopped."""
+
+  phase: str
+  step: int = 0
+  loss: float | None = None
+  seconds_per_step: float | None = None
+  why: str = ""
+
+
+def workdir_of(out: Path, run: Run) -> Path:
+  return out / run.arm / str(run.seed)
+
+
+def log_of(out: Path, run: Run) -> Path:
+  return out / "logs" / f"{run.arm}.{run.seed}.log"
+
+
+def failure_of(out: Path, run: Run) -> Path:
+  return out / "states" / f"{run.arm}.{run.seed}.json"
+
+
+def is_trained(out: Path, run: Run, steps: int) -> bool:
+  """Whether the last checkpoint stands: its folder gets its name only when it is whole."""
+  return (workdir_of(out, run) / "checkpoints" / str(steps)).is_dir()
+
+
+def read_scores(out: Path, run: Run) -> dict[str, Any] | None:
+  try:
+    return json.loads((workdir_of(out, run) / SCORES).read_text())
+  except FileNotFoundError:
+    return None
+
+
+def is_done(out: Path, run: Run, plan: Plan) -> bool:
+  """Whether it was evaluated in every way that the sweep asks for."""
+  scores = read_scores(out, run)
+  return scores is not None and scores["asked"] == dataclasses.asdict(plan.evaluation)
+
+
+def state_of(out: Path, run: Run, plan: Plan, alive: bool = False) -> State:
+  """The state that the files tell. alive: whether a process works on it."""
+  step, loss, pace = _progress(workdir_of(out, run))
+  steps = plan.steps[run.arm]
+  if is_done(out, run, plan):
+    return State("done", steps, loss, pace)
+  if alive:
+    trained = is_trained(out, run, steps)
+    return State("evaluating" if trained else "training" if step else "starting", step, loss, pace)
+  if failure_of(out, run).exists():
+    why = json.loads(failure_of(out, run).read_text())["why"]
+    return State("failed", step, loss, pace, why)
+  return State("stopped" if step else "waiting", step, loss, pace)
+
+
+def _progress(workdir: Path) -> tuple[int, float | None, float | None]:
+  """(last reported step, its loss, seconds per step lately)."""
+  records = [r for r in read_records(workdir / "metrics.jsonl") if r["split"] == "train"]
+  timing = read_records(workdir / "timing.jsonl")[-10:]
+  if not records:
+    return 0, None, None
+  pace = None
+  if len(timing) > 1:  # the first window holds the start
+    pace = sum(r["seconds"] for r in timing[1:]) / (timing[-1]["step"] - timing[0]["step"])
+  return records[-1]["step"], records[-1]["loss"], pace

@@ -1,0 +1,176 @@
+"""Runs a paper's table: every arm with every seed, pretraining and then evaluation.
+
+  python -m plm_jax.ablate.sweep --table=experiments/bert.py:table_6 --out=sweeps/table_6
+  python -m plm_jax.ablate.sweep --list
+  python -m plm_jax.ablate.sweep --table=... --budget=smoke --seeds=3 --jobs=2 --out=DIR
+  python -m plm_jax.ablate.sweep --table=... --out=DIR --arms=no-nsp,base --set=steps=2000
+
+The same command goes on where it was, after a kill too. Then: python -m plm_jax.ablate.report DIR
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import inspect
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from plm_jax import cli, overrides
+from plm_jax.ablate import launch
+from plm_jax.ablate.plan import ROOT, Evaluation, Plan, Run, claim, is_done
+from plm_jax.ablate.table import Arm, Table
+from plm_jax.data.corpora import default_cache
+from plm_jax.data.preparation import prepare
+from plm_jax.errors import UserError
+from plm_jax.experiment import BUDGETS, Experiment
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("table", None, "FILE:FUNCTION of the table.")
+flags.DEFINE_enum("budget", "small", BUDGETS, "Scale: seconds, minutes, or as published.")
+flags.DEFINE_integer("seeds", 3, "How many seeds: 0, 1, 2, ...")
+flags.DEFINE_string("out", None, "Where the sweep is kept (default: sweeps/FILE_FUNCTION_BUDGET).")
+flags.DEFINE_list("arms", [], "Only these arms, with commas between (default: all).")
+flags.DEFINE_multi_string(
+  "set", [], "FIELD=VALUE for all arms, for example steps=2000. Repeatable."
+)
+flags.DEFINE_integer("jobs", 1, "How many runs at a time; they share the cores and the GPUs.")
+flags.DEFINE_enum("launcher", "local", launch.LAUNCHERS, "Who starts the runs.")
+flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files to evaluate on.")
+flags.DEFINE_integer("blimp_pairs", None, "At most so many pairs of each of its files.")
+flags.DEFINE_string("finetune", None, "Fine-tune on so many labels too, such as 500,all.")
+flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
+flags.DEFINE_bool("list", False, "List all tables and leave.")
+flags.DEFINE_bool("dry_run", False, "Show every command, run nothing.")
+
+
+def main() -> int:
+  # The runs need the accelerator; this process only reads experiments and prepares the text.
+  jax.config.update("jax_platforms", "cpu")
+  if FLAGS.list:
+    for reference, line in cli.list_experiments("experiments", returns="Table"):
+      print(f"{reference:45} {line}")
+    return 0
+  table, plan, experiments = planned()
+  out = Path(FLAGS.out or default_out(plan))
+  runs = plan.runs(FLAGS.arms or None)
+  print(heading(table, plan, experiments, runs, out), flush=True)
+  if FLAGS.dry_run:
+    for run in runs:
+      print("", *plan.shown(out, run), sep="\n")
+    return 0
+  with held(out):
+    plan = claim(out, plan)
+    runs = [run for run in plan.runs(FLAGS.arms or None) if not is_done(out, run, plan)]
+    prepare_texts(experiments, Path(plan.cache or default_cache()))
+    failed = launch.LAUNCHERS[FLAGS.launcher](out, plan, runs, FLAGS.jobs) if runs else []
+    if failed is None:  # handed over
+      return 0
+  done = sum(is_done(out, run, plan) for run in plan.runs())
+  print(f"\n{done} of {len(plan.runs())} runs are done")
+  print(f"next: python -m plm_jax.ablate.report {shlex.quote(str(out))}")
+  return 1 if failed else 0
+
+
+def planned() -> tuple[Table, Plan, dict[str, Experiment]]:
+  """What the flags ask for. Errors: `UserError` for whatever no arm could be run with."""
+  if not FLAGS.table:
+    raise UserError("--table=FILE:FUNCTION is needed; --list shows all tables.")
+  if FLAGS.seeds < 1 or FLAGS.jobs < 1:
+    raise UserError(f"--seeds={FLAGS.seeds} and --jobs={FLAGS.jobs} must both be at least 1.")
+  if FLAGS.blimp and not list(Path(FLAGS.blimp).glob("*.jsonl")):
+    raise UserError(f"--blimp={FLAGS.blimp} is no folder with .jsonl files in it.")
+  table: Table = cli.load_experiment(FLAGS.table, returns="Table")()
+  for name in FLAGS.arms:
+    table.arm(name)
+  experiments = {arm.name: experiment_of(arm) for arm in table.arms}
+  plan = Plan(
+    table=FLAGS.table,
+    budget=FLAGS.budget,
+    settings=tuple(FLAGS.set),
+    seeds=FLAGS.seeds,
+    references={arm.name: reference_of(arm) for arm in table.arms},
+    steps={name: experiment.steps for name, experiment in experiments.items()},
+    evaluation=Evaluation(FLAGS.blimp, FLAGS.blimp_pairs, FLAGS.finetune),
+    cache=FLAGS.cache,
+  )
+  return table, plan, experiments
+
+
+def experiment_of(arm: Arm) -> Experiment:
+  try:
+    return overrides.apply(arm.experiment(FLAGS.budget), FLAGS.set)
+  except UserError as error:
+    raise UserError(f"arm {arm.name}: {error}") from None
+
+
+def reference_of(arm: Arm) -> str:
+  """`FILE:FUNCTION` by which run_pretrain.py finds the arm's experiment."""
+  name = getattr(arm.experiment, "__name__", "")
+  file = Path(inspect.getsourcefile(arm.experiment) or "") if name else Path()
+  if file.is_relative_to(ROOT):
+    file = file.relative_to(ROOT)
+  if not name or name not in cli.experiments_of(str(file)):
+    raise UserError(
+      f"the arm {arm.name} must be given a public function of an experiment file that is annotated "
+      f"to return Experiment, not {arm.experiment!r}"
+    )
+  return f"{file.as_posix()}:{name}"
+
+
+def default_out(plan: Plan) -> Path:
+  file, _, function = plan.table.partition(":")
+  return Path("sweeps") / f"{Path(file).stem}_{function}_{plan.budget}"
+
+
+def heading(table: Table, plan: Plan, experiments, runs: list[Run], out: Path) -> str:
+  """What is about to run."""
+  width = max(map(len, experiments))
+  lines = [
+    f"{table.title} ({table.source})",
+    f"budget {plan.budget}, {plan.seeds} seeds, {len(runs)} runs in {out}",
+    *(
+      f"  {name:{width}}  {plan.references[name]}, {e.steps:,} steps of {e.global_batch} x "
+      f"{e.data.length} tokens"
+      for name, e in experiments.items()
+      if name in {run.arm for run in runs}
+    ),
+  ]
+  return "\n".join(lines)
+
+
+def prepare_texts(experiments: dict[str, Experiment], cache: Path) -> None:
+  """Reads, tokenises and stores every text once, before the runs start."""
+  importlib.import_module("data.installed_text")  # makes tfds:installed_text known
+  texts = {
+    repr((e.data.source, e.data.tokenizer, e.data.held_out)): e for e in experiments.values()
+  }
+  for experiment in texts.values():
+    prepare(experiment.data, cache)
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+  """The directory, for one sweep at a time."""
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    lock = open(out / ".lock", "w")  # noqa: SIM115  held as long as the sweep
+  except OSError as error:
+    raise UserError(f"the directory {out} cannot be written: {error.strerror}") from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(
+        f"another sweep is working in {out}; wait for it or take another --out"
+      ) from None
+    yield
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,149 @@
+"""One run of a sweep: pretrain, then evaluate, each as a process of its own.
+
+  python -m plm_jax.ablate.task DIR ARM SEED
+
+The same for every launcher: the sweep starts it, a Ray task starts it, a job array starts it. What
+is already done is not done again. It ends when the process that started it ends (`--die_with`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from plm_jax.ablate.plan import (
+  ROOT,
+  Plan,
+  Run,
+  failure_of,
+  is_done,
+  is_trained,
+  log_of,
+  read_plan,
+  workdir_of,
+)
+from plm_jax.train.workdir import write_whole
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_LIBC = ctypes.CDLL(None)
+
+
+def main(words: list[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser.add_argument("out", type=Path)
+  parser.add_argument("arm")
+  parser.add_argument("seed", type=int)
+  parser.add_argument(
+    "--cores", help="numbers with commas between; all that there are if not given"
+  )
+  parser.add_argument("--die_with", type=int, help="process id of the parent")
+  given = parser.parse_args(words)
+  if given.die_with:
+    _die_with_parent()
+    if os.getppid() != given.die_with:
+      return 1
+  if given.cores:
+    os.sched_setaffinity(0, [int(core) for core in given.cores.split(",")])
+  return perform(given.out, read_plan(given.out), Run(given.arm, given.seed))
+
+
+def perform(out: Path, plan: Plan, run: Run) -> int:
+  """The exit code of the first command that failed, else 0."""
+  failure_of(out, run).parent.mkdir(parents=True, exist_ok=True)
+  failure_of(out, run).unlink(missing_ok=True)
+  done = {
+    "pretraining": lambda: is_trained(out, run, plan.steps[run.arm]),
+    "evaluation": lambda: is_done(out, run, plan),
+  }
+  with Child() as child:
+    _wait_for_the_last_one(workdir_of(out, run), child)
+    for name, words in plan.commands(out, run).items():
+      if child.stopped:
+        return 143
+      if done[name]():
+        continue
+      code = child.run(words, log_of(out, run))
+      if child.stopped:
+        return 143
+      if code:
+        why = {"step": name, "code": code, "why": f"{name} ended with exit code {code}"}
+        write_whole(failure_of(out, run), json.dumps(why) + "\n")
+        return code
+  return 0
+
+
+def _wait_for_the_last_one(workdir: Path, child: Child) -> None:
+  """Returns when no process holds the directory: that of a killed sweep still saves its state."""
+  lock = workdir / ".lock"
+  if not lock.exists():
+    return
+  with open(lock, "a") as file:
+    while not child.stopped:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+      except BlockingIOError:
+        time.sleep(0.1)
+
+
+class Child:
+  """Runs commands, one at a time, and hands on the signal to stop."""
+
+  def __init__(self):
+    self.stopped = False
+    self._process: subprocess.Popen | None = None
+    self._before: dict[int, object] = {}
+
+  def __enter__(self) -> Child:
+    for number in (signal.SIGTERM, signal.SIGINT):
+      self._before[number] = signal.signal(number, self._stop)
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _stop(self, number, frame) -> None:
+    del number, frame
+    self.stopped = True
+    if self._process is not None:
+      self._process.send_signal(signal.SIGTERM)
+
+  def run(self, words: list[str], log: Path) -> int:
+    """The exit code; what the command prints is appended to `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # A progress bar that is redrawn ten times a second makes a log of megabytes.
+    settings = {"TQDM_MININTERVAL": "30", "TQDM_MAXINTERVAL": "60", "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with open(log, "ab") as file:
+      self._process = subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=file,
+        stderr=file,
+        env={**settings, **os.environ, "PYTHONPATH": path},
+        preexec_fn=_die_with_parent,  # noqa: PLW1509  one thread here, and no jax
+      )
+      if self.stopped:  # asked between two commands
+        self._process.send_signal(signal.SIGTERM)
+      code = self._process.wait()
+      self._process = None
+      return code
+
+
+def _die_with_parent() -> None:
+  """Asks Linux for a SIGTERM when the parent ends, however it ends; elsewhere nothing happens."""
+  if hasattr(_LIBC, "prctl"):
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,158 @@
+"""One live view of all runs of a sweep, from the files that the runs write."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from plm_jax.ablate.plan import Plan, Run, State, state_of
+
+_EVERY = {True: 1.0, False: 60.0}  # seconds between two looks: in a terminal, in a log file
+_WIDTH = 24  # of the bar
+
+
+class View:
+  """A table that is drawn over itself in a terminal; elsewhere plain lines, one for every change
+  and one a minute for every run at work."""
+
+  def __init__(self, out: Path, plan: Plan, runs: list[Run], jobs: int, stream=None):
+    self._out, self._plan, self._runs, self._jobs = out, plan, runs, jobs
+    self._stream = stream or sys.stdout
+    self._live = self._stream.isatty()
+    self._drawn = 0  # lines on the screen that belong to the table
+    self._looked = 0.0
+    self._began = time.monotonic()
+    self._working: set[Run] = set()
+    self._phases: dict[Run, str] = {}
+
+  def __enter__(self) -> View:
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._live:
+      self._draw()
+    self._stream.flush()
+
+  def started(self, run: Run) -> None:
+    self._working.add(run)
+    if not self._live:
+      self._print(f"{self._clock()} {run} starts")
+
+  def ended(self, run: Run, code: int) -> None:
+    self._working.discard(run)
+    state = state_of(self._out, run, self._plan)
+    if not self._live:
+      loss = f", loss {state.loss:.4f}" if state.loss is not None else ""
+      how = state.phase if not code else f"ended with code {code}"
+      self._print(f"{self._clock()} {run} {how} at step {state.step:,}{loss}")
+
+  def say(self, text: str) -> None:
+    """Lines that stay, above the table."""
+    self._clear()
+    self._print(text)
+
+  def refresh(self, working: set[Run] | None) -> None:
+    """Draws anew if it is time. working: the runs with a process, None if the files must tell."""
+    now = time.monotonic()
+    if now - self._looked < _EVERY[self._live]:
+      return
+    first = not self._looked
+    self._looked = now
+    if working is not None:
+      self._working = set(working)
+    else:
+      self._working = {run for run in self._runs if self._moves(run)}
+    if self._live:
+      self._draw()
+    elif not first:
+      states = self._states()
+      for run in self._runs:
+        if run in self._working:
+          self._print(f"{self._clock()} {line(run, states[run], self._plan.steps[run.arm])}")
+      self._print(f"{self._clock()} {self._summary(states)}")
+
+  def _moves(self, run: Run) -> bool:
+    """Whether a run elsewhere has lately written."""
+    state = state_of(self._out, run, self._plan, alive=True)
+    return state.phase != "done" and state.step > 0
+
+  def _states(self) -> dict[Run, State]:
+    return {
+      run: state_of(self._out, run, self._plan, alive=run in self._working) for run in self._runs
+    }
+
+  def _summary(self, states: dict[Run, State]) -> str:
+    done = sum(state.phase == "done" for state in states.values())
+    failed = sum(state.phase == "failed" for state in states.values())
+    left = time_left(states, self._plan.steps, self._jobs)
+    parts = [f"{done} of {len(states)} runs done"]
+    parts += [f"{failed} failed"] if failed else []
+    parts += [f"about {duration(left)} left"] if left and done < len(states) else []
+    return ", ".join(parts)
+
+  def _draw(self) -> None:
+    states = self._states()
+    size = shutil.get_terminal_size()
+    lines = [line(run, state, self._plan.steps[run.arm]) for run, state in states.items()]
+    room = max(3, size.lines - 3)
+    if len(lines) > room:  # what moves comes first
+      order = sorted(states, key=lambda run: run not in self._working)
+      lines = [line(run, states[run], self._plan.steps[run.arm]) for run in order[: room - 1]]
+      lines.append(f"  ... and {len(states) - room + 1} more")
+    lines.append(f"{self._clock()}  {self._summary(states)}")
+    self._clear()
+    self._print("\n".join(text[: size.columns - 1] for text in lines))
+    self._drawn = len(lines)
+
+  def _clear(self) -> None:
+    if self._drawn:
+      self._stream.write(f"\x1b[{self._drawn}A\x1b[J")
+      self._drawn = 0
+
+  def _print(self, text: str) -> None:
+    self._stream.write(text + "\n")
+    self._stream.flush()
+
+  def _clock(self) -> str:
+    return duration(time.monotonic() - self._began)
+
+
+def line(run: Run, state: State, steps: int) -> str:
+  """One run: name, state, step, loss, time left."""
+  full = round(_WIDTH * state.step / steps)
+  parts = [
+    f"{run!s:26.26} {state.phase:10} |{'#' * full}{' ' * (_WIDTH - full)}|",
+    f"{state.step:>9,}/{steps:,}",
+  ]
+  if state.loss is not None:
+    parts.append(f"loss {state.loss:.4f}")
+  if state.phase == "training" and state.seconds_per_step:
+    parts.append(f"{duration((steps - state.step) * state.seconds_per_step)} left")
+  return "  ".join([*parts, state.why]).rstrip()
+
+
+def time_left(states: dict[Run, State], steps: dict[str, int], jobs: int) -> float | None:
+  """Seconds, from the pace of each arm; an arm without one takes the mean of the others."""
+  paces: dict[str, list[float]] = {}
+  for run, state in states.items():
+    if state.seconds_per_step:
+      paces.setdefault(run.arm, []).append(state.seconds_per_step)
+  if not paces:
+    return None
+  known = {arm: sum(values) / len(values) for arm, values in paces.items()}
+  usual = sum(known.values()) / len(known)
+  left = [
+    (steps[run.arm] - state.step) * known.get(run.arm, usual)
+    for run, state in states.items()
+    if state.phase not in ("done", "failed")
+  ]
+  return max([sum(left) / jobs, *left], default=0.0)
+
+
+def duration(seconds: float) -> str:
+  seconds = round(seconds)
+  hours, rest = divmod(seconds, 3600)
+  minutes, seconds = divmod(rest, 60)
+  return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
