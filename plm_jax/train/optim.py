@@ -19,12 +19,14 @@ class AdamW:
       m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2
       w = w - lr (m / (sqrt(v) + eps) + decay w)      with m, v bias-corrected or not
 
-  Biases and the gains of norms are never decayed. `paper_faithful` keeps the quirks of BERT's own
+  Biases and the gains of norms are decayed only with decays="all", as by RoBERTa's code (fairseq,
+  optim/adam.py, leaves no parameter out). `paper_faithful` keeps the quirks of BERT's own
   optimiser: no bias correction (its first step is .1 / sqrt(.001) = 3.162 lr per coordinate instead
   of 1 lr) and a decay line that runs under the warmup.
 
   peak: highest learning rate. warmup: steps of linear increase from 0. clip: global gradient norm,
-  0 is off. schedule: what follows the warmup, to 0 at the last step.
+  0 is off. schedule: what follows the warmup, to 0 at the last step. layer_decay: the learning rate
+  of a layer as a share of that of the layer above it, 1 is off; see `layer_rates`.
   """
 
   peak: float = 1e-4
@@ -34,11 +36,15 @@ class AdamW:
   b2: float = 0.999
   eps: float = 1e-6
   decay: float = 0.01
+  decays: Literal["kernels", "all"] = "kernels"
   clip: float = 1.0
   bias_correction: bool = True
   decay_under_warmup: bool = False
+  layer_decay: float = 1.0
 
   def __post_init__(self):
+    if not 0 < self.layer_decay <= 1:
+      raise UserError(f"optim.layer_decay={self.layer_decay} must be above 0 and at most 1")
     if self.peak <= 0:
       raise UserError(f"optim.peak={self.peak} must be positive")
     if self.warmup < 0 or self.clip < 0 or self.decay < 0 or self.eps <= 0:
@@ -84,9 +90,49 @@ class AdamW:
     return optax.chain(
       optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
       adam(self.b1, self.b2, self.eps),
-      optax.add_decayed_weights(self.decay, mask=is_decayed),
+      optax.add_decayed_weights(self.decay, mask=is_decayed if self.decays == "kernels" else None),
       optax.scale_by_learning_rate(self.learning_rate(steps)),
+      *([scale_by_layer(self.layer_decay)] if self.layer_decay < 1 else []),
     )
+
+
+def scale_by_layer(decay: float) -> optax.GradientTransformation:
+  """Multiplies every update by its `layer_rates`."""
+
+  def update(updates, params=None):
+    del params
+    return jax.tree.map(jnp.multiply, updates, layer_rates(updates, decay))
+
+  return optax.stateless(update)
+
+
+def layer_rates(params, decay: float) -> object:
+  """Each parameter's share of the learning rate: `decay ** (L + 2 - depth)`, arrays that broadcast.
+
+  Depth is 0 for the embeddings, i + 1 for layer i of L, L + 2 for heads, so that the last layer's
+  exponent is 2 and not 1 (google-research/electra, model/optimization.py `_get_layer_lrs`). Shared
+  layers count once; an entry of a group has the depth of the last layer that reads it.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  sizes = [leaf.shape[0] for path, leaf in leaves if "blocks" in _names(path)]
+  layers = max(sizes, default=0)
+
+  def rate(path, leaf):
+    names = _names(path)
+    if "embed" in names:
+      return jnp.full((), decay ** (layers + 2), leaf.dtype)
+    if "blocks" not in names:
+      return jnp.ones((), leaf.dtype)
+    own = leaf.shape[0]
+    last = (jnp.arange(1, own + 1) * layers) // own - 1
+    rates = decay ** (layers + 1.0 - last)
+    return rates.astype(leaf.dtype).reshape(own, *(1,) * (leaf.ndim - 1))
+
+  return jax.tree_util.tree_map_with_path(rate, params)
+
+
+def _names(path) -> list[str]:
+  return [getattr(entry, "name", getattr(entry, "key", None)) for entry in path]
 
 
 def is_decayed(params) -> object:
@@ -96,8 +142,7 @@ def is_decayed(params) -> object:
 
 
 def _kind(path) -> str:
-  names = [getattr(entry, "name", getattr(entry, "key", None)) for entry in path]
-  return next(name for name in reversed(names) if name != "value")
+  return next(name for name in reversed(_names(path)) if name != "value")
 
 
 def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:

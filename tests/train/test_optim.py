@@ -8,7 +8,7 @@ import pytest
 
 from plm_jax.errors import UserError
 from plm_jax.models.bert import Bert
-from plm_jax.train.optim import AdamW, is_decayed
+from plm_jax.train.optim import AdamW, is_decayed, layer_rates
 
 
 def first_update(optim, gradient):
@@ -76,6 +76,17 @@ def test_biases_and_gains_of_norms_are_not_decayed_and_everything_else_is():
   assert {flag for _, flag in decayed} == {True, False}
 
 
+@pytest.mark.parametrize(("decays", "bias"), [("kernels", 0.0), ("all", -0.1 * 0.5)])
+def test_roberta_s_code_decays_biases_too(decays, bias):
+  optim = AdamW(peak=0.1, warmup=0, schedule="constant", decay=0.5, clip=0, decays=decays)
+  transform = optim.transform(10)
+  params = {"x": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}}
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = transform.update(zeros, transform.init(params), params)
+  np.testing.assert_allclose(updates["x"]["bias"], bias, atol=1e-7)
+  np.testing.assert_allclose(updates["x"]["kernel"], -0.1 * 0.5, rtol=1e-6)
+
+
 def test_decay_is_scaled_by_the_learning_rate_once():
   optim = AdamW(peak=0.1, warmup=0, schedule="constant", decay=0.5, clip=0)
   transform = optim.transform(10)
@@ -87,8 +98,60 @@ def test_decay_is_scaled_by_the_learning_rate_once():
 
 
 @pytest.mark.parametrize(
-  "bad", [{"peak": 0}, {"warmup": -1}, {"b2": 1.0}, {"eps": 0.0}, {"decay": -0.1}]
+  "bad",
+  [{"peak": 0}, {"warmup": -1}, {"b2": 1.0}, {"eps": 0.0}, {"decay": -0.1}, {"layer_decay": 0.0}],
 )
 def test_nonsense_is_refused(bad):
   with pytest.raises(UserError, match=f"optim.{next(iter(bad))}"):
     AdamW(**bad)
+
+
+def rates_of(model, decay=0.5):
+  heads = {"mlm": 0, "classes": 3}
+  params = jax.eval_shape(lambda key: model.init(key, heads), jax.random.key(0))
+  params = jax.tree.map(lambda x: jnp.zeros(x.shape), params)
+  return layer_rates(params, decay)
+
+
+def test_rates_fall_from_the_head_to_the_embeddings_as_electra_s():
+  """F52: heads have exponent 0, the last of L layers 2, layer i L + 1 - i, the embeddings L + 2."""
+  rates = rates_of(Bert(vocab_size=20, layers=3, width=8, heads=2, positions=8))
+  kernel = rates.blocks.feed_forward.up.kernel[...]
+  np.testing.assert_allclose(kernel.ravel(), [0.5**4, 0.5**3, 0.5**2])
+  assert kernel.shape == (3, 1, 1)
+  np.testing.assert_allclose(rates.blocks.attention_norm.gain[...].ravel(), kernel.ravel())
+  for leaf in jax.tree.leaves(rates.embed):
+    np.testing.assert_allclose(leaf, 0.5**5)
+  for leaf in jax.tree.leaves((rates.mlm, rates.classes, rates.pooler)):
+    assert leaf == 1
+
+
+def test_shared_layers_have_the_rate_of_the_last_that_reads_them():
+  sizes = {"vocab_size": 20, "layers": 4, "width": 8, "heads": 2, "positions": 8}
+  rates = rates_of(Bert(**sizes, sharing="attention", groups=2))
+  attention = rates.blocks.attention.query.kernel[...].ravel()
+  np.testing.assert_allclose(attention, [0.5**4, 0.5**2])  # layers 1 and 3 of 0..3
+  once = rates_of(Bert(**sizes, sharing="all"))
+  np.testing.assert_allclose(once.blocks.attention.query.kernel[...].ravel(), [0.5**2])
+  np.testing.assert_allclose(once.embed.token.table[...], 0.5**3)
+
+
+def test_layer_decay_scales_the_whole_update_and_changes_nothing_else():
+  model = Bert(vocab_size=20, layers=2, width=8, heads=2, positions=8)
+  params = jax.jit(lambda key: model.init(key, {"classes": 2}))(jax.random.key(0))
+  grads = jax.tree.map(jnp.ones_like, params)
+
+  def updates(**settings):
+    transform = AdamW(peak=0.1, warmup=0, decay=0.1, **settings).transform(10)
+    return transform.update(grads, transform.init(params), params)[0]
+
+  plain, scaled = updates(), updates(layer_decay=0.5)
+  jax.tree.map(
+    lambda a, b, r: np.testing.assert_allclose(a * r, b, rtol=1e-6),
+    plain,
+    scaled,
+    layer_rates(params, 0.5),
+  )
+  assert jax.tree.structure(AdamW().transform(1).init(params)).num_leaves == (
+    jax.tree.structure(AdamW(layer_decay=0.5).transform(1).init(params)).num_leaves
+  )
