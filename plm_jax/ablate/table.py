@@ -36,6 +36,11 @@ from typing import Any
 from plm_jax.ablate.verdict import Scores, Tested, difference, level, student, usual_error
 from plm_jax.errors import UserError
 
+METRICS = re.compile(
+  r"(mlm|clm)_(loss|perplexity|accuracy)|pseudo_perplexity|(nsp|sop)_(accuracy|majority)"
+  r"|blimp(/\w+)?|finetune_(all|\d+)_(accuracy|macro_f1)"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
@@ -210,6 +215,12 @@ class Table:
     for claim in self.claims:
       for name in claim.arms:
         self._known(name)
+    for metric in [claim.metric for claim in self.claims] + list(self.beside.values()):
+      if not METRICS.fullmatch(metric):
+        raise UserError(
+          f"nothing measures {metric!r}, which {self.title!r} names; the metrics are listed at the "
+          "top of plm_jax/ablate/table.py"
+        )
     columns = self.columns
     for column in self.beside:
       if column not in columns:

@@ -72,6 +72,11 @@ def measured(scores: Scores, metric: str, arm: str) -> dict[int, float]:
   return {seed: value for seed, value in sorted(found.items()) if math.isfinite(value)}
 
 
+def is_measured(scores: Scores, metric: str) -> bool:
+  """Whether any run has it."""
+  return any(metric in values for seeds in scores.values() for values in seeds.values())
+
+
 def difference(scores: Scores, metric: str, arm: str, than: str) -> list[float]:
   """Per common seed, by how much `arm` is better than `than`."""
   one, other = measured(scores, metric, arm), measured(scores, metric, than)
@@ -132,15 +137,19 @@ def student(values: Sequence[float], bound: float, usual: float, constant: bool 
 
 def verdicts(claims: Sequence, scores: Scores, alpha: float = ALPHA) -> list[Verdict]:
   """The verdict of every claim, in their order, by Holm's (1979) procedure at level alpha for all
-  of them together. Claims that cannot be tested count as tests, so that an arm that comes in late
-  makes no other verdict stricter than it was."""
+  of them together.
+
+  A claim of which seeds or arms are still missing counts as a test, so that what comes in late
+  makes no other verdict stricter than it was. One whose metric no run of the sweep has does not.
+  """
   tests = [claim.test(scores) for claim in claims]
   p = [min(1.0, 2 * min(test.p_for, test.p_against)) for test in tests]
   outcomes: list[Outcome] = ["undecided"] * len(claims)
   thresholds = [alpha] * len(claims)
+  asked = [i for i, claim in enumerate(claims) if is_measured(scores, claim.metric)]
   rejecting = True
-  for rank, i in enumerate(sorted(range(len(claims)), key=p.__getitem__)):
-    thresholds[i] = alpha / (len(claims) - rank)
+  for rank, i in enumerate(sorted(asked, key=p.__getitem__)):
+    thresholds[i] = alpha / (len(asked) - rank)
     rejecting = rejecting and p[i] <= thresholds[i]
     if rejecting:
       outcomes[i] = "supported" if tests[i].p_for < tests[i].p_against else "not supported"

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import bert
+from plm_jax import cli
+from plm_jax.ablate import sweep as sweep_command
 from plm_jax.ablate.table import AboveChance, Arm, AtChance, Better, NotWorse, Ordered, Table
 from plm_jax.ablate.verdict import ALPHA, verdicts
 from plm_jax.errors import UserError
@@ -42,7 +44,7 @@ def outcomes(claims, scores):
 def test_reports_without_an_effect_seldom_say_anything_but_undecided():
   generator = np.random.default_rng(0)
   null = dict.fromkeys(ARMS, 3.0)
-  reports, said = 2000, 0
+  reports, said = 1000, 0
   for _ in range(reports):
     scores = merged(sweep(null, 0.01, generator), sweep(null, 0.02, generator, "sop_accuracy"))
     said += any(outcome != "undecided" for outcome in outcomes(CLAIMS, scores))
@@ -52,7 +54,7 @@ def test_reports_without_an_effect_seldom_say_anything_but_undecided():
 @pytest.mark.parametrize("noisy", [0.1, 10.0])
 def test_the_level_holds_where_one_arm_is_noisier_than_the_others(noisy):
   generator = np.random.default_rng(1)
-  reports, said = 2000, 0
+  reports, said = 1000, 0
   for _ in range(reports):
     scores = sweep(dict.fromkeys(ARMS, 3.0), 0.01, generator)
     for values in scores["a"].values():
@@ -68,7 +70,7 @@ def test_a_report_of_shuffled_arms_is_undecided():
   true = sweep({"a": 3.6, "b": 3.4, "c": 3.2, "d": 3.0}, 0.005, generator)
   said = count = 0
   orders = list(itertools.permutations(ARMS))
-  for _ in range(1000):
+  for _ in range(600):
     chosen = [orders[i] for i in generator.integers(len(orders), size=3)]
     if len(set(chosen)) == 1:
       continue  # the same exchange at every seed only renames the arms
@@ -168,8 +170,12 @@ def test_more_claims_make_each_of_them_stricter():
   scores = sweep({"a": 3.02, "b": 3.0}, 0.004, generator)
   claim = Better("mlm_loss", "b", than="a")
   alone = verdicts([claim], scores)[0]
-  among = verdicts([claim, *[Better("blimp", "b", than="a")] * 9], scores)[0]
+  among = verdicts([claim] * 10, scores)[0]
   assert alone.p == among.p and among.threshold == pytest.approx(alone.threshold / 10)
+  late = verdicts([claim, *[Better("mlm_loss", "c", than="a")] * 9], scores)[0]
+  assert late.threshold == among.threshold
+  unasked = verdicts([claim, *[Better("blimp", "b", than="a")] * 9], scores)[0]
+  assert unasked.threshold == alone.threshold
 
 
 def test_a_table_refuses_what_it_cannot_be():
@@ -180,5 +186,19 @@ def test_a_table_refuses_what_it_cannot_be():
     Table(title="t", source="s", arms=(arm,), claims=(AtChance("sop_accuracy", "a1", 0.5),))
   with pytest.raises(UserError, match="no published column 'MNLI'"):
     Table(title="t", source="s", arms=(arm,), beside={"MNLI": "mlm_loss"})
+  with pytest.raises(UserError, match="nothing measures 'mlm_los'"):
+    Table(title="t", source="s", arms=(arm,), claims=(AtChance("mlm_los", "a", 0.5),))
   with pytest.raises(UserError, match="names a directory"):
     Arm("../a", bert.base)
+
+
+TABLES = [reference for reference, _ in cli.list_experiments("experiments", returns="Table")]
+
+
+@pytest.mark.parametrize("reference", TABLES)
+def test_a_table_names_its_arms_by_functions_of_an_experiment_file(reference):
+  table = cli.load_experiment(reference, returns="Table")()
+  for arm in table.arms:
+    file, _, function = sweep_command.reference_of(arm).partition(":")
+    assert function in cli.experiments_of(file)
+  assert len({claim.metric for claim in table.claims}) >= 1, "a table without a claim says nothing"
