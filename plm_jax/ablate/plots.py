@@ -1,0 +1,112 @@
+"""The two pictures of a report: learning curves of all arms, and every metric with its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from plm_jax.ablate.verdict import Scores
+
+Curves = Mapping[str, Mapping[int, Sequence[tuple[int, float]]]]
+"""arm -> seed -> (step, value) of one metric."""
+
+_COLUMNS = 2
+
+
+def _figure(panels: int, height: float):
+  import matplotlib
+
+  matplotlib.use("Agg")
+  from matplotlib.figure import Figure
+
+  columns = min(_COLUMNS, panels)
+  rows = -(-panels // columns)
+  figure = Figure(figsize=(5.2 * columns, height * rows), layout="constrained")
+  axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+  for axis in axes[panels:]:
+    axis.remove()
+  return figure, axes[:panels]
+
+
+def colours(arms: Sequence[str]) -> dict[str, tuple]:
+  """One colour per arm, the same in both pictures; told apart without red against green."""
+  from matplotlib import colormaps
+
+  palette = colormaps["tab10" if len(arms) <= 10 else "tab20"]
+  return {arm: palette(number % palette.N) for number, arm in enumerate(arms)}
+
+
+def draw_curves(panels: Mapping[str, Curves], arms: Sequence[str], path: Path) -> None:
+  """panels: title -> curves. A line is the mean of the seeds that have got so far, the band their
+  range."""
+  figure, axes = _figure(len(panels), 3.6)
+  colour = colours(arms)
+  for axis, (title, curves) in zip(axes, panels.items()):
+    highest, lowest = [], []
+    for arm in arms:
+      steps, mean, low, high = spread(curves.get(arm, {}))
+      if not len(steps):
+        continue
+      axis.plot(steps, mean, color=colour[arm], lw=1.4, label=arm)
+      axis.fill_between(steps, low, high, color=colour[arm], alpha=0.18, lw=0)
+      late = steps >= 0.1 * steps[-1]  # the fall of the first steps would leave the rest no room
+      highest.append(high[late].max())
+      lowest.append(low.min())
+    room = 0.05 * (max(highest) - min(lowest)) or 0.1
+    axis.set_ylim(min(lowest) - room, max(highest) + room)
+    axis.set_title(title)
+    axis.set_xlabel("step")
+    axis.grid(alpha=0.3)
+  handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels())}
+  figure.legend(
+    handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False
+  )
+  figure.savefig(path, dpi=110)
+
+
+def spread(
+  seeds: Mapping[int, Sequence[tuple[int, float]]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """(steps, mean, lowest, highest) over the seeds that have a value at a step."""
+  values: dict[int, list[float]] = {}
+  for curve in seeds.values():
+    for step, value in curve:
+      if np.isfinite(value):
+        values.setdefault(step, []).append(value)
+  steps = sorted(values)
+  found = [(np.mean(values[s]), np.min(values[s]), np.max(values[s])) for s in steps]
+  return np.array(steps), *np.array(found).reshape(-1, 3).T
+
+
+def draw_metrics(
+  scores: Scores,
+  metrics: Sequence[str],
+  arms: Sequence[str],
+  references: Mapping[str, float],
+  path: Path,
+) -> None:
+  """A panel per metric, a row per arm: a dot for each seed, a bar at their mean, and a dashed line
+  for what looking at nothing scores."""
+  figure, axes = _figure(len(metrics), 0.9 + 0.32 * len(arms))
+  colour = colours(arms)
+  for axis, metric in zip(axes, metrics):
+    for row, arm in enumerate(arms):
+      values = [v[metric] for v in scores.get(arm, {}).values() if metric in v]
+      if values:
+        axis.plot(values, [row] * len(values), "o", color=colour[arm], ms=6, alpha=0.7, mew=0)
+        axis.plot(np.mean(values), row, "|", color="black", ms=15, mew=1.6)
+    if metric in references and _near(references[metric], axis.get_xlim()):
+      axis.axvline(references[metric], color="gray", ls="--", lw=1)
+    axis.set_yticks(range(len(arms)), arms)
+    axis.set_ylim(len(arms) - 0.5, -0.5)
+    axis.set_title(metric)
+    axis.grid(alpha=0.3)
+  figure.savefig(path, dpi=110)
+
+
+def _near(value: float, limits: tuple[float, float]) -> bool:
+  """Whether a reference line would not push the dots into a corner."""
+  low, high = limits
+  return low - 2 * (high - low) <= value <= high + 2 * (high - low)

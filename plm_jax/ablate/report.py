@@ -1,0 +1,474 @@
+"""The report of a sweep: the paper's table beside what was measured, and a verdict on each claim.
+
+  python -m plm_jax.ablate.report sweeps/bert_table_6_small
+  python -m plm_jax.ablate.report sweeps/bert_table_6_small --to=results/bert_table_6
+
+Writes report.md, report.html (one file with everything in it), curves.png, metrics.png and
+results.json. A sweep that is not finished gives the report of what there is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from plm_jax import cli, overrides
+from plm_jax.ablate import plots
+from plm_jax.ablate.page import Block, Code, Grid, Heading, Picture, Points, Text, markdown, page
+from plm_jax.ablate.plan import Plan, Run, State, read_plan, read_scores, state_of, workdir_of
+from plm_jax.ablate.table import Arm, Table
+from plm_jax.ablate.verdict import ALPHA, SEEDS, Scores, Verdict, lower_is_better, verdicts
+from plm_jax.ablate.view import duration
+from plm_jax.errors import UserError
+from plm_jax.train.workdir import read_config, read_records, write_whole
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("to", None, "Where the report is written (default: DIR/report).")
+
+# Shown in the table itself, in this order, where they were measured; all others come below it.
+HEADLINES = (
+  *("mlm_perplexity", "pseudo_perplexity", "mlm_accuracy", "clm_perplexity"),
+  *("nsp_accuracy", "sop_accuracy", "blimp"),
+)
+MISSING = "missing"
+
+
+def main() -> None:
+  if FLAGS.directory is None:
+    raise UserError("the directory of a sweep is needed: python -m plm_jax.ablate.report DIR")
+  out = Path(FLAGS.directory)
+  measured = gather(out)
+  to = Path(FLAGS.to or out / "report")
+  to.mkdir(parents=True, exist_ok=True)
+  for name in write(measured, to):
+    print(to / name)
+  for verdict in measured.verdicts:
+    print(f"{verdict.outcome:14} {verdict.claim}")
+
+
+class Measured(NamedTuple):
+  """All that a report says, before it is laid out."""
+
+  out: Path
+  plan: Plan
+  table: Table
+  scores: Scores  # only what was measured on one set
+  records: dict[Run, dict[str, Any]]  # scores.json of every evaluated run
+  configs: dict[Run, dict[str, Any]]
+  states: dict[Run, State]
+  references: dict[str, float]
+  notes: list[str]
+  verdicts: list[Verdict]
+
+  @property
+  def arms(self) -> list[Arm]:
+    return list(self.table.arms)
+
+  def values(self, arm: str, metric: str) -> list[float]:
+    return [v[metric] for v in self.scores.get(arm, {}).values() if metric in v]
+
+  @property
+  def metrics(self) -> list[str]:
+    """All that were measured: headlines first, then by name."""
+    found = {m for seeds in self.scores.values() for values in seeds.values() for m in values}
+    return [m for m in HEADLINES if m in found] + sorted(found - set(HEADLINES))
+
+
+# --- gathering ------------------------------------------------------------------------------------
+
+
+def gather(out: Path) -> Measured:
+  """Reads a sweep. Errors: `UserError` if `out` holds none, or its table has changed."""
+  plan = read_plan(out)
+  table: Table = cli.load_experiment(plan.table, returns="Table")()
+  names = [arm.name for arm in table.arms]
+  if unknown := [name for name in plan.references if name not in names]:
+    raise UserError(
+      f"{out} has runs of the arm {unknown[0]!r}, which {plan.table} has no longer; it has: "
+      f"{', '.join(names)}"
+    )
+  runs = [run for run in plan.runs() if run.arm in names]
+  records = {run: record for run in runs if (record := read_scores(out, run))}
+  configs = {
+    run: read_config(workdir_of(out, run))
+    for run in runs
+    if (workdir_of(out, run) / "config.json").exists()
+  }
+  scores, references, notes = comparable(records, names)
+  return Measured(
+    out=out,
+    plan=plan,
+    table=table,
+    scores=scores,
+    records=records,
+    configs=configs,
+    states={run: state_of(out, run, plan) for run in runs},
+    references=references,
+    notes=notes,
+    verdicts=verdicts(table.claims, scores),
+  )
+
+
+def comparable(
+  records: dict[Run, dict[str, Any]], arms: list[str]
+) -> tuple[dict[str, dict[int, dict[str, float]]], dict[str, float], list[str]]:
+  """The metrics of every run and what looking at nothing scores, without what was measured on
+  another set than most runs' was, and a note on each of these."""
+  kinds = {kind for record in records.values() for kind in record["sets"]}
+  usual = {
+    kind: Counter(
+      record["sets"][kind] for record in records.values() if kind in record["sets"]
+    ).most_common(1)[0][0]
+    for kind in kinds
+  }
+  scores: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in arms}
+  references, notes = {}, {}
+  for run, record in records.items():
+    other = {kind for kind, found in record["sets"].items() if found != usual[kind]}
+
+    def same(values, other=other):
+      return {m: value for m, value in values.items() if kind_of(m, kinds) not in other}
+
+    scores[run.arm][run.seed] = same(record["metrics"])
+    references |= same(record["references"])
+    for kind in sorted(other):
+      notes[
+        f"{run.arm}: `{kind}` was measured on another set (its text, tokenizer or row length is "
+        "another), so it is left out here."
+      ] = None
+    for note in record["notes"]:
+      notes[f"{run.arm}: {note}."] = None
+  return scores, references, list(notes)
+
+
+def kind_of(metric: str, kinds: set[str]) -> str | None:
+  """The kind whose set a metric was measured on: the longest that its name begins with."""
+  return max((kind for kind in kinds if metric.startswith(kind)), key=len, default=None)
+
+
+# --- laying out -----------------------------------------------------------------------------------
+
+
+def write(measured: Measured, to: Path) -> list[str]:
+  """Writes all files; returns their names."""
+  pictures = []
+  if panels := curves(measured):
+    plots.draw_curves(panels, [arm.name for arm in measured.arms], to / "curves.png")
+    said = "Loss against steps. Lines: mean of the seeds; bands: their range."
+    pictures.append(Picture(to / "curves.png", said))
+  if shown := [m for m in measured.metrics if not m.endswith("_majority")]:
+    names = [arm.name for arm in measured.arms]
+    shown = [m for m in shown if not m.startswith("blimp/") and not m.endswith("_loss")]
+    plots.draw_metrics(measured.scores, shown, names, measured.references, to / "metrics.png")
+    said = "Dots: seeds; bars: their mean; dashed: what a model scores that looks at nothing."
+    pictures.append(Picture(to / "metrics.png", said))
+  blocks = report(measured, pictures, to)
+  write_whole(to / "report.md", markdown(blocks))
+  write_whole(to / "report.html", page(measured.table.title, blocks))
+  write_whole(to / "results.json", json.dumps(record_of(measured), indent=1) + "\n")
+  return ["report.md", "report.html", "results.json", *(picture.path.name for picture in pictures)]
+
+
+def curves(measured: Measured) -> dict[str, plots.Curves]:
+  """Panel -> arm -> seed -> (step, loss), of every objective that some arm has; held-out losses
+  too where they were evaluated on the way."""
+  found: dict[str, dict[str, dict[int, list]]] = {}
+  for run in measured.states:
+    for record in read_records(workdir_of(measured.out, run) / "metrics.jsonl"):
+      for name, value in record.items():
+        if name.endswith("/loss"):
+          split = "training" if record["split"] == "train" else "held out"
+          title = f"{name.removesuffix('/loss').upper()} loss, {split}"
+          seeds = found.setdefault(title, {}).setdefault(run.arm, {})
+          seeds.setdefault(run.seed, []).append((record["step"], value))
+  steps = {
+    title: {step for seeds in arms.values() for curve in seeds.values() for step, _ in curve}
+    for title, arms in found.items()
+  }
+  return {title: found[title] for title in sorted(found) if len(steps[title]) > 2}
+
+
+def report(measured: Measured, pictures: list[Picture], to: Path) -> list[Block]:
+  plan, table = measured.plan, measured.table
+  done = sum(state.phase == "done" for state in measured.states.values())
+  head = f"{table.source}. Budget `{plan.budget}`, {done} of {len(measured.states)} runs measured "
+  head += f"({len(table.arms)} arms, {plan.seeds} seeds)."
+  if plan.budget == "smoke":
+    head += " **Runs of this budget show that everything runs, and nothing else.**"
+  return [
+    Heading(table.title, 1),
+    Text(head),
+    *([Text(table.caveat)] if table.caveat else []),
+    Heading("Verdicts"),
+    *verdict_blocks(measured),
+    Heading("Published and measured"),
+    *table_blocks(measured),
+    *pictures,
+    Heading("All measured numbers"),
+    numbers_block(measured),
+    Heading("Cost"),
+    *cost_blocks(measured),
+    Heading("What was run"),
+    *recipe_blocks(measured),
+    Heading("Commands", 3),
+    *command_blocks(measured, to),
+  ]
+
+
+def verdict_blocks(measured: Measured) -> list[Block]:
+  if not measured.verdicts:
+    return [Text("The table makes no claim.")]
+  rows = [
+    [str(v.claim), f"**{v.outcome}**", v.numbers, f"{v.p:.2g} ({v.threshold:.2g})"]
+    for v in measured.verdicts
+  ]
+  said = (
+    f"By Student's t over seeds of the differences between arms of one seed, two-sided, at level "
+    f"{ALPHA:g} for all claims together (Holm); at least {SEEDS} seeds, and no standard error "
+    "below the median of this table's. p stands beside what it has to fall below. Positive means are in "
+    "favour; perplexities are compared by their logarithms. docs/ablation.md says what a verdict "
+    "means, and that undecided is not the same as equal."
+  )
+  return [Grid(("claim", "verdict", "numbers", "p (needed)"), rows, left=3), Text(said)]
+
+
+def table_blocks(measured: Measured) -> list[Block]:
+  """The paper's columns, each with the measured metric of its kind beside it, then the others."""
+  table = measured.table
+  header, columns = ["arm"], []
+  beside = [metric for metric in table.beside.values() if metric in measured.metrics]
+  # A loss says the same as its perplexity, which papers print.
+  twice = {m.replace("perplexity", "loss") for m in measured.metrics if m.endswith("perplexity")}
+  for column in table.columns:
+    header.append(f"{column}, published")
+    columns.append(lambda arm, column=column: show_published(arm.published.get(column)))
+    if table.beside.get(column) in beside:
+      header.append(f"{table.beside[column]}, measured")
+      columns.append(lambda arm, m=table.beside[column]: cell(measured, arm.name, m))
+  claimed = {claim.metric for claim in table.claims}
+  for metric in measured.metrics:
+    wanted = metric in HEADLINES or metric in claimed or metric.startswith("finetune")
+    if wanted and metric not in beside and metric not in twice:
+      header.append(f"{metric}, measured")
+      columns.append(lambda arm, m=metric: cell(measured, arm.name, m))
+  rows = [[arm.name, *(column(arm) for column in columns)] for arm in measured.arms]
+  if measured.references:
+    looking = {f"{m}, measured": f"{number(v)}" for m, v in measured.references.items()}
+    if any(name in looking for name in header):
+      rows.append(["looking at nothing", *(looking.get(name, "") for name in header[1:])])
+  blocks: list[Block] = [Grid(header, rows)]
+  how = "Mean ± standard deviation; in brackets, how many seeds, where not all are there. "
+  how += "Perplexities and losses are better when lower, all else when higher. What is measured is "
+  how += "said at the top of `plm_jax/ablate/evaluate.py`."
+  blocks.append(Text(how))
+  notes = [f"{arm.name}: {arm.note}." for arm in measured.arms if arm.note]
+  notes += [*measured.notes, *missing_notes(measured)]
+  return [*blocks, *([Points(notes)] if notes else [])]
+
+
+def missing_notes(measured: Measured) -> list[str]:
+  """Why a run has no numbers."""
+  notes = []
+  for run, state in measured.states.items():
+    if run not in measured.records:
+      steps = measured.plan.steps[run.arm]
+      why = f" ({state.why})" if state.why else ""
+      notes.append(f"{run} is {MISSING}: {state.phase} at step {state.step:,} of {steps:,}{why}.")
+  return notes
+
+
+def numbers_block(measured: Measured) -> Block:
+  arms = [arm.name for arm in measured.arms]
+  metrics = [m for m in measured.metrics if not m.endswith("_majority")]
+  if not metrics:
+    return Text("Nothing has been measured yet.")
+  rows = []
+  for metric in metrics:
+    best = "lower" if lower_is_better(metric) else "higher"
+    reference = measured.references.get(metric)
+    shown = "" if reference is None else number(reference)
+    rows.append([f"`{metric}`", best, *(cell(measured, arm, metric) for arm in arms), shown])
+  return Grid(("metric", "better", *arms, "looking at nothing"), rows, left=2)
+
+
+def cell(measured: Measured, arm: str, metric: str) -> str:
+  """`3.21 ± 0.04`, with the number of seeds where it is not all of them."""
+  values = measured.values(arm, metric)
+  if not values:
+    evaluated = any(run.arm == arm for run in measured.records)
+    return "–" if evaluated else MISSING
+  mean = statistics.fmean(values)
+  shown = number(mean)
+  if len(values) > 1:
+    shown += f" ± {number(statistics.stdev(values), like=mean)}"
+  if len(values) < measured.plan.seeds:
+    shown += f" ({len(values)})"
+  return shown
+
+
+def number(value: float, like: float | None = None) -> str:
+  """Four decimals below 10, fewer above; `like`: with the decimals of that number."""
+  if not math.isfinite(value):
+    return str(value)
+  size = abs(value if like is None else like)
+  return f"{value:.{1 if size >= 100 else 2 if size >= 10 else 4}f}"
+
+
+def show_published(value) -> str:
+  return "" if value is None else str(value)
+
+
+def cost_blocks(measured: Measured) -> list[Block]:
+  rows, hardware, software = [], Counter(), Counter()
+  for arm in measured.arms:
+    runs = [run for run in measured.configs if run.arm == arm.name]
+    seconds = [trained_seconds(measured, run) for run in runs if run in measured.records]
+    parameters = {record["parameters"] for run, record in measured.records.items() if run in runs}
+    rows.append(
+      [
+        arm.name,
+        f"{parameters.pop():,}" if parameters else MISSING,
+        f"{measured.plan.steps.get(arm.name, 0):,}",
+        tokens(measured.configs[runs[0]]) if runs else MISSING,
+        duration(statistics.fmean(seconds)) if seconds else MISSING,
+        str(len(seconds)),
+      ]
+    )
+    for run in runs:
+      versions = dict(measured.configs[run]["versions"])
+      hardware[versions.pop("platform")] += 1
+      software[", ".join(f"{name} {version}" for name, version in versions.items())] += 1
+  header = ("arm", "parameters", "steps", "tokens read", "wall time of a run", "runs")
+  total = sum(trained_seconds(measured, run) for run in measured.configs)
+  said = [
+    f"{duration(total)} of training in all, as the sum over runs; runs beside each other share a "
+    "machine, which makes each of them slower",
+    *(f"{count} runs on {name}" for name, count in hardware.items()),
+    *software,
+  ]
+  return [Grid(header, rows), Points(said)]
+
+
+def trained_seconds(measured: Measured, run: Run) -> float:
+  records = read_records(workdir_of(measured.out, run) / "timing.jsonl")
+  return sum(record["seconds"] for record in records)
+
+
+def tokens(config: dict[str, Any]) -> str:
+  experiment = overrides.from_json(config["experiment"])
+  count = experiment.steps * experiment.global_batch * experiment.data.length
+  return f"{count / 1e6:,.1f}M"
+
+
+def recipe_blocks(measured: Measured) -> list[Block]:
+  """In what the arms differ from each other, and all of them from what was published."""
+  used = {
+    arm.name: overrides.from_json(measured.configs[run]["experiment"])
+    for arm in measured.arms
+    for run in [Run(arm.name, 0)]
+    if run in measured.configs
+  }
+  if not used:
+    return [Text("No run has started yet.")]
+  arms = [arm for arm in measured.arms if arm.name in used]
+  first = used[arms[0].name]
+  rows = [[arms[0].name, "(the others are compared with it)"]]
+  rows += [[arm.name, differences(first, used[arm.name])] for arm in arms[1:]]
+  blocks: list[Block] = [Grid(("arm", "differs in"), rows, left=2)]
+  if measured.plan.budget != "paper":
+    changed = {arm.name: changes(arm.experiment("paper"), used[arm.name]) for arm in arms}
+    shared = [c for c in changed[arms[0].name] if all(c in found for found in changed.values())]
+    blocks.append(Heading("Overridden from the published recipe", 3))
+    if shared:
+      blocks += [Text("In all arms:"), Grid(("field", "published", "here"), shared, left=3)]
+    own = [
+      [arm, *change] for arm, found in changed.items() for change in found if change not in shared
+    ]
+    if not shared and not own:
+      blocks.append(Text("Nothing."))
+    if own:
+      blocks += [Text("In some:"), Grid(("arm", "field", "published", "here"), own, left=4)]
+  return blocks
+
+
+# Where a run is computed, and when it reports, is no part of a recipe.
+_APART = ("seed", "mesh", "compute", "schedule", "data.workers", "model.vocab_size")
+
+
+def changes(published, here) -> list[list[str]]:
+  return [
+    [f"`{path}`", overrides.show(old), overrides.show(new)]
+    for path, old, new in overrides.diff(here, published)
+    if not any(path == a or path.startswith(a + ".") for a in _APART)
+  ]
+
+
+def differences(first, other) -> str:
+  found = [f"{path} {new} (not {old})" for path, old, new in changes(first, other)]
+  return "; ".join(found) or "nothing: it is the same run"
+
+
+def command_blocks(measured: Measured, to: Path) -> list[Block]:
+  plan = measured.plan
+  sweep = [
+    f"python -m plm_jax.ablate.sweep --table={plan.table} --budget={plan.budget}",
+    *(f"--seeds={plan.seeds} --out={measured.out}",),
+    *(f"--set={setting}" for setting in plan.settings),
+    *plan.evaluation.flags(),
+  ]
+  report = f"python -m plm_jax.ablate.report {measured.out} --to={to}"
+  every = [line for run in measured.states for line in plan.shown(measured.out, run)]
+  return [
+    Code(" ".join(sweep) + "\n" + report),
+    Text("The sweep's commands, one pair for each run:"),
+    Code("\n".join(every), folded=f"{len(every)} commands"),
+  ]
+
+
+def record_of(measured: Measured) -> dict[str, Any]:
+  """results.json: every number of the report."""
+  return {
+    "table": measured.plan.table,
+    "title": measured.table.title,
+    "budget": measured.plan.budget,
+    "seeds": measured.plan.seeds,
+    "settings": measured.plan.settings,
+    "published": {arm.name: dict(arm.published) for arm in measured.arms},
+    "states": {str(run): state.phase for run, state in measured.states.items()},
+    "scores": measured.scores,
+    "counts": next((r["counts"] for r in measured.records.values()), {}),
+    "references": measured.references,
+    "verdicts": [
+      {
+        "claim": str(v.claim),
+        "test": f"{type(v.claim).__name__}({v.claim.metric}: {', '.join(v.claim.arms)})",
+        "verdict": v.outcome,
+        "p": v.p,
+        "needed": v.threshold,
+        "numbers": v.numbers,
+      }
+      for v in measured.verdicts
+    ],
+    "alpha": ALPHA,
+    "notes": [*measured.notes, *missing_notes(measured)],
+    "versions": [
+      json.loads(text)
+      for text in dict.fromkeys(json.dumps(c["versions"]) for c in measured.configs.values())
+    ],
+  }
+
+
+if __name__ == "__main__":
+  # The one command with a word of its own: DIR.
+  flags.DEFINE_string("directory", None, "The directory of the sweep; stands without --directory.")
+  words = [i for i, word in enumerate(sys.argv[1:], 1) if not word.startswith("-")]
+  if len(words) == 1:
+    sys.argv[words[0]] = f"--directory={sys.argv[words[0]]}"
+  cli.run(main)
