@@ -25,6 +25,7 @@ ARMS = {
   "gather + MLM": (MLM(),),
   "gather + MLM static": (MLM(masking="static"),),
   "gather + MLM whole words": (MLM(unit="whole_word"),),
+  "gather + MLM n-grams": (MLM(unit="ngram"),),
   "gather + CLM": (CLM(),),
 }
 

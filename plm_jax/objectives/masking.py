@@ -1,13 +1,14 @@
 """Choosing the positions to predict and replacing their tokens, for whole blocks of rows at once.
 
 Sources: google-research/bert (eedf571) create_pretraining_data.py, `create_masked_lm_predictions`;
-for rules="fairseq", fairseq (3d262bb) data/mask_tokens_dataset.py.
+for unit="ngram", google-research/albert (b772393), the same function; for rules="fairseq", fairseq
+(3d262bb) data/mask_tokens_dataset.py.
 
     predictions(length, rate, max_predictions) -> P            static number of prediction slots
     candidates(input_ids, vocab) -> bool [B, T]                all but [PAD], [CLS], [SEP]
     real_tokens(input_ids, length) -> bool [B, T]              all but padding
     corrupt_tokens(input_ids, length, candidate_mask, draws, vocab, *, rate, mask, same, random,
-                   max_predictions, unit) -> Corrupted(input_ids, positions, targets, weights)
+                   max_predictions, unit, ...) -> Corrupted(input_ids, positions, targets, weights)
 
 Static masking is the same function with draws of `epoch % copies`: `draws.repeat(copies)`.
 """
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
   from plm_jax.data.tokenizers import Vocab
 
 _RANKS = 16  # of words that are weighed at once
-_ORDER, _FATE, _COUNT = 0, 1, 3  # streams of draws
+_ORDER, _FATE, _LENGTH, _COUNT = 0, 1, 2, 3  # streams of draws
 
+Unit = Literal["token", "whole_word", "ngram"]
 Rules = Literal["bert", "fairseq"]
 
 
@@ -78,7 +80,8 @@ def corrupt_tokens(
   same: float = 0.1,
   random: float = 0.1,
   max_predictions: int | None = None,
-  unit: Literal["token", "whole_word"] = "token",
+  unit: Unit = "token",
+  max_ngram: int = 3,
   rules: Rules = "bert",
 ) -> Corrupted:
   """Selects positions and replaces the tokens there by [MASK], by a random token, or not at all.
@@ -89,7 +92,8 @@ def corrupt_tokens(
   special tokens and the token itself included), else `same`; the three sum to 1.
   With rules="fairseq" n = int(length * rate + u), u uniform in [0, 1) and the row's own, and random
   tokens are never special.
-  `candidate_mask` bool [B, T]; with unit="whole_word" all pieces of a word are selected or none.
+  `candidate_mask` bool [B, T]; with unit="whole_word" all pieces of a word are selected or none,
+  with "ngram" up to `max_ngram` words in a row at a time.
   """
   del same  # what the other two leave
   columns = input_ids.shape[1]
@@ -103,11 +107,15 @@ def corrupt_tokens(
   else:
     if vocab.word_start is None:
       raise UserError(
-        'unit="whole_word" needs a tokenizer that marks where words start; this one does not: take '
+        f'unit="{unit}" needs a tokenizer that marks where words start; this one does not: take '
         'another tokenizer or unit="token".'
       )
-    starts = vocab.word_start.take(input_ids)
-    positions, valid = _choose_words(candidate_mask, starts, budget, slots, draws)
+    words = _words(candidate_mask, vocab.word_start.take(input_ids))
+    if unit == "whole_word":
+      chosen = _choose_words(words, budget, draws)
+    else:
+      chosen = _choose_ngrams(words, budget, draws, max_ngram)
+    positions, valid = _positions(chosen, words, candidate_mask, slots)
   # One spare element at the end takes what the empty slots write, so that nothing is selected.
   flat = np.empty(input_ids.size + 1, np.int32)
   flat[:-1] = input_ids.ravel()
@@ -180,37 +188,52 @@ def _choose_tokens(allowed, budget, slots, draws) -> tuple[np.ndarray, np.ndarra
   return order, valid
 
 
-def _choose_words(allowed, word_start, budget, slots, draws) -> tuple[np.ndarray, np.ndarray]:
-  """As `_choose_tokens`, by words: the greedy rule of the original, one random rank at a time.
+class _Words(NamedTuple):
+  """The words of a block of rows, W of them, numbered through the block."""
 
-  A piece that does not start a word joins the candidate before it, even over a [SEP] in between
-  (front truncation can put a "##" piece first), as in the original.
-  """
-  rows, columns = allowed.shape
+  starts: np.ndarray  # bool [B, T]
+  number: np.ndarray  # int32 [B * T]; what is no candidate belongs to none
+  sizes: np.ndarray  # int32 [W], in tokens
+
+
+def _words(allowed: np.ndarray, word_start: np.ndarray) -> _Words:
+  """A piece that does not start a word joins the candidate before it, even over a [SEP] in between
+  (front truncation can put a "##" piece first), as in the original."""
   starts = allowed & word_start
-  everyone, leftmost = np.arange(rows), allowed.argmax(axis=1)
+  everyone, leftmost = np.arange(len(allowed)), allowed.argmax(axis=1)
   starts[everyone, leftmost] = allowed[everyone, leftmost]
-  # Words are numbered through the block; what is no candidate belongs to none.
   number = np.cumsum(starts.ravel(), dtype=np.int32) - 1
   count_up_to = np.cumsum(allowed.ravel(), dtype=np.int32)
   sizes = np.diff(count_up_to[starts.ravel()], append=count_up_to[-1:] + 1)
-  chosen = np.zeros(sizes.size + 1, bool)  # one more: there may be no word at all
+  return _Words(starts, number, sizes)
 
-  most_words = starts.sum(axis=1).max(initial=0)
-  order, is_word = _random_order(starts, draws, most_words)
-  order += (everyone * columns).astype(np.int32)[:, None]
-  left = budget.copy()
-  for rank in range(0, most_words, _RANKS):
-    if not left.any():
-      break
-    word = number.take(order[:, rank : rank + _RANKS].T)
-    size = sizes.take(word) + columns * ~is_word[:, rank : rank + _RANKS].T
-    chosen[word[_fitting(size, left)]] = True
-  row, column = np.divmod(np.flatnonzero(chosen.take(number) & allowed.ravel()), columns)
+
+def _positions(chosen, words: _Words, allowed, slots) -> tuple[np.ndarray, np.ndarray]:
+  """Positions int32 [B, P] of the tokens of chosen words, and valid bool [B, P]."""
+  rows, columns = allowed.shape
+  row, column = np.divmod(np.flatnonzero(chosen.take(words.number) & allowed.ravel()), columns)
   count = np.bincount(row, minlength=rows)
   positions = np.zeros((rows, slots), np.int32)
   positions[row, np.arange(row.size) - (np.cumsum(count) - count)[row]] = column
   return positions, np.arange(slots) < count[:, None]
+
+
+def _choose_words(words: _Words, budget, draws) -> np.ndarray:
+  """Which words are chosen, bool [W + 1]: the greedy rule of the original, one random rank at a
+  time. The last is none: there may be no word at all."""
+  rows, columns = words.starts.shape
+  chosen = np.zeros(words.sizes.size + 1, bool)
+  most_words = words.starts.sum(axis=1).max(initial=0)
+  order, is_word = _random_order(words.starts, draws, most_words)
+  order += (np.arange(rows) * columns).astype(np.int32)[:, None]
+  left = budget.copy()
+  for rank in range(0, most_words, _RANKS):
+    if not left.any():
+      break
+    word = words.number.take(order[:, rank : rank + _RANKS].T)
+    size = words.sizes.take(word) + columns * ~is_word[:, rank : rank + _RANKS].T
+    chosen[word[_fitting(size, left)]] = True
+  return chosen
 
 
 def _fitting(sizes: np.ndarray, left: np.ndarray) -> np.ndarray:
@@ -223,3 +246,51 @@ def _fitting(sizes: np.ndarray, left: np.ndarray) -> np.ndarray:
     np.less_equal(size, left, out=take)
     left -= size * take
   return taken
+
+
+def _choose_ngrams(words: _Words, budget, draws, longest: int) -> np.ndarray:
+  """As `_choose_words`, by runs of n words, n drawn for the word that a run begins with.
+
+  A run that is too long for what is left of the budget loses words from its end until it fits; one
+  that then meets a chosen word is passed over. It may reach over a [SEP], and ends with the row.
+  """
+  columns, nothing = words.starts.shape[1], words.sizes.size
+  chosen = np.zeros(nothing + 1, bool)
+  before = np.append(0, np.cumsum(words.sizes)).astype(np.int32)  # tokens before each word
+  row_end = np.cumsum(words.starts.sum(axis=1)).astype(np.int32)
+  most_words = words.starts.sum(axis=1).max(initial=0)
+  order, is_word = _random_order(words.starts, draws, most_words)
+  left = budget.copy()
+  for rank in range(0, most_words, _RANKS):
+    live = np.flatnonzero(left)
+    if not live.size:
+      break
+    some = slice(rank, rank + _RANKS)
+    drawn = ngram_lengths(draws, order[:, some], longest)[live].T
+    word = words.number.take(order[live, some] + (live * columns)[:, None]).T
+    end = row_end[live]
+    sizes, members = [], []  # by n: tokens of a run of n words, and its n-th word
+    for n in range(1, longest + 1):
+      size = before.take(np.minimum(word + n, end)) - before.take(word)
+      sizes.append(size + columns * (~is_word[live, some].T | (n > drawn)))
+      members.append(np.where(word + n - 1 < end, word + n - 1, nothing))
+    room = left[live]
+    for size, member in zip(np.stack(sizes, 1), np.stack(members, 1), strict=True):
+      fits = size <= room
+      fits &= ~(chosen.take(member) & fits).any(axis=0)
+      chosen[member[fits]] = True
+      chosen[nothing] = False
+      room -= (size * fits).max(axis=0)
+    left[live] = room
+  return chosen
+
+
+def ngram_lengths(draws: Draws, columns: np.ndarray, longest: int) -> np.ndarray:
+  """n int [B, R] for the words that begin at `columns` int [B, R]: p(n) is proportional to 1 / n
+  for n up to `longest` (Lan et al. 2020, equation 1)."""
+  shares = 1 / np.arange(1, longest + 1)
+  u = draws.bits_at(_LENGTH, columns.astype(np.uint32)) * 2.0**-32
+  n = np.ones(u.shape, np.int8)
+  for bound in np.cumsum(shares / shares.sum())[:-1]:
+    n += u >= bound
+  return n

@@ -1,7 +1,8 @@
 """Masked language modelling (Devlin et al. 2019, section 3.1, task 1).
 
 Sources: google-research/bert (eedf571) create_pretraining_data.py for what is chosen and how it is
-replaced, run_pretraining.py for the loss; fairseq (3d262bb) data/mask_tokens_dataset.py.
+replaced, run_pretraining.py for the loss; google-research/albert (b772393), the same file, for
+n-grams; fairseq (3d262bb) data/mask_tokens_dataset.py.
 Deviation: the loss is divided by the number of predictions, not by that number + 1e-5.
 """
 
@@ -15,7 +16,7 @@ import jax
 from plm_jax.errors import UserError
 from plm_jax.objectives import masking
 from plm_jax.objectives.baselines import Baseline, unigram
-from plm_jax.objectives.masking import Rules
+from plm_jax.objectives.masking import Rules, Unit
 from plm_jax.objectives.objective import Terms, cross_entropy
 
 
@@ -27,7 +28,8 @@ class MLM:
   the chosen, a share `mask` becomes [MASK], `same` stays, `random` becomes a token drawn uniformly
   from the whole vocabulary.
 
-  unit: choose tokens, or whole words with every piece drawn independently.
+  unit: choose tokens; or whole words, with every piece drawn independently; or runs of up to
+    `max_ngram` whole words, their number n drawn with p(n) proportional to 1 / n (ALBERT).
   masking: `dynamic` draws new masks every epoch (RoBERTa), `static` repeats after `copies` epochs
     (BERT's `dupe_factor`).
   max_predictions: None is the budget rule itself, round(rate * length): 19 at 128, 77 at 512.
@@ -39,7 +41,8 @@ class MLM:
   mask: float = 0.8
   same: float = 0.1
   random: float = 0.1
-  unit: Literal["token", "whole_word"] = "token"
+  unit: Unit = "token"
+  max_ngram: int = 3
   masking: Literal["dynamic", "static"] = "dynamic"
   copies: int = 10
   max_predictions: int | None = None
@@ -55,6 +58,10 @@ class MLM:
       raise UserError(f"mlm.mask, mlm.same and mlm.random are {shares}; shares must sum to 1")
     if self.rules == "fairseq" and self.unit != "token":
       raise UserError(f'mlm.rules=fairseq chooses tokens; with mlm.unit={self.unit} take "bert"')
+    if self.max_ngram < 1:
+      raise UserError(f"mlm.max_ngram={self.max_ngram} must be at least 1")
+    if self.max_ngram != 3 and self.unit != "ngram":
+      raise UserError(f"mlm.max_ngram is read with mlm.unit=ngram only, not with {self.unit}")
     if self.copies < 1 or (self.max_predictions or 1) < 1:
       raise UserError("mlm.copies and mlm.max_predictions must be at least 1")
 
@@ -85,6 +92,7 @@ class MLM:
       random=self.random,
       max_predictions=self.max_predictions,
       unit=self.unit,
+      max_ngram=self.max_ngram,
       rules=self.rules,
     )
     return batch | {

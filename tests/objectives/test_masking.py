@@ -1,6 +1,7 @@
 """Masking against the rules of create_pretraining_data.py, and against a slow copy of them."""
 
 import dataclasses
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -38,19 +39,27 @@ def reference(ids, length, row, unit, rate=0.15, max_predictions=10**9):
   candidates = [t for t in range(len(ids)) if ids[t] not in (CLS, SEP, PAD)]
   words = []
   for t in candidates:
-    if unit == "whole_word" and words and not VOCAB.word_start[ids[t]]:
+    if unit != "token" and words and not VOCAB.word_start[ids[t]]:
       words[-1].append(t)
     else:
       words.append([t])
   keys = Draws(0, 0, np.array([row])).bits(0, len(ids))[0]
   low = (1 << (len(ids) - 1).bit_length()) - 1
-  words.sort(key=lambda word: (int(keys[word[0]]) & 0x7FFFFFFF & ~low, word[0]))
+  at = {word[0]: i for i, word in enumerate(words)}
+  shuffled = sorted(words, key=lambda word: (int(keys[word[0]]) & 0x7FFFFFFF & ~low, word[0]))
   budget = min(max_predictions, max(1, round(length * rate)))
   selected = []
-  for word in words:
+  for word in shuffled:
     if len(selected) >= budget:
       break
-    if len(selected) + len(word) <= budget:
+    if unit == "ngram":  # google-research/albert
+      n = masking.ngram_lengths(Draws(0, 0, np.array([row])), np.array([[word[0]]]), 3)[0, 0]
+      begin = at[word[0]]
+      runs = [list(chain(*words[begin : begin + m])) for m in range(1, n + 1)]
+      while len(runs) > 1 and len(selected) + len(runs[-1]) > budget:
+        runs.pop()
+      word = runs[-1]
+    if len(selected) + len(word) <= budget and not set(word) & set(selected):
       selected += word
   return sorted(selected)
 
@@ -67,7 +76,7 @@ def test_the_budget_is_bert_s(length, expected):
     assert (corrupt(ids, lengths).weights.sum(axis=1) == expected).all()
 
 
-@pytest.mark.parametrize("unit", ["token", "whole_word"])
+@pytest.mark.parametrize("unit", ["token", "whole_word", "ngram"])
 @pytest.mark.parametrize("max_predictions", [None, 5])
 @pytest.mark.parametrize("columns", [64, 67])  # a power of two, and not
 def test_selection_equals_the_original_s_loop(unit, max_predictions, columns):
@@ -83,7 +92,7 @@ def test_selection_equals_the_original_s_loop(unit, max_predictions, columns):
     assert got.tolist() == expected
 
 
-@pytest.mark.parametrize("unit", ["token", "whole_word"])
+@pytest.mark.parametrize("unit", ["token", "whole_word", "ngram"])
 def test_targets_are_the_original_tokens_and_nothing_else_changes(unit):
   ids, length = rows_of(500, 128, shortest=20)
   before = ids.copy()
@@ -166,10 +175,61 @@ def test_whole_words_are_selected_whole_and_within_the_budget():
       assert (t in selected) == word
 
 
+def test_n_of_an_n_gram_is_drawn_by_one_over_n():
+  """F27, before what does not fit is shortened."""
+  draws, columns = Draws(0, 0, np.arange(2000)), np.tile(np.arange(128), (2000, 1))
+  n = masking.ngram_lengths(draws, columns, 3)
+  shares = np.bincount(n.ravel(), minlength=4)[1:] / n.size
+  np.testing.assert_allclose(shares, [0.5455, 0.2727, 0.1818], atol=0.004)
+  assert n.mean() == pytest.approx(1.636, abs=0.006)
+  assert set(np.unique(masking.ngram_lengths(draws, columns, 5))) == {1, 2, 3, 4, 5}
+  assert (masking.ngram_lengths(draws, columns, 1) == 1).all()
+
+
+def test_n_grams_of_one_word_are_whole_words():
+  ids, length = rows_of(300, 67, shortest=6)
+  words, runs = (
+    corrupt(ids, length, unit="whole_word"),
+    corrupt(ids, length, unit="ngram", max_ngram=1),
+  )
+  for a, b in zip(words, runs, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_n_grams_are_whole_words_within_the_budget_and_longer_runs_than_words_make():
+  ids, length = rows_of(2000, 128, shortest=64)
+  vocab_of_words = dataclasses.replace(VOCAB, word_start=np.ones(VOCAB.size, bool))
+  allowed = masking.candidates(ids, VOCAB)
+
+  def neighbours(**options):
+    """The share of selected positions whose right neighbour is selected too."""
+    result = masking.corrupt_tokens(
+      ids, length, allowed, Draws(0, 0, np.arange(2000)), vocab_of_words, **options
+    )
+    number = result.weights.sum(axis=1)
+    assert (number <= np.rint(length * 0.15)).all()
+    selected = np.zeros((2000, 129), bool)
+    row, slot = np.nonzero(result.weights)
+    selected[row, result.positions[row, slot]] = True
+    return (selected[:, 1:] & selected[:, :-1]).sum() / number.sum()
+
+  assert neighbours(unit="whole_word") == pytest.approx(0.145, abs=0.015)
+  # Of 1.636 words in a run .636 have a neighbour in it: .389 of all, and some more by chance.
+  assert neighbours(unit="ngram") == pytest.approx(0.41, abs=0.03)
+
+
+def test_a_longest_n_gram_that_is_not_read_is_refused():
+  with pytest.raises(UserError, match="max_ngram"):
+    MLM(max_ngram=2)
+  with pytest.raises(UserError, match="at least 1"):
+    MLM(unit="ngram", max_ngram=0)
+  assert MLM(unit="ngram", max_ngram=2).max_ngram == 2
+
+
 def test_a_row_without_enough_candidates_gets_fewer_predictions():
   ids = np.full((2, 40), SEP, np.int32)
   ids[1, 7:9] = 50
-  for unit in ("token", "whole_word"):
+  for unit in ("token", "whole_word", "ngram"):
     result = corrupt(ids, np.full(2, 40), unit=unit)
     assert result.weights.sum(axis=1).tolist() == [0, 2]
     assert result.positions[1, :2].tolist() == [7, 8]
