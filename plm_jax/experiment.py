@@ -23,7 +23,7 @@ from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model
 from plm_jax.objectives.objective import Objective
 from plm_jax.train.mesh import MeshShape
-from plm_jax.train.optim import AdamW
+from plm_jax.train.optim import LAMB, AdamW
 
 Budget = Literal["smoke", "small", "paper"]
 """smoke: seconds on any laptop. small: minutes on one GPU or up to an hour on a CPU, the size at
@@ -73,7 +73,7 @@ class Experiment:
   model: Model
   objectives: tuple[Objective, ...]
   data: Rows
-  optim: AdamW
+  optim: AdamW | LAMB
   global_batch: int
   steps: int
   schedule: Schedule = Schedule()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -56,8 +56,8 @@ class AdamW:
         "optim.decay_under_warmup is BERT's linear schedule; set optim.schedule=linear"
       )
 
-  def paper_faithful(self) -> AdamW:
-    """google-research/bert (eedf571), optimization.py."""
+  def paper_faithful(self) -> Self:
+    """google-research/bert (eedf571) and google-research/albert (b772393), optimization.py."""
     return dataclasses.replace(
       self, schedule="linear", bias_correction=False, decay_under_warmup=True
     )
@@ -85,15 +85,53 @@ class AdamW:
 
     return schedule
 
+  def adaptation(self) -> tuple[optax.GradientTransformation, ...]:
+    """What comes between the decayed direction and the learning rate."""
+    return ()
+
   def transform(self, steps: int) -> optax.GradientTransformation:
     adam = optax.scale_by_adam if self.bias_correction else scale_by_uncorrected_adam
     return optax.chain(
       optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
       adam(self.b1, self.b2, self.eps),
       optax.add_decayed_weights(self.decay, mask=is_decayed if self.decays == "kernels" else None),
+      *self.adaptation(),
       optax.scale_by_learning_rate(self.learning_rate(steps)),
       *([scale_by_layer(self.layer_decay)] if self.layer_decay < 1 else []),
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LAMB(AdamW):
+  """AdamW with every tensor's update u rescaled: w = w - lr |w| / |u| u (You et al. 2020, algorithm
+  2; google-research/albert b772393, lamb_optimizer.py).
+
+  For biases and the gains of norms, and where |w| or |u| is 0, the ratio is 1. The defaults are
+  those of ALBERT for batches of 4,096 rows (Lan et al. 2020, section 4.1).
+  """
+
+  peak: float = 1.76e-3
+  warmup: int = 3125
+
+  def adaptation(self) -> tuple[optax.GradientTransformation, ...]:
+    return (scale_by_trust_ratio(),)
+
+
+def scale_by_trust_ratio() -> optax.GradientTransformation:
+  """u |w| / |u| for kernels and tables; each layer of a stack has norms of its own, as the original
+  has a variable for each."""
+
+  def update(updates, state, params):
+    def scaled(path, u, w):
+      if _kind(path) in ("bias", "gain"):
+        return u
+      axes = tuple(range("blocks" in _names(path), u.ndim))
+      w_norm, u_norm = (jnp.sqrt(jnp.square(x).sum(axes, keepdims=True)) for x in (w, u))
+      return u * jnp.where((w_norm > 0) & (u_norm > 0), w_norm / jnp.maximum(u_norm, 1e-30), 1.0)
+
+    return jax.tree_util.tree_map_with_path(scaled, updates, params), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:

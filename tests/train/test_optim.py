@@ -6,9 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from plm_jax import overrides
 from plm_jax.errors import UserError
 from plm_jax.models.bert import Bert
-from plm_jax.train.optim import AdamW, is_decayed, layer_rates
+from plm_jax.train.optim import LAMB, AdamW, is_decayed, layer_rates, scale_by_trust_ratio
+from tests.toy_run import TOY
 
 
 def first_update(optim, gradient):
@@ -155,3 +157,91 @@ def test_layer_decay_scales_the_whole_update_and_changes_nothing_else():
   assert jax.tree.structure(AdamW().transform(1).init(params)).num_leaves == (
     jax.tree.structure(AdamW(layer_decay=0.5).transform(1).init(params)).num_leaves
   )
+
+
+# --- LAMB ----------------------------------------------------------------------------------------
+
+
+def random_tree(seed):
+  rng = np.random.default_rng(seed)
+  shapes = {"one": {"kernel": (3, 4)}, "two": {"kernel": (5,)}, "three": {"table": (6, 2)}}
+  return jax.tree.map(
+    lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
+    shapes,
+    is_leaf=lambda x: isinstance(x, tuple),
+  )
+
+
+def after(transform, params, steps=5):
+  """The parameters after some steps with random gradients."""
+  update, state = jax.jit(transform.update), transform.init(params)
+  for step in range(steps):
+    updates, state = update(random_tree(100 + step), state, params)
+    params = optax.apply_updates(params, updates)
+  return params
+
+
+def test_corrected_lamb_of_kernels_outside_of_stacks_is_optax_s():
+  ours = LAMB(peak=0.02, warmup=0, schedule="constant", clip=0, decay=0.1).transform(10)
+  theirs = optax.lamb(0.02, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.1)
+  got = after(ours, random_tree(0))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, after(theirs, random_tree(0))
+  )
+  without = after(optax.adamw(0.02, eps=1e-6, weight_decay=0.1), random_tree(0))
+  assert not np.allclose(without["one"]["kernel"], got["one"]["kernel"], rtol=0.01)
+
+
+def test_faithful_lamb_follows_the_formula_of_albert_s_code():
+  optim = LAMB(peak=0.01, warmup=4, clip=0, decay=0.01).paper_faithful()
+  transform, rate = optim.transform(40), optim.learning_rate(40)
+  rng = np.random.default_rng(0)
+  w = {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)}
+  m, v = ({name: np.zeros_like(x) for name, x in w.items()} for _ in range(2))
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), w)
+  state = transform.init(params)
+  for step in range(12):
+    gradient = {name: rng.normal(size=x.shape) for name, x in w.items()}
+    for name, g in gradient.items():
+      m[name], v[name] = 0.9 * m[name] + 0.1 * g, 0.999 * v[name] + 0.001 * g * g
+      update = m[name] / (np.sqrt(v[name]) + 1e-6)
+      if name == "kernel":
+        update = update + 0.01 * w[name]
+        update = update * np.linalg.norm(w[name]) / np.linalg.norm(update)
+      w[name] = w[name] - float(rate(step)) * update
+    gradient = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradient)
+    updates, state = transform.update(gradient, state, params)
+    params = optax.apply_updates(params, updates)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), params, w)
+
+
+def adapted(params, updates):
+  scale = scale_by_trust_ratio()
+  return jax.tree.map(np.asarray, scale.update(updates, scale.init(params), params)[0])
+
+
+def test_the_trust_ratio_is_one_for_norms_and_biases_and_where_a_norm_is_zero():
+  params = {
+    name: {kind: 3.0 * jnp.ones(4) for kind in ("kernel", "bias", "gain")} for name in ("a", "b")
+  }
+  params["b"]["kernel"] = jnp.zeros(4)
+  got = adapted(params, jax.tree.map(jnp.ones_like, params))
+  assert (got["a"]["kernel"] == 3).all()
+  for ratio_of_one in (got["a"]["bias"], got["a"]["gain"], got["b"]["kernel"]):
+    assert (ratio_of_one == 1).all()
+  still = adapted(params, jax.tree.map(jnp.zeros_like, params))
+  assert all((x == 0).all() for x in jax.tree.leaves(still))
+
+
+def test_each_layer_of_a_stack_has_a_trust_ratio_of_its_own():
+  weights, ones = np.array([1.0, 2.0, 5.0])[:, None, None] * np.ones((3, 2, 4)), np.ones((3, 2, 4))
+  got = adapted({"blocks": {"kernel": weights}}, {"blocks": {"kernel": ones}})
+  np.testing.assert_allclose(got["blocks"]["kernel"], weights, rtol=1e-6)
+  whole = adapted({"other": {"kernel": weights}}, {"other": {"kernel": ones}})
+  np.testing.assert_allclose(whole["other"]["kernel"], np.sqrt(10), rtol=1e-6)
+
+
+def test_lamb_can_be_chosen_from_the_command_line():
+  chosen = overrides.apply(TOY, ["optim=LAMB(warmup=2)", "optim.peak=1e-2"])
+  assert chosen.optim == LAMB(peak=1e-2, warmup=2)
+  assert overrides.from_json(overrides.to_json(chosen)) == chosen
