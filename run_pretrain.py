@@ -12,10 +12,12 @@ A run that was stopped or killed goes on when the same command is given again.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import flags
 
 import data.installed_text  # noqa: F401  makes tfds:installed_text known
@@ -98,12 +100,13 @@ def pretrain(experiment: Experiment, record: dict, workdir: Workdir, cache: Path
 
 def batches_of(experiment: Experiment, prepared: Prepared) -> tuple[Batches, Batches]:
   """The training and the held-out batches of this process."""
+  vocab = dataclasses.replace(prepared.tokenizer.vocab, counts=np.asarray(prepared.train.counts))
   train, valid = (
     Batches(
       store,
       experiment.data,
       experiment.objectives,
-      prepared.tokenizer.vocab,
+      vocab,
       seed=experiment.seed,
       global_batch=experiment.global_batch,
       process_index=jax.process_index(),

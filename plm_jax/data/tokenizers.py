@@ -31,7 +31,8 @@ class Vocab:
   `special` bool [V]: the token is no text. `word_start` bool [V]: the token begins a word or is
   special; WordPiece: no "##"; byte pairs: begins with "Ġ" (fairseq's rule, so that the first word
   of a text counts only with `prefix_space`); unigram: begins with "▁". None for GPT-1, whose
-  tokens mark ends of words. A role that the vocabulary lacks is None.
+  tokens mark ends of words. A role that the vocabulary lacks is None. `counts` int [V]: how often a
+  token is in the training text, where a run has filled it in.
   """
 
   size: int
@@ -44,6 +45,7 @@ class Vocab:
   eos: int | None
   special: np.ndarray
   word_start: np.ndarray | None
+  counts: np.ndarray | None = None
 
 
 class Tokenizer:

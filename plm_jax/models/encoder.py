@@ -46,6 +46,7 @@ class Encoder:
     prediction trains; `dropout_pooler` is fairseq's for RoBERTa, with dropout before the pooler
     too; `mean` is the mean of the real tokens' states; `bilstm` is a randomly
     initialised BiLSTM (BERT's Table 5, "+ BiLSTM"). The last two belong to that head alone.
+  pooler_activation: DistilBERT's, under its classes alone, is `relu`.
   initializer: of kernels and tables, with standard deviation initializer_range: cut at two sigma
     (BERT's code) or not (fairseq).
   """
@@ -66,6 +67,7 @@ class Encoder:
   classifier: Classifier = "pooler"
   dropout: float = 0.1
   attention_dropout: float = 0.1
+  pooler_activation: Literal["tanh", "relu"] = "tanh"
   norm_eps: float = 1e-12
   initializer: Initializer = "truncated_normal"
   initializer_range: float = 0.02
@@ -191,12 +193,14 @@ class EncoderModel(nnx.Module):
     return self if self.mlm is not None and self.config.attention == "bidirectional" else None
 
   def pool(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None = None) -> jax.Array:
-    """`[B, D]`: dense and tanh on the state of [CLS], or of the last token where attention is
-    causal; trained only through a head on top of it. With noise the state is dropped out first."""
+    """`[B, D]`: dense and `pooler_activation` on the state of [CLS], or of the last token where
+    attention is causal; trained only through a head on top of it. With noise the state is dropped
+    out first."""
     causal = self.config.attention == "causal"
     at_B = batch["length"] - 1 if causal else jnp.zeros_like(batch["length"])
     state_BD = jnp.take_along_axis(hidden_BTD, at_B[:, None, None], axis=1)[:, 0]
-    return jnp.tanh(self.pooler(dropout(state_BD, self.config.dropout, noise)))
+    squash = jnp.tanh if self.config.pooler_activation == "tanh" else jax.nn.relu
+    return squash(self.pooler(dropout(state_BD, self.config.dropout, noise)))
 
   def token_logits(self, hidden: jax.Array) -> jax.Array:
     """`[..., D] -> float32 [..., V]` by the masked-LM head."""

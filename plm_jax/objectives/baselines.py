@@ -10,10 +10,10 @@ import numpy as np
 
 class Baseline(NamedTuple):
   """kind: what scores it, one word. scores: {metric: value} in the order of the report; a metric
-  "perplexity" is the exponential of "loss"."""
+  "perplexity" is the exponential of "loss"; None where there is nothing to compare with."""
 
   kind: str
-  scores: dict[str, float]
+  scores: dict[str, float | None]
 
 
 def unigram(counts: np.ndarray, batches: list[dict], objective: str) -> Baseline:

@@ -65,3 +65,9 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> 
     "loss": ((losses * weights).sum(), count),
     "accuracy": (((target_logits >= highest) * weights).sum(), count),
   }
+
+
+def real_positions(batch: dict) -> jax.Array:
+  """float32 `[B, T]`: 1 where a token is no padding, in rows that count."""
+  real_BT = jnp.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
+  return real_BT * batch["row_weight"][:, None]

@@ -147,7 +147,7 @@ def draw_curves(run: Results, workdir: Workdir) -> None:
       name = f"{objective.name}/{metric}"
       axis.plot([r["step"] for r in training], [r[name] for r in training], lw=1, label="training")
       axis.plot(*zip(*run.held_out(name)), "o-", ms=4, label="held out")
-      if metric in reference:
+      if reference.get(metric) is not None:
         axis.axhline(reference[metric], color="gray", ls="--", lw=1, label=kind)
       axis.set_xlabel("step")
       axis.set_ylabel("loss (nats)" if metric == "loss" else metric)

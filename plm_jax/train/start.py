@@ -17,6 +17,7 @@ from plm_jax.data.draws import Draws
 from plm_jax.data.tokenizers import Tokenizer, Vocab, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
+from plm_jax.models.distilbert import Distilled
 from plm_jax.train.checkpoint import restore_parameters
 from plm_jax.train.loop import Program
 from plm_jax.train.workdir import read_config
@@ -64,6 +65,9 @@ def chosen_experiment(
     experiment = dataclasses.replace(experiment, seed=seed)
   if source is not None:
     experiment = with_tokenizer(experiment, source, settings)
+  teacher = teacher_of(experiment, budget)
+  if teacher is not None:
+    experiment = with_teacher(experiment, teacher, settings)
   experiment = experiment.resolve(vocab_size_of(experiment))
   file, _, function = reference.partition(":")
   suffix = "" if budget == "small" else f"_{budget}"
@@ -74,9 +78,11 @@ def chosen_experiment(
     "diff": [
       {"field": path, "base": overrides.show(old), "here": overrides.show(new)}
       for path, old, new in overrides.diff(experiment, base)
-      if path != "model.vocab_size"  # follows from the tokenizer
+      # These follow from the tokenizer and from the teacher.
+      if path not in ("model.vocab_size", "model.teacher_model")
     ],
     "initial": initial_record(source),
+    "teacher": initial_record(teacher),
     "command": sys.argv,
     "versions": versions(),
   }
@@ -110,6 +116,36 @@ def with_tokenizer(experiment: Experiment, source: Source, settings: list[str]) 
   )
 
 
+def teacher_of(experiment: Experiment, budget: str = "small") -> Source | None:
+  """The run that a distillation learns from; None where nothing is distilled.
+
+  Errors: `UserError` if it is not there, with the command that makes it, or predicts no tokens.
+  """
+  if not isinstance(experiment.model, Distilled):
+    return None
+  path = Path(experiment.model.teacher)
+  if not (path / "config.json").exists():
+    raise UserError(
+      f"there is no teacher in {path}: train it with python run_pretrain.py "
+      f"--experiment=experiments/bert.py:base --budget={budget} --workdir={path}, or name another "
+      "run with --set=model.teacher=DIR"
+    )
+  source = continued_from(path)
+  key = jax.random.key(0)
+  if jax.eval_shape(source.experiment.init_parameters, key).encoder().masked_lm() is None:
+    raise UserError(
+      f"the teacher in {path} cannot teach: its encoder has no masked-LM head; name a run with one "
+      "by --set=model.teacher=DIR"
+    )
+  return source
+
+
+def with_teacher(experiment: Experiment, teacher: Source, settings: list[str]) -> Experiment:
+  """The experiment with its teacher's sizes and tokenizer, which both must share."""
+  model = dataclasses.replace(experiment.model, teacher_model=teacher.experiment.model.encoder)
+  return with_tokenizer(dataclasses.replace(experiment, model=model), teacher, settings)
+
+
 def vocab_size_of(experiment: Experiment) -> int:
   """The number of tokens that the tokenizer has, or will have at most once it is trained."""
   tokenizer = experiment.data.tokenizer
@@ -123,11 +159,14 @@ def initial_record(source: Source | None) -> dict[str, Any] | None:
 
 
 def initial_parameters(program: Program, source: Source | None) -> Any:
-  """The source's parameters on the program's mesh, with heads that it lacks drawn afresh; None
-  without a source. An encoder takes a composite model's encoder, a composite one of its own class
-  everything. Errors: `UserError` naming shapes that do not fit."""
+  """The source's parameters on the program's mesh, with heads that it lacks drawn afresh; without
+  a source those that a teacher gives, or None.
+
+  An encoder takes a composite model's encoder, a composite one of its own class everything.
+  Errors: `UserError` naming shapes that do not fit.
+  """
   if source is None:
-    return None
+    return taught_parameters(program)
   model, stored = program.experiment.model, source.experiment.model
   if model.encoder_path and type(model) is not type(stored):
     raise UserError(
@@ -143,12 +182,27 @@ def initial_parameters(program: Program, source: Source | None) -> Any:
   return restored.params
 
 
+def taught_parameters(program: Program) -> Any:
+  """A distillation's parameters before the first step: its teacher's, and the student's from them.
+
+  They are part of the state and so of every checkpoint: a run goes on with the very teacher that it
+  began with, whatever has become of the directory where that was.
+  """
+  teacher = teacher_of(program.experiment)
+  if teacher is None:
+    return None
+  fresh = program.create().params
+  place = teacher.experiment.model.encoder_path
+  restored = restore_parameters(teacher.path, fresh.teacher, allow_unused=HEADS, within=place)
+  return fresh.taught(restored.params)
+
+
 def example_batch(experiment: Experiment) -> dict[str, np.ndarray]:
   """A global batch of the right names, shapes and dtypes, before any text is read."""
   rows, length = experiment.global_batch, experiment.data.length
   special = np.zeros(16, bool)
   special[:5] = True
-  vocab = Vocab(16, 0, 1, 2, 3, 4, None, None, special, np.ones(16, bool))
+  vocab = Vocab(16, 0, 1, 2, 3, 4, None, None, special, np.ones(16, bool), np.ones(16, int))
   batch = {
     "input_ids": np.full((rows, length), 5, np.int32),
     "segment_ids": np.zeros((rows, length), np.int32),

@@ -1,0 +1,184 @@
+"""DistilBERT, a distilled version of BERT (Sanh et al. 2019, arXiv:1910.01108).
+
+Half of BERT's layers, without segments and without a pooler in pretraining; it starts from every
+second layer of its teacher or so, and learns to answer as the teacher does.
+
+Sources: the paper; huggingface/transformers-research-projects (fccd0cd) distillation/train.py,
+distiller.py, scripts/extract_distilbert.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from plm_jax.errors import UserError
+from plm_jax.models.compute import Compute
+from plm_jax.models.dropout import Noise
+from plm_jax.models.encoder import Encoder, EncoderModel
+
+TEACHER, STUDENT = "teacher/", "student/"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistilBert(Encoder):
+  """DistilBERT; the defaults are those of DistilBERT-base."""
+
+  layers: int = 6
+  segments: int = 0
+  activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_erf"
+  pooler_activation: Literal["tanh", "relu"] = "relu"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distilled(DistilBert):
+  """A student, whose sizes are the encoder's own fields, beside its frozen teacher.
+
+  teacher: the directory of a run with a masked-LM head. teacher_model: its sizes; filled in from
+    that run. start: whether the student begins with the teacher's tables, head and some of its
+    layers (`layer_selection`), or at random (the paper's Table 4, last row).
+  freeze_positions: keep the positions that came from the teacher as they are (`--freeze_pos_embs`).
+  """
+
+  teacher: str
+  teacher_model: Encoder | None = None
+  start: Literal["teacher", "random"] = "teacher"
+  freeze_positions: bool = True
+
+  def __post_init__(self):
+    super().__post_init__()
+    teacher = self.teacher_model
+    if teacher is None:
+      return
+    if teacher.positions < self.positions:
+      raise UserError(
+        f"model.positions={self.positions} is more than the {teacher.positions} of the teacher in "
+        f"{self.teacher}; lower it"
+      )
+    if self.start == "teacher":
+      names = ("width", "heads", "hidden", "embedding", "positions", "first_position")
+      for name in names:
+        own, its = getattr(self, name), getattr(teacher, name)
+        if own != its:
+          raise UserError(
+            f"the student starts from its teacher in {self.teacher}, which has {name}={its}; set "
+            f"model.{name}={its} (here it is {own}), or model.start=random"
+          )
+      if self.layers > teacher.layers or self.segments not in (0, teacher.segments):
+        raise UserError(
+          f"the student has {self.layers} layers and {self.segments} segments, its teacher in "
+          f"{self.teacher} {teacher.layers} and {teacher.segments}: it cannot have more layers, "
+          "nor other segments than those or 0"
+        )
+
+  @property
+  def encoder(self) -> DistilBert:
+    own = {field.name: getattr(self, field.name) for field in dataclasses.fields(DistilBert)}
+    return DistilBert(**own)
+
+  @property
+  def encoder_path(self) -> str:
+    return STUDENT
+
+  @property
+  def frozen(self) -> tuple[str, ...]:
+    keeps = self.freeze_positions and self.start == "teacher"
+    return (TEACHER + "*", *([STUDENT + "embed/position/*"] if keeps else []))
+
+  def init(self, key: jax.Array, heads: dict[str, int]) -> DistilledModel:
+    """Random parameters of both; `DistilledModel.taught` puts the teacher's in."""
+    if self.teacher_model is None:
+      raise ValueError("the teacher is not resolved: train/start.py fills it in from its run")
+    unknown = set(heads) - {"mlm", "teacher"}
+    if unknown:
+      raise UserError(
+        f"a distilled model has no head {sorted(unknown)[0]!r}: it learns by Distillation, MLM and "
+        "Cosine"
+      )
+    return DistilledModel(self, key, {"mlm": 0})
+
+
+class States(NamedTuple):
+  """What one forward pass leaves for the objectives, `[B, T, D]` each."""
+
+  student: jax.Array
+  teacher: jax.Array
+
+
+class DistilledModel(nnx.Module):
+  """Student and teacher, who read the same rows."""
+
+  def __init__(self, config: Distilled, key: jax.Array, heads: dict[str, int]):
+    student, teacher = jax.random.split(key)
+    self.config = config
+    self.student = config.encoder.init(student, heads)
+    self.teacher = config.teacher_model.init(teacher, {"mlm": 0})
+
+  def encoder(self) -> EncoderModel:
+    return self.student
+
+  def masked_lm(self) -> EncoderModel | None:
+    return self.student.masked_lm()
+
+  def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> States:
+    """The teacher has no dropout and no gradient."""
+    teacher = jax.lax.stop_gradient(self.teacher(batch, compute))
+    return States(self.student(batch, compute, noise), teacher)
+
+  def token_logits_at(self, states: States, positions_BP: jax.Array) -> jax.Array:
+    """The student's float32 `[B, P, V]`."""
+    return self.student.token_logits_at(states.student, positions_BP)
+
+  def both_logits(
+    self, states: States, positions_BP: jax.Array | None
+  ) -> tuple[jax.Array, jax.Array]:
+    """Student's and teacher's float32 `[B, P, V]`; at all positions where None are given."""
+    if positions_BP is None:
+      student = self.student.token_logits(states.student)
+      teacher = self.teacher.token_logits(states.teacher)
+    else:
+      student = self.token_logits_at(states, positions_BP)
+      teacher = self.teacher.token_logits_at(states.teacher, positions_BP)
+    return student, jax.lax.stop_gradient(teacher)
+
+  def taught(self, teacher: EncoderModel) -> DistilledModel:
+    """This model with the given teacher, and its student as far as it starts from it."""
+    by_name = dict(_named(teacher))
+    starts = self.config.start == "teacher"
+    chosen = layer_selection(self.config.teacher_model.layers, self.config.layers)
+
+    def leaf(name: str, own: jax.Array) -> jax.Array:
+      if name.startswith(TEACHER):
+        return by_name[name.removeprefix(TEACHER)]
+      its = by_name.get(name.removeprefix(STUDENT))
+      if not starts or its is None:  # a head that the teacher lacks
+        return own
+      if "blocks" in name.split("/"):
+        own_layers, its_layers = self.config.layers, self.config.teacher_model.layers
+        firsts = [entry * own_layers // own.shape[0] for entry in range(own.shape[0])]
+        its = its[np.array([chosen[i] * its.shape[0] // its_layers for i in firsts])]
+      return its
+
+    tree = jax.tree.structure(self)
+    return jax.tree.unflatten(tree, [leaf(name, own) for name, own in _named(self)])
+
+
+def layer_selection(teacher: int, student: int) -> list[int]:
+  """Which of the teacher's layers the student starts with: from first to last at equal distances.
+
+  12 -> 6 is [0, 2, 4, 7, 9, 11], as in scripts/extract_distilbert.py.
+  """
+  return np.rint(np.linspace(0, teacher - 1, student)).astype(int).tolist()
+
+
+def _named(model: nnx.Module) -> list[tuple[str, jax.Array]]:
+  """(path, leaf) of every parameter; "blocks/attention/query/kernel"."""
+  leaves = jax.tree_util.tree_leaves_with_path(model)
+  return [
+    ("/".join(str(entry.name) for entry in path if entry.name != "value"), leaf)
+    for path, leaf in leaves
+  ]

@@ -1,0 +1,230 @@
+"""ELECTRA: Pre-training Text Encoders as Discriminators (Clark et al. 2020, arXiv:2003.10555).
+
+A small masked language model, the generator, fills the masked positions by sampling; the
+discriminator, which is kept, tells which tokens were replaced. One array holds the tables of both.
+
+Sources: the paper, section 2 and appendix A; google-research/electra (8a46635) run_pretraining.py,
+model/modeling.py, pretrain/pretrain_helpers.py.
+Deviations: a position that was drawn twice is sampled once, where the original takes the rounded
+mean of the two sampled ids, which is a token of no meaning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from plm_jax.errors import UserError
+from plm_jax.models.compute import Compute
+from plm_jax.models.dropout import Noise, mix
+from plm_jax.models.embeddings import Embeddings
+from plm_jax.models.encoder import Encoder, EncoderModel
+from plm_jax.models.layers import STDDEV, Linear, scaled_kernels
+from plm_jax.models.transformer import activate, streams
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Electra(Encoder):
+  """The discriminator's sizes are the encoder's own fields; the defaults are ELECTRA-base.
+
+  generator_width: share of `width` that the generator has (and 4 times that between its layers); a
+    head of the generator is 64 wide. generator_layers: share of `layers`.
+  """
+
+  activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_erf"
+  generator_width: float = 1 / 3
+  generator_layers: float = 1.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not (0 < self.generator_width <= 1 and 0 < self.generator_layers <= 1):
+      raise UserError(
+        f"model.generator_width={self.generator_width} and model.generator_layers="
+        f"{self.generator_layers} are shares of the discriminator's: above 0 and at most 1"
+      )
+    width, heads = self.generator_size
+    if width % heads:
+      raise UserError(
+        f"model.generator_width={self.generator_width} of {self.width} makes a generator of width "
+        f"{width}, which its {heads} heads (one per 64 dimensions) do not divide; choose another"
+      )
+
+  @property
+  def generator_size(self) -> tuple[int, int]:
+    """Width and heads of the generator (run_pretraining.py, `get_generator_config`)."""
+    width = max(1, round(self.width * self.generator_width))
+    return width, max(1, width // 64)
+
+  @property
+  def encoder(self) -> Encoder:
+    """The discriminator as an encoder of its own."""
+    own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Encoder)}
+    return _unprojected(Encoder(**own))
+
+  @property
+  def encoder_path(self) -> str:
+    return "discriminator/"
+
+  @property
+  def generator(self) -> Encoder:
+    """The generator as an encoder of its own, with tables as wide as the discriminator's."""
+    width, heads = self.generator_size
+    return _unprojected(
+      dataclasses.replace(
+        self.encoder,
+        layers=max(1, round(self.layers * self.generator_layers)),
+        width=width,
+        heads=heads,
+        hidden=4 * width,
+        embedding=self.embedding or self.width,
+      )
+    )
+
+  def init(self, key: jax.Array, heads: dict[str, int]) -> ElectraModel:
+    """Random parameters with the heads `rtd`, `tokens` or `copy` on the discriminator; the
+    generator's `mlm` is always there."""
+    unknown = set(heads) - {"mlm", "rtd", "tokens", "copy"}
+    if unknown:
+      raise UserError(
+        f"ELECTRA has no head {sorted(unknown)[0]!r}; it has mlm (the generator's), and rtd, "
+        "tokens and copy (the discriminator's)"
+      )
+    if not {"rtd", "tokens"} & set(heads):
+      raise UserError(
+        "ELECTRA's discriminator learns nothing: objectives needs RTD or ReplacedMLM beside "
+        "GeneratorMLM"
+      )
+    return ElectraModel(self, key, heads)
+
+
+SMALL = Electra(width=256, heads=4, embedding=128, generator_width=1 / 4)
+BASE = Electra()
+LARGE = Electra(layers=24, width=1024, heads=16, generator_width=1 / 4)
+
+
+def _unprojected(config: Encoder) -> Encoder:
+  """Tables as wide as the layers need no mapping (modeling.py, `embeddings_project`)."""
+  same = config.embedding == config.width
+  return dataclasses.replace(config, embedding=None) if same else config
+
+
+class Passes(NamedTuple):
+  """What one forward pass of both leaves for the objectives."""
+
+  generator_BPV: jax.Array  # float32, logits at the batch's `mlm_positions`
+  corrupted_BT: jax.Array  # int32, the discriminator's input: samples at these positions
+  hidden_BTD: jax.Array  # the discriminator's last states
+
+
+class ElectraModel(nnx.Module):
+  """Generator and discriminator with shared tables, and their joint forward pass."""
+
+  def __init__(self, config: Electra, key: jax.Array, heads: dict[str, int]):
+    generator, discriminator, rtd, copy = jax.random.split(key, 4)
+    c = config.encoder
+    self.config = config
+    tokens = {"mlm": 0} if "tokens" in heads else {}
+    self.discriminator = c.init(discriminator, tokens)
+    self.generator = Generator(config.generator.init(generator, {"mlm": 0}))
+    scale = c.initializer_range / STDDEV
+    found, copying = ReplacedHead(rtd, c.width, c.activation), Linear(copy, (c.width,), (1,))
+    self.rtd = scaled_kernels(found, scale) if "rtd" in heads else None
+    self.copying = scaled_kernels(copying, scale) if "copy" in heads else None
+
+  def encoder(self) -> EncoderModel:
+    return self.discriminator
+
+  def masked_lm(self) -> EncoderModel:
+    """The generator on the discriminator's tables: the same arrays, so that a gradient through
+    both is the sum of theirs."""
+    tables = _Tables(self.discriminator.embed, self.generator.project)
+    return _Assembled(self.config.generator, tables, self.generator)
+
+  def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> Passes:
+    """batch: an encoder's with [MASK] in it, `mlm_positions` int and `mlm_weights` `[B, P]`, and
+    `sample_seeds` uint32 `[B, P]`, which determine the samples."""
+    in_generator, in_discriminator = streams(noise, 2)
+    generator = self.masked_lm()
+    hidden_BTD = generator(batch, compute, in_generator)
+    logits_BPV = generator.token_logits_at(hidden_BTD, batch["mlm_positions"])
+    samples_BP = sample_tokens(logits_BPV, batch["sample_seeds"])
+    corrupted_BT = put(batch["input_ids"], batch, samples_BP)
+    filled = batch | {"input_ids": corrupted_BT}
+    return Passes(logits_BPV, corrupted_BT, self.discriminator(filled, compute, in_discriminator))
+
+  def token_logits_at(self, passes: Passes, positions_BP: jax.Array) -> jax.Array:
+    """The generator's float32 `[B, P, V]`; the positions are those that the pass has sampled at."""
+    del positions_BP
+    return passes.generator_BPV
+
+  def replaced_logits(self, passes: Passes) -> jax.Array:
+    """float32 `[B, T]`: above 0, the discriminator takes the token for replaced."""
+    return self.rtd(passes.hidden_BTD)
+
+  def copy_logits(self, passes: Passes) -> jax.Array:
+    """float32 `[B, T]` of the probability that a token stands as it was (section 3.3)."""
+    return self.copying(passes.hidden_BTD)[..., 0].astype(jnp.float32)
+
+
+class ReplacedHead(nnx.Module):
+  """Dense, activation, and one score (run_pretraining.py, `_get_discriminator_output`)."""
+
+  def __init__(self, key, width: int, activation):
+    dense, score = jax.random.split(key)
+    self.dense = Linear(dense, (width,), (width,))
+    self.score = Linear(score, (width,), (1,))
+    self.activation = activation
+
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    """`[B, T, D] -> float32 [B, T]`."""
+    return self.score(activate(self.dense(x_BTD), self.activation))[..., 0].astype(jnp.float32)
+
+
+class Generator(nnx.Module):
+  """What the generator has for itself: all but tables and their norm."""
+
+  def __init__(self, model: EncoderModel):
+    self.project, self.blocks, self.mlm = model.embed.project, model.blocks, model.mlm
+
+
+class _Tables(Embeddings):
+  """Another model's tables and norm under a mapping of one's own."""
+
+  def __init__(self, tables: Embeddings, project: Linear | None):
+    self.token, self.position, self.segment = tables.token, tables.position, tables.segment
+    self.norm, self.project = tables.norm, project
+    self.first_position, self.dropout = tables.first_position, tables.dropout
+
+
+class _Assembled(EncoderModel):
+  """An encoder put together from parts, with the masked-LM head alone."""
+
+  def __init__(self, config: Encoder, embed: Embeddings, own: Generator):
+    self.config, self.embed, self.blocks, self.mlm = config, embed, own.blocks, own.mlm
+    self.pooler = self.nsp = self.sop = self.classes = self.bilstm = None
+
+
+def sample_tokens(logits_BPV: jax.Array, seeds_BP: jax.Array) -> jax.Array:
+  """int32 `[B, P]` drawn from `softmax(logits)` by the Gumbel trick, without a gradient.
+
+  The noise is a hash of (seed, token): no device, micro-batch or other row has a part in it.
+  """
+  counter = jax.lax.broadcasted_iota(jnp.uint32, logits_BPV.shape, logits_BPV.ndim - 1)
+  seeds = seeds_BP[..., None]
+  bits = mix(mix(counter ^ seeds) + seeds)
+  # 23 bits and a half: never 0 and never 1 in float32, whose logarithms are not finite.
+  uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
+  gumbel = -jnp.log(-jnp.log(uniform))
+  return jnp.argmax(jax.lax.stop_gradient(logits_BPV) + gumbel, axis=-1).astype(jnp.int32)
+
+
+def put(ids_BT: jax.Array, batch: dict, tokens_BP: jax.Array) -> jax.Array:
+  """`ids_BT` with `tokens_BP` at the batch's `mlm_positions`; slots of no weight write nothing."""
+  rows, columns = ids_BT.shape
+  at_BP = jnp.where(batch["mlm_weights"] > 0, batch["mlm_positions"], columns)
+  ids_BT = jnp.asarray(ids_BT)
+  return ids_BT.at[jnp.arange(rows)[:, None], at_BP].set(tokens_BP, mode="drop")

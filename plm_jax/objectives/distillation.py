@@ -1,0 +1,102 @@
+"""Learning from a teacher's answers (Hinton et al. 2015; Sanh et al. 2019, section 3).
+
+Source: huggingface/transformers-research-projects (fccd0cd) distillation/distiller.py `step`. The
+triple loss is `5 Distillation + 2 MLM + 1 Cosine`, the weights of the repository's README.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from plm_jax.errors import UserError
+from plm_jax.objectives.baselines import Baseline
+from plm_jax.objectives.objective import Terms, real_positions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distillation:
+  """`T^2` times the mean of KL(teacher || student), both softmaxes of logits / T, over positions.
+
+  T^2 keeps the gradient's size when the temperature changes. positions: `all` that are no padding,
+  or `masked`, those that were chosen for masking alone (`restrict_ce_to_mask`). `agreement` is the
+  share of positions at which both find the same token the most probable.
+  """
+
+  temperature: float = 2.0
+  positions: Literal["all", "masked"] = "all"
+  weight: float = 5.0
+  name = "distillation"
+
+  def __post_init__(self):
+    if self.temperature <= 0:
+      raise UserError(f"distillation.temperature={self.temperature} must be above 0")
+
+  @property
+  def heads(self) -> dict[str, int]:
+    return {"mlm": 0, "teacher": 0}
+
+  def corrupt(self, batch, draws, vocab) -> dict:
+    """Nothing to do: teacher and student read what a masking objective before this one left."""
+    if self.positions == "masked" and "mlm_positions" not in batch:
+      raise UserError("distillation.positions=masked needs MLM before Distillation in objectives")
+    return batch
+
+  def count(self, batch) -> jax.Array:
+    return self._weights(batch).sum()
+
+  def loss(self, model, hidden, batch, noise) -> Terms:
+    at_BP = None if self.positions == "all" else batch["mlm_positions"]
+    student, teacher = model.both_logits(hidden, at_BP)
+    weights, t = self._weights(batch), self.temperature
+    log_p, log_q = jax.nn.log_softmax(teacher / t), jax.nn.log_softmax(student / t)
+    divergence = (jnp.exp(log_p) * (log_p - log_q)).sum(axis=-1) * t**2
+    agrees = student.argmax(axis=-1) == teacher.argmax(axis=-1)
+    count = weights.sum()
+    return {
+      "loss": ((divergence * weights).sum(), count),
+      "agreement": ((agrees * weights).sum(), count),
+    }
+
+  def baseline(self, counts, batches, scores) -> Baseline:
+    return Baseline("", {"agreement": None})
+
+  def _weights(self, batch: dict) -> jax.Array:
+    return real_positions(batch) if self.positions == "all" else batch["mlm_weights"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cosine:
+  """Mean of `1 - cos(student state, teacher state)` of the last layer over real positions."""
+
+  weight: float = 1.0
+  name = "cosine"
+
+  @property
+  def heads(self) -> dict[str, int]:
+    return {"teacher": 0}
+
+  def corrupt(self, batch, draws, vocab) -> dict:
+    return batch
+
+  def count(self, batch) -> jax.Array:
+    return real_positions(batch).sum()
+
+  def loss(self, model, hidden, batch, noise) -> Terms:
+    widths = [states.shape[-1] for states in hidden]
+    if widths[0] != widths[1]:
+      raise UserError(
+        f"the student's states have {widths[0]} dimensions and the teacher's {widths[1]}, so that "
+        "they have no angle; give both one width, or leave Cosine out of objectives"
+      )
+    student, teacher = (states.astype(jnp.float32) for states in hidden)
+    norms = jnp.linalg.norm(student, axis=-1) * jnp.linalg.norm(teacher, axis=-1)
+    cosines_BT = (student * teacher).sum(axis=-1) / jnp.maximum(norms, 1e-8)
+    weights_BT = real_positions(batch)
+    return {"loss": (((1 - cosines_BT) * weights_BT).sum(), weights_BT.sum())}
+
+  def baseline(self, counts, batches, scores) -> Baseline:
+    return Baseline("", {})
