@@ -61,11 +61,15 @@ POSITIONS = 16384  # that are masked one at a time
 TOKENS = 8192  # per batch: what the scores of a batch take is in proportion to it
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("from", None, "The pretraining run to measure.")
-flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files.")
-flags.DEFINE_integer("blimp_pairs", None, "At most so many pairs of each file (default: all).")
-flags.DEFINE_string("finetune", None, "Fine-tune on so many labels, such as 500,all.")
-flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
+
+
+def define_flags() -> None:
+  """Not on import: several commands have flags of the same name."""
+  flags.DEFINE_string("from", None, "The pretraining run to measure.")
+  flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files.")
+  flags.DEFINE_integer("blimp_pairs", None, "At most so many pairs of each file (default: all).")
+  flags.DEFINE_string("finetune", None, "Fine-tune on so many labels, such as 500,all.")
+  flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
 
 
 def main() -> None:
@@ -85,7 +89,7 @@ def main() -> None:
   if asked.blimp:
     blimp(trained, Path(asked.blimp), asked.blimp_pairs, found)
   if asked.finetune:
-    finetune(trained, asked.finetune, cache, found)
+    finetune(trained, asked.labels, cache, found)
   record = {
     "format": FORMAT,
     "asked": dataclasses.asdict(asked),
@@ -444,14 +448,14 @@ def _log_p_of_rows(model, batch, compute):
 # --- fine-tuning ----------------------------------------------------------------------------------
 
 
-def finetune(trained: Trained, labels: str, cache: Path, found: Scores) -> None:
+def finetune(trained: Trained, labels: list[int | None], cache: Path, found: Scores) -> None:
   """finetune_LABELS_accuracy and _macro_f1: the task and recipe of run_finetune.py."""
   from plm_jax.tasks.finetuning import model_cell, plan
 
   recipe = cli.load_file("experiments/finetune.py").recipe
   source = trained.source
   chosen = plan(source, recipe, [], cache, source.path / "finetune")
-  for size in sizes_of(labels):
+  for size in labels:
     name, seed = str(size or "all"), source.experiment.seed
     cell = model_cell(chosen, "pretrained", size, seed, f"fine-tuning on {name}")
     test = chosen.task.record()["splits"]["test"]["sha256"]
@@ -460,14 +464,6 @@ def finetune(trained: Trained, labels: str, cache: Path, found: Scores) -> None:
     )
 
 
-def sizes_of(text: str) -> list[int | None]:
-  """`500,all` -> [500, None]. Errors: `UserError` for anything else."""
-  words = [word.strip().replace("_", "") for word in text.split(",")]
-  for word in words:
-    if word != "all" and not (word.isdecimal() and int(word)):
-      raise UserError(f"--finetune={text} was given; expected numbers or all, such as 500,all.")
-  return [None if word == "all" else int(word) for word in dict.fromkeys(words)]
-
-
 if __name__ == "__main__":
+  define_flags()
   cli.run(main)

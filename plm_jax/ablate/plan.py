@@ -46,6 +46,24 @@ class Evaluation:
   blimp_pairs: int | None = None
   finetune: str | None = None
 
+  def __post_init__(self):
+    if self.blimp_pairs is not None and self.blimp_pairs < 1:
+      raise UserError(f"--blimp_pairs={self.blimp_pairs} must be at least 1.")
+    self.labels  # noqa: B018  refuses what is no number
+
+  @property
+  def labels(self) -> list[int | None]:
+    """`500,all` -> [500, None]. Errors: `UserError` for anything else."""
+    words = (
+      [word.strip().replace("_", "") for word in self.finetune.split(",")] if self.finetune else []
+    )
+    for word in words:
+      if word != "all" and not (word.isdecimal() and int(word)):
+        raise UserError(
+          f"--finetune={self.finetune} was given; expected numbers or all, such as 500,all."
+        )
+    return [None if word == "all" else int(word) for word in dict.fromkeys(words)]
+
   def flags(self) -> list[str]:
     given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
     return [f"--{name}={value}" for name, value in given.items()]

@@ -30,7 +30,13 @@ from plm_jax.errors import UserError
 from plm_jax.train.workdir import read_config, read_records, write_whole
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("to", None, "Where the report is written (default: DIR/report).")
+
+
+def define_flags() -> None:
+  """Not on import: several commands have flags of the same name."""
+  flags.DEFINE_string("directory", None, "The directory of the sweep; may stand alone.")
+  flags.DEFINE_string("to", None, "Where the report is written (default: DIR/report).")
+
 
 # Shown in the table itself, in this order, where they were measured; all others come below it.
 HEADLINES = (
@@ -230,11 +236,11 @@ def verdict_blocks(measured: Measured) -> list[Block]:
     for v in measured.verdicts
   ]
   said = (
-    f"By Student's t over seeds of the differences between arms of one seed, two-sided, at level "
+    "By Student's t over seeds of the differences between arms of one seed, two-sided, at level "
     f"{ALPHA:g} for all claims together (Holm); at least {SEEDS} seeds, and no standard error "
-    "below the median of this table's. p stands beside what it has to fall below. Positive means are in "
-    "favour; perplexities are compared by their logarithms. docs/ablation.md says what a verdict "
-    "means, and that undecided is not the same as equal."
+    "below the median of this table's. p stands beside what it has to fall below. Positive means "
+    "are in favour; perplexities are compared by their logarithms. docs/ablation.md says what a "
+    "verdict means, and that undecided is not the same as equal."
   )
   return [Grid(("claim", "verdict", "numbers", "p (needed)"), rows, left=3), Text(said)]
 
@@ -466,8 +472,7 @@ def record_of(measured: Measured) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  # The one command with a word of its own: DIR.
-  flags.DEFINE_string("directory", None, "The directory of the sweep; stands without --directory.")
+  define_flags()
   words = [i for i, word in enumerate(sys.argv[1:], 1) if not word.startswith("-")]
   if len(words) == 1:
     sys.argv[words[0]] = f"--directory={sys.argv[words[0]]}"

@@ -31,22 +31,28 @@ from plm_jax.errors import UserError
 from plm_jax.experiment import BUDGETS, Experiment
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("table", None, "FILE:FUNCTION of the table.")
-flags.DEFINE_enum("budget", "small", BUDGETS, "Scale: seconds, minutes, or as published.")
-flags.DEFINE_integer("seeds", 3, "How many seeds: 0, 1, 2, ...")
-flags.DEFINE_string("out", None, "Where the sweep is kept (default: sweeps/FILE_FUNCTION_BUDGET).")
-flags.DEFINE_list("arms", [], "Only these arms, with commas between (default: all).")
-flags.DEFINE_multi_string(
-  "set", [], "FIELD=VALUE for all arms, for example steps=2000. Repeatable."
-)
-flags.DEFINE_integer("jobs", 1, "How many runs at a time; they share the cores and the GPUs.")
-flags.DEFINE_enum("launcher", "local", launch.LAUNCHERS, "Who starts the runs.")
-flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files to evaluate on.")
-flags.DEFINE_integer("blimp_pairs", None, "At most so many pairs of each of its files.")
-flags.DEFINE_string("finetune", None, "Fine-tune on so many labels too, such as 500,all.")
-flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
-flags.DEFINE_bool("list", False, "List all tables and leave.")
-flags.DEFINE_bool("dry_run", False, "Show every command, run nothing.")
+
+
+def define_flags() -> None:
+  """Not on import: several commands have flags of the same name."""
+  flags.DEFINE_string("table", None, "FILE:FUNCTION of the table.")
+  flags.DEFINE_enum("budget", "small", BUDGETS, "Scale: seconds, minutes, or as published.")
+  flags.DEFINE_integer("seeds", 3, "How many seeds: 0, 1, 2, ...")
+  flags.DEFINE_string(
+    "out", None, "Where the sweep is kept (default: sweeps/FILE_FUNCTION_BUDGET)."
+  )
+  flags.DEFINE_list("arms", [], "Only these arms, with commas between (default: all).")
+  flags.DEFINE_multi_string(
+    "set", [], "FIELD=VALUE for all arms, for example steps=2000. Repeatable."
+  )
+  flags.DEFINE_integer("jobs", 1, "How many runs at a time; they share the cores and the GPUs.")
+  flags.DEFINE_enum("launcher", "local", launch.LAUNCHERS, "Who starts the runs.")
+  flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files to evaluate on.")
+  flags.DEFINE_integer("blimp_pairs", None, "At most so many pairs of each of its files.")
+  flags.DEFINE_string("finetune", None, "Fine-tune on so many labels too, such as 500,all.")
+  flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
+  flags.DEFINE_bool("list", False, "List all tables and leave.")
+  flags.DEFINE_bool("dry_run", False, "Show every command, run nothing.")
 
 
 def main() -> int:
@@ -56,7 +62,7 @@ def main() -> int:
     for reference, line in cli.list_experiments("experiments", returns="Table"):
       print(f"{reference:45} {line}")
     return 0
-  table, plan, experiments = planned()
+  table, plan, experiments = planned(FLAGS)
   out = Path(FLAGS.out or default_out(plan))
   runs = plan.runs(FLAGS.arms or None)
   print(heading(table, plan, experiments, runs, out), flush=True)
@@ -77,34 +83,35 @@ def main() -> int:
   return 1 if failed else 0
 
 
-def planned() -> tuple[Table, Plan, dict[str, Experiment]]:
-  """What the flags ask for. Errors: `UserError` for whatever no arm could be run with."""
-  if not FLAGS.table:
+def planned(asked) -> tuple[Table, Plan, dict[str, Experiment]]:
+  """What the flags ask for; `asked` has an attribute for each of them. Errors: `UserError` for
+  whatever no arm could be run with."""
+  if not asked.table:
     raise UserError("--table=FILE:FUNCTION is needed; --list shows all tables.")
-  if FLAGS.seeds < 1 or FLAGS.jobs < 1:
-    raise UserError(f"--seeds={FLAGS.seeds} and --jobs={FLAGS.jobs} must both be at least 1.")
-  if FLAGS.blimp and not list(Path(FLAGS.blimp).glob("*.jsonl")):
-    raise UserError(f"--blimp={FLAGS.blimp} is no folder with .jsonl files in it.")
-  table: Table = cli.load_experiment(FLAGS.table, returns="Table")()
-  for name in FLAGS.arms:
+  if asked.seeds < 1 or asked.jobs < 1:
+    raise UserError(f"--seeds={asked.seeds} and --jobs={asked.jobs} must both be at least 1.")
+  if asked.blimp and not list(Path(asked.blimp).glob("*.jsonl")):
+    raise UserError(f"--blimp={asked.blimp} is no folder with .jsonl files in it.")
+  table: Table = cli.load_experiment(asked.table, returns="Table")()
+  for name in asked.arms:
     table.arm(name)
-  experiments = {arm.name: experiment_of(arm) for arm in table.arms}
+  experiments = {arm.name: experiment_of(arm, asked) for arm in table.arms}
   plan = Plan(
-    table=FLAGS.table,
-    budget=FLAGS.budget,
-    settings=tuple(FLAGS.set),
-    seeds=FLAGS.seeds,
+    table=asked.table,
+    budget=asked.budget,
+    settings=tuple(asked.set),
+    seeds=asked.seeds,
     references={arm.name: reference_of(arm) for arm in table.arms},
     steps={name: experiment.steps for name, experiment in experiments.items()},
-    evaluation=Evaluation(FLAGS.blimp, FLAGS.blimp_pairs, FLAGS.finetune),
-    cache=FLAGS.cache,
+    evaluation=Evaluation(asked.blimp, asked.blimp_pairs, asked.finetune),
+    cache=asked.cache,
   )
   return table, plan, experiments
 
 
-def experiment_of(arm: Arm) -> Experiment:
+def experiment_of(arm: Arm, asked) -> Experiment:
   try:
-    return overrides.apply(arm.experiment(FLAGS.budget), FLAGS.set)
+    return overrides.apply(arm.experiment(asked.budget), asked.set)
   except UserError as error:
     raise UserError(f"arm {arm.name}: {error}") from None
 
@@ -173,4 +180,5 @@ def held(out: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+  define_flags()
   cli.run(main)
