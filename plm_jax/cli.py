@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ast
 import difflib
+import errno
 import functools
+import importlib
 import importlib.util
 import inspect
 import os
@@ -35,6 +37,7 @@ _HELP_FULL = ("--helpfull", "-helpfull")
 
 def run(main: Callable[[], int | None]) -> NoReturn:
   """Parses the flags, calls `main()` and leaves with its return value or the error's exit code."""
+  sys.unraisablehook = _end_if_interrupted
   try:
     code = _parse_flags(sys.modules[main.__module__], sys.argv) or main()
     sys.stdout.flush()
@@ -50,7 +53,31 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     # The reader (`| head`) has left: what is still buffered has nowhere to go.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 141
+  except OSError as error:
+    if error.errno not in _OF_THE_PLACE:
+      raise
+    where = f": {error.filename}" if error.filename else ""
+    _say(f"error: {error.strerror}{where}. Free some space, or choose another --workdir or --cache.")
+    code = 2
   sys.exit(code)
+
+
+# What a full, read-only, forbidden or impossible place for files says: the user's to mend. A file
+# that is missing is not among them: that may be a defect of ours.
+_OF_THE_PLACE = {
+  getattr(errno, name)
+  for name in ("EACCES", "EDQUOT", "EFBIG", "EISDIR", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EPERM")
+} | {errno.EROFS}
+
+
+def _end_if_interrupted(unraisable) -> None:
+  """Ctrl-C may arrive in a callback whose exceptions Python only prints: jax's, after each
+  compilation. It ends the command all the same; what is on disk bears it as it bears a kill."""
+  if unraisable.exc_type is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
+    _say("interrupted")
+    sys.stdout.flush()
+    os._exit(130)
+  sys.__unraisablehook__(unraisable)
 
 
 class _HelpShown(Exception):
@@ -80,6 +107,9 @@ def _parse_flags(module: ModuleType, argv: list[str]) -> None:
     raise UserError(
       f"{words[0]!r} stands alone; every setting is written --flag=value (--help lists the flags)."
     )
+  for flag in _own_flags(module):
+    if flag.present and flag.value == "":  # of a shell variable that is not set, mostly
+      raise UserError(f"--{flag.name}= was given without a value; give one or leave it out.")
   _quiet_logs()
 
 
@@ -257,9 +287,11 @@ def _import(path: Path) -> ModuleType:
   return module
 
 
-def load_file(file: str) -> ModuleType:
-  """The module of a Python file that is looked for as an experiment file is."""
-  return _import(_experiment_file(file))
+def load_module(name: str) -> ModuleType:
+  """A module of the repository, such as `experiments.finetune`, from whatever directory."""
+  if str(_ROOT) not in sys.path:
+    sys.path.append(str(_ROOT))
+  return importlib.import_module(name)
 
 
 def experiments_of(file: str) -> list[str]:

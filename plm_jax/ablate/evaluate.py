@@ -25,7 +25,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib
 import json
 import math
 import time
@@ -79,7 +78,7 @@ def main() -> None:
   asked = Evaluation(FLAGS.blimp, FLAGS.blimp_pairs, FLAGS.finetune)
   cache = Path(FLAGS.cache or default_cache())
   keep_compilations(cache)
-  importlib.import_module("data.installed_text")  # makes tfds:installed_text known
+  cli.load_module("data.installed_text")  # makes tfds:installed_text known
   source = continued_from(FLAGS["from"].value)
   start = time.perf_counter()
   trained = load(source, cache)
@@ -452,7 +451,7 @@ def finetune(trained: Trained, labels: list[int | None], cache: Path, found: Sco
   """finetune_LABELS_accuracy and _macro_f1: the task and recipe of run_finetune.py."""
   from plm_jax.tasks.finetuning import model_cell, plan
 
-  recipe = cli.load_file("experiments/finetune.py").recipe
+  recipe = cli.load_module("experiments.finetune").recipe
   source = trained.source
   chosen = plan(source, recipe, [], cache, source.path / "finetune")
   for size in labels:

@@ -11,7 +11,6 @@ The same command goes on where it was, after a kill too. Then: python -m plm_jax
 from __future__ import annotations
 
 import fcntl
-import importlib
 import inspect
 import shlex
 from collections.abc import Iterator
@@ -153,7 +152,7 @@ def heading(table: Table, plan: Plan, experiments, runs: list[Run], out: Path) -
 
 def prepare_texts(experiments: dict[str, Experiment], cache: Path) -> None:
   """Reads, tokenises and stores every text once, before the runs start."""
-  importlib.import_module("data.installed_text")  # makes tfds:installed_text known
+  cli.load_module("data.installed_text")  # makes tfds:installed_text known
   texts = {
     repr((e.data.source, e.data.tokenizer, e.data.held_out)): e for e in experiments.values()
   }
