@@ -1,0 +1,312 @@
+"""ALBERT (Lan et al. 2020, arXiv:1909.11942). Each function is a run; its docstring names the row
+that it reproduces and what was published for it. Numbers in a docstring are the paper's, not ours.
+
+What a row does not name is section 4.1: 125,000 updates of 4,096 rows of 512 tokens by LAMB, n-gram
+masking, and segments in order or swapped. Not published, and ours: dropout .1 in Tables 3 to 5, 11
+and 12 (the paper switches it off for Table 8 only). Columns, if nothing else is said: SQuAD 1.1 and
+2.0 (F1/EM), MNLI, SST-2, RACE and the average of the five. The paper contradicts itself: all-shared
+E=128 has MNLI 81.6 in Tables 2, 3 and 7 and 82.0 in Tables 4 and 5.
+
+The budgets are those of experiments/bert.py. `small` reads the text of BERT's `small` with the same
+4,096 word pieces, so that one preparation serves both papers and their losses can be compared; a
+unigram vocabulary (`--set "data.tokenizer=Unigram(vocab_size=4096, lowercase=true)"`) can be had
+there, but counts a comma or full stop to the word before it. Layers and widths are about a third:
+12 -> 4 layers, 768 -> 256, and less of the widest, see `_scaled`. The optimiser there is AdamW:
+LAMB is made for batches of thousands of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from plm_jax.data.pipeline import Corpus
+from plm_jax.data.segments import SegmentPair
+from plm_jax.data.tokenizers import Unigram, WordPiece
+from plm_jax.experiment import Budget, Experiment, Schedule
+from plm_jax.models.albert import Albert
+from plm_jax.models.transformer import Sharing
+from plm_jax.objectives.mlm import MLM
+from plm_jax.objectives.nsp import NSP
+from plm_jax.objectives.sop import SOP
+from plm_jax.train.optim import LAMB, AdamW
+
+PAPER_CORPUS = Corpus(
+  source="tfds:wikipedia/20230601.en",
+  tokenizer=Unigram(vocab_size=30_000, lowercase=True),
+  segments=SegmentPair(next="swapped"),
+  length=512,
+)
+SMALL_CORPUS = Corpus(
+  source="tfds:installed_text",
+  tokenizer=WordPiece(vocab_size=4096),
+  segments=SegmentPair(next="swapped"),
+  length=64,
+  held_out=0.05,
+)
+
+
+def base(budget: Budget = "paper") -> Experiment:
+  """ALBERT-base, Table 2. Published: 89.3/82.3, 80.0/77.1, MNLI 81.6, SST-2 90.3, RACE 64.0, avg 80.1."""
+  return _run(budget, _scaled(budget, 12, 768))
+
+
+def large(budget: Budget = "paper") -> Experiment:
+  """ALBERT-large, Table 2. Published: 90.6/83.9, 82.3/79.4, MNLI 83.5, SST-2 91.7, RACE 68.5, avg 82.4."""
+  return _run(budget, _scaled(budget, 24, 1024))
+
+
+def xlarge(budget: Budget = "paper") -> Experiment:
+  """ALBERT-xlarge, Table 2. Published: 92.5/86.1, 86.1/83.1, MNLI 86.4, SST-2 92.4, RACE 74.8, avg 85.5."""
+  return _run(budget, _scaled(budget, 24, 2048, head_width=128))
+
+
+def xxlarge(budget: Budget = "paper") -> Experiment:
+  """ALBERT-xxlarge, Table 2. Published: 94.1/88.3, 88.1/85.1, MNLI 88.0, SST-2 95.2, RACE 82.3, avg 88.7."""
+  return _run(budget, _scaled(budget, 12, 4096))
+
+
+def base_faithful(budget: Budget = "paper") -> Experiment:
+  """ALBERT-base as its code runs: no bias correction, decay under warmup, 40 static masks, 20 predictions of 77."""
+  experiment = base(budget)
+  masks = MLM(unit="ngram", masking="static", copies=40, max_predictions=20)
+  return replace(experiment, optim=experiment.optim.paper_faithful(), objectives=(masks, SOP()))
+
+
+# Table 3: width E of the embeddings.
+
+
+def table_3_not_shared_e64(budget: Budget = "paper") -> Experiment:
+  """Table 3, not shared, E=64 (87M). Published: 89.9/82.9, 80.1/77.8, MNLI 82.9, SST-2 91.5, RACE 66.7, avg 81.3."""
+  return _shared(budget, 64, "none")
+
+
+def table_3_not_shared_e128(budget: Budget = "paper") -> Experiment:
+  """Table 3, not shared, E=128 (89M). Published: 89.9/82.8, 80.3/77.3, MNLI 83.7, SST-2 91.5, RACE 67.9, avg 81.7."""
+  return _shared(budget, 128, "none")
+
+
+def table_3_not_shared_e256(budget: Budget = "paper") -> Experiment:
+  """Table 3, not shared, E=256 (93M). Published: 90.2/83.2, 80.3/77.4, MNLI 84.1, SST-2 91.9, RACE 67.3, avg 81.8."""
+  return _shared(budget, 256, "none")
+
+
+def table_3_not_shared_e768(budget: Budget = "paper") -> Experiment:
+  """Table 3, not shared, E=768 (108M). Published: 90.4/83.2, 80.4/77.6, MNLI 84.5, SST-2 92.8, RACE 68.2, avg 82.3."""
+  return _shared(budget, 768, "none")
+
+
+def table_3_all_shared_e64(budget: Budget = "paper") -> Experiment:
+  """Table 3, all-shared, E=64 (10M). Published: 88.7/81.4, 77.5/74.8, MNLI 80.8, SST-2 89.4, RACE 63.5, avg 79.0."""
+  return _shared(budget, 64, "all")
+
+
+def table_3_all_shared_e128(budget: Budget = "paper") -> Experiment:
+  """Table 3, all-shared, E=128 (12M). Published: 89.3/82.3, 80.0/77.1, MNLI 81.6, SST-2 90.3, RACE 64.0, avg 80.1."""
+  return _shared(budget, 128, "all")
+
+
+def table_3_all_shared_e256(budget: Budget = "paper") -> Experiment:
+  """Table 3, all-shared, E=256 (16M). Published: 88.8/81.5, 79.1/76.3, MNLI 81.5, SST-2 90.3, RACE 63.4, avg 79.6."""
+  return _shared(budget, 256, "all")
+
+
+def table_3_all_shared_e768(budget: Budget = "paper") -> Experiment:
+  """Table 3, all-shared, E=768 (31M). Published: 88.6/81.5, 79.2/76.6, MNLI 82.0, SST-2 90.6, RACE 63.3, avg 79.8."""
+  return _shared(budget, 768, "all")
+
+
+# Table 4: what the layers have in common.
+
+
+def table_4_e768_all_shared(budget: Budget = "paper") -> Experiment:
+  """Table 4, E=768, all-shared (31M). Published: 88.6/81.5, 79.2/76.6, MNLI 82.0, SST-2 90.6, RACE 63.3, avg 79.8."""
+  return _shared(budget, 768, "all")
+
+
+def table_4_e768_shared_attention(budget: Budget = "paper") -> Experiment:
+  """Table 4, E=768, shared-attention (83M). Published: 89.9/82.7, 80.0/77.2, MNLI 84.0, SST-2 91.4, RACE 67.7, avg 81.6."""
+  return _shared(budget, 768, "attention")
+
+
+def table_4_e768_shared_ffn(budget: Budget = "paper") -> Experiment:
+  """Table 4, E=768, shared-FFN (57M). Published: 89.2/82.1, 78.2/75.4, MNLI 81.5, SST-2 90.8, RACE 62.6, avg 79.5."""
+  return _shared(budget, 768, "ffn")
+
+
+def table_4_e768_not_shared(budget: Budget = "paper") -> Experiment:
+  """Table 4, E=768, not-shared (108M). Published: 90.4/83.2, 80.4/77.6, MNLI 84.5, SST-2 92.8, RACE 68.2, avg 82.3."""
+  return _shared(budget, 768, "none")
+
+
+def table_4_e128_all_shared(budget: Budget = "paper") -> Experiment:
+  """Table 4, E=128, all-shared (12M, ALBERT-base). Published: 89.3/82.3, 80.0/77.1, MNLI 82.0, SST-2 90.3, RACE 64.0, avg 80.1."""
+  return _shared(budget, 128, "all")
+
+
+def table_4_e128_shared_attention(budget: Budget = "paper") -> Experiment:
+  """Table 4, E=128, shared-attention (64M). Published: 89.9/82.8, 80.7/77.9, MNLI 83.4, SST-2 91.9, RACE 67.6, avg 81.7."""
+  return _shared(budget, 128, "attention")
+
+
+def table_4_e128_shared_ffn(budget: Budget = "paper") -> Experiment:
+  """Table 4, E=128, shared-FFN (38M). Published: 88.9/81.6, 78.6/75.6, MNLI 82.3, SST-2 91.7, RACE 64.4, avg 80.2."""
+  return _shared(budget, 128, "ffn")
+
+
+def table_4_e128_not_shared(budget: Budget = "paper") -> Experiment:
+  """Table 4, E=128, not-shared (89M). Published: 89.9/82.8, 80.3/77.3, MNLI 83.2, SST-2 91.5, RACE 67.9, avg 81.6."""
+  return _shared(budget, 128, "none")
+
+
+# Table 5: the loss between sentences. First columns: accuracy in % at MLM, NSP and SOP themselves.
+
+
+def table_5_none(budget: Budget = "paper") -> Experiment:
+  """Table 5, none: pairs in order. Published: MLM 54.9, NSP 52.4, SOP 53.3; 88.6/81.5, 78.1/75.3, MNLI 81.5, SST-2 89.9, RACE 61.7, avg 79.0."""
+  return _between_sentences(budget, "none")
+
+
+def table_5_nsp(budget: Budget = "paper") -> Experiment:
+  """Table 5, NSP. Published: MLM 54.5, NSP 90.5, SOP 52.0; 88.4/81.5, 77.2/74.6, MNLI 81.6, SST-2 91.1, RACE 62.3, avg 79.2."""
+  return _between_sentences(budget, "random", NSP())
+
+
+def table_5_sop(budget: Budget = "paper") -> Experiment:
+  """Table 5, SOP (ALBERT-base). Published: MLM 54.0, NSP 78.9, SOP 86.5; 89.3/82.3, 80.0/77.1, MNLI 82.0, SST-2 90.3, RACE 64.0, avg 80.1."""
+  return base(budget)
+
+
+# Table 8: dropout, at the size of xxlarge, after 1M updates and with additional data.
+
+
+def table_8_dropout(budget: Budget = "paper") -> Experiment:
+  """Table 8, with dropout. Published: 94.7/89.2, 89.6/86.9, MNLI 90.0, SST-2 96.3, RACE 85.7, avg 90.4."""
+  experiment = xxlarge(budget)
+  return replace(experiment, steps=1_000_000) if budget == "paper" else experiment
+
+
+def table_8_no_dropout(budget: Budget = "paper") -> Experiment:
+  """Table 8, without dropout. Published: 94.8/89.5, 89.9/87.2, MNLI 90.4, SST-2 96.5, RACE 86.1, avg 90.7."""
+  dropped = table_8_dropout(budget)
+  return replace(dropped, model=replace(dropped.model, dropout=0.0, attention_dropout=0.0))
+
+
+# Table 11: depth of ALBERT-large. The paper starts every depth but the first from the one before
+# it; here each starts afresh.
+
+
+def table_11_l1(budget: Budget = "paper") -> Experiment:
+  """Table 11, 1 layer. Published: 31.1/22.9, 50.1/50.1, MNLI 66.4, SST-2 80.8, RACE 40.1, avg 52.9."""
+  return _run(budget, _scaled(budget, 1, 1024))
+
+
+def table_11_l3(budget: Budget = "paper") -> Experiment:
+  """Table 11, 3 layers. Published: 79.8/69.7, 64.4/61.7, MNLI 77.7, SST-2 86.7, RACE 54.0, avg 71.2."""
+  return _run(budget, _scaled(budget, 3, 1024))
+
+
+def table_11_l6(budget: Budget = "paper") -> Experiment:
+  """Table 11, 6 layers. Published: 86.4/78.4, 73.8/71.1, MNLI 81.2, SST-2 88.9, RACE 60.9, avg 77.2."""
+  return _run(budget, _scaled(budget, 6, 1024))
+
+
+def table_11_l12(budget: Budget = "paper") -> Experiment:
+  """Table 11, 12 layers. Published: 89.8/83.3, 80.7/77.9, MNLI 83.3, SST-2 91.7, RACE 66.7, avg 81.5."""
+  return _run(budget, _scaled(budget, 12, 1024))
+
+
+def table_11_l24(budget: Budget = "paper") -> Experiment:
+  """Table 11, 24 layers (ALBERT-large). Published: 90.3/83.3, 81.8/79.0, MNLI 83.3, SST-2 91.5, RACE 68.7, avg 82.1."""
+  return large(budget)
+
+
+def table_11_l48(budget: Budget = "paper") -> Experiment:
+  """Table 11, 48 layers. Published: 90.0/83.1, 81.8/78.9, MNLI 83.4, SST-2 91.9, RACE 66.9, avg 81.8."""
+  return _run(budget, _scaled(budget, 48, 1024))
+
+
+# Table 12: width of a 3-layer ALBERT-large.
+
+
+def table_12_h1024(budget: Budget = "paper") -> Experiment:
+  """Table 12, H=1024. Published: 79.8/69.7, 64.4/61.7, MNLI 77.7, SST-2 86.7, RACE 54.0, avg 71.2."""
+  return table_11_l3(budget)
+
+
+def table_12_h2048(budget: Budget = "paper") -> Experiment:
+  """Table 12, H=2048. Published: 83.3/74.1, 69.1/66.6, MNLI 79.7, SST-2 88.6, RACE 58.2, avg 74.6."""
+  return _run(budget, _scaled(budget, 3, 2048))
+
+
+def table_12_h4096(budget: Budget = "paper") -> Experiment:
+  """Table 12, H=4096. Published: 85.0/76.4, 71.0/68.1, MNLI 80.3, SST-2 90.4, RACE 60.4, avg 76.3."""
+  return _run(budget, _scaled(budget, 3, 4096))
+
+
+def table_12_h6144(budget: Budget = "paper") -> Experiment:
+  """Table 12, H=6144. Published: 84.7/75.8, 67.8/65.4, MNLI 78.1, SST-2 89.1, RACE 56.0, avg 74.0."""
+  return _run(budget, _scaled(budget, 3, 6144))
+
+
+# What the rows share.
+
+
+def _shared(budget: Budget, embedding: int, sharing: Sharing) -> Experiment:
+  """ALBERT-base with another width E and another sharing; E=768 is the width, without a mapping."""
+  experiment = base(budget)
+  tables = {64: 24, 128: 48, 256: 96} if budget != "paper" else {e: e for e in (64, 128, 256)}
+  model = replace(experiment.model, embedding=tables.get(embedding), sharing=sharing)
+  return replace(experiment, model=model)
+
+
+def _between_sentences(budget: Budget, pairs: str, *objectives) -> Experiment:
+  """ALBERT-base with other pairs of segments and another loss on them, or none."""
+  experiment = base(budget)
+  data = replace(experiment.data, segments=SegmentPair(next=pairs))
+  return replace(experiment, data=data, objectives=(MLM(unit="ngram"), *objectives))
+
+
+def _run(budget: Budget, model: Albert) -> Experiment:
+  """The recipe of section 4.1 at a budget, for a model of a given size."""
+  paper = Experiment(
+    model=model,
+    objectives=(MLM(unit="ngram"), SOP()),
+    data=PAPER_CORPUS,
+    optim=LAMB(peak=1.76e-3, warmup=3_125, decay=0.01),
+    global_batch=4096,
+    steps=125_000,
+    schedule=Schedule(log=100, evaluate=5_000, save=1_000, keep=3),
+  )
+  if budget == "paper":
+    return paper
+  small = replace(
+    paper,
+    data=SMALL_CORPUS,
+    optim=AdamW(peak=1e-3, warmup=300),
+    global_batch=64,
+    steps=3_000,
+    schedule=Schedule(evaluate=500, save=500),
+  )
+  if budget == "small":
+    return small
+  return replace(
+    small,
+    optim=AdamW(peak=1e-3, warmup=2),
+    global_batch=16,
+    steps=10,
+    schedule=Schedule(log=5, evaluation_rows=64),
+  )
+
+
+# At `small` and `smoke`. A third would leave nothing between 1 and 3 layers, and make the widest
+# rows of Tables 8 and 12 take hours.
+LAYERS = {1: 1, 3: 2, 6: 3, 12: 4, 24: 8, 48: 16}
+WIDTHS = {768: 256, 1024: 320, 2048: 512, 4096: 640, 6144: 768}
+
+
+def _scaled(budget: Budget, layers: int, width: int, head_width: int = 64) -> Albert:
+  """A published size; smaller at `small` and `smoke`, in the same order of layers and widths."""
+  if budget == "paper":
+    return Albert(layers=layers, width=width, heads=width // head_width)
+  width = WIDTHS[width]
+  return Albert(layers=LAYERS[layers], width=width, heads=width // head_width, embedding=48)
