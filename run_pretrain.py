@@ -83,6 +83,7 @@ def pretrain(experiment: Experiment, record: dict, workdir: Workdir, cache: Path
   print(report.text_line(prepared.manifest), flush=True)
   train, valid = batches_of(experiment, prepared)
   train.check()
+  print(report.rows_line(train), flush=True)
   evaluation = valid.evaluation(experiment.schedule.evaluation_rows)
   print("compiling ...", file=sys.stderr, flush=True)
   program = compile_experiment(experiment, example_batch(experiment))

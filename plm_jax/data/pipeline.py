@@ -53,6 +53,8 @@ class Corpus:
   def __post_init__(self):
     if self.length < 8:
       raise UserError(f"data.length is {self.length}; a row needs at least 8 tokens.")
+    if self.length >= 2**15:  # columns are counted in 16 bits
+      raise UserError(f"data.length is {self.length}; a row has at most {2**15 - 1} tokens.")
     if not 0 < self.held_out <= 0.5:
       raise UserError(
         f"data.held_out is {self.held_out}; it is the share of documents kept for evaluation and "
@@ -122,6 +124,10 @@ class Batches:
         f"the corpus makes {rows} rows of up to {self.corpus.length} tokens, fewer than one global "
         f"batch of {self.global_batch}: give more text, a smaller global_batch or a shorter length."
       )
+
+  def rows(self) -> int:
+    """How many rows the first pass has."""
+    return len(self._table(self.seed, 0))
 
   def fill(self) -> float:
     """The share of a row's positions that is no padding, over the first pass."""

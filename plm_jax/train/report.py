@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from plm_jax.data.pipeline import Batches
 from plm_jax.decode.fill_mask import blanks_from, fill
 from plm_jax.experiment import Experiment
 from plm_jax.objectives.baselines import Baseline
@@ -30,7 +31,7 @@ def heading(record: dict[str, Any], experiment: Experiment) -> str:
 
 
 def costs(program: Program) -> str:
-  """Parameters, tokens and memory of a compiled experiment."""
+  """Parameters, positions and memory of a compiled experiment."""
   experiment, params = program.experiment, program.abstract.params
   count = size(params)
   fixed = count - size(trained(params, experiment.model.frozen))
@@ -39,7 +40,7 @@ def costs(program: Program) -> str:
   mesh = " x ".join(f"{name} {size}" for name, size in program.mesh.shape.items())
   line = (
     f"{count:,} parameters{held}; {experiment.steps:,} steps of {batch} x {length} = "
-    f"{batch * length:,} tokens; {program.memory / 2**20:,.0f} MiB per device; mesh {mesh}"
+    f"{batch * length:,} positions; {program.memory / 2**20:,.0f} MiB per device; mesh {mesh}"
   )
   return "\n".join([line, *kept_whole(params, program.mesh)])
 
@@ -60,7 +61,17 @@ def text_line(manifest: dict[str, Any]) -> str:
   return (
     f"{manifest['source']['given']}: {train['tokens']:,} tokens in {train['documents']:,} "
     f"documents to train on, {valid['tokens']:,} in {valid['documents']:,} held out; "
-    f"{manifest['tokenizer']['size']:,} word pieces"
+    f"a vocabulary of {manifest['tokenizer']['size']:,}"
+  )
+
+
+def rows_line(train: Batches) -> str:
+  """One line on the rows: what formats must have in common is batch x length x filled."""
+  rows, length, share = train.rows(), train.corpus.length, train.fill()
+  tokens = train.global_batch * length * share
+  return (
+    f"{rows:,} rows of {length} positions in a pass, {share:.1%} of them filled; about "
+    f"{tokens:,.0f} tokens in a step"
   )
 
 

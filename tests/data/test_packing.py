@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from plm_jax import overrides
 from plm_jax.data import packing
 from plm_jax.data.packing import DocSentences, FullSentences, SentencePair
 from plm_jax.data.pipeline import Batches, Corpus, iterate
@@ -270,6 +271,19 @@ def test_rows_without_pairs_are_refused_for_next_sentence_prediction(segments):
   both = dataclasses.replace(experiment, objectives=(MLM(), NSP()))
   with pytest.raises(UserError, match=r"no pairs .*segments=SegmentPair\(next='random'\)"):
     dataclasses.replace(both, data=Corpus(segments=segments))
+
+
+def test_formats_can_be_chosen_from_the_command_line():
+  corpus = Corpus()
+  for text, segments in (
+    ("FullSentences", FullSentences()),
+    ("DocSentences()", DocSentences()),
+    ("SentencePair(separators=1)", SentencePair(separators=1)),
+    ("SegmentPair(short=0,separators=2)", SegmentPair(short=0.0, separators=2)),
+  ):
+    chosen = overrides.apply(corpus, [f"segments={text}"])
+    assert chosen.segments == segments
+    assert overrides.from_json(overrides.to_json(chosen)) == chosen
 
 
 def test_nonsense_is_refused():
