@@ -370,17 +370,30 @@ def blimp(trained: Trained, folder: Path, most: int | None, found: Scores) -> No
   read = {file.stem: read_minimal_pairs(file)[:most] for file in files}
   sentences = [s for pairs in read.values() for pair in pairs for s in pair]
   part = framed(trained, sentences)
+  fits = (part["length"] <= trained.length).reshape(-1, 2).all(axis=1)
+  if not fits.all():
+    found.notes.append(f"{(~fits).sum()} BLiMP pairs are longer than its rows and were left out")
+  kept = {name: values[np.repeat(fits, 2)] for name, values in part.items()}
+  kept["input_ids"], kept["segment_ids"] = (
+    kept[name][:, : trained.length] for name in ("input_ids", "segment_ids")
+  )
   score = left_to_right if trained.causal else pseudo_log_likelihood
-  likelihood = score(model, part, trained).reshape(-1, 2)
+  likelihood = np.full((len(fits), 2), np.nan)
+  likelihood[fits] = score(model, kept, trained).reshape(-1, 2)
   first = 0
   for name, pairs in read.items():
-    good, bad = likelihood[first : first + len(pairs)].T
-    found.metrics[f"blimp/{name}"] = float((good > bad).mean() + (good == bad).mean() / 2)
-    found.counts[f"blimp/{name}"] = len(pairs)
+    of = slice(first, first + len(pairs))
+    good, bad = likelihood[of][fits[of]].T
     first += len(pairs)
-  found.metrics["blimp"] = float(np.mean([found.metrics[f"blimp/{name}"] for name in read]))
-  found.counts["blimp"] = len(likelihood)
-  found.sets["blimp"] = fingerprint([part])
+    if len(good):
+      found.metrics[f"blimp/{name}"] = float((good > bad).mean() + (good == bad).mean() / 2)
+      found.counts[f"blimp/{name}"] = len(good)
+  paradigms = [value for name, value in found.metrics.items() if name.startswith("blimp/")]
+  if not paradigms:
+    return
+  found.metrics["blimp"] = float(np.mean(paradigms))
+  found.counts["blimp"] = int(fits.sum())
+  found.sets["blimp"] = fingerprint([kept])
   found.references["blimp"] = 0.5
 
 
@@ -404,10 +417,7 @@ def framed(trained: Trained, sentences: list[str]) -> dict[str, np.ndarray]:
   """ "[CLS] sentence [SEP]" of every sentence, padded to one length (a multiple of 8)."""
   cls, sep = frame(trained.vocab)
   ids = [np.array([cls, *i, sep]) for i in trained.source.tokenizer.encode_batch(sentences)]
-  longest = max(map(len, ids))
-  if longest > trained.length:
-    raise UserError(f"a sentence has {longest} tokens, more than the model's {trained.length}")
-  width = min(-(-longest // 8) * 8, trained.length)
+  width = -(-max(map(len, ids)) // 8) * 8
   input_ids = np.full((len(ids), width), trained.vocab.pad, np.int32)
   for row, tokens in enumerate(ids):
     input_ids[row, : len(tokens)] = tokens
