@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from plm_jax.ablate.table import AboveChance, Arm, AtChance, Better, NotWorse, Ordered, Table
 from plm_jax.data.pipeline import Corpus
 from plm_jax.data.segments import SegmentPair
 from plm_jax.data.tokenizers import Unigram, WordPiece
@@ -43,6 +44,11 @@ SMALL_CORPUS = Corpus(
   length=64,
   held_out=0.05,
 )
+SOURCE = "Lan et al. 2020, arXiv:1909.11942, {}, dev sets"
+SCORES = ("SQuAD 1.1", "SQuAD 2.0", "MNLI", "SST-2", "RACE", "avg")
+ACCURACIES = ("MLM", "NSP", "SOP")
+NOISE = 0.05  # nats of held-out MLM loss: a difference below is none
+NO_CLAIM = "None of this table's differences is one that a small run may be held to. "
 
 
 def base(budget: Budget = "paper") -> Experiment:
@@ -115,6 +121,36 @@ def table_3_all_shared_e768(budget: Budget = "paper") -> Experiment:
   return _shared(budget, 768, "all")
 
 
+def table_3() -> Table:
+  """Table 3: width E of the embeddings."""
+  return Table(
+    title="ALBERT, Table 3: width E of the embeddings",
+    source=SOURCE.format("Table 3"),
+    arms=(
+      _arm("not-shared-E64", table_3_not_shared_e64, (89.9, 80.1, 82.9, 91.5, 66.7, 81.3)),
+      _arm("not-shared-E128", table_3_not_shared_e128, (89.9, 80.3, 83.7, 91.5, 67.9, 81.7)),
+      _arm("not-shared-E256", table_3_not_shared_e256, (90.2, 80.3, 84.1, 91.9, 67.3, 81.8)),
+      _arm(
+        "not-shared-E768",
+        table_3_not_shared_e768,
+        (90.4, 80.4, 84.5, 92.8, 68.2, 82.3),
+        note="at small E=256, the whole width",
+      ),
+      _arm("all-shared-E64", table_3_all_shared_e64, (88.7, 77.5, 80.8, 89.4, 63.5, 79.0)),
+      _arm("all-shared-E128", table_3_all_shared_e128, (89.3, 80.0, 81.6, 90.3, 64.0, 80.1)),
+      _arm("all-shared-E256", table_3_all_shared_e256, (88.8, 79.1, 81.5, 90.3, 63.4, 79.6)),
+      _arm(
+        "all-shared-E768",
+        table_3_all_shared_e768,
+        (88.6, 79.2, 82.0, 90.6, 63.3, 79.8),
+        note="at small E=256, the whole width",
+      ),
+    ),
+    caveat=NO_CLAIM + "The paper finds that not shared, a larger E is a little better, and that "
+    "shared, 128 is best. At small E is 24, 48, 96 and 256, and the vocabulary a seventh.",
+  )
+
+
 # Table 4: what the layers have in common.
 
 
@@ -158,6 +194,36 @@ def table_4_e128_not_shared(budget: Budget = "paper") -> Experiment:
   return _shared(budget, 128, "none")
 
 
+def table_4() -> Table:
+  """Table 4: what the layers have in common."""
+  return Table(
+    title="ALBERT, Table 4: sharing parameters across layers",
+    source=SOURCE.format("Table 4"),
+    arms=(
+      _arm("E768-all-shared", table_4_e768_all_shared, (88.6, 79.2, 82.0, 90.6, 63.3, 79.8)),
+      _arm(
+        "E768-shared-attention", table_4_e768_shared_attention, (89.9, 80.0, 84.0, 91.4, 67.7, 81.6)
+      ),
+      _arm("E768-shared-FFN", table_4_e768_shared_ffn, (89.2, 78.2, 81.5, 90.8, 62.6, 79.5)),
+      _arm("E768-not-shared", table_4_e768_not_shared, (90.4, 80.4, 84.5, 92.8, 68.2, 82.3)),
+      _arm("E128-all-shared", table_4_e128_all_shared, (89.3, 80.0, 82.0, 90.3, 64.0, 80.1)),
+      _arm(
+        "E128-shared-attention", table_4_e128_shared_attention, (89.9, 80.7, 83.4, 91.9, 67.6, 81.7)
+      ),
+      _arm("E128-shared-FFN", table_4_e128_shared_ffn, (88.9, 78.6, 82.3, 91.7, 64.4, 80.2)),
+      _arm("E128-not-shared", table_4_e128_not_shared, (89.9, 80.3, 83.2, 91.5, 67.9, 81.6)),
+    ),
+    claims=(
+      Better("mlm_loss", "E128-not-shared", than="E128-all-shared"),
+      Better("mlm_loss", "E128-shared-attention", than="E128-shared-FFN"),
+      NotWorse("mlm_loss", "E128-shared-attention", than="E128-not-shared", margin=NOISE),
+    ),
+    caveat="The paper claims this of downstream tasks: all-shared costs 1.5 points on average, "
+    "sharing the FFN nearly as much, sharing attention next to nothing. At small 4 layers share, "
+    "not 12, and E is 48 and 256.",
+  )
+
+
 # Table 5: the loss between sentences. First columns: accuracy in % at MLM, NSP and SOP themselves.
 
 
@@ -176,7 +242,35 @@ def table_5_sop(budget: Budget = "paper") -> Experiment:
   return base(budget)
 
 
-# Table 8: dropout, at the size of xxlarge, after 1M updates and with additional data.
+def table_5() -> Table:
+  """Table 5: the loss between sentences."""
+  return Table(
+    title="ALBERT, Table 5: the loss between sentences",
+    source=SOURCE.format("Table 5"),
+    arms=(
+      _arm(
+        "none",
+        table_5_none,
+        (88.6, 78.1, 81.5, 89.9, 61.7, 79.0),
+        (54.9, 52.4, 53.3),
+        note="its pairs are always in order",
+      ),
+      _arm("NSP", table_5_nsp, (88.4, 77.2, 81.6, 91.1, 62.3, 79.2), (54.5, 90.5, 52.0)),
+      _arm("SOP", table_5_sop, (89.3, 80.0, 82.0, 90.3, 64.0, 80.1), (54.0, 78.9, 86.5)),
+    ),
+    claims=(
+      AboveChance("nsp_accuracy", "NSP", chance="nsp_majority"),
+      AtChance("sop_accuracy", "NSP", chance="sop_majority"),
+      AboveChance("sop_accuracy", "SOP", chance="sop_majority"),
+      AboveChance("nsp_accuracy", "SOP", chance="nsp_majority"),
+    ),
+    beside={"MLM": "mlm_accuracy", "NSP": "nsp_accuracy", "SOP": "sop_accuracy"},
+    caveat="The published accuracies are in %, on the paper's own held-out text. An arm's head "
+    "answers the other task's question; the arm without either has no head to ask.",
+  )
+
+
+# Table 8: dropout, at the size of xxlarge, after 1M updates (section 4.8).
 
 
 def table_8_dropout(budget: Budget = "paper") -> Experiment:
@@ -191,8 +285,21 @@ def table_8_no_dropout(budget: Budget = "paper") -> Experiment:
   return replace(dropped, model=replace(dropped.model, dropout=0.0, attention_dropout=0.0))
 
 
-# Table 11: depth of ALBERT-large. The paper starts every depth but the first from the one before
-# it; here each starts afresh.
+def table_8() -> Table:
+  """Table 8: dropout at the size of xxlarge."""
+  return Table(
+    title="ALBERT, Table 8: dropout",
+    source=SOURCE.format("Table 8"),
+    arms=(
+      _arm("dropout", table_8_dropout, (94.7, 89.6, 90.0, 96.3, 85.7, 90.4)),
+      _arm("no-dropout", table_8_no_dropout, (94.8, 89.9, 90.4, 96.5, 86.1, 90.7)),
+    ),
+    caveat=NO_CLAIM + "The paper finds its largest model better without. At small the text is "
+    "short and read 8 times, so the opposite may be found.",
+  )
+
+
+# Table 11: depth of ALBERT-large. Every depth starts afresh here.
 
 
 def table_11_l1(budget: Budget = "paper") -> Experiment:
@@ -225,6 +332,25 @@ def table_11_l48(budget: Budget = "paper") -> Experiment:
   return _run(budget, _scaled(budget, 48, 1024))
 
 
+def table_11() -> Table:
+  """Table 11: depth at a constant number of parameters."""
+  return Table(
+    title="ALBERT, Table 11: depth of ALBERT-large",
+    source=SOURCE.format("Table 11"),
+    arms=(
+      _arm("L1", table_11_l1, (31.1, 50.1, 66.4, 80.8, 40.1, 52.9)),
+      _arm("L3", table_11_l3, (79.8, 64.4, 77.7, 86.7, 54.0, 71.2)),
+      _arm("L6", table_11_l6, (86.4, 73.8, 81.2, 88.9, 60.9, 77.2)),
+      _arm("L12", table_11_l12, (89.8, 80.7, 83.3, 91.7, 66.7, 81.5)),
+      _arm("L24", table_11_l24, (90.3, 81.8, 83.3, 91.5, 68.7, 82.1)),
+      _arm("L48", table_11_l48, (90.0, 81.8, 83.4, 91.9, 66.9, 81.8)),
+    ),
+    claims=(Ordered("mlm_loss", ("L1", "L3", "L6", "L12")),),
+    caveat="From 12 layers on the paper's numbers are flat. At small the layers are 1, 2, 3, 4, 8 "
+    "and 16, of width 320.",
+  )
+
+
 # Table 12: width of a 3-layer ALBERT-large.
 
 
@@ -248,7 +374,28 @@ def table_12_h6144(budget: Budget = "paper") -> Experiment:
   return _run(budget, _scaled(budget, 3, 6144))
 
 
+def table_12() -> Table:
+  """Table 12: width of three layers."""
+  return Table(
+    title="ALBERT, Table 12: width of a 3-layer ALBERT-large",
+    source=SOURCE.format("Table 12"),
+    arms=(
+      _arm("H1024", table_12_h1024, (79.8, 64.4, 77.7, 86.7, 54.0, 71.2)),
+      _arm("H2048", table_12_h2048, (83.3, 69.1, 79.7, 88.6, 58.2, 74.6)),
+      _arm("H4096", table_12_h4096, (85.0, 71.0, 80.3, 90.4, 60.4, 76.3)),
+      _arm("H6144", table_12_h6144, (84.7, 67.8, 78.1, 89.1, 56.0, 74.0)),
+    ),
+    caveat=NO_CLAIM + "The paper finds 4096 best and 6144 worse. At small there are two layers of "
+    "width 320, 512, 640 and 768.",
+  )
+
+
 # What the rows share.
+
+
+def _arm(name: str, row, scores: tuple, accuracies: tuple = (), note: str = "") -> Arm:
+  """An arm with the numbers of its row's docstring, of SQuAD the F1."""
+  return Arm(name, row, dict(zip(ACCURACIES, accuracies)) | dict(zip(SCORES, scores)), note)
 
 
 def _shared(budget: Budget, embedding: int, sharing: Sharing) -> Experiment:
