@@ -1,0 +1,244 @@
+"""A report says what was measured, beside what was published, and nothing else."""
+
+import dataclasses
+import itertools
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from plm_jax import overrides
+from plm_jax.ablate import page, plots, report
+from plm_jax.ablate.plan import Evaluation, Plan, Run, claim, workdir_of
+from plm_jax.errors import UserError
+from plm_jax.train.start import versions
+from plm_jax.train.workdir import FORMAT
+from tests.toy_run import TOY
+
+TABLE = '''
+from dataclasses import replace
+from plm_jax.ablate.table import Arm, AtChance, Better, NotWorse, Ordered, Table
+from plm_jax.experiment import Budget, Experiment
+from tests.toy_run import TOY
+
+def a(budget: Budget = "small") -> Experiment:
+  """A."""
+  return TOY if budget != "paper" else replace(TOY, steps=1000, global_batch=256)
+
+def b(budget: Budget = "small") -> Experiment:
+  """B."""
+  return replace(a(budget), model=replace(TOY.model, width=32))
+
+def c(budget: Budget = "small") -> Experiment:
+  """C."""
+  return replace(a(budget), model=replace(TOY.model, width=64))
+
+def table() -> Table:
+  """Three widths."""
+  return Table(
+    title="Width & <depth>", source="nobody", beside={"ppl": "mlm_perplexity"},
+    arms=(Arm("a", a, {"ppl": 5.84, "MNLI": 77.9}), Arm("b", b, {"ppl": 4.68, "MNLI": "81.9"}),
+          Arm("c", c, note="printed without numbers")),
+    claims=(Ordered("mlm_perplexity", ("a", "b", "c")), Better("mlm_loss", "b", than="a"),
+            NotWorse("nsp_accuracy", "c", than="a", margin=0.01)),
+  )
+'''
+ARMS = ("a", "b", "c")
+LEVELS = {"a": 3.6, "b": 3.4, "c": 3.2}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+  """sweep(scores) -> the directory of a sweep with these scores: {arm: {seed: {metric: value}}}."""
+  (tmp_path / "tables.py").write_text(TABLE)
+  numbers = itertools.count()
+
+  def make(scores, seeds=3, sets=None):
+    out = tmp_path / f"sweep{next(numbers)}"
+    out.mkdir()
+    references = {arm: f"{tmp_path / 'tables.py'}:{arm}" for arm in ARMS}
+    steps = dict.fromkeys(ARMS, 12)
+    claim(out, Plan(f"{tmp_path / 'tables.py'}:table", "small", (), seeds, references, steps))
+    for arm, of_seed in scores.items():
+      for seed, metrics in of_seed.items():
+        write_run(out, Run(arm, seed), metrics, (sets or {}).get(arm, "one"))
+    return out
+
+  return make
+
+
+def write_run(out, run, metrics, measured_on):
+  folder = workdir_of(out, run)
+  folder.mkdir(parents=True)
+  width = {"a": 16, "b": 32, "c": 64}[run.arm]
+  experiment = dataclasses.replace(
+    TOY, model=dataclasses.replace(TOY.model, width=width), seed=run.seed
+  )
+  config = {"format": FORMAT, "experiment": overrides.to_json(experiment), "versions": versions()}
+  (folder / "config.json").write_text(json.dumps(config))
+  records = [
+    {"step": step, "split": "train", "loss": 5.0 / step, "mlm/loss": 5.0 / step}
+    for step in range(2, 13, 2)
+  ]
+  (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+  timing = [{"step": r["step"], "seconds": 1.5, "data_wait": 0.0} for r in records]
+  (folder / "timing.jsonl").write_text("".join(json.dumps(r) + "\n" for r in timing))
+  kinds = {metric.partition("_")[0] for metric in metrics}
+  record = {
+    "asked": dataclasses.asdict(Evaluation()),
+    "metrics": metrics,
+    "counts": dict.fromkeys(metrics, 100),
+    "sets": dict.fromkeys(kinds, measured_on),
+    "references": {"mlm_loss": 5.0, "mlm_perplexity": 148.4},
+    "notes": [],
+    "parameters": 100 * width,
+  }
+  (folder / "scores.json").write_text(json.dumps(record))
+
+
+def drawn(levels=LEVELS, sd=0.003, seed=0, seeds=3):
+  generator = np.random.default_rng(seed)
+  found = {arm: {} for arm in levels}
+  for s in range(seeds):
+    for arm, level in levels.items():
+      loss = level + generator.normal(0, sd)
+      found[arm][s] = {
+        "mlm_loss": loss,
+        "mlm_perplexity": float(np.exp(loss)),
+        "nsp_accuracy": 0.7 + generator.normal(0, 0.001),
+      }
+  return found
+
+
+def verdicts_of(out):
+  return [v.outcome for v in report.gather(out).verdicts]
+
+
+def test_large_effects_are_supported(sweep):
+  assert verdicts_of(sweep(drawn())) == ["supported"] * 3
+
+
+def test_a_report_of_shuffled_arms_is_undecided(sweep):
+  generator = np.random.default_rng(1)
+  orders = list(itertools.permutations(ARMS))
+  for number in range(6):
+    true = drawn(seed=number)
+    chosen = [orders[i] for i in generator.choice(len(orders), size=3, replace=False)]
+    shuffled = {
+      arm: {s: true[order[i]][s] for s, order in enumerate(chosen)} for i, arm in enumerate(ARMS)
+    }
+    said = verdicts_of(sweep(shuffled))
+    assert said[:2] == ["undecided"] * 2
+
+
+def test_published_and_measured_numbers_stand_side_by_side(sweep, tmp_path):
+  out = sweep({arm: {s: {"mlm_perplexity": 30.0 + s} for s in range(3)} for arm in ("a", "b")})
+  report.write(report.gather(out), tmp_path)
+  lines = (tmp_path / "report.md").read_text().splitlines()
+  header = next(line for line in lines if line.startswith("| arm | ppl"))
+  assert header == "| arm | ppl, published | mlm_perplexity, measured | MNLI, published |"
+  assert "| a | 5.84 | 31.00 ± 1.00 | 77.9 |" in lines
+  assert "| c |  | missing |  |" in lines
+  assert "| looking at nothing |  | 148.4 |  |" in lines
+  assert "- c: printed without numbers." in lines
+  assert sum(line.startswith("- c/") and "missing: waiting" in line for line in lines) == 3
+
+
+def test_seeds_that_are_not_there_are_counted_and_not_invented(sweep, tmp_path):
+  scores = drawn()
+  del scores["a"][2], scores["b"][1], scores["b"][2]
+  measured = report.gather(sweep(scores))
+  assert report.cell(measured, "a", "mlm_loss").endswith("(2)")
+  one = report.cell(measured, "b", "mlm_loss")
+  assert "±" not in one and one.endswith("(1)")
+  assert [v.outcome for v in measured.verdicts] == ["undecided", "undecided", "undecided"]
+
+
+def test_a_sweep_that_has_not_begun_gives_a_report_without_numbers(sweep, tmp_path):
+  out = sweep({})
+  names = report.write(report.gather(out), tmp_path)
+  assert names == ["report.md", "report.html", "results.json"]
+  said = (tmp_path / "report.md").read_text()
+  assert "0 of 9 runs measured" in said and "Nothing has been measured yet" in said
+  assert (
+    json.loads((tmp_path / "results.json").read_text())["verdicts"][0]["verdict"] == "undecided"
+  )
+
+
+def test_what_was_measured_on_another_set_is_left_out_and_said(sweep, tmp_path):
+  out = sweep(drawn(), sets={"c": "another"})
+  measured = report.gather(out)
+  assert measured.values("c", "mlm_loss") == [] and len(measured.values("b", "mlm_loss")) == 3
+  assert [v.outcome for v in measured.verdicts] == ["undecided", "supported", "undecided"]
+  assert any("c: `mlm` was measured on another set" in note for note in measured.notes)
+
+
+def test_costs_and_what_was_overridden_are_said(sweep, tmp_path):
+  out = sweep(drawn())
+  report.write(report.gather(out), tmp_path)
+  said = (tmp_path / "report.md").read_text()
+  assert "| b | 3,200 | 12 | 0.0M | 0:09 | 3 |" in said
+  assert "| `steps` | 1000 | 12 |" in said and "| `global_batch` | 256 | 8 |" in said
+  assert "`model.width` 32 (not 16)" in said
+  assert "cpu: 8 x cpu" in said and "jax 0." in said
+  assert f"python -m plm_jax.ablate.sweep --table={out.parent / 'tables.py'}:table" in said
+  assert said.count("run_pretrain.py --experiment=") == 9
+
+
+def test_the_html_is_one_wellformed_file_with_its_pictures_inside(sweep, tmp_path):
+  report.write(report.gather(sweep(drawn())), tmp_path)
+  text = (tmp_path / "report.html").read_text()
+  open_tags, images = [], []
+
+  class Reader(HTMLParser):
+    def handle_starttag(self, tag, attrs):
+      if tag == "img":
+        images.append(dict(attrs)["src"][:22])
+      if tag not in ("img", "meta"):
+        open_tags.append(tag)
+
+    def handle_endtag(self, tag):
+      assert open_tags.pop() == tag
+
+  Reader().feed(text)
+  assert not open_tags and images == ["data:image/png;base64,"] * 2
+  assert "Width &amp; &lt;depth&gt;" in text and "<depth>" not in text
+  assert 'class="left yes"' in text and 'src="http' not in text and "<link" not in text
+  assert sum(path.stat().st_size for path in tmp_path.glob("*.*")) < 1 << 20
+
+
+def test_every_number_is_in_the_results_file(sweep, tmp_path):
+  scores = drawn()
+  report.write(report.gather(sweep(scores)), tmp_path)
+  results = json.loads((tmp_path / "results.json").read_text())
+  assert results["scores"]["b"]["1"] == scores["b"][1]
+  assert results["published"]["a"] == {"ppl": 5.84, "MNLI": 77.9}
+  assert [v["verdict"] for v in results["verdicts"]] == ["supported"] * 3
+  assert all(v["p"] <= v["needed"] for v in results["verdicts"])
+
+
+def test_a_directory_without_a_sweep_and_a_table_without_the_arm_are_refused(sweep, tmp_path):
+  with pytest.raises(UserError, match="is not the directory of a sweep"):
+    report.gather(tmp_path)
+  out = sweep({})
+  record = json.loads((out / "sweep.json").read_text())
+  record["references"]["d"], record["steps"]["d"] = "x:d", 3
+  (out / "sweep.json").write_text(json.dumps(record))
+  with pytest.raises(UserError, match="the arm 'd', which"):
+    report.gather(out)
+
+
+def test_curves_are_the_mean_and_the_range_of_the_seeds_that_got_so_far():
+  steps, mean, low, high = plots.spread({0: [(1, 2.0), (2, 1.0)], 1: [(1, 4.0)]})
+  assert (steps.tolist(), mean.tolist()) == ([1, 2], [3.0, 1.0])
+  assert (low.tolist(), high.tolist()) == ([2.0, 1.0], [4.0, 1.0])
+  assert len(plots.spread({})[0]) == 0
+
+
+def test_markdown_and_html_mark_code_and_keep_a_bar_in_a_cell():
+  grid = page.Grid(("a|b", "n"), [["`x<y`", "**supported**"]])
+  assert page.markdown([grid]).splitlines()[0] == "| a\\|b | n |"
+  html = page.page("t", [grid])
+  assert "<code>x&lt;y</code>" in html
+  assert '<td class="yes"><strong>supported</strong></td>' in html
