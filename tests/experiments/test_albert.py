@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from experiments import albert
+from plm_jax.ablate.table import NotWorse
 from plm_jax.data.tokenizers import Unigram
 from plm_jax.experiment import BUDGETS
 from plm_jax.objectives.mlm import MLM
@@ -126,9 +127,10 @@ def test_a_table_has_every_row_of_its_name_with_the_numbers_of_its_docstring(tab
   assert all(set(arm.published) == set(built.columns) for arm in built.arms)
 
 
-def test_only_what_the_paper_s_differences_bear_out_is_claimed():
+def test_only_tables_whose_differences_are_beyond_noise_claim_that_an_arm_is_better():
   claims = {table: getattr(albert, f"table_{table}")().claims for table in TABLES}
-  assert {table for table, made in claims.items() if made} == {4, 5, 11}
+  bold = {t for t, made in claims.items() if any(not isinstance(c, NotWorse) for c in made)}
+  assert bold == {4, 5, 11}
 
 
 def tiny(name):
