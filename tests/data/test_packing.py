@@ -143,6 +143,15 @@ def test_label_0_is_the_next_sentence_and_label_1_comes_from_another_document(pa
       assert b == a + 1 and documents[0] == documents[1]
 
 
+@pytest.mark.parametrize("documents", [2, 3])
+def test_of_few_documents_a_random_sentence_comes_from_one_of_the_others(documents):
+  store = random_store(documents, most=40)
+  for pass_ in range(5):
+    for row in SentencePair().table(store, 64, 0, pass_):
+      same = store.document_of(row["a_start"]) == store.document_of(row["b_start"])
+      assert same == (row["label"] == 0)
+
+
 def test_every_sentence_is_read_once_beside_those_that_are_drawn(pairs):
   store, table = pairs
   read = [sentence_at(store, row["a_start"]) for row in table]
