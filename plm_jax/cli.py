@@ -37,7 +37,7 @@ _HELP_FULL = ("--helpfull", "-helpfull")
 
 def run(main: Callable[[], int | None]) -> NoReturn:
   """Parses the flags, calls `main()` and leaves with its return value or the error's exit code."""
-  sys.unraisablehook = _end_if_interrupted
+  hook, sys.unraisablehook = sys.unraisablehook, _end_if_interrupted
   try:
     code = _parse_flags(sys.modules[main.__module__], sys.argv) or main()
     sys.stdout.flush()
@@ -57,8 +57,12 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     if error.errno not in _OF_THE_PLACE:
       raise
     where = f": {error.filename}" if error.filename else ""
-    _say(f"error: {error.strerror}{where}. Free some space, or choose another --workdir or --cache.")
+    _say(
+      f"error: {error.strerror}{where}. Free some space, or choose another --workdir or --cache."
+    )
     code = 2
+  finally:
+    sys.unraisablehook = hook
   sys.exit(code)
 
 

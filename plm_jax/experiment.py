@@ -13,6 +13,7 @@ The budget is an argument and not a later rescaling because a row may change wha
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal, Protocol
 
 import jax
@@ -86,6 +87,10 @@ class Experiment:
       raise UserError(
         f"global_batch={self.global_batch} and steps={self.steps} must both be at least 1"
       )
+    if max(self.global_batch, self.steps) >= 2**31:  # beyond what devices count with
+      raise UserError(
+        f"global_batch={self.global_batch} and steps={self.steps} must both be below 2**31"
+      )
     if self.optim.warmup > self.steps:
       raise UserError(
         f"optim.warmup={self.optim.warmup} is more than steps={self.steps}, so that the learning "
@@ -99,6 +104,10 @@ class Experiment:
       raise UserError("an experiment has each objective at most once")
     for objective in self.objectives:
       check_pairs(objective, self.data)
+      if not 0 <= objective.weight < math.inf:
+        raise UserError(
+          f"{objective.name}.weight={objective.weight} must be at least 0, and finite"
+        )
     if self.data.length > self.model.positions:
       raise UserError(
         f"data.length={self.data.length} is more than the model's {self.model.positions} "

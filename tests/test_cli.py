@@ -17,13 +17,14 @@ COMMAND = '''
 
 Usage: python command.py --count=3
 """
-import sys
+import errno, os, sys
 from absl import flags, logging
 from plm_jax import cli
 from plm_jax.errors import UserError
 
 COUNT = flags.DEFINE_integer("count", 3, "How far to count. " + "So much to say about it. " * 6)
-HOW = flags.DEFINE_enum("how", "well", "well user bug wait code log".split(), "How it ends.")
+ENDS = "well user bug wait code log full lost callback".split()
+HOW = flags.DEFINE_enum("how", "well", ENDS, "How it ends.")
 SET = flags.DEFINE_multi_string("set", [], "A setting, path=value.")
 DRY = flags.DEFINE_boolean("dry_run", False, "Do nothing.")
 NAME = flags.DEFINE_string("name_of_the_directory", None, "A long name.")
@@ -33,6 +34,17 @@ def main():
     raise UserError("the number\\n is wrong.")
   if HOW.value == "bug":
     raise ValueError("a defect")
+  if HOW.value == "full":
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "tokens")
+  if HOW.value == "lost":
+    open("lost")
+  if HOW.value == "callback":
+    import weakref
+    class Thing: pass
+    thing = Thing()
+    def ask(_): raise KeyboardInterrupt
+    callback = weakref.ref(thing, ask)
+    del thing  # Python prints what a callback raises, and goes on
   if HOW.value == "code":
     return 7
   if HOW.value == "log":
@@ -85,6 +97,8 @@ def test_the_value_of_main_is_the_exit_code(command):
     (["--count=many"], "--count=many"),
     (["--how=badly"], "well|user|bug"),
     (["--count"], "count"),
+    (["--name_of_the_directory="], "--name_of_the_directory= was given without a value"),
+    (["--how=full"], "No space left on device: tokens. Free some space"),
     (["three"], "'three' stands alone"),
     (["--count=1", "--dry_run", "false"], "'false' stands alone"),
     (["--", "--count=3"], "'--count=3' stands alone"),
@@ -101,6 +115,15 @@ def test_a_defect_of_ours_keeps_its_traceback(command):
   done = call(command, "--how=bug")
   assert done.returncode == 1
   assert "Traceback" in done.stderr and "ValueError: a defect" in done.stderr
+
+
+def test_a_missing_file_of_ours_is_no_full_disk(command):
+  assert "Traceback" in call(command, "--how=lost").stderr
+
+
+def test_an_interrupt_in_a_callback_ends_the_command_too(command):
+  done = call(command, "--how=callback")
+  assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 @pytest.mark.parametrize("word", ["--help", "-h", "--helpshort"])

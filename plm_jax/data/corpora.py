@@ -31,7 +31,7 @@ import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from plm_jax.data.documents import Document
 from plm_jax.data.sentences import split_sentences
@@ -73,8 +73,8 @@ def open_source(source: str, cache_dir: str | os.PathLike | None = None) -> Sour
     from plm_jax.data.tfds_text import open_tfds
 
     return open_tfds(source, Path(cache_dir or default_cache()) / "tfds")
-  path = Path(source).expanduser()
-  if not path.exists():
+  path = Path(os.path.expanduser(source))
+  if not source or not path.exists():
     raise UserError(
       f"The text {source!r} does not exist: give a .txt or .jsonl file (or .gz of either), a "
       "folder of them, or tfds:NAME."
@@ -286,7 +286,7 @@ def _from_json(file: Path, name: str) -> Iterator[Document]:
       continue
     where = f"The file {str(file)!r}, line {line.number},"
     try:
-      entry = json.loads(text)
+      entry = read_json(text)
     except ValueError as error:
       raise UserError(f"{where} is not JSON ({error}): expected an object per line.") from None
     if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
@@ -294,6 +294,20 @@ def _from_json(file: Path, name: str) -> Iterator[Document]:
     sentences = text_sentences(entry["text"])
     if sentences:
       yield Document(f"{name}:{line.number}", sentences, str(entry.get("label", "")))
+
+
+def read_json(text: str) -> Any:
+  """What a line of JSON says. Errors: `ValueError` also for brackets nested beyond reason, and for
+  half a character ("\\ud800" alone), which no encoding of text can hold."""
+  try:
+    said = json.loads(text)
+    if "\\u" in text:
+      json.dumps(said, ensure_ascii=False).encode()
+  except RecursionError:
+    raise ValueError("too many brackets within brackets") from None
+  except UnicodeEncodeError as error:
+    raise ValueError(f"half a character, \\u{ord(error.object[error.start]):04x}") from None
+  return said
 
 
 def text_sentences(text: str) -> tuple[str, ...]:

@@ -191,9 +191,11 @@ class _Preparation:
         "separate documents by a blank line, or give more text."
       )
     if least >= self.held_out:
+      enough = np.ceil(least * 1000 + 1) / 1000
+      hint = f", or set data.held_out to at least {enough:g}" if enough <= 0.5 else ""
       return UserError(
-        f"{given} and held_out={self.held_out} keeps none of them for evaluation: give more text, "
-        f"or set held_out to at least {np.ceil(least * 1000 + 1) / 1000:g}."
+        f"{given} and held_out={self.held_out} keeps none of them for evaluation: give more text"
+        f"{hint}."
       )
     return UserError(
       f"{given} and held_out={self.held_out} leaves none of them to train on: lower held_out."

@@ -143,6 +143,11 @@ class TfdsText(NamedTuple):
       )
     try:
       return builder.as_data_source(self.split)
+    except ValueError as error:
+      raise UserError(
+        f"The split {self.split!r} of the TFDS data set {self.name!r} cannot be read "
+        f"({str(error).splitlines()[0]}): write it as train, train[:1000] or train[10%:20%]."
+      ) from None
     except NotImplementedError:
       raise UserError(
         f"The TFDS data set in {str(self.folder)!r} is not stored as ArrayRecord, which random "

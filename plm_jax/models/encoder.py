@@ -8,6 +8,7 @@ paper's file (`bert.py`, `roberta.py`, `albert.py`, ...) says which values are i
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -91,6 +92,11 @@ class Encoder:
       raise UserError(
         f"model.dropout={self.dropout} and model.attention_dropout={self.attention_dropout} "
         "must be at least 0 and below 1"
+      )
+    if not (0 < self.norm_eps < 1 and 0 < self.initializer_range < math.inf):
+      raise UserError(
+        f"model.norm_eps={self.norm_eps} must be above 0 and below 1, and model.initializer_range="
+        f"{self.initializer_range} above 0 and finite"
       )
 
   @property

@@ -63,6 +63,9 @@ def plan(
 ) -> Plan:
   """Reads the task. Errors: `UserError` for settings and text that make no task."""
   data = _chosen(source, recipe, settings, 2, 1).data
+  for name, flag in (("data.examples", "--labels"), ("seed", "--seeds")):
+    if given := [s for s in settings if s.partition("=")[0].strip() == name]:
+      raise UserError(f"--set={given[-1]} would have no effect: {flag} says it for all runs.")
   data = dataclasses.replace(data, held_out=_held_out(data, source, cache))
   task = read_task(data, source.tokenizer, documents_of(data, cache))
   return Plan(source, recipe, settings, data, task, path)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from plm_jax.data.corpora import read_json
 from plm_jax.data.documents import Document
 from plm_jax.errors import UserError
 
@@ -18,7 +19,7 @@ _COLUMNS = ("text", "label")
 def read_table(path: str | Path) -> list[Document]:
   """Every row as a document of one sentence, white space collapsed. Errors: `UserError` naming the
   line that has no text or no label."""
-  path = Path(path).expanduser()
+  path = Path(os.path.expanduser(path))
   if not path.is_file():
     raise UserError(
       f"The labelled text {str(path)!r} does not exist: give a {', '.join(TABLES)} file with a "
@@ -59,7 +60,7 @@ def _from_json(path: Path, text: str) -> Iterator[tuple[int, dict]]:
     if not line.strip():
       continue
     try:
-      row = json.loads(line)
+      row = read_json(line)
     except ValueError as error:
       raise UserError(f"{_at(path, number)} is not JSON ({error}).") from None
     if not isinstance(row, dict):
@@ -71,6 +72,7 @@ def _from_columns(path: Path, text: str) -> Iterator[tuple[int, dict]]:
   """With quotes as in RFC 4180 for commas; a tab-separated field is taken as it stands."""
   tabs = path.suffix == ".tsv"
   settings = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+  csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a text may be long
   reader = csv.DictReader(io.StringIO(text, newline=""), **settings)
   try:
     for column in _COLUMNS:

@@ -106,6 +106,12 @@ def with_tokenizer(experiment: Experiment, source: Source, settings: list[str]) 
       f"the tokenizer does not fit the checkpoint: --from={source.path} was trained with the one "
       f"in {source.path / 'tokenizer'}; leave data.tokenizer out"
     )
+  size = source.experiment.model.vocab_size
+  if experiment.model.vocab_size not in (None, size):
+    raise UserError(
+      f"model.vocab_size={experiment.model.vocab_size} does not fit the checkpoint: that of "
+      f"--from={source.path} is {size}; leave model.vocab_size out"
+    )
   kept = dataclasses.replace(
     source.experiment.data.tokenizer, path=str((source.path / "tokenizer").absolute())
   )

@@ -32,7 +32,8 @@ class Workdir:
     self.path = Path(path)
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      self._lock = open(self.path / ".lock", "w")  # noqa: SIM115  held as long as the object
+      # Opened to append: in a folder that will be refused, a `.lock` may be somebody's own.
+      self._lock = open(self.path / ".lock", "a")  # noqa: SIM115  held as long as the object
     except OSError as error:
       raise UserError(
         f"the working directory {self.path} cannot be written: {error.strerror}"
@@ -60,8 +61,8 @@ class Workdir:
   def refuse_others(self, experiment, record: dict[str, Any]) -> None:
     """A `UserError` if the directory holds anything but a run of this experiment."""
     if not (self.path / "config.json").exists():
-      # What a start that was killed early leaves behind.
-      ours = (".lock", "tokenizer", "config.json.partial")
+      # What a start that was killed early leaves behind; all else is written after config.json.
+      ours = (".lock", "config.json.partial")
       strangers = [p.name for p in self.path.iterdir() if p.name not in ours]
       if strangers:
         raise UserError(
@@ -110,7 +111,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     raise UserError(f"{path} is not the directory of a run: it has no config.json") from None
   except (OSError, ValueError) as error:
     raise UserError(f"{path / 'config.json'} cannot be read: {error}") from error
-  if not isinstance(document, dict) or document.get("format") != FORMAT:
+  known = isinstance(document, dict) and document.get("format") == FORMAT
+  if not known or not isinstance(document.get("experiment"), dict):
     raise UserError(f"{path / 'config.json'} is not the configuration of a run of this version")
   return document
 

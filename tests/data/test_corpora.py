@@ -119,6 +119,12 @@ def test_text_without_line_breaks_comes_in_bounded_pieces(tmp_path):
     ("a.txt", b" \n\n", ["empty"]),
     ("a.jsonl", b'{"text": "a"}\n{"text": ', ["line 2", "JSON"]),
     ("a.jsonl", b'{"text": 3}', ["line 1", '"text"']),
+    (
+      "a.jsonl",
+      rb'{"text": "\ud83d\ude00"}' + b"\n" + rb'{"text": "\ud800"}',
+      ["line 2", r"\ud800"],
+    ),
+    ("a.jsonl", b"[" * 100_000, ["line 1", "brackets"]),
     ("a.txt.gz", b"not gzip", ["gzip"]),
     ("a.txt.gz", gzip.compress(b"text " * 50)[:-9], ["gzip"]),
     ("a.pdf", b"x", [".txt"]),

@@ -93,6 +93,9 @@ def test_a_cell_is_a_run_that_others_can_start_from(planned, finished):
     (["data.length=64"], "positions"),
     (["data.tokenizer=WordPiece(vocab_size=50)"], "does not fit the checkpoint"),
     (["data.held_out=0.9"], "at most 0.5"),
+    (["data.examples=7"], "no effect: --labels says it"),
+    (["seed=7"], "no effect: --seeds says it"),
+    (["model.vocab_size=7000"], "vocab_size=7000 does not fit the checkpoint"),
     (["data.least=1000"], "has 0 classes"),
   ],
 )

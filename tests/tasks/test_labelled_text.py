@@ -124,6 +124,8 @@ def test_splits_of_ones_own_are_taken_as_they_are(table, tokenizer, tmp_path):
     ("a.jsonl", '{"text": "x"}\n', 'line 1, has no "label"'),
     ("a.jsonl", '{"text": "x", "label": "y"}\n{"text": 1,\n', "line 2, is not JSON"),
     ("a.jsonl", "[1]\n", "line 1, is not an object"),
+    ("a.jsonl", r'{"text": "\ud800", "label": "y"}', "line 1, is not JSON .half a character"),
+    ("a.jsonl", "[" * 100_000, "line 1, is not JSON .too many brackets"),
     ("a.csv", "text,kind\nx,y\n", 'no column "label"'),
     ("a.tsv", "text\tlabel\nx\n", 'line 2, has no "label"'),
     ("a.csv", 'text,label\n"x,y\n', "cannot be read"),

@@ -107,6 +107,16 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
   assert contents(tmp_path) == {tmp_path / "thesis.tex": b"years of work"}
 
 
+def test_what_a_refused_directory_held_is_left_as_it_was(tmp_path):
+  (tmp_path / ".lock").write_text("somebody's own")
+  (tmp_path / "tokenizer").mkdir()
+  (tmp_path / "tokenizer" / "vocab.txt").write_text("a vocabulary of one's own")
+  with pytest.raises(UserError, match=r"holds no run \(tokenizer\)"):
+    claim(tmp_path)
+  assert (tmp_path / ".lock").read_text() == "somebody's own"
+  assert (tmp_path / "tokenizer" / "vocab.txt").read_text() == "a vocabulary of one's own"
+
+
 def test_a_directory_that_a_killed_start_left_is_taken(tmp_path):
   with Workdir(tmp_path / "run") as workdir:  # killed while it wrote config.json
     (workdir / "config.json.partial").write_text('{"form')
@@ -141,7 +151,12 @@ def test_a_directory_that_another_process_holds_is_refused(folder):
 
 @pytest.mark.parametrize(
   ("content", "said"),
-  [("{", "cannot be read"), ("[]", "is not the configuration"), ('{"format": 99}', "is not the")],
+  [
+    ("{", "cannot be read"),
+    ("[]", "is not the configuration"),
+    ('{"format": 99}', "is not the"),
+    ('{"format": 1}', "is not the"),
+  ],
 )
 def test_a_foreign_or_torn_config_is_a_sentence(tmp_path, content, said):
   (tmp_path / "config.json").write_text(content)
