@@ -176,6 +176,7 @@ def ray(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
     runtime_env={"env_vars": variables},
     log_to_driver=False,
     configure_logging=False,
+    **({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}),
   )
   nodes = [node for node in ray.nodes() if node["Alive"]]
   cores = min(node["Resources"].get("CPU", 1) for node in nodes)
@@ -183,6 +184,7 @@ def ray(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
 
   @ray.remote(num_cpus=max(1, int(cores // jobs)), num_gpus=devices / jobs, max_retries=3)
   def perform(words: list[str], folder: str) -> int:
+    words = [*words, f"--die_with={os.getpid()}"]
     done = subprocess.run(words, cwd=folder, stdin=subprocess.DEVNULL, check=False)
     return done.returncode
 
