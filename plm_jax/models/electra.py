@@ -166,7 +166,7 @@ class ElectraModel(nnx.Module):
     return self.rtd(passes.hidden_BTD)
 
   def copy_logits(self, passes: Passes) -> jax.Array:
-    """float32 `[B, T]` of the probability that a token stands as it was (section 3.3)."""
+    """float32 `[B, T]` of the probability that a token stands as it was (efficiency analysis)."""
     return self.copying(passes.hidden_BTD)[..., 0].astype(jnp.float32)
 
 

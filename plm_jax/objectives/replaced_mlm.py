@@ -1,5 +1,5 @@
 """Predicting the original tokens of a row that ELECTRA's generator has filled: the two ablations
-between BERT and ELECTRA (Clark et al. 2020, section 3.3)."""
+between BERT and ELECTRA (Clark et al. 2020, efficiency analysis)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,142 @@
+"""DistilBERT (Sanh et al. 2019, arXiv:1910.01108). Each function is a run; its docstring names the
+row that it reproduces and what was published for it. Numbers in a docstring are the paper's, not ours.
+
+The teacher is a finished run of experiments/bert.py:base at the same budget, in the directory that
+run_pretrain.py gives it; --set=model.teacher=DIR names another. Student and teacher share a
+tokenizer and, at the start, every second layer or so.
+
+`paper` follows the repository's README: 3 epochs of Wikipedia and BooksCorpus in batches of 4,000
+rows. `small` is what this project measures at, with a student of 2 layers to a teacher of 4. `smoke`
+only shows that everything runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from experiments import bert
+from plm_jax.ablate.table import Arm, Better, NotWorse, Ordered, Table
+from plm_jax.data.segments import SegmentPair
+from plm_jax.experiment import Budget, Experiment, Schedule
+from plm_jax.models.distilbert import Distilled
+from plm_jax.objectives.distillation import Cosine, Distillation
+from plm_jax.objectives.mlm import MLM
+from plm_jax.objectives.rare_mlm import RareWordMLM
+from plm_jax.train.optim import AdamW
+
+TEACHERS = {
+  "paper": "runs/bert_base_paper",
+  "small": "runs/bert_base",
+  "smoke": "runs/bert_base_smoke",
+}
+
+
+def base(budget: Budget = "paper") -> Experiment:
+  """DistilBERT, section 3: 5 x KL + 2 x MLM + 1 x cosine. Table 1, GLUE dev: 77.0 (BERT-base 79.5, ELMo 68.7)."""
+  teacher = bert.base(budget)
+  paper = Experiment(
+    model=Distilled(
+      layers=teacher.model.layers // 2,
+      width=teacher.model.width,
+      heads=teacher.model.heads,
+      teacher=TEACHERS[budget],
+    ),
+    objectives=(MLM(weight=2.0), Distillation(weight=5.0), Cosine(weight=1.0)),
+    data=replace(teacher.data, segments=SegmentPair(next="none")),
+    optim=AdamW(peak=5e-4, warmup=315, decay=0.0, clip=5.0),
+    global_batch=4_000,
+    steps=6_300,  # 3 epochs of about 4.3 billion word pieces
+    schedule=Schedule(log=10, evaluate=500, save=100, keep=3),
+  )
+  if budget == "paper":
+    return paper
+  small = replace(
+    paper,
+    optim=replace(paper.optim, warmup=75),
+    global_batch=64,
+    steps=1_500,
+    schedule=Schedule(evaluate=250, save=250),
+  )
+  if budget == "small":
+    return small
+  return replace(
+    small,
+    optim=replace(small.optim, warmup=2),
+    global_batch=16,
+    steps=10,
+    schedule=Schedule(log=5, evaluation_rows=64),
+  )
+
+
+def base_faithful(budget: Budget = "paper") -> Experiment:
+  """DistilBERT with its code's masking: positions drawn in proportion to count^-0.7 of their tokens."""
+  return replace(base(budget), objectives=(RareWordMLM(weight=2.0), Distillation(), Cosine()))
+
+
+# Table 4: what each part is worth. Column: change of the GLUE macro-score.
+
+
+def no_distillation(budget: Budget = "paper") -> Experiment:
+  """Table 4, without the distillation loss. Published: GLUE -2.96."""
+  return replace(base(budget), objectives=(MLM(weight=2.0), Cosine()))
+
+
+def no_cosine(budget: Budget = "paper") -> Experiment:
+  """Table 4, without the cosine loss. Published: GLUE -1.46."""
+  return replace(base(budget), objectives=(MLM(weight=2.0), Distillation()))
+
+
+def no_mlm(budget: Budget = "paper") -> Experiment:
+  """Table 4, without the masked-LM loss; rows are masked all the same. Published: GLUE -0.31."""
+  return replace(base(budget), objectives=(MLM(weight=0.0), Distillation(), Cosine()))
+
+
+def random_start(budget: Budget = "paper") -> Experiment:
+  """Table 4, triple loss with a student that starts at random. Published: GLUE -3.69."""
+  experiment = base(budget)
+  return replace(experiment, model=replace(experiment.model, start="random"))
+
+
+def table_1() -> Table:
+  """Table 1: how much of its teacher the student keeps."""
+  return Table(
+    title="DistilBERT, Table 1: the student beside its teacher",
+    source="Sanh et al. 2019, Table 1, GLUE dev macro-score",
+    arms=(
+      Arm("bert", bert.base, {"GLUE": 79.5}),
+      Arm("distilbert", base, {"GLUE": 77.0}, note="of one teacher for all seeds"),
+    ),
+    claims=tuple(
+      NotWorse(f"finetune_{labels}_accuracy", "distilbert", than="bert", margin=0.05)
+      for labels in ("500", "all")
+    ),
+    caveat="The teacher of every seed is the run that model.teacher names, not the arm beside it.",
+  )
+
+
+def table_4() -> Table:
+  """Table 4: which part of the recipe the student owes its score to."""
+  arms = "random-start", "no-distillation", "distilbert"
+  return Table(
+    title="DistilBERT, Table 4: losses and start",
+    source="Sanh et al. 2019, Table 4, change of the GLUE macro-score",
+    arms=(
+      Arm("distilbert", base, {"GLUE": 0.0}),
+      Arm("no-distillation", no_distillation, {"GLUE": -2.96}),
+      Arm("no-cosine", no_cosine, {"GLUE": -1.46}),
+      Arm("no-mlm", no_mlm, {"GLUE": -0.31}),
+      Arm("random-start", random_start, {"GLUE": -3.69}),
+    ),
+    claims=(
+      Better("mlm_loss", "distilbert", than="random-start"),
+      Better("finetune_all_accuracy", "distilbert", than="random-start"),
+      Ordered(
+        "finetune_500_accuracy",
+        arms,
+        sentence="the start from the teacher is worth most, then the distillation loss",
+      ),
+      NotWorse("finetune_all_accuracy", "no-mlm", than="distilbert", margin=0.02),
+    ),
+    caveat="All arms and seeds learn from one teacher. Without the masked-LM loss the rows are "
+    "still masked, so that the teacher has something to say.",
+  )
