@@ -6,6 +6,7 @@ own builder `installed_text` is prepared on the spot when it is not there.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -83,7 +84,14 @@ def _prepare_own(cache: Path) -> None:
         "The data set tfds:installed_text is built by the repository's folder data/installed_text: "
         "run from the repository, or `import data.installed_text` first."
       ) from None
-    builder.download_and_prepare()
+    try:
+      builder.download_and_prepare()
+    except RuntimeError as error:  # how ArrayRecord tells of a full disk
+      if os.strerror(errno.ENOSPC) not in str(error):
+        raise
+      raise UserError(
+        f"There is no space left for the text in {cache}: free some, or choose another --cache."
+      ) from None
     made = Path(builder.data_dir)
     target = cache / made.relative_to(scratch)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from plm_jax.data.corpora import open_source
 from plm_jax.data.docstrings import docstrings
 from plm_jax.data.installed_text import Module
 from plm_jax.data.prose import is_prose, sentences
+from plm_jax.errors import UserError
 
 NUMPY_STYLE = """Return the `mean` of :class:`~a.b.Array` values.
 
@@ -169,3 +170,14 @@ def test_every_installation_has_megabytes_of_modules_and_none_of_them_is_a_test(
   assert not [m for m in modules if ".tests." in m.name or m.name.endswith("_test")]
   assert modules == installed_text.modules()
   assert installed_text.read(next(m for m in modules if m.name == "pydoc_data.topics"))[0]
+
+
+def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
+  import data.installed_text
+
+  def fails(*_, **__):
+    raise RuntimeError("write() failed: No space left on device; at byte 204800")
+
+  monkeypatch.setattr(data.installed_text.Builder, "download_and_prepare", fails)
+  with pytest.raises(UserError, match=r"no space left .* choose another --cache"):
+    open_source("tfds:installed_text", tmp_path)
