@@ -457,13 +457,20 @@ def _log_p_of_rows(model, batch, compute):
 # --- fine-tuning ----------------------------------------------------------------------------------
 
 
-def finetune(trained: Trained, labels: list[int | None], cache: Path, found: Scores) -> None:
-  """finetune_LABELS_accuracy and _macro_f1: the task and recipe of run_finetune.py."""
+def finetune(
+  trained: Trained,
+  labels: list[int | None],
+  cache: Path,
+  found: Scores,
+  settings: tuple[str, ...] = (),
+) -> None:
+  """finetune_LABELS_accuracy and _macro_f1: the task and recipe of run_finetune.py, `settings`
+  being its --set."""
   from plm_jax.tasks.finetuning import model_cell, plan
 
   recipe = cli.load_module("experiments.finetune").recipe
   source = trained.source
-  chosen = plan(source, recipe, [], cache, source.path / "finetune")
+  chosen = plan(source, recipe, list(settings), cache, source.path / "finetune")
   for size in labels:
     name, seed = str(size or "all"), source.experiment.seed
     cell = model_cell(chosen, "pretrained", size, seed, f"fine-tuning on {name}")

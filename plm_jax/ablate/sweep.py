@@ -72,7 +72,7 @@ def main() -> int:
   with held(out):
     plan = claim(out, plan)
     runs = [run for run in plan.runs(FLAGS.arms or None) if not is_done(out, run, plan)]
-    prepare_texts(experiments, Path(plan.cache or default_cache()))
+    prepare_texts([experiments[run.arm] for run in runs], Path(plan.cache or default_cache()))
     failed = launch.LAUNCHERS[FLAGS.launcher](out, plan, runs, FLAGS.jobs) if runs else []
     if failed is None:  # handed over
       return 0
@@ -150,12 +150,10 @@ def heading(table: Table, plan: Plan, experiments, runs: list[Run], out: Path) -
   return "\n".join(lines)
 
 
-def prepare_texts(experiments: dict[str, Experiment], cache: Path) -> None:
+def prepare_texts(experiments: list[Experiment], cache: Path) -> None:
   """Reads, tokenises and stores every text once, before the runs start."""
   cli.load_module("data.installed_text")  # makes tfds:installed_text known
-  texts = {
-    repr((e.data.source, e.data.tokenizer, e.data.held_out)): e for e in experiments.values()
-  }
+  texts = {repr((e.data.source, e.data.tokenizer, e.data.held_out)): e for e in experiments}
   for experiment in texts.values():
     prepare(experiment.data, cache)
 

@@ -219,3 +219,19 @@ def test_the_published_pairs_are_read(shared_data):
     "Katherine can't help herself.",
     "Katherine can't help himself.",
   )
+
+
+def test_fine_tuning_is_that_of_the_command_with_the_seed_of_the_run(source, table, tmp_path):
+  settings = (f"data.source={table}", "data.length=10", "data.least=2", "data.held_out=0.2")
+  settings += ("data.dev_share=0.2", "mesh.data=8")
+  seeded = dataclasses.replace(source.experiment, seed=5)
+  run = Trained(source._replace(experiment=seeded), None, 1, None)
+  found = Scores({}, {}, {}, {}, [])
+  evaluate.finetune(run, [60], tmp_path, found, settings)
+  assert found.metrics.keys() == {
+    "finetune_60_accuracy",
+    "finetune_60_macro_f1",
+  }
+  cell = json.loads((source.path / "finetune/pretrained-60-5/scores.json").read_text())
+  assert cell["test"]["accuracy"] == found.metrics["finetune_60_accuracy"]
+  assert found.counts["finetune_60_accuracy"] > 10
