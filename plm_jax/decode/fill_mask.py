@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from plm_jax.data.segments import frame
 from plm_jax.data.store import TokenStore
 from plm_jax.data.tokenizers import Tokenizer, Vocab
 from plm_jax.models.compute import Compute
@@ -69,12 +70,14 @@ def blanks_from(store: TokenStore, tokenizer: Tokenizer, count: int) -> list[Bla
 
 
 def _blank(ids: np.ndarray, tokenizer: Tokenizer, vocab: Vocab) -> Blank | None:
-  tokens = tokenizer.tokens(ids)
+  # "▁" and "Ġ" mark the start of a word in unigram and byte-pair vocabularies.
+  tokens = [token.lstrip("▁Ġ") for token in tokenizer.tokens(ids)]
   whole = vocab.word_start[ids] & np.append(vocab.word_start[ids[1:]], True)
   lengths = [len(t) if w and t.isalpha() else 0 for t, w in zip(tokens, whole)]
   at = int(np.argmax(lengths[1:])) + 1  # not the first word, which nothing precedes
   if lengths[at] < 4:
     return None
-  row = np.concatenate([[vocab.cls], ids, [vocab.sep]]).astype(np.int32)
+  first, last = frame(vocab)
+  row = np.concatenate([[first], ids, [last]]).astype(np.int32)
   row[at + 1] = vocab.mask
   return Blank(row, at + 1, int(ids[at]))
