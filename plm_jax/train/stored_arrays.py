@@ -4,7 +4,9 @@ The index says what is there without opening the arrays: {"arrays": {path: [dtyp
 "keys": {path: generator}}. A typed random key is stored as its words and its generator's name.
 """
 
+import functools
 import logging
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -102,7 +104,16 @@ def quiet_orbax():
   absl = logging.getLogger("absl")
   if _not_from_orbax not in absl.filters:
     absl.addFilter(_not_from_orbax)
+    sys.unraisablehook = functools.partial(_without_echoes, sys.unraisablehook)
   return ocp
+
+
+def _without_echoes(hook, unraisable) -> None:
+  # Where one file cannot be written (a full disk), Orbax closes its event loop and raises; of every
+  # other file still on its way, a thread of TensorStore's then prints that the loop is closed.
+  echo = unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"
+  if not echo:
+    hook(unraisable)
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
