@@ -3,6 +3,8 @@
 Sources: google-research/bert (eedf571) create_pretraining_data.py, `create_masked_lm_predictions`;
 for unit="ngram", google-research/albert (b772393), the same function; for rules="fairseq", fairseq
 (3d262bb) data/mask_tokens_dataset.py.
+Deviation: in unigram vocabularies words start at "▁" alone; ALBERT's code starts one at punctuation
+and at pieces with other than English letters too.
 
     predictions(length, rate, max_predictions) -> P            static number of prediction slots
     candidates(input_ids, vocab) -> bool [B, T]                all but [PAD], [CLS], [SEP]
