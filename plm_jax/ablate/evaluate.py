@@ -56,7 +56,7 @@ from plm_jax.train.workdir import write_whole
 
 FORMAT = 1
 ROWS = 4096  # of held-out text at most, and pairs of each kind
-POSITIONS = 16384  # that are masked one at a time
+POSITIONS = 4  # of a row, on average, are masked one at a time
 TOKENS = 8192  # per batch: what the scores of a batch take is in proportion to it
 
 FLAGS = flags.FLAGS
@@ -127,6 +127,12 @@ class Trained(NamedTuple):
   def causal(self) -> bool:
     """Whether its token scores are of the next token."""
     return any(isinstance(o, CLM) for o in self.source.experiment.objectives)
+
+  @property
+  def most(self) -> int:
+    """Rows of held-out text at most: twice what its training looked at, so that a run of seconds is
+    measured in seconds."""
+    return min(ROWS, 2 * self.source.experiment.schedule.evaluation_rows)
 
   @property
   def rows(self) -> int:
@@ -216,7 +222,7 @@ def rows(trained: Trained, objectives: tuple) -> list[dict[str, np.ndarray]]:
   batches = Batches(
     trained.prepared.valid, corpus, objectives, trained.vocab, seed=0, global_batch=trained.rows
   )
-  return batches.evaluation(ROWS)
+  return batches.evaluation(trained.most)
 
 
 def mean_terms(model, batches: list[dict], objective, compute: Compute) -> dict[str, Any]:
@@ -233,12 +239,14 @@ def _terms(model, batch, objective, compute):
 
 def one_at_a_time(model, batches: list[dict], trained: Trained) -> np.ndarray:
   """log p of real tokens, each masked alone, float64 [N]: rows at equal distances, so many of them
-  that there are about `POSITIONS` tokens."""
+  that there are about `POSITIONS` tokens for every row that there may be."""
   joined = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
   real = np.flatnonzero(joined["row_weight"] > 0)
   tokens = joined["length"][real].mean()
   chosen = real[
-    np.linspace(0, len(real) - 1, min(len(real), math.ceil(POSITIONS / tokens)), dtype=int)
+    np.linspace(
+      0, len(real) - 1, min(len(real), math.ceil(POSITIONS * trained.most / tokens)), dtype=int
+    )
   ]
   part = {name: joined[name][chosen] for name in ("input_ids", "segment_ids", "length")}
   text = ~np.isin(part["input_ids"], _frames(trained.vocab))
@@ -314,7 +322,7 @@ def random_pairs(trained: Trained) -> np.ndarray | None:
   """SPANS [N]: as many random as consecutive pairs, spread over the held-out text."""
   spans = _spans(trained, SegmentPair(next="random", short=0.0))
   kinds = [np.flatnonzero(spans["label"] == label) for label in (0, 1)]
-  count = min(ROWS // 2, *map(len, kinds))
+  count = min(trained.most // 2, *map(len, kinds))
   if not count:
     return None
   chosen = [kind[np.linspace(0, len(kind) - 1, count, dtype=int)] for kind in kinds]
@@ -324,7 +332,7 @@ def random_pairs(trained: Trained) -> np.ndarray | None:
 def swapped_pairs(trained: Trained) -> np.ndarray | None:
   """SPANS [N]: consecutive pairs, every other one swapped."""
   spans = _spans(trained, SegmentPair(next="none", short=0.0))
-  count = min(ROWS, len(spans)) // 2 * 2
+  count = min(trained.most, len(spans)) // 2 * 2
   if not count:
     return None
   spans = spans[np.linspace(0, len(spans) - 1, count, dtype=int)].copy()

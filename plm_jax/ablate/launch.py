@@ -18,6 +18,7 @@ from plm_jax.ablate.plan import ROOT, Plan, Run, failure_of, log_of
 from plm_jax.ablate.view import View
 from plm_jax.errors import UserError
 
+PINS = hasattr(os, "sched_setaffinity")  # Linux
 _TAIL = 15  # lines of a failed run's log
 
 
@@ -35,7 +36,7 @@ def environment() -> dict[str, str]:
 
 def local(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
   """Up to `jobs` processes at a time, each with its share of the cores and of the GPUs."""
-  slots = shares(jobs, sorted(os.sched_getaffinity(0)), gpus())
+  slots = shares(jobs, cores_here(), gpus())
   waiting, working, failed = list(runs), {}, []
   view = View(out, plan, runs, jobs)
   stopping = _Stopping()
@@ -44,7 +45,7 @@ def local(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
       while waiting and len(working) < jobs and not stopping.asked:
         slot = next(i for i in range(jobs) if i not in {s for s, _ in working.values()})
         run = waiting.pop(0)
-        working[run] = (slot, _start(out, run, slots[slot], pinned=jobs > 1))
+        working[run] = (slot, _start(out, run, slots[slot], pinned=PINS and jobs > 1))
         view.started(run)
       for run, (_, process) in list(working.items()):
         if stopping.asked:
@@ -90,6 +91,10 @@ def failure(out: Path, run: Run, code: int) -> str:
   if not failure_of(out, run).exists():
     heading = f"{run} was ended from outside ({code}); the end of {log_of(out, run)}:"
   return "\n".join([heading, *(f"  | {line}" for line in tail)])
+
+
+def cores_here() -> list[int]:
+  return sorted(os.sched_getaffinity(0)) if PINS else list(range(os.cpu_count() or 1))
 
 
 def shares(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from plm_jax.errors import UserError
-from plm_jax.train.workdir import read_records, write_whole
+from plm_jax.train.workdir import write_whole
 
 FORMAT = 1
 ROOT = Path(__file__).resolve().parents[2]
@@ -220,11 +220,24 @@ def state_of(out: Path, run: Run, plan: Plan, alive: bool = False) -> State:
 
 def _progress(workdir: Path) -> tuple[int, float | None, float | None]:
   """(last reported step, its loss, seconds per step lately)."""
-  records = [r for r in read_records(workdir / "metrics.jsonl") if r["split"] == "train"]
-  timing = read_records(workdir / "timing.jsonl")[-10:]
+  records = [r for r in _last_records(workdir / "metrics.jsonl") if r["split"] == "train"]
+  timing = _last_records(workdir / "timing.jsonl")[-10:]
   if not records:
     return 0, None, None
   pace = None
   if len(timing) > 1:  # the first window holds the start
     pace = sum(r["seconds"] for r in timing[1:]) / (timing[-1]["step"] - timing[0]["step"])
   return records[-1]["step"], records[-1]["loss"], pace
+
+
+def _last_records(path: Path, size: int = 1 << 14) -> list[dict[str, Any]]:
+  """The records in the last `size` bytes of a `.jsonl` file: a view looks once a second at all."""
+  try:
+    with open(path, "rb") as file:
+      start = max(0, file.seek(0, 2) - size)
+      file.seek(start)
+      lines = file.read().split(b"\n")
+  except FileNotFoundError:
+    return []
+  # What stands after the last newline, and before the first where that is no beginning, is a part.
+  return [json.loads(text) for text in lines[1 if start else 0 : -1]]

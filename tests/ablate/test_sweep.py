@@ -404,3 +404,18 @@ def test_elsewhere_it_is_a_line_for_every_change(tmp_path, capsys):
     "0:00 a/0 starts",
     "0:00 a/0 ended with code 1 at step 0",
   ]
+
+
+def test_progress_is_read_from_the_end_of_long_files_and_past_half_a_line(tmp_path):
+  run, plan = Run("a", 0), Plan("t", "small", (), 1, {"a": "f:a"}, {"a": 10_000})
+  folder = tmp_path / "a/0"
+  folder.mkdir(parents=True)
+  steps = range(10, 10_000, 10)
+  metrics = [{"step": s, "split": "train", "loss": 1 / s} for s in steps]
+  timing = [{"step": s, "seconds": 2.0, "data_wait": 0.0} for s in steps]
+  for name, records in (("metrics", metrics), ("timing", timing)):
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / f"{name}.jsonl").write_text(text + '{"step": 1')
+  state = state_of(tmp_path, run, plan, alive=True)
+  assert state == State("training", 9990, 1 / 9990, pytest.approx(0.2))
+  assert state_of(tmp_path, run, plan).phase == "stopped"
