@@ -13,6 +13,7 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -160,8 +161,8 @@ class DistilledModel(nnx.Module):
       if "blocks" in name.split("/"):
         own_layers, its_layers = self.config.layers, self.config.teacher_model.layers
         firsts = [entry * own_layers // own.shape[0] for entry in range(own.shape[0])]
-        its = its[np.array([chosen[i] * its.shape[0] // its_layers for i in firsts])]
-      return its
+        return its[np.array([chosen[i] * its.shape[0] // its_layers for i in firsts])]
+      return jnp.array(its)  # a copy: the train step donates its buffers, each of them once
 
     tree = jax.tree.structure(self)
     return jax.tree.unflatten(tree, [leaf(name, own) for name, own in _named(self)])
