@@ -67,6 +67,11 @@ def chosen_experiment(
     experiment = with_tokenizer(experiment, source, settings)
   teacher = teacher_of(experiment, budget)
   if teacher is not None:
+    if source is not None and source.tokenizer.fingerprint != teacher.tokenizer.fingerprint:
+      raise UserError(
+        f"--from={source.path} and model.teacher={teacher.path} have different tokenizers; a "
+        "student reads what its teacher reads"
+      )
     experiment = with_teacher(experiment, teacher, settings)
   experiment = experiment.resolve(vocab_size_of(experiment))
   file, _, function = reference.partition(":")
@@ -97,20 +102,23 @@ def base_of(reference: str, budget: str) -> Experiment | None:
   return cli.load_experiment(f"{file}:base", budget=budget)()
 
 
-def with_tokenizer(experiment: Experiment, source: Source, settings: list[str]) -> Experiment:
-  """The experiment with the source's tokenizer, without which its parameters mean nothing."""
+def with_tokenizer(
+  experiment: Experiment, source: Source, settings: list[str], role: str = "--from="
+) -> Experiment:
+  """The experiment with the source's tokenizer, without which its parameters mean nothing. role:
+  how a sentence names the source."""
   chosen = experiment.data.tokenizer
   given = any(s.startswith("data.tokenizer") for s in settings)
   if given and (chosen.path is None or chosen.load().fingerprint != source.tokenizer.fingerprint):
     raise UserError(
-      f"the tokenizer does not fit the checkpoint: --from={source.path} was trained with the one "
+      f"the tokenizer does not fit the checkpoint: {role}{source.path} was trained with the one "
       f"in {source.path / 'tokenizer'}; leave data.tokenizer out"
     )
   size = source.experiment.model.vocab_size
   if experiment.model.vocab_size not in (None, size):
     raise UserError(
       f"model.vocab_size={experiment.model.vocab_size} does not fit the checkpoint: that of "
-      f"--from={source.path} is {size}; leave model.vocab_size out"
+      f"{role}{source.path} is {size}; leave model.vocab_size out"
     )
   kept = dataclasses.replace(
     source.experiment.data.tokenizer, path=str((source.path / "tokenizer").absolute())
@@ -149,7 +157,8 @@ def teacher_of(experiment: Experiment, budget: str = "small") -> Source | None:
 def with_teacher(experiment: Experiment, teacher: Source, settings: list[str]) -> Experiment:
   """The experiment with its teacher's sizes and tokenizer, which both must share."""
   model = dataclasses.replace(experiment.model, teacher_model=teacher.experiment.model.encoder)
-  return with_tokenizer(dataclasses.replace(experiment, model=model), teacher, settings)
+  experiment = dataclasses.replace(experiment, model=model)
+  return with_tokenizer(experiment, teacher, settings, "model.teacher=")
 
 
 def vocab_size_of(experiment: Experiment) -> int:
