@@ -51,6 +51,19 @@ def test_reports_without_an_effect_seldom_say_anything_but_undecided():
   assert said / reports <= ALPHA
 
 
+def test_two_arms_with_several_metrics_seldom_differ_by_luck():
+  """With one pair of arms no other arm's noise holds a lucky agreement back: Holm's part alone."""
+  generator = np.random.default_rng(8)
+  metrics = ("mlm_loss", "nsp_accuracy", "sop_accuracy", "blimp")
+  claims = [Better(metric, "b", than="a") for metric in metrics]
+  null = dict.fromkeys(("a", "b"), 0.5)
+  reports, said = 1000, 0
+  for _ in range(reports):
+    scores = merged(*(sweep(null, 0.01, generator, metric) for metric in metrics))
+    said += any(outcome != "undecided" for outcome in outcomes(claims, scores))
+  assert said / reports <= ALPHA
+
+
 @pytest.mark.parametrize("noisy", [0.1, 10.0])
 def test_the_level_holds_where_one_arm_is_noisier_than_the_others(noisy):
   generator = np.random.default_rng(1)
