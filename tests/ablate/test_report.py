@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from plm_jax import overrides
+from plm_jax import cli, overrides
 from plm_jax.ablate import page, plots, report
-from plm_jax.ablate.plan import Evaluation, Plan, Run, claim, workdir_of
+from plm_jax.ablate.plan import ROOT, Evaluation, Plan, Run, claim, workdir_of
 from plm_jax.errors import UserError
 from plm_jax.train.start import versions
 from plm_jax.train.workdir import FORMAT
@@ -242,3 +242,9 @@ def test_markdown_and_html_mark_code_and_keep_a_bar_in_a_cell():
   html = page.page("t", [grid])
   assert "<code>x&lt;y</code>" in html
   assert '<td class="yes"><strong>supported</strong></td>' in html
+
+
+def test_the_ledger_names_every_table():
+  ledger = (ROOT / "docs/reproduction.md").read_text()
+  missing = [r for r, _ in cli.list_experiments("experiments", "Table") if f"`{r}`" not in ledger]
+  assert not missing
