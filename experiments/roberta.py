@@ -21,6 +21,7 @@ from plm_jax.data.pipeline import Corpus
 from plm_jax.data.segments import SegmentPair
 from plm_jax.data.tokenizers import BytePairs
 from plm_jax.experiment import Budget, Experiment, Schedule
+from plm_jax.models.compute import Compute
 from plm_jax.models.roberta import Roberta
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.nsp import NSP
@@ -220,7 +221,11 @@ def _batch(budget: Budget, paper: tuple, small: tuple) -> Experiment:
   if budget == "smoke":
     rows, steps, warmup = max(8, rows // 8), 10, 2
   optim = replace(experiment.optim, peak=peak, warmup=warmup)
-  return replace(experiment, optim=optim, global_batch=rows, steps=steps)
+  experiment = replace(experiment, optim=optim, global_batch=rows, steps=steps)
+  if budget != "small":
+    return experiment
+  # A CPU does not say how much memory it has: parts of 128 rows need 1.2 GB, all 1,024 at once 9.
+  return replace(experiment, compute=Compute(micro_batches=max(1, rows // 128)))
 
 
 def _section_4(budget: Budget, segments, *objectives) -> Experiment:
