@@ -16,10 +16,14 @@ FOLDER = Path(__file__).parent
 
 def experiments():
   """Name -> experiment; dropout, accumulation, scan and both data layouts are on the way."""
+  from plm_jax.data.segments import SegmentPair
   from plm_jax.experiment import Schedule
+  from plm_jax.models.albert import Albert
   from plm_jax.objectives.clm import CLM
   from plm_jax.objectives.mlm import MLM
   from plm_jax.objectives.nsp import NSP
+  from plm_jax.objectives.sop import SOP
+  from plm_jax.train.optim import LAMB
   from tests.toy_run import ONE_STRETCH, TOY
 
   schedule = Schedule(log=1, evaluate=5, save=100, evaluation_rows=20)
@@ -39,6 +43,14 @@ def experiments():
       objectives=(CLM(),),
       model=replace(bert.model, attention="causal"),
       data=replace(bert.data, segments=ONE_STRETCH),
+    ),
+    "albert_sop_ngram_lamb": replace(
+      bert,
+      objectives=(MLM(unit="ngram"), SOP()),
+      model=Albert(layers=2, width=16, heads=2, embedding=8, positions=32),
+      data=replace(bert.data, segments=SegmentPair(next="swapped")),
+      optim=LAMB(peak=1e-2, warmup=3).paper_faithful(),
+      compute=two_layers,
     ),
   }
 
