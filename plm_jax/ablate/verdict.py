@@ -153,7 +153,8 @@ def verdicts(claims: Sequence, scores: Scores, alpha: float = ALPHA) -> list[Ver
     rejecting = rejecting and p[i] <= thresholds[i]
     if rejecting:
       outcomes[i] = "supported" if tests[i].p_for < tests[i].p_against else "not supported"
-  return [
-    Verdict(claim, outcome, p_i, threshold, test.numbers)
-    for claim, outcome, p_i, threshold, test in zip(claims, outcomes, p, thresholds, tests)
+  numbers = [
+    test.numbers if i in asked else f"no run of this sweep has {claims[i].metric}"
+    for i, test in enumerate(tests)
   ]
+  return [Verdict(*row) for row in zip(claims, outcomes, p, thresholds, numbers)]

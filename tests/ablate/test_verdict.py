@@ -152,7 +152,8 @@ def test_what_is_not_measured_is_undecided_and_says_so():
   scores = {"a": {0: {"mlm_loss": 3.0}, 1: {"mlm_loss": 3.1}}, "b": {0: {"mlm_loss": 2.0}}}
   (verdict,) = verdicts([Better("mlm_loss", "b", than="a")], scores)
   assert verdict.outcome == "undecided" and "1 seeds measured in common" in verdict.numbers
-  assert outcomes([Better("blimp", "b", than="a")], {}) == ["undecided"]
+  (verdict,) = verdicts([Better("blimp", "b", than="a")], scores)
+  assert (verdict.outcome, verdict.numbers) == ("undecided", "no run of this sweep has blimp")
 
 
 def test_a_value_that_is_not_finite_is_not_measured():
