@@ -14,6 +14,7 @@ class Baseline(NamedTuple):
 
   kind: str
   scores: dict[str, float | None]
+  unit: str = " (nats)"  # of the loss
 
 
 def unigram(counts: np.ndarray, batches: list[dict], objective: str) -> Baseline:

@@ -99,4 +99,4 @@ class Cosine:
     return {"loss": (((1 - cosines_BT) * weights_BT).sum(), weights_BT.sum())}
 
   def baseline(self, counts, batches, scores) -> Baseline:
-    return Baseline("", {})
+    return Baseline("", {}, unit="")

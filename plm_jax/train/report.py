@@ -97,11 +97,11 @@ def results(run: Results) -> str:
   """Held-out scores before and after training beside those of a model that looks at nothing."""
   rows = []
   for objective in run.experiment.objectives:
-    kind, reference = run.baseline(objective)
+    kind, reference, unit = run.baseline(objective)
     for metric in dict.fromkeys(["loss", *reference]):
       stored, shown = ("loss", math.exp) if metric == "perplexity" else (metric, float)
       values = run.held_out(f"{objective.name}/{stored}")
-      label = f"{objective.name.upper()} {metric}" + " (nats)" * (metric == "loss")
+      label = f"{objective.name.upper()} {metric}" + unit * (metric == "loss")
       rows.append((label, shown(values[0][1]), shown(values[-1][1]), reference.get(metric), kind))
   count = int(sum(batch["row_weight"].sum() for batch in run.evaluation))
   width = max(24, *(len(label) + 1 for label, *_ in rows))
@@ -151,7 +151,7 @@ def draw_curves(run: Results, workdir: Workdir) -> None:
   axes = figure.subplots(len(objectives), 2, squeeze=False)
   training = [r for r in run.records if r["split"] == "train"]
   for row, objective in zip(axes, objectives):
-    kind, reference = run.baseline(objective)
+    kind, reference, unit = run.baseline(objective)
     others = [metric for metric in reference if metric not in ("loss", "perplexity")]
     row[1].set_visible(bool(others))
     for axis, metric in zip(row, ["loss", *others[:1]]):
@@ -161,7 +161,7 @@ def draw_curves(run: Results, workdir: Workdir) -> None:
       if reference.get(metric) is not None:
         axis.axhline(reference[metric], color="gray", ls="--", lw=1, label=kind)
       axis.set_xlabel("step")
-      axis.set_ylabel("loss (nats)" if metric == "loss" else metric)
+      axis.set_ylabel(metric + unit * (metric == "loss"))
       axis.set_title(name)
       axis.grid(alpha=0.3)
       axis.legend(frameon=False)

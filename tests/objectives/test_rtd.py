@@ -316,7 +316,7 @@ def test_every_objective_has_rows_in_the_table_of_shardings_and_trains(objective
 
 
 def test_the_baseline_of_detection_is_the_constant_answer():
-  kind, scores = RTD().baseline(None, [], {"rtd/replaced": 0.1})
+  kind, scores, _ = RTD().baseline(None, [], {"rtd/replaced": 0.1})
   assert kind == "constant"
   np.testing.assert_allclose(scores["loss"], -0.1 * np.log(0.1) - 0.9 * np.log(0.9))
   assert (scores["auc"], scores["accuracy"], scores["found"]) == (0.5, 0.9, 0.0)
