@@ -205,7 +205,7 @@ def report(measured: Measured, pictures: list[Picture], to: Path) -> list[Block]
   plan, table = measured.plan, measured.table
   done = sum(state.phase == "done" for state in measured.states.values())
   head = f"{table.source}. Budget `{plan.budget}`, {done} of {len(measured.states)} runs measured "
-  head += f"({len(table.arms)} arms, {plan.seeds} seeds)."
+  head += f"({len(table.arms)} arms, {plan.seeds} seed{'s' * (plan.seeds != 1)})."
   if plan.budget == "smoke":
     head += " **Runs of this budget show that everything runs, and nothing else.**"
   return [
@@ -286,7 +286,9 @@ def missing_notes(measured: Measured) -> list[str]:
     if run not in measured.records:
       steps = measured.plan.steps[run.arm]
       why = f" ({state.why})" if state.why else ""
-      notes.append(f"{run} is {MISSING}: {state.phase} at step {state.step:,} of {steps:,}{why}.")
+      # A report does not know whether a process is at work on it just now.
+      phase = "not finished" if state.phase == "stopped" else state.phase
+      notes.append(f"{run} is {MISSING}: {phase} at step {state.step:,} of {steps:,}{why}.")
   return notes
 
 

@@ -119,7 +119,7 @@ def student(values: Sequence[float], bound: float, usual: float, constant: bool 
 
   n = len(values)
   if n < SEEDS:
-    return Tested(1.0, 1.0, f"{n} seeds measured in common, {SEEDS} needed")
+    return Tested(1.0, 1.0, f"{n} of {SEEDS} seeds that are needed")
   mean, spread = statistics.fmean(values), statistics.stdev(values)
   error = max(standard_error(values), usual)
   numbers = f"mean {mean:+.4g}, sd {spread:.3g}, n = {n}"

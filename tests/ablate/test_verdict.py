@@ -151,7 +151,7 @@ def test_one_reversed_link_contradicts_an_order():
 def test_what_is_not_measured_is_undecided_and_says_so():
   scores = {"a": {0: {"mlm_loss": 3.0}, 1: {"mlm_loss": 3.1}}, "b": {0: {"mlm_loss": 2.0}}}
   (verdict,) = verdicts([Better("mlm_loss", "b", than="a")], scores)
-  assert verdict.outcome == "undecided" and "1 seeds measured in common" in verdict.numbers
+  assert verdict.outcome == "undecided" and verdict.numbers == "1 of 3 seeds that are needed"
   (verdict,) = verdicts([Better("blimp", "b", than="a")], scores)
   assert (verdict.outcome, verdict.numbers) == ("undecided", "no run of this sweep has blimp")
 
