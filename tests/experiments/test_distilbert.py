@@ -162,6 +162,7 @@ def distilled(start="teacher"):
   return trained(student(start=start), taught_parameters)
 
 
+@pytest.mark.slow
 def test_a_student_comes_near_its_teacher():
   _, _, _, records = distilled()
   _, _, _, taught = teacher()
@@ -175,6 +176,7 @@ def test_a_student_comes_near_its_teacher():
   assert last["distillation/agreement"] > 0.8
 
 
+@pytest.mark.slow
 def test_a_student_that_starts_from_its_teacher_is_ahead_of_one_at_random():
   ours, other = distilled()[3], distilled("random")[3]
   assert ours[0]["distillation/loss"] < other[0]["distillation/loss"]
@@ -251,6 +253,7 @@ def test_fine_tuning_starts_from_the_student_alone():
   assert {name.split("/")[0] for name in back.fresh} == {"pooler", "classes"}
 
 
+@pytest.mark.slow
 def test_pretraining_goes_on_from_a_student_as_from_any_encoder():
   folder, _, state, _ = distilled()
   source = continued_from(folder)
@@ -297,6 +300,7 @@ def test_fine_tuning_s_model_is_the_student():
   assert chosen.optim.layer_decay == 0.8
 
 
+@pytest.mark.slow
 def test_a_student_trains_in_bfloat16_on_eight_devices(tmp_path):
   experiment = student()
   experiment = dataclasses.replace(

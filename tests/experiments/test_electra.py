@@ -178,6 +178,7 @@ def learned():
 KNOWS_SPECIALS = 0.5 + 0.5 * 2 / (COLUMNS - 2)
 
 
+@pytest.mark.slow
 def test_the_discriminator_finds_what_does_not_fit_its_row():
   _, _, records = learned()
   first, last = records[0], records[-1]
@@ -190,6 +191,7 @@ def test_the_discriminator_finds_what_does_not_fit_its_row():
   )  # the generator is the unigram model it is said to be
 
 
+@pytest.mark.slow
 def test_a_discriminator_whose_rows_say_nothing_knows_no_more_than_specials():
   """The negative: words in random order over all rows, so that nothing tells a replaced one."""
 
@@ -236,6 +238,7 @@ def test_its_discriminator_is_taken_from_the_checkpoint_alone():
     jax.tree.map(np.testing.assert_array_equal, getattr(back.params, part), getattr(theirs, part))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "objectives",
   [
@@ -257,6 +260,7 @@ def test_rows_train_on_text_in_bfloat16_and_micro_batches(objectives, tmp_path):
   assert np.isfinite(records[-1][f"{objectives[1].name}/loss"])
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
   _, whole, records = learned()
   with pytest.raises(Cut):
