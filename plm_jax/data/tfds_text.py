@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from plm_jax.errors import UserError
 
 OWN = "installed_text"
 _BLOCK = 256  # records that are read at once
+_DAY = 86_400  # seconds
 _NAMES = ("name", "title", "id")  # features that name a document, the first that is there
 
 
@@ -76,6 +78,7 @@ def _prepare_own(cache: Path) -> None:
 
   print("Reading the documentation of the installed packages (once).", file=sys.stderr)
   cache.mkdir(parents=True, exist_ok=True)
+  _remove_left_over(cache)
   with _quiet(), tempfile.TemporaryDirectory(dir=cache, prefix=".preparing-") as scratch:
     try:
       builder = tfds.builder(OWN, data_dir=scratch)
@@ -97,6 +100,14 @@ def _prepare_own(cache: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):  # another process was faster: the same text
       shutil.move(made, target) if not target.exists() else None
+
+
+def _remove_left_over(cache: Path) -> None:
+  """What preparations left that were killed: of a day ago, since another process may be at work."""
+  for folder in cache.glob(".preparing-*"):
+    with contextlib.suppress(OSError):  # another process was faster
+      if time.time() - folder.stat().st_mtime > _DAY:
+        shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

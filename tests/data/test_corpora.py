@@ -2,9 +2,12 @@
 
 import gzip
 import json
+import os
+import time
 
 import pytest
 
+from plm_jax.data import tfds_text
 from plm_jax.data.corpora import LONGEST_DOCUMENT, open_source
 from plm_jax.data.sentences import split_sentences
 from plm_jax.errors import UserError
@@ -148,3 +151,13 @@ def test_missing_text_and_empty_folders_and_unprepared_data_sets_get_a_sentence(
   ]:
     with pytest.raises(UserError, match=word):
       open_source(source, tmp_path)
+
+
+def test_what_killed_preparations_left_is_removed_a_day_later_and_not_before(tmp_path):
+  old, new = tmp_path / ".preparing-old", tmp_path / ".preparing-new"
+  for folder in (old, new):
+    folder.mkdir()
+    (folder / "half").write_text("x")
+  os.utime(old, (time.time() - 90_000,) * 2)
+  tfds_text._remove_left_over(tmp_path)
+  assert not old.exists() and new.exists()
