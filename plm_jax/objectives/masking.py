@@ -274,7 +274,8 @@ def _choose_ngrams(words: _Words, budget, draws, longest: int) -> np.ndarray:
     sizes, members = [], []  # by n: tokens of a run of n words, and its n-th word
     for n in range(1, longest + 1):
       size = before.take(np.minimum(word + n, end)) - before.take(word)
-      sizes.append(size + columns * (~is_word[live, some].T | (n > drawn)))
+      # Not `+ columns`: what is no word has a number of another row or none, and any size.
+      sizes.append(np.where(is_word[live, some].T & (n <= drawn), size, columns + 1))
       members.append(np.where(word + n - 1 < end, word + n - 1, nothing))
     room = left[live]
     for size, member in zip(np.stack(sizes, 1), np.stack(members, 1), strict=True):

@@ -341,3 +341,12 @@ def test_static_masks_of_fairseq_s_rules_repeat_with_their_number():
 def test_fairseq_s_rules_refuse_whole_words():
   with pytest.raises(UserError, match="fairseq"):
     MLM(rules="fairseq", unit="whole_word")
+
+
+@pytest.mark.parametrize("unit", ["token", "whole_word", "ngram"])
+def test_a_row_whose_words_run_out_before_its_budget_takes_no_more_than_it_has(unit):
+  ids, length = rows_of(8, 40, seed=1)
+  ids[0, 1:-1] = np.flatnonzero(~VOCAB.word_start)[-1]  # one word of 38 pieces, which never fits
+  found = corrupt(ids, length, unit=unit)
+  expected = [reference(ids[i], length[i], i, unit) for i in range(8)]
+  assert [sorted(p[w > 0].tolist()) for p, w in zip(found.positions, found.weights)] == expected
