@@ -17,7 +17,7 @@ REFERENCES = [reference for reference, _ in cli.list_experiments("experiments")]
 BERT = [r.partition(":")[2] for r in REFERENCES if r.startswith("experiments/bert.py:")]
 
 SIZE = {"model.layers", "model.width", "model.heads"}
-FIRST_RUN = {"steps", "optim", "schedule", "global_batch", "data.length"} | {
+FIRST_RUN = {"steps", "optim", "schedule", "global_batch", "data.length", "objectives.mlm.rate"} | {
   f"model.{field}" for field in ("dropout", "attention_dropout", "initializer_range")
 }  # tiny at `small` is the project's two-minute run
 
