@@ -61,7 +61,7 @@ def tiny(budget: Budget = "small") -> Experiment:
     data=replace(experiment.data, length=32),
     optim=AdamW(peak=1.5e-3, warmup=120, b2=0.98, schedule="cosine"),
     global_batch=32,
-    steps=2_100,
+    steps=1_800,
     schedule=Schedule(log=20, evaluate=300, evaluation_rows=1024, save=300),
   )
 
