@@ -59,7 +59,7 @@ def tiny(budget: Budget = "small") -> Experiment:
     model=replace(experiment.model, dropout=0.0, attention_dropout=0.0, initializer_range=0.05),
     objectives=(MLM(rate=0.4), NSP()),
     data=replace(experiment.data, length=32),
-    optim=AdamW(peak=1.5e-3, warmup=120, b2=0.98, schedule="cosine"),
+    optim=AdamW(peak=1.5e-3, warmup=120, b2=0.98, schedule="wsd"),
     global_batch=32,
     steps=1_800,
     schedule=Schedule(log=20, evaluate=300, evaluation_rows=1024, save=300),

@@ -25,13 +25,14 @@ class AdamW:
   of 1 lr) and a decay line that runs under the warmup.
 
   peak: highest learning rate. warmup: steps of linear increase from 0. clip: global gradient norm,
-  0 is off. schedule: what follows the warmup, to 0 at the last step. layer_decay: the learning rate
-  of a layer as a share of that of the layer above it, 1 is off; see `layer_rates`.
+  0 is off. schedule: what follows the warmup, to 0 at the last step; `wsd` (warmup, stable, decay; Hu
+  et al. 2024) stays at the peak and falls in the last fifth, `constant` does not fall. layer_decay:
+  the learning rate of a layer as a share of that of the layer above it, 1 is off; see `layer_rates`.
   """
 
   peak: float = 1e-4
   warmup: int = 10_000
-  schedule: Literal["linear", "cosine", "constant"] = "linear"
+  schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-6
@@ -80,6 +81,7 @@ class AdamW:
         "linear": 1 - done,
         "cosine": 0.5 * (1 + jnp.cos(jnp.pi * done)),
         "constant": jnp.ones_like(done),
+        "wsd": jnp.minimum(1, 5 * (1 - done)),
       }[self.schedule]
       return self.peak * jnp.where(update < self.warmup, rising, after)
 

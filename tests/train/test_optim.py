@@ -57,7 +57,8 @@ def test_bert_s_schedule_decays_under_its_warmup():
 
 
 @pytest.mark.parametrize(
-  ("schedule", "middle", "end"), [("linear", 0.5, 0), ("cosine", 0.5, 0), ("constant", 1, 1)]
+  ("schedule", "middle", "end"),
+  [("linear", 0.5, 0), ("cosine", 0.5, 0), ("constant", 1, 1), ("wsd", 1, 0)],
 )
 def test_recommended_schedules_reach_the_peak_and_end_at_zero(schedule, middle, end):
   rate = AdamW(peak=2.0, warmup=10, schedule=schedule).learning_rate(110)
@@ -66,6 +67,11 @@ def test_recommended_schedules_reach_the_peak_and_end_at_zero(schedule, middle, 
   np.testing.assert_allclose(rate(10), 2.0, rtol=1e-6)
   np.testing.assert_allclose(rate(60), 2.0 * middle, rtol=1e-5)
   np.testing.assert_allclose(rate(110), 2.0 * end, atol=1e-6)
+
+
+def test_wsd_falls_in_the_last_fifth_alone():
+  rate = AdamW(peak=2.0, warmup=10, schedule="wsd").learning_rate(110)
+  np.testing.assert_allclose([rate(u) for u in (89, 90, 100, 109)], [2, 2, 1, 0.1], rtol=1e-5)
 
 
 def test_biases_and_gains_of_norms_are_not_decayed_and_everything_else_is():
