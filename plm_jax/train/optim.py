@@ -25,9 +25,10 @@ class AdamW:
   of 1 lr) and a decay line that runs under the warmup.
 
   peak: highest learning rate. warmup: steps of linear increase from 0. clip: global gradient norm,
-  0 is off. schedule: what follows the warmup, to 0 at the last step; `wsd` (warmup, stable, decay; Hu
-  et al. 2024) stays at the peak and falls in the last fifth, `constant` does not fall. layer_decay:
-  the learning rate of a layer as a share of that of the layer above it, 1 is off; see `layer_rates`.
+  0 is off. schedule: what follows the warmup, to 0 at the last step; `wsd` (warmup, stable, decay;
+  Hu et al. 2024) stays at the peak and falls in the last fifth, `constant` does not fall.
+  layer_decay: the learning rate of a layer as a share of that of the layer above it, 1 is off; see
+  `layer_rates`.
   """
 
   peak: float = 1e-4
