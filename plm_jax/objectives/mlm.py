@@ -12,6 +12,7 @@ import dataclasses
 from typing import Literal
 
 import jax
+import numpy as np
 
 from plm_jax.errors import UserError
 from plm_jax.objectives import masking
@@ -78,12 +79,10 @@ class MLM:
       )
     if self.masking == "static":
       draws = draws.repeat(self.copies)
-    ids, length = batch["input_ids"], batch["length"]
-    bert = self.rules == "bert"
     input_ids, positions, targets, weights = masking.corrupt_tokens(
-      ids,
-      length,
-      masking.candidates(ids, vocab) if bert else masking.real_tokens(ids, length),
+      batch["input_ids"],
+      batch["length"],
+      self.candidates(batch, draws, vocab),
       draws,
       vocab,
       rate=self.rate,
@@ -101,6 +100,14 @@ class MLM:
       "mlm_targets": targets,
       "mlm_weights": weights * batch["row_weight"][:, None],
     }
+
+  def candidates(self, batch, draws, vocab) -> np.ndarray:
+    """bool `[B, T]`: the positions that may be chosen."""
+    del draws
+    ids = batch["input_ids"]
+    if self.rules == "fairseq":
+      return masking.real_tokens(ids, batch["length"])
+    return masking.candidates(ids, vocab)
 
   def count(self, batch) -> jax.Array:
     return batch["mlm_weights"].sum()

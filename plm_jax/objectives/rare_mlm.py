@@ -33,36 +33,9 @@ class RareWordMLM(MLM):
     if self.smoothing < 0:
       raise UserError(f"mlm.smoothing={self.smoothing} must be at least 0, which is uniform")
 
-  def corrupt(self, batch, draws, vocab) -> dict:
-    """As `MLM.corrupt`; the draws of positions are the row's own."""
-    if vocab.mask is None:
-      raise UserError(
-        "masked language modelling needs a tokenizer with a [MASK] token; this has none"
-      )
-    if self.masking == "static":
-      draws = draws.repeat(self.copies)
-    input_ids, positions, targets, weights = masking.corrupt_tokens(
-      batch["input_ids"],
-      batch["length"],
-      self._chosen(batch, draws, vocab),  # as many as are predicted, so that all of them are
-      draws,
-      vocab,
-      rate=self.rate,
-      mask=self.mask,
-      same=self.same,
-      random=self.random,
-      max_predictions=self.max_predictions,
-    )
-    return batch | {
-      "input_ids": input_ids,
-      "mlm_positions": positions,
-      "mlm_targets": targets,
-      "mlm_weights": weights * batch["row_weight"][:, None],
-    }
-
-  def _chosen(self, batch, draws, vocab) -> np.ndarray:
-    """bool `[B, T]`. The n largest of log(weight) + Gumbel noise are n draws without replacement
-    (Efraimidis and Spirakis 2006)."""
+  def candidates(self, batch, draws, vocab) -> np.ndarray:
+    """bool `[B, T]`: as many as are predicted, so that all of them are. The n largest of
+    log(weight) + Gumbel noise are n draws without replacement (Efraimidis and Spirakis 2006)."""
     if vocab.counts is None:
       raise ValueError("vocab.counts is missing: how often each token is in the training text")
     ids, length = batch["input_ids"], batch["length"]

@@ -115,7 +115,9 @@ def test_students_that_do_not_fit_their_teacher_are_refused(change, said):
 
 
 def test_a_student_at_random_may_have_another_width():
-  dataclasses.replace(TOY, width=32, start="random")
+  wide = initial(dataclasses.replace(TOY, width=32, start="random"))
+  assert wide.student.embed.token.table.shape[1] == 32
+  assert wide.teacher.embed.token.table.shape[1] == TOY.teacher_model.width
 
 
 def toy_batch(rows=4, length=12):
