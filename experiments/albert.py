@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from experiments.budgets import at
 from plm_jax.ablate.table import AboveChance, Arm, AtChance, Better, NotWorse, Ordered, Table
 from plm_jax.data.pipeline import Corpus
 from plm_jax.data.segments import SegmentPair
@@ -432,25 +433,7 @@ def _run(budget: Budget, model: Albert) -> Experiment:
     steps=125_000,
     schedule=Schedule(log=100, evaluate=5_000, save=1_000, keep=3),
   )
-  if budget == "paper":
-    return paper
-  small = replace(
-    paper,
-    data=SMALL_CORPUS,
-    optim=AdamW(peak=1e-3, warmup=300),
-    global_batch=64,
-    steps=3_000,
-    schedule=Schedule(evaluate=500, save=500),
-  )
-  if budget == "small":
-    return small
-  return replace(
-    small,
-    optim=AdamW(peak=1e-3, warmup=2),
-    global_batch=16,
-    steps=10,
-    schedule=Schedule(log=5, evaluation_rows=64),
-  )
+  return at(budget, paper, SMALL_CORPUS, AdamW(peak=1e-3, warmup=300))
 
 
 # At `small` and `smoke`. A third would leave nothing between 1 and 3 layers, and make the widest

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from experiments.budgets import at, third
 from plm_jax.ablate.table import Arm, Better, NotWorse, Ordered, Table
 from plm_jax.data.pipeline import Corpus
 from plm_jax.data.segments import SegmentPair
@@ -283,30 +284,10 @@ def _run(budget: Budget, model: Bert) -> Experiment:
     steps=1_000_000,
     schedule=Schedule(log=100, evaluate=10_000, save=5_000, keep=3),
   )
-  if budget == "paper":
-    return paper
-  small = replace(
-    paper,
-    data=SMALL_CORPUS,
-    optim=AdamW(peak=1e-3, warmup=300),
-    global_batch=64,
-    steps=3_000,
-    schedule=Schedule(evaluate=500, save=500),
-  )
-  if budget == "small":
-    return small
-  return replace(
-    small,
-    optim=AdamW(peak=1e-3, warmup=2),
-    global_batch=16,
-    steps=10,
-    schedule=Schedule(log=5, evaluation_rows=64),
-  )
+  return at(budget, paper, SMALL_CORPUS, AdamW(peak=1e-3, warmup=300))
 
 
 def _scaled(budget: Budget, layers: int, width: int, heads: int) -> Bert:
-  """A published size; at `small` and `smoke` a third of its layers, and of its width as far as it
-  is a multiple of 64 and of the heads (768 -> 256, 1024 -> 320), so that rows keep their order."""
-  if budget == "paper":
-    return Bert(layers=layers, width=width, heads=heads)
-  return Bert(layers=max(1, layers // 3), width=width // 3 // 64 * 64, heads=max(1, heads // 3))
+  """A published size, or a third of it."""
+  size = {"layers": layers, "width": width, "heads": heads}
+  return Bert(**(size if budget == "paper" else third(**size)))

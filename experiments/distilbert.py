@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from experiments import bert
+from experiments.budgets import at
 from plm_jax.ablate.table import Arm, Better, NotWorse, Ordered, Table
 from plm_jax.data.segments import SegmentPair
 from plm_jax.experiment import Budget, Experiment, Schedule
@@ -48,24 +49,7 @@ def base(budget: Budget = "paper") -> Experiment:
     steps=6_300,  # 3 epochs of about 4.3 billion word pieces
     schedule=Schedule(log=10, evaluate=500, save=100, keep=3),
   )
-  if budget == "paper":
-    return paper
-  small = replace(
-    paper,
-    optim=replace(paper.optim, warmup=75),
-    global_batch=64,
-    steps=1_500,
-    schedule=Schedule(evaluate=250, save=250),
-  )
-  if budget == "small":
-    return small
-  return replace(
-    small,
-    optim=replace(small.optim, warmup=2),
-    global_batch=16,
-    steps=10,
-    schedule=Schedule(log=5, evaluation_rows=64),
-  )
+  return at(budget, paper, paper.data, replace(paper.optim, warmup=75), steps=1_500)
 
 
 def base_faithful(budget: Budget = "paper") -> Experiment:

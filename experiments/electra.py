@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from experiments.bert import PAPER_CORPUS, SMALL_CORPUS
+from experiments.budgets import at, third
 from plm_jax.ablate.table import Arm, Better, Table
 from plm_jax.data.segments import SegmentPair
 from plm_jax.experiment import Budget, Experiment, Schedule
@@ -155,40 +156,17 @@ def _run(budget: Budget, model: Electra) -> Experiment:
     steps=766_000,
     schedule=Schedule(log=100, evaluate=10_000, save=5_000, keep=3),
   )
-  if budget == "paper":
-    return paper
-  reduced = replace(
-    paper,
-    data=replace(SMALL_CORPUS, segments=SegmentPair(next="none")),
-    optim=AdamW(peak=1e-3, warmup=300),
-    global_batch=64,
-    steps=3_000,
-    schedule=Schedule(evaluate=500, save=500),
-  )
-  if budget == "small":
-    return reduced
-  return replace(
-    reduced,
-    optim=AdamW(peak=1e-3, warmup=2),
-    global_batch=16,
-    steps=10,
-    schedule=Schedule(log=5, evaluation_rows=64),
-  )
+  data = replace(SMALL_CORPUS, segments=SegmentPair(next="none"))
+  return at(budget, paper, data, AdamW(peak=1e-3, warmup=300))
 
 
 def _model(budget: Budget, layers=12, width=768, heads=12, generator_width=None) -> Electra:
-  """A published size; at `small` and `smoke` a third of its layers, and of its width as far as it
-  is a multiple of 64. A third of 256 is no width for heads of 64, so the generator of the base is
-  a quarter there."""
+  """A published size, or a third of it. A third of 256 is no width for heads of 64, so the generator
+  of the base is a quarter there."""
   if budget == "paper":
     share = generator_width or 1 / 3
     return Electra(layers=layers, width=width, heads=heads, generator_width=share)
-  return Electra(
-    layers=max(1, layers // 3),
-    width=width // 3 // 64 * 64,
-    heads=max(1, heads // 3),
-    generator_width=generator_width or 1 / 4,
-  )
+  return Electra(**third(layers, width, heads), generator_width=generator_width or 1 / 4)
 
 
 def _small_model(budget: Budget) -> Electra:

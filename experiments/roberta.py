@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from experiments.budgets import at, third
 from plm_jax.ablate.table import Arm, Better, NotWorse, Table
 from plm_jax.data.packing import DocSentences, FullSentences, SentencePair
 from plm_jax.data.pipeline import Corpus
@@ -253,30 +254,10 @@ def _run(budget: Budget, model: Roberta, peak: float, warmup: int) -> Experiment
     steps=500_000,
     schedule=Schedule(log=100, evaluate=10_000, save=5_000, keep=3),
   )
-  if budget == "paper":
-    return paper
-  small = replace(
-    paper,
-    data=SMALL_CORPUS,
-    optim=replace(paper.optim, peak=1e-3, warmup=300),
-    global_batch=64,
-    steps=3_000,
-    schedule=Schedule(evaluate=500, save=500),
-  )
-  if budget == "small":
-    return small
-  return replace(
-    small,
-    optim=replace(small.optim, warmup=2),
-    global_batch=16,
-    steps=10,
-    schedule=Schedule(log=5, evaluation_rows=64),
-  )
+  return at(budget, paper, SMALL_CORPUS, replace(paper.optim, peak=1e-3, warmup=300))
 
 
 def _scaled(budget: Budget, layers: int, width: int, heads: int) -> Roberta:
-  """A published size; at `small` and `smoke` a third of its layers, and of its width as far as it
-  is a multiple of 64 (768 -> 256, 1024 -> 320), as in experiments/bert.py."""
-  if budget == "paper":
-    return Roberta(layers=layers, width=width, heads=heads)
-  return Roberta(layers=max(1, layers // 3), width=width // 3 // 64 * 64, heads=max(1, heads // 3))
+  """A published size, or a third of it."""
+  size = {"layers": layers, "width": width, "heads": heads}
+  return Roberta(**(size if budget == "paper" else third(**size)))

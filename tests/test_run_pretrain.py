@@ -187,7 +187,7 @@ def test_a_dry_run_tells_the_costs_and_writes_nothing(command, tmp_path):
   code, shown, _ = command("--dry_run", "--set=seed=3")
   assert code == 0
   assert "seed" in shown and "0 -> 3" in shown
-  assert "8 x 27 = 216 tokens" in shown and "MiB per device" in shown
+  assert "8 x 27 = 216 positions" in shown and "MiB per device" in shown
   assert not (tmp_path / "run").exists()
 
 

@@ -181,8 +181,8 @@ def test_a_preparation_killed_by_sigkill_ends_with_the_same_bytes(path, tmp_path
   ("content", "held_out", "words"),
   [
     ("one document only\nof two sentences", 0.2, "1 document of a few sentences and at least two"),
-    ("one a\n\ntwo b\n\nthree c", 1e-9, "set held_out to at least"),
-    ("one a\n\ntwo b\n\nthree c", 1.0, "lower held_out"),
+    ("one a\n\ntwo b\n\nthree c", 1e-9, "set data.held_out to at least"),
+    ("one a\n\ntwo b\n\nthree c", 1.0, "lower data.held_out"),
   ],
 )
 def test_text_that_cannot_be_split_gets_a_sentence(tmp_path, content, held_out, words):

@@ -1,0 +1,49 @@
+"""What the budgets have in common, so that the papers' experiments are measured alike.
+
+`paper` is a paper's own recipe. `small` is what this project measures at: 3,000 steps of 64 rows of
+the corpus of installed text, at a peak of 1e-3 and models a third as wide and deep. `smoke` is ten
+steps, which only show that everything runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from plm_jax.data.pipeline import Corpus
+from plm_jax.experiment import Budget, Experiment, Schedule
+from plm_jax.train.optim import AdamW
+
+
+def at(
+  budget: Budget, paper: Experiment, data: Corpus, optim: AdamW, steps: int = 3_000
+) -> Experiment:
+  """`paper`, or what it becomes with the text, the optimiser and the steps of `small`."""
+  if budget == "paper":
+    return paper
+  small = replace(
+    paper,
+    data=data,
+    optim=optim,
+    global_batch=64,
+    steps=steps,
+    schedule=Schedule(evaluate=steps // 6, save=steps // 6),
+  )
+  if budget == "small":
+    return small
+  return replace(
+    small,
+    optim=replace(optim, warmup=2),
+    global_batch=16,
+    steps=10,
+    schedule=Schedule(log=5, evaluation_rows=64),
+  )
+
+
+def third(layers: int, width: int, heads: int) -> dict[str, int]:
+  """A published size at `small` and `smoke`: a third of its layers, and of its width as far as it is
+  a multiple of 64 (768 -> 256, 1024 -> 320), so that the rows of a table keep their order."""
+  return {
+    "layers": max(1, layers // 3),
+    "width": width // 3 // 64 * 64,
+    "heads": max(1, heads // 3),
+  }
