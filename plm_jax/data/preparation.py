@@ -198,7 +198,7 @@ class _Preparation:
         f"{hint}."
       )
     return UserError(
-      f"{given} and held_out={self.held_out} leaves none of them to train on: lower held_out."
+      f"{given} and held_out={self.held_out} leaves none of them to train on: lower data.held_out."
     )
 
   def _sample(self, bar) -> Iterator[str]:
