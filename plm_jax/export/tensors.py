@@ -1,0 +1,88 @@
+"""The tensors of a published checkpoint: name -> numpy array, read and written without torch.
+
+Sources: the safetensors format (github.com/safetensors/safetensors, README); the index of a sharded
+checkpoint as transformers writes it, {"weight_map": {tensor: file}}; `torch_file` for the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  makes bfloat16 a dtype that numpy knows by name
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from plm_jax.errors import UserError
+from plm_jax.export.torch_file import read_torch_file
+
+# In the order in which they are looked for: where several are there, the first is read.
+SINGLE = "model.safetensors"
+TORCH = "pytorch_model.bin"
+INDEX = ".index.json"
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+  """All tensors of the checkpoint in a folder, as they are stored there.
+
+  Errors: `UserError` if there is none, if a file is cut off or damaged, or if a file asks for
+  anything but tensors.
+  """
+  for name, read in ((SINGLE, read_safetensors), (TORCH, read_torch_file)):
+    if (folder / name).is_file():
+      return read(folder / name)
+    if (folder / (name + INDEX)).is_file():
+      return _read_shards(folder / (name + INDEX), read)
+  others = sorted(folder.glob("*.safetensors"))
+  if len(others) == 1:
+    return read_safetensors(others[0])
+  raise UserError(f"there are no weights in {folder}; expected {SINGLE} or {TORCH}, or its index.")
+
+
+def read_safetensors(file: Path) -> dict[str, np.ndarray]:
+  """The tensors of one file. The format is lengths and bytes: nothing in it can be executed."""
+  try:
+    with safetensors.safe_open(file, framework="numpy") as opened:
+      return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  no dict
+  except safetensors.SafetensorError as error:
+    raise UserError(f"{file} is cut off, damaged or no safetensors file ({error}).") from None
+  except (OSError, TypeError, AttributeError, KeyError) as error:
+    raise UserError(f"{file} cannot be read ({error}).") from None
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+  """One file that transformers reads; {"format": "pt"} is how it tells the names are torch's."""
+  contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+  safetensors.numpy.save_file(contiguous, file, metadata={"format": "pt"})
+
+
+def _read_shards(index: Path, read: Callable[[Path], dict]) -> dict[str, np.ndarray]:
+  place = read_json(index).get("weight_map")
+  if not isinstance(place, dict) or not all(isinstance(name, str) for name in place.values()):
+    raise UserError(f"{index} has no weight_map from tensors to files; fetch it again.")
+  tensors = {}
+  for name in sorted(set(place.values())):
+    if Path(name).name != name:
+      raise UserError(f"{index} names {name!r}, which is not a file beside it.")
+    if not (index.parent / name).is_file():
+      raise UserError(f"{index} names {name}, which is not in {index.parent}; fetch that file too.")
+    tensors |= read(index.parent / name)
+  missing = sorted(place.keys() - tensors.keys())
+  if missing:
+    raise UserError(f"{index} names {missing[0]}, but {place[missing[0]]} does not have it.")
+  return tensors
+
+
+def read_json(file: Path) -> dict:
+  """An object of json. Errors: `UserError`."""
+  try:
+    found = json.loads(file.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise UserError(f"{file} does not exist.") from None
+  except (OSError, ValueError, RecursionError) as error:
+    raise UserError(f"{file} cannot be read: {error}.") from None
+  if not isinstance(found, dict):
+    raise UserError(f"{file} holds no json object.")
+  return found

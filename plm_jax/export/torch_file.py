@@ -1,0 +1,148 @@
+"""`pytorch_model.bin` without torch: a zip of raw numbers, and a pickle that may ask for tensors
+only.
+
+Source: torch/serialization.py and torch/_utils.py (`_rebuild_tensor_v2`). The pickle says for each
+tensor which storage it views, with what offset, shape and strides; a storage is a file in the zip.
+A pickle can name any function of Python's to be called. This one reaches four names, all of which
+are replaced by functions of this file; whatever else it names is refused before anything is called.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from plm_jax.errors import UserError
+
+DTYPES = {
+  "FloatStorage": np.dtype("<f4"),
+  "HalfStorage": np.dtype("<f2"),
+  "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+  "DoubleStorage": np.dtype("<f8"),
+  "LongStorage": np.dtype("<i8"),
+  "IntStorage": np.dtype("<i4"),
+  "ShortStorage": np.dtype("<i2"),
+  "CharStorage": np.dtype("i1"),
+  "ByteStorage": np.dtype("u1"),
+  "BoolStorage": np.dtype("?"),
+}
+
+
+class Storage(NamedTuple):
+  """A class of torch's that a pickle names but never gets: only the dtype is meant."""
+
+  dtype: np.dtype
+
+
+def read_torch_file(file: Path) -> dict[str, np.ndarray]:
+  """The state dict in a file that `torch.save` wrote (torch 1.6 or later).
+
+  Errors: `UserError` if the file is damaged, older, or asks for anything but tensors.
+  """
+  try:
+    with zipfile.ZipFile(file) as archive:
+      return _state_dict(archive, file)
+  except UserError:
+    raise
+  except zipfile.BadZipFile as error:
+    raise UserError(
+      f"{file} is cut off, damaged, or older than torch 1.6 ({error}); load it in torch and save "
+      "it again, or take the .safetensors file."
+    ) from None
+  except Exception as error:  # a damaged pickle fails in as many ways as it has instructions
+    raise UserError(
+      f"{file} is damaged ({type(error).__name__}: {error}); fetch it again."
+    ) from None
+
+
+def _state_dict(archive: zipfile.ZipFile, file: Path) -> dict[str, np.ndarray]:
+  entries = {entry.filename: entry for entry in archive.infolist()}
+  pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
+  if len(pickles) != 1:
+    raise UserError(f"{file} is a zip, but none that torch.save wrote: it has no data.pkl.")
+  if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+    raise UserError(f"{file} is a compressed zip, which torch.save never writes; fetch it again.")
+  root = pickles[0].removesuffix("data.pkl")
+  order = archive.read(root + "byteorder") if root + "byteorder" in entries else b"little"
+  if order != b"little":
+    raise UserError(f"{file} was written on a machine of another byte order; take .safetensors.")
+  with archive.open(pickles[0]) as stream:
+    found = _Tensors(stream, archive, root, file).load()
+  named = isinstance(found, dict) and all(
+    isinstance(name, str) and isinstance(value, np.ndarray) for name, value in found.items()
+  )
+  if not named:
+    raise UserError(f"{file} holds no table of named tensors, which a checkpoint of weights is.")
+  return dict(found)
+
+
+class _Tensors(pickle.Unpickler):
+  """Unpickles dicts of tensors and nothing else."""
+
+  def __init__(self, stream, archive: zipfile.ZipFile, root: str, file: Path):
+    super().__init__(stream)
+    self._archive, self._root, self._file = archive, root, file
+    self._storages: dict[str, np.ndarray] = {}
+
+  def find_class(self, module: str, name: str) -> Any:
+    if (module, name) == ("collections", "OrderedDict"):
+      return OrderedDict
+    if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+      return _View()
+    if (module, name) == ("torch._utils", "_rebuild_parameter"):
+      return _Parameter()
+    if module == "torch" and name in DTYPES:
+      return Storage(DTYPES[name])
+    raise UserError(
+      f"{self._file} asks for {module}.{name}, and a checkpoint needs nothing but tensors; it was "
+      "refused, and nothing was executed."
+    )
+
+  def persistent_load(self, pid: Any) -> np.ndarray:
+    kind, storage, key, _, count = pid
+    if kind != "storage" or not isinstance(storage, Storage):
+      raise ValueError(f"unknown object {kind!r}")
+    if key not in self._storages:
+      data = np.frombuffer(self._archive.read(f"{self._root}data/{key}"), storage.dtype)
+      if len(data) < count:
+        raise ValueError(f"{key} has {len(data)} numbers instead of {count}")
+      self._storages[key] = data
+    return self._storages[key]
+
+
+# Callables without a `__dict__`: a pickle may also set attributes of what it has got hold of.
+
+
+class _View:
+  """A copy of the tensor, after a check that it lies within its storage."""
+
+  __slots__ = ()
+
+  def __call__(self, storage, offset, shape, strides, *_) -> np.ndarray:
+    numbers = (offset, *shape, *strides)
+    if not isinstance(storage, np.ndarray) or any(type(n) is not int or n < 0 for n in numbers):
+      raise ValueError("a tensor of impossible shape")
+    count = math.prod(shape)
+    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if not count:
+      return np.zeros(shape, storage.dtype)
+    if last >= len(storage) or count > len(storage):
+      raise ValueError("a tensor reaches beyond its storage")
+    in_bytes = [stride * storage.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, in_bytes).copy()
+
+
+class _Parameter:
+  """What is marked as trainable is a tensor like any other."""
+
+  __slots__ = ()
+
+  def __call__(self, data, *_) -> np.ndarray:
+    return data
