@@ -1,4 +1,5 @@
-"""Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2)."""
+"""Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2), of a row to itself or
+to another, with keys and values that are computed on the spot or kept from earlier steps."""
 
 from __future__ import annotations
 
@@ -6,38 +7,105 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from plm_jax.models.cache import KeyValues
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.layers import Linear, einsum_float32
+from plm_jax.models.positions import Rotation, rotate
 
 MASKED = -1e30  # finite, so that a row with every position masked gives no NaN
 
 
-class SelfAttention(nnx.Module):
-  """`softmax(Q K^T / sqrt(H)) V` with N heads of H = D / N, all projections with biases."""
+class Attention(nnx.Module):
+  """`softmax(scale Q K^T + score bias) V` with N heads of width H, and W_O on top.
 
-  def __init__(self, key, width: int, heads: int):
+  kv_heads: K, key and value heads; each is read by N / K query heads (grouped-query attention,
+    Ainslie et al. 2023). None is N.
+  head_width: H; None is D / N. scale: None is H^-0.5; T5 has 1. bias: on all four projections.
+  """
+
+  def __init__(
+    self,
+    key,
+    width: int,
+    heads: int,
+    *,
+    kv_heads: int | None = None,
+    head_width: int | None = None,
+    scale: float | None = None,
+    bias: bool = True,
+  ):
     q, k, v, o = jax.random.split(key, 4)
-    per_head = (heads, width // heads)
-    self.query = Linear(q, (width,), per_head)
-    self.key = Linear(k, (width,), per_head)
-    self.value = Linear(v, (width,), per_head)
-    self.output = Linear(o, per_head, (width,))
+    head_width = head_width or width // heads
+    per_query, per_key = (heads, head_width), (kv_heads or heads, head_width)
+    self.query = Linear(q, (width,), per_query, bias)
+    self.key = Linear(k, (width,), per_key, bias)
+    self.value = Linear(v, (width,), per_key, bias)
+    self.output = Linear(o, per_query, (width,), bias)
+    self.scale = scale
 
   def __call__(
-    self, x_BTD: jax.Array, mask: jax.Array, dropout_rate: float, noise: Noise | None
+    self,
+    x_BTD: jax.Array,
+    mask: jax.Array,
+    dropout_rate: float = 0.0,
+    noise: Noise | None = None,
+    *,
+    read: KeyValues | None = None,
+    score_bias: jax.Array | None = None,
+    rotation: Rotation | None = None,
   ) -> jax.Array:
-    """`[B, T, D] -> [B, T, D]`; `mask`: bool, broadcast to `[B, N, T, S]`, True = may attend."""
-    q_BTNH, k_BSNH, v_BSNH = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
-    return self.output(attend(q_BTNH, k_BSNH, v_BSNH, mask, dropout_rate, noise))
+    """`[B, T, D] -> [B, T, D]`.
+
+    mask: bool, broadcast to `[B, N, T, S]`, True = may attend. read: the keys and values to attend
+    to, those of x itself where None. score_bias: float32, broadcast to `[B, N, T, S]`, added to
+    the scores. rotation: of the queries, and of the keys that are made here.
+    """
+    q_BTNH = rotate(self.query(x_BTD), rotation)
+    keys, values = read or self.key_values(x_BTD, rotation)
+    return self.output(
+      attend(q_BTNH, keys, values, mask, dropout_rate, noise, self.scale, score_bias)
+    )
+
+  def key_values(self, x_BSD: jax.Array, rotation: Rotation | None = None) -> KeyValues:
+    """The keys and values of the positions of x."""
+    return KeyValues(rotate(self.key(x_BSD), rotation), self.value(x_BSD))
 
 
-def attend(q_BTNH, k_BSNH, v_BSNH, mask, dropout_rate: float, noise: Noise | None) -> jax.Array:
-  """Attention itself, `[B, T, N, H]`: scores and softmax in float32, dropout on the weights."""
-  scale = q_BTNH.shape[-1] ** -0.5
-  scores_BNTS = einsum_float32("BTNH,BSNH->BNTS", q_BTNH * scale, k_BSNH)
+def attend(
+  q_BTNH,
+  k_BSKH,
+  v_BSKH,
+  mask,
+  dropout_rate: float,
+  noise: Noise | None,
+  scale: float | None = None,
+  score_bias: jax.Array | None = None,
+) -> jax.Array:
+  """Attention itself, `[B, T, N, H]`: scores and softmax in float32, dropout on the weights. With
+  fewer key than query heads, query head n reads key head `n * K // N`."""
+  scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
+  scores_BNTS = _scores(q_BTNH * scale, k_BSKH)
+  if score_bias is not None:
+    scores_BNTS += score_bias
   weights_BNTS = jax.nn.softmax(jnp.where(mask, scores_BNTS, MASKED), axis=-1)
-  weights_BNTS = dropout(weights_BNTS.astype(v_BSNH.dtype), dropout_rate, noise)
-  return jnp.einsum("BNTS,BSNH->BTNH", weights_BNTS, v_BSNH)
+  weights_BNTS = dropout(weights_BNTS.astype(v_BSKH.dtype), dropout_rate, noise)
+  return _weighted(weights_BNTS, v_BSKH)
+
+
+def _scores(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
+  (B, T, N, H), (_, S, K, _) = q_BTNH.shape, k_BSKH.shape
+  if K == N:
+    return einsum_float32("BTNH,BSNH->BNTS", q_BTNH, k_BSKH)
+  q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+  return einsum_float32("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH).reshape(B, N, T, S)
+
+
+def _weighted(weights_BNTS: jax.Array, v_BSKH: jax.Array) -> jax.Array:
+  (B, N, T, S), (_, _, K, H) = weights_BNTS.shape, v_BSKH.shape
+  if K == N:
+    return jnp.einsum("BNTS,BSNH->BTNH", weights_BNTS, v_BSKH)
+  weights_BKGTS = weights_BNTS.reshape(B, K, N // K, T, S)
+  return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH).reshape(B, T, N, H)
 
 
 def padding_mask(length_B: jax.Array, positions: int) -> jax.Array:
@@ -48,3 +116,8 @@ def padding_mask(length_B: jax.Array, positions: int) -> jax.Array:
 def causal_mask(positions: int) -> jax.Array:
   """bool `[1, 1, T, S]`: True where the source is not after the target."""
   return jnp.tril(jnp.ones((positions, positions), bool))[None, None]
+
+
+def document_mask(document_ids_BT: jax.Array) -> jax.Array:
+  """bool `[B, 1, T, S]`: True where source and target are of the same document."""
+  return (document_ids_BT[:, :, None] == document_ids_BT[:, None, :])[:, None]

@@ -23,7 +23,15 @@ from plm_jax.models.embeddings import Embeddings
 from plm_jax.models.heads import MaskedLMHead
 from plm_jax.models.layers import STDDEV, Linear, normal_kernels, scaled_kernels
 from plm_jax.models.recurrent import BiLSTM
-from plm_jax.models.transformer import PostNormBlock, Sharing, run_blocks, shared, stack, streams
+from plm_jax.models.transformer import (
+  PostNormBlock,
+  Seen,
+  Sharing,
+  run_blocks,
+  shared,
+  stack,
+  streams,
+)
 
 Classifier = Literal["pooler", "dropout_pooler", "mean", "bilstm"]
 Initializer = Literal["truncated_normal", "normal"]
@@ -190,7 +198,7 @@ class EncoderModel(nnx.Module):
     if self.config.attention == "causal":
       mask &= causal_mask(ids_BT.shape[1])
     x_BTD = self.embed(batch, compute.activation_dtype, in_embed)
-    return run_blocks(self.blocks, self.config.layers, x_BTD, mask, compute, in_blocks)
+    return run_blocks(self.blocks, self.config.layers, x_BTD, Seen(mask), compute, in_blocks)
 
   def encoder(self) -> EncoderModel:
     return self

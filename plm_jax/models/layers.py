@@ -127,3 +127,19 @@ class LayerNorm(nnx.Module):
     variance = jnp.square(centred).mean(-1, keepdims=True)
     y = centred * jax.lax.rsqrt(variance + self.eps) * self.gain[...] + self.bias[...]
     return y.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+  """`gain * x / sqrt(mean(x^2) + eps)` over the last axis (Zhang and Sennrich 2019); no bias.
+
+  Statistics are float32 whatever the dtype of `x`.
+  """
+
+  def __init__(self, width: int, eps: float):
+    self.gain = nnx.Param(jnp.ones((width,)))
+    self.eps = eps
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    square = jnp.square(x32).mean(-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(square + self.eps) * self.gain[...]).astype(x.dtype)

@@ -44,3 +44,5 @@ class Parameters(Protocol):
 
   def masked_lm(self) -> Parameters | None:
     """The parameters that predict a masked token by `token_logits`; None where nothing does."""
+
+  # generator(compute) -> Generator (plm_jax/decode/generator.py): where the model writes text.

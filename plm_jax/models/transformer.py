@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from plm_jax.models.attention import SelfAttention
+from plm_jax.models.attention import Attention
+from plm_jax.models.cache import LayerCache
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout
-from plm_jax.models.layers import LayerNorm, Linear
+from plm_jax.models.layers import LayerNorm, Linear, RMSNorm
+from plm_jax.models.positions import Rotation
 
-Activation = Literal["gelu_tanh", "gelu_erf", "relu"]
+Activation = Literal["gelu_tanh", "gelu_erf", "relu", "silu"]
 
 
 def activate(x: jax.Array, name: Activation) -> jax.Array:
@@ -22,40 +24,170 @@ def activate(x: jax.Array, name: Activation) -> jax.Array:
   4.73e-4 (at |x| = 2.70), so the variant is a setting of the model."""
   if name == "relu":
     return jax.nn.relu(x)
+  if name == "silu":
+    return jax.nn.silu(x)
   return jax.nn.gelu(x, approximate=name == "gelu_tanh")
 
 
 class FeedForward(nnx.Module):
-  """`activation(x W_up + b_up) W_down + b_down` (Vaswani et al. 2017, section 3.3)."""
+  """`activation(x W_up + b_up) W_down + b_down` (Vaswani et al. 2017, section 3.3).
 
-  def __init__(self, key, width: int, hidden: int, activation: Activation):
+  gated: `(activation(x W_gate) * (x W_up)) W_down`, SwiGLU where the activation is SiLU and GEGLU
+  where it is GELU (Shazeer 2020). dropout: on what W_down reads (T5).
+  """
+
+  def __init__(
+    self,
+    key,
+    width: int,
+    hidden: int,
+    activation: Activation,
+    *,
+    gated: bool = False,
+    bias: bool = True,
+    dropout: float = 0.0,
+  ):
     up, down = jax.random.split(key)
-    self.up = Linear(up, (width,), (hidden,))
-    self.down = Linear(down, (hidden,), (width,))
-    self.activation = activation
+    gate = jax.random.fold_in(key, 2)
+    self.gate = Linear(gate, (width,), (hidden,), bias) if gated else None
+    self.up = Linear(up, (width,), (hidden,), bias)
+    self.down = Linear(down, (hidden,), (width,), bias)
+    self.activation, self.dropout = activation, dropout
 
-  def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    return self.down(activate(self.up(x_BTD), self.activation))
+  def __call__(self, x_BTD: jax.Array, noise: Noise | None = None) -> jax.Array:
+    if self.gate is None:
+      x_BTF = activate(self.up(x_BTD), self.activation)
+    else:
+      x_BTF = activate(self.gate(x_BTD), self.activation) * self.up(x_BTD)
+    return self.down(dropout(x_BTF, self.dropout, noise))
 
 
-class PostNormBlock(nnx.Module):
-  """A Transformer layer that normalises after each residual sum (Vaswani et al. 2017; BERT)."""
+class Seen(NamedTuple):
+  """What all layers of a stack see besides the residual stream; masks and biases broadcast to
+  `[B, N, T, S]`.
 
-  def __init__(self, key, *, width, heads, hidden, activation, eps, dropout, attention_dropout):
+  rotation: of queries and keys (RoPE). score_bias: float32, added to the scores of self-attention
+  (T5). source, source_mask: the states `[B, S, D]` that cross-attention reads; no source is needed
+  where its keys and values are cached. at: the column of the cache that the first target gets.
+  """
+
+  mask: jax.Array
+  rotation: Rotation | None = None
+  score_bias: jax.Array | None = None
+  source: jax.Array | None = None
+  source_mask: jax.Array | None = None
+  at: jax.Array | None = None
+
+
+class Block(nnx.Module):
+  """A layer's parts: self-attention, perhaps cross-attention, feed-forward, and a norm for each.
+  Where the norms stand is said by `PostNormBlock` and `PreNormBlock`.
+
+  norm: `layer` (LayerNorm) or `rms` (RMSNorm). cross: whether there is cross-attention.
+  bias: of attention; feed_forward_bias: None is the same. inner_dropout: within the feed-forward.
+  """
+
+  def __init__(
+    self,
+    key,
+    *,
+    width: int,
+    heads: int,
+    hidden: int,
+    activation: Activation,
+    eps: float,
+    dropout: float,
+    attention_dropout: float,
+    norm: Literal["layer", "rms"] = "layer",
+    gated: bool = False,
+    bias: bool = True,
+    feed_forward_bias: bool | None = None,
+    kv_heads: int | None = None,
+    head_width: int | None = None,
+    scale: float | None = None,
+    cross: bool = False,
+    inner_dropout: float = 0.0,
+  ):
     attention, feed_forward = jax.random.split(key)
-    self.attention = SelfAttention(attention, width, heads)
-    self.attention_norm = LayerNorm(width, eps)
-    self.feed_forward = FeedForward(feed_forward, width, hidden, activation)
-    self.feed_forward_norm = LayerNorm(width, eps)
+    normed = LayerNorm if norm == "layer" else RMSNorm
+    heads_of = {"kv_heads": kv_heads, "head_width": head_width, "scale": scale, "bias": bias}
+    self.attention = Attention(attention, width, heads, **heads_of)
+    self.attention_norm = normed(width, eps)
+    in_cross = jax.random.fold_in(key, 2)
+    self.cross = Attention(in_cross, width, heads, **heads_of) if cross else None
+    self.cross_norm = normed(width, eps) if cross else None
+    self.feed_forward = FeedForward(
+      feed_forward,
+      width,
+      hidden,
+      activation,
+      gated=gated,
+      bias=bias if feed_forward_bias is None else feed_forward_bias,
+      dropout=inner_dropout,
+    )
+    self.feed_forward_norm = normed(width, eps)
     self.dropout, self.attention_dropout = dropout, attention_dropout
 
-  def __call__(self, x_BTD: jax.Array, mask: jax.Array, noise: Noise | None) -> jax.Array:
-    in_attention, after_attention, after_feed_forward = streams(noise, 3)
-    y = self.attention(x_BTD, mask, self.attention_dropout, in_attention)
+  def attend(self, x_BTD, seen: Seen, noise, cache: LayerCache | None):
+    """Self-attention, and the cache with the keys and values of x in it."""
+    own = self.attention.key_values(x_BTD, seen.rotation)
+    if cache is not None:
+      own = cache.own.extended(own, seen.at)
+      cache = cache._replace(own=own)
+    y_BTD = self.attention(
+      x_BTD,
+      seen.mask,
+      self.attention_dropout,
+      noise,
+      read=own,
+      score_bias=seen.score_bias,
+      rotation=seen.rotation,
+    )
+    return y_BTD, cache
+
+  def attend_source(self, x_BTD, seen: Seen, noise, cache: LayerCache | None) -> jax.Array:
+    """Cross-attention."""
+    read = self.cross.key_values(seen.source) if cache is None else cache.source
+    return self.cross(x_BTD, seen.source_mask, self.attention_dropout, noise, read=read)
+
+
+class PostNormBlock(Block):
+  """A Transformer layer that normalises after each residual sum (Vaswani et al. 2017; BERT)."""
+
+  def __call__(
+    self, x_BTD: jax.Array, seen: Seen, noise: Noise | None, cache: LayerCache | None = None
+  ) -> tuple[jax.Array, LayerCache | None]:
+    in_attention, after_attention, after_feed_forward, in_cross, after_cross, inside = streams(
+      noise, 6
+    )
+    y, cache = self.attend(x_BTD, seen, in_attention, cache)
     x_BTD = self.attention_norm(x_BTD + dropout(y, self.dropout, after_attention))
-    y = self.feed_forward(x_BTD)
+    if self.cross is not None:
+      y = self.attend_source(x_BTD, seen, in_cross, cache)
+      x_BTD = self.cross_norm(x_BTD + dropout(y, self.dropout, after_cross))
+    y = self.feed_forward(x_BTD, inside)
     x_BTD = self.feed_forward_norm(x_BTD + dropout(y, self.dropout, after_feed_forward))
-    return x_BTD
+    return x_BTD, cache
+
+
+class PreNormBlock(Block):
+  """A Transformer layer whose sublayers read a normalised residual stream (GPT-2, section 2.3). The
+  stream itself is never normalised, so that the stack needs a norm at its end."""
+
+  def __call__(
+    self, x_BTD: jax.Array, seen: Seen, noise: Noise | None, cache: LayerCache | None = None
+  ) -> tuple[jax.Array, LayerCache | None]:
+    in_attention, after_attention, after_feed_forward, in_cross, after_cross, inside = streams(
+      noise, 6
+    )
+    y, cache = self.attend(self.attention_norm(x_BTD), seen, in_attention, cache)
+    x_BTD = x_BTD + dropout(y, self.dropout, after_attention)
+    if self.cross is not None:
+      y = self.attend_source(self.cross_norm(x_BTD), seen, in_cross, cache)
+      x_BTD = x_BTD + dropout(y, self.dropout, after_cross)
+    y = self.feed_forward(self.feed_forward_norm(x_BTD), inside)
+    x_BTD = x_BTD + dropout(y, self.dropout, after_feed_forward)
+    return x_BTD, cache
 
 
 def streams(noise: Noise | None, count: int) -> list[Noise | None]:
@@ -92,42 +224,62 @@ def shared(blocks: PostNormBlock, sharing: Sharing, groups: int = 1) -> PostNorm
 
 
 def run_blocks(
-  blocks: nnx.Module,
+  blocks: nnx.Module | list[nnx.Module],
   layers: int,
   x: jax.Array,
-  mask: jax.Array,
+  seen: Seen,
   compute: Compute,
-  noise: Noise | None,
-) -> jax.Array:
-  """Applies stacked blocks in order: `x = block_l(x, mask, noise_l)` for every layer l of `layers`.
+  noise: Noise | None = None,
+  cache: Any = None,
+) -> jax.Array | tuple[jax.Array, Any]:
+  """Applies stacked blocks in order: `x = block_l(x, seen, noise_l)` for every layer l of `layers`.
 
   Scanned or unrolled by `compute`; the parameters are stacked either way, so a checkpoint does not
   depend on the choice. What fewer entries than layers have is shared, see `shared`.
+
+  With a cache, as `empty_cache` makes it, every block gets its layer's and the result is
+  (x, the cache after it). `blocks` may then be what `unstack` returns: inside the loop over tokens
+  taking a stack apart would copy all parameters for each.
   """
 
   def apply(x, layer):
-    block, index = layer
-    return block(x, mask, None if noise is None else noise.fold(index)), None
+    block, index, cache = layer
+    return block(x, seen, None if noise is None else noise.fold(index), cache)
 
-  if compute.remat:
+  if compute.remat and cache is None:
     apply = jax.checkpoint(apply)
-  if compute.unrolls(layers):
-    for index, block in enumerate(unstack(blocks, layers)):
-      x, _ = apply(x, (block, index))
-    return x
+  if isinstance(blocks, list) or compute.unrolls(layers):
+    blocks = blocks if isinstance(blocks, list) else unstack(blocks, layers)
+    kept = []
+    for index, block in enumerate(blocks):
+      x, after = apply(x, (block, index, None if cache is None else cache[index]))
+      kept.append(after)
+    return x if cache is None else (x, kept)
 
   leaves, treedef = jax.tree.flatten(blocks)
   own = [leaf if leaf.shape[0] == layers else None for leaf in leaves]
 
-  def scanned(x, layer):
+  def scanned(carry, layer):
+    x, cache = carry
     own, index = layer
     group = [index * leaf.shape[0] // layers if leaf.shape[0] > 1 else 0 for leaf in leaves]
     block = [
       leaf[g] if mine is None else mine for leaf, g, mine in zip(leaves, group, own, strict=True)
     ]
-    return apply(x, (jax.tree.unflatten(treedef, block), index))
+    x, after = apply(x, (jax.tree.unflatten(treedef, block), index, _entry(cache, index)))
+    return (x, _with_entry(cache, index, after)), None
 
-  return jax.lax.scan(scanned, x, (own, jnp.arange(layers)))[0]
+  x, kept = jax.lax.scan(scanned, (x, cache), (own, jnp.arange(layers)))[0]
+  return x if cache is None else (x, kept)
+
+
+def _entry(cache, index):
+  return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), cache)
+
+
+def _with_entry(cache, index, new):
+  put = jax.lax.dynamic_update_index_in_dim
+  return jax.tree.map(lambda all_, one: put(all_, one, index, 0), cache, new)
 
 
 def unstack(blocks: nnx.Module, layers: int) -> list[nnx.Module]:

@@ -124,6 +124,8 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
   *((f"{name}/bias", ("heads", "head_width")) for name in ("query", "key", "value")),
   ("output/kernel", ("heads", "head_width", "width")),
   ("output/bias", ("norm",)),
+  ("feed_forward/gate/kernel", ("width", "feed_forward")),
+  ("feed_forward/gate/bias", ("feed_forward",)),
   ("feed_forward/up/kernel", ("width", "feed_forward")),
   ("feed_forward/up/bias", ("feed_forward",)),
   ("feed_forward/down/kernel", ("feed_forward", "width")),

@@ -17,6 +17,7 @@ from plm_jax.models.albert import Albert
 from plm_jax.models.attention import padding_mask
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise
+from plm_jax.models.transformer import Seen
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.sop import SOP
 from plm_jax.train.mesh import MeshShape, to_global
@@ -199,7 +200,7 @@ def test_layers_of_one_group_follow_each_other():
     x = model.embed(toy_batch(), jnp.float32, None)
     for group in groups:
       block = jax.tree.map(operator.itemgetter(group), model.blocks)
-      x = block(x, mask, None)
+      x, _ = block(x, Seen(mask), None)
     return x
 
   states = jax.jit(lambda m: m(toy_batch(), FLOAT32))(model)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from plm_jax.models.attention import SelfAttention, attend, causal_mask, padding_mask
+from plm_jax.models.attention import Attention, attend, causal_mask, padding_mask
 from plm_jax.models.layers import project
 
 B, T, N, H = 2, 7, 3, 5
@@ -78,7 +78,7 @@ def test_bfloat16_attention_keeps_scores_and_softmax_in_float32(qkv):
 
 
 def test_self_attention_projects_every_head_with_its_own_matrix():
-  attention = SelfAttention(jax.random.key(0), D, N)
+  attention = Attention(jax.random.key(0), D, N)
   x = np.random.default_rng(1).normal(size=(B, T, D))
   attention.query.bias = nnx.Param(jnp.full((N, H), 0.3))
   w = {name: np.asarray(getattr(attention, name).kernel[...], np.float64) for name in _PROJECTIONS}
