@@ -90,3 +90,10 @@ def rotate(x_BTNH: jax.Array, rotation: Rotation | None) -> jax.Array:
   first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
   turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return turned.astype(x_BTNH.dtype)
+
+
+def document_positions(document_ids_BT: jax.Array) -> jax.Array:
+  """int `[B, T]`: how far a token is from the first of its document in this row."""
+  column = jnp.arange(document_ids_BT.shape[1])
+  begins_BT = jnp.diff(document_ids_BT, axis=1, prepend=document_ids_BT[:, :1] - 1) != 0
+  return column - jax.lax.cummax(jnp.where(begins_BT, column, 0), axis=1)
