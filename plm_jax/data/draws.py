@@ -8,7 +8,8 @@ Sources: SplitMix64 (Steele, Lea, Flood 2014) mixes the identity of a row into a
 key and column into bits, half of the key entering before the first multiplication and half after.
 
 Streams are small integers. One purpose, one stream: objectives/masking.py has 0 to 3,
-data/packing.py 8 to 10.
+data/packing.py 8 to 10, objectives/rtd.py 16 to 18, objectives/rare_mlm.py 32,
+objectives/span_corruption.py 40 to 45, objectives/denoising.py 48 to 55.
 """
 
 from __future__ import annotations

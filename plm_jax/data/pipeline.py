@@ -19,7 +19,9 @@ import numpy as np
 from absl import flags
 
 from plm_jax.data.draws import Draws, permute
+from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.data.packing import DocSentences, FullSentences, SentencePair
+from plm_jax.data.running_text import RunningText
 from plm_jax.data.segments import SegmentPair, pass_table
 from plm_jax.data.tokenizers import BytePairs, Unigram, Vocab, WordPiece
 from plm_jax.errors import UserError
@@ -28,7 +30,7 @@ _EVALUATION_SEED = 0  # of its own, so that runs with different seeds are measur
 _ORDER = 1  # tells the key of an epoch's order from other keys made of seed and epoch
 
 
-Segments = SegmentPair | SentencePair | FullSentences | DocSentences
+Segments = SegmentPair | SentencePair | FullSentences | DocSentences | RunningText | PackedDocuments
 
 
 @dataclass(frozen=True, kw_only=True)

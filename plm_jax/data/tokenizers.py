@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ import numpy as np
 from plm_jax.errors import UserError
 
 FORMAT = 1
+_FULL_STOPS = (".", "▁.", "Ġ.", ".</w>")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,9 @@ class Vocab:
   special; WordPiece: no "##"; byte pairs: begins with "Ġ" (fairseq's rule, so that the first word
   of a text counts only with `prefix_space`); unigram: begins with "▁". None for GPT-1, whose
   tokens mark ends of words. A role that the vocabulary lacks is None. `counts` int [V]: how often a
-  token is in the training text, where a run has filled it in.
+  token is in the training text, where a run has filled it in. `sentinels` int32 [n]: the ids of
+  <extra_id_0>, <extra_id_1>, ... `languages`: the ids of language codes. `full_stop` bool [V]: the
+  token is a full stop.
   """
 
   size: int
@@ -46,16 +49,24 @@ class Vocab:
   special: np.ndarray
   word_start: np.ndarray | None
   counts: np.ndarray | None = None
+  sentinels: np.ndarray | None = None
+  languages: dict[str, int] = field(default_factory=dict)
+  full_stop: np.ndarray | None = None
 
 
 class Tokenizer:
-  """A vocabulary with its rules; picklable; equal fingerprints give equal ids."""
+  """A vocabulary with its rules; picklable; equal fingerprints give equal ids.
 
-  def __init__(self, backend):
+  `sentinels` special tokens and one for each of `languages` have the ids behind the vocabulary's
+  own, as T5 and mBART have them. <extra_id_0> is the last of the sentinels: they count down.
+  """
+
+  def __init__(self, backend, sentinels: int = 0, languages: tuple[str, ...] = ()):
     self._backend = backend
+    self._sentinels, self._languages = sentinels, tuple(languages)
 
   def __reduce__(self):
-    return Tokenizer, (self._backend,)
+    return Tokenizer, (self._backend, self._sentinels, self._languages)
 
   @property
   def kind(self) -> str:
@@ -67,21 +78,43 @@ class Tokenizer:
     return self._backend.lowercase
 
   @cached_property
+  def pieces(self) -> list[str]:
+    """The text of every id."""
+    sentinels = [f"<extra_id_{i}>" for i in reversed(range(self._sentinels))]
+    return [*self._backend.pieces, *sentinels, *self._languages]
+
+  @cached_property
   def vocab(self) -> Vocab:
-    size = len(self._backend.pieces)
-    special = np.zeros(size, bool)
+    own, size = len(self._backend.pieces), len(self.pieces)
+    special = np.arange(size) >= own
     special[self._backend.special_ids] = True
     starts = self._backend.word_starts()
     if starts is not None:
-      starts = starts | special
+      starts = np.append(starts, np.ones(size - own, bool)) | special
       starts.setflags(write=False)
     special.setflags(write=False)
-    return Vocab(size=size, special=special, word_start=starts, **self._backend.roles)
+    last = own + self._sentinels
+    return Vocab(
+      size=size,
+      special=special,
+      word_start=starts,
+      sentinels=np.arange(last - 1, own - 1, -1, dtype=np.int32) if self._sentinels else None,
+      languages={name: last + i for i, name in enumerate(self._languages)},
+      full_stop=np.isin(self.pieces, _FULL_STOPS),
+      **self._backend.roles,
+    )
 
   @cached_property
   def fingerprint(self) -> str:
     """sha256 over the vocabulary and the rules, in hex."""
-    return hashlib.sha256(self._backend.description()).hexdigest()
+    added = repr((self._sentinels, self._languages)).encode() if self._added else b""
+    return hashlib.sha256(self._backend.description() + added).hexdigest()
+
+  @property
+  def _added(self) -> dict[str, object]:
+    """What stands behind the vocabulary, as far as there is any."""
+    added = {"sentinels": self._sentinels, "languages": self._languages}
+    return {name: value for name, value in added.items() if value}
 
   def encode(self, text: str, special: bool = False) -> np.ndarray:
     """Ids int32 [T] of a text, without added special tokens.
@@ -123,7 +156,7 @@ class Tokenizer:
     return text.removeprefix(" ") if self._backend.prefix_space else text
 
   def token(self, i: int) -> str:
-    return self._backend.pieces[i]
+    return self.pieces[i]
 
   def tokens(self, ids: Iterable[int]) -> list[str]:
     return [self.token(i) for i in ids]
@@ -136,6 +169,7 @@ class Tokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     self._backend.write(folder)
     rules = {"format": FORMAT, "kind": self.kind, "lowercase": self.lowercase}
+    rules |= self._added
     rules |= {"vocab_size": self.vocab.size, "fingerprint": self.fingerprint}
     (folder / RULES_FILE).write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")
 
@@ -158,7 +192,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
       f"The tokenizer in {path} has format {rules.get('format')!r}; this version reads {FORMAT}: "
       "use the version of plm_jax that wrote it."
     )
-  tokenizer = Tokenizer(files.read_backend(path, rules.get("lowercase")))
+  backend = files.read_backend(path, rules.get("lowercase"))
+  tokenizer = Tokenizer(backend, rules.get("sentinels", 0), rules.get("languages", ()))
   if rules and rules.get("fingerprint") != tokenizer.fingerprint:
     raise UserError(
       f"The tokenizer in {path} is not the one that was saved there: its files were changed or "
@@ -175,15 +210,19 @@ def _load(config, kind: str, **rules) -> Tokenizer:
   if read_rules(config.path):
     tokenizer = load_tokenizer(config.path)  # checks its fingerprint
   else:
-    tokenizer = Tokenizer(read_backend(config.path, **rules))
+    backend = read_backend(config.path, **rules)
+    tokenizer = Tokenizer(backend, config.sentinels, config.languages)
   if tokenizer.kind != kind:
     other = {"word_piece": "WordPiece", "byte_pairs": "BytePairs", "unigram": "Unigram"}
     raise UserError(
       f"{config.path} holds a tokenizer of another kind; "
       f"use {other[tokenizer.kind]}(path=...) instead of {type(config).__name__}."
     )
+  found_rules = {name: getattr(tokenizer._backend, name) for name in rules}
+  found_rules |= {"sentinels": tokenizer._sentinels, "languages": tokenizer._languages}
+  rules |= {"sentinels": config.sentinels, "languages": config.languages}
   for name, wanted in rules.items():
-    if (found := getattr(tokenizer._backend, name)) != wanted:
+    if (found := found_rules[name]) != wanted:
       raise UserError(
         f"{config.path} was made with {name}={found}, and {type(config).__name__} asks for "
         f"{wanted}; set {name}={found}."
@@ -191,7 +230,26 @@ def _load(config, kind: str, **rules) -> Tokenizer:
   return tokenizer
 
 
+@dataclass(frozen=True, kw_only=True)
+class Added:
+  """Special tokens behind a vocabulary: `sentinels` of them, <extra_id_0> and on, for what stands
+  for a span of text (T5 has 100), and a code for each of `languages` (mBART: "en_XX")."""
+
+  sentinels: int = 0
+  languages: tuple[str, ...] = ()
+
+  @property
+  def added(self) -> int:
+    """How many."""
+    return self.sentinels + len(self.languages)
+
+
 def _refuse_small(config, least: int) -> None:
+  if config.sentinels < 0 or len(set(config.languages)) < len(config.languages):
+    raise UserError(
+      f"{type(config).__name__} has sentinels={config.sentinels} and languages="
+      f"{config.languages}; give at least 0 sentinels, and each language once."
+    )
   if config.vocab_size < least:
     raise UserError(
       f"{type(config).__name__}.vocab_size is {config.vocab_size}; it must be at least {least}."
@@ -199,7 +257,7 @@ def _refuse_small(config, least: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WordPiece:
+class WordPiece(Added):
   """BERT's tokenizer. `vocab_size` is for training (fewer if the text gives no more); a `path`
   (vocab.txt, tokenizer.json or a folder) is taken at its own size."""
 
@@ -214,7 +272,8 @@ class WordPiece:
     """Train on sentences; equal sentences give equal ids in every process."""
     from plm_jax.data.tokenizer_training import train_word_piece
 
-    return Tokenizer(train_word_piece(sentences, self.vocab_size, self.lowercase))
+    trained = train_word_piece(sentences, self.vocab_size, self.lowercase)
+    return Tokenizer(trained, self.sentinels, self.languages)
 
   def load(self) -> Tokenizer:
     """The published or saved vocabulary at `path`."""
@@ -222,7 +281,7 @@ class WordPiece:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BytePairs:
+class BytePairs(Added):
   """GPT-2's and RoBERTa's tokenizer. With `prefix_space` a text is read as if a space stood before
   it, so that its first word has the same tokens as any other. None: on when it is trained here,
   since every sentence is encoded on its own; at a `path` as the files say, or off, as published."""
@@ -239,7 +298,8 @@ class BytePairs:
     from plm_jax.data.tokenizer_training import train_byte_pairs
 
     prefix_space = self.prefix_space is not False
-    return Tokenizer(train_byte_pairs(sentences, self.vocab_size, prefix_space))
+    trained = train_byte_pairs(sentences, self.vocab_size, prefix_space)
+    return Tokenizer(trained, self.sentinels, self.languages)
 
   def load(self) -> Tokenizer:
     """The published or saved vocabulary at `path`."""
@@ -248,7 +308,7 @@ class BytePairs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unigram:
+class Unigram(Added):
   """ALBERT's and T5's tokenizer. `lowercase` adds ALBERT's cleaning of the text (NFKD, no accents,
   lower case); `layout` fixes the special tokens of a trained model and their ids."""
 
@@ -266,7 +326,8 @@ class Unigram:
     """Train on sentences; equal sentences give equal ids in every process."""
     from plm_jax.data.tokenizer_training import train_unigram
 
-    return Tokenizer(train_unigram(sentences, self.vocab_size, self.lowercase, self.layout))
+    trained = train_unigram(sentences, self.vocab_size, self.lowercase, self.layout)
+    return Tokenizer(trained, self.sentinels, self.languages)
 
   def load(self) -> Tokenizer:
     """The published or saved model at `path`."""

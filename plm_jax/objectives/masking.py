@@ -160,7 +160,9 @@ def _probabilistic_budget(length, rate, slots, draws) -> np.ndarray:
   return np.minimum(shifted.astype(np.int32), slots)
 
 
-def _random_order(allowed: np.ndarray, draws: Draws, ranks: int) -> tuple[np.ndarray, np.ndarray]:
+def random_order(
+  allowed: np.ndarray, draws: Draws, ranks: int, stream: int = _ORDER
+) -> tuple[np.ndarray, np.ndarray]:
   """(column int32, allowed bool) [B, ranks]: the columns of each row in random order, the allowed
   ones first.
 
@@ -169,7 +171,7 @@ def _random_order(allowed: np.ndarray, draws: Draws, ranks: int) -> tuple[np.nda
   """
   columns = allowed.shape[1]
   low = (1 << (columns - 1).bit_length()) - 1
-  keys = draws.bits(_ORDER, columns)
+  keys = draws.bits(stream, columns)
   keys &= np.uint32(0x7FFFFFFF & ~low)
   keys |= np.arange(columns, dtype=np.uint32)
   keys |= (~allowed).astype(np.uint32) << np.uint32(31)
@@ -181,7 +183,7 @@ def _random_order(allowed: np.ndarray, draws: Draws, ranks: int) -> tuple[np.nda
 def _choose_tokens(allowed, budget, slots, draws) -> tuple[np.ndarray, np.ndarray]:
   """Positions int32 [B, P], ascending, and valid bool [B, P]."""
   columns = allowed.shape[1]
-  order, chosen = _random_order(allowed, draws, slots)
+  order, chosen = random_order(allowed, draws, slots)
   chosen &= np.arange(slots, dtype=np.int32) < budget[:, None]
   order[~chosen] = columns
   order.sort(axis=1)
@@ -226,7 +228,7 @@ def _choose_words(words: _Words, budget, draws) -> np.ndarray:
   rows, columns = words.starts.shape
   chosen = np.zeros(words.sizes.size + 1, bool)
   most_words = words.starts.sum(axis=1).max(initial=0)
-  order, is_word = _random_order(words.starts, draws, most_words)
+  order, is_word = random_order(words.starts, draws, most_words)
   order += (np.arange(rows) * columns).astype(np.int32)[:, None]
   left = budget.copy()
   for rank in range(0, most_words, _RANKS):
@@ -261,7 +263,7 @@ def _choose_ngrams(words: _Words, budget, draws, longest: int) -> np.ndarray:
   before = np.append(0, np.cumsum(words.sizes)).astype(np.int32)  # tokens before each word
   row_end = np.cumsum(words.starts.sum(axis=1)).astype(np.int32)
   most_words = words.starts.sum(axis=1).max(initial=0)
-  order, is_word = _random_order(words.starts, draws, most_words)
+  order, is_word = random_order(words.starts, draws, most_words)
   left = budget.copy()
   for rank in range(0, most_words, _RANKS):
     live = np.flatnonzero(left)

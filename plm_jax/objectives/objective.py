@@ -67,6 +67,63 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> 
   }
 
 
+LOGITS = 1 << 25  # at most so many at a time, of all positions together: 128 MB
+
+
+def token_terms(
+  model,
+  hidden_BTD: jax.Array,
+  targets_BT: jax.Array,
+  weights_BT: jax.Array,
+  label_smoothing: float = 0.0,
+  z_loss: float = 0.0,
+) -> Terms:
+  """`cross_entropy` of every position's token, by the model's `token_logits`.
+
+  With label smoothing e the loss is `(1 - e) nll + e mean_v(-log p_v)`, and `nll` is beside it;
+  z_loss adds so many times `log(Z)^2` (google-research/mesh, mesh_tensorflow layers.py).
+
+  The logits of all positions of a large vocabulary are the largest array of a step by far (GPT-2's
+  50,257 tokens: 65 times the hidden states). Above `LOGITS` of them, positions are taken in equal
+  parts, one after the other, and the backward pass computes each part's logits again.
+  """
+
+  def terms_of(part) -> Terms:
+    hidden, targets, weights = part
+    return _terms(model.token_logits(hidden), targets, weights, label_smoothing, z_loss)
+
+  batch, positions = targets_BT.shape
+  vocabulary = jax.eval_shape(model.token_logits, hidden_BTD[:, :1]).shape[-1]
+  parts = min(positions, -(-batch * positions * vocabulary // LOGITS))
+  if parts <= 1:
+    return terms_of((hidden_BTD, targets_BT, weights_BT))
+
+  def in_parts(x):
+    width = -(-positions // parts)
+    x = jnp.pad(x, [(0, 0), (0, parts * width - positions), *[(0, 0)] * (x.ndim - 2)])
+    return x.reshape(batch, parts, width, *x.shape[2:]).swapaxes(0, 1)
+
+  def add(total, part):
+    return jax.tree.map(jnp.add, total, jax.checkpoint(terms_of)(part)), None
+
+  stacked = jax.tree.map(in_parts, (hidden_BTD, targets_BT, weights_BT))
+  shapes = jax.eval_shape(terms_of, jax.tree.map(lambda x: x[0], stacked))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  return jax.lax.scan(add, zeros, stacked)[0]
+
+
+def _terms(logits, targets, weights, label_smoothing: float, z_loss: float) -> Terms:
+  terms = cross_entropy(logits, targets, weights)
+  if not (label_smoothing or z_loss):
+    return terms
+  nll, count = terms["loss"]
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  even = ((log_z - logits.mean(axis=-1)) * weights).sum()
+  extra = z_loss * (jnp.square(log_z) * weights).sum()
+  loss = (1 - label_smoothing) * nll + label_smoothing * even + extra
+  return terms | {"loss": (loss, count), "nll": (nll, count)}
+
+
 def real_positions(batch: dict) -> jax.Array:
   """float32 `[B, T]`: 1 where a token is no padding, in rows that count."""
   real_BT = jnp.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]

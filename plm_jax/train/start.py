@@ -23,7 +23,10 @@ from plm_jax.train.loop import Program
 from plm_jax.train.workdir import read_config
 
 # Heads come and go between runs, for example when continuing without next-sentence prediction.
-HEADS = ("mlm/*", "nsp/*", "sop/*", "pooler/*", "classes/*", "bilstm/*")
+HEADS = (
+  *("mlm/*", "nsp/*", "sop/*", "rtd/*", "pooler/*", "classes/*", "bilstm/*"),
+  *("token_classes/*", "span/*"),
+)
 
 
 class Source(NamedTuple):
@@ -164,7 +167,9 @@ def with_teacher(experiment: Experiment, teacher: Source, settings: list[str]) -
 def vocab_size_of(experiment: Experiment) -> int:
   """The number of tokens that the tokenizer has, or will have at most once it is trained."""
   tokenizer = experiment.data.tokenizer
-  return tokenizer.vocab_size if tokenizer.path is None else tokenizer.load().vocab.size
+  if tokenizer.path is None:
+    return tokenizer.vocab_size + tokenizer.added
+  return tokenizer.load().vocab.size
 
 
 def initial_record(source: Source | None) -> dict[str, Any] | None:
@@ -217,7 +222,13 @@ def example_batch(experiment: Experiment) -> dict[str, np.ndarray]:
   rows, length = experiment.global_batch, experiment.data.length
   special = np.zeros(16, bool)
   special[:5] = True
-  vocab = Vocab(16, 0, 1, 2, 3, 4, None, None, special, np.ones(16, bool), np.ones(16, int))
+  tokenizer, any_ = experiment.data.tokenizer, np.ones(16, bool)
+  vocab = Vocab(
+    *(16, 0, 1, 2, 3, 4, None, None, special, any_, np.ones(16, int)),
+    sentinels=np.full(tokenizer.sentinels, 15, np.int32) if tokenizer.sentinels else None,
+    languages=dict.fromkeys(tokenizer.languages, 15),
+    full_stop=any_,
+  )
   batch = {
     "input_ids": np.full((rows, length), 5, np.int32),
     "segment_ids": np.zeros((rows, length), np.int32),
@@ -225,6 +236,8 @@ def example_batch(experiment: Experiment) -> dict[str, np.ndarray]:
     "pair_label": np.zeros(rows, np.int32),
     "row_weight": np.ones(rows, np.float32),
   }
+  if getattr(getattr(experiment.data, "segments", None), "separate", False):
+    batch["document_ids"] = np.zeros((rows, length), np.int32)
   draws = Draws(0, 0, np.arange(rows))
   for objective in experiment.objectives:
     batch = objective.corrupt(batch, draws, vocab)

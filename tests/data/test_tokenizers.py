@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import unicodedata
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -491,6 +492,43 @@ def test_a_path_of_another_kind_or_with_other_rules_is_refused(trained, tmp_path
     WordPiece(path=str(tmp_path), lowercase=False).load()
 
 
+@pytest.mark.parametrize("name", ["word_piece", "byte_pairs", "unigram_t5"])
+def test_sentinels_and_languages_have_the_ids_behind_the_vocabulary(trained, name, tmp_path):
+  config = replace(TRAINED[name], sentinels=100, languages=("en_XX", "de_DE"))
+  tokenizer = Tokenizer(trained[name]._backend, config.sentinels, config.languages)
+  own, vocab = trained[name].vocab.size, tokenizer.vocab
+  assert vocab.size == own + config.added == own + 102
+  assert vocab.sentinels.tolist() == list(range(own + 99, own - 1, -1))
+  assert tokenizer.token(vocab.sentinels[0]) == "<extra_id_0>"
+  assert vocab.languages == {"en_XX": own + 100, "de_DE": own + 101}
+  assert vocab.special[own:].all() and vocab.word_start[own:].all()
+  np.testing.assert_array_equal(vocab.special[:own], trained[name].vocab.special)
+  ids = [*trained[name].encode("kalo"), vocab.sentinels[7]]
+  assert tokenizer.decode(ids) == trained[name].decode(ids[:-1])
+  assert tokenizer.decode(ids, special=True).endswith("<extra_id_7>")
+  assert tokenizer.encode("<extra_id_7>", special=True).tolist() == [vocab.sentinels[7]]
+  assert tokenizer.fingerprint != trained[name].fingerprint
+  assert pickle.loads(pickle.dumps(tokenizer)).fingerprint == tokenizer.fingerprint
+  tokenizer.save(tmp_path)
+  assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+  assert replace(config, path=str(tmp_path)).load().vocab.size == vocab.size
+  with pytest.raises(UserError, match="made with sentinels=100"):
+    replace(config, path=str(tmp_path), sentinels=0).load()
+
+
+def test_sentinels_come_with_published_files_that_know_nothing_of_them(trained, tmp_path):
+  trained["unigram_t5"].save(tmp_path)
+  (tmp_path / "tokenizer_rules.json").unlink()
+  loaded = Unigram(path=str(tmp_path), layout="t5", sentinels=100).load()
+  assert loaded.vocab.size == trained["unigram_t5"].vocab.size + 100
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_full_stops_are_told_from_other_tokens(trained, name):
+  vocab, stop = trained[name].vocab, trained[name].encode("kalo.")[-1]
+  assert vocab.full_stop[stop] and vocab.full_stop.sum() <= 2
+
+
 def test_byte_pairs_take_a_prefix_space_when_trained_and_none_when_published(trained, tmp_path):
   assert trained["byte_pairs_prefix"]._backend.prefix_space  # nothing was said
   text = "kalo kalo"
@@ -513,6 +551,8 @@ def test_nonsense_in_a_configuration_is_refused():
     lambda: BytePairs(vocab_size=256),
     lambda: Unigram(vocab_size=0),
     lambda: Unigram(layout="bert"),
+    lambda: WordPiece(sentinels=-1),
+    lambda: BytePairs(languages=("en_XX", "en_XX")),
   ):
     with pytest.raises(UserError):
       make()

@@ -1,0 +1,126 @@
+"""Sequence to sequence: predict a target from a source and the target's own past.
+
+Sources: Vaswani et al. 2017, section 5.4 (label smoothing); google-research/mesh, mesh_tensorflow
+layers.py `softmax_cross_entropy_with_logits` (z-loss, which T5 trains with).
+
+An objective of this kind says in `corrupt` what source and target are made of a row of text. All of
+them are named "seq2seq" and share the loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from plm_jax.errors import UserError
+from plm_jax.objectives.baselines import Baseline, unigram
+from plm_jax.objectives.objective import Terms, token_terms
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seq2Seq:
+  """Mean of `-log p(y_t | y_<t, source)` over the target's tokens.
+
+  label_smoothing: this share of a target's probability is spread evenly over the vocabulary. With
+    it, `loss` is what is minimised, and `nll` what it is without, whose exponential is the
+    perplexity.
+  z_loss: times the mean square of log Z, which keeps the softmax's normaliser near 1.
+  """
+
+  label_smoothing: float = 0.0
+  z_loss: float = 0.0
+  weight: float = 1.0
+  name = "seq2seq"
+
+  def __post_init__(self):
+    if not (0 <= self.label_smoothing < 1 and 0 <= self.z_loss < 1):
+      raise UserError(
+        f"seq2seq.label_smoothing={self.label_smoothing} and seq2seq.z_loss={self.z_loss} must be "
+        "at least 0 and below 1"
+      )
+
+  @property
+  def heads(self) -> dict[str, int]:
+    return {"lm": 0}
+
+  def count(self, batch) -> jax.Array:
+    return batch["seq2seq_weights"].sum()
+
+  def loss(self, model, hidden, batch, noise) -> Terms:
+    targets, weights = batch["seq2seq_targets"], batch["seq2seq_weights"]
+    return token_terms(model, hidden, targets, weights, self.label_smoothing, self.z_loss)
+
+  def baseline(self, counts, batches, scores) -> Baseline:
+    return unigram(counts, batches, self.name)
+
+
+def sides(
+  batch: dict,
+  source: np.ndarray,
+  source_length: np.ndarray,
+  target: np.ndarray,
+  target_length: np.ndarray,
+  start: int | np.ndarray,
+) -> dict[str, np.ndarray]:
+  """The batch of an encoder-decoder: source and target int32 `[B, S]` and `[B, T]`, padded behind
+  their lengths int `[B]`.
+
+  `input_ids`, `length` are the source; `decoder_input_ids` the target moved to the right, with
+  `start` in front; `decoder_length` int32 `[B]`; `seq2seq_targets` int32 and `seq2seq_weights`
+  float32 `[B, T]`.
+  """
+  shifted = np.empty_like(target)
+  shifted[:, 0] = start
+  shifted[:, 1:] = target[:, :-1]
+  real = np.arange(target.shape[1]) < target_length[:, None]
+  kept = {k: v for k, v in batch.items() if k not in ("segment_ids", "pair_label")}
+  return kept | {
+    "input_ids": source,
+    "length": source_length.astype(np.int32),
+    "decoder_input_ids": np.where(real, shifted, target),
+    "decoder_length": target_length.astype(np.int32),
+    "seq2seq_targets": target,
+    "seq2seq_weights": (real * batch["row_weight"][:, None]).astype(np.float32),
+  }
+
+
+def compact(
+  values: np.ndarray, keep: np.ndarray, width: int, pad: int, end: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+  """The kept values of each row moved to its left, int32 `[B, width]`, and their number `[B]`.
+
+  Behind them stands `end` where that is given, and then `pad`. What has no room is cut off.
+  """
+  room = width - (end is not None)
+  rank = np.cumsum(keep, axis=1, dtype=np.int32)
+  length = np.minimum(rank[:, -1], room)
+  if (rank[:, -1] > room).any():
+    keep = keep & (rank <= room)
+  column = np.arange(width, dtype=np.int32)
+  rows = np.full((len(values), width), pad, np.int32)
+  rows[column < length[:, None]] = values[keep]
+  if end is not None:
+    rows[np.arange(len(rows)), length] = end
+    length = length + 1
+  return rows, length
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Copy(Seq2Seq):
+  """The toy task of every new sequence-to-sequence model: the source itself, or reversed.
+
+  Rows as "[CLS] text [SEP]": the source is such a row, the target "text [SEP]".
+  """
+
+  reverse: bool = False
+
+  def corrupt(self, batch, draws, vocab) -> dict:
+    del draws
+    ids, length = batch["input_ids"], batch["length"]
+    column = np.arange(ids.shape[1] - 1)
+    last = length[:, None] - 1
+    taken = np.where(column < last - 1, last - 1 - column, column + 1) if self.reverse else None
+    target = ids[:, 1:] if taken is None else np.take_along_axis(ids, taken, axis=1)
+    return sides(batch, ids, length, target, length - 1, ids[:, 0])
