@@ -125,6 +125,13 @@ class Encoder:
     """
     if self.vocab_size is None:
       raise ValueError("vocab_size is not resolved: Experiment.resolve fills it from the tokenizer")
+    if "lm" in heads:  # a left-to-right encoder predicts by the head that a masked one has
+      if self.attention != "causal":
+        raise UserError(
+          "clm predicts the next token, which model.attention=bidirectional lets the model see; "
+          "set model.attention=causal or train a decoder"
+        )
+      heads = {"mlm" if name == "lm" else name: size for name, size in heads.items()}
     unknown = set(heads) - {"mlm", "nsp", "sop", "classes", "pooler"}
     if unknown:
       raise UserError(
@@ -192,6 +199,11 @@ class EncoderModel(nnx.Module):
     batch: `input_ids` and `segment_ids` int `[B, T]`, `length` int `[B]`. Without noise there is no
     dropout.
     """
+    if "document_ids" in batch:
+      raise UserError(
+        "an encoder does not tell the documents of a row apart, which data.segments.separate=true "
+        "asks of it; set data.segments.separate=false or train a decoder"
+      )
     in_embed, in_blocks = streams(noise, 2)
     ids_BT = batch["input_ids"]
     mask = padding_mask(batch["length"], ids_BT.shape[1])

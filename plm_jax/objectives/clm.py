@@ -8,19 +8,20 @@ import jax
 import numpy as np
 
 from plm_jax.objectives.baselines import Baseline, unigram
-from plm_jax.objectives.objective import Terms, cross_entropy
+from plm_jax.objectives.objective import Terms, token_terms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLM:
-  """Mean of `-log p(x_t | x_<t)` over the tokens after the first; padding does not count."""
+  """Mean of `-log p(x_t | x_<t)` over the tokens after the first, of a row or, where a row says
+  which of its tokens are of one document, of each document; padding does not count."""
 
   weight: float = 1.0
   name = "clm"
 
   @property
   def heads(self) -> dict[str, int]:
-    return {"mlm": 0}
+    return {"lm": 0}
 
   def corrupt(self, batch, draws, vocab) -> dict:
     """Adds `clm_targets` int32 `[B, T]` (the next token) and `clm_weights` float32 `[B, T]`."""
@@ -28,6 +29,8 @@ class CLM:
     targets = np.zeros_like(ids)
     targets[:, :-1] = ids[:, 1:]
     weights = np.arange(ids.shape[1])[None] < batch["length"][:, None] - 1
+    if "document_ids" in batch:
+      weights[:, :-1] &= np.diff(batch["document_ids"], axis=1) == 0
     weights = weights * batch["row_weight"][:, None]
     return batch | {"clm_targets": targets, "clm_weights": weights.astype(np.float32)}
 
@@ -35,8 +38,7 @@ class CLM:
     return batch["clm_weights"].sum()
 
   def loss(self, model, hidden, batch, noise) -> Terms:
-    logits_BTV = model.token_logits(hidden)
-    return cross_entropy(logits_BTV, batch["clm_targets"], batch["clm_weights"])
+    return token_terms(model, hidden, batch["clm_targets"], batch["clm_weights"])
 
   def baseline(self, counts, batches, scores) -> Baseline:
     return unigram(counts, batches, self.name)

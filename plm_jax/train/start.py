@@ -24,7 +24,7 @@ from plm_jax.train.workdir import read_config
 
 # Heads come and go between runs, for example when continuing without next-sentence prediction.
 HEADS = (
-  *("mlm/*", "nsp/*", "sop/*", "rtd/*", "pooler/*", "classes/*", "bilstm/*"),
+  *("mlm/*", "lm/*", "nsp/*", "sop/*", "rtd/*", "pooler/*", "classes/*", "bilstm/*"),
   *("token_classes/*", "span/*"),
 )
 

@@ -1,0 +1,101 @@
+"""Rows for causal language models: whole documents end to end, cut into rows.
+
+    <s> text of a document </s><s> text of the nex | t document </s><s> ...
+
+GPT-2 and its successors train on such rows, GPT-2 with one token, <|endoftext|>, in both roles: it
+then stands twice between two documents, so that with `separate` every document has one of its own
+at both ends.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from plm_jax.data.segments import frame
+
+if TYPE_CHECKING:
+  from plm_jax.data.store import TokenStore
+  from plm_jax.data.tokenizers import Vocab
+
+STRETCH = np.dtype([("start", np.int64), ("length", np.int32)])
+
+
+class _Bounds(NamedTuple):
+  """Of the documents that have tokens. begins int64 [D + 1]: where each one's <s> is, with <s> and
+  </s> counted, and where the last one's </s> ends; first int64 [D]: its first stored token."""
+
+  begins: np.ndarray
+  first: np.ndarray
+
+
+_bounds_of: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # per store: O(D) to make
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedDocuments:
+  """All rows are full but the last; every token is in one row.
+
+  separate: rows have `document_ids`, so that a token sees its own document only, positions begin
+  anew with each, and the first token of one is not predicted from the last of another. Without it a
+  row is read as one text, as GPT-2 and GPT-3 did. A document that is cut goes on in the next row as
+  if it began there. All seeds and passes have the same rows.
+  """
+
+  separate: bool = True
+
+  drawn = False
+
+  def table(self, store: TokenStore, length: int, seed: int, pass_: int) -> np.ndarray:
+    """STRETCH [N]: the rows of the store; `start` counts <s> and </s>."""
+    total = int(_bounds(store).begins[-1])
+    starts = np.arange(0, total - 1, length)  # a last row of one token would predict nothing
+    rows = np.empty(len(starts), STRETCH)
+    rows["start"], rows["length"] = starts, np.minimum(length, total - starts)
+    return rows
+
+  def tokens(self, rows: np.ndarray) -> np.ndarray:
+    """int [N]: how many positions of each row are no padding."""
+    return rows["length"]
+
+  def read(
+    self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
+  ) -> dict[str, np.ndarray]:
+    """The tokens of STRETCH [B]: input_ids and segment_ids int32 [B, T]; length and pair_label
+    int32 [B]; where `separate`, document_ids int32 [B, T], 0 for a row's first document, -1 for
+    padding."""
+    first, last = frame(vocab)
+    bounds = _bounds(store)
+    place = table_rows["start"][:, None] + np.arange(length)
+    document = np.searchsorted(bounds.begins, place, side="right") - 1
+    padding = np.arange(length) >= table_rows["length"][:, None]
+    document = np.minimum(document, len(bounds.first) - 1)  # of padding behind the last
+    within = place - bounds.begins[document]
+    tokens = np.asarray(store.tokens)
+    input_ids = np.take(tokens, bounds.first[document] + within - 1, mode="clip").astype(np.int32)
+    np.copyto(input_ids, first, where=within == 0)
+    np.copyto(input_ids, last, where=place == bounds.begins[document + 1] - 1)
+    np.copyto(input_ids, vocab.pad, where=padding)
+    rows = {
+      "input_ids": input_ids,
+      "segment_ids": np.zeros_like(input_ids),
+      "length": table_rows["length"].astype(np.int32),
+      "pair_label": np.zeros(len(table_rows), np.int32),
+    }
+    if self.separate:
+      document_ids = (document - document[:, :1]).astype(np.int32)
+      rows["document_ids"] = np.where(padding, np.int32(-1), document_ids)
+    return rows
+
+
+def _bounds(store: TokenStore) -> _Bounds:
+  if store not in _bounds_of:
+    starts = np.asarray(store.sentence_starts)[np.asarray(store.document_starts)]
+    sizes = np.diff(starts)
+    kept = sizes > 0
+    begins = np.concatenate([[0], np.cumsum(sizes[kept] + 2)])
+    _bounds_of[store] = _Bounds(begins, starts[:-1][kept].astype(np.int64))
+  return _bounds_of[store]

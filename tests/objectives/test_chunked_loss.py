@@ -1,0 +1,50 @@
+"""The loss of every position, taken in parts where the vocabulary is large."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plm_jax.objectives import objective
+from plm_jax.objectives.objective import token_terms
+
+
+class Head:
+  """Stands for a model: logits by one table."""
+
+  def __init__(self, table):
+    self.table = table
+
+  def token_logits(self, hidden):
+    return (hidden @ self.table).astype(jnp.float32)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("limit", [1, 100, 333])
+def test_parts_of_positions_change_no_number_and_no_gradient(limit, smoothing, monkeypatch):
+  rng = np.random.default_rng(0)
+  hidden, table = rng.normal(size=(3, 7, 5)), rng.normal(size=(5, 11))
+  targets = rng.integers(0, 11, (3, 7))
+  weights = (rng.random((3, 7)) < 0.7).astype(np.float32)
+
+  def terms(table, hidden):
+    found = token_terms(Head(table), hidden, targets, weights, smoothing, 1e-3 * bool(smoothing))
+    return found["loss"][0], found
+
+  def run():
+    return jax.value_and_grad(terms, (0, 1), has_aux=True)(table, jnp.asarray(hidden))
+
+  whole = run()
+  monkeypatch.setattr(objective, "LOGITS", limit)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole, run())
+
+
+def test_no_array_of_all_logits_is_made(monkeypatch):
+  monkeypatch.setattr(objective, "LOGITS", 3 * 2 * 1000)
+
+  def loss(table, hidden):
+    ones = jnp.ones((3, 8))
+    return token_terms(Head(table), hidden, ones.astype(int), ones)["loss"][0]
+
+  shapes = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(jnp.ones((5, 1000)), jnp.ones((3, 8, 5))))
+  assert "f32[3,2,1000]" in shapes and "f32[3,8,1000]" not in shapes
