@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from plm_jax.errors import UserError
+from plm_jax.models.activations import Activation
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise
 from plm_jax.models.encoder import Encoder, EncoderModel
@@ -31,8 +32,8 @@ class DistilBert(Encoder):
 
   layers: int = 6
   segments: int = 0
-  activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_erf"
-  pooler_activation: Literal["tanh", "relu"] = "relu"
+  activation: Activation = "gelu_erf"
+  pooler_activation: Literal["tanh", "relu", "gelu_erf"] = "relu"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,19 +12,28 @@ mean of the two sampled ids, which is a token of no meaning.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from plm_jax.errors import UserError
+from plm_jax.models.activations import Activation
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, mix
 from plm_jax.models.embeddings import Embeddings
 from plm_jax.models.encoder import Encoder, EncoderModel
+from plm_jax.models.heads import ReplacedHead
 from plm_jax.models.layers import STDDEV, Linear, scaled_kernels
-from plm_jax.models.transformer import activate, streams
+from plm_jax.models.transformer import streams
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ElectraEncoder(Encoder):
+  """A discriminator or a generator by itself, as they are published and fine-tuned."""
+
+  activation: Activation = "gelu_erf"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +44,7 @@ class Electra(Encoder):
     head of the generator is 64 wide. generator_layers: share of `layers`.
   """
 
-  activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_erf"
+  activation: Activation = "gelu_erf"
   generator_width: float = 1 / 3
   generator_layers: float = 1.0
 
@@ -60,17 +69,17 @@ class Electra(Encoder):
     return width, max(1, width // 64)
 
   @property
-  def encoder(self) -> Encoder:
+  def encoder(self) -> ElectraEncoder:
     """The discriminator as an encoder of its own."""
     own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Encoder)}
-    return _unprojected(Encoder(**own))
+    return _unprojected(ElectraEncoder(**own))
 
   @property
   def encoder_path(self) -> str:
     return "discriminator/"
 
   @property
-  def generator(self) -> Encoder:
+  def generator(self) -> ElectraEncoder:
     """The generator as an encoder of its own, with tables as wide as the discriminator's."""
     width, heads = self.generator_size
     return _unprojected(
@@ -106,7 +115,7 @@ BASE = Electra()
 LARGE = Electra(layers=24, width=1024, heads=16, generator_width=1 / 4)
 
 
-def _unprojected(config: Encoder) -> Encoder:
+def _unprojected(config: ElectraEncoder) -> ElectraEncoder:
   """Tables as wide as the layers need no mapping (modeling.py, `embeddings_project`)."""
   same = config.embedding == config.width
   return dataclasses.replace(config, embedding=None) if same else config
@@ -170,20 +179,6 @@ class ElectraModel(nnx.Module):
     return self.copying(passes.hidden_BTD)[..., 0].astype(jnp.float32)
 
 
-class ReplacedHead(nnx.Module):
-  """Dense, activation, and one score (run_pretraining.py, `_get_discriminator_output`)."""
-
-  def __init__(self, key, width: int, activation):
-    dense, score = jax.random.split(key)
-    self.dense = Linear(dense, (width,), (width,))
-    self.score = Linear(score, (width,), (1,))
-    self.activation = activation
-
-  def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    """`[B, T, D] -> float32 [B, T]`."""
-    return self.score(activate(self.dense(x_BTD), self.activation))[..., 0].astype(jnp.float32)
-
-
 class Generator(nnx.Module):
   """What the generator has for itself: all but tables and their norm."""
 
@@ -205,7 +200,8 @@ class _Assembled(EncoderModel):
 
   def __init__(self, config: Encoder, embed: Embeddings, own: Generator):
     self.config, self.embed, self.blocks, self.mlm = config, embed, own.blocks, own.mlm
-    self.pooler = self.nsp = self.sop = self.classes = self.bilstm = None
+    self.pooler = self.nsp = self.sop = self.rtd = self.bilstm = None
+    self.classes = self.token_classes = self.span = None
 
 
 def sample_tokens(logits_BPV: jax.Array, seeds_BP: jax.Array) -> jax.Array:

@@ -39,13 +39,12 @@ class Embeddings(nnx.Module):
   def __call__(self, batch: dict, dtype, noise: Noise | None) -> jax.Array:
     """`input_ids` and `segment_ids` int `[B, T]`, `length` int `[B]` -> `[B, T, D]` of `dtype`.
 
+    `position_ids` in the batch overrule what positions the rows would get.
     A model with one row of segments adds it to every token (RoBERTa in transformers).
     """
     ids_BT = batch["input_ids"]
     x_BTE = self.token(ids_BT, dtype)
-    x_BTE += self.position(
-      position_ids(batch["length"], ids_BT.shape[1], self.first_position), dtype
-    )
+    x_BTE += self.position(_position_ids(batch, self.first_position), dtype)
     if self.segment is not None:
       x_BTE += self.segment(segment_ids(batch, self.segment.table.shape[0]), dtype)
     x_BTE = dropout(self.norm(x_BTE), self.dropout, noise)
@@ -59,6 +58,15 @@ def position_ids(length_B: jax.Array, positions: int, first: int) -> jax.Array:
   if not first:
     return column
   return jnp.where(column < length_B[:, None], column + first, first - 1)
+
+
+def _position_ids(batch: dict, first: int) -> jax.Array:
+  if "position_ids" in batch:
+    return batch["position_ids"]
+  if first and "attention_mask" in batch:
+    real_BT = batch["attention_mask"].astype(jnp.int32)
+    return jnp.cumsum(real_BT, axis=1) * real_BT + first - 1
+  return position_ids(batch["length"], batch["input_ids"].shape[1], first)
 
 
 def segment_ids(batch: dict, segments: int) -> jax.Array:

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plm_jax.errors import UserError
-from plm_jax.models.attention import causal_mask, padding_mask
+from plm_jax.models.activations import Activation
+from plm_jax.models.attention import causal_mask
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.embeddings import Embeddings
-from plm_jax.models.heads import MaskedLMHead
+from plm_jax.models.heads import MaskedLMHead, ReplacedHead
 from plm_jax.models.layers import STDDEV, Linear, normal_kernels, scaled_kernels
 from plm_jax.models.recurrent import BiLSTM
 from plm_jax.models.transformer import (
@@ -35,6 +36,7 @@ from plm_jax.models.transformer import (
 
 Classifier = Literal["pooler", "dropout_pooler", "mean", "bilstm"]
 Initializer = Literal["truncated_normal", "normal"]
+HEADS = ("mlm", "nsp", "sop", "rtd", "classes", "token_classes", "span", "pooler")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,13 +51,18 @@ class Encoder:
     before it (RoBERTa: 2, and 1 for padding), and the table has so many rows more.
   segments: rows of the segment table; 0 is no segments.
   sharing: which parameters the layers have in common, in `groups` of consecutive layers (ALBERT).
+  inner_layers: where all is shared, how many different layers run one after the other in the place
+    of each (google-research/albert, `inner_group_num`).
   attention: `causal` is the left-to-right model of BERT's Table 5. It is pooled at its last token,
     the only one that sees all.
   classifier: what stands under the classes. `pooler` is the paper's, which only next-sentence
     prediction trains; `dropout_pooler` is fairseq's for RoBERTa, with dropout before the pooler
     too; `mean` is the mean of the real tokens' states; `bilstm` is a randomly
     initialised BiLSTM (BERT's Table 5, "+ BiLSTM"). The last two belong to that head alone.
-  pooler_activation: DistilBERT's, under its classes alone, is `relu`.
+  pooler_activation: DistilBERT's, under its classes alone, is `relu`, ELECTRA's there `gelu_erf`.
+  head_activation: of the masked-LM head; None is that of the layers.
+  tied: whether that head predicts by the table of tokens or by one of its own.
+  classifier_dropout: under classes; None is as elsewhere.
   initializer: of kernels and tables, with standard deviation initializer_range: cut at two sigma
     (BERT's code) or not (fairseq).
   """
@@ -71,36 +78,40 @@ class Encoder:
   segments: int = 2
   sharing: Sharing = "none"
   groups: int = 1
-  activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_tanh"
+  inner_layers: int = 1
+  activation: Activation = "gelu_tanh"
   attention: Literal["bidirectional", "causal"] = "bidirectional"
   classifier: Classifier = "pooler"
   dropout: float = 0.1
   attention_dropout: float = 0.1
-  pooler_activation: Literal["tanh", "relu"] = "tanh"
+  pooler_activation: Literal["tanh", "relu", "gelu_erf"] = "tanh"
+  head_activation: Activation | None = None
+  tied: bool = True
+  classifier_dropout: float | None = None
   norm_eps: float = 1e-12
   initializer: Initializer = "truncated_normal"
   initializer_range: float = 0.02
 
   def __post_init__(self):
-    sizes = (self.layers, self.width, self.heads, self.positions, self.groups)
+    sizes = (self.layers, self.width, self.heads, self.positions, self.groups, self.inner_layers)
     given = [x for x in (self.hidden, self.embedding, self.vocab_size) if x is not None]
     if min(*sizes, *given) < 1 or min(self.segments, self.first_position) < 0:
       raise UserError("the sizes of model must be positive: " + repr(self))
-    if self.layers % self.groups or (self.groups > 1 and self.sharing == "none"):
+    if self.layers < self.groups or (self.groups > 1 and self.sharing == "none"):
       raise UserError(
-        f"model.groups={self.groups} needs model.sharing, and must divide model.layers="
+        f"model.groups={self.groups} needs model.sharing, and cannot be more than model.layers="
         f"{self.layers}"
       )
+    if self.inner_layers > 1 and self.sharing != "all":
+      raise UserError(f"model.inner_layers={self.inner_layers} needs model.sharing=all")
     if self.width % self.heads:
       raise UserError(
         f"model.width={self.width} is not a multiple of model.heads={self.heads}; every head gets "
         "width / heads dimensions"
       )
-    if not (0 <= self.dropout < 1 and 0 <= self.attention_dropout < 1):
-      raise UserError(
-        f"model.dropout={self.dropout} and model.attention_dropout={self.attention_dropout} "
-        "must be at least 0 and below 1"
-      )
+    for name in ("dropout", "attention_dropout", "classifier_dropout"):
+      if not 0 <= (getattr(self, name) or 0.0) < 1:
+        raise UserError(f"model.{name}={getattr(self, name)} must be at least 0 and below 1")
     if not (0 < self.norm_eps < 1 and 0 < self.initializer_range < math.inf):
       raise UserError(
         f"model.norm_eps={self.norm_eps} must be above 0 and below 1, and model.initializer_range="
@@ -120,8 +131,9 @@ class Encoder:
     return ()
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> EncoderModel:
-    """Random parameters, with the named heads: `mlm`, `nsp`, `sop` (0 as size) and `classes` (the
-    number of labels). The pooler exists where a head needs it or it is named.
+    """Random parameters, with the named heads: `mlm`, `nsp`, `sop`, `rtd` and `span` (0 as size),
+    `classes` and `token_classes` (the number of labels). The pooler exists where a head needs it or
+    it is named.
     """
     if self.vocab_size is None:
       raise ValueError("vocab_size is not resolved: Experiment.resolve fills it from the tokenizer")
@@ -132,11 +144,9 @@ class Encoder:
           "set model.attention=causal or train a decoder"
         )
       heads = {"mlm" if name == "lm" else name: size for name, size in heads.items()}
-    unknown = set(heads) - {"mlm", "nsp", "sop", "classes", "pooler"}
+    unknown = sorted(set(heads) - set(HEADS))
     if unknown:
-      raise UserError(
-        f"an encoder has no head {sorted(unknown)[0]!r}; it has mlm, nsp, sop and classes"
-      )
+      raise UserError(f"an encoder has no head {unknown[0]!r}; it has {', '.join(HEADS)}")
     model = EncoderModel(self, key, heads)
     if self.initializer == "normal":
       return normal_kernels(model, key, self.initializer_range)
@@ -161,30 +171,22 @@ class EncoderModel(nnx.Module):
       eps=c.norm_eps,
       dropout=c.dropout,
     )
-    layers = stack(
-      blocks,
-      c.layers,
-      lambda key: PostNormBlock(
-        key,
-        width=c.width,
-        heads=c.heads,
-        hidden=c.hidden or 4 * c.width,
-        activation=c.activation,
-        eps=c.norm_eps,
-        dropout=c.dropout,
-        attention_dropout=c.attention_dropout,
-      ),
-      # Of 12 layers of the size of ALBERT-xxlarge, 11 would be drawn to be thrown away.
-      first=c.groups if c.sharing == "all" else None,
-    )
-    self.blocks = shared(layers, c.sharing, c.groups)
+    self.blocks = _blocks(c, blocks)
     reads = "classes" in heads and c.classifier == "bilstm"
     pooled = {"nsp", "sop", "pooler"} & set(heads) or (
       "classes" in heads and c.classifier in ("pooler", "dropout_pooler")
     )
     self.pooler = Linear(pooler, (c.width,), (c.width,)) if pooled else None
     self.mlm = (
-      MaskedLMHead(mlm, c.width, c.embedding or c.width, c.vocab_size, c.activation, c.norm_eps)
+      MaskedLMHead(
+        mlm,
+        c.width,
+        c.embedding or c.width,
+        c.vocab_size,
+        c.head_activation or c.activation,
+        c.norm_eps,
+        c.tied,
+      )
       if "mlm" in heads
       else None
     )
@@ -192,12 +194,17 @@ class EncoderModel(nnx.Module):
     self.sop = Linear(sop, (c.width,), (2,)) if "sop" in heads else None
     self.classes = Linear(classes, (c.width,), (heads["classes"],)) if "classes" in heads else None
     self.bilstm = BiLSTM(bilstm, c.width) if reads else None
+    rtd, tokens, span = (jax.random.fold_in(key, number) for number in range(8, 11))
+    self.rtd = ReplacedHead(rtd, c.width, c.activation) if "rtd" in heads else None
+    labels = heads.get("token_classes")
+    self.token_classes = Linear(tokens, (c.width,), (labels,)) if labels else None
+    self.span = Linear(span, (c.width,), (2,)) if "span" in heads else None
 
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
     """Hidden states `[B, T, D]` of the last layer, in `compute.activation_dtype`.
 
-    batch: `input_ids` and `segment_ids` int `[B, T]`, `length` int `[B]`. Without noise there is no
-    dropout.
+    batch: `input_ids` and `segment_ids` int `[B, T]`, `length` int `[B]`; where real tokens are not
+    the first of a row, `attention_mask` `[B, T]` says which are. Without noise there is no dropout.
     """
     if "document_ids" in batch:
       raise UserError(
@@ -206,7 +213,7 @@ class EncoderModel(nnx.Module):
       )
     in_embed, in_blocks = streams(noise, 2)
     ids_BT = batch["input_ids"]
-    mask = padding_mask(batch["length"], ids_BT.shape[1])
+    mask = real_tokens(batch)[:, None, None, :]
     if self.config.attention == "causal":
       mask &= causal_mask(ids_BT.shape[1])
     x_BTD = self.embed(batch, compute.activation_dtype, in_embed)
@@ -250,18 +257,76 @@ class EncoderModel(nnx.Module):
     if self.bilstm is not None:
       pooled_BD = self.bilstm.last(hidden_BTD, batch["length"])
     elif self.config.classifier == "mean":
-      pooled_BD = mean_of_tokens(hidden_BTD, batch["length"])
+      pooled_BD = mean_of_tokens(hidden_BTD, real_tokens(batch))
     elif self.config.classifier == "dropout_pooler":
       before, noise = streams(noise, 2)
       pooled_BD = self.pool(hidden_BTD, batch, before)
     else:
       pooled_BD = self.pool(hidden_BTD, batch)
-    pooled_BD = dropout(pooled_BD, self.config.dropout, noise)
+    pooled_BD = dropout(pooled_BD, self._classifier_dropout, noise)
     return self.classes(pooled_BD).astype(jnp.float32)
 
+  def token_class_logits(self, hidden_BTD: jax.Array, noise: Noise | None) -> jax.Array:
+    """float32 `[B, T, classes]` (BERT, section 5.3)."""
+    hidden_BTD = dropout(hidden_BTD, self._classifier_dropout, noise)
+    return self.token_classes(hidden_BTD).astype(jnp.float32)
 
-def mean_of_tokens(hidden_BTD: jax.Array, length_B: jax.Array) -> jax.Array:
+  def span_logits(self, hidden_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """float32 `[B, T]` each: that an answer starts here, and that it ends here (section 4.2)."""
+    logits_BT2 = self.span(hidden_BTD).astype(jnp.float32)
+    return logits_BT2[..., 0], logits_BT2[..., 1]
+
+  def replaced_logits(self, hidden_BTD: jax.Array) -> jax.Array:
+    """float32 `[B, T]`: above 0, the token is taken for replaced (ELECTRA)."""
+    return self.rtd(hidden_BTD)
+
+  @property
+  def _classifier_dropout(self) -> float:
+    own = self.config.classifier_dropout
+    return self.config.dropout if own is None else own
+
+
+class InnerBlocks(nnx.Module):
+  """Different layers that run one after the other where a shared one would."""
+
+  def __init__(self, key: jax.Array, count: int, make):
+    self.inner = stack(key, count, make)
+    self.count = count
+
+  def __call__(self, x_BTD: jax.Array, seen: Seen, noise: Noise | None, cache: None = None):
+    x_BTD = run_blocks(self.inner, self.count, x_BTD, seen, Compute(layers="unroll"), noise)
+    return x_BTD, cache
+
+
+def _blocks(c: Encoder, key: jax.Array) -> nnx.Module:
+  def block(key):
+    return PostNormBlock(
+      key,
+      width=c.width,
+      heads=c.heads,
+      hidden=c.hidden or 4 * c.width,
+      activation=c.activation,
+      eps=c.norm_eps,
+      dropout=c.dropout,
+      attention_dropout=c.attention_dropout,
+    )
+
+  if c.inner_layers > 1:
+    return stack(key, c.layers, lambda key: InnerBlocks(key, c.inner_layers, block), c.groups)
+  # Of 12 layers of the size of ALBERT-xxlarge, 11 would be drawn to be thrown away.
+  layers = stack(key, c.layers, block, first=c.groups if c.sharing == "all" else None)
+  return shared(layers, c.sharing, c.groups)
+
+
+def real_tokens(batch: dict) -> jax.Array:
+  """bool `[B, T]`: what is no padding, by `attention_mask` or else by `length`."""
+  if "attention_mask" in batch:
+    return batch["attention_mask"].astype(bool)
+  return jnp.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
+
+
+def mean_of_tokens(hidden_BTD: jax.Array, real_BT: jax.Array) -> jax.Array:
   """`[B, D]`: the mean over the real tokens, summed in float32."""
-  real_BT = jnp.arange(hidden_BTD.shape[1]) < length_B[:, None]
   sum_BD = jnp.where(real_BT[..., None], hidden_BTD, 0).sum(axis=1, dtype=jnp.float32)
-  return (sum_BD / jnp.maximum(length_B, 1)[:, None]).astype(hidden_BTD.dtype)
+  count_B = jnp.maximum(real_BT.sum(axis=1), 1)
+  return (sum_BD / count_B[:, None]).astype(hidden_BTD.dtype)

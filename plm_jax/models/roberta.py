@@ -12,8 +12,8 @@ since no real position ever reads them.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
+from plm_jax.models.activations import Activation
 from plm_jax.models.encoder import Classifier, Encoder, Initializer
 
 
@@ -23,7 +23,7 @@ class Roberta(Encoder):
 
   first_position: int = 2
   segments: int = 1
-  activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_erf"
+  activation: Activation = "gelu_erf"
   norm_eps: float = 1e-5
   classifier: Classifier = "dropout_pooler"
   initializer: Initializer = "normal"

@@ -9,24 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from plm_jax.models.activations import Activation, activate
 from plm_jax.models.attention import Attention
 from plm_jax.models.cache import LayerCache
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.layers import LayerNorm, Linear, RMSNorm
 from plm_jax.models.positions import Rotation
-
-Activation = Literal["gelu_tanh", "gelu_erf", "relu", "silu"]
-
-
-def activate(x: jax.Array, name: Activation) -> jax.Array:
-  """BERT's TensorFlow code has the tanh GELU, transformers the exact one; they differ by up to
-  4.73e-4 (at |x| = 2.70), so the variant is a setting of the model."""
-  if name == "relu":
-    return jax.nn.relu(x)
-  if name == "silu":
-    return jax.nn.silu(x)
-  return jax.nn.gelu(x, approximate=name == "gelu_tanh")
 
 
 class FeedForward(nnx.Module):

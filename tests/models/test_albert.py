@@ -208,9 +208,11 @@ def test_layers_of_one_group_follow_each_other():
   assert not np.allclose(states, by_hand(model, [0, 1, 0, 1]), rtol=0.05)
 
 
-def test_groups_that_do_not_divide_the_layers_are_refused():
-  with pytest.raises(UserError, match=r"model\.groups=3"):
-    toy("all", 3)
+def test_groups_that_no_layer_would_read_are_refused():
+  with pytest.raises(UserError, match=r"model\.groups=5"):
+    toy("all", 5)
+  with pytest.raises(UserError, match=r"model\.inner_layers=2 needs model.sharing=all"):
+    toy("ffn", 1, inner_layers=2)
   with pytest.raises(UserError, match=r"model\.groups=2 needs model.sharing"):
     toy("none", 2)
 
