@@ -23,6 +23,7 @@ from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model
 from plm_jax.objectives.objective import Objective
+from plm_jax.train.adafactor import Adafactor
 from plm_jax.train.mesh import MeshShape
 from plm_jax.train.optim import LAMB, AdamW
 
@@ -74,7 +75,7 @@ class Experiment:
   model: Model
   objectives: tuple[Objective, ...]
   data: Rows
-  optim: AdamW | LAMB
+  optim: AdamW | LAMB | Adafactor
   global_batch: int
   steps: int
   schedule: Schedule = Schedule()

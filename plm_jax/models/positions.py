@@ -97,3 +97,12 @@ def document_positions(document_ids_BT: jax.Array) -> jax.Array:
   column = jnp.arange(document_ids_BT.shape[1])
   begins_BT = jnp.diff(document_ids_BT, axis=1, prepend=document_ids_BT[:, :1] - 1) != 0
   return column - jax.lax.cummax(jnp.where(begins_BT, column, 0), axis=1)
+
+
+def sinusoids(position_ids: jax.Array, width: int) -> jax.Array:
+  """float32 `[..., D]`: `sin(p / 10000^(2i / D))` for i below D / 2, and then the cosines (Vaswani
+  et al. 2017, section 3.5; in this order tensor2tensor and Marian)."""
+  half = -(-width // 2)
+  frequencies = 10_000.0 ** (-2 * np.arange(half) / width)
+  angles = position_ids[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)[..., : width - half]], axis=-1)

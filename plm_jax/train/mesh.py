@@ -115,6 +115,7 @@ RULES: dict[str, str | None] = {
 ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
   ("token/table", ("vocab", "width")),
   ("lm/table", ("vocab", "width")),
+  ("relative/table", ("positions", "heads")),
   ("position/table", ("positions", "width")),
   ("segment/table", ("segments", "width")),
   ("norm/gain", ("norm",)),
@@ -163,6 +164,8 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 # Fields of a TrainState that are no parameters and are the same on every device.
 NOT_PARAMETERS = ("metrics",)
+# Parts of an optimiser's state that have fewer axes than the parameter, and are small beside it.
+REDUCED = {"v_row", "v_col"}
 
 
 def path_name(key_path: Sequence[Any]) -> str:
@@ -185,7 +188,7 @@ def logical_axes(path: str, rank: int) -> tuple[str, ...]:
   if rank == 0:
     return ()
   names = path.split("/")
-  if names[0] in NOT_PARAMETERS:
+  if names[0] in NOT_PARAMETERS or REDUCED & set(names):
     return (REPLICATED,) * rank
   for pattern, axes in ROWS:
     if not _ends_with(names, pattern.split("/")):

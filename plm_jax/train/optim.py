@@ -26,14 +26,16 @@ class AdamW:
 
   peak: highest learning rate. warmup: steps of linear increase from 0. clip: global gradient norm,
   0 is off. schedule: what follows the warmup, to 0 at the last step; `wsd` (warmup, stable, decay;
-  Hu et al. 2024) stays at the peak and falls in the last fifth, `constant` does not fall.
+  Hu et al. 2024) stays at the peak and falls in the last fifth, `constant` does not fall, and
+  `inverse_sqrt` is peak sqrt(warmup / step): with `noam_peak(width, warmup)` that is width^-0.5
+  min(step^-0.5, step warmup^-1.5) (Vaswani et al. 2017, section 5.3).
   layer_decay: the learning rate of a layer as a share of that of the layer above it, 1 is off; see
   `layer_rates`.
   """
 
   peak: float = 1e-4
   warmup: int = 10_000
-  schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+  schedule: Literal["linear", "cosine", "constant", "wsd", "inverse_sqrt"] = "linear"
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-6
@@ -83,6 +85,7 @@ class AdamW:
         "cosine": 0.5 * (1 + jnp.cos(jnp.pi * done)),
         "constant": jnp.ones_like(done),
         "wsd": jnp.minimum(1, 5 * (1 - done)),
+        "inverse_sqrt": jnp.sqrt(max(self.warmup, 1) / (update + 1)),
       }[self.schedule]
       return self.peak * jnp.where(update < self.warmup, rising, after)
 
@@ -102,6 +105,11 @@ class AdamW:
       optax.scale_by_learning_rate(self.learning_rate(steps)),
       *([scale_by_layer(self.layer_decay)] if self.layer_decay < 1 else []),
     )
+
+
+def noam_peak(width: int, warmup: int) -> float:
+  """The learning rate at the end of the warmup of Vaswani et al.: 6.99e-4 for 512 and 4,000."""
+  return (width * warmup) ** -0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,64 @@
+"""BART (Lewis et al. 2020, arXiv:1910.13461) and mBART (Liu et al. 2020, arXiv:2001.08210).
+
+Sources: fairseq (3d262bb) models/bart/model.py, examples/bart and examples/mbart. Unlike Vaswani's
+Transformer BART does not scale its embeddings; mBART does, and has its norms before the sublayers.
+Deviation: transformers' buffer of output biases, which is zero in every checkpoint, does not exist.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Literal
+
+from plm_jax.errors import UserError
+from plm_jax.models.activations import Activation
+from plm_jax.models.encoder_decoder import EncoderDecoder, edges
+
+if TYPE_CHECKING:
+  from plm_jax.data.tokenizers import Vocab
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bart(EncoderDecoder):
+  """BART; the defaults are BART-base, of 50,265 tokens."""
+
+  width: int = 768
+  heads: int = 12
+  position: Literal["learned", "sinusoidal", "relative"] = "learned"
+  first_position: int = 2
+  embedding_norm: bool = True
+  activation: Activation = "gelu_erf"
+  frame: Literal["t5", "bart", "plain"] = "bart"
+  attention_dropout: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MBart(Bart):
+  """mBART; the defaults are mBART-large, of 250,027 (25 languages) or 250,054 tokens (50).
+
+  language: the code that its texts end with, and that its decoder begins with.
+  """
+
+  layers: int = 12
+  width: int = 1024
+  heads: int = 16
+  norm_at: Literal["pre", "post"] = "pre"
+  embedding_scale: bool = True
+  language: str = "en_XX"
+
+  def source_ids(self, ids: list[int], vocab: Vocab) -> list[int]:
+    return [*ids, edges(vocab)[1], *self.decoder_start(vocab)]
+
+  def decoder_start(self, vocab: Vocab) -> list[int]:
+    code = vocab.languages.get(self.language)
+    if code is None:
+      raise UserError(
+        f"the tokenizer has no language code {self.language!r}, which model.language names; it has "
+        f"{', '.join(vocab.languages) or 'none'}"
+      )
+    return [code]
+
+
+BASE = Bart()  # 139,420,416 parameters
+LARGE = Bart(layers=12, width=1024, heads=16)  # 406,291,456
+MBART_LARGE = MBart()  # 610,851,840 with 250,027 tokens

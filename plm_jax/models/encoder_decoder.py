@@ -1,0 +1,320 @@
+"""The Transformer encoder-decoder, of which Vaswani's Transformer, T5, BART and mBART are settings.
+
+Sources: Vaswani et al. 2017; google-research/text-to-text-transfer-transformer (e081111) and
+google-research/mesh for T5; fairseq (3d262bb) models/bart/model.py. Every switch is a field of
+`EncoderDecoder`; `vaswani.py`, `t5.py` and `bart.py` say which values are theirs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from plm_jax.errors import UserError
+from plm_jax.models.activations import Activation
+from plm_jax.models.attention import causal_mask, padding_mask
+from plm_jax.models.cache import Cache, KeyValues, LayerCache, empty_cache
+from plm_jax.models.compute import Compute
+from plm_jax.models.decoder import in_dtype
+from plm_jax.models.dropout import Noise, dropout
+from plm_jax.models.initial import Initializer, initialised
+from plm_jax.models.layers import Embedding, Linear, einsum_float32
+from plm_jax.models.side import Stack
+from plm_jax.models.transformer import (
+  Seen,
+  run_blocks,
+  streams,
+  unstack,
+)
+
+if TYPE_CHECKING:
+  from plm_jax.data.tokenizers import Vocab
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderDecoder:
+  """The sizes and switches of an encoder-decoder; `init` makes its parameters.
+
+  layers: of the encoder. decoder_layers, decoder_heads, decoder_hidden: None is the encoder's.
+  hidden: feed-forward width; None is 4 * width. head_width: None is width / heads.
+  vocab_size: None takes the tokenizer's.
+  positions: longest row. position: `learned` and `sinusoidal` are added to the tokens, counted from
+    first_position on (BART: 2); `relative` are biases of the scores in relative_buckets, the last
+    of which begins before relative_distance (T5).
+  norm_at: `pre` normalises what each sublayer reads, and the last state; `post` each residual sum.
+  embedding_norm: after positions were added (BART). embedding_scale: tokens times sqrt(width).
+  gated: feed-forward `activation(x W_gate) * (x W_up)` instead of `activation(x W_up)`.
+  attention_bias, feed_forward_bias: whether their projections have biases.
+  attention_scale: of the scores; None is 1 / sqrt(head width).
+  tied: the token table is also the output's; else that is a table of its own.
+  logit_scale: logits are divided by sqrt(width) (T5 1.0).
+  dropout: of embeddings and sublayers; with final_dropout also behind the last norm (T5).
+    hidden_dropout: within the feed-forward.
+  shared: encoder and decoder have one set of layers, beside which the decoder has its
+    cross-attention (T5's Table 2).
+  frame: how texts begin and end. `t5` is "text </s>", and the decoder begins with the token of
+    padding; `bart` "<s> text </s>", and the decoder begins with </s>, then <s>; `plain` the same,
+    and the decoder begins with <s>.
+  """
+
+  layers: int = 6
+  decoder_layers: int | None = None
+  width: int = 512
+  heads: int = 8
+  decoder_heads: int | None = None
+  head_width: int | None = None
+  hidden: int | None = None
+  decoder_hidden: int | None = None
+  vocab_size: int | None = None
+  positions: int = 1024
+  position: Literal["learned", "sinusoidal", "relative"] = "sinusoidal"
+  first_position: int = 0
+  relative_buckets: int = 32
+  relative_distance: int = 128
+  norm: Literal["layer", "rms"] = "layer"
+  norm_at: Literal["pre", "post"] = "post"
+  norm_eps: float = 1e-5
+  embedding_norm: bool = False
+  embedding_scale: bool = False
+  activation: Activation = "relu"
+  gated: bool = False
+  attention_bias: bool = True
+  feed_forward_bias: bool = True
+  attention_scale: float | None = None
+  tied: bool = True
+  logit_scale: bool = False
+  dropout: float = 0.1
+  attention_dropout: float = 0.1
+  hidden_dropout: float = 0.0
+  final_dropout: bool = False
+  shared: bool = False
+  frame: Literal["t5", "bart", "plain"] = "plain"
+  initializer: Initializer = "normal"
+  initializer_range: float = 0.02
+
+  def __post_init__(self):
+    sizes = (self.layers, self.width, self.heads, self.positions, self.relative_distance)
+    given = (self.decoder_layers, self.decoder_heads, self.head_width, self.hidden)
+    given = [x for x in (*given, self.decoder_hidden, self.vocab_size) if x is not None]
+    if min(*sizes, *given) < 1 or self.first_position < 0:
+      raise UserError("the sizes of model must be positive: " + repr(self))
+    for heads in {self.heads, self.decoder_heads or self.heads}:
+      if self.head_width is None and self.width % heads:
+        raise UserError(
+          f"model.width={self.width} is not a multiple of {heads} heads; give model.head_width, or "
+          "every head gets width / heads dimensions"
+        )
+    if self.relative_buckets < 4 or self.relative_buckets > 2 * self.relative_distance:
+      raise UserError(
+        f"model.relative_buckets={self.relative_buckets} must be at least 4 and at most twice "
+        f"model.relative_distance={self.relative_distance}"
+      )
+    alike = {None, self.layers} >= {self.decoder_layers} and (
+      {None, self.heads} >= {self.decoder_heads} and {None, self.hidden} >= {self.decoder_hidden}
+    )
+    if self.shared and not alike:
+      raise UserError("model.shared needs an encoder and a decoder of one size")
+    rates = (self.dropout, self.attention_dropout, self.hidden_dropout)
+    if min(rates) < 0 or max(rates) >= 1:
+      raise UserError(
+        "model.dropout, .attention_dropout and .hidden_dropout must be at least 0 and below 1, not "
+        f"{', '.join(map(str, rates))}"
+      )
+    if not (0 < self.norm_eps < 1 and 0 < self.initializer_range < math.inf):
+      raise UserError(
+        f"model.norm_eps={self.norm_eps} must be above 0 and below 1, and model.initializer_range="
+        f"{self.initializer_range} above 0 and finite"
+      )
+
+  @property
+  def encoder(self) -> EncoderDecoder:
+    return self
+
+  @property
+  def encoder_path(self) -> str:
+    return ""
+
+  @property
+  def frozen(self) -> tuple[str, ...]:
+    return ()
+
+  def source_ids(self, ids: list[int], vocab: Vocab) -> list[int]:
+    """The ids of a text with the special tokens that sources have."""
+    begin, end = edges(vocab)
+    return [*ids, end] if self.frame == "t5" else [begin, *ids, end]
+
+  def decoder_start(self, vocab: Vocab) -> list[int]:
+    """What the decoder has read before the first token of a target."""
+    begin, end = edges(vocab)
+    return {"t5": [vocab.pad], "bart": [end, begin], "plain": [begin]}[self.frame]
+
+  def init(self, key: jax.Array, heads: dict[str, int]) -> EncoderDecoderModel:
+    """Random parameters, with the named heads: `lm` (0 as size) and `classes` (their number)."""
+    if self.vocab_size is None:
+      raise ValueError("vocab_size is not resolved: Experiment.resolve fills it from the tokenizer")
+    unknown = set(heads) - {"lm", "classes"}
+    if unknown:
+      raise UserError(
+        f"an encoder-decoder has no head {sorted(unknown)[0]!r}; it has lm (objectives that make a "
+        "source and a target, as SpanCorruption does) and classes"
+      )
+    return initialised(self.model(key, heads), key, self.initializer, self.initializer_range)
+
+  def model(self, key: jax.Array, heads: dict[str, int]) -> EncoderDecoderModel:
+    return EncoderDecoderModel(self, key, heads)
+
+
+def edges(vocab: Vocab) -> tuple[int | None, int | None]:
+  """What stands before and after a text."""
+  begin = vocab.bos if vocab.cls is None else vocab.cls
+  return begin, vocab.eos if vocab.sep is None else vocab.sep
+
+
+class EncoderDecoderModel(nnx.Module):
+  """The parameters of an encoder-decoder and its forward pass."""
+
+  def __init__(self, config: EncoderDecoder, key: jax.Array, heads: dict[str, int]):
+    token, encoder, decoder, lm, pooler, classes = jax.random.split(key, 6)
+    c = config
+    self.config = config
+    self.token = Embedding(token, c.vocab_size, c.width)
+    self.encoder_stack = Stack(
+      c, encoder, "encoder", cross=False, bidirectional=True, blocks=not c.shared
+    )
+    self.decoder_stack = Stack(c, decoder, "decoder", cross=True, bidirectional=False)
+    self._init_heads(lm, pooler, classes, heads)
+
+  def _init_heads(self, lm, pooler, classes, heads: dict[str, int]) -> None:
+    c = self.config
+    self.lm = Embedding(lm, c.vocab_size, c.width) if "lm" in heads and not c.tied else None
+    has_classes = "classes" in heads
+    self.pooler = Linear(pooler, (c.width,), (c.width,)) if has_classes else None
+    self.classes = Linear(classes, (c.width,), (heads["classes"],)) if has_classes else None
+
+  def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
+    """The decoder's states `[B, T, D]` after the last norm, in `compute.activation_dtype`.
+
+    batch: `input_ids` int `[B, S]` and `length` int `[B]`, the source; `decoder_input_ids` int
+    `[B, T]`. Without the latter the decoder reads the source, moved by one behind its last token
+    (fairseq's and transformers' BART, where a row is to be classified).
+    """
+    in_encoder, in_decoder = streams(noise, 2)
+    source_BSD = self.encode(batch["input_ids"], batch["length"], compute, in_encoder)
+    ids_BT = decoder_ids(batch)
+    T, positions = ids_BT.shape[1], jnp.arange(ids_BT.shape[1])
+    decoder = self.decoder_stack
+    seen = Seen(
+      causal_mask(T),
+      score_bias=None if decoder.bias is None else decoder.bias(T, T),
+      source=source_BSD,
+      source_mask=padding_mask(batch["length"], source_BSD.shape[1]),
+    )
+    x_BTD = self.token(ids_BT, compute.activation_dtype)
+    return decoder.run(x_BTD, positions, seen, compute, in_decoder)
+
+  def encode(self, ids_BS, length_B, compute: Compute, noise: Noise | None = None) -> jax.Array:
+    """The encoder's states `[B, S, D]`."""
+    encoder, S = self.encoder_stack, ids_BS.shape[1]
+    bias = None if encoder.bias is None else encoder.bias(S, S)
+    seen = Seen(padding_mask(length_B, S), score_bias=bias)
+    x_BSD = self.token(ids_BS, compute.activation_dtype)
+    blocks = without_cross(self.decoder_stack.blocks) if self.config.shared else None
+    return encoder.run(x_BSD, jnp.arange(S), seen, compute, noise, blocks)
+
+  def encoder(self) -> EncoderDecoderModel:
+    return self
+
+  def masked_lm(self) -> None:
+    return None
+
+  def output_table(self) -> jax.Array:
+    """float32 `[V, D]`: the token table, or the output's own."""
+    return (self.token if self.lm is None else self.lm).table[...]
+
+  def scaled(self, hidden: jax.Array) -> jax.Array:
+    """What the output's table is multiplied with."""
+    return hidden * self.config.width**-0.5 if self.config.logit_scale else hidden
+
+  def token_logits(self, hidden: jax.Array) -> jax.Array:
+    """`[..., D] -> float32 [..., V]`: the scores of the next token."""
+    rows_RD = self.scaled(hidden).reshape(-1, hidden.shape[-1])  # one matrix product
+    logits_RV = einsum_float32("RD,VD->RV", rows_RD, self.output_table().astype(hidden.dtype))
+    return logits_RV.reshape(*hidden.shape[:-1], -1)
+
+  def token_logits_at(self, hidden_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
+    """float32 `[B, P, V]` at the given positions only."""
+    return self.token_logits(jnp.take_along_axis(hidden_BTD, positions_BP[..., None], axis=1))
+
+  def class_logits(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
+    """float32 `[B, classes]` from the decoder's state at the row's last token: dropout, dense,
+    tanh, dropout, linear (fairseq, `BARTClassificationHead`)."""
+    before, after = streams(noise, 2)
+    last_B = batch.get("decoder_length", batch["length"]) - 1
+    state_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
+    state_BD = jnp.tanh(self.pooler(dropout(state_BD, self.config.dropout, before)))
+    return self.classes(dropout(state_BD, self.config.dropout, after)).astype(jnp.float32)
+
+  def generator(self, compute: Compute) -> EncoderDecoderGenerator:
+    return EncoderDecoderGenerator(self, compute)
+
+
+def decoder_ids(batch: dict) -> jax.Array:
+  """int `[B, T]`: what the decoder reads, by default the source behind its own last token."""
+  if "decoder_input_ids" in batch:
+    return batch["decoder_input_ids"]
+  ids_BS = batch["input_ids"]
+  last_B1 = jnp.take_along_axis(ids_BS, batch["length"][:, None] - 1, axis=1)
+  return jnp.concatenate([last_B1, ids_BS[:, :-1]], axis=1)
+
+
+def without_cross(blocks: nnx.Module) -> nnx.Module:
+  """A decoder's stacked blocks as those of an encoder: the same arrays, no cross-attention."""
+  leaves, treedef = jax.tree.flatten(blocks)
+  blocks = jax.tree.unflatten(treedef, leaves)
+  blocks.cross = blocks.cross_norm = None
+  return blocks
+
+
+class EncoderDecoderGenerator:
+  """An encoder-decoder made ready for generation (plm_jax/decode/generator.py)."""
+
+  def __init__(self, model: EncoderDecoderModel, compute: Compute):
+    self.model, self.compute = model, compute
+    decoder = model.decoder_stack
+    blocks = in_dtype(decoder.blocks, compute.activation_dtype)
+    self.blocks = unstack(blocks, decoder.layers) if compute.unrolls(decoder.layers) else blocks
+    self.table_DV = model.output_table().astype(compute.activation_dtype).T
+
+  def start(self, batch: dict, capacity: int) -> Cache:
+    c, pad_B, length_B = self.model.config, jnp.asarray(batch["pad"]), jnp.asarray(batch["length"])
+    source_BSD = self.model.encode(jnp.asarray(batch["input_ids"]), length_B, self.compute)
+    heads = c.decoder_heads or c.heads
+    sizes = (len(pad_B), capacity, heads, c.head_width or c.width // heads)
+    empty = lambda: KeyValues.empty(*sizes, self.compute.activation_dtype)  # noqa: E731
+    read = lambda block: block.cross.key_values(source_BSD)  # noqa: E731
+    if isinstance(self.blocks, list):
+      layers = [LayerCache(empty(), read(block)) for block in self.blocks]
+    else:
+      own = empty_cache(lambda: LayerCache(empty()), self.model.decoder_stack.layers, self.compute)
+      layers = LayerCache(own.own, jax.vmap(read)(self.blocks))
+    mask = padding_mask(length_B, source_BSD.shape[1])
+    return Cache(layers, pad_B, jnp.zeros((), jnp.int32), mask)
+
+  def extend(self, ids_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    decoder, T = self.model.decoder_stack, ids_BT.shape[1]
+    mask = cache.mask(T)
+    bias = None if decoder.bias is None else decoder.bias.at(cache.at, T, mask.shape[-1])
+    seen = Seen(mask, score_bias=bias, source_mask=cache.source_mask, at=cache.at)
+    x_BTD = self.model.token(ids_BT, self.compute.activation_dtype)
+    x_BTD = decoder.embed(x_BTD, cache.position_ids(T), None)
+    x_BTD, layers = run_blocks(
+      self.blocks, decoder.layers, x_BTD, seen, self.compute, cache=cache.layers
+    )
+    x_BD = self.model.scaled(decoder.finish(x_BTD[:, -1], None))
+    logits_BV = einsum_float32("BD,DV->BV", x_BD, self.table_DV)
+    return logits_BV, dataclasses.replace(cache, layers=layers, at=cache.at + T)

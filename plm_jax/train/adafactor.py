@@ -1,0 +1,162 @@
+"""Adafactor (Shazeer and Stern 2018) as T5 was trained with it.
+
+Source: google-research/mesh, mesh_tensorflow optimize.py `AdafactorOptimizer`. `optax.adafactor`
+has the same mathematics, but takes the two largest axes of an array for its matrix and one root
+mean square over all of it. Here a kernel is its matrix [inputs, outputs], whatever heads it is
+divided into, and each layer of a stack stands for itself, as the original has a variable for each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plm_jax.errors import UserError
+
+_SMALLEST_SCALE = 1e-3  # of a tensor whose entries are nearly 0
+_EPSILON = 1e-30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adafactor:
+  """Adafactor without first moments.
+
+      r, c = means over columns and over rows of g^2, each averaged with b = 1 - t^-decay_rate
+      u = g / sqrt(r c / mean(r))             or g / sqrt(v) where an axis is below `factored`
+      u = u / max(1, rms(u) / clip)           w = w - lr max(0.001, rms(w)) u
+
+  peak: highest learning rate, relative to the size of the weights. warmup: steps of linear increase
+  from 0. schedule: `inverse_sqrt` stays at the peak for `hold` steps and then is peak sqrt(hold /
+  step): with the defaults 1 / sqrt(max(step, 10,000)), T5's for pretraining. `constant` is T5's for
+  fine-tuning.
+  """
+
+  peak: float = 1e-2
+  warmup: int = 0
+  hold: int = 10_000
+  schedule: Literal["inverse_sqrt", "constant"] = "inverse_sqrt"
+  decay_rate: float = 0.8
+  clip: float = 1.0
+  factored: int = 128
+
+  def __post_init__(self):
+    if not (0 < self.peak < math.inf and self.warmup >= 0 and self.clip > 0):
+      raise UserError("optim.peak and optim.clip must be above 0, and optim.warmup at least 0")
+    if self.hold < max(self.warmup, 1) or self.factored < 1 or not 0 < self.decay_rate <= 1:
+      raise UserError(
+        f"optim.hold={self.hold} must be at least 1 and optim.warmup, optim.factored at least 1, "
+        "and optim.decay_rate above 0 and at most 1"
+      )
+
+  def learning_rate(self, steps: int) -> optax.Schedule:
+    """Update number (0 for the first) -> learning rate."""
+    del steps
+
+    def schedule(update):
+      step = jnp.asarray(update, jnp.float32) + 1
+      rising = jnp.minimum(1, step / max(self.warmup, 1))
+      falling = jnp.sqrt(self.hold / jnp.maximum(step, self.hold))
+      return self.peak * rising * (falling if self.schedule == "inverse_sqrt" else 1.0)
+
+    return schedule
+
+  def transform(self, steps: int) -> optax.GradientTransformation:
+    return optax.chain(
+      scale_by_factored_rms(self.decay_rate, self.factored),
+      scale_by_sizes(self.clip),
+      optax.scale_by_learning_rate(self.learning_rate(steps)),
+    )
+
+
+class FactoredState(NamedTuple):
+  """Means of squared gradients: of a factored matrix [.., I, O] `v_row` [.., I] and `v_col`
+  [.., O], of anything else `v`; None elsewhere."""
+
+  count: jax.Array
+  v_row: Any
+  v_col: Any
+  v: Any
+
+
+def scale_by_factored_rms(decay_rate: float, factored: int) -> optax.GradientTransformation:
+  """g / sqrt(the factored or the full mean of g^2)."""
+
+  def is_factored(path, leaf) -> bool:
+    shape = matrix_shape(path, leaf.shape)
+    return shape is not None and min(shape[-2:]) >= factored
+
+  def init(params):
+    def zeros(path, leaf, part):
+      if not is_factored(path, leaf):
+        return jnp.zeros_like(leaf) if part == "v" else None
+      shape = matrix_shape(path, leaf.shape)
+      sizes = {"v_row": shape[:-1], "v_col": (*shape[:-2], shape[-1])}
+      return None if part == "v" else jnp.zeros(sizes[part], leaf.dtype)
+
+    parts = (
+      jax.tree_util.tree_map_with_path(lambda p, x, part=part: zeros(p, x, part), params)
+      for part in ("v_row", "v_col", "v")
+    )
+    return FactoredState(jnp.zeros((), jnp.int32), *parts)
+
+  def update(grads, state, params=None):
+    del params
+    old = 1 - jnp.asarray(state.count + 1, jnp.float32) ** -decay_rate
+    mean = lambda v, new: old * v + (1 - old) * new  # noqa: E731
+    leaves, tree = jax.tree_util.tree_flatten_with_path(grads)
+    before = [tree.flatten_up_to(part) for part in (state.v_row, state.v_col, state.v)]
+    updates, after = [], []
+    for (path, g), row, col, v in zip(leaves, *before, strict=True):
+      if row is None:
+        v = mean(v, jnp.square(g) + _EPSILON)
+        u = g * jax.lax.rsqrt(v)
+      else:
+        matrix = g.reshape(matrix_shape(path, g.shape))
+        square = jnp.square(matrix) + _EPSILON
+        row, col = mean(row, square.mean(axis=-1)), mean(col, square.mean(axis=-2))
+        by_row = jax.lax.rsqrt(row / row.mean(axis=-1, keepdims=True))
+        u = matrix * by_row[..., None] * jax.lax.rsqrt(col)[..., None, :]
+        u = u.reshape(g.shape)
+      updates.append(u)
+      after.append((row, col, v))
+    parts = (jax.tree.unflatten(tree, part) for part in zip(*after, strict=True))
+    return jax.tree.unflatten(tree, updates), FactoredState(state.count + 1, *parts)
+
+  return optax.GradientTransformation(init, update)
+
+
+def scale_by_sizes(clip: float) -> optax.GradientTransformation:
+  """u max(0.001, rms(w)) / max(1, rms(u) / clip), for every layer of a stack by itself."""
+
+  def update(updates, state, params):
+    def scaled(path, u, w):
+      axes = tuple(range("blocks" in _names(path), u.ndim))
+      rms = lambda x: jnp.sqrt(jnp.square(x).mean(axes, keepdims=True))  # noqa: E731
+      return u / jnp.maximum(1, rms(u) / clip) * jnp.maximum(_SMALLEST_SCALE, rms(w))
+
+    return jax.tree_util.tree_map_with_path(scaled, updates, params), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def matrix_shape(path, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+  """[inputs, outputs] of a kernel or table, with the layers of a stack in front; None for others.
+
+  Attention's `output` contracts heads and their width, every other kernel its first axis.
+  """
+  names = [name for name in _names(path) if name != "value"]
+  if names[-1] not in ("kernel", "table"):
+    return None
+  layers = shape[: "blocks" in names]
+  own = shape[len(layers) :]
+  inputs = len(own) - 1 if names[-2] == "output" else 1
+  return (*layers, math.prod(own[:inputs]), math.prod(own[inputs:]))
+
+
+def _names(path) -> list[str]:
+  return [getattr(entry, "name", getattr(entry, "key", None)) for entry in path]
