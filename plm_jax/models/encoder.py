@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plm_jax.errors import UserError
-from plm_jax.models.activations import Activation
+from plm_jax.models.activations import Activation, activate
 from plm_jax.models.attention import causal_mask
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout
@@ -232,8 +232,8 @@ class EncoderModel(nnx.Module):
     causal = self.config.attention == "causal"
     at_B = batch["length"] - 1 if causal else jnp.zeros_like(batch["length"])
     state_BD = jnp.take_along_axis(hidden_BTD, at_B[:, None, None], axis=1)[:, 0]
-    squash = jnp.tanh if self.config.pooler_activation == "tanh" else jax.nn.relu
-    return squash(self.pooler(dropout(state_BD, self.config.dropout, noise)))
+    pooled_BD = self.pooler(dropout(state_BD, self.config.dropout, noise))
+    return activate(pooled_BD, self.config.pooler_activation)
 
   def token_logits(self, hidden: jax.Array) -> jax.Array:
     """`[..., D] -> float32 [..., V]` by the masked-LM head."""

@@ -1,0 +1,227 @@
+"""What the families of encoders share: options, names of a layer, inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from plm_jax.errors import UserError
+from plm_jax.export.names import Entry, linear, norm, table
+from plm_jax.export.options import Options, activation_name
+from plm_jax.models.compute import Compute
+from plm_jax.models.encoder import Encoder, EncoderModel
+
+HEADS = ("pooler", "mlm", "nsp", "sop", "rtd", "classes", "token_classes", "span")
+SIZED = ("classes", "token_classes")
+
+# Within a layer: ours -> BERT's in transformers, which RoBERTa and ELECTRA copied.
+BERT_LAYER = {
+  "attention/query": "attention.self.query",
+  "attention/key": "attention.self.key",
+  "attention/value": "attention.self.value",
+  "attention/output": "attention.output.dense",
+  "attention_norm": "attention.output.LayerNorm",
+  "feed_forward/up": "intermediate.dense",
+  "feed_forward/down": "output.dense",
+  "feed_forward_norm": "output.LayerNorm",
+}
+
+# Field of ours -> (option, transformers' default).
+BERT_OPTIONS = {
+  "layers": ("num_hidden_layers", 12),
+  "width": ("hidden_size", 768),
+  "heads": ("num_attention_heads", 12),
+  "hidden": ("intermediate_size", 3072),
+  "vocab_size": ("vocab_size", 30522),
+  "positions": ("max_position_embeddings", 512),
+  "segments": ("type_vocab_size", 2),
+  "activation": ("hidden_act", "gelu"),
+  "dropout": ("hidden_dropout_prob", 0.1),
+  "attention_dropout": ("attention_probs_dropout_prob", 0.1),
+  "classifier_dropout": ("classifier_dropout", None),
+  "norm_eps": ("layer_norm_eps", 1e-12),
+  "initializer_range": ("initializer_range", 0.02),
+  "tied": ("tie_word_embeddings", True),
+}
+# What an encoder of BERT's kind always is. Fields of heads matter where the head is there.
+BERT_ALWAYS = {
+  "attention": "bidirectional",
+  "embedding": None,
+  "first_position": 0,
+  "sharing": "none",
+  "groups": 1,
+  "inner_layers": 1,
+  "head_activation": None,
+  "pooler_activation": "tanh",
+  "classifier": "pooler",
+}
+_OF_HEADS = {"head_activation": "mlm", "pooler_activation": "pooler", "classifier": "classes"}
+
+
+class EncoderFamily:
+  """BERT's family, of which the others are variations."""
+
+  model_type: str
+  config: type[Encoder]
+  base: str
+  architectures: Mapping[str, frozenset[str]]
+  inputs = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+  options: Mapping[str, tuple[str, Any]] = BERT_OPTIONS
+  always: Mapping[str, Any] = BERT_ALWAYS
+  silent: tuple[str, ...] = ()
+  buffers: tuple[str, ...] = ("embeddings.position_ids", "embeddings.token_type_ids")
+  layer = "encoder.layer.{}."
+  layer_names: Mapping[str, str] = BERT_LAYER
+  project = ""  # of the mapping behind factorised tables
+  # Dense, norm, bias and decoder of the masked-LM head.
+  mlm: tuple[str, str, str, str]
+  pooler = "pooler.dense"
+  top: Mapping[str, str]  # the linear map of each other head
+  sentence_logits = ""  # of the head beside the masked LM in pretraining
+
+  # --- options
+
+  def model_of(self, options: Options, heads: Collection[str]) -> tuple[Encoder, dict[str, int]]:
+    fields = {name: options.take(*option) for name, option in self.options.items()}
+    fields["activation"] = options.activation(*self.options["activation"])
+    fields = self.adapt(options, {**self.always, **fields}, heads)
+    options.finish(self.silent)
+    labels = options.labels()
+    if {"span", "sop"} & set(heads) and labels != 2:
+      raise UserError(f"{options.where} has {labels} labels; this architecture always has 2.")
+    return self.config(**fields), {head: labels if head in SIZED else 0 for head in heads}
+
+  def adapt(
+    self, options: Options, fields: dict[str, Any], heads: Collection[str]
+  ) -> dict[str, Any]:
+    """The fields as our configuration has them."""
+    return fields
+
+  def document_of(self, config: Encoder, heads: Mapping[str, int]) -> dict[str, Any]:
+    for field, needed in self.always.items():
+      found = getattr(config, field)
+      if field == "head_activation" and found == config.activation:
+        found = needed or found
+      if found != needed and _OF_HEADS.get(field) in (None, *heads):
+        raise UserError(
+          f"model.{field}={found} cannot be exported: transformers' {self.model_type} always has "
+          f"{field}={needed}."
+        )
+    document = {theirs: getattr(config, ours) for ours, (theirs, _) in self.options.items()}
+    hidden, activation = self.options["hidden"][0], self.options["activation"][0]
+    document[hidden] = config.hidden or 4 * config.width
+    document[activation] = activation_name(config.activation)
+    return document
+
+  # --- names
+
+  def body(self, config: Encoder) -> list[Entry]:
+    entries = table("embed/token", "embeddings.word_embeddings")
+    entries += table("embed/position", "embeddings.position_embeddings")
+    if config.segments:
+      entries += table("embed/segment", "embeddings.token_type_embeddings")
+    entries += norm("embed/norm", "embeddings.LayerNorm")
+    if config.embedding:
+      entries += linear("embed/project", self.project)
+    for ours, theirs in self.layer_names.items():
+      make = norm if ours.endswith("norm") else linear
+      entries += make(f"blocks/{ours}", self.layer + theirs)
+    return entries
+
+  def head(self, config: Encoder, heads: Collection[str]) -> list[Entry]:
+    entries = []
+    if "pooler" in heads:
+      entries += linear("pooler", self.pooler_name(heads))
+    if "mlm" in heads:
+      dense, norm_name, bias, decoder = self.mlm
+      entries += linear("mlm/dense", dense) + norm("mlm/norm", norm_name)
+      entries += [Entry("mlm/bias", bias if config.tied else f"{decoder}.bias")]
+      entries += [] if config.tied else table("mlm/decoder", decoder)
+    for ours, theirs in self.top.items():
+      if ours.split("/")[0] in heads:
+        entries += linear(ours, theirs)
+    return entries
+
+  def pooler_name(self, heads: Collection[str]) -> str:
+    """In the body, unless it belongs to a head."""
+    return self.base + self.pooler
+
+  def found(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
+    """The architecture, or the one for pretraining where its other head is in the file too, and its
+    heads; a bare model may do without a pooler."""
+    heads = self.architectures[architecture]
+    pooler = f"{self.base}{self.pooler}.weight" in tensors
+    for wider, more in self.architectures.items():
+      others = more - heads - {"pooler"}
+      there = all(f"{self.top.get(head)}.weight" in tensors for head in others)
+      if heads == {"mlm"} < more and pooler and there:
+        return wider, more
+    return architecture, heads if pooler or heads != {"pooler"} else frozenset()
+
+  def copies(self, config: Encoder, heads: Collection[str]) -> dict[str, str]:
+    if "mlm" not in heads:
+      return {}
+    _, _, bias, decoder = self.mlm
+    tokens = self.base + "embeddings.word_embeddings.weight"
+    ties = {f"{decoder}.weight": tokens} if config.tied else {}
+    if bias == f"{decoder}.bias":
+      return ties
+    return ties | ({f"{decoder}.bias": bias} if config.tied else {bias: f"{decoder}.bias"})
+
+  # --- numbers
+
+  def heads_of(self, params: EncoderModel) -> dict[str, int]:
+    found = [head for head in HEADS if getattr(params, head) is not None]
+    return {h: getattr(params, h).bias.shape[0] if h in SIZED else 0 for h in found}
+
+  def batch(self, config: Encoder, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    batch = {"input_ids": ids, "attention_mask": mask, "length": mask.sum(axis=1, dtype=np.int32)}
+    batch["segment_ids"] = inputs.get("token_type_ids", np.zeros_like(ids))
+    if "position_ids" in inputs:
+      batch["position_ids"] = inputs["position_ids"]
+    return batch
+
+  def limits(self, config: Encoder) -> dict[str, int]:
+    return {
+      "input_ids": config.vocab_size,
+      "token_type_ids": config.segments,
+      "position_ids": config.positions + config.first_position,
+    }
+
+  def longest(self, config: Encoder) -> int | None:
+    return config.positions
+
+  def run(
+    self, params: EncoderModel, batch: dict[str, Any], compute: Compute
+  ) -> dict[str, jax.Array]:
+    hidden = params(batch, compute)
+    heads = self.heads_of(params)
+    beside = self.sentence_logits if "mlm" in heads else "logits"
+    makes = {
+      "mlm": lambda: {
+        "prediction_logits" if "pooler" in heads else "logits": params.token_logits(hidden)
+      },
+      "nsp": lambda: {beside: params.next_sentence_logits(hidden, batch)},
+      "sop": lambda: {beside: params.sentence_order_logits(hidden, batch)},
+      "rtd": lambda: {"logits": params.replaced_logits(hidden)},
+      "classes": lambda: {"logits": params.class_logits(hidden, batch, None)},
+      "token_classes": lambda: {"logits": params.token_class_logits(hidden, None)},
+      "span": lambda: dict(zip(("start_logits", "end_logits"), params.span_logits(hidden))),
+    }
+    outputs = {}
+    for head in heads.keys() & makes.keys():
+      outputs |= makes[head]()
+    if not outputs:
+      outputs["last_hidden_state"] = hidden
+      if params.pooler is not None:
+        outputs["pooler_output"] = params.pool(hidden, batch)
+    return outputs
+
+
+def named(**architectures: str) -> dict[str, frozenset[str]]:
+  """{class of transformers: heads of ours, written with spaces between}."""
+  return {name: frozenset(heads.split()) for name, heads in architectures.items()}

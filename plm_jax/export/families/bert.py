@@ -1,0 +1,50 @@
+"""BERT in transformers (models/bert, 5.23)."""
+
+from __future__ import annotations
+
+from plm_jax.export.encoders import EncoderFamily, named
+from plm_jax.models.bert import Bert
+
+TOP = {
+  "nsp": "cls.seq_relationship",
+  "classes": "classifier",
+  "token_classes": "classifier",
+  "span": "qa_outputs",
+}
+
+
+class BertFamily(EncoderFamily):
+  """transformers' BERT has the exact GELU unless config.json says otherwise."""
+
+  model_type = "bert"
+  config = Bert
+  base = "bert."
+  architectures = named(
+    BertForPreTraining="pooler mlm nsp",
+    BertForMaskedLM="mlm",
+    BertForNextSentencePrediction="pooler nsp",
+    BertForSequenceClassification="pooler classes",
+    BertForTokenClassification="token_classes",
+    BertForQuestionAnswering="span",
+    BertModel="pooler",
+  )
+  # In the config.json of the multilingual and Chinese checkpoints; no code reads them.
+  silent = (
+    "directionality",
+    "pooler_fc_size",
+    "pooler_num_attention_heads",
+    "pooler_num_fc_layers",
+    "pooler_size_per_head",
+    "pooler_type",
+  )
+  mlm = (
+    "cls.predictions.transform.dense",
+    "cls.predictions.transform.LayerNorm",
+    "cls.predictions.bias",
+    "cls.predictions.decoder",
+  )
+  top = TOP
+  sentence_logits = "seq_relationship_logits"
+
+
+FAMILY = BertFamily()

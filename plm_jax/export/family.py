@@ -1,0 +1,95 @@
+"""What is to be known of a family of published models, and how its file is found."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from plm_jax.errors import UserError
+from plm_jax.export import families
+from plm_jax.export.names import Entry
+from plm_jax.export.options import Options
+from plm_jax.models.compute import Compute
+from plm_jax.models.model import Model, Parameters
+
+
+class Family(Protocol):
+  """A family's options, names and outputs, in both directions.
+
+  model_type: as in config.json. config: our class. base: what a model with heads writes before the
+  names of its body ("bert."). architectures: transformers' classes and the heads of ours that they
+  consist of; the first that fits is written. inputs: the names that `run` takes. buffers: ends of
+  the names of tensors of older releases that are no parameters.
+  """
+
+  model_type: str
+  config: type
+  base: str
+  architectures: Mapping[str, frozenset[str]]
+  inputs: tuple[str, ...]
+  buffers: tuple[str, ...]
+
+  def model_of(self, options: Options, heads: Collection[str]) -> tuple[Model, dict[str, int]]:
+    """Our configuration, and the heads with their sizes. Errors: `UserError` naming an option."""
+
+  def document_of(self, config: Model, heads: Mapping[str, int]) -> dict[str, Any]:
+    """The options of config.json. Errors: `UserError` naming a field that transformers lacks."""
+
+  def found(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
+    """What a file with these tensors (named as in one with heads) holds: class and heads."""
+
+  def body(self, config: Model) -> list[Entry]:
+    """The names of what all architectures have, without `base`."""
+
+  def head(self, config: Model, heads: Collection[str]) -> list[Entry]:
+    """The names of what stands on top."""
+
+  def copies(self, config: Model, heads: Collection[str]) -> dict[str, str]:
+    """Tensor -> the one that it repeats, in names of a file with heads: ties and buffers of old."""
+
+  def heads_of(self, params: Parameters) -> dict[str, int]:
+    """The heads that a model has, with their sizes."""
+
+  def batch(self, config: Model, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A batch of ours from transformers' inputs, which have been checked."""
+
+  def limits(self, config: Model) -> dict[str, int]:
+    """How many ids there are of each input."""
+
+  def longest(self, config: Model) -> int | None:
+    """How long a row may be; None is any length."""
+
+  def run(self, params: Parameters, batch: dict, compute: Compute) -> dict[str, jax.Array]:
+    """Outputs by transformers' names."""
+
+
+def family_of_type(model_type: Any, where: str) -> Family:
+  """The family that a config.json names. Errors: `UserError` naming those there are."""
+  known = {name.replace("_", "-"): name for name in _names()}
+  if model_type not in known:
+    raise UserError(
+      f"{where} is of the family {model_type!r}, which this project does not know; it has "
+      f"{', '.join(known)}."
+    )
+  return _load(known[model_type])
+
+
+def family_of_config(config: Model) -> Family:
+  """The family of our configuration. Errors: `UserError` where transformers has none."""
+  for family in map(_load, _names()):
+    if type(config) is family.config:
+      return family
+  raise UserError(f"transformers has no {type(config).__name__}, so it cannot be exported.")
+
+
+def _names() -> list[str]:
+  return [module.name for module in pkgutil.iter_modules(families.__path__)]
+
+
+def _load(name: str) -> Family:
+  return importlib.import_module(f"{families.__name__}.{name}").FAMILY

@@ -1,0 +1,243 @@
+"""Published checkpoints: directories of transformers and Sentence-BERT, read and written.
+
+    model = hf.load("bert-base-uncased")            # config.json and weights; no torch needed
+    hf.run(model, input_ids=[[101, 7592, 102]])     # {"prediction_logits": ..., ...}
+    hf.save(model, "copy")                          # what transformers loads without a warning
+
+  python -m plm_jax.export.hf check DIR             compares with transformers, if it is installed
+
+What a family calls its options, tensors and outputs is in `families/`. Whatever is not understood,
+an option or a tensor, is refused by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from plm_jax.errors import UserError
+from plm_jax.export import sentence
+from plm_jax.export.family import Family, family_of_config, family_of_type
+from plm_jax.export.inputs import checked_inputs
+from plm_jax.export.names import Entry, to_ours, to_theirs, under
+from plm_jax.export.options import Options
+from plm_jax.export.tensors import SINGLE, read_json, read_tensors, write_safetensors
+from plm_jax.models.compute import Compute
+from plm_jax.models.model import Model, Parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """A model of the project, and what a published directory says besides.
+
+  architecture: transformers' class; None is chosen by the heads. document: a config.json, kept for
+  what has no field of ours (names of labels, ids of special tokens). pooling: of a Sentence-BERT.
+  """
+
+  config: Model
+  params: Parameters
+  architecture: str | None = None
+  document: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  pooling: sentence.Pooling | None = None
+
+  def __post_init__(self):
+    if self.architecture is None:
+      object.__setattr__(self, "architecture", _architecture_of(self.family, self.params))
+
+  @property
+  def family(self) -> Family:
+    named = self.document.get("model_type")
+    return family_of_type(named, "config.json") if named else family_of_config(self.config)
+
+
+def load(directory: str | Path) -> Pretrained:
+  """The model in a directory: config.json with model.safetensors, its shards or pytorch_model.bin.
+
+  Errors: `UserError` for what is no such directory, is damaged, has an option or a tensor that is
+  not known, or lacks one. Nothing in the directory is executed.
+  """
+  directory = Path(directory)
+  body = sentence.body_of(directory)
+  file = body / "config.json"
+  if not file.is_file():
+    raise UserError(f"{directory} is no directory of a published model: it has no config.json.")
+  document = read_json(file)
+  if "experiment" in document:
+    raise UserError(
+      f"{directory} is a run of this project, not a published model; python -m plm_jax.convert "
+      "makes one of it."
+    )
+  family = family_of_type(document.get("model_type"), str(file))
+  tensors = {_modern(name): array for name, array in read_tensors(body).items()}
+  architecture = _architecture_in(document, family, file)
+  based = any(name.startswith(family.base) for name in tensors)
+  architecture, heads = family.found(architecture, {_with_base(n, family, based) for n in tensors})
+  config, sizes = family.model_of(Options(document, str(file)), heads)
+  model = jax.eval_shape(lambda key: config.init(key, sizes), jax.random.key(0))
+  entries = _entries(family, config, heads, based)
+  _drop_what_is_no_parameter(family, config, heads, tensors, entries, body)
+  params = to_ours(entries, model, tensors, str(body))
+  pooling = None
+  if sentence.is_sentence_encoder(directory):
+    pooling = sentence.read_pooling(directory, config.width)
+  return Pretrained(config, params, architecture, document, pooling)
+
+
+def save(model: Pretrained, directory: str | Path) -> None:
+  """Writes config.json and model.safetensors, and Sentence-BERT's files where it is one.
+
+  Errors: `UserError` for a model that transformers has no class or option for, and for a directory
+  that is not empty.
+  """
+  directory = Path(directory)
+  family, heads = model.family, model.family.heads_of(model.params)
+  document = family.document_of(model.config, heads)
+  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    raise UserError(f"{directory} is there already; choose a directory that is new or empty.")
+  kept = {name: value for name, value in model.document.items() if name not in _OF_THE_FILE}
+  document = kept | _labels(heads, kept) | document
+  document |= {"architectures": [model.architecture], "model_type": family.model_type}
+  tensors = to_theirs(_entries(family, model.config, heads, bool(_tops(heads))), model.params)
+  if not model.config.tied:  # of tied ones transformers makes the copies itself
+    for copy, original in family.copies(model.config, heads).items():
+      tensors[copy] = tensors[original]
+  directory.mkdir(parents=True, exist_ok=True)
+  write_safetensors(directory / SINGLE, tensors)
+  if model.pooling is not None:
+    sentence.write_pooling(directory, model.pooling, model.config.width)
+  text = json.dumps(document | {"dtype": "float32"}, indent=2, sort_keys=True)
+  (directory / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def run(model: Pretrained, **inputs: Any) -> dict[str, np.ndarray]:
+  """Outputs by transformers' names, float32, for inputs by theirs (`input_ids`, `attention_mask`,
+  `token_type_ids`, ...), arrays or lists `[B, T]`. Compiled once for each shape.
+
+  At padding, on whichever side, outputs mean as little as they do in transformers.
+  """
+  family, config = model.family, model.config
+  checked = checked_inputs(inputs, family.inputs, family.limits(config), family.longest(config))
+  batch = family.batch(config, checked)
+  with jax.default_matmul_precision("float32"):
+    outputs = _forward(family, model.pooling)(model.params, batch)
+  return {name: np.asarray(output) for name, output in outputs.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def _forward(family: Family, pooling: sentence.Pooling | None):
+  compute = Compute(dtype="float32")
+
+  def forward(params, batch):
+    outputs = family.run(params, batch, compute)
+    if pooling is not None:
+      states = outputs["last_hidden_state"]
+      outputs["sentence_embedding"] = pooling(states, batch["attention_mask"])
+    return outputs
+
+  return jax.jit(forward)
+
+
+# What is written anew, or says nothing of a copy.
+_OF_THE_FILE = ("torch_dtype", "dtype", "transformers_version", "_name_or_path", "num_labels")
+
+
+def _entries(family: Family, config: Model, heads: Collection[str], based: bool) -> list[Entry]:
+  """The names of a file; bare models leave out what others put before the names of the body."""
+  entries = [*under(family.base, family.body(config)), *family.head(config, heads)]
+  if based:
+    return entries
+  return [entry._replace(theirs=entry.theirs.removeprefix(family.base)) for entry in entries]
+
+
+def _with_base(name: str, family: Family, based: bool) -> str:
+  return name if based else family.base + name
+
+
+def _tops(heads: Collection[str]) -> set[str]:
+  """The heads that are no part of transformers' bare model."""
+  return set(heads) - {"pooler"}
+
+
+def _architecture_of(family: Family, params: Parameters) -> str:
+  """The class whose heads a model has. Errors: `UserError` where transformers has none."""
+  heads = set(family.heads_of(params))
+  for name, needed in family.architectures.items():
+    if heads == needed or not _tops(heads | needed):
+      return name
+  raise UserError(
+    f"transformers' {family.model_type} has no class with the heads {', '.join(sorted(heads))}."
+  )
+
+
+def _architecture_in(document: dict[str, Any], family: Family, file: Path) -> str:
+  """The class that config.json names; without one, the bare model."""
+  named = document.get("architectures") or [next(reversed(family.architectures))]
+  name = named[0] if isinstance(named, list) and len(named) == 1 else named
+  if not isinstance(name, str) or name not in family.architectures:
+    raise UserError(
+      f"{file} names the architecture {name!r}, which this project does not have for "
+      f"{family.model_type}; it has {', '.join(family.architectures)}."
+    )
+  return name
+
+
+def _modern(name: str) -> str:
+  """The names of today for the parameters of a norm, which were TensorFlow's once."""
+  for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+    name = name.replace(old, new)
+  return name
+
+
+def _drop_what_is_no_parameter(family, config, heads, tensors, entries, where: Path) -> None:
+  """Takes copies of tied tensors, buffers of older releases, and a pooler that the architecture
+  does not have out of `tensors`. Errors: `UserError` for a copy that differs."""
+  names = {name for entry in entries for name in [entry.theirs]}
+  for copy, original in family.copies(config, heads).items():
+    if copy not in tensors:
+      continue
+    array = tensors.pop(copy)
+    same = np.array_equal(tensors.setdefault(original, array), array)
+    if config.tied and not same:
+      raise UserError(
+        f"{copy} and {original} in {where} differ, although config.json ties them; set "
+        "tie_word_embeddings to false there if they are meant to."
+      )
+  for name in [n for n in tensors if n.endswith(family.buffers) and n not in names]:
+    del tensors[name]
+  pooler = [n for n in tensors if n.removeprefix(family.base).startswith("pooler.")]
+  spare = [name for name in pooler if name not in names]
+  for name in spare:
+    del tensors[name]
+  if spare:
+    print(
+      f"note: {spare[0].rpartition('.')[0]} in {where} is left out: no head reads it",
+      file=sys.stderr,
+    )
+
+
+def _labels(heads: Mapping[str, int], kept: Mapping[str, Any]) -> dict[str, Any]:
+  """Names of labels where there are not as many as in the document."""
+  count = next((heads[head] for head in ("classes", "token_classes") if head in heads), None)
+  named = kept.get("id2label")
+  if count is None or count == (len(named) if named else 2):
+    return {}
+  names = [f"LABEL_{i}" for i in range(count)]
+  return {
+    "id2label": {str(i): name for i, name in enumerate(names)},
+    "label2id": {name: i for i, name in enumerate(names)},
+  }
+
+
+if __name__ == "__main__":
+  from plm_jax import cli
+  from plm_jax.export.check import main
+
+  cli.run(main, words=("check", "DIR"))

@@ -1,0 +1,143 @@
+"""Which parameter of ours is which tensor of a published checkpoint, and how the numbers lie in it.
+
+A family's file lists `Entry`s. The names decide the layout: a `kernel` [*inputs, *outputs] of ours
+is a torch Linear's weight [outputs, inputs], or a Conv1D's [inputs, outputs] (GPT-2); everything
+else lies as here, with heads side by side. Layers are one array with a leading axis here and
+tensors of their own there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from plm_jax.errors import UserError
+from plm_jax.train.mesh import path_name
+
+
+class Entry(NamedTuple):
+  """ours: a path such as "blocks/attention/query/kernel". theirs: a name with one "{}" for every
+  leading axis of ours. convolution: the weight is a Conv1D's."""
+
+  ours: str
+  theirs: str
+  convolution: bool = False
+
+
+def linear(ours: str, theirs: str, bias: bool = True, convolution: bool = False) -> list[Entry]:
+  """Kernel and bias of a linear map."""
+  entries = [Entry(f"{ours}/kernel", f"{theirs}.weight", convolution)]
+  return entries + ([Entry(f"{ours}/bias", f"{theirs}.bias")] if bias else [])
+
+
+def norm(ours: str, theirs: str, bias: bool = True) -> list[Entry]:
+  """Gain and bias of a norm."""
+  entries = [Entry(f"{ours}/gain", f"{theirs}.weight")]
+  return entries + ([Entry(f"{ours}/bias", f"{theirs}.bias")] if bias else [])
+
+
+def table(ours: str, theirs: str) -> list[Entry]:
+  return [Entry(f"{ours}/table", f"{theirs}.weight")]
+
+
+def under(prefix: str, entries: Iterable[Entry]) -> list[Entry]:
+  """The entries with `prefix` before their names."""
+  return [entry._replace(theirs=prefix + entry.theirs) for entry in entries]
+
+
+def to_ours(entries: list[Entry], model: Any, tensors: Mapping[str, np.ndarray], where: str) -> Any:
+  """The model's parameters from a checkpoint's tensors, as float32.
+
+  model: real or abstract, for its paths and shapes. tensors: exactly those that the entries name.
+  Errors: `UserError` naming what is missing, what is left over and what has another shape.
+  """
+  leaves, tree = jax.tree_util.tree_flatten_with_path(model)
+  shapes = {path_name(path): leaf.shape for path, leaf in leaves}
+  by_path = _by_path(entries, shapes)
+  names = {path: _names(entry, shapes[path]) for path, entry in by_path.items()}
+  expected = {
+    name: _their_shape(by_path[path], shapes[path]) for path in names for name in names[path].flat
+  }
+  _refuse_misfits(expected, tensors, where)
+  arrays = {
+    path: _stacked(by_path[path], [tensors[name] for name in names[path].flat], shapes[path])
+    for path in names
+  }
+  return jax.tree.unflatten(tree, [arrays[path] for path in shapes])
+
+
+def to_theirs(entries: list[Entry], model: Any) -> dict[str, np.ndarray]:
+  """{name: float32 array} of all parameters of a model; the inverse of `to_ours`, bit for bit."""
+  arrays = {
+    path_name(path): np.asarray(leaf, np.float32)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model)
+  }
+  tensors = {}
+  for path, entry in _by_path(entries, {path: a.shape for path, a in arrays.items()}).items():
+    names = _names(entry, arrays[path].shape)
+    single = arrays[path].reshape(names.size, *arrays[path].shape[names.ndim :])
+    shape = _their_shape(entry, arrays[path].shape)
+    for name, array in zip(names.flat, single, strict=True):
+      if path.endswith("/kernel") and not entry.convolution:
+        array = array.reshape(shape[::-1]).T
+      tensors[name] = array.reshape(shape)
+  return tensors
+
+
+def _by_path(entries: list[Entry], shapes: Mapping[str, tuple]) -> dict[str, Entry]:
+  by_path = {entry.ours: entry for entry in entries}
+  unnamed = shapes.keys() ^ by_path.keys()
+  assert not unnamed, f"the family's table and the model differ in {sorted(unnamed)}"
+  return by_path
+
+
+def _names(entry: Entry, shape: tuple[int, ...]) -> np.ndarray:
+  """The names of an entry's tensors, with one axis for each leading axis of ours."""
+  leading = shape[: entry.theirs.count("{}")]
+  names = [entry.theirs.format(*index) for index in itertools.product(*map(range, leading))]
+  return np.array(names, object).reshape(leading)
+
+
+def _their_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
+  shape = shape[entry.theirs.count("{}") :]
+  *_, layer, kind = entry.ours.split("/")
+  if kind == "bias":
+    return (math.prod(shape),)
+  if kind != "kernel":
+    return shape
+  inputs = 2 if layer == "output" else 1  # attention's output contracts heads and their width
+  sizes = math.prod(shape[:inputs]), math.prod(shape[inputs:])
+  return sizes if entry.convolution else sizes[::-1]
+
+
+def _stacked(entry: Entry, arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+  if entry.ours.endswith("/kernel") and not entry.convolution:
+    arrays = [array.T for array in arrays]
+  single = shape[entry.theirs.count("{}") :]
+  rows = [np.asarray(array, np.float32).reshape(single) for array in arrays]
+  return np.stack(rows).reshape(shape)
+
+
+def _refuse_misfits(expected: dict[str, tuple], tensors: Mapping, where: str) -> None:
+  wrong = [f"{name} is missing" for name in expected if name not in tensors]
+  wrong += [
+    f"{name} has no place in the model" for name in sorted(tensors.keys() - expected.keys())
+  ]
+  wrong += [
+    f"{name} has the shape {list(tensors[name].shape)} and config.json asks for {list(shape)}"
+    for name, shape in expected.items()
+    if name in tensors and tensors[name].shape != shape
+  ]
+  wrong += [
+    f"{name} holds {tensors[name].dtype}, which are no weights"
+    for name in expected
+    if name in tensors and tensors[name].dtype.kind not in "fV"
+  ]
+  if wrong:
+    more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    raise UserError(f"the weights in {where} do not fit: {'; '.join(wrong[:5])}{more}.")

@@ -1,0 +1,137 @@
+"""A checkpoint's `config.json`, of which every entry is either read, or known to change nothing, or
+refused by name.
+
+Source: transformers 5.23, configuration_utils.py and the families' configuration files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, TypeVar
+
+from plm_jax.errors import UserError
+
+T = TypeVar("T")
+
+# What describes a checkpoint, or how text is made with it, and no number of a forward pass.
+_SILENT = """
+architectures model_type transformers_version torch_dtype dtype _name_or_path name_or_path id2label
+label2id num_labels _num_labels problem_type use_cache return_dict torchscript output_hidden_states
+output_attentions output_past gradient_checkpointing chunk_size_feed_forward pad_token_id
+bos_token_id eos_token_id sep_token_id cls_token_id mask_token_id unk_token_id
+decoder_start_token_id forced_bos_token_id forced_eos_token_id begin_suppress_tokens
+suppress_tokens bad_words_ids task_specific_params tokenizer_class prefix finetuning_task language
+_attn_implementation attn_implementation _attn_implementation_autoset tf_legacy_loss max_length
+min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k
+top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_return_sequences
+encoder_no_repeat_ngram_size output_scores return_dict_in_generate remove_invalid_values
+exponential_decay_length_penalty
+"""
+SILENT = frozenset(_SILENT.split())
+# What would change numbers if it were set to anything else.
+PLAIN = {
+  "pruned_heads": ({}, None),
+  "use_bfloat16": (False,),
+  "is_decoder": (False,),
+  "add_cross_attention": (False,),
+  "cross_attention_hidden_size": (None,),
+  "position_embedding_type": ("absolute", None),
+}
+# transformers' names for the activations of ours; those of one formula share a name here.
+ACTIVATIONS = {
+  "gelu": "gelu_erf",
+  "gelu_python": "gelu_erf",
+  "gelu_new": "gelu_tanh",
+  "gelu_fast": "gelu_tanh",
+  "gelu_accurate": "gelu_tanh",
+  "gelu_pytorch_tanh": "gelu_tanh",
+  "gelu_python_tanh": "gelu_tanh",
+  "gelu_10": "gelu_10",
+  "quick_gelu": "quick_gelu",
+  "relu": "relu",
+  "relu2": "relu_squared",
+  "relu6": "relu6",
+  "leaky_relu": "leaky_relu",
+  "silu": "silu",
+  "swish": "silu",
+  "hardswish": "hard_swish",
+  "mish": "mish",
+  "tanh": "tanh",
+  "sigmoid": "sigmoid",
+  "linear": "identity",
+  "laplace": "laplace",
+  "sqrtsoftplus": "sqrt_softplus",
+}
+
+
+class Options:
+  """The entries of one config.json; `finish` refuses those that nothing has asked for."""
+
+  def __init__(self, document: dict[str, Any], where: str):
+    self.document, self.where = document, where
+    self._taken: set[str] = set()
+
+  def take(self, name: str, default: T) -> T:
+    """The entry, or transformers' default where it is not given. Errors: `UserError` for a value of
+    another type than the default's."""
+    self._taken.add(name)
+    value = self.document.get(name, default)
+    if default is None or (value is None and name not in self.document):
+      return value
+    if isinstance(default, float) and type(value) is int:
+      value = float(value)
+    if type(value) is not type(default):
+      raise UserError(
+        f"{self.where} sets {name}={value!r}; expected {_a_kind(default)} such as {default!r}."
+      )
+    return value
+
+  def fixed(self, name: str, *accepted: Any) -> None:
+    """Refuses any other value than those accepted; the first is transformers' default."""
+    self._taken.add(name)
+    value = self.document.get(name, accepted[0])
+    if value not in accepted:
+      raise UserError(
+        f"{self.where} sets {name}={value!r}, which this project does not support; it has "
+        f"{name}={accepted[0]!r}."
+      )
+
+  def activation(self, name: str, default: str) -> str:
+    """Our name for an activation."""
+    given = self.take(name, default)
+    if given not in ACTIVATIONS:
+      raise UserError(
+        f"{self.where} sets {name}={given!r}, which this project does not support; it has "
+        f"{', '.join(ACTIVATIONS)}."
+      )
+    return ACTIVATIONS[given]
+
+  def labels(self) -> int:
+    """How many labels a classification has."""
+    names, count = self.document.get("id2label"), self.document.get("num_labels")
+    if not isinstance(names, dict | None) or not isinstance(count, int | None):
+      raise UserError(f"{self.where} has id2label or num_labels of another kind than expected.")
+    return count or len(names or {}) or 2
+
+  def finish(self, also_silent: Collection[str] = ()) -> None:
+    """Errors: `UserError` naming an entry that was not taken and is not known to be silent."""
+    for name, accepted in PLAIN.items():
+      if name in self.document and name not in self._taken:
+        self.fixed(name, *accepted)
+    unknown = self.document.keys() - self._taken - SILENT - set(also_silent)
+    if unknown:
+      name = min(unknown)
+      raise UserError(
+        f"{self.where} sets {name}={self.document[name]!r}, which this project does not know; a "
+        "model that ignored it might compute something else."
+      )
+
+
+def activation_name(ours: str) -> str:
+  """transformers' name for an activation of ours."""
+  return next(theirs for theirs, name in ACTIVATIONS.items() if name == ours)
+
+
+def _a_kind(value: Any) -> str:
+  kinds: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number"}
+  return kinds.get(type(value), "a text")

@@ -1,0 +1,129 @@
+"""Sentence-BERT's directories: an encoder, and beside it how its states become one vector.
+
+Source: sentence-transformers, models/Pooling.py and SentenceTransformer.py (modules.json). Reimers
+and Gurevych 2019, section 3.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from plm_jax.errors import UserError
+from plm_jax.export.tensors import read_json
+
+MODULES = "modules.json"
+KIND = "sentence_transformers.models."
+# Their switch -> our name, in the order in which the vectors are put side by side.
+MODES = {
+  "pooling_mode_cls_token": "cls",
+  "pooling_mode_max_tokens": "max",
+  "pooling_mode_mean_tokens": "mean",
+  "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+}
+ENCODER_FILE = "sentence_bert_config.json"
+
+
+class Pooling(NamedTuple):
+  """modes: of `MODES`, several of them are concatenated. normalize: to length 1. length: at which
+  texts are cut; None is the encoder's positions. lowercase: of texts before the tokenizer."""
+
+  modes: tuple[str, ...] = ("mean",)
+  normalize: bool = False
+  length: int | None = None
+  lowercase: bool = False
+
+  def __call__(self, hidden_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
+    """float32 `[B, D * modes]`."""
+    real_BT1 = mask_BT.astype(jnp.float32)[..., None]
+    sum_BD, count_B1 = (hidden_BTD * real_BT1).sum(axis=1), jnp.maximum(real_BT1.sum(axis=1), 1e-9)
+    vectors = {
+      "cls": hidden_BTD[:, 0],
+      "max": jnp.where(real_BT1 > 0, hidden_BTD, -1e9).max(axis=1),
+      "mean": sum_BD / count_B1,
+      "mean_sqrt_len_tokens": sum_BD / jnp.sqrt(count_B1),
+    }
+    vector = jnp.concatenate([vectors[mode] for mode in self.modes], axis=-1)
+    if self.normalize:
+      vector /= jnp.maximum(jnp.linalg.norm(vector, axis=-1, keepdims=True), 1e-12)
+    return vector
+
+
+def is_sentence_encoder(directory: Path) -> bool:
+  return (directory / MODULES).is_file()
+
+
+def body_of(directory: Path) -> Path:
+  """Where the encoder's own files are. Errors: `UserError` for modules other than an encoder, a
+  pooling and a normalisation."""
+  return directory / _modules(directory)[0]["path"] if is_sentence_encoder(directory) else directory
+
+
+def read_pooling(directory: Path, width: int) -> Pooling:
+  modules = _modules(directory)
+  modes, normalize = (), False
+  for module in modules[1:]:
+    if module["type"] == "Normalize":
+      normalize = True
+    else:
+      modes = _modes(directory / module["path"] / "config.json", width)
+  file = body_of(directory) / ENCODER_FILE
+  own = read_json(file) if file.is_file() else {}
+  return Pooling(modes, normalize, own.get("max_seq_length"), bool(own.get("do_lower_case")))
+
+
+def write_pooling(directory: Path, pooling: Pooling, width: int) -> None:
+  """The files beside the encoder's, which are in `directory` itself."""
+  modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
+  modules += [("Normalize", "2_Normalize")] if pooling.normalize else []
+  listed = [
+    {"idx": i, "name": str(i), "path": path, "type": KIND + kind}
+    for i, (kind, path) in enumerate(modules)
+  ]
+  (directory / MODULES).write_text(json.dumps(listed, indent=2))
+  (directory / "1_Pooling").mkdir()
+  switches = {switch: mode in pooling.modes for switch, mode in MODES.items()}
+  options = {"word_embedding_dimension": width, **switches}
+  (directory / "1_Pooling" / "config.json").write_text(json.dumps(options, indent=2))
+  own = {"max_seq_length": pooling.length, "do_lower_case": pooling.lowercase}
+  (directory / ENCODER_FILE).write_text(json.dumps(own, indent=2))
+
+
+def _modules(directory: Path) -> list[dict[str, str]]:
+  file = directory / MODULES
+  try:
+    listed = json.loads(file.read_text())
+    modules = [{"type": m["type"], "path": m["path"]} for m in listed]
+    kinds = [module["type"].rpartition(".")[2] for module in modules]
+  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    raise UserError(f"{file} cannot be read: {error}.") from None
+  if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    raise UserError(
+      f"{file} lists {', '.join(kinds)}; this project has Transformer, Pooling and Normalize, in "
+      "this order."
+    )
+  for module in modules:
+    if Path(module["path"]).is_absolute() or ".." in Path(module["path"]).parts:
+      raise UserError(f"{file} names {module['path']!r}, which is not within its directory.")
+  return [module | {"type": kind} for module, kind in zip(modules, kinds)]
+
+
+def _modes(file: Path, width: int) -> tuple[str, ...]:
+  options = read_json(file)
+  given = options.pop("pooling_mode", None)  # newer files name the mode instead of switching it on
+  on = {name for name, value in options.items() if name.startswith("pooling_mode") and value}
+  chosen = [mode for switch, mode in MODES.items() if switch in on or mode == given]
+  unknown = sorted(on - MODES.keys()) or ([given] if given not in (None, *MODES.values()) else [])
+  if unknown or not chosen:
+    raise UserError(
+      f"{file} sets {unknown[0] if unknown else 'no pooling'}; there is {list(MODES)}."
+    )
+  if options.get("word_embedding_dimension", width) != width:
+    raise UserError(f"{file} pools {options['word_embedding_dimension']} numbers, not {width}.")
+  if options.get("include_prompt") is False:
+    raise UserError(f"{file} sets include_prompt=false, which this project does not support.")
+  return tuple(chosen)
