@@ -1,0 +1,75 @@
+"""How texts are generated, as opposed to by what and from what."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+
+from plm_jax.decode import logits
+from plm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+  """Greedy search by default.
+
+  temperature: 0 takes the most probable token; above 0 one is drawn. top_k, top_p: of which tokens
+    one is drawn; 0 and 1 are all. beams: above 1 the most probable text is searched for by so many
+    at a time, texts being compared by (sum of log p) / length^length_penalty.
+  repetition_penalty: see `logits.repetition_penalty`; of the prompt's tokens and the text's.
+  min_length, max_length: new tokens; the token that ends a text is not counted.
+  """
+
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  beams: int = 1
+  length_penalty: float = 1.0
+  repetition_penalty: float = 1.0
+  min_length: int = 0
+  max_length: int = 64
+
+  def __post_init__(self):
+    if not 0 <= self.temperature < math.inf:
+      raise UserError(f"temperature={self.temperature} must be at least 0, and finite")
+    if self.top_k < 0 or not 0 < self.top_p <= 1:
+      raise UserError(
+        f"top_k={self.top_k} must be at least 0, and top_p={self.top_p} above 0 and at most 1"
+      )
+    if self.temperature == 0 and (self.top_k or self.top_p < 1):
+      raise UserError("top_k and top_p are read where tokens are drawn; give a temperature above 0")
+    if self.beams < 1 or not math.isfinite(self.length_penalty):
+      raise UserError(
+        f"beams={self.beams} must be at least 1, and length_penalty={self.length_penalty} finite"
+      )
+    if self.beams > 1 and self.temperature:
+      raise UserError(
+        f"beams={self.beams} search for the most probable text and temperature={self.temperature} "
+        "draws one; choose one of them"
+      )
+    if self.beams == 1 and self.length_penalty != 1:
+      raise UserError("length_penalty compares the texts of a beam search; give beams above 1")
+    if not 0 < self.repetition_penalty < math.inf:
+      raise UserError(
+        f"repetition_penalty={self.repetition_penalty} must be above 0 and finite; 1 is none"
+      )
+    if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
+      raise UserError(
+        f"min_length={self.min_length} must be at least 0 and at most max_length="
+        f"{self.max_length}, and that at least 1"
+      )
+
+  def applied(self, logits_BV: jax.Array, seen_BV, ends_E, step) -> jax.Array:
+    """The scores after penalty and minimum length, which every kind of search takes."""
+    if self.repetition_penalty != 1:
+      logits_BV = logits.repetition_penalty(logits_BV, seen_BV, self.repetition_penalty)
+    if self.min_length:
+      logits_BV = logits.not_yet(logits_BV, ends_E, step < self.min_length)
+    return logits_BV
+
+  def drawn_from(self, logits_BV: jax.Array) -> jax.Array:
+    """The scores of the distribution that a token is drawn from."""
+    logits_BV = logits.temperature(logits_BV, self.temperature)
+    return logits.top_p(logits.top_k(logits_BV, self.top_k), self.top_p)

@@ -1,0 +1,128 @@
+"""Greedy search and sampling: one token after the other, in a loop under one jit.
+
+    state = begin(generator, batch, prompt_BT, keys_B, rules, ends_E)
+    state = advance(generator, state, rules, ends_E, stop)
+
+`advance` goes on until `stop` tokens are there, or all rows have ended, so that a terminal can show
+a text while it grows, with one compilation. A row's text is a function of its prompt and its key,
+whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from plm_jax.decode.generator import Generator
+from plm_jax.decode.rules import Rules
+from plm_jax.models.cache import Cache
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+  """ids_BL: the new tokens, `max_length` columns, the end among them where it came. length_B: new
+  tokens so far, the end not counted. limit_B: how many there may be. log_p_B: their sum, the end's
+  included, under the scores before any temperature. seen_BV: bool, which tokens a row has had; None
+  without a penalty for it. The last token is not in the cache yet."""
+
+  ids_BL: jax.Array
+  length_B: jax.Array
+  limit_B: jax.Array
+  done_B: jax.Array
+  log_p_B: jax.Array
+  step: jax.Array
+  keys_B: jax.Array
+  seen_BV: jax.Array | None
+  cache: Cache
+
+
+def begin(
+  generator: Generator,
+  batch: dict,
+  prompt_BT: jax.Array,
+  limit_B: jax.Array,
+  keys_B: jax.Array,
+  rules: Rules,
+  ends_E: jax.Array,
+) -> State:
+  """Reads the prompts and chooses the first token of each.
+
+  batch: as `Generator.start` takes it. prompt_BT: int, padded on the left; for encoder-decoders the
+  beginning of the target. limit_B: new tokens that a row has room for. ends_E: the tokens that end
+  a text.
+  """
+  rows, width = prompt_BT.shape
+  cache = generator.start(batch, width + rules.max_length)
+  logits_BV, cache = generator.extend(prompt_BT, cache)
+  seen_BV = seen_tokens(prompt_BT, batch["pad"], logits_BV.shape[-1], rules)
+  state = State(
+    ids_BL=jnp.zeros((rows, rules.max_length), jnp.int32),
+    length_B=jnp.zeros(rows, jnp.int32),
+    limit_B=jnp.minimum(limit_B, rules.max_length),
+    done_B=jnp.minimum(limit_B, rules.max_length) < 1,
+    log_p_B=jnp.zeros(rows),
+    step=jnp.zeros((), jnp.int32),
+    keys_B=keys_B,
+    seen_BV=seen_BV,
+    cache=cache,
+  )
+  return _chosen(state, logits_BV, rules, ends_E)
+
+
+def advance(
+  generator: Generator, state: State, rules: Rules, ends_E: jax.Array, stop: jax.Array
+) -> State:
+  """The state when `stop` tokens are there or all rows have ended."""
+
+  def goes_on(state):
+    return (state.step < jnp.minimum(stop, rules.max_length)) & ~state.done_B.all()
+
+  def one_more(state):
+    last_B1 = jax.lax.dynamic_slice_in_dim(state.ids_BL, state.step - 1, 1, axis=1)
+    logits_BV, cache = generator.extend(last_B1, state.cache)
+    return _chosen(dataclasses.replace(state, cache=cache), logits_BV, rules, ends_E)
+
+  return jax.lax.while_loop(goes_on, one_more, state)
+
+
+def _chosen(state: State, logits_BV: jax.Array, rules: Rules, ends_E: jax.Array) -> State:
+  """The state with a token more in every row that has not ended."""
+  logits_BV = rules.applied(logits_BV, state.seen_BV, ends_E, state.step)
+  if rules.temperature:
+    keys_B = jax.vmap(jax.random.fold_in, (0, None))(state.keys_B, state.step)
+    token_B = jax.vmap(jax.random.categorical)(keys_B, rules.drawn_from(logits_BV))
+  else:
+    token_B = logits_BV.argmax(axis=-1)
+  token_B = token_B.astype(jnp.int32)
+  row = jnp.arange(len(token_B))
+  log_p_B = jax.nn.log_softmax(logits_BV)[row, token_B]
+  going_B = ~state.done_B
+  ended_B = jnp.isin(token_B, ends_E)
+  length_B = state.length_B + (going_B & ~ended_B)
+  ids_BL = jax.lax.dynamic_update_slice_in_dim(
+    state.ids_BL, jnp.where(going_B, token_B, 0)[:, None], state.step, axis=1
+  )
+  seen_BV = state.seen_BV
+  return dataclasses.replace(
+    state,
+    ids_BL=ids_BL,
+    length_B=length_B,
+    done_B=state.done_B | ended_B | (length_B >= state.limit_B),
+    log_p_B=state.log_p_B + jnp.where(going_B, log_p_B, 0.0),
+    step=state.step + 1,
+    seen_BV=None if seen_BV is None else seen_BV.at[row, token_B].set(True),
+  )
+
+
+def seen_tokens(
+  prompt_BT: jax.Array, pad_B: jax.Array, vocabulary: int, rules: Rules
+) -> jax.Array | None:
+  """bool `[B, V]`: the tokens of the prompts, padding not counted; None where nobody asks."""
+  if rules.repetition_penalty == 1:
+    return None
+  real_BT = jnp.arange(prompt_BT.shape[1]) >= pad_B[:, None]
+  row = jnp.arange(len(prompt_BT))[:, None]
+  return jnp.zeros((len(prompt_BT), vocabulary), bool).at[row, prompt_BT].max(real_BT)

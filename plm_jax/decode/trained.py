@@ -1,0 +1,42 @@
+"""A run's newest parameters, without the text that they were trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from plm_jax.data.tokenizers import Tokenizer
+from plm_jax.models.compute import Compute
+from plm_jax.train.checkpoint import restore_parameters
+from plm_jax.train.start import Source, continued_from
+
+
+class Trained(NamedTuple):
+  source: Source
+  params: Any
+  step: int  # of the checkpoint
+
+  @property
+  def config(self):
+    """The model that fine-tuning and evaluation take: of ELECTRA the discriminator."""
+    return self.source.experiment.model.encoder
+
+  @property
+  def tokenizer(self) -> Tokenizer:
+    return self.source.tokenizer
+
+  @property
+  def compute(self) -> Compute:
+    return self.source.experiment.compute
+
+
+def load(path: str | Path) -> Trained:
+  """The newest good checkpoint in a run's directory, on one device. Errors: `UserError` where there
+  is none."""
+  source = continued_from(path)
+  with jax.default_device(jax.local_devices()[0]):
+    fresh = jax.jit(source.experiment.init_parameters)(jax.random.key(0))
+  restored = restore_parameters(source.path, fresh)
+  return Trained(source, restored.params, int(restored.folder.name))

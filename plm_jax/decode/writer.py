@@ -1,0 +1,193 @@
+"""Prompts to texts: batches of like length, padded on the left; one compilation serves many."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from plm_jax.data.segments import frame
+from plm_jax.data.tokenizers import Tokenizer, Vocab
+from plm_jax.decode import beam, sampling
+from plm_jax.decode.rules import Rules
+from plm_jax.decode.trained import Trained
+from plm_jax.errors import UserError
+from plm_jax.models.compute import Compute
+
+ROWS = 32  # per batch at most
+_TOKENS = 8  # between two looks at a text that grows in a terminal
+
+
+class Written(NamedTuple):
+  """A text: its new tokens, the end left out, and log p of all of them or, of a beam search, the
+  score by which it was chosen."""
+
+  ids: list[int]
+  score: float
+
+
+class Task(NamedTuple):
+  """What one text is generated from. prompt: what the model has read, or for encoder-decoders what
+  the target begins with. source: what encoder-decoders read."""
+
+  prompt: list[int]
+  source: list[int] | None = None
+
+
+def tasks(trained: Trained, texts: list[str]) -> list[Task]:
+  """One for every text, with the special tokens that the model knows texts with.
+
+  Errors: `UserError` for a model that writes nothing, a text longer than its positions, and ids
+  that it does not have.
+  """
+  model, config, vocab = trained.params.encoder(), trained.config, trained.tokenizer.vocab
+  if not hasattr(model, "generator"):
+    raise UserError(
+      f"{trained.source.path} holds a {type(config).__name__}, which fills blanks and does not "
+      "write; take python -m plm_jax.fill_mask, or give a GPT, a LLaMA or an encoder-decoder"
+    )
+  found = []
+  for number, ids in enumerate(trained.tokenizer.encode_batch(texts), 1):
+    if hasattr(config, "source_ids"):
+      task = Task(config.decoder_start(vocab), config.source_ids(ids.tolist(), vocab))
+    else:
+      task = Task([frame(vocab)[0], *ids.tolist()])
+    check_ids(task.source or task.prompt, config, number)
+    found.append(task)
+  return found
+
+
+def check_ids(ids: list[int], config, number: int = 1) -> None:
+  """Errors: `UserError` if the model cannot read the ids and write a token more."""
+  if len(ids) >= config.positions:
+    raise UserError(
+      f"prompt {number} has {len(ids)} tokens, its beginning included, and the model reads and "
+      f"writes {config.positions} at most; shorten it"
+    )
+  wrong = [i for i in ids if not 0 <= i < config.vocab_size]
+  if wrong:
+    raise UserError(
+      f"prompt {number} has the token id {wrong[0]}, and the model's ids end at "
+      f"{config.vocab_size - 1}; take the tokenizer that it was trained with"
+    )
+
+
+def ends(vocab: Vocab, causal: bool) -> np.ndarray:
+  """int `[E]`: the tokens that end a text; for causal models the beginning of the next one too."""
+  tokens = (vocab.sep, vocab.eos, *((vocab.cls, vocab.bos) if causal else ()))
+  return np.array(sorted({t for t in tokens if t is not None}), np.int32)
+
+
+def write(
+  trained: Trained,
+  of: list[Task],
+  rules: Rules,
+  *,
+  samples: int = 1,
+  seed: int = 0,
+  watch: Callable[[list[int]], None] | None = None,
+) -> list[list[Written]]:
+  """`samples` texts for every task: drawn ones, or the best of a beam search, best first.
+
+  A drawn text depends on the seed, its task's number and its own, and on nothing else. watch: is
+  given the tokens so far while a single text grows.
+  """
+  if samples > 1 and not rules.temperature and samples > rules.beams:
+    raise UserError(
+      f"samples={samples} texts were asked for, and {rules.beams} beam(s) find {rules.beams}; give "
+      "a temperature above 0, or as many beams"
+    )
+  each = samples if rules.temperature else 1
+  jobs = [(n, s) for n in range(len(of)) for s in range(each)]
+  found: dict[int, list[Written]] = {n: [] for n in range(len(of))}
+  for batch in batches(jobs, [(len(t.prompt), len(t.source or ())) for t in of]):
+    for (number, _), texts in zip(batch, _write(trained, of, batch, rules, seed, watch)):
+      found[number] += texts[:samples]
+  return list(found.values())
+
+
+def batches(jobs: list, lengths: list[tuple[int, int]]) -> Iterator[list]:
+  """Jobs of like length together, at most `ROWS` of them; the samples of a task in their order."""
+  like: dict = {}
+  for job in jobs:
+    like.setdefault(tuple(map(bucket, lengths[job[0]])), []).append(job)
+  for group in like.values():
+    for first in range(0, len(group), ROWS):
+      yield group[first : first + ROWS]
+
+
+def bucket(length: int, least: int = 8) -> int:
+  """The power of two, at least `least`, that holds so many."""
+  return max(least, 1 << (length - 1).bit_length()) if length else 0
+
+
+def _write(trained: Trained, of, jobs, rules: Rules, seed: int, watch) -> list[list[Written]]:
+  """The texts of each job of a batch."""
+  rows = bucket(len(jobs), 1)
+  filled = [*jobs, *[jobs[-1]] * (rows - len(jobs))]
+  causal = of[jobs[0][0]].source is None
+  # What targets begin with is a token or two, alike for all.
+  prompt_BT, pad_B = padded([of[n].prompt for n, _ in filled], left=True, least=8 if causal else 1)
+  batch = {"pad": pad_B}
+  if not causal:
+    ids_BS, pad = padded([of[n].source for n, _ in filled], left=False)
+    batch |= {"input_ids": ids_BS, "length": (ids_BS.shape[1] - pad).astype(np.int32)}
+  limit_B = trained.config.positions - (prompt_BT.shape[1] - pad_B)
+  ends_E = ends(trained.tokenizer.vocab, causal)
+  model, compute = trained.params.encoder(), trained.compute
+  if rules.beams > 1:
+    found = jax.device_get(_search(model, batch, prompt_BT, limit_B, ends_E, compute, rules))
+    return [
+      [Written(ids[:n].tolist(), float(score)) for ids, n, score in zip(*texts)]
+      for texts in list(zip(*found))[: len(jobs)]
+    ]
+  numbers = np.array(filled, np.uint32)
+  state = _begin(model, batch, prompt_BT, limit_B, seed, numbers, ends_E, compute, rules)
+  for stop in range(_TOKENS, rules.max_length, _TOKENS) if watch else ():
+    state = _advance(model, state, ends_E, stop, compute, rules)
+    watch(state.ids_BL[0, : int(state.length_B[0])].tolist())
+    if state.done_B.all():
+      break
+  state = _advance(model, state, ends_E, rules.max_length, compute, rules)
+  ids, lengths, scores = jax.device_get((state.ids_BL, state.length_B, state.log_p_B))
+  return [[Written(ids[r, : lengths[r]].tolist(), float(scores[r]))] for r in range(len(jobs))]
+
+
+def padded(rows: list[list[int]], left: bool, least: int = 8) -> tuple[np.ndarray, np.ndarray]:
+  """int32 `[B, T]`, T the bucket of the longest, and how many columns of each are padding."""
+  width = bucket(max(map(len, rows)), least)
+  ids = np.zeros((len(rows), width), np.int32)
+  for row, tokens in enumerate(rows):
+    at = slice(width - len(tokens), None) if left else slice(len(tokens))
+    ids[row, at] = tokens
+  return ids, np.array([width - len(tokens) for tokens in rows], np.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("compute", "rules"))
+def _begin(model, batch, prompt, limit, seed, numbers_B2, ends_E, compute: Compute, rules: Rules):
+  key = jax.random.key(seed)
+  fold = jax.random.fold_in
+  keys_B = jax.vmap(lambda number: fold(fold(key, number[0]), number[1]))(numbers_B2)
+  return sampling.begin(model.generator(compute), batch, prompt, limit, keys_B, rules, ends_E)
+
+
+@functools.partial(jax.jit, static_argnames=("compute", "rules"), donate_argnames="state")
+def _advance(model, state, ends_E, stop, compute: Compute, rules: Rules):
+  return sampling.advance(model.generator(compute), state, rules, ends_E, stop)
+
+
+@functools.partial(jax.jit, static_argnames=("compute", "rules"))
+def _search(model, batch, prompt, limit, ends_E, compute: Compute, rules: Rules):
+  return beam.search(model.generator(compute), batch, prompt, limit, rules, ends_E)
+
+
+def continuation(tokenizer: Tokenizer, task: Task, ids: list[int]) -> str:
+  """The text of new tokens as it goes on from its prompt, with the space that is between them."""
+  if task.source is not None:
+    return tokenizer.decode(ids)
+  before = tokenizer.decode(task.prompt)
+  whole = tokenizer.decode([*task.prompt, *ids])
+  return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(ids)
