@@ -96,7 +96,7 @@ def pretrain(experiment: Experiment, record: dict, workdir: Workdir, cache: Path
     print(report.results(results))
     print(report.fillers(state.params, experiment, prepared))
     report.draw_curves(results, workdir)
-    print(report.goodbye(workdir.path))
+    print(report.goodbye(workdir.path, experiment))
 
 
 def batches_of(experiment: Experiment, prepared: Prepared) -> tuple[Batches, Batches]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from plm_jax.experiment import Experiment, Schedule
-from plm_jax.models.bert import Bert
+from plm_jax.models.model import Model
 from plm_jax.tasks.classification import Classification
 from plm_jax.tasks.labelled_text import LabelledText
 from plm_jax.train.optim import AdamW
@@ -22,17 +22,18 @@ BATCH = 32
 
 
 def recipe(
-  model: Bert, data: LabelledText, *, classes: int, examples: int, peak: float = 1e-3
+  model: Model, data: LabelledText, *, classes: int, examples: int, peak: float = 1e-3
 ) -> Experiment:
   """Both arms' experiment: they differ in the parameters that they start from and in nothing else.
 
   examples: how many labelled examples there are; few are seen more often.
   """
-  classifier = "mean" if "pooler" in model.classifier else model.classifier
+  if "pooler" in getattr(model, "classifier", ""):  # a decoder reads its last token
+    model = replace(model, classifier="mean")
   epochs = 2 if examples > 2000 else 4
   steps = max(1, epochs * examples // BATCH)
   return Experiment(
-    model=replace(model, classifier=classifier, dropout=0.1, attention_dropout=0.1),
+    model=replace(model, dropout=0.1, attention_dropout=0.1),
     objectives=(Classification(labels=classes),),
     data=data,
     optim=AdamW(peak=peak, warmup=max(1, steps // 10)),

@@ -60,10 +60,11 @@ def tiny(budget: Budget = "small") -> Experiment:
   return replace(
     experiment,
     model=replace(
-      experiment.model, positions=256, dropout=0.0, attention_dropout=0.0, initializer_range=0.05
+      experiment.model, positions=128, dropout=0.0, attention_dropout=0.0, initializer_range=0.05
     ),
+    data=replace(experiment.data, length=128),  # a text can be no longer than what was trained
     optim=AdamW(peak=2e-3, warmup=100, b2=0.98, schedule="wsd"),
-    global_batch=16,
+    global_batch=8,
     steps=1_500,
     schedule=Schedule(log=20, evaluate=300, evaluation_rows=512, save=300),
   )

@@ -12,6 +12,8 @@ number, and a hash of each set, so that a report compares only what was measured
     pseudo_perplexity     exp of the mean of -log p(token | all others), one token masked at a time,
               in the same rows (Salazar et al. 2020)
     clm_*     the same rows for left-to-right models, which have no mlm_*
+    seq2seq_* for encoder-decoders, the run's own sources and targets without label smoothing: arms
+              with other objectives were measured on other sets
     nsp_*     pairs of BERT's code, as many random as consecutive ones; chunks of one sentence,
               which are always random, among them
     sop_*     consecutive pairs, every other one swapped
@@ -48,7 +50,8 @@ from plm_jax.models.compute import Compute
 from plm_jax.objectives import baselines
 from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
-from plm_jax.objectives.objective import cross_entropy
+from plm_jax.objectives.objective import cross_entropy, token_log_p
+from plm_jax.objectives.seq2seq import Seq2Seq
 from plm_jax.train.allocator import keep_freed_memory
 from plm_jax.train.checkpoint import restore_parameters
 from plm_jax.train.start import Source, continued_from, keep_compilations, versions
@@ -190,7 +193,10 @@ def fingerprint(batches: list[dict]) -> str:
 
 
 def held_out(trained: Trained, found: Scores) -> None:
-  """mlm_* and pseudo_perplexity, or clm_*."""
+  """mlm_* and pseudo_perplexity, or clm_*, or seq2seq_*."""
+  for objective in trained.source.experiment.objectives:
+    if isinstance(objective, Seq2Seq):
+      return sequences(trained, objective, found)
   if trained.causal:
     batches = rows(trained, (CLM(),))
     terms = mean_terms(trained.params.encoder(), batches, CLM(), trained.compute)
@@ -212,6 +218,19 @@ def held_out(trained: Trained, found: Scores) -> None:
   plain = rows(trained, ())
   log_p = one_at_a_time(model, plain, trained)
   found.add("pseudo", {"perplexity": math.exp(-log_p.mean())}, len(log_p), plain)
+
+
+def sequences(trained: Trained, objective: Seq2Seq, found: Scores) -> None:
+  """seq2seq_* of the run's own sources and targets."""
+  objective = dataclasses.replace(objective, label_smoothing=0.0, z_loss=0.0)
+  corpus = dataclasses.replace(trained.source.experiment.data, workers=0)
+  batches = Batches(
+    trained.prepared.valid, corpus, (objective,), trained.vocab, seed=0, global_batch=trained.rows
+  ).evaluation(trained.most)
+  terms = mean_terms(trained.params, batches, objective, trained.compute)
+  loss, count = terms["loss"]
+  scores = {"loss": loss, "perplexity": math.exp(loss), "accuracy": terms["accuracy"][0]}
+  found.add("seq2seq", scores, int(count), batches)
 
 
 def rows(trained: Trained, objectives: tuple) -> list[dict[str, np.ndarray]]:
@@ -443,23 +462,27 @@ def pseudo_log_likelihood(model, part: dict, trained: Trained) -> np.ndarray:
 
 def left_to_right(model, part: dict, trained: Trained) -> np.ndarray:
   """Sum of log p(token | those before it) of every sentence, the end not counted, float64 [N]."""
+  log_p = next_log_p(model, part, trained)
+  counts = np.arange(log_p.shape[1]) < part["length"][:, None] - 2
+  return (log_p * counts).sum(axis=1)
+
+
+def next_log_p(model, part: dict, trained: Trained) -> np.ndarray:
+  """log p(token at t + 1 | those up to t) of every row, float64 [N, T - 1]; of padding too."""
   count, width = part["input_ids"].shape
   size = max(8, TOKENS // width)
   found = []
   for first in range(0, count, size):
     at = np.minimum(np.arange(first, first + size), count - 1)
     batch = {name: values[at] for name, values in part.items()}
-    found.append(_log_p_of_rows(model, batch, trained.compute))
+    found.append(_next_log_p(model, batch, trained.compute))
   return np.concatenate(jax.device_get(found))[:count].astype(np.float64)
 
 
 @functools.partial(jax.jit, static_argnames="compute")
-def _log_p_of_rows(model, batch, compute):
-  ids_BT = batch["input_ids"]
-  log_p_BTV = jax.nn.log_softmax(model.token_logits(model(batch, compute)))
-  next_BT = jnp.take_along_axis(log_p_BTV[:, :-1], ids_BT[:, 1:, None], axis=2)[..., 0]
-  counts_BT = jnp.arange(ids_BT.shape[1] - 1) < batch["length"][:, None] - 2
-  return (next_BT * counts_BT).sum(axis=1)
+def _next_log_p(model, batch, compute):
+  next_BT = batch["input_ids"][:, 1:]
+  return token_log_p(model, model(batch, compute)[:, :-1], next_BT)
 
 
 # --- fine-tuning ----------------------------------------------------------------------------------

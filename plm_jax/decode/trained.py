@@ -36,7 +36,6 @@ def load(path: str | Path) -> Trained:
   """The newest good checkpoint in a run's directory, on one device. Errors: `UserError` where there
   is none."""
   source = continued_from(path)
-  with jax.default_device(jax.local_devices()[0]):
-    fresh = jax.jit(source.experiment.init_parameters)(jax.random.key(0))
-  restored = restore_parameters(source.path, fresh)
+  shapes = jax.eval_shape(source.experiment.init_parameters, jax.random.key(0))
+  restored = restore_parameters(source.path, shapes)
   return Trained(source, restored.params, int(restored.folder.name))

@@ -92,24 +92,46 @@ def token_terms(
     hidden, targets, weights = part
     return _terms(model.token_logits(hidden), targets, weights, label_smoothing, z_loss)
 
-  batch, positions = targets_BT.shape
-  vocabulary = jax.eval_shape(model.token_logits, hidden_BTD[:, :1]).shape[-1]
-  parts = min(positions, -(-batch * positions * vocabulary // LOGITS))
-  if parts <= 1:
+  parts = in_parts(model, (hidden_BTD, targets_BT, weights_BT))
+  if len(parts[1]) == 1:
     return terms_of((hidden_BTD, targets_BT, weights_BT))
-
-  def in_parts(x):
-    width = -(-positions // parts)
-    x = jnp.pad(x, [(0, 0), (0, parts * width - positions), *[(0, 0)] * (x.ndim - 2)])
-    return x.reshape(batch, parts, width, *x.shape[2:]).swapaxes(0, 1)
 
   def add(total, part):
     return jax.tree.map(jnp.add, total, jax.checkpoint(terms_of)(part)), None
 
-  stacked = jax.tree.map(in_parts, (hidden_BTD, targets_BT, weights_BT))
-  shapes = jax.eval_shape(terms_of, jax.tree.map(lambda x: x[0], stacked))
+  shapes = jax.eval_shape(terms_of, jax.tree.map(lambda x: x[0], parts))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  return jax.lax.scan(add, zeros, stacked)[0]
+  return jax.lax.scan(add, zeros, parts)[0]
+
+
+def token_log_p(model, hidden_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:
+  """float32 `[B, T]`: log p of every position's target, by the model's `token_logits`; never more
+  than `LOGITS` logits at a time."""
+
+  def log_p_of(part):
+    hidden, targets = part
+    log_p = jax.nn.log_softmax(model.token_logits(hidden))
+    return jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+
+  log_p_PBW = jax.lax.map(log_p_of, in_parts(model, (hidden_BTD, targets_BT)))
+  rows = log_p_PBW.swapaxes(0, 1).reshape(len(targets_BT), -1)
+  return rows[:, : targets_BT.shape[1]]
+
+
+def in_parts(model, arrays: tuple) -> tuple:
+  """Arrays `[B, T, ...]`, hidden states first, as `[parts, B, T / parts, ...]`, padded with zeros:
+  as many parts as keep each one's logits within `LOGITS`."""
+  hidden_BTD = arrays[0]
+  batch, positions = hidden_BTD.shape[:2]
+  vocabulary = jax.eval_shape(model.token_logits, hidden_BTD[:, :1]).shape[-1]
+  parts = min(positions, -(-batch * positions * vocabulary // LOGITS))
+  width = -(-positions // parts)
+
+  def part(x):
+    x = jnp.pad(x, [(0, 0), (0, parts * width - positions), *[(0, 0)] * (x.ndim - 2)])
+    return x.reshape(batch, parts, width, *x.shape[2:]).swapaxes(0, 1)
+
+  return jax.tree.map(part, arrays)
 
 
 def _terms(logits, targets, weights, label_smoothing: float, z_loss: float) -> Terms:

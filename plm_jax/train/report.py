@@ -10,12 +10,18 @@ import jax
 import numpy as np
 
 from plm_jax.data.pipeline import Batches
+from plm_jax.data.segments import frame
 from plm_jax.decode.fill_mask import blanks_from, fill
+from plm_jax.decode.rules import Rules
+from plm_jax.decode.trained import Trained
+from plm_jax.decode.writer import Task, continuation, write
 from plm_jax.experiment import Experiment
+from plm_jax.models.decoder import Decoder
 from plm_jax.objectives.baselines import Baseline
 from plm_jax.objectives.objective import Objective
 from plm_jax.train.loop import Program
 from plm_jax.train.mesh import kept_whole
+from plm_jax.train.start import Source
 from plm_jax.train.state import trained
 from plm_jax.train.workdir import Workdir, read_records
 
@@ -117,9 +123,12 @@ def _number(value: float) -> str:
 
 
 def fillers(params, experiment: Experiment, prepared, count: int = 4) -> str:
-  """Held-out sentences with a blank and the model's five best fillers, or why there are none."""
+  """Held-out sentences with a blank and the model's five best fillers; of a decoder, how it goes on
+  with their beginnings; or why there are none."""
   tokenizer = prepared.tokenizer
   model = params.masked_lm()
+  if writes(experiment):
+    return continuations(params, experiment, prepared, count)
   if model is None or tokenizer.vocab.mask is None:
     return "\nno blanks are filled: this model was not trained to predict a masked token"
   blanks = blanks_from(prepared.valid, tokenizer, count)
@@ -135,6 +144,30 @@ def fillers(params, experiment: Experiment, prepared, count: int = 4) -> str:
     options = ", ".join(f"{tokenizer.decode([f.token])} {f.probability:.2f}" for f in best)
     answer = tokenizer.decode([blank.answer])
     lines += [f"  {before} ____ {after}", f"    {options}   (the text has: {answer})"]
+  return "\n".join(lines)
+
+
+def writes(experiment: Experiment) -> bool:
+  return isinstance(experiment.model, Decoder)
+
+
+def continuations(params, experiment: Experiment, prepared, count: int) -> str:
+  """The first half of held-out sentences, and what a decoder writes behind it."""
+  tokenizer, store = prepared.tokenizer, prepared.valid
+  starts = np.asarray(store.sentence_starts)
+  suitable = np.flatnonzero((np.diff(starts) >= 8) & (np.diff(starts) <= 24))
+  if not suitable.size:
+    return "\nnothing is continued: no held-out sentence is of 8 to 24 tokens"
+  chosen = suitable[np.linspace(0, len(suitable) - 1, count, dtype=int)]
+  halves = [store.tokens[starts[i] : (starts[i] + starts[i + 1]) // 2].tolist() for i in chosen]
+  run = Trained(Source(Path(), {}, experiment, tokenizer), params, 0)
+  beginning = frame(tokenizer.vocab)[0]
+  of = [Task([beginning, *half]) for half in halves]
+  lines = ["", "beginnings of held-out sentences, and how the model goes on (temperature 0.7)"]
+  rules = Rules(temperature=0.7, max_length=24)
+  for task, (text,) in zip(of, write(run, of, rules)):
+    shown = tokenizer.decode(task.prompt), continuation(tokenizer, task, text.ids)
+    lines.append("  " + " ____ ".join(" ".join(part.split()) for part in shown))
   return "\n".join(lines)
 
 
@@ -168,13 +201,14 @@ def draw_curves(run: Results, workdir: Workdir) -> None:
   figure.savefig(workdir / "curves.png", dpi=120)
 
 
-def goodbye(workdir: Path) -> str:
+def goodbye(workdir: Path, experiment: Experiment) -> str:
   """Where things are, how long it took, and what to try next."""
   timing = read_records(workdir / "timing.jsonl")
   seconds = sum(r["seconds"] for r in timing)
+  command = "-m plm_jax.generate --model" if writes(experiment) else "run_finetune.py --from"
   waited = sum(r["data_wait"] for r in timing)
   return (
     f"\n{seconds:.0f} s of training, {waited:.1f} s of them waiting for data\n"
     f"{workdir}/curves.png shows the curves; tensorboard --logdir={workdir} too\n"
-    f"next: python run_finetune.py --from={workdir}"
+    f"next: python {command}={workdir}"
   )

@@ -21,7 +21,7 @@ SIZE = {"model.layers", "model.width", "model.heads"}
 RECIPE = {"steps", "global_batch"}
 # Row -> the fields in which it may differ from base, besides a rate at `paper`.
 MAY = {
-  "tiny": SIZE | RECIPE | {"model", "optim", "schedule"},
+  "tiny": SIZE | RECIPE | {"model", "optim", "schedule", "data.length"},
   "table_5_no_pretraining": {"optim", "steps"},
   **{f"gpt2_{s}": {"model", "data.segments"} for s in ("small", "medium", "large", "xl")},
   **dict.fromkeys(("b13", "b30", "b65"), SIZE | {"optim.peak", "steps"}),

@@ -1,0 +1,75 @@
+"""Fills the blanks of a text with a masked language model of this project.
+
+  python -m plm_jax.fill_mask --model=runs/bert_tiny --text="the [MASK] of the function"
+
+[MASK] stands for the tokenizer's own mask, whatever its name. Several blanks are filled each on its
+own, the others being blank.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from absl import flags
+
+from plm_jax import cli
+from plm_jax.data.corpora import default_cache
+from plm_jax.data.segments import frame
+from plm_jax.data.tokenizers import Tokenizer
+from plm_jax.decode.fill_mask import Blank, fill
+from plm_jax.decode.trained import load
+from plm_jax.errors import UserError
+from plm_jax.train.start import keep_compilations
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  """Not on import: several commands have flags of the same name."""
+  flags.DEFINE_string("model", None, "The directory of a run, or of an imported model.")
+  flags.DEFINE_multi_string("text", [], "A text with [MASK] in it. Repeatable.")
+  flags.DEFINE_integer("best", 5, "How many fillers are shown for each blank.")
+
+
+def main() -> None:
+  if not FLAGS.model or not FLAGS.text:
+    raise UserError("--model=DIR, the directory of a run, and --text with a [MASK] are needed.")
+  if FLAGS.best < 1:
+    raise UserError(f"--best={FLAGS.best} was given; at least one filler is needed.")
+  keep_compilations(default_cache())
+  trained = load(FLAGS.model)
+  model = trained.params.masked_lm()
+  if model is None:
+    raise UserError(
+      f"{trained.source.path} was not trained to predict a masked token; take a BERT or one of its "
+      "successors, or python -m plm_jax.generate for a left-to-right model"
+    )
+  blanks = [blanks_of(text, trained.tokenizer, trained.config.positions) for text in FLAGS.text]
+  best = min(FLAGS.best, trained.tokenizer.vocab.size)
+  fillers = iter(fill(model, [b for each in blanks for b in each], trained.compute, best))
+  for text, each in zip(FLAGS.text, blanks):
+    print(text)
+    for _ in each:
+      found = next(fillers)
+      words = (f"{trained.tokenizer.decode([f.token]).strip()} {f.probability:.3f}" for f in found)
+      print("  " + ", ".join(words))
+
+
+def blanks_of(text: str, tokenizer: Tokenizer, positions: int) -> list[Blank]:
+  """The blanks of a text. Errors: `UserError` if there is none, or the text is too long."""
+  vocab = tokenizer.vocab
+  if vocab.mask is None:
+    raise UserError("this model's tokenizer has no token for a blank")
+  first, last = frame(vocab)
+  text = text.replace("[MASK]", tokenizer.token(vocab.mask))
+  ids = np.array([first, *tokenizer.encode(text, special=True), last], np.int32)
+  if len(ids) > positions:
+    raise UserError(f"a text has {len(ids)} tokens and the model reads {positions}; shorten it")
+  places = np.flatnonzero(ids == vocab.mask)
+  if not places.size:
+    raise UserError(f"there is no [MASK] in {text!r}; put one where a word is missing")
+  return [Blank(ids, int(place), vocab.mask) for place in places]
+
+
+if __name__ == "__main__":
+  define_flags()
+  cli.run(main)

@@ -1,0 +1,162 @@
+"""Writes text with a model of this project: a GPT, a LLaMA or an encoder-decoder.
+
+  python -m plm_jax.generate --model=runs/gpt_tiny --prompt="The function returns"
+  python -m plm_jax.generate --model=DIR --prompt="Once" --temperature=0.8 --top_p=0.9 --samples=3
+  python -m plm_jax.generate --model=DIR --prompts=FILE --beams=4 --length_penalty=0.6
+  python -m plm_jax.generate --model=DIR --shots=examples.txt --prompt="sea otter =>"
+
+Without a prompt a left-to-right model begins a text of its own. The most probable token is taken
+unless a temperature is given; with the same seed a prompt gives the same texts again. In a terminal
+a single text appears while it is written.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from plm_jax import cli
+from plm_jax.data.corpora import default_cache
+from plm_jax.decode.rules import Rules
+from plm_jax.decode.trained import Trained, load
+from plm_jax.decode.writer import Task, continuation, tasks, write
+from plm_jax.errors import UserError
+from plm_jax.train.start import keep_compilations
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  """Not on import: several commands have flags of the same name."""
+  flags.DEFINE_string("model", None, "The directory of a run, or of an imported model.")
+  flags.DEFINE_multi_string("prompt", [], "A text to go on from. Repeatable.")
+  flags.DEFINE_string("prompts", None, "A file with a prompt in every line.")
+  flags.DEFINE_string("shots", None, "A file whose text stands before every prompt, as examples.")
+  flags.DEFINE_float("temperature", 0.0, "0: take the most probable token; above: draw one.")
+  flags.DEFINE_integer("top_k", 0, "Draw among so many most probable tokens; 0 is all.")
+  flags.DEFINE_float("top_p", 1.0, "Draw among the fewest tokens that are so probable together.")
+  flags.DEFINE_integer("beams", 1, "Search for the most probable text with so many beams.")
+  flags.DEFINE_float("length_penalty", 1.0, "Beams: compare log p / length^penalty.")
+  flags.DEFINE_float("repetition_penalty", 1.0, "Above 1: tokens that were there are less likely.")
+  flags.DEFINE_integer("min_length", 0, "New tokens at least.")
+  flags.DEFINE_integer("max_length", 64, "New tokens at most.")
+  flags.DEFINE_integer("samples", 1, "Texts for every prompt: drawn ones, or the best beams.")
+  flags.DEFINE_integer("seed", 0, "Of the drawn tokens.")
+
+
+def main() -> None:
+  if not FLAGS.model:
+    raise UserError("--model=DIR, the directory of a run, is needed.")
+  rules = rules_of_flags()
+  if FLAGS.samples < 1 or not 0 <= FLAGS.seed < 2**32:
+    raise UserError(
+      f"--samples={FLAGS.samples} must be at least 1, and --seed={FLAGS.seed} at least 0 and below "
+      "2**32."
+    )
+  prompts = prompts_of_flags()
+  keep_compilations(default_cache())
+  trained = load(FLAGS.model)
+  of = tasks(trained, [with_shots(prompt) for prompt in prompts])
+  if of[0].source is not None and prompts == [""]:
+    raise UserError("an encoder-decoder needs a text to read: give --prompt or --prompts.")
+  single = len(of) * FLAGS.samples == 1
+  terminal = Terminal(trained, of[0], prompts[0]) if single and streams(rules) else None
+  found = write(
+    trained,
+    of,
+    rules,
+    samples=FLAGS.samples,
+    seed=FLAGS.seed,
+    watch=terminal.show if terminal else None,
+  )
+  if terminal:
+    terminal.end(found[0][0].ids)
+    return
+  for number, (prompt, task, texts) in enumerate(zip(prompts, of, found, strict=True), 1):
+    for sample, text in enumerate(texts, 1):
+      if not single:
+        print(f"--- {number}" + (f", text {sample} of {len(texts)}" if len(texts) > 1 else ""))
+      print(beginning(prompt, task) + continuation(trained.tokenizer, task, text.ids))
+
+
+def rules_of_flags() -> Rules:
+  try:
+    return Rules(
+      temperature=FLAGS.temperature,
+      top_k=FLAGS.top_k,
+      top_p=FLAGS.top_p,
+      beams=FLAGS.beams,
+      length_penalty=FLAGS.length_penalty,
+      repetition_penalty=FLAGS.repetition_penalty,
+      min_length=FLAGS.min_length,
+      max_length=FLAGS.max_length,
+    )
+  except UserError as error:
+    raise UserError(f"--{error}.") from None
+
+
+def prompts_of_flags() -> list[str]:
+  """The prompts; one that is empty where none is given. Errors: `UserError` for empty ones, and
+  files that are no text."""
+  prompts = list(FLAGS.prompt)
+  if FLAGS.prompts:
+    lines = text_of(FLAGS.prompts, "--prompts").splitlines()
+    prompts += lines
+    if not lines:
+      raise UserError(f"--prompts={FLAGS.prompts} is empty; expected a prompt in every line.")
+  for number, prompt in enumerate(prompts, 1):
+    if not prompt.strip():
+      raise UserError(
+        f"prompt {number} is empty; leave --prompt out to let a model begin a text of its own."
+      )
+  return prompts or [""]
+
+
+def with_shots(prompt: str) -> str:
+  """The prompt behind the examples."""
+  if not FLAGS.shots:
+    return prompt
+  shots = text_of(FLAGS.shots, "--shots")
+  return shots + ("" if shots.endswith("\n") else "\n") + prompt
+
+
+def text_of(path: str, flag: str) -> str:
+  try:
+    return Path(path).read_text(encoding="utf-8")
+  except (OSError, ValueError) as error:
+    raise UserError(f"{flag}={path} cannot be read as text: {error}.") from None
+
+
+def beginning(prompt: str, task: Task) -> str:
+  """What a continuation is shown behind; an encoder-decoder's text stands alone."""
+  return "" if task.source is not None else prompt
+
+
+def streams(rules: Rules) -> bool:
+  return rules.beams == 1 and sys.stdout.isatty()
+
+
+class Terminal:
+  """Shows a text while it grows."""
+
+  def __init__(self, trained: Trained, task: Task, prompt: str):
+    self._tokenizer, self._task, self._shown = trained.tokenizer, task, ""
+    print(beginning(prompt, task), end="", flush=True)
+
+  def show(self, ids: list[int]) -> None:
+    text = continuation(self._tokenizer, self._task, ids)
+    # A letter of several bytes may not be complete, and a word may still grow another piece.
+    if text.startswith(self._shown) and not text.endswith("\ufffd"):
+      print(text[len(self._shown) :], end="", flush=True)
+      self._shown = text
+
+  def end(self, ids: list[int]) -> None:
+    self.show(ids)
+    print(flush=True)
+
+
+if __name__ == "__main__":
+  define_flags()
+  cli.run(main)

@@ -1,0 +1,134 @@
+"""Scores text with any model of this project: its perplexity, and BLiMP.
+
+  python -m plm_jax.score --model=runs/gpt_tiny --file=book.txt
+  python -m plm_jax.score --model=runs/bert_tiny --text="the cat sat on the mat"
+  python -m plm_jax.score --model=DIR --blimp=FOLDER --blimp_pairs=100
+
+A left-to-right model predicts every token from those before it: the text is read in windows that
+overlap by half, so that all but its beginning are predicted from half a window at least. A masked
+model predicts every token from all others, masked one at a time: its pseudo-perplexity (Salazar et
+al. 2020) is lower by nature, and to be compared with its like only. Bits per byte can be compared
+between tokenizers. BLiMP (Warstadt et al. 2020): how often a grammatical sentence scores higher
+than its ungrammatical twin.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from plm_jax import cli
+from plm_jax.ablate import evaluate
+from plm_jax.data.corpora import default_cache
+from plm_jax.data.segments import frame
+from plm_jax.decode.trained import load
+from plm_jax.errors import UserError
+from plm_jax.train.start import keep_compilations
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  """Not on import: several commands have flags of the same name."""
+  flags.DEFINE_string("model", None, "The directory of a run, or of an imported model.")
+  flags.DEFINE_string("text", None, "A text to score.")
+  flags.DEFINE_string("file", None, "A file whose text is scored.")
+  flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files.")
+  flags.DEFINE_integer("blimp_pairs", None, "At most so many pairs of each file (default: all).")
+
+
+def main() -> None:
+  if not FLAGS.model:
+    raise UserError("--model=DIR, the directory of a run, is needed.")
+  if not (FLAGS.text or FLAGS.file or FLAGS.blimp):
+    raise UserError("give --text or --file for a perplexity, or --blimp=FOLDER for BLiMP.")
+  if FLAGS.text and FLAGS.file:
+    raise UserError("--text and --file were given; one text is scored at a time.")
+  text = text_of_flags()
+  keep_compilations(default_cache())
+  trained = evaluate.Trained(*load(FLAGS.model), None)
+  if text is not None:
+    for name, value in perplexity(trained, text).items():
+      print(f"{name:40} {value:,.4f}".rstrip("0").rstrip("."))
+  if FLAGS.blimp:
+    found = evaluate.Scores.of(trained)
+    evaluate.blimp(trained, Path(FLAGS.blimp), FLAGS.blimp_pairs, found)
+    for name, value in found.metrics.items():
+      print(f"{name:60} {value:.4f}")
+    print(*found.notes, sep="\n", end="\n" if found.notes else "")
+
+
+def text_of_flags() -> str | None:
+  if not FLAGS.file:
+    return FLAGS.text
+  try:
+    return Path(FLAGS.file).read_text(encoding="utf-8")
+  except (OSError, ValueError) as error:
+    raise UserError(f"--file={FLAGS.file} cannot be read as text: {error}.") from None
+
+
+def perplexity(trained: evaluate.Trained, text: str) -> dict[str, float]:
+  """The scores of a text. Errors: `UserError` for one without tokens, and for models that score
+  none."""
+  tokens = trained.source.tokenizer.encode(text)
+  if not len(tokens):
+    raise UserError("the text has no tokens; give one with words in it")
+  if trained.causal:
+    log_p, name = left_to_right(trained, tokens), "perplexity"
+  elif (model := trained.params.masked_lm()) is not None:
+    part, row, position = windows(trained, tokens, whole=False)
+    log_p, name = evaluate.masked_log_p(model, part, row, position, trained), "pseudo-perplexity"
+  else:
+    raise UserError(f"{trained.source.path} has no head that predicts tokens, and scores no text")
+  return {
+    "tokens": float(len(log_p)),
+    name: math.exp(-log_p.mean()),
+    "nats per token": -log_p.mean(),
+    "bits per byte": -log_p.sum() / math.log(2) / len(text.encode()),
+  }
+
+
+def windows(
+  trained: evaluate.Trained, tokens: np.ndarray, whole: bool
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+  """Rows of the model's length over a text, and where each of its tokens is predicted: the batch
+  arrays, row int `[N]`, position int `[N]`.
+
+  whole: rows are "<s> tokens", overlapping by half, and every token is predicted in the first row
+  that has it; else "<s> tokens </s>", without overlap.
+  """
+  vocab = trained.vocab
+  first, last = frame(vocab)
+  room = trained.source.experiment.model.positions - (1 if whole else 2)
+  room = max(1, min(room, len(tokens)))
+  step = max(1, room // 2) if whole else room
+  count = max(0, -(-(len(tokens) - room) // step)) + 1
+  starts = step * np.arange(count)
+  at = starts[:, None] + np.arange(room)
+  real = at < len(tokens)
+  body = np.where(real, tokens[np.minimum(at, len(tokens) - 1)], vocab.pad)
+  ids = np.full((count, room + (1 if whole else 2)), vocab.pad, np.int32)
+  ids[:, 0], ids[:, 1 : room + 1] = first, body
+  length = real.sum(axis=1) + 1
+  if not whole:
+    ids[np.arange(count), length] = last
+    length = length + 1
+  fresh = real & ((np.arange(room) >= room - step) | (np.arange(count) == 0)[:, None])
+  row, column = np.nonzero(fresh if whole else real)
+  part = {"input_ids": ids, "segment_ids": np.zeros_like(ids), "length": length.astype(np.int32)}
+  return part, row, column + 1
+
+
+def left_to_right(trained: evaluate.Trained, tokens: np.ndarray) -> np.ndarray:
+  """log p of every token given those before it, float64 `[N]`."""
+  part, row, position = windows(trained, tokens, whole=True)
+  log_p = evaluate.next_log_p(trained.params.encoder(), part, trained)
+  return log_p[row, position - 1]
+
+
+if __name__ == "__main__":
+  define_flags()
+  cli.run(main)
