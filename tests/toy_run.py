@@ -25,7 +25,7 @@ from plm_jax.objectives.nsp import NSP
 from plm_jax.train.loop import Data, compile_experiment, fit
 from plm_jax.train.mesh import MeshShape
 from plm_jax.train.optim import AdamW
-from plm_jax.train.start import example_batch
+from plm_jax.train.start import example_batch, vocab_size_of
 from plm_jax.train.workdir import Workdir
 
 WORDS = 12
@@ -57,9 +57,10 @@ def text(documents=60) -> Path:
 
 
 @functools.cache
-def prepared(documents=60):
-  path = text(documents)
-  data = dataclasses.replace(TOY.data, source=str(path))
+def prepared(documents=60, tokenizer=TOY.data.tokenizer, path=None):
+  """The toy language, or the text at `path`."""
+  path = path or text(documents)
+  data = dataclasses.replace(TOY.data, source=str(path), tokenizer=tokenizer)
   return prepare(data, path.parent / "cache", progress=False)
 
 
@@ -67,14 +68,14 @@ def prepared(documents=60):
 def program(experiment=TOY):
   """The experiment compiled for as many devices as its mesh names."""
   mesh = experiment.mesh
-  experiment = experiment.resolve(experiment.data.tokenizer.vocab_size)
+  experiment = experiment.resolve(vocab_size_of(experiment))
   devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]
   return compile_experiment(experiment, example_batch(experiment), devices)
 
 
-def batches(experiment=TOY, documents=60) -> tuple[Batches, Batches]:
+def batches(experiment=TOY, documents=60, path=None) -> tuple[Batches, Batches]:
   """The training and the held-out batches."""
-  ready = prepared(documents)
+  ready = prepared(documents, experiment.data.tokenizer, path)
   return tuple(
     Batches(
       store,
@@ -88,8 +89,8 @@ def batches(experiment=TOY, documents=60) -> tuple[Batches, Batches]:
   )
 
 
-def data(experiment=TOY, documents=60) -> Data:
-  train, valid = batches(experiment, documents)
+def data(experiment=TOY, documents=60, path=None) -> Data:
+  train, valid = batches(experiment, documents, path)
   return Data(
     lambda start: iterate(train, start, experiment.steps),
     valid.evaluation(experiment.schedule.evaluation_rows),

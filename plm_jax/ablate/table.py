@@ -17,6 +17,7 @@ command. What can be measured, and so be named by a claim (plm_jax/ablate/evalua
     mlm_loss mlm_perplexity mlm_accuracy    held-out rows, one set of masks for all arms
     pseudo_perplexity                       one token masked at a time (Salazar et al. 2020)
     clm_loss clm_perplexity clm_accuracy    left-to-right arms only; comparable with no mlm_ metric
+    seq2seq_loss seq2seq_perplexity ...     encoder-decoders, on sources and targets of their own
     nsp_accuracy nsp_majority               on random pairs; an SOP head is scored too
     sop_accuracy sop_majority               on swapped pairs; an NSP head is scored too
     blimp  blimp/PARADIGM                   share of minimal pairs (sweep with --blimp)
@@ -37,7 +38,7 @@ from plm_jax.ablate.verdict import Scores, Tested, difference, level, student, u
 from plm_jax.errors import UserError
 
 METRICS = re.compile(
-  r"(mlm|clm)_(loss|perplexity|accuracy)|pseudo_perplexity|(nsp|sop)_(accuracy|majority)"
+  r"(mlm|clm|seq2seq)_(loss|perplexity|accuracy)|pseudo_perplexity|(nsp|sop)_(accuracy|majority)"
   r"|blimp(/\w+)?|finetune_(all|\d+)_(accuracy|macro_f1)"
 )
 

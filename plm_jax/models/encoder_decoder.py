@@ -21,9 +21,10 @@ from plm_jax.models.attention import causal_mask, padding_mask
 from plm_jax.models.cache import Cache, KeyValues, LayerCache, empty_cache
 from plm_jax.models.compute import Compute
 from plm_jax.models.decoder import in_dtype
-from plm_jax.models.dropout import Noise, dropout
+from plm_jax.models.dropout import Noise
 from plm_jax.models.initial import Initializer, initialised
-from plm_jax.models.layers import Embedding, Linear, einsum_float32
+from plm_jax.models.layers import einsum_float32
+from plm_jax.models.seq2seq import Seq2SeqModel
 from plm_jax.models.side import Stack
 from plm_jax.models.transformer import (
   Seen,
@@ -55,8 +56,9 @@ class EncoderDecoder:
   logit_scale: logits are divided by sqrt(width) (T5 1.0).
   dropout: of embeddings and sublayers; with final_dropout also behind the last norm (T5).
     hidden_dropout: within the feed-forward.
-  shared: encoder and decoder have one set of layers, beside which the decoder has its
-    cross-attention (T5's Table 2).
+  arrangement: `shared` gives encoder and decoder one set of layers, beside which the decoder has
+    its cross-attention; `prefix` and `causal` are a single stack of `layers` that reads source and
+    target in one row, and sees all of the source, or nothing that follows (T5's Table 2).
   frame: how texts begin and end. `t5` is "text </s>", and the decoder begins with the token of
     padding; `bart` "<s> text </s>", and the decoder begins with </s>, then <s>; `plain` the same,
     and the decoder begins with <s>.
@@ -92,7 +94,7 @@ class EncoderDecoder:
   attention_dropout: float = 0.1
   hidden_dropout: float = 0.0
   final_dropout: bool = False
-  shared: bool = False
+  arrangement: Literal["two_stacks", "shared", "prefix", "causal"] = "two_stacks"
   frame: Literal["t5", "bart", "plain"] = "plain"
   initializer: Initializer = "normal"
   initializer_range: float = 0.02
@@ -117,8 +119,11 @@ class EncoderDecoder:
     alike = {None, self.layers} >= {self.decoder_layers} and (
       {None, self.heads} >= {self.decoder_heads} and {None, self.hidden} >= {self.decoder_hidden}
     )
-    if self.shared and not alike:
-      raise UserError("model.shared needs an encoder and a decoder of one size")
+    if self.arrangement != "two_stacks" and not alike:
+      raise UserError(
+        f"model.arrangement={self.arrangement} has one set of layers; leave model.decoder_layers, "
+        ".decoder_heads and .decoder_hidden at none"
+      )
     rates = (self.dropout, self.attention_dropout, self.hidden_dropout)
     if min(rates) < 0 or max(rates) >= 1:
       raise UserError(
@@ -153,7 +158,7 @@ class EncoderDecoder:
     begin, end = edges(vocab)
     return {"t5": [vocab.pad], "bart": [end, begin], "plain": [begin]}[self.frame]
 
-  def init(self, key: jax.Array, heads: dict[str, int]) -> EncoderDecoderModel:
+  def init(self, key: jax.Array, heads: dict[str, int]) -> Seq2SeqModel:
     """Random parameters, with the named heads: `lm` (0 as size) and `classes` (their number)."""
     if self.vocab_size is None:
       raise ValueError("vocab_size is not resolved: Experiment.resolve fills it from the tokenizer")
@@ -163,10 +168,9 @@ class EncoderDecoder:
         f"an encoder-decoder has no head {sorted(unknown)[0]!r}; it has lm (objectives that make a "
         "source and a target, as SpanCorruption does) and classes"
       )
-    return initialised(self.model(key, heads), key, self.initializer, self.initializer_range)
-
-  def model(self, key: jax.Array, heads: dict[str, int]) -> EncoderDecoderModel:
-    return EncoderDecoderModel(self, key, heads)
+    joined = self.arrangement in ("prefix", "causal")
+    model = (JoinedModel if joined else EncoderDecoderModel)(self, key, heads)
+    return initialised(model, key, self.initializer, self.initializer_range)
 
 
 def edges(vocab: Vocab) -> tuple[int | None, int | None]:
@@ -175,92 +179,99 @@ def edges(vocab: Vocab) -> tuple[int | None, int | None]:
   return begin, vocab.eos if vocab.sep is None else vocab.sep
 
 
-class EncoderDecoderModel(nnx.Module):
+class EncoderDecoderModel(Seq2SeqModel):
   """The parameters of an encoder-decoder and its forward pass."""
 
   def __init__(self, config: EncoderDecoder, key: jax.Array, heads: dict[str, int]):
-    token, encoder, decoder, lm, pooler, classes = jax.random.split(key, 6)
-    c = config
-    self.config = config
-    self.token = Embedding(token, c.vocab_size, c.width)
+    super().__init__(config, key, heads)
+    _, encoder, decoder, *_ = jax.random.split(key, 6)
+    own = config.arrangement != "shared"
     self.encoder_stack = Stack(
-      c, encoder, "encoder", cross=False, bidirectional=True, blocks=not c.shared
+      config, encoder, "encoder", cross=False, bidirectional=True, blocks=own
     )
-    self.decoder_stack = Stack(c, decoder, "decoder", cross=True, bidirectional=False)
-    self._init_heads(lm, pooler, classes, heads)
-
-  def _init_heads(self, lm, pooler, classes, heads: dict[str, int]) -> None:
-    c = self.config
-    self.lm = Embedding(lm, c.vocab_size, c.width) if "lm" in heads and not c.tied else None
-    has_classes = "classes" in heads
-    self.pooler = Linear(pooler, (c.width,), (c.width,)) if has_classes else None
-    self.classes = Linear(classes, (c.width,), (heads["classes"],)) if has_classes else None
+    self.decoder_stack = Stack(config, decoder, "decoder", cross=True, bidirectional=False)
 
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
     """The decoder's states `[B, T, D]` after the last norm, in `compute.activation_dtype`.
 
     batch: `input_ids` int `[B, S]` and `length` int `[B]`, the source; `decoder_input_ids` int
     `[B, T]`. Without the latter the decoder reads the source, moved by one behind its last token
-    (fairseq's and transformers' BART, where a row is to be classified).
+    (fairseq's and transformers' BART, where a row is to be classified). `attention_mask` and
+    `decoder_attention_mask` are 0 at padding that is elsewhere than at the end.
     """
     in_encoder, in_decoder = streams(noise, 2)
-    source_BSD = self.encode(batch["input_ids"], batch["length"], compute, in_encoder)
+    mask_BS = batch.get("attention_mask")
+    source_BSD = self.encode(batch["input_ids"], batch["length"], compute, in_encoder, mask_BS)
     ids_BT = decoder_ids(batch)
     T, positions = ids_BT.shape[1], jnp.arange(ids_BT.shape[1])
-    decoder = self.decoder_stack
+    decoder, mask = self.decoder_stack, causal_mask(T)
+    if "decoder_attention_mask" in batch:
+      mask &= over_sources(batch["decoder_attention_mask"])
     seen = Seen(
-      causal_mask(T),
+      mask,
       score_bias=None if decoder.bias is None else decoder.bias(T, T),
       source=source_BSD,
-      source_mask=padding_mask(batch["length"], source_BSD.shape[1]),
+      source_mask=over_sources(mask_BS, batch["length"], source_BSD.shape[1]),
     )
     x_BTD = self.token(ids_BT, compute.activation_dtype)
     return decoder.run(x_BTD, positions, seen, compute, in_decoder)
 
-  def encode(self, ids_BS, length_B, compute: Compute, noise: Noise | None = None) -> jax.Array:
-    """The encoder's states `[B, S, D]`."""
+  def encode(
+    self, ids_BS, length_B, compute: Compute, noise: Noise | None = None, mask_BS=None
+  ) -> jax.Array:
+    """The encoder's states `[B, S, D]`. mask_BS: which tokens are real, where those are not the
+    first `length_B` of a row."""
     encoder, S = self.encoder_stack, ids_BS.shape[1]
     bias = None if encoder.bias is None else encoder.bias(S, S)
-    seen = Seen(padding_mask(length_B, S), score_bias=bias)
+    seen = Seen(over_sources(mask_BS, length_B, S), score_bias=bias)
     x_BSD = self.token(ids_BS, compute.activation_dtype)
-    blocks = without_cross(self.decoder_stack.blocks) if self.config.shared else None
+    blocks = without_cross(self.decoder_stack.blocks) if self.encoder_stack.blocks is None else None
     return encoder.run(x_BSD, jnp.arange(S), seen, compute, noise, blocks)
-
-  def encoder(self) -> EncoderDecoderModel:
-    return self
-
-  def masked_lm(self) -> None:
-    return None
-
-  def output_table(self) -> jax.Array:
-    """float32 `[V, D]`: the token table, or the output's own."""
-    return (self.token if self.lm is None else self.lm).table[...]
-
-  def scaled(self, hidden: jax.Array) -> jax.Array:
-    """What the output's table is multiplied with."""
-    return hidden * self.config.width**-0.5 if self.config.logit_scale else hidden
-
-  def token_logits(self, hidden: jax.Array) -> jax.Array:
-    """`[..., D] -> float32 [..., V]`: the scores of the next token."""
-    rows_RD = self.scaled(hidden).reshape(-1, hidden.shape[-1])  # one matrix product
-    logits_RV = einsum_float32("RD,VD->RV", rows_RD, self.output_table().astype(hidden.dtype))
-    return logits_RV.reshape(*hidden.shape[:-1], -1)
-
-  def token_logits_at(self, hidden_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
-    """float32 `[B, P, V]` at the given positions only."""
-    return self.token_logits(jnp.take_along_axis(hidden_BTD, positions_BP[..., None], axis=1))
-
-  def class_logits(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
-    """float32 `[B, classes]` from the decoder's state at the row's last token: dropout, dense,
-    tanh, dropout, linear (fairseq, `BARTClassificationHead`)."""
-    before, after = streams(noise, 2)
-    last_B = batch.get("decoder_length", batch["length"]) - 1
-    state_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
-    state_BD = jnp.tanh(self.pooler(dropout(state_BD, self.config.dropout, before)))
-    return self.classes(dropout(state_BD, self.config.dropout, after)).astype(jnp.float32)
 
   def generator(self, compute: Compute) -> EncoderDecoderGenerator:
     return EncoderDecoderGenerator(self, compute)
+
+
+class JoinedModel(Seq2SeqModel):
+  """A single stack that reads source and target in one row (Raffel et al. 2020, section 3.2.1)."""
+
+  def __init__(self, config: EncoderDecoder, key: jax.Array, heads: dict[str, int]):
+    super().__init__(config, key, heads)
+    _, stack, *_ = jax.random.split(key, 6)
+    # With a visible prefix sources may be after a target.
+    self.stack = Stack(
+      config, stack, "encoder", cross=False, bidirectional=config.arrangement == "prefix"
+    )
+
+  def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
+    """The states `[B, T, D]` of the target's positions, or without a target of the source's."""
+    ids, length_B = batch["input_ids"], batch["length"]
+    S = ids.shape[1]
+    if "decoder_input_ids" in batch:
+      ids = jnp.concatenate([ids, batch["decoder_input_ids"]], axis=1)
+      # The target follows the last token of its source, and padding follows both.
+      column = jnp.arange(ids.shape[1])
+      after = jnp.minimum(column - length_B[:, None] + S, ids.shape[1] - 1)
+      ids = jnp.take_along_axis(ids, jnp.where(column < length_B[:, None], column, after), axis=1)
+    both = ids.shape[1]
+    mask = causal_mask(both)
+    if self.config.arrangement == "prefix":
+      mask = mask | padding_mask(length_B, both)
+    bias = None if self.stack.bias is None else self.stack.bias(both, both)
+    seen = Seen(mask, score_bias=bias)
+    x = self.token(ids, compute.activation_dtype)
+    hidden = self.stack.run(x, jnp.arange(both), seen, compute, noise)
+    if "decoder_input_ids" not in batch:
+      return hidden
+    at_BT = length_B[:, None] + jnp.arange(batch["decoder_input_ids"].shape[1])
+    return jnp.take_along_axis(hidden, at_BT[..., None], axis=1)
+
+
+def over_sources(mask_BS, length_B=None, positions: int = 0) -> jax.Array:
+  """bool `[B, 1, 1, S]`: the mask, or without one the first `length_B` of so many positions."""
+  if mask_BS is None:
+    return padding_mask(length_B, positions)
+  return mask_BS.astype(bool)[:, None, None, :]
 
 
 def decoder_ids(batch: dict) -> jax.Array:

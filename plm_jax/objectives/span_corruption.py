@@ -235,16 +235,21 @@ def marked(ids, hidden, shown, sentinels) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrefixLM(Seq2Seq):
-  """Predict the rest of a text from its beginning, whose length is uniform on [1, L - 1]."""
+  """Predict the rest of a text from its beginning, whose length is uniform on [1, L - 1], or with
+  prefix="none" is 0: the source is then nothing but the end of a text, and the target all of it.
+  """
+
+  prefix: Literal["uniform", "none"] = "uniform"
 
   def corrupt(self, batch, draws, vocab) -> dict:
     ids, length, columns = batch["input_ids"], batch["length"], batch["input_ids"].shape[1]
     prefix = 1 + (draws.uniform(_PREFIX, 1)[:, 0] * (length - 1)).astype(np.int32)
+    prefix = prefix * (self.prefix == "uniform")
     column, end = np.arange(columns), ending(vocab)
     first = column < prefix[:, None]
     rest = (column < length[:, None]) & ~first
     source = compact(ids, first, columns, vocab.pad, end)
-    target = compact(ids, rest, columns, vocab.pad, end)
+    target = compact(ids, rest, columns + (self.prefix == "none"), vocab.pad, end)
     return sides(batch, *source, *target, vocab.pad)
 
 

@@ -199,7 +199,7 @@ def test_t5_scales_its_logits_and_its_successor_does_not():
 
 def test_shared_layers_are_one_set_of_arrays_with_the_gradients_of_both_sides():
   toy = dataclasses.replace(MODELS["t5"], decoder_layers=None)
-  own, shared = toy, dataclasses.replace(toy, shared=True)
+  own, shared = toy, dataclasses.replace(toy, arrangement="shared")
   cross = 2 * (4 * 12 * 15 + 12)
   stack = 2 * (4 * 12 * 15 + 2 * 12 * 20 + 2 * 12)
   assert count(own, V, "lm") - count(shared, V, "lm") == stack
@@ -215,8 +215,36 @@ def test_shared_layers_are_one_set_of_arrays_with_the_gradients_of_both_sides():
   gradient = jax.jit(jax.grad(source_loss))(model).decoder_stack.blocks
   assert jnp.abs(gradient.attention.query.kernel[...]).max() > 0
   assert jnp.abs(gradient.cross.query.kernel[...]).max() == 0
-  with pytest.raises(UserError, match=r"model.shared needs"):
-    dataclasses.replace(MODELS["t5"], shared=True)
+  with pytest.raises(UserError, match=r"model\.arrangement=shared has one set"):
+    dataclasses.replace(MODELS["t5"], arrangement="shared")
+
+
+@pytest.mark.parametrize("arrangement", ["prefix", "causal"])
+def test_a_single_stack_reads_the_target_behind_its_source(arrangement):
+  toy = dataclasses.replace(MODELS["t5"], decoder_layers=None, arrangement=arrangement)
+  shapes = shapes_of(toy)
+  rng = np.random.default_rng(0)
+  model = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), shapes)
+  assert sum(x.size for x in jax.tree.leaves(model)) < 0.6 * count(MODELS["t5"], V, "lm")
+  batch = toy_batch()
+  before = states(model, batch, FLOAT32)
+  assert before.shape == (3, 9, 12)
+  # The rows one by one, without padding between source and target.
+  for row, length in enumerate(batch["length"]):
+    ids = np.concatenate([batch["input_ids"][row, :length], batch["decoder_input_ids"][row]])
+    alone = {"input_ids": ids[None], "length": np.array([length])}
+    if arrangement == "prefix":
+      alone = {k: v[row : row + 1] for k, v in batch.items()}
+      alone["input_ids"] = alone["input_ids"][:, :length]
+      expected = states(model, alone, FLOAT32)[0]
+    else:
+      expected = states(model, alone, FLOAT32)[0, length:]
+    np.testing.assert_allclose(before[row], expected, atol=2e-5)
+  last = batch | {"input_ids": batch["input_ids"].copy()}
+  last["input_ids"][0, 10] = 9  # the source's last token: the state of its first sees it, or not
+  sources = [{k: b[k] for k in ("input_ids", "length")} for b in (batch, last)]
+  unlike = np.subtract(*(states(model, source, FLOAT32)[0, 0] for source in sources))
+  assert (np.abs(unlike).max() > 1e-4) == (arrangement == "prefix")
 
 
 def test_rows_to_classify_are_read_by_both_sides_and_told_by_their_last_state():

@@ -185,6 +185,14 @@ def test_a_prefix_is_of_every_length_alike_and_its_target_is_the_rest():
     assert text == batch["input_ids"][row].tolist()
 
 
+def test_without_a_prefix_the_whole_text_is_the_target():
+  batch = batch_of(RAGGED)
+  made = corrupt(PrefixLM(prefix="none"), batch)
+  for row, length in enumerate(RAGGED):
+    assert source(made, row) == [SEP]
+    assert target(made, row) == [*batch["input_ids"][row, :length], SEP]
+
+
 def test_deshuffling_keeps_the_tokens_and_not_their_order():
   batch = batch_of(RAGGED)
   made = corrupt(Deshuffling(), batch)
