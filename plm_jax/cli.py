@@ -35,11 +35,14 @@ _HELP_FULL = ("--helpfull", "-helpfull")
 # --- running -------------------------------------------------------------------------------------
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
-  """Parses the flags, calls `main()` and leaves with its return value or the error's exit code."""
+def run(main: Callable[..., int | None], words: tuple[str, ...] = ()) -> NoReturn:
+  """Parses the flags, calls `main()` and leaves with its return value or the error's exit code.
+
+  words: what stands alone on the command line, such as ("SRC", "DST"), and is given to `main`.
+  """
   hook, sys.unraisablehook = sys.unraisablehook, _end_if_interrupted
   try:
-    code = _parse_flags(sys.modules[main.__module__], sys.argv) or main()
+    code = main(*_parse_flags(sys.modules[main.__module__], sys.argv, words))
     sys.stdout.flush()
   except UserError as error:
     _say(f"error: {error}")
@@ -92,8 +95,9 @@ def _say(sentence: str) -> None:
   print(" ".join(sentence.split()), file=sys.stderr)
 
 
-def _parse_flags(module: ModuleType, argv: list[str]) -> None:
-  """Parses `argv` into absl's FLAGS. Raises UserError for whatever cannot be parsed."""
+def _parse_flags(module: ModuleType, argv: list[str], expected: tuple[str, ...] = ()) -> list[str]:
+  """Parses `argv` into absl's FLAGS; what stands alone is returned, as many words as expected.
+  Raises UserError for whatever cannot be parsed."""
   before_end = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
   if any(word in _HELP for word in before_end):
     print(_help(module))
@@ -107,7 +111,10 @@ def _parse_flags(module: ModuleType, argv: list[str]) -> None:
     raise UserError(_unknown_flag(module, error.flagname)) from None
   except flags.Error as error:
     raise UserError(_ended(str(error))) from None
-  if words:
+  if expected and len(words) != len(expected):
+    given = " ".join(words) or "nothing"
+    raise UserError(f"{given} was given; expected {' '.join(expected)} (--help tells more).")
+  if words and not expected:
     raise UserError(
       f"{words[0]!r} stands alone; every setting is written --flag=value (--help lists the flags)."
     )
@@ -115,6 +122,7 @@ def _parse_flags(module: ModuleType, argv: list[str]) -> None:
     if flag.present and flag.value == "":  # of a shell variable that is not set, mostly
       raise UserError(f"--{flag.name}= was given without a value; give one or leave it out.")
   _quiet_logs()
+  return words
 
 
 def _unknown_flag(module: ModuleType, name: str) -> str:

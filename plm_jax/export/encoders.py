@@ -81,6 +81,8 @@ class EncoderFamily:
   pooler = "pooler.dense"
   top: Mapping[str, str]  # the linear map of each other head
   sentence_logits = ""  # of the head beside the masked LM in pretraining
+  pretraining = "experiments/bert.py:no_nsp"  # with this head, and with the masked LM alone
+  masked = "experiments/bert.py:no_nsp"
 
   # --- options
 
@@ -162,18 +164,22 @@ class EncoderFamily:
     return architecture, heads if pooler or heads != {"pooler"} else frozenset()
 
   def copies(self, config: Encoder, heads: Collection[str]) -> dict[str, str]:
-    if "mlm" not in heads:
+    if "mlm" not in heads or not config.tied:
       return {}
     _, _, bias, decoder = self.mlm
     tokens = self.base + "embeddings.word_embeddings.weight"
-    ties = {f"{decoder}.weight": tokens} if config.tied else {}
-    if bias == f"{decoder}.bias":
-      return ties
-    return ties | ({f"{decoder}.bias": bias} if config.tied else {bias: f"{decoder}.bias"})
+    own = {} if bias == f"{decoder}.bias" else {f"{decoder}.bias": bias}
+    return {f"{decoder}.weight": tokens, **own}
+
+  def spare(self, config: Encoder, heads: Collection[str]) -> dict[str, str]:
+    """Beside an untied decoder's own bias transformers keeps the one that it would be tied to."""
+    _, _, bias, decoder = self.mlm
+    unread = "mlm" in heads and not config.tied and bias != f"{decoder}.bias"
+    return {bias: f"{decoder}.bias"} if unread else {}
 
   # --- numbers
 
-  def heads_of(self, params: EncoderModel) -> dict[str, int]:
+  def heads_of(self, params: EncoderModel, architecture: str | None = None) -> dict[str, int]:
     found = [head for head in HEADS if getattr(params, head) is not None]
     return {h: getattr(params, h).bias.shape[0] if h in SIZED else 0 for h in found}
 
@@ -184,6 +190,9 @@ class EncoderFamily:
     if "position_ids" in inputs:
       batch["position_ids"] = inputs["position_ids"]
     return batch
+
+  def experiment(self, heads: Collection[str]) -> str:
+    return self.pretraining if {"nsp", "sop"} & set(heads) else self.masked
 
   def limits(self, config: Encoder) -> dict[str, int]:
     return {
@@ -196,7 +205,7 @@ class EncoderFamily:
     return config.positions
 
   def run(
-    self, params: EncoderModel, batch: dict[str, Any], compute: Compute
+    self, params: EncoderModel, batch: dict[str, Any], compute: Compute, architecture: str
   ) -> dict[str, jax.Array]:
     hidden = params(batch, compute)
     heads = self.heads_of(params)

@@ -50,10 +50,13 @@ class Family(Protocol):
     """The names of what stands on top."""
 
   def copies(self, config: Model, heads: Collection[str]) -> dict[str, str]:
-    """Tensor -> the one that it repeats, in names of a file with heads: ties and buffers of old."""
+    """Tensor -> the one that it is tied to, in the names of a file with heads."""
 
-  def heads_of(self, params: Parameters) -> dict[str, int]:
-    """The heads that a model has, with their sizes."""
+  def spare(self, config: Model, heads: Collection[str]) -> dict[str, str]:
+    """Tensor that a file has although nothing reads it -> what is written in its place."""
+
+  def heads_of(self, params: Parameters, architecture: str | None = None) -> dict[str, int]:
+    """The heads of a model in the guise of an architecture, with their sizes."""
 
   def batch(self, config: Model, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """A batch of ours from transformers' inputs, which have been checked."""
@@ -64,7 +67,12 @@ class Family(Protocol):
   def longest(self, config: Model) -> int | None:
     """How long a row may be; None is any length."""
 
-  def run(self, params: Parameters, batch: dict, compute: Compute) -> dict[str, jax.Array]:
+  def experiment(self, heads: Collection[str]) -> str:
+    """The experiment that goes on where such a checkpoint ends."""
+
+  def run(
+    self, params: Parameters, batch: dict, compute: Compute, architecture: str
+  ) -> dict[str, jax.Array]:
     """Outputs by transformers' names."""
 
 

@@ -53,6 +53,11 @@ class Pretrained:
       object.__setattr__(self, "architecture", _architecture_of(self.family, self.params))
 
   @property
+  def heads(self) -> dict[str, int]:
+    """The heads of the architecture, with their sizes."""
+    return self.family.heads_of(self.params, self.architecture)
+
+  @property
   def family(self) -> Family:
     named = self.document.get("model_type")
     return family_of_type(named, "config.json") if named else family_of_config(self.config)
@@ -98,7 +103,7 @@ def save(model: Pretrained, directory: str | Path) -> None:
   that is not empty.
   """
   directory = Path(directory)
-  family, heads = model.family, model.family.heads_of(model.params)
+  family, heads = model.family, model.heads
   document = family.document_of(model.config, heads)
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise UserError(f"{directory} is there already; choose a directory that is new or empty.")
@@ -106,9 +111,7 @@ def save(model: Pretrained, directory: str | Path) -> None:
   document = kept | _labels(heads, kept) | document
   document |= {"architectures": [model.architecture], "model_type": family.model_type}
   tensors = to_theirs(_entries(family, model.config, heads, bool(_tops(heads))), model.params)
-  if not model.config.tied:  # of tied ones transformers makes the copies itself
-    for copy, original in family.copies(model.config, heads).items():
-      tensors[copy] = tensors[original]
+  tensors |= {c: tensors[o] for c, o in family.spare(model.config, heads).items()}
   directory.mkdir(parents=True, exist_ok=True)
   write_safetensors(directory / SINGLE, tensors)
   if model.pooling is not None:
@@ -127,16 +130,16 @@ def run(model: Pretrained, **inputs: Any) -> dict[str, np.ndarray]:
   checked = checked_inputs(inputs, family.inputs, family.limits(config), family.longest(config))
   batch = family.batch(config, checked)
   with jax.default_matmul_precision("float32"):
-    outputs = _forward(family, model.pooling)(model.params, batch)
+    outputs = _forward(family, model.architecture, model.pooling)(model.params, batch)
   return {name: np.asarray(output) for name, output in outputs.items()}
 
 
 @functools.lru_cache(maxsize=64)
-def _forward(family: Family, pooling: sentence.Pooling | None):
-  compute = Compute(dtype="float32")
+def _forward(family: Family, architecture: str, pooling: sentence.Pooling | None):
+  compute = Compute(dtype="float32", layers="scan")  # compiles once for all layers
 
   def forward(params, batch):
-    outputs = family.run(params, batch, compute)
+    outputs = family.run(params, batch, compute, architecture)
     if pooling is not None:
       states = outputs["last_hidden_state"]
       outputs["sentence_embedding"] = pooling(states, batch["attention_mask"])
@@ -199,18 +202,23 @@ def _modern(name: str) -> str:
 def _drop_what_is_no_parameter(family, config, heads, tensors, entries, where: Path) -> None:
   """Takes copies of tied tensors, buffers of older releases, and a pooler that the architecture
   does not have out of `tensors`. Errors: `UserError` for a copy that differs."""
-  names = {name for entry in entries for name in [entry.theirs]}
+  names = {entry.theirs for entry in entries}
   for copy, original in family.copies(config, heads).items():
     if copy not in tensors:
       continue
     array = tensors.pop(copy)
-    same = np.array_equal(tensors.setdefault(original, array), array)
-    if config.tied and not same:
+    if not np.array_equal(tensors.setdefault(original, array), array):
       raise UserError(
         f"{copy} and {original} in {where} differ, although config.json ties them; set "
         "tie_word_embeddings to false there if they are meant to."
       )
-  for name in [n for n in tensors if n.endswith(family.buffers) and n not in names]:
+  for name, instead in family.spare(config, heads).items():
+    array = tensors.pop(name, None)
+    if array is not None:
+      tensors.setdefault(instead, array)
+  for name in [n for n in tensors if family.buffers and n.endswith(family.buffers)]:
+    if name.endswith("logits_bias") and tensors[name].any():
+      raise UserError(f"{name} in {where} is not zero, which this project does not support.")
     del tensors[name]
   pooler = [n for n in tensors if n.removeprefix(family.base).startswith("pooler.")]
   spare = [name for name in pooler if name not in names]

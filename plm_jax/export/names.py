@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -22,7 +23,8 @@ from plm_jax.train.mesh import path_name
 
 class Entry(NamedTuple):
   """ours: a path such as "blocks/attention/query/kernel". theirs: a name with one "{}" for every
-  leading axis of ours. convolution: the weight is a Conv1D's."""
+  leading axis of ours, followed by "#0/3" where it is the first of three parts side by side, and
+  "" where there is no such tensor because ours is zero. convolution: the weight is a Conv1D's."""
 
   ours: str
   theirs: str
@@ -59,6 +61,8 @@ def to_ours(entries: list[Entry], model: Any, tensors: Mapping[str, np.ndarray],
   leaves, tree = jax.tree_util.tree_flatten_with_path(model)
   shapes = {path_name(path): leaf.shape for path, leaf in leaves}
   by_path = _by_path(entries, shapes)
+  zeros = {path: np.zeros(shapes[path], np.float32) for path in shapes if path not in by_path}
+  tensors = _in_parts(entries, tensors)
   names = {path: _names(entry, shapes[path]) for path, entry in by_path.items()}
   expected = {
     name: _their_shape(by_path[path], shapes[path]) for path in names for name in names[path].flat
@@ -68,7 +72,7 @@ def to_ours(entries: list[Entry], model: Any, tensors: Mapping[str, np.ndarray],
     path: _stacked(by_path[path], [tensors[name] for name in names[path].flat], shapes[path])
     for path in names
   }
-  return jax.tree.unflatten(tree, [arrays[path] for path in shapes])
+  return jax.tree.unflatten(tree, [(arrays | zeros)[path] for path in shapes])
 
 
 def to_theirs(entries: list[Entry], model: Any) -> dict[str, np.ndarray]:
@@ -78,7 +82,11 @@ def to_theirs(entries: list[Entry], model: Any) -> dict[str, np.ndarray]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(model)
   }
   tensors = {}
-  for path, entry in _by_path(entries, {path: a.shape for path, a in arrays.items()}).items():
+  by_path = _by_path(entries, {path: a.shape for path, a in arrays.items()})
+  for path in arrays.keys() - by_path.keys():
+    if arrays[path].any():
+      raise UserError(f"{path} is not zero, and transformers' model has no such parameter.")
+  for path, entry in by_path.items():
     names = _names(entry, arrays[path].shape)
     single = arrays[path].reshape(names.size, *arrays[path].shape[names.ndim :])
     shape = _their_shape(entry, arrays[path].shape)
@@ -86,14 +94,40 @@ def to_theirs(entries: list[Entry], model: Any) -> dict[str, np.ndarray]:
       if path.endswith("/kernel") and not entry.convolution:
         array = array.reshape(shape[::-1]).T
       tensors[name] = array.reshape(shape)
-  return tensors
+  return _whole(tensors)
 
 
 def _by_path(entries: list[Entry], shapes: Mapping[str, tuple]) -> dict[str, Entry]:
   by_path = {entry.ours: entry for entry in entries}
   unnamed = shapes.keys() ^ by_path.keys()
   assert not unnamed, f"the family's table and the model differ in {sorted(unnamed)}"
-  return by_path
+  return {path: by_path[path] for path in shapes if by_path[path].theirs}
+
+
+def _in_parts(entries: list[Entry], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The tensors with those cut that several entries name parts of, along their last axis."""
+  parts = {e.theirs.partition("#")[0]: int(e.theirs[-1]) for e in entries if "#" in e.theirs}
+  whole = {re.sub(r"\d+|{}", "{}", name): count for name, count in parts.items()}
+  cut = {}
+  for name, array in tensors.items():
+    count = whole.get(re.sub(r"\d+", "{}", name))
+    if count is None or not array.ndim or array.shape[-1] % count:
+      cut[name] = array
+      continue
+    for i, part in enumerate(np.split(array, count, axis=-1)):
+      cut[f"{name}#{i}/{count}"] = part
+  return cut
+
+
+def _whole(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The inverse of `_in_parts`."""
+  joined: dict[str, list[np.ndarray]] = {}
+  for name in sorted(tensors):
+    joined.setdefault(name.partition("#")[0], []).append(tensors[name])
+  return {
+    name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
+    for name, arrays in joined.items()
+  }
 
 
 def _names(entry: Entry, shape: tuple[int, ...]) -> np.ndarray:
@@ -138,6 +172,7 @@ def _refuse_misfits(expected: dict[str, tuple], tensors: Mapping, where: str) ->
     for name in expected
     if name in tensors and tensors[name].dtype.kind not in "fV"
   ]
+  wrong = list(dict.fromkeys(re.sub(r"#\d/\d", "", line) for line in wrong))
   if wrong:
     more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
     raise UserError(f"the weights in {where} do not fit: {'; '.join(wrong[:5])}{more}.")

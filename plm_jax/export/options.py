@@ -6,7 +6,7 @@ Source: transformers 5.23, configuration_utils.py and the families' configuratio
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from plm_jax.errors import UserError
@@ -96,15 +96,15 @@ class Options:
         f"{name}={accepted[0]!r}."
       )
 
-  def activation(self, name: str, default: str) -> str:
-    """Our name for an activation."""
-    given = self.take(name, default)
-    if given not in ACTIVATIONS:
+  def activation(self, name: str, default: str, known: Mapping[str, str] | None = None) -> str:
+    """Our name for an activation; known: a family's own names."""
+    given, known = self.take(name, default), known or ACTIVATIONS
+    if given not in known:
       raise UserError(
         f"{self.where} sets {name}={given!r}, which this project does not support; it has "
-        f"{', '.join(ACTIVATIONS)}."
+        f"{', '.join(known)}."
       )
-    return ACTIVATIONS[given]
+    return known[given]
 
   def labels(self) -> int:
     """How many labels a classification has."""
@@ -127,9 +127,12 @@ class Options:
       )
 
 
-def activation_name(ours: str) -> str:
-  """transformers' name for an activation of ours."""
-  return next(theirs for theirs, name in ACTIVATIONS.items() if name == ours)
+def activation_name(ours: str, known: Mapping[str, str] | None = None) -> str:
+  """transformers' name for an activation of ours. Errors: `UserError` where a family lacks it."""
+  names = [theirs for theirs, name in (known or ACTIVATIONS).items() if name == ours]
+  if not names:
+    raise UserError(f"model.activation={ours} cannot be exported: this family lacks it.")
+  return names[0]
 
 
 def _a_kind(value: Any) -> str:

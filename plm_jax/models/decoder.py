@@ -195,7 +195,7 @@ class DecoderModel(nnx.Module):
 
     batch: `input_ids` int `[B, T]`; rows are padded on the right. Where `document_ids` int `[B, T]`
     is given, a token sees its own document only, and its positions begin there. `position_ids` int
-    `[B, T]` takes their place.
+    `[B, T]` takes their place. `attention_mask` `[B, T]` is 0 where rows are padded otherwise.
     """
     in_embed, in_blocks = streams(noise, 2)
     ids_BT = batch["input_ids"]
@@ -204,6 +204,8 @@ class DecoderModel(nnx.Module):
     if "document_ids" in batch:
       mask &= document_mask(batch["document_ids"])
       position_ids = document_positions(batch["document_ids"])
+    if "attention_mask" in batch:
+      mask &= batch["attention_mask"].astype(bool)[:, None, None, :]
     position_ids = batch.get("position_ids", position_ids)
     x_BTD = self.embed(ids_BT, position_ids, compute.activation_dtype, in_embed)
     seen = Seen(mask, rotation=self.rotation(position_ids))

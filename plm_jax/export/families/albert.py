@@ -74,6 +74,8 @@ class AlbertFamily(EncoderFamily):
   pooler = "pooler"
   top = TOP
   sentence_logits = "sop_logits"
+  pretraining = "experiments/albert.py:base"
+  masked = "experiments/albert.py:table_5_none"
 
   def adapt(
     self, options: Options, fields: dict[str, Any], heads: Collection[str]

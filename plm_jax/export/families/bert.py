@@ -45,6 +45,7 @@ class BertFamily(EncoderFamily):
   )
   top = TOP
   sentence_logits = "seq_relationship_logits"
+  pretraining = "experiments/bert.py:base"
 
 
 FAMILY = BertFamily()

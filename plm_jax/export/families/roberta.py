@@ -33,6 +33,7 @@ class RobertaFamily(EncoderFamily):
     RobertaModel="pooler",
   )
   always = ALWAYS
+  masked = "experiments/roberta.py:base"
   mlm = ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder")
   top = TOP
 

@@ -1,0 +1,113 @@
+"""Compares a directory's outputs here with those of transformers.
+
+  python -m plm_jax.export.hf check DIR
+
+Random tokens, in rows without padding and with padding on the right, on the left and on both sides.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from plm_jax.errors import UserError
+from plm_jax.export import hf, sentence
+
+TOLERANCE = 1e-4  # of float32, and of dozens of layers
+
+
+class Comparison(NamedTuple):
+  """One output on one kind of rows. agreement: share of positions with the same best entry."""
+
+  output: str
+  rows: str
+  difference: float
+  agreement: float | None
+
+
+def main(verb: str, directory: str) -> int:
+  """Prints a table; the exit code is 1 where an output differs by more than `TOLERANCE`."""
+  if verb != "check":
+    raise UserError(f"{verb!r} is not known; expected: python -m plm_jax.export.hf check DIR.")
+  found = compare(directory)
+  print(f"{'output':28}{'rows':18}{'largest difference':>20}{'top-1 agreement':>18}")
+  for line in found:
+    agreement = "" if line.agreement is None else f"{line.agreement:.1%}"
+    print(f"{line.output:28}{line.rows:18}{line.difference:>20.1e}{agreement:>18}")
+  worst = max(line.difference for line in found)
+  verdict = "agrees" if worst <= TOLERANCE else "DIFFERS"
+  print(f"{directory} {verdict}: {worst:.1e} at most, where {TOLERANCE:.0e} is allowed")
+  return int(worst > TOLERANCE)
+
+
+def compare(directory: str) -> list[Comparison]:
+  """Every output on every kind of rows. Errors: `UserError` without transformers."""
+  model = hf.load(directory)
+  reference = _reference(directory, model)
+  found = []
+  for rows, inputs in _inputs(model).items():
+    ours, theirs = hf.run(model, **inputs), _outputs(reference, inputs)
+    for name in ours.keys() & theirs.keys():
+      mask = inputs["decoder_attention_mask" if "decoder_input_ids" in inputs else "attention_mask"]
+      mask = inputs["attention_mask"] if name.startswith("encoder") else mask
+      found.append(_compared(name, rows, ours[name], theirs[name], mask))
+  return sorted(found)
+
+
+def _compared(name: str, rows: str, ours: np.ndarray, theirs: np.ndarray, mask) -> Comparison:
+  if ours.shape[:2] == mask.shape:
+    ours, theirs = ours[mask == 1], theirs[mask == 1]
+  agreement = None
+  if name.endswith("logits") and ours.ndim == 2:
+    agreement = float((ours.argmax(-1) == theirs.argmax(-1)).mean())
+  return Comparison(name, rows, float(np.abs(ours - theirs).max()), agreement)
+
+
+def _inputs(model: hf.Pretrained) -> dict[str, dict[str, np.ndarray]]:
+  """Kind of rows -> inputs by transformers' names."""
+  rng, limits = np.random.default_rng(0), model.family.limits(model.config)
+  length = min(model.family.longest(model.config) or 24, 24)
+  cut = length // 3
+  kinds = {"not padded": (0, 0), "padded right": (0, cut), "padded left": (cut, 0)}
+  kinds["padded on both"] = (cut // 2, cut // 2)
+  pad = model.document.get("pad_token_id") or 0
+  found = {}
+  for kind, (left, right) in kinds.items():
+    inputs: dict[str, Any] = {}
+    for name in ("input_ids", "decoder_input_ids"):
+      if name in model.family.inputs:
+        mask = np.ones((4, length), int)
+        mask[:, :left] = mask[:, length - right :] = 0
+        ids = rng.integers(0, limits[name], mask.shape)
+        ids = np.where(ids == pad, (pad + 1) % limits[name], ids)
+        inputs[name] = np.where(mask == 1, ids, pad)
+        inputs[name.replace("input_ids", "attention_mask")] = mask
+    if limits.get("token_type_ids"):
+      inputs["token_type_ids"] = rng.integers(0, limits["token_type_ids"], mask.shape)
+    found[kind] = inputs
+  return found
+
+
+def _reference(directory: str, model: hf.Pretrained):
+  try:
+    import torch
+    import transformers
+  except ImportError:
+    raise UserError(
+      "the comparison needs torch and transformers: pip install 'plm_jax[bench]'."
+    ) from None
+  transformers.logging.set_verbosity_error()
+  transformers.logging.disable_progress_bar()
+  kind = getattr(transformers, model.architecture)
+  place = sentence.body_of(Path(directory))
+  return kind.from_pretrained(place, dtype=torch.float32).eval()
+
+
+def _outputs(reference, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  import torch
+
+  with torch.no_grad():
+    found = reference(**{name: torch.tensor(array) for name, array in inputs.items()})
+  return {name: x.numpy() for name, x in found.items() if isinstance(x, torch.Tensor)}

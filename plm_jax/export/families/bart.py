@@ -1,0 +1,129 @@
+"""BART in transformers (models/bart, 5.23)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from plm_jax.export.encoders import named
+from plm_jax.export.names import Entry, linear, norm, table
+from plm_jax.export.options import Options, activation_name
+from plm_jax.export.seq2seq import Seq2SeqFamily
+from plm_jax.models.bart import Bart
+from plm_jax.models.encoder_decoder import EncoderDecoder
+
+OPTIONS = {
+  "layers": ("encoder_layers", 12),
+  "decoder_layers": ("decoder_layers", 12),
+  "width": ("d_model", 1024),
+  "heads": ("encoder_attention_heads", 16),
+  "decoder_heads": ("decoder_attention_heads", 16),
+  "hidden": ("encoder_ffn_dim", 4096),
+  "decoder_hidden": ("decoder_ffn_dim", 4096),
+  "vocab_size": ("vocab_size", 50265),
+  "positions": ("max_position_embeddings", 1024),
+  "activation": ("activation_function", "gelu"),
+  "dropout": ("dropout", 0.1),
+  "attention_dropout": ("attention_dropout", 0.0),
+  "hidden_dropout": ("activation_dropout", 0.0),
+  "embedding_scale": ("scale_embedding", False),
+  "initializer_range": ("init_std", 0.02),
+  "tied": ("tie_word_embeddings", True),
+}
+ALWAYS = {
+  "head_width": None,
+  "position": "learned",
+  "first_position": 2,
+  "norm": "layer",
+  "norm_at": "post",
+  "norm_eps": 1e-5,
+  "embedding_norm": True,
+  "gated": False,
+  "attention_bias": True,
+  "feed_forward_bias": True,
+  "attention_scale": None,
+  "tied": True,
+  "logit_scale": False,
+  "final_dropout": False,
+  "arrangement": "two_stacks",
+}
+# Of older config.json files, which say what the architecture is anyway.
+OLD = {
+  "add_bias_logits": False,
+  "add_final_layer_norm": False,
+  "normalize_before": False,
+  "normalize_embedding": True,
+  "static_position_embeddings": False,
+  "extra_pos_embeddings": 2,
+  "encoder_layerdrop": 0.0,
+  "decoder_layerdrop": 0.0,
+  "is_encoder_decoder": True,
+}
+ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
+
+
+class BartFamily(Seq2SeqFamily):
+  """Positions are counted over padding too; the output's bias is zero in every checkpoint."""
+
+  model_type = "bart"
+  config = Bart
+  base = "model."
+  architectures = named(BartForConditionalGeneration="lm", BartModel="")
+  buffers = ("final_logits_bias",)
+  always = ALWAYS
+  old = OLD
+  silent = (
+    "num_hidden_layers",
+    "classif_dropout",
+    "classifier_dropout",
+    "force_bos_token_to_be_generated",
+  )
+  pretraining = "experiments/bart.py:base"
+
+  def model_of(self, options: Options, heads: Collection[str]) -> tuple[Bart, dict[str, int]]:
+    fields = {name: options.take(*option) for name, option in OPTIONS.items()}
+    fields["activation"] = options.activation(*OPTIONS["activation"])
+    options.fixed("tie_word_embeddings", True)  # without, there would be four tables
+    for name, value in self.old.items():
+      options.fixed(name, value)
+    options.finish(self.silent)
+    return self.config(**self.always | fields), dict.fromkeys(heads, 0)
+
+  def document_of(self, config: EncoderDecoder, heads: Mapping[str, int]) -> dict[str, Any]:
+    self.refuse_others(config)
+    document = {theirs: getattr(config, ours) for ours, (theirs, _) in OPTIONS.items()}
+    hidden = config.hidden or 4 * config.width
+    return document | {
+      "activation_function": activation_name(config.activation),
+      "decoder_layers": config.decoder_layers or config.layers,
+      "decoder_attention_heads": config.decoder_heads or config.heads,
+      "encoder_ffn_dim": hidden,
+      "decoder_ffn_dim": config.decoder_hidden or hidden,
+      "is_encoder_decoder": True,
+    }
+
+  def body(self, config: EncoderDecoder) -> list[Entry]:
+    entries = table("token", "shared")
+    for side in ("encoder", "decoder"):
+      ours, blocks, layer = f"{side}_stack", f"{side}_stack/blocks", f"{side}.layers.{{}}."
+      entries += table(f"{ours}/position", f"{side}.embed_positions")
+      entries += norm(f"{ours}/embed_norm", f"{side}.layernorm_embedding")
+      attentions = [("attention", "self_attn"), ("cross", "encoder_attn")]
+      for name, theirs in attentions[: 1 if side == "encoder" else 2]:
+        for own, its in ATTENTION.items():
+          entries += linear(f"{blocks}/{name}/{own}", f"{layer}{theirs}.{its}")
+        entries += norm(f"{blocks}/{name}_norm", f"{layer}{theirs}_layer_norm")
+      entries += linear(f"{blocks}/feed_forward/up", f"{layer}fc1")
+      entries += linear(f"{blocks}/feed_forward/down", f"{layer}fc2")
+      entries += norm(f"{blocks}/feed_forward_norm", f"{layer}final_layer_norm")
+      if config.norm_at == "pre":
+        entries += norm(f"{ours}/norm", f"{side}.layer_norm")
+    return entries
+
+  def copies(self, config: EncoderDecoder, heads: Collection[str]) -> dict[str, str]:
+    token = "model.shared.weight"
+    sides = {f"model.{side}.embed_tokens.weight": token for side in ("encoder", "decoder")}
+    return sides | ({"lm_head.weight": token} if "lm" in heads else {})
+
+
+FAMILY = BartFamily()

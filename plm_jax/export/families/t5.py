@@ -1,0 +1,140 @@
+"""T5 and T5 1.1 in transformers (models/t5, 5.23)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from plm_jax.errors import UserError
+from plm_jax.export.encoders import named
+from plm_jax.export.names import Entry, linear, norm, table
+from plm_jax.export.options import ACTIVATIONS, Options, activation_name
+from plm_jax.export.seq2seq import Seq2SeqFamily
+from plm_jax.models.encoder_decoder import EncoderDecoder
+from plm_jax.models.t5 import T5
+
+OPTIONS = {
+  "layers": ("num_layers", 6),
+  "decoder_layers": ("num_decoder_layers", None),
+  "width": ("d_model", 512),
+  "heads": ("num_heads", 8),
+  "head_width": ("d_kv", 64),
+  "hidden": ("d_ff", 2048),
+  "vocab_size": ("vocab_size", 32128),
+  "relative_buckets": ("relative_attention_num_buckets", 32),
+  "relative_distance": ("relative_attention_max_distance", 128),
+  "norm_eps": ("layer_norm_epsilon", 1e-6),
+  "dropout": ("dropout_rate", 0.1),
+}
+ALWAYS = {
+  "decoder_heads": None,
+  "decoder_hidden": None,
+  "position": "relative",
+  "norm": "rms",
+  "norm_at": "pre",
+  "embedding_norm": False,
+  "embedding_scale": False,
+  "attention_bias": False,
+  "feed_forward_bias": False,
+  "attention_scale": 1.0,
+  "final_dropout": True,
+  "arrangement": "two_stacks",
+}
+ATTENTION = {"query": "q", "key": "k", "value": "v", "output": "o"}
+TIED = "one table"  # found in a file, not in config.json
+
+
+class T5Family(Seq2SeqFamily):
+  """`tie_word_embeddings` says whether logits are scaled, as in transformers; whether the output
+  has a table of its own is said by the file."""
+
+  model_type = "t5"
+  config = T5
+  architectures = named(T5ForConditionalGeneration="lm", T5Model="")
+  always = ALWAYS
+  # Initial weights, another head's dropout, and what the other options already say.
+  silent = (
+    "initializer_factor",
+    "classifier_dropout",
+    "dense_act_fn",
+    "is_gated_act",
+    "n_positions",
+  )
+  pretraining = "experiments/t5.py:base"
+
+  def found(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
+    heads = self.architectures[architecture]
+    return architecture, heads if "lm_head.weight" in tensors else heads | {TIED}
+
+  def model_of(self, options: Options, heads: Collection[str]) -> tuple[T5, dict[str, int]]:
+    fields = {name: options.take(*option) for name, option in OPTIONS.items()}
+    fields |= gated_activation(options)
+    scales = options.take("tie_word_embeddings", True) and options.take(
+      "scale_decoder_outputs", True
+    )
+    options.fixed("is_encoder_decoder", True)
+    options.finish(self.silent)
+    fields["attention_dropout"] = fields["hidden_dropout"] = fields["dropout"]
+    tied = scales or TIED in heads
+    return T5(**fields, tied=tied, logit_scale=scales), {h: 0 for h in heads if h != TIED}
+
+  def document_of(self, config: EncoderDecoder, heads: Mapping[str, int]) -> dict[str, Any]:
+    self.refuse_others(config)
+    if not config.dropout == config.attention_dropout == config.hidden_dropout:
+      raise UserError(
+        "model.dropout, .attention_dropout and .hidden_dropout differ, and cannot be exported: "
+        "transformers' t5 has one rate for all."
+      )
+    if config.logit_scale and not config.tied:
+      raise UserError("model.logit_scale with model.tied=false cannot be exported to t5.")
+    document = {theirs: getattr(config, ours) for ours, (theirs, _) in OPTIONS.items()}
+    gated = "gated-" if config.gated else ""
+    name = activation_name(config.activation)
+    document["feed_forward_proj"] = gated + ("gelu" if gated and name == "gelu_new" else name)
+    document["num_decoder_layers"] = config.decoder_layers or config.layers
+    document |= {"d_ff": config.hidden or 4 * config.width, "is_encoder_decoder": True}
+    document["d_kv"] = config.head_width or config.width // config.heads
+    return document | {"tie_word_embeddings": config.logit_scale}
+
+  def body(self, config: EncoderDecoder) -> list[Entry]:
+    entries = table("token", "shared")
+    for side, sublayers in (("encoder", 2), ("decoder", 3)):
+      ours, layer = f"{side}_stack", f"{side}.block.{{}}.layer."
+      entries += table(
+        f"{ours}/bias/relative", f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias"
+      )
+      blocks = f"{ours}/blocks"
+      attentions = [("attention", "0.SelfAttention", 0), ("cross", "1.EncDecAttention", 1)]
+      for name, theirs, at in attentions[: sublayers - 1]:
+        for own, its in ATTENTION.items():
+          entries += linear(f"{blocks}/{name}/{own}", f"{layer}{theirs}.{its}", bias=False)
+        entries += norm(f"{blocks}/{name}_norm", f"{layer}{at}.layer_norm", bias=False)
+      last = f"{layer}{sublayers - 1}."
+      ups = {"gate": "wi_0", "up": "wi_1"} if config.gated else {"up": "wi"}
+      for own, its in {**ups, "down": "wo"}.items():
+        entries += linear(f"{blocks}/feed_forward/{own}", f"{last}DenseReluDense.{its}", bias=False)
+      entries += norm(f"{blocks}/feed_forward_norm", f"{last}layer_norm", bias=False)
+      entries += norm(f"{ours}/norm", f"{side}.final_layer_norm", bias=False)
+    return entries
+
+  def copies(self, config: EncoderDecoder, heads: Collection[str]) -> dict[str, str]:
+    sides = {f"{side}.embed_tokens.weight": "shared.weight" for side in ("encoder", "decoder")}
+    return sides | ({"lm_head.weight": "shared.weight"} if config.tied and "lm" in heads else {})
+
+  def longest(self, config: EncoderDecoder) -> None:
+    return None
+
+
+def gated_activation(options: Options) -> dict[str, Any]:
+  """`relu`, or `gated-gelu`, which alone means the tanh GELU."""
+  given = options.take("feed_forward_proj", "relu")
+  gated, _, name = given.rpartition("-")
+  known = ACTIVATIONS | ({"gelu": "gelu_tanh"} if gated else {})
+  if gated not in ("", "gated") or name not in known:
+    raise UserError(
+      f"{options.where} sets feed_forward_proj={given!r}, which this project does not support."
+    )
+  return {"gated": bool(gated), "activation": known[name]}
+
+
+FAMILY = T5Family()
