@@ -15,6 +15,7 @@ from plm_jax.decode import beam, sampling
 from plm_jax.decode.rules import Rules
 from plm_jax.decode.trained import Trained
 from plm_jax.errors import UserError
+from plm_jax.models.cache import Cache
 from plm_jax.models.compute import Compute
 
 ROWS = 32  # per batch at most
@@ -138,20 +139,22 @@ def _write(trained: Trained, of, jobs, rules: Rules, seed: int, watch) -> list[l
   limit_B = trained.config.positions - (prompt_BT.shape[1] - pad_B)
   ends_E = ends(trained.tokenizer.vocab, causal)
   model, compute = trained.params.encoder(), trained.compute
+  size = trained.tokenizer.vocab.size
   if rules.beams > 1:
-    found = jax.device_get(_search(model, batch, prompt_BT, limit_B, ends_E, compute, rules))
+    found = jax.device_get(_search(model, batch, prompt_BT, limit_B, ends_E, compute, rules, size))
     return [
       [Written(ids[:n].tolist(), float(score)) for ids, n, score in zip(*texts)]
       for texts in list(zip(*found))[: len(jobs)]
     ]
   numbers = np.array(filled, np.uint32)
-  state = _begin(model, batch, prompt_BT, limit_B, seed, numbers, ends_E, compute, rules)
+  seed = np.uint32(seed)
+  state = _begin(model, batch, prompt_BT, limit_B, seed, numbers, ends_E, compute, rules, size)
   for stop in range(_TOKENS, rules.max_length, _TOKENS) if watch else ():
-    state = _advance(model, state, ends_E, stop, compute, rules)
+    state = _advance(model, state, ends_E, stop, compute, rules, size)
     watch(state.ids_BL[0, : int(state.length_B[0])].tolist())
     if state.done_B.all():
       break
-  state = _advance(model, state, ends_E, rules.max_length, compute, rules)
+  state = _advance(model, state, ends_E, rules.max_length, compute, rules, size)
   ids, lengths, scores = jax.device_get((state.ids_BL, state.length_B, state.log_p_B))
   return [[Written(ids[r, : lengths[r]].tolist(), float(scores[r]))] for r in range(len(jobs))]
 
@@ -166,22 +169,35 @@ def padded(rows: list[list[int]], left: bool, least: int = 8) -> tuple[np.ndarra
   return ids, np.array([width - len(tokens) for tokens in rows], np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("compute", "rules"))
-def _begin(model, batch, prompt, limit, seed, numbers_B2, ends_E, compute: Compute, rules: Rules):
+class Known:
+  """A generator that writes only what its tokenizer has: a model's vocabulary may be larger, filled
+  up to a round number or to what a tokenizer might have had at most."""
+
+  def __init__(self, model, compute: Compute, size: int):
+    self._generator, self._size = model.generator(compute), size
+    self.start = self._generator.start
+
+  def extend(self, ids_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    logits_BV, cache = self._generator.extend(ids_BT, cache)
+    return logits_BV[:, : self._size], cache
+
+
+@functools.partial(jax.jit, static_argnames=("compute", "rules", "size"))
+def _begin(model, batch, prompt, limit, seed, numbers_B2, ends_E, compute, rules: Rules, size: int):
   key = jax.random.key(seed)
   fold = jax.random.fold_in
   keys_B = jax.vmap(lambda number: fold(fold(key, number[0]), number[1]))(numbers_B2)
-  return sampling.begin(model.generator(compute), batch, prompt, limit, keys_B, rules, ends_E)
+  return sampling.begin(Known(model, compute, size), batch, prompt, limit, keys_B, rules, ends_E)
 
 
-@functools.partial(jax.jit, static_argnames=("compute", "rules"), donate_argnames="state")
-def _advance(model, state, ends_E, stop, compute: Compute, rules: Rules):
-  return sampling.advance(model.generator(compute), state, rules, ends_E, stop)
+@functools.partial(jax.jit, static_argnames=("compute", "rules", "size"), donate_argnames="state")
+def _advance(model, state, ends_E, stop, compute: Compute, rules: Rules, size: int):
+  return sampling.advance(Known(model, compute, size), state, rules, ends_E, stop)
 
 
-@functools.partial(jax.jit, static_argnames=("compute", "rules"))
-def _search(model, batch, prompt, limit, ends_E, compute: Compute, rules: Rules):
-  return beam.search(model.generator(compute), batch, prompt, limit, rules, ends_E)
+@functools.partial(jax.jit, static_argnames=("compute", "rules", "size"))
+def _search(model, batch, prompt, limit, ends_E, compute: Compute, rules: Rules, size: int):
+  return beam.search(Known(model, compute, size), batch, prompt, limit, rules, ends_E)
 
 
 def continuation(tokenizer: Tokenizer, task: Task, ids: list[int]) -> str:

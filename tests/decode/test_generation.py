@@ -105,7 +105,7 @@ def test_one_beam_is_greedy_search_and_more_beams_find_more_probable_texts(gpt):
   prompt, pad = writer.padded([t.prompt for t in TASKS], left=True)
   limit = 40 - (prompt.shape[1] - pad)
   ends = writer.ends(trained.tokenizer.vocab, True)
-  found = writer._search(model, {"pad": pad}, prompt, limit, ends, compute, one)
+  found = writer._search(model, {"pad": pad}, prompt, limit, ends, compute, one, VOCAB)
   assert [ids[0, : n[0]].tolist() for ids, n in zip(found.ids_BKL, found.length_BK)] == [
     texts[0].ids for texts in greedy
   ]
@@ -213,12 +213,23 @@ def test_generation_stops_when_all_rows_have_ended(gpt):
   ended = np.array([SEP, CLS])
   state = writer._begin(
     gpt.params, {"pad": np.zeros(1, np.int32)}, np.array([[CLS, 5]]), np.array([30]), 0,
-    np.zeros((1, 2), np.uint32), np.arange(VOCAB), gpt.compute, Rules(max_length=30),
+    np.zeros((1, 2), np.uint32), np.arange(VOCAB), gpt.compute, Rules(max_length=30), VOCAB,
   )  # fmt: skip
-  state = writer._advance(
-    gpt.params, state, np.arange(VOCAB), 30, gpt.compute, Rules(max_length=30)
-  )
+  rules = Rules(max_length=30)
+  state = writer._advance(gpt.params, state, np.arange(VOCAB), 30, gpt.compute, rules, VOCAB)
   assert int(state.step) == 1 and bool(state.done_B.all()) and len(ended) == 2
+
+
+def test_nothing_is_written_that_the_tokenizer_does_not_have(gpt):
+  small = types.SimpleNamespace(
+    experiment=gpt.source.experiment,
+    path="",
+    tokenizer=types.SimpleNamespace(vocab=dataclasses.replace(toy_vocab(15), bos=BOS)),
+  )
+  rules = Rules(max_length=9, temperature=1.5, min_length=9)
+  for found in (write(gpt, TASKS, rules), write(gpt._replace(source=small), TASKS[:1], rules)):
+    most = max(token for texts in found for token in texts[0].ids)
+    assert (most < 15) == (len(found) == 1)
 
 
 def test_prompts_that_the_model_cannot_read_are_refused(gpt):
