@@ -20,9 +20,11 @@ from experiments.budgets import at
 from plm_jax.ablate.table import Arm, Better, NotWorse, Ordered, Table
 from plm_jax.data.pipeline import Corpus
 from plm_jax.data.running_text import RunningText
+from plm_jax.data.source_target import SourceTarget
 from plm_jax.data.tokenizers import Unigram, WordPiece
 from plm_jax.experiment import Budget, Experiment, Schedule
 from plm_jax.models.t5 import T5, T5v11
+from plm_jax.objectives.seq2seq import Translation
 from plm_jax.objectives.span_corruption import Deshuffling, PrefixLM, SpanCorruption, tokens_for
 from plm_jax.train.adafactor import Adafactor
 
@@ -90,6 +92,20 @@ def v11_base(budget: Budget = "paper") -> Experiment:
   sizes = {f: getattr(experiment.model, f) for f in ("layers", "width", "heads", "head_width")}
   hidden = 2048 if budget == "paper" else 682
   return replace(experiment, model=T5v11(**sizes, hidden=hidden))
+
+
+def text_to_text(budget: Budget = "paper") -> Experiment:
+  """Fine-tuning on pairs of texts, section 2.4: constant rate 1e-3, 2^18 steps, --from=RUN and --set=data.source=PAIRS.tsv."""
+  experiment = base(budget)
+  steps = {"paper": 2**18, "small": 1_000, "smoke": 10}[budget]
+  return replace(
+    _with(experiment, Translation(framed=False)),
+    data=replace(
+      experiment.data, source="pairs.tsv", segments=SourceTarget(), length=_pairs(budget)
+    ),
+    optim=Adafactor(peak=1e-3, schedule="constant"),
+    steps=steps,
+  )
 
 
 # Table 2: architectures, by denoising and by language modelling.
@@ -370,6 +386,11 @@ def _scaled(budget: Budget) -> T5:
   if budget == "paper":
     return T5(layers=12, width=768, heads=12, hidden=3072)
   return T5(layers=4, width=256, heads=4, hidden=1024)
+
+
+def _pairs(budget: Budget) -> int:
+  """Positions of a pair: half of them for either side."""
+  return 1024 if budget == "paper" else 128
 
 
 def _with(experiment: Experiment, objective) -> Experiment:

@@ -4,7 +4,9 @@
 
 - a `.txt` file: a blank line between documents, a sentence or a paragraph per line;
 - a `.jsonl` file: one object with a "text" per line, a document each;
-- either of them with `.gz` behind it;
+- a `.tsv` file: a source and its target per line, with a tab between them, a document of two
+  sentences each, which are never split; what stands behind a second tab is not read;
+- any of them with `.gz` behind it;
 - a folder of them: read recursively, in the order of the sorted paths;
 - `tfds:NAME[/CONFIG][:SPLIT]`: a TFDS data set (see `plm_jax.data.tfds_text`).
 
@@ -44,7 +46,7 @@ LONGEST_DOCUMENT = 1 << 20  # characters
 _LONGEST_PIECE = 1 << 20  # bytes of a line that are read at once
 _PROBE = 1 << 18  # bytes at the beginning of a file that show how it is laid out
 _HASHED_WHOLE = 1 << 30  # bytes; of larger corpora the fingerprint takes sizes, times and samples
-_SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
+_SUFFIXES = (".txt", ".jsonl", ".tsv", ".txt.gz", ".jsonl.gz", ".tsv.gz")
 
 
 class Source(Protocol):
@@ -112,7 +114,8 @@ class TextFiles(NamedTuple):
     empty = True
     for file in self.files:
       name = file.relative_to(self.root).as_posix()
-      read = _from_json if ".jsonl" in file.suffixes[-2:] else _from_text
+      kinds = {".jsonl": _from_json, ".tsv": _from_pairs}
+      read = next((kinds[s] for s in file.suffixes[-2:] if s in kinds), _from_text)
       for document in read(file, name):
         empty = False
         yield document
@@ -146,8 +149,13 @@ class _Line(NamedTuple):
   ends: bool  # False for the pieces of a very long line but the last
 
 
-def _lines(file: Path) -> Iterator[_Line]:
-  """The lines of a file, stripped; a very long one in pieces that end between words."""
+def _lines(file: Path, tabs: bool = False) -> Iterator[_Line]:
+  """The lines of a file, stripped; a very long one in pieces that end between words. tabs: whether
+  they are kept."""
+
+  def stripped(text: str) -> str:
+    return "\t".join(" ".join(x.split()) for x in (text.split("\t") if tabs else [text]))
+
   number, offset, rest, ends = 1, 0, b"", True
   try:
     with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
@@ -158,11 +166,11 @@ def _lines(file: Path) -> Iterator[_Line]:
           cut = _cut(block)
           block, rest = block[:cut], block[cut:]
         text = _decode(block, file, number, offset)
-        yield _Line(number, " ".join(text.lstrip("\ufeff").split()), ends)
+        yield _Line(number, stripped(text.lstrip("\ufeff")), ends)
         offset += len(block)
         number += ends
       if not ends:
-        yield _Line(number, " ".join(_decode(rest, file, number, offset).split()), True)
+        yield _Line(number, stripped(_decode(rest, file, number, offset)), True)
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise UserError(
       f"The file {str(file)!r} is damaged or not gzip ({error}): compress it again."
@@ -272,6 +280,18 @@ def _from_text(file: Path, name: str) -> Iterator[Document]:
       yield close()
   if sentences or paragraph:
     yield close()
+
+
+def _from_pairs(file: Path, name: str) -> Iterator[Document]:
+  for line in _lines(file, tabs=True):
+    source, _, rest = line.text.partition("\t")
+    target = rest.partition("\t")[0]
+    if line.text and not (source and target):
+      raise UserError(
+        f"Line {line.number} of {str(file)!r} is no pair: expected a source, a tab and a target."
+      )
+    if line.text:
+      yield Document(f"{name}:{line.number}", (source, target))
 
 
 def _from_json(file: Path, name: str) -> Iterator[Document]:

@@ -23,6 +23,7 @@ from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.data.packing import DocSentences, FullSentences, SentencePair
 from plm_jax.data.running_text import RunningText
 from plm_jax.data.segments import SegmentPair, pass_table
+from plm_jax.data.source_target import SourceTarget
 from plm_jax.data.tokenizers import BytePairs, Unigram, Vocab, WordPiece
 from plm_jax.errors import UserError
 
@@ -30,7 +31,15 @@ _EVALUATION_SEED = 0  # of its own, so that runs with different seeds are measur
 _ORDER = 1  # tells the key of an epoch's order from other keys made of seed and epoch
 
 
-Segments = SegmentPair | SentencePair | FullSentences | DocSentences | RunningText | PackedDocuments
+Segments = (
+  SegmentPair
+  | SentencePair
+  | FullSentences
+  | DocSentences
+  | RunningText
+  | PackedDocuments
+  | SourceTarget
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,6 +108,37 @@ def compact(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Translation(Seq2Seq):
+  """The second text of a pair from the first: translation, or any task written as text.
+
+  Rows as "[CLS] source [SEP] target [SEP]" (`data.segments=SourceTarget`). framed: the source is
+  "[CLS] source [SEP]" and the decoder begins with [CLS]; else, as T5 has it, "source [SEP]" and the
+  token of padding.
+  """
+
+  framed: bool = True
+
+  def corrupt(self, batch, draws, vocab) -> dict:
+    del draws
+    ids, length = batch["input_ids"], batch["length"]
+    target_length = batch["segment_ids"].sum(axis=1)
+    half, skipped = ids.shape[1] // 2, int(not self.framed)
+    source_length = length - target_length - skipped
+    source = part(ids, np.full_like(length, skipped), source_length, half, vocab.pad)
+    target = part(ids, length - target_length, target_length, half, vocab.pad)
+    start = ids[:, 0] if self.framed else vocab.pad
+    return sides(batch, source, source_length, target, target_length, start)
+
+
+def part(ids, begin, length, width: int, pad: int) -> np.ndarray:
+  """int32 `[B, width]`: `length` [B] tokens of every row from column `begin` [B] on."""
+  column = np.arange(width)
+  at = np.minimum(begin[:, None] + column, ids.shape[1] - 1)
+  taken = np.take_along_axis(ids, at, axis=1)
+  return np.where(column < length[:, None], taken, pad).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Copy(Seq2Seq):
   """The toy task of every new sequence-to-sequence model: the source itself, or reversed.
 

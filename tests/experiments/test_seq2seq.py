@@ -33,6 +33,9 @@ MAY = {
   ("vaswani", "table_3_smoothing_20"): {"objectives.seq2seq.label_smoothing"},
   ("vaswani", "table_3_learned_positions"): {"model.position"},
   ("t5", "tiny"): FIRST_RUN | SPANS,
+  ("vaswani", "translation"): {"data.source", "data.segments", "objectives"},
+  ("t5", "text_to_text"): {"optim", "steps", *("data.source", "data.segments", "data.length")}
+  | {"objectives"},
   ("t5", "v11_base"): {"model"} | SPANS,
   **{("t5", n): {"model.arrangement", "objectives"} for n in rows_of("t5") if "table_2" in n},
   **{("t5", n): {"model.layers", "objectives"} for n in rows_of("t5") if "six_layers" in n},
@@ -76,7 +79,7 @@ def test_every_row_makes_its_batches_and_has_a_place_for_them(file, name, budget
   batch = example_batch(experiment)
   longest = max(batch["input_ids"].shape[1], batch["decoder_input_ids"].shape[1])
   assert longest <= experiment.model.positions
-  if file == "t5" and budget == "paper":
+  if file == "t5" and budget == "paper" and name != "text_to_text":
     assert batch["input_ids"].shape[1] in (511, 512)
 
 

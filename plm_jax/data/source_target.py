@@ -1,0 +1,53 @@
+"""Rows of pairs of texts, such as a sentence and its translation: documents of two sentences each,
+as a `.tsv` file has them (`data/corpora.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from plm_jax.data.segments import SPANS, read_pairs
+from plm_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from plm_jax.data.store import TokenStore
+  from plm_jax.data.tokenizers import Vocab
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceTarget:
+  """Rows "[CLS] source [SEP] target [SEP]". Each text has up to half of `data.length` to itself,
+  beyond which it is cut. All seeds and passes have the same rows."""
+
+  drawn = False
+
+  def table(self, store: TokenStore, length: int, seed: int, pass_: int) -> np.ndarray:
+    """SPANS [N]: a row for every document of two sentences. Errors: `UserError` if none is."""
+    documents = np.asarray(store.document_starts)
+    first = documents[:-1][np.diff(documents) == 2]
+    if not len(first):
+      raise UserError(
+        "data.segments=SourceTarget needs documents of two sentences, a source and its target, and "
+        "this text has none: give a .tsv file"
+      )
+    starts = np.asarray(store.sentence_starts)
+    rows = np.zeros(len(first), SPANS)
+    for name, sentence in (("a", first), ("b", first + 1)):
+      rows[f"{name}_start"] = starts[sentence]
+      rows[f"{name}_length"] = np.minimum(starts[sentence + 1] - starts[sentence], length // 2 - 2)
+    return rows
+
+  def tokens(self, rows: np.ndarray) -> np.ndarray:
+    """int [N]: how many positions of each row are no padding."""
+    return rows["a_length"] + rows["b_length"] + 3
+
+  def read(
+    self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
+  ) -> dict[str, np.ndarray]:
+    """The tokens of SPANS [B], as `read_pairs` lays them out; where a vocabulary has no token for
+    the begin of a text (T5), that of padding stands there."""
+    if vocab.cls is None and vocab.bos is None:
+      vocab = replace(vocab, cls=vocab.pad)
+    return read_pairs(store, table_rows, length, vocab, 1)
