@@ -17,6 +17,7 @@ BENEATH = {
   "data": {"errors", "progress"},
   "train": {"errors", "progress", "models", "objectives", "data", "decode", "experiment"},
   "decode": {"errors", "models", "data"},
+  "export": {"errors", "models", "train", "cli"},
 }
 COMMAND_LINE = {"cli", "overrides", "config_tree"}  # read by train.start and train.workdir
 

@@ -105,8 +105,8 @@ class EncoderFamily:
   def document_of(self, config: Encoder, heads: Mapping[str, int]) -> dict[str, Any]:
     for field, needed in self.always.items():
       found = getattr(config, field)
-      if field == "head_activation" and found == config.activation:
-        found = needed or found
+      if field == "head_activation":  # None is that of the layers
+        found, needed = found or config.activation, needed or config.activation
       if found != needed and _OF_HEADS.get(field) in (None, *heads):
         raise UserError(
           f"model.{field}={found} cannot be exported: transformers' {self.model_type} always has "

@@ -89,9 +89,12 @@ def family_of_type(model_type: Any, where: str) -> Family:
 
 def family_of_config(config: Model) -> Family:
   """The family of our configuration. Errors: `UserError` where transformers has none."""
+  known = {}
   for family in map(_load, _names()):
-    if type(config) is family.config:
-      return family
+    known.setdefault(family.config, family)  # XLM-R is a RoBERTa: the first is taken
+  for kind in type(config).__mro__:
+    if kind in known:
+      return known[kind]
   raise UserError(f"transformers has no {type(config).__name__}, so it cannot be exported.")
 
 

@@ -56,13 +56,16 @@ def chosen_experiment(
 ) -> tuple[Experiment, dict[str, Any]]:
   """The resolved experiment of a command line, and the record of how it came about.
 
-  With a source, its experiment is the default and its tokenizer is kept. The record names the
-  difference to the file's `base` at the same budget.
+  With a source, its experiment is the default and its tokenizer is kept; of a published model
+  (plm_jax/convert.py) the model too, whatever the experiment has. The record names the difference
+  to the file's `base` at the same budget.
   """
   if reference is None:
     reference = source.document["reference"] if source else default
   experiment = cli.load_experiment(reference, budget=budget)()
   base = base_of(reference, budget) or experiment
+  if source is not None and "public" in source.document and not experiment.model.encoder_path:
+    experiment = with_model(experiment, source.experiment.model)
   experiment = overrides.apply(experiment, settings)
   if seed is not None:
     experiment = dataclasses.replace(experiment, seed=seed)
@@ -95,6 +98,12 @@ def chosen_experiment(
     "versions": versions(),
   }
   return experiment, record
+
+
+def with_model(experiment: Experiment, model) -> Experiment:
+  """The experiment with a published model, and rows that are no longer than it can read."""
+  data = dataclasses.replace(experiment.data, length=min(experiment.data.length, model.positions))
+  return dataclasses.replace(experiment, model=model, data=data)
 
 
 def base_of(reference: str, budget: str) -> Experiment | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from plm_jax.errors import UserError
@@ -88,6 +88,10 @@ class AlbertFamily(EncoderFamily):
         "transformers divides with a rounding error that this project does not repeat."
       )
     return fields
+
+  def document_of(self, config: Encoder, heads: Mapping[str, int]) -> dict[str, Any]:
+    own = config.dropout if config.classifier_dropout is None else config.classifier_dropout
+    return super().document_of(config, heads) | {"classifier_dropout_prob": own}
 
   def body(self, config: Encoder) -> list[Entry]:
     """One layer in each group is no axis of its own here."""

@@ -1,0 +1,152 @@
+"""A published model becomes a run that everything else takes, and a run what transformers loads."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from plm_jax import convert
+from plm_jax.data.tokenizers import WordPiece
+from plm_jax.decode import trained
+from plm_jax.errors import UserError
+from plm_jax.export import hf
+from plm_jax.models.bert import Bert
+from plm_jax.train.checkpoint import restore_parameters
+from plm_jax.train.start import HEADS, continued_from
+from tests import toy_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  lines = toy_run.text().read_text().splitlines()
+  return WordPiece(vocab_size=90).train(line for line in lines if line)
+
+
+@pytest.fixture(scope="module")
+def public(tokenizer, tmp_path_factory):
+  """A directory as transformers writes it, of a random BERT with more rows than tokens."""
+  folder = tmp_path_factory.mktemp("public") / "bert"
+  config = Bert(layers=2, width=12, heads=3, vocab_size=tokenizer.vocab.size + 5, positions=40)
+  params = config.init(jax.random.key(0), {"mlm": 0})
+  hf.save(hf.Pretrained(config, params, None, {"pad_token_id": 0}), folder)
+  tokenizer._backend.write(folder)
+  (folder / "tokenizer.json").unlink()  # vocab.txt alone, as of old
+  return folder
+
+
+@pytest.fixture(scope="module")
+def run(public, tokenizer, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("run") / "bert"
+  convert.write_run(hf.load(public), convert._tokenizer(public), folder, public)
+  return folder
+
+
+def command(*arguments, folder):
+  environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
+  return subprocess.run(
+    [sys.executable, *map(str, arguments)],
+    cwd=folder,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_an_imported_run_has_the_model_the_tokenizer_and_the_numbers(public, run, tokenizer):
+  found, imported = trained.load(run), hf.load(public)
+  assert found.config == imported.config
+  assert found.tokenizer.fingerprint == tokenizer.fingerprint
+  jax.tree.map(np.testing.assert_array_equal, found.params, imported.params)
+  back = convert.from_run(run)
+  assert back.document == imported.document and back.architecture == "BertForMaskedLM"
+
+
+def test_a_run_exported_again_is_the_same_directory(public, run, tmp_path):
+  convert.write_directory(convert.from_run(run), continued_from(run).tokenizer, tmp_path / "again")
+  for name in ("model.safetensors", "vocab.txt", "config.json"):
+    assert (tmp_path / "again" / name).read_bytes() == (public / name).read_bytes(), name
+
+
+def test_fine_tuning_takes_the_encoder_and_draws_its_own_head(run):
+  source = continued_from(run)
+  fresh = source.experiment.model.init(jax.random.key(1), {"classes": 3})
+  restored = restore_parameters(run, fresh, HEADS, HEADS)
+  assert {name.split("/")[0] for name in restored.fresh} == {"classes", "pooler"}
+  assert {name.split("/")[0] for name in restored.unused} == {"mlm"}
+
+
+@pytest.mark.slow
+def test_pretraining_goes_on_from_a_published_model(run, tmp_path):
+  arguments = (
+    *("--budget=smoke", f"--from={run}", "--workdir=on", f"--set=data.source={toy_run.text()}"),
+    *("--set=steps=2", "--set=optim.warmup=1", "--set=global_batch=8", "--cache=cache"),
+  )
+  done = command(ROOT / "run_pretrain.py", *arguments, folder=tmp_path)
+  assert done.returncode == 0, done.stderr
+  before, after = continued_from(run), continued_from(tmp_path / "on")
+  assert after.experiment.model == before.experiment.model
+  assert after.experiment.data.length <= 40
+  assert (tmp_path / "on" / "checkpoints" / "2").is_dir()
+
+
+@pytest.mark.slow
+def test_blanks_are_filled_by_a_published_model(run, tmp_path):
+  done = command(
+    *("-m", "plm_jax.fill_mask", f"--model={run}", "--text=[MASK] a b"), folder=tmp_path
+  )
+  assert done.returncode == 0, done.stderr
+  assert "[MASK] a b" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_command_converts_there_and_back(public, tmp_path):
+  for words in ((public, "run"), ("run", "again")):
+    done = command("-m", "plm_jax.convert", *words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Bert, BertForMaskedLM" in done.stdout
+  done = command("-m", "plm_jax.convert", public, "again", folder=tmp_path)
+  assert done.returncode == 2
+  assert done.stderr == "error: again is there already; choose a directory that is new or empty.\n"
+
+
+def test_transformers_reads_what_a_run_was_exported_to(tokenizer, peers, tmp_path):
+  toy_run.run(tmp_path / "run")
+  toy_run.prepared().tokenizer.save(tmp_path / "run" / "tokenizer")
+  document = {"format": 1, "experiment": convert.config_tree.to_json(toy_run.program().experiment)}
+  (tmp_path / "run" / "config.json").write_text(json.dumps(document))
+  exported = convert.from_run(tmp_path / "run")
+  own = toy_run.prepared().tokenizer
+  convert.write_directory(exported, own, tmp_path / "out")
+  model, report = peers.BertForPreTraining.from_pretrained(
+    tmp_path / "out", output_loading_info=True
+  )
+  assert not any(report.values()), report
+  theirs = peers.AutoTokenizer.from_pretrained(tmp_path / "out")
+  sentence = toy_run.text().read_text().splitlines()[0]
+  ids = theirs(sentence)["input_ids"]
+  assert ids[1:-1] == own.encode(sentence).tolist()
+  assert model.config.pad_token_id == own.vocab.pad
+
+
+@pytest.mark.parametrize(
+  ("source", "sentence"),
+  [("nowhere", "nowhere does not exist"), ("empty", "no directory of a published model")],
+)
+def test_what_is_no_model_is_one_sentence(source, sentence, tmp_path):
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(UserError, match=sentence):
+    convert._published(Path(source) if source == "nowhere" else tmp_path / source)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(public, tmp_path):
+  larger = WordPiece(vocab_size=400).train(["".join(map(chr, range(200, 600)))])
+  with pytest.raises(UserError, match="do not belong together"):
+    convert.write_run(hf.load(public), larger, tmp_path / "run", public)
