@@ -16,9 +16,9 @@ from plm_jax.data.corpora import default_cache
 from plm_jax.data.segments import frame
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.decode.fill_mask import Blank, fill
-from plm_jax.decode.trained import load
 from plm_jax.errors import UserError
 from plm_jax.train.start import keep_compilations
+from plm_jax.train.trained import load
 
 FLAGS = flags.FLAGS
 

@@ -20,10 +20,10 @@ from absl import flags
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
 from plm_jax.decode.rules import Rules
-from plm_jax.decode.trained import Trained, load
 from plm_jax.decode.writer import Task, continuation, tasks, write
 from plm_jax.errors import UserError
 from plm_jax.train.start import keep_compilations
+from plm_jax.train.trained import Trained, load
 
 FLAGS = flags.FLAGS
 

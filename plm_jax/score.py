@@ -24,9 +24,9 @@ from plm_jax import cli
 from plm_jax.ablate import evaluate
 from plm_jax.data.corpora import default_cache
 from plm_jax.data.segments import frame
-from plm_jax.decode.trained import load
 from plm_jax.errors import UserError
 from plm_jax.train.start import keep_compilations
+from plm_jax.train.trained import load
 
 FLAGS = flags.FLAGS
 

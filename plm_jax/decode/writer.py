@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -13,10 +13,12 @@ from plm_jax.data.segments import frame
 from plm_jax.data.tokenizers import Tokenizer, Vocab
 from plm_jax.decode import beam, sampling
 from plm_jax.decode.rules import Rules
-from plm_jax.decode.trained import Trained
 from plm_jax.errors import UserError
 from plm_jax.models.cache import Cache
 from plm_jax.models.compute import Compute
+
+if TYPE_CHECKING:
+  from plm_jax.train.trained import Trained
 
 ROWS = 32  # per batch at most
 _TOKENS = 8  # between two looks at a text that grows in a terminal

@@ -13,7 +13,6 @@ from plm_jax.data.pipeline import Batches
 from plm_jax.data.segments import frame
 from plm_jax.decode.fill_mask import blanks_from, fill
 from plm_jax.decode.rules import Rules
-from plm_jax.decode.trained import Trained
 from plm_jax.decode.writer import Task, continuation, write
 from plm_jax.experiment import Experiment
 from plm_jax.models.decoder import Decoder
@@ -23,6 +22,7 @@ from plm_jax.train.loop import Program
 from plm_jax.train.mesh import kept_whole
 from plm_jax.train.start import Source
 from plm_jax.train.state import trained
+from plm_jax.train.trained import Trained
 from plm_jax.train.workdir import Workdir, read_records
 
 

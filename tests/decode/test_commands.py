@@ -15,11 +15,11 @@ from absl import flags
 from plm_jax import cli, fill_mask, generate, score
 from plm_jax.ablate import evaluate
 from plm_jax.data.packed_documents import PackedDocuments
-from plm_jax.decode.trained import load
 from plm_jax.decode.writer import Task
 from plm_jax.models.gpt import Gpt2
 from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
+from plm_jax.train.trained import load
 from plm_jax.train.workdir import Workdir
 from tests import toy_run
 from tests.toy_run import TOY

@@ -15,6 +15,7 @@ from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.gpt import Gpt2
 from plm_jax.models.llama import Llama
+from plm_jax.train.trained import Trained
 from tests.data.toy_store import CLS, SEP, toy_vocab
 
 VOCAB, BOS = 30, 1
@@ -32,7 +33,7 @@ def trained_of(config, vocab=None):
   experiment = types.SimpleNamespace(model=config, compute=Compute(dtype="float32"))
   tokenizer = types.SimpleNamespace(vocab=vocab or dataclasses.replace(toy_vocab(VOCAB), bos=BOS))
   source = types.SimpleNamespace(experiment=experiment, path="runs/toy", tokenizer=tokenizer)
-  return writer.Trained(source, params, 0)
+  return Trained(source, params, 0)
 
 
 @pytest.fixture(scope="module", params=CONFIGS)

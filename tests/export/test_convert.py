@@ -12,10 +12,11 @@ import pytest
 
 from plm_jax import convert
 from plm_jax.data.tokenizers import WordPiece
-from plm_jax.decode import trained
 from plm_jax.errors import UserError
 from plm_jax.export import hf
 from plm_jax.models.bert import Bert
+from plm_jax.models.electra import Electra
+from plm_jax.train import trained
 from plm_jax.train.checkpoint import restore_parameters
 from plm_jax.train.start import HEADS, continued_from
 from tests import toy_run
@@ -150,3 +151,19 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(public, tmp_path
   larger = WordPiece(vocab_size=400).train(["".join(map(chr, range(200, 600)))])
   with pytest.raises(UserError, match="do not belong together"):
     convert.write_run(hf.load(public), larger, tmp_path / "run", public)
+
+
+def test_an_electra_is_exported_in_two_parts(tmp_path):
+  config = Electra(layers=1, width=16, heads=2, embedding=8, vocab_size=20, positions=6)
+  params = config.init(jax.random.key(0), {"mlm": 0, "rtd": 0})
+  for part, architecture in (
+    ("discriminator", "ElectraForPreTraining"),
+    ("generator", "ElectraForMaskedLM"),
+  ):
+    hf.save(hf.Pretrained(*convert._electra_part(config, params, part)), tmp_path / part)
+    assert hf.load(tmp_path / part).architecture == architecture
+  tables = [
+    hf.load(tmp_path / part).params.embed.token.table[...]
+    for part in ("discriminator", "generator")
+  ]
+  np.testing.assert_array_equal(*tables)
