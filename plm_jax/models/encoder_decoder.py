@@ -124,6 +124,11 @@ class EncoderDecoder:
         f"model.arrangement={self.arrangement} has one set of layers; leave model.decoder_layers, "
         ".decoder_heads and .decoder_hidden at none"
       )
+    if self.arrangement in ("prefix", "causal") and self.position == "learned":
+      raise UserError(
+        f"model.arrangement={self.arrangement} reads source and target in one row, which a table "
+        "of positions may not reach to; set model.position=relative or sinusoidal"
+      )
     rates = (self.dropout, self.attention_dropout, self.hidden_dropout)
     if min(rates) < 0 or max(rates) >= 1:
       raise UserError(
