@@ -40,21 +40,12 @@ GPT2_TOKENS = 300_000_000_000
 
 def base(budget: Budget = "paper") -> Experiment:
   """GPT-1, Table 5, "Transformer w/ aux LM (full)". Published: average 74.7, CoLA 45.4, SST2 91.3, MRPC 82.3, STSB 82.0, QQP 70.3, MNLI 81.8, QNLI 88.1, RTE 56.0."""
-  paper = Experiment(
-    model=Gpt1(**_sizes(budget, 12, 768, 12)),
-    objectives=(CLM(),),
-    data=PAPER_CORPUS,
-    optim=AdamW(peak=2.5e-4, warmup=2_000, schedule="cosine", decay=0.01),
-    global_batch=64,
-    steps=2_400_000,  # 100 passes over about 0.8 billion tokens
-    schedule=Schedule(log=100, evaluate=20_000, save=10_000, keep=3),
-  )
-  return at(budget, paper, SMALL_CORPUS, AdamW(peak=1e-3, warmup=300, schedule="cosine"))
+  return _run(budget, Gpt1(**_sizes(budget, 12, 768, 12)))
 
 
 def tiny(budget: Budget = "small") -> Experiment:
   """A GPT-2 of 4 layers of 128. At `small`, two minutes on a laptop, after which it writes text."""
-  experiment = replace(base(budget), model=Gpt2(layers=4, width=128, heads=4))
+  experiment = _run(budget, Gpt2(layers=4, width=128, heads=4))
   if budget != "small":
     return experiment
   return replace(
@@ -151,9 +142,23 @@ def table_3() -> Table:
   )
 
 
+def _run(budget: Budget, model: Gpt1 | Gpt2) -> Experiment:
+  """GPT-1's recipe at a budget, for a model of a given size."""
+  paper = Experiment(
+    model=model,
+    objectives=(CLM(),),
+    data=PAPER_CORPUS,
+    optim=AdamW(peak=2.5e-4, warmup=2_000, schedule="cosine", decay=0.01),
+    global_batch=64,
+    steps=2_400_000,  # 100 passes over about 0.8 billion tokens
+    schedule=Schedule(log=100, evaluate=20_000, save=10_000, keep=3),
+  )
+  return at(budget, paper, SMALL_CORPUS, AdamW(peak=1e-3, warmup=300, schedule="cosine"))
+
+
 def _gpt2(budget: Budget, layers: int, width: int, heads: int, peak: float) -> Experiment:
   """A size of GPT-2: 512 rows of 1,024 tokens."""
-  experiment = replace(base(budget), model=Gpt2(**_sizes(budget, layers, width, heads)))
+  experiment = _run(budget, Gpt2(**_sizes(budget, layers, width, heads)))
   segments = PackedDocuments(separate=False)
   if budget != "paper":
     return replace(experiment, data=replace(experiment.data, segments=segments))
