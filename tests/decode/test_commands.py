@@ -1,6 +1,8 @@
 """The commands that write, fill blanks and score: what they print, and their sentences."""
 
+import contextlib
 import dataclasses
+import inspect
 import json
 import math
 import re
@@ -52,20 +54,36 @@ def call(monkeypatch, capsys):
   """`call(module, *words) -> (exit code, stdout, stderr)` of `python -m MODULE WORDS`."""
 
   def run(module, *words):
-    before = set(flags.FLAGS)
-    module.define_flags()
-    monkeypatch.setattr(sys, "argv", [module.__name__, *words])
-    monkeypatch.setattr(module, "keep_compilations", lambda cache: None)
-    try:
+    with own_flags(module):
+      monkeypatch.setattr(sys, "argv", [module.__name__, *words])
+      monkeypatch.setattr(module, "keep_compilations", lambda cache: None)
       with pytest.raises(SystemExit) as end:
         cli.run(module.main)
-    finally:
-      for name in set(flags.FLAGS) - before:  # commands have flags of the same name
-        delattr(flags.FLAGS, name)
     out, err = capsys.readouterr()
     return end.value.code or 0, out, err
 
   return run
+
+
+@contextlib.contextmanager
+def own_flags(module):
+  """The module's flags; other commands' of the same names stand aside meanwhile."""
+  names = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', inspect.getsource(module))
+  aside = {
+    n: (flags.FLAGS.find_module_defining_flag(n), flags.FLAGS[n]) for n in names if n in flags.FLAGS
+  }
+  for name in aside:
+    delattr(flags.FLAGS, name)
+  module.define_flags()
+  try:
+    yield
+  finally:
+    for name in names:
+      delattr(flags.FLAGS, name)
+    for name, (owner, flag) in aside.items():
+      flags.FLAGS[name] = flag
+      flags.FLAGS.register_flag_by_module(owner, flag)
+      flags.FLAGS.register_key_flag_for_module(owner, flag)
 
 
 def test_a_gpt_goes_on_from_its_prompts(call, runs, tmp_path):
