@@ -18,6 +18,7 @@ from pathlib import Path
 
 import jax
 from absl import flags
+from flax import nnx
 
 from plm_jax import cli, config_tree
 from plm_jax.data.tokenizer_files import read_backend, read_rules
@@ -175,7 +176,7 @@ def _electra_part(config: Electra, params, part: str):
   if part == "generator":
     return config.generator, params.masked_lm()
   discriminator = params.discriminator
-  discriminator.rtd = params.rtd
+  discriminator.rtd = nnx.data(params.rtd)
   return config.encoder, discriminator
 
 

@@ -125,11 +125,14 @@ def read_pairs(
   }
 
 
-def frame(vocab: Vocab) -> tuple[int, int]:
-  """What stands before and after a text: [CLS] and [SEP], <s> and </s>, or <|endoftext|>."""
+def frame(vocab: Vocab, padding: bool = True) -> tuple[int, int]:
+  """What stands before and after a text: [CLS] and [SEP], <s> and </s>, or <|endoftext|>.
+
+  padding: whether a token for padding is needed too, which LLaMA's vocabulary lacks.
+  """
   cls = vocab.bos if vocab.cls is None else vocab.cls
   sep = vocab.eos if vocab.sep is None else vocab.sep
-  if None in (cls, sep, vocab.pad):
+  if None in (cls, sep) or (padding and vocab.pad is None):
     raise UserError(
       "rows need a tokenizer with tokens for the begin and the end of a text and for padding, and "
       "this one lacks one of them; take another tokenizer or train one"

@@ -57,7 +57,7 @@ def tasks(trained: Trained, texts: list[str]) -> list[Task]:
     if hasattr(config, "source_ids"):
       task = Task(config.decoder_start(vocab), config.source_ids(ids.tolist(), vocab))
     else:
-      task = Task([frame(vocab)[0], *ids.tolist()])
+      task = Task([frame(vocab, padding=False)[0], *ids.tolist()])
     check_ids(task.source or task.prompt, config, number)
     found.append(task)
   return found
