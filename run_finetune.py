@@ -24,7 +24,7 @@ from absl import flags
 import data.installed_text  # noqa: F401  makes tfds:installed_text known
 from experiments.finetune import recipe
 from plm_jax import cli, overrides
-from plm_jax.data.corpora import default_cache
+from plm_jax.data.corpora import cache_folder
 from plm_jax.errors import UserError
 from plm_jax.tasks.classification import score
 from plm_jax.tasks.comparison import ARMS, Comparison, draw, numbers_of_labels, table
@@ -57,7 +57,7 @@ def main() -> None:
     raise UserError("run_finetune.py needs --from=DIR, the directory of a pretraining run.")
   if FLAGS.seeds < 1:
     raise UserError(f"--seeds={FLAGS.seeds} was given; at least one seed is needed.")
-  cache = Path(FLAGS.cache or default_cache())
+  cache = cache_folder(FLAGS.cache)
   keep_compilations(cache)
   source = continued_from(FLAGS["from"].value)
   path = Path(FLAGS.workdir or source.path / "finetune")

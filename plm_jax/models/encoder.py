@@ -27,6 +27,7 @@ from plm_jax.models.transformer import PostNormBlock, Sharing, run_blocks, share
 
 Classifier = Literal["pooler", "dropout_pooler", "mean", "bilstm"]
 Initializer = Literal["truncated_normal", "normal"]
+_OPTIONAL, _FROM_ZERO = ("hidden", "embedding", "vocab_size"), ("segments", "first_position")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,10 +75,10 @@ class Encoder:
   initializer_range: float = 0.02
 
   def __post_init__(self):
-    sizes = (self.layers, self.width, self.heads, self.positions, self.groups)
-    given = [x for x in (self.hidden, self.embedding, self.vocab_size) if x is not None]
-    if min(*sizes, *given) < 1 or min(self.segments, self.first_position) < 0:
-      raise UserError("the sizes of model must be positive: " + repr(self))
+    for name in ("layers", "width", "heads", "positions", "groups", *_OPTIONAL, *_FROM_ZERO):
+      size, least = getattr(self, name), 0 if name in _FROM_ZERO else 1
+      if size is not None and size < least:
+        raise UserError(f"model.{name}={size} must be at least {least}")
     if self.layers % self.groups or (self.groups > 1 and self.sharing == "none"):
       raise UserError(
         f"model.groups={self.groups} needs model.sharing, and must divide model.layers="
