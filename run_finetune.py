@@ -24,11 +24,19 @@ from absl import flags
 import data.installed_text  # noqa: F401  makes tfds:installed_text known
 from experiments.finetune import recipe
 from plm_jax import cli, overrides
-from plm_jax.data.corpora import default_cache
+from plm_jax.data.corpora import cache_folder
 from plm_jax.errors import UserError
 from plm_jax.tasks.classification import score
-from plm_jax.tasks.comparison import ARMS, Cell, Comparison, draw, table
-from plm_jax.tasks.finetuning import Plan, model_cell, plan, words_cell
+from plm_jax.tasks.comparison import ARMS, Comparison, draw, numbers_of_labels, table
+from plm_jax.tasks.finetuning import (
+  RESULTS,
+  Plan,
+  earlier_cells,
+  identity,
+  model_cell,
+  plan,
+  words_cell,
+)
 from plm_jax.train.allocator import keep_freed_memory
 from plm_jax.train.start import continued_from, keep_compilations
 from plm_jax.train.workdir import write_whole
@@ -49,12 +57,12 @@ def main() -> None:
     raise UserError("run_finetune.py needs --from=DIR, the directory of a pretraining run.")
   if FLAGS.seeds < 1:
     raise UserError(f"--seeds={FLAGS.seeds} was given; at least one seed is needed.")
-  cache = Path(FLAGS.cache or default_cache())
+  cache = cache_folder(FLAGS.cache)
   keep_compilations(cache)
   source = continued_from(FLAGS["from"].value)
   path = Path(FLAGS.workdir or source.path / "finetune")
   chosen = plan(source, recipe, FLAGS.set, cache, path)
-  sizes = numbers_of_labels(FLAGS.labels)
+  sizes = numbers_of_labels(FLAGS.labels, "labels")
   experiments = [chosen.experiment(size, 0) for size in sizes]  # refuses what is too few
   print(describe(chosen), flush=True)
   if FLAGS.dry_run:
@@ -62,17 +70,6 @@ def main() -> None:
       print(f"\n{overrides.describe(experiment)}")
     return
   compare(chosen, sizes, range(FLAGS.seeds))
-
-
-def numbers_of_labels(text: str) -> list[int | None]:
-  """`500,all` -> [500, None]."""
-  sizes = []
-  for word in text.split(","):
-    word = word.strip().replace("_", "")
-    if word != "all" and not (word.isdecimal() and int(word)):
-      raise UserError(f"--labels={text} was given; expected numbers or all, such as 500,all.")
-    sizes.append(None if word == "all" else int(word))
-  return list(dict.fromkeys(sizes))
 
 
 def describe(chosen: Plan) -> str:
@@ -94,8 +91,8 @@ def describe(chosen: Plan) -> str:
 
 
 def compare(chosen: Plan, sizes: list[int | None], seeds: range) -> None:
-  """Every cell, then the table, results.json and results.png."""
-  cells: list[Cell] = []
+  """Every cell, then the table, results.json and results.png, with what this directory held."""
+  cells = {cell.place: cell for cell in earlier_cells(chosen)}
   for size in sizes:
     for seed in seeds:
       for arm in ARMS:
@@ -105,15 +102,16 @@ def compare(chosen: Plan, sizes: list[int | None], seeds: range) -> None:
           cell = words_cell(chosen, size, seed)
         else:
           cell = model_cell(chosen, arm, size, seed, title)
-        cells.append(cell)
+        cells[cell.place] = cell
         shown = f"accuracy {cell.test['accuracy']:.3f}, macro-F1 {cell.test['macro_f1']:.3f}"
         print(f"{title:36} {shown}  ({time.perf_counter() - start:.0f} s)", flush=True)
   if jax.process_index() == 0:
-    comparison = Comparison(cells)
+    comparison = Comparison([cells[place] for place in sorted(cells)])
     print(table(comparison))
-    write_whole(chosen.path / "results.json", json.dumps(comparison.record(), indent=2) + "\n")
+    record = {"of": identity(chosen), **comparison.record()}
+    write_whole(chosen.path / RESULTS, json.dumps(record, indent=2) + "\n")
     draw(comparison, chosen.path / "results.png", most_frequent(chosen))
-    print(f"\n{chosen.path}/results.png shows them; results.json has every number")
+    print(f"\n{chosen.path}/results.png shows them; {RESULTS} has every number")
 
 
 def most_frequent(chosen: Plan) -> dict[str, float]:

@@ -22,7 +22,7 @@ from absl import flags
 
 import data.installed_text  # noqa: F401  makes tfds:installed_text known
 from plm_jax import cli, overrides
-from plm_jax.data.corpora import default_cache
+from plm_jax.data.corpora import cache_folder
 from plm_jax.data.pipeline import Batches, iterate
 from plm_jax.data.preparation import Prepared, prepare
 from plm_jax.experiment import BUDGETS, Experiment
@@ -63,7 +63,7 @@ def main() -> None:
     FLAGS.experiment, DEFAULT, FLAGS.budget, FLAGS.set, FLAGS.seed, source
   )
   print(report.heading(record, experiment), flush=True)
-  cache = Path(FLAGS.cache or default_cache())
+  cache = cache_folder(FLAGS.cache)
   keep_compilations(cache)
   if FLAGS.dry_run:
     print(overrides.describe(experiment))

@@ -110,6 +110,8 @@ def _parse_flags(module: ModuleType, argv: list[str], expected: tuple[str, ...] 
   except flags.UnrecognizedFlagError as error:
     raise UserError(_unknown_flag(module, error.flagname)) from None
   except flags.Error as error:
+    if given := re.match(r"flag (--\S+): \('Non-boolean", str(error)):
+      raise UserError(f"{given[1]} was given; this flag takes no value.") from None
     raise UserError(_ended(str(error))) from None
   if expected and len(words) != len(expected):
     given = " ".join(words) or "nothing"

@@ -44,9 +44,13 @@ def test_a_run_compares_three_arms_and_is_not_repeated(source, table, tmp_path):
   assert len(results["cells"]) == 6
   assert len(results["margins"]["60"]["macro_f1"]) == 2
   assert (tmp_path / "out" / "results.png").read_bytes().startswith(b"\x89PNG")
-  again = call(tmp_path, *words)
-  assert table_of(again) == table_of(done)
+  again = call(tmp_path, *words[:-1], "--seeds=1")
+  assert table_of(again) == table_of(done)  # with fewer seeds than there are, nothing is lost
   assert "/" not in again.stderr  # no progress bar: nothing was trained
+  other = call(tmp_path, *words, "--labels=70", "--set=optim.peak=1e-4")
+  assert other.returncode == 2
+  assert "results of another task, checkpoint or --set" in other.stderr
+  assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
 
 
 def table_of(done):

@@ -122,6 +122,9 @@ def refused(result) -> str:
     (["--sede=1"], "did you mean --seed?"),
     (["--from=nowhere"], "nowhere is not the directory of a run"),
     (["more"], "'more' stands alone"),
+    (["--list=foo"], "--list=foo was given; this flag takes no value."),
+    (["--cache=/dev/null/cache"], "the cache /dev/null/cache cannot be made"),
+    (["--set=model.layers=0"], "model.layers=0 must be at least 1"),
   ],
 )
 def test_mistakes_on_the_command_line_are_a_sentence(command, tmp_path, words, said):

@@ -40,7 +40,7 @@ from absl import flags
 
 from plm_jax import cli
 from plm_jax.ablate.plan import SCORES, Evaluation
-from plm_jax.data.corpora import default_cache
+from plm_jax.data.corpora import cache_folder
 from plm_jax.data.pipeline import Batches
 from plm_jax.data.preparation import Prepared, prepare
 from plm_jax.data.segments import SegmentPair, frame, pass_table
@@ -79,7 +79,7 @@ def main() -> None:
   if not FLAGS["from"].value:
     raise UserError("--from=DIR, the directory of a pretraining run, is needed.")
   asked = Evaluation(FLAGS.blimp, FLAGS.blimp_pairs, FLAGS.finetune)
-  cache = Path(FLAGS.cache or default_cache())
+  cache = cache_folder(FLAGS.cache)
   keep_compilations(cache)
   cli.load_module("data.installed_text")  # makes tfds:installed_text known
   source = continued_from(FLAGS["from"].value)

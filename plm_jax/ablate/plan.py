@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from plm_jax.errors import UserError
+from plm_jax.tasks.comparison import numbers_of_labels
 from plm_jax.train.workdir import write_whole
 
 FORMAT = 1
@@ -53,16 +54,7 @@ class Evaluation:
 
   @property
   def labels(self) -> list[int | None]:
-    """`500,all` -> [500, None]. Errors: `UserError` for anything else."""
-    words = (
-      [word.strip().replace("_", "") for word in self.finetune.split(",")] if self.finetune else []
-    )
-    for word in words:
-      if word != "all" and not (word.isdecimal() and int(word)):
-        raise UserError(
-          f"--finetune={self.finetune} was given; expected numbers or all, such as 500,all."
-        )
-    return [None if word == "all" else int(word) for word in dict.fromkeys(words)]
+    return numbers_of_labels(self.finetune, "finetune") if self.finetune else []
 
   def flags(self) -> list[str]:
     given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}

@@ -24,7 +24,7 @@ from plm_jax import cli, overrides
 from plm_jax.ablate import launch
 from plm_jax.ablate.plan import ROOT, Evaluation, Plan, Run, claim, is_done
 from plm_jax.ablate.table import Arm, Table
-from plm_jax.data.corpora import default_cache
+from plm_jax.data.corpora import cache_folder
 from plm_jax.data.preparation import prepare
 from plm_jax.errors import UserError
 from plm_jax.experiment import BUDGETS, Experiment
@@ -72,7 +72,7 @@ def main() -> int:
   with held(out):
     plan = claim(out, plan)
     runs = [run for run in plan.runs(FLAGS.arms or None) if not is_done(out, run, plan)]
-    prepare_texts([experiments[run.arm] for run in runs], Path(plan.cache or default_cache()))
+    prepare_texts([experiments[run.arm] for run in runs], cache_folder(plan.cache))
     failed = launch.LAUNCHERS[FLAGS.launcher](out, plan, runs, FLAGS.jobs) if runs else []
     if failed is None:  # handed over
       return 0

@@ -69,6 +69,19 @@ def default_cache() -> Path:
   return Path(os.environ.get("PLM_JAX_CACHE") or Path.home() / ".cache" / "plm_jax")
 
 
+def cache_folder(given: str | None) -> Path:
+  """What --cache=DIR names, or `default_cache`; made if it is not there. Errors: `UserError` if it
+  cannot be."""
+  folder = Path(given or default_cache())
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f"the cache {folder} cannot be made ({error.strerror}); choose another --cache"
+    ) from error
+  return folder
+
+
 def open_source(source: str, cache_dir: str | os.PathLike | None = None) -> Source:
   """The source that a string names (see above). `cache_dir/tfds` keeps what TFDS prepares."""
   if source.startswith("tfds:"):

@@ -29,6 +29,7 @@ from plm_jax.models.layers import (
   einsum_float32,
   normal_kernels,
 )
+from plm_jax.models.model import refuse_below
 from plm_jax.models.positions import RopeScaling, Rotation, document_positions, rotation
 from plm_jax.models.transformer import (
   Activation,
@@ -87,10 +88,8 @@ class Decoder:
   residual_init: bool = False
 
   def __post_init__(self):
-    sizes = (self.layers, self.width, self.heads, self.positions)
-    given = (self.kv_heads, self.head_width, self.hidden, self.vocab_size)
-    if min(*sizes, *(x for x in given if x is not None)) < 1:
-      raise UserError("the sizes of model must be positive: " + repr(self))
+    refuse_below(self, 1, "layers", "width", "heads", "positions")
+    refuse_below(self, 1, "kv_heads", "head_width", "hidden", "vocab_size")
     if self.head_width is None and self.width % self.heads:
       raise UserError(
         f"model.width={self.width} is not a multiple of model.heads={self.heads}; give "

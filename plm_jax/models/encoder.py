@@ -23,6 +23,7 @@ from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.embeddings import Embeddings
 from plm_jax.models.heads import MaskedLMHead, ReplacedHead
 from plm_jax.models.layers import STDDEV, Linear, normal_kernels, scaled_kernels
+from plm_jax.models.model import refuse_below
 from plm_jax.models.recurrent import BiLSTM
 from plm_jax.models.transformer import (
   PostNormBlock,
@@ -93,10 +94,9 @@ class Encoder:
   initializer_range: float = 0.02
 
   def __post_init__(self):
-    sizes = (self.layers, self.width, self.heads, self.positions, self.groups, self.inner_layers)
-    given = [x for x in (self.hidden, self.embedding, self.vocab_size) if x is not None]
-    if min(*sizes, *given) < 1 or min(self.segments, self.first_position) < 0:
-      raise UserError("the sizes of model must be positive: " + repr(self))
+    refuse_below(self, 1, "layers", "width", "heads", "positions", "groups", "inner_layers")
+    refuse_below(self, 1, "hidden", "embedding", "vocab_size")
+    refuse_below(self, 0, "segments", "first_position")
     if self.layers < self.groups or (self.groups > 1 and self.sharing == "none"):
       raise UserError(
         f"model.groups={self.groups} needs model.sharing, and cannot be more than model.layers="

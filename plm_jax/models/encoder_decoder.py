@@ -24,6 +24,7 @@ from plm_jax.models.decoder import in_dtype
 from plm_jax.models.dropout import Noise
 from plm_jax.models.initial import Initializer, initialised
 from plm_jax.models.layers import einsum_float32
+from plm_jax.models.model import refuse_below
 from plm_jax.models.seq2seq import Seq2SeqModel
 from plm_jax.models.side import Stack
 from plm_jax.models.transformer import (
@@ -100,11 +101,10 @@ class EncoderDecoder:
   initializer_range: float = 0.02
 
   def __post_init__(self):
-    sizes = (self.layers, self.width, self.heads, self.positions, self.relative_distance)
-    given = (self.decoder_layers, self.decoder_heads, self.head_width, self.hidden)
-    given = [x for x in (*given, self.decoder_hidden, self.vocab_size) if x is not None]
-    if min(*sizes, *given) < 1 or self.first_position < 0:
-      raise UserError("the sizes of model must be positive: " + repr(self))
+    refuse_below(self, 1, "layers", "width", "heads", "positions", "relative_distance")
+    refuse_below(self, 1, "decoder_layers", "decoder_heads", "head_width", "hidden")
+    refuse_below(self, 1, "decoder_hidden", "vocab_size")
+    refuse_below(self, 0, "first_position")
     for heads in {self.heads, self.decoder_heads or self.heads}:
       if self.head_width is None and self.width % heads:
         raise UserError(

@@ -6,9 +6,19 @@ from typing import TYPE_CHECKING, Protocol
 
 import jax
 
+from plm_jax.errors import UserError
+
 if TYPE_CHECKING:
   from plm_jax.models.compute import Compute
   from plm_jax.models.dropout import Noise
+
+
+def refuse_below(config: object, least: int, *names: str) -> None:
+  """A `UserError` for a field of a model's configuration that is given, and less than `least`."""
+  for name in names:
+    size = getattr(config, name)
+    if size is not None and size < least:
+      raise UserError(f"model.{name}={size} must be at least {least}")
 
 
 class Model(Protocol):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from plm_jax.errors import UserError
 
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 ARMS = {
@@ -15,6 +18,14 @@ ARMS = {
 }
 
 
+def numbers_of_labels(text: str, flag: str) -> list[int | None]:
+  """`500,all` -> [500, None]. Errors: `UserError`, naming the flag, for anything else."""
+  words = [word.strip().replace("_", "") for word in text.split(",")]
+  if not all(word == "all" or (word.isdecimal() and int(word)) for word in words):
+    raise UserError(f"--{flag}={text} was given; expected numbers or all, such as 500,all.")
+  return [None if word == "all" else int(word) for word in dict.fromkeys(words)]
+
+
 class Cell(NamedTuple):
   """One arm with one number of labels and one seed; test: metric -> value."""
 
@@ -22,6 +33,12 @@ class Cell(NamedTuple):
   labels: str  # "500" or "all"
   seed: int
   test: dict[str, float]
+
+  @property
+  def place(self) -> tuple:
+    """By number of labels, all of them last; then seed and arm."""
+    size = math.inf if self.labels == "all" else int(self.labels)
+    return size, self.seed, list(ARMS).index(self.arm)
 
 
 class Comparison(NamedTuple):
@@ -59,10 +76,11 @@ class Comparison(NamedTuple):
 def table(comparison: Comparison) -> str:
   """Arm x labels: mean and standard deviation over the seeds, then the paired differences."""
   columns = [(labels, metric) for labels in comparison.labels for metric in METRICS]
-  seeds = len(comparison.values("pretrained", columns[0][0], "accuracy"))
+  counts = {len(comparison.values("pretrained", l, "accuracy")) for l in comparison.labels}
+  seeds = " or ".join(map(str, sorted(counts)))
   heads = [f"{METRICS[metric]}, {labels}" for labels, metric in columns]
   lines = [
-    f"\non the test split, mean ± standard deviation of {seeds} seed{'s' * (seeds != 1)}",
+    f"\non the test split, mean ± standard deviation of {seeds} seed{'s' * (seeds != '1')}",
     f"{'labels':34}" + "".join(f"{head:>18}" for head in heads),
   ]
   for arm, name in ARMS.items():

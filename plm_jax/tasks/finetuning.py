@@ -32,6 +32,7 @@ from plm_jax.train.start import HEADS, Source, initial_record, versions, with_to
 from plm_jax.train.workdir import Workdir, write_whole
 
 SCORES = "scores.json"
+RESULTS = "results.json"
 
 
 class Plan(NamedTuple):
@@ -102,6 +103,32 @@ def _held_out(data: LabelledText, source: Source, cache: Path) -> float:
       f"--set=data.held_out={data.held_out}."
     )
   return data.held_out or share
+
+
+def identity(plan: Plan) -> dict[str, Any]:
+  """What the numbers of a directory are of; labels and seeds may differ within it."""
+  return {
+    "checkpoint": checkpoint_record(plan.source),
+    "text": plan.task.record(),
+    "settings": sorted(plan.settings),
+  }
+
+
+def earlier_cells(plan: Plan) -> list[Cell]:
+  """What commands with other labels or seeds have left in this directory. Errors: `UserError` if
+  it holds results of something else."""
+  path = plan.path / RESULTS
+  if not path.exists():
+    return []
+  try:
+    document = json.loads(path.read_text())
+    if document.get("of") == identity(plan):
+      return [Cell(**cell) for cell in document["cells"]]
+  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    raise UserError(f"{path} cannot be read ({error}); choose another --workdir") from error
+  raise UserError(
+    f"{path} has results of another task, checkpoint or --set; choose another --workdir"
+  )
 
 
 def model_cell(plan: Plan, arm: str, examples: int | None, seed: int, title: str) -> Cell:

@@ -52,7 +52,7 @@ def with_options(folder, **options):
     ({"sliding_window": 4}, "sets sliding_window=4, which this project does not know"),
     ({"hidden_size": "8"}, "sets hidden_size='8'; expected a whole number"),
     ({"hidden_size": 9}, "model.width=9 is not a multiple of model.heads=2"),
-    ({"num_hidden_layers": -1}, "sizes of model must be positive"),
+    ({"num_hidden_layers": -1}, "model.layers=-1 must be at least 1"),
     ({"vocab_size": 21}, r"\[20, 8\] and config.json asks for \[21, 8\]"),
     ({"num_hidden_layers": 3}, r"encoder\.layer\.2\..* is missing"),
     ({"num_hidden_layers": 1}, r"encoder.layer.1.* has no place in the model"),
