@@ -23,7 +23,7 @@ from absl import flags
 from plm_jax import cli
 from plm_jax.ablate import evaluate
 from plm_jax.data.corpora import default_cache
-from plm_jax.data.segments import frame
+from plm_jax.data.segments import filler, frame
 from plm_jax.errors import UserError
 from plm_jax.train.start import keep_compilations
 from plm_jax.train.trained import load
@@ -101,7 +101,7 @@ def windows(
   that has it; else "<s> tokens </s>", without overlap.
   """
   vocab = trained.vocab
-  first, last = frame(vocab)
+  first, last = frame(vocab, padding=False)
   room = trained.source.experiment.model.positions - (1 if whole else 2)
   room = max(1, min(room, len(tokens)))
   step = max(1, room // 2) if whole else room
@@ -109,8 +109,8 @@ def windows(
   starts = step * np.arange(count)
   at = starts[:, None] + np.arange(room)
   real = at < len(tokens)
-  body = np.where(real, tokens[np.minimum(at, len(tokens) - 1)], vocab.pad)
-  ids = np.full((count, room + (1 if whole else 2)), vocab.pad, np.int32)
+  body = np.where(real, tokens[np.minimum(at, len(tokens) - 1)], filler(vocab))
+  ids = np.full((count, room + (1 if whole else 2)), filler(vocab), np.int32)
   ids[:, 0], ids[:, 1 : room + 1] = first, body
   length = real.sum(axis=1) + 1
   if not whole:

@@ -43,7 +43,7 @@ from plm_jax.ablate.plan import SCORES, Evaluation
 from plm_jax.data.corpora import cache_folder
 from plm_jax.data.pipeline import Batches
 from plm_jax.data.preparation import Prepared, prepare
-from plm_jax.data.segments import SegmentPair, frame, pass_table
+from plm_jax.data.segments import SegmentPair, filler, frame, pass_table
 from plm_jax.data.tokenizers import Vocab
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
@@ -442,10 +442,10 @@ def read_minimal_pairs(file: Path) -> list[tuple[str, str]]:
 
 def framed(trained: Trained, sentences: list[str]) -> dict[str, np.ndarray]:
   """ "[CLS] sentence [SEP]" of every sentence, padded to one length (a multiple of 8)."""
-  cls, sep = frame(trained.vocab)
+  cls, sep = frame(trained.vocab, padding=False)
   ids = [np.array([cls, *i, sep]) for i in trained.source.tokenizer.encode_batch(sentences)]
   width = -(-max(map(len, ids)) // 8) * 8
-  input_ids = np.full((len(ids), width), trained.vocab.pad, np.int32)
+  input_ids = np.full((len(ids), width), filler(trained.vocab), np.int32)
   for row, tokens in enumerate(ids):
     input_ids[row, : len(tokens)] = tokens
   length = np.array(list(map(len, ids)), np.int32)

@@ -140,6 +140,11 @@ def frame(vocab: Vocab, padding: bool = True) -> tuple[int, int]:
   return cls, sep
 
 
+def filler(vocab: Vocab) -> int:
+  """What stands behind a row, where nothing looks: padding, or the end where there is none."""
+  return frame(vocab, padding=False)[1] if vocab.pad is None else vocab.pad
+
+
 def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
   """[B, length] of tokens from `starts` on; beyond the ends of the store the nearest token.
 
