@@ -94,12 +94,16 @@ def compare(chosen: Plan, sizes: list[int | None], seeds: range) -> None:
   """Every cell, then the table, results.json and results.png, with what this directory held."""
   cells = {cell.place: cell for cell in earlier_cells(chosen)}
   for size in sizes:
+    words = None
     for seed in seeds:
       for arm in ARMS:
         start = time.perf_counter()
         title = f"{arm}, {size or 'all'} labels, seed {seed}"
-        if arm == "words":
+        if arm == "words" and words is not None:
+          cell = words._replace(seed=seed)
+        elif arm == "words":
           cell = words_cell(chosen, size, seed)
+          words = cell if size is None else None  # of all labels every seed has the same
         else:
           cell = model_cell(chosen, arm, size, seed, title)
         cells[cell.place] = cell
@@ -107,10 +111,11 @@ def compare(chosen: Plan, sizes: list[int | None], seeds: range) -> None:
         print(f"{title:36} {shown}  ({time.perf_counter() - start:.0f} s)", flush=True)
   if jax.process_index() == 0:
     comparison = Comparison([cells[place] for place in sorted(cells)])
-    print(table(comparison))
+    chance = most_frequent(chosen)
+    print(table(comparison, chance))
     record = {"of": identity(chosen), **comparison.record()}
     write_whole(chosen.path / RESULTS, json.dumps(record, indent=2) + "\n")
-    draw(comparison, chosen.path / "results.png", most_frequent(chosen))
+    draw(comparison, chosen.path / "results.png", chance)
     print(f"\n{chosen.path}/results.png shows them; {RESULTS} has every number")
 
 

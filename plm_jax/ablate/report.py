@@ -75,7 +75,13 @@ class Measured(NamedTuple):
 
   @property
   def arms(self) -> list[Arm]:
-    return list(self.table.arms)
+    """Those that were asked for: an arm of which nothing was ever started is left out."""
+    asked = {run.arm for run in self.states}
+    return [arm for arm in self.table.arms if arm.name in asked]
+
+  @property
+  def left_out(self) -> list[str]:
+    return [arm.name for arm in self.table.arms if arm not in self.arms]
 
   def values(self, arm: str, metric: str) -> list[float]:
     return [v[metric] for v in self.scores.get(arm, {}).values() if metric in v]
@@ -108,6 +114,8 @@ def gather(out: Path) -> Measured:
     if (workdir_of(out, run) / "config.json").exists()
   }
   scores, references, notes = comparable(records, names)
+  states = {run: state_of(out, run, plan) for run in runs}
+  begun = {run.arm for run, state in states.items() if state.phase != "waiting"}
   return Measured(
     out=out,
     plan=plan,
@@ -115,7 +123,7 @@ def gather(out: Path) -> Measured:
     scores=scores,
     records=records,
     configs=configs,
-    states={run: state_of(out, run, plan) for run in runs},
+    states={run: state for run, state in states.items() if run.arm in begun or not begun},
     references=references,
     notes=notes,
     verdicts=verdicts(table.claims, scores),
@@ -205,7 +213,8 @@ def report(measured: Measured, pictures: list[Picture], to: Path) -> list[Block]
   plan, table = measured.plan, measured.table
   done = sum(state.phase == "done" for state in measured.states.values())
   head = f"{table.source}. Budget `{plan.budget}`, {done} of {len(measured.states)} runs measured "
-  head += f"({len(table.arms)} arms, {plan.seeds} seed{'s' * (plan.seeds != 1)})."
+  of = f" of {len(table.arms)}" if measured.left_out else ""
+  head += f"({len(measured.arms)}{of} arms, {plan.seeds} seed{'s' * (plan.seeds != 1)})."
   if plan.budget == "smoke":
     head += " **Runs of this budget show that everything runs, and nothing else.**"
   return [
@@ -275,6 +284,8 @@ def table_blocks(measured: Measured) -> list[Block]:
   how += "said at the top of `plm_jax/ablate/evaluate.py`."
   blocks.append(Text(how))
   notes = [f"{arm.name}: {arm.note}." for arm in measured.arms if arm.note]
+  if measured.left_out:
+    notes.append(f"Not run: {', '.join(measured.left_out)}.")
   notes += [*measured.notes, *missing_notes(measured)]
   return [*blocks, *([Points(notes)] if notes else [])]
 
@@ -428,6 +439,7 @@ def command_blocks(measured: Measured, to: Path) -> list[Block]:
   sweep = [
     f"python -m plm_jax.ablate.sweep --table={plan.table} --budget={plan.budget}",
     *(f"--seeds={plan.seeds} --out={measured.out}",),
+    *([f"--arms={','.join(arm.name for arm in measured.arms)}"] if measured.left_out else []),
     *(f"--set={setting}" for setting in plan.settings),
     *plan.evaluation.flags(),
   ]

@@ -28,6 +28,7 @@ from plm_jax.data.corpora import cache_folder
 from plm_jax.data.preparation import prepare
 from plm_jax.errors import UserError
 from plm_jax.experiment import BUDGETS, Experiment
+from plm_jax.train.start import teacher_of
 
 FLAGS = flags.FLAGS
 
@@ -69,6 +70,8 @@ def main() -> int:
     for run in runs:
       print("", *plan.shown(out, run), sep="\n")
     return 0
+  for run in runs:  # what is distilled needs a teacher that stands
+    teacher_of(experiments[run.arm], plan.budget)
   with held(out):
     plan = claim(out, plan)
     runs = [run for run in plan.runs(FLAGS.arms or None) if not is_done(out, run, plan)]
@@ -76,9 +79,11 @@ def main() -> int:
     failed = launch.LAUNCHERS[FLAGS.launcher](out, plan, runs, FLAGS.jobs) if runs else []
     if failed is None:  # handed over
       return 0
-  done = sum(is_done(out, run, plan) for run in plan.runs())
-  print(f"\n{done} of {len(plan.runs())} runs are done")
-  print(f"next: python -m plm_jax.ablate.report {shlex.quote(str(out))}")
+  asked = plan.runs(FLAGS.arms or None)
+  done = sum(is_done(out, run, plan) for run in asked)
+  print(f"\n{done} of {len(asked)} runs are done")
+  if done:
+    print(f"next: python -m plm_jax.ablate.report {shlex.quote(str(out))}")
   return 1 if failed else 0
 
 
@@ -147,7 +152,23 @@ def heading(table: Table, plan: Plan, experiments, runs: list[Run], out: Path) -
       if name in {run.arm for run in runs}
     ),
   ]
+  if wanted := flags_of_claims(table, plan):
+    lines.append(
+      f"claims of this table also need {' and '.join(wanted)}; they can be added later, and leave "
+      "those claims undecided until then"
+    )
   return "\n".join(lines)
+
+
+def flags_of_claims(table: Table, plan: Plan) -> list[str]:
+  """The flags without which some claim's metric is not measured."""
+  metrics = {claim.metric for claim in table.claims}
+  wanted = ["--blimp=FOLDER"] if "blimp" in metrics and not plan.evaluation.blimp else []
+  labels = {m.split("_")[1] for m in metrics if m.startswith("finetune_")}
+  missing = labels - {str(size or "all") for size in plan.evaluation.labels}
+  if missing:
+    wanted.append(f"--finetune={','.join(sorted(labels))}")
+  return wanted
 
 
 def prepare_texts(experiments: list[Experiment], cache: Path) -> None:

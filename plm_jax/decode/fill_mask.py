@@ -59,7 +59,7 @@ def blanks_from(store: TokenStore, tokenizer: Tokenizer, count: int) -> list[Bla
   lengths = np.diff(starts)
   suitable = np.flatnonzero((lengths >= 8) & (lengths <= 20))
   chosen = []
-  for sentence in suitable[np.linspace(0, len(suitable) - 1, 8 * count, dtype=int)]:
+  for sentence in np.unique(suitable[np.linspace(0, len(suitable) - 1, 8 * count, dtype=int)]):
     ids = np.asarray(store.tokens[starts[sentence] : starts[sentence + 1]], np.int32)
     blank = _blank(ids, tokenizer, vocab)
     if blank is not None:

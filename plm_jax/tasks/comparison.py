@@ -73,19 +73,23 @@ class Comparison(NamedTuple):
     }
 
 
-def table(comparison: Comparison) -> str:
-  """Arm x labels: mean and standard deviation over the seeds, then the paired differences."""
+def table(comparison: Comparison, chance: dict[str, float]) -> str:
+  """Arm x labels: mean and standard deviation over the seeds, then the paired differences. chance:
+  metric -> what the most frequent class scores."""
   columns = [(labels, metric) for labels in comparison.labels for metric in METRICS]
   counts = {len(comparison.values("pretrained", l, "accuracy")) for l in comparison.labels}
   seeds = " or ".join(map(str, sorted(counts)))
   heads = [f"{METRICS[metric]}, {labels}" for labels, metric in columns]
+  what = "one seed" if seeds == "1" else f"mean ± standard deviation of {seeds} seeds"
   lines = [
-    f"\non the test split, mean ± standard deviation of {seeds} seed{'s' * (seeds != '1')}",
+    f"\non the test split, {what}",
     f"{'labels':34}" + "".join(f"{head:>18}" for head in heads),
   ]
   for arm, name in ARMS.items():
     values = [comparison.values(arm, *column) for column in columns]
     lines.append(f"{name:34}" + "".join(f"{_spread(v):>18}" for v in values))
+  always = "".join(f"{chance[metric]:>10.3f}{'':8}" for _, metric in columns)
+  lines.append(f"{'always the most frequent class':34}{always}".rstrip())
   return "\n".join(lines) + "\n" + "\n".join(verdict(comparison, l) for l in comparison.labels)
 
 
@@ -105,10 +109,13 @@ def verdict(comparison: Comparison, labels: str) -> str:
   seeds = len(shown["accuracy"])
   if (every > 0).all():
     agreed = f"pretraining wins, {'and all seeds agree' if seeds > 1 else 'on one seed'}"
+  elif not every.any():
+    agreed = "no difference at all"
   elif (every <= 0).all():
     agreed = f"pretraining does not win, {'and all seeds agree' if seeds > 1 else 'on one seed'}"
   else:
-    agreed = "the seeds do not agree on whether pretraining wins"
+    who = "seeds" if seeds > 1 else "two metrics"
+    agreed = f"the {who} do not agree on whether pretraining wins"
   return f"{labels} labels, pretrained - random by seed: {numbers}: {agreed}."
 
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
+from plm_jax.progress import progress_bar
 from plm_jax.train.checkpoint import Checkpoints
 from plm_jax.train.mesh import batch_sharding, parameter_shardings, to_global
 from plm_jax.train.state import TrainState, create_state
@@ -176,6 +176,8 @@ def fit(
     stopping = stack.enter_context(Stopping())
     reporter = Reporter(program, checkpoints, metrics, timing, start, quiet, title)
     stack.enter_context(contextlib.closing(reporter))
+    if start and not quiet:
+      print(f"{title}: going on from step {start:,} of {experiment.steps:,}", file=sys.stderr)
     if start == 0:
       reporter.evaluated(0, evaluate(program, state.params, data.evaluation))
     stream = stack.enter_context(contextlib.closing(data.training(start)))
@@ -248,14 +250,12 @@ class Reporter:
     self._pending: tuple | None = None
     self._window = (time.perf_counter(), start, 0.0)
     self._waited = 0.0
-    self._bar = tqdm(
-      total=experiment.steps,
+    self._bar = progress_bar(
+      experiment.steps,
+      title,
       initial=start,
-      desc=title,
       unit="step",
       disable=quiet,
-      file=sys.stderr,
-      dynamic_ncols=True,
       bar_format="{desc} {n_fmt}/{total_fmt} |{bar:12}| {elapsed}<{remaining}{postfix}",
     )
 

@@ -19,6 +19,8 @@ from plm_jax.train.mesh import kept_whole
 from plm_jax.train.state import trained
 from plm_jax.train.workdir import Workdir, read_records
 
+FEW = 100  # held-out rows: with fewer, a report says so
+
 
 def heading(record: dict[str, Any], experiment: Experiment) -> str:
   """What is about to run, and how it differs from its base."""
@@ -104,8 +106,9 @@ def results(run: Results) -> str:
       label = f"{objective.name.upper()} {metric}" + unit * (metric == "loss")
       rows.append((label, shown(values[0][1]), shown(values[-1][1]), reference.get(metric), kind))
   count = int(sum(batch["row_weight"].sum() for batch in run.evaluation))
-  width = max(24, *(len(label) + 1 for label, *_ in rows))
-  lines = [f"{f'on {count} held-out rows':{width}}{'before':>10}{'after':>10}{'reference':>11}"]
+  title = f"on {count} held-out rows" + ", few" * (count < FEW)
+  width = max(24, len(title), *(len(label) + 1 for label, *_ in rows))
+  lines = [f"{title:{width}}{'before':>10}{'after':>10}{'reference':>11}"]
   for label, before, after, reference, kind in rows:
     shown = "" if reference is None else f"{_number(reference):>11}  {kind}"
     lines.append(f"{label:{width}}{_number(before):>10}{_number(after):>10}{shown}")

@@ -114,6 +114,7 @@ def compared(margins):
     ((-0.1, -0.2, 0.0), "pretraining does not win, and all seeds agree"),
     ((0.1, -0.01, 0.1), "the seeds do not agree"),
     ((0.1,), "pretraining wins, on one seed"),
+    ((0.0, 0.0), "no difference at all"),
   ],
 )
 def test_the_verdict_is_that_of_the_seeds(margins, said):
@@ -121,6 +122,7 @@ def test_the_verdict_is_that_of_the_seeds(margins, said):
 
 
 def test_the_table_has_means_and_sample_deviations():
-  text = table(compared((0.1, 0.2, 0.3)))
+  text = table(compared((0.1, 0.2, 0.3)), {"accuracy": 0.25, "macro_f1": 0.125})
   assert "0.700 ± 0.100" in text
   assert "+0.100 +0.200 +0.300" in text
+  assert text.index("0.250") < text.index("0.125")  # the most frequent class
