@@ -60,9 +60,7 @@ def draw_curves(panels: Mapping[str, Curves], arms: Sequence[str], path: Path) -
     axis.set_xlabel("step")
     axis.grid(alpha=0.3)
   handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels())}
-  shown = [
-    arm for arm in arms if arm in handles
-  ]  # in the order of the table
+  shown = [arm for arm in arms if arm in handles]  # in the order of the table
   figure.legend(
     [handles[arm] for arm in shown], shown, loc="outside lower center", ncols=4, frameon=False
   )
