@@ -99,10 +99,8 @@ def compare(chosen: Plan, sizes: list[int | None], seeds: range) -> None:
       for arm in ARMS:
         start = time.perf_counter()
         title = f"{arm}, {size or 'all'} labels, seed {seed}"
-        if arm == "words" and words is not None:
-          cell = words._replace(seed=seed)
-        elif arm == "words":
-          cell = words_cell(chosen, size, seed)
+        if arm == "words":
+          cell = words._replace(seed=seed) if words else words_cell(chosen, size, seed)
           words = cell if size is None else None  # of all labels every seed has the same
         else:
           cell = model_cell(chosen, arm, size, seed, title)

@@ -32,6 +32,15 @@ def pytest_sessionstart(session):
     pytest.exit(f"the tests need {DEVICES} simulated devices, jax has {jax.devices()}", 2)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+  """Compiled programs are dropped after each file: few are shared, and thousands fill memory."""
+  yield
+  import jax
+
+  jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared_data():
   """`shared_data("tok", "vocab.txt") -> Path`, from PLM_JAX_SHARED_DATA or ../shared/data.

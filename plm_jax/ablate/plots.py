@@ -60,8 +60,9 @@ def draw_curves(panels: Mapping[str, Curves], arms: Sequence[str], path: Path) -
     axis.set_xlabel("step")
     axis.grid(alpha=0.3)
   handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels())}
+  shown = [arm for arm in arms if arm in handles]  # in the order of the table
   figure.legend(
-    handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False
+    [handles[arm] for arm in shown], shown, loc="outside lower center", ncols=4, frameon=False
   )
   figure.savefig(path, dpi=110)
 
@@ -102,6 +103,7 @@ def draw_metrics(
     axis.set_yticks(range(len(arms)), arms)
     axis.set_ylim(len(arms) - 0.5, -0.5)
     axis.set_title(metric)
+    axis.locator_params(axis="x", nbins=6)  # more labels of four digits run into each other
     axis.grid(alpha=0.3)
   figure.savefig(path, dpi=110)
 

@@ -181,7 +181,7 @@ def write(measured: Measured, to: Path) -> list[str]:
     names = [arm.name for arm in measured.arms]
     shown = [m for m in shown if not m.startswith("blimp/") and not m.endswith("_loss")]
     plots.draw_metrics(measured.scores, shown, names, measured.references, to / "metrics.png")
-    said = "Dots: seeds; bars: their mean; dashed: what a model scores that looks at nothing."
+    said = "Dots: seeds; bars: their mean; dashed, where near: what looking at nothing scores."
     pictures.append(Picture(to / "metrics.png", said))
   blocks = report(measured, pictures, to)
   write_whole(to / "report.md", markdown(blocks))

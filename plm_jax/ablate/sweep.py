@@ -70,11 +70,11 @@ def main() -> int:
     for run in runs:
       print("", *plan.shown(out, run), sep="\n")
     return 0
-  for run in runs:  # what is distilled needs a teacher that stands
-    teacher_of(experiments[run.arm], plan.budget)
   with held(out):
     plan = claim(out, plan)
     runs = [run for run in plan.runs(FLAGS.arms or None) if not is_done(out, run, plan)]
+    for arm in {run.arm for run in runs}:  # what is distilled needs a teacher that stands
+      teacher_of(experiments[arm], plan.budget)
     prepare_texts([experiments[run.arm] for run in runs], cache_folder(plan.cache))
     failed = launch.LAUNCHERS[FLAGS.launcher](out, plan, runs, FLAGS.jobs) if runs else []
     if failed is None:  # handed over

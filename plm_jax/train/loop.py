@@ -297,7 +297,8 @@ class Reporter:
       {"step": step, "tokens_per_second": speed, "seconds": now - then, "data_wait": waited}
     )
     self._bar.set_postfix_str(
-      f"loss {loss:.3f}, {speed / 1000:.1f}k tokens/s, data wait {self._waited:.1f}s"
+      f"loss {loss:.3f}, {speed / 1000:.1f}k tokens/s, data wait {self._waited:.1f}s",
+      refresh=False,  # the next step draws it, or a log would get a line each time
     )
 
 

@@ -139,10 +139,15 @@ def test_published_and_measured_numbers_stand_side_by_side(sweep, tmp_path):
   header = next(line for line in lines if line.startswith("| arm | ppl"))
   assert header == "| arm | ppl, published | mlm_perplexity, measured | MNLI, published |"
   assert "| a | 5.84 | 31.00 ± 1.00 | 77.9 |" in lines
-  assert "| c |  | missing |  |" in lines
   assert "| looking at nothing |  | 148.4 |  |" in lines
-  assert "- c: printed without numbers." in lines
-  assert sum(line.startswith("- c/") and "missing: waiting" in line for line in lines) == 3
+
+
+def test_an_arm_that_was_never_started_is_left_out_and_named(sweep, tmp_path):
+  out = sweep({arm: {s: {"mlm_perplexity": 30.0 + s} for s in range(3)} for arm in ("a", "b")})
+  report.write(report.gather(out), tmp_path)
+  said = (tmp_path / "report.md").read_text()
+  assert "6 of 6 runs measured (2 of 3 arms, 3 seeds)" in said and "--arms=a,b" in said
+  assert "- Not run: c." in said and "| c |" not in said
 
 
 def test_seeds_that_are_not_there_are_counted_and_not_invented(sweep, tmp_path):

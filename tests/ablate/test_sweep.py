@@ -238,6 +238,17 @@ def test_mistakes_are_sentences_before_anything_starts(place, monkeypatch, given
   assert said in str(error.value)
 
 
+def test_the_flags_without_which_claims_stay_open_are_named():
+  given = {"budget": "small", "seeds": 3, "jobs": 1, "arms": [], "set": [], "cache": None}
+  given |= {"table": "experiments/bert.py:table_5", "blimp": None, "blimp_pairs": None}
+  for finetune, wanted in (
+    (None, ["--blimp=FOLDER", "--finetune=500,all"]),
+    ("500,all", ["--blimp=FOLDER"]),
+  ):
+    table, plan, _ = sweep.planned(types.SimpleNamespace(**given, finetune=finetune))
+    assert sweep.flags_of_claims(table, plan) == wanted
+
+
 def test_a_directory_of_another_sweep_is_refused(place, tmp_path):
   _, plan, _ = sweep.planned(asked(place))
   claim(tmp_path, plan)
