@@ -215,4 +215,4 @@ def test_a_table_names_its_arms_by_functions_of_an_experiment_file(reference):
   for arm in table.arms:
     file, _, function = sweep_command.reference_of(arm).partition(":")
     assert function in cli.experiments_of(file)
-  assert len({claim.metric for claim in table.claims}) >= 1, "a table without a claim says nothing"
+  assert table.claims or "it claims no order" in table.caveat, "a table says what it claims"
