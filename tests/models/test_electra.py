@@ -153,8 +153,8 @@ def test_scanned_and_unrolled_layers_agree(compute):
   np.testing.assert_allclose(passes.hidden_BTD, reference.hidden_BTD, atol=1e-5)
 
 
-def test_the_encoder_of_electra_is_the_plain_one_and_knows_where_it_is():
-  assert type(TOY.encoder) is Encoder
+def test_the_encoder_of_electra_has_the_discriminator_s_body_and_knows_where_it_is():
+  assert isinstance(TOY.encoder, Encoder)
   assert TOY.encoder == dataclasses.replace(TOY.encoder)
   assert TOY.encoder_path == "discriminator/" and TOY.frozen == ()
   plain = jax.eval_shape(lambda key: TOY.encoder.init(key, {}), jax.random.key(0))
