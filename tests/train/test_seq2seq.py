@@ -167,14 +167,18 @@ def ordered_text(folder) -> object:
 @pytest.mark.slow
 def test_a_bart_puts_permuted_sentences_back_in_order(tmp_path):
   experiment = learner(
-    model=Bart(layers=2, width=64, heads=4, hidden=128, positions=32, **STILL),
+    model=Bart(
+      **{"layers": 1, "width": 64, "heads": 4, "hidden": 128, "positions": 32},
+      initializer_range=0.05,
+      **STILL,
+    ),
     objectives=(Denoising(mask=0.0, permute=1.0),),
     data=dataclasses.replace(TOY.data, segments=DocSentences(), length=18),
-    optim=AdamW(peak=2e-3, warmup=100, b2=0.98, schedule="wsd"),
-    steps=1000,
+    optim=AdamW(peak=3e-3, warmup=100, b2=0.98, schedule="wsd"),
+    steps=800,
   )
   data = toy_run.data(experiment, path=ordered_text(tmp_path))
   _, records = toy_run.run(tmp_path / "run", experiment, data)
   moved = np.mean([b["input_ids"] != b["seq2seq_targets"] for b in data.evaluation])
   assert moved > 0.4  # whoever copies the source is right about the rest
-  assert records[-1]["seq2seq/accuracy"] > 0.88  # 0.83 after 500 steps, and rising
+  assert records[-1]["seq2seq/accuracy"] > 0.99
