@@ -163,18 +163,24 @@ class _Stopping:
 # --- Ray ------------------------------------------------------------------------------------------
 
 
-def ray(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
-  """The runs as Ray tasks, on the cluster of RAY_ADDRESS or on one that is started here.
-
-  `out` and the cache must be on a file system that all machines share. jobs: runs per machine, by
-  which a machine's cores and GPUs are divided.
-  """
+def import_ray():
+  """Errors: `UserError` if it is not installed."""
   try:
     import ray
   except ImportError:
     raise UserError(
       "--launcher=ray needs the extra `ray`: pip install 'plm_jax[ray]', or take another launcher"
     ) from None
+  return ray
+
+
+def ray(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
+  """The runs as Ray tasks, on the cluster of RAY_ADDRESS or on one that is started here.
+
+  `out` and the cache must be on a file system that all machines share. jobs: runs per machine, by
+  which a machine's cores and GPUs are divided.
+  """
+  ray = import_ray()
   variables = {"PYTHONPATH": environment()["PYTHONPATH"]}
   ray.init(
     address=os.environ.get("RAY_ADDRESS"),
