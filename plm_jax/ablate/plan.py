@@ -138,28 +138,29 @@ def claim(out: Path, plan: Plan) -> Plan:
   """Makes `out` the directory of this sweep, or goes on with it.
 
   Seeds and evaluation may be extended later; neither ever shrinks, so that a report shows all that
-  was run. Errors: `UserError` if the directory holds something else.
+  was run. A sweep of which nothing was started may become another: a command that was refused, for
+  want of a teacher for example, and is given again, corrected, need not go elsewhere. Errors:
+  `UserError` if the directory holds something else.
   """
-  if not (out / SWEEP).exists():
-    strangers = [p.name for p in out.iterdir() if p.name not in (".lock", SWEEP + ".partial")]
-    if strangers:
-      raise UserError(
-        f"{out} is not empty and holds no sweep ({strangers[0]}); choose another --out"
-      )
-  else:
+  others = [p.name for p in out.iterdir() if p.name not in (".lock", SWEEP, SWEEP + ".partial")]
+  if others and not (out / SWEEP).exists():
+    raise UserError(f"{out} is not empty and holds no sweep ({others[0]}); choose another --out")
+  if (out / SWEEP).exists():
     before = read_plan(out)
-    for name, flag in (("table", "table"), ("budget", "budget"), ("settings", "set")):
-      old, new = getattr(before, name), getattr(plan, name)
-      if old != new:
-        raise UserError(
-          f"{out} holds another sweep: --{flag} is {_said(old)} there and {_said(new)} here; "
-          "choose another --out"
-        )
-    plan = dataclasses.replace(
-      plan,
-      seeds=max(plan.seeds, before.seeds),
-      evaluation=plan.evaluation.beside(before.evaluation),
-    )
+    names = {"table": "table", "budget": "budget", "settings": "set"}
+    different = [name for name in names if getattr(before, name) != getattr(plan, name)]
+    if different and others:
+      old, new = (_said(getattr(each, different[0])) for each in (before, plan))
+      raise UserError(
+        f"{out} holds another sweep: --{names[different[0]]} is {old} there and {new} here; "
+        "choose another --out"
+      )
+    if not different:
+      plan = dataclasses.replace(
+        plan,
+        seeds=max(plan.seeds, before.seeds),
+        evaluation=plan.evaluation.beside(before.evaluation),
+      )
   write_whole(out / SWEEP, json.dumps(plan.record(), indent=2) + "\n")
   return plan
 

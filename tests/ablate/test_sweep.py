@@ -285,7 +285,9 @@ def test_the_flags_without_which_claims_stay_open_are_named():
 
 def test_a_directory_of_another_sweep_is_refused(place, tmp_path):
   _, plan, _ = sweep.planned(asked(place))
-  claim(tmp_path, plan)
+  claim(tmp_path, sweep.planned(asked(place, set=["steps=4"]))[1])
+  assert claim(tmp_path, plan) == plan, "of a sweep that never began nothing is lost"
+  (tmp_path / "base").mkdir()
   assert claim(tmp_path, plan) == plan
   for given, said in (
     ({"table": f"{place / 'tables.py'}:three"}, "--table is"),
