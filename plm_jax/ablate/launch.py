@@ -58,7 +58,7 @@ def local(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
           failed.append(run)
           view.say(failure(out, run, process.returncode))
       if stopping.asked and not working:
-        raise KeyboardInterrupt("every run has saved its state; the same command goes on")
+        raise KeyboardInterrupt(stopping.said)
       view.refresh(set(working))
       time.sleep(0.1)
   return failed
@@ -144,6 +144,12 @@ class _Stopping:
   def __exit__(self, *_):
     for number, handler in self._before.items():
       signal.signal(number, handler)
+
+  @property
+  def said(self) -> str:
+    if self.asked == 1:
+      return "every run has saved its state; the same command goes on"
+    return "the runs were killed; the same command goes on from their last checkpoints"
 
   def _ask(self, number, frame):
     del number, frame

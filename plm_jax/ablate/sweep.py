@@ -180,7 +180,7 @@ def heading(table: Table, plan: Plan, experiments, runs: list[Run], out: Path) -
   width = max(map(len, experiments))
   lines = [
     f"{table.title} ({table.source})",
-    f"budget {plan.budget}, {plan.seeds} seed{'s' * (plan.seeds != 1)}, {len(runs)} runs in {out}",
+    f"budget {plan.budget}, {_many(plan.seeds, 'seed')}, {_many(len(runs), 'run')} in {out}",
     *(
       f"  {name:{width}}  {plan.references[name]}, {e.steps:,} steps of {e.global_batch} x "
       f"{e.data.length} tokens"
@@ -194,6 +194,10 @@ def heading(table: Table, plan: Plan, experiments, runs: list[Run], out: Path) -
       "those claims undecided until then"
     )
   return "\n".join(lines)
+
+
+def _many(number: int, what: str) -> str:
+  return f"{number} {what}{'s' * (number != 1)}"
 
 
 def flags_of_claims(table: Table, plan: Plan) -> list[str]:
