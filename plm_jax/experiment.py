@@ -95,7 +95,7 @@ class Experiment:
     if self.optim.warmup > self.steps:
       raise UserError(
         f"optim.warmup={self.optim.warmup} is more than steps={self.steps}, so that the learning "
-        "rate would never reach optim.peak; lower optim.warmup"
+        f"rate would never reach optim.peak; lower it too: --set=optim.warmup={self.steps // 10}"
       )
     if not 0 <= self.seed < 2**32:  # beyond, different seeds would give the same parameters
       raise UserError(f"seed={self.seed} must be at least 0 and below 2**32")

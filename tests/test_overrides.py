@@ -11,6 +11,7 @@ import pytest
 
 from plm_jax import overrides
 from plm_jax.errors import UserError
+from tests import settings_page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,3 +380,9 @@ def test_the_difference_can_be_typed_as_overrides():
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, segments=Pieces()))
   typed = [f"{path}={overrides.show(new)}" for path, _, new in overrides.diff(config, Run())]
   assert overrides.apply(Run(), typed) == config
+
+
+def test_the_page_of_settings_has_every_field_as_it_is():
+  assert settings_page.PAGE.read_text() == settings_page.page(), (
+    "a field or its docstring has changed: python -m tests.settings_page writes the page anew"
+  )

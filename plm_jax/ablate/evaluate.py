@@ -86,6 +86,8 @@ def main() -> None:
   start = time.perf_counter()
   trained = load(source, cache)
   found = Scores.of(trained)
+  if trained.step < source.experiment.steps and "public" not in source.document:
+    found.notes.append(f"measured after {trained.step:,} of {source.experiment.steps:,} steps")
   held_out(trained, found)
   pairs(trained, found)
   if asked.blimp:
@@ -426,15 +428,22 @@ def blimp(trained: Trained, folder: Path, most: int | None, found: Scores) -> No
 
 def read_minimal_pairs(file: Path) -> list[tuple[str, str]]:
   """(grammatical, ungrammatical) of every line. Errors: `UserError` naming file and line."""
+  try:
+    lines = file.read_text(encoding="utf-8").splitlines()
+  except (OSError, ValueError) as error:
+    raise UserError(f"{file} cannot be read: {error}") from None
   found = []
-  for number, line in enumerate(file.read_text().splitlines(), 1):
+  for number, line in enumerate(lines, 1):
     try:
       pair = json.loads(line)
-      found.append((pair["sentence_good"], pair["sentence_bad"]))
+      sentences = pair["sentence_good"], pair["sentence_bad"]
     except (ValueError, KeyError, TypeError):
+      sentences = ()
+    if not sentences or not all(isinstance(s, str) and s.strip() for s in sentences):
       raise UserError(
         f"{file}, line {number}: expected an object with sentence_good and sentence_bad"
-      ) from None
+      )
+    found.append(sentences)
   if not found:
     raise UserError(f"{file} is empty; expected a pair of sentences per line")
   return found

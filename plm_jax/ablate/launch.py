@@ -58,7 +58,7 @@ def local(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
           failed.append(run)
           view.say(failure(out, run, process.returncode))
       if stopping.asked and not working:
-        raise KeyboardInterrupt("every run has saved its state; the same command goes on")
+        raise KeyboardInterrupt(stopping.said)
       view.refresh(set(working))
       time.sleep(0.1)
   return failed
@@ -145,6 +145,12 @@ class _Stopping:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
+  @property
+  def said(self) -> str:
+    if self.asked == 1:
+      return "every run has saved its state; the same command goes on"
+    return "the runs were killed; the same command goes on from their last checkpoints"
+
   def _ask(self, number, frame):
     del number, frame
     self.asked += 1
@@ -163,18 +169,24 @@ class _Stopping:
 # --- Ray ------------------------------------------------------------------------------------------
 
 
-def ray(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
-  """The runs as Ray tasks, on the cluster of RAY_ADDRESS or on one that is started here.
-
-  `out` and the cache must be on a file system that all machines share. jobs: runs per machine, by
-  which a machine's cores and GPUs are divided.
-  """
+def import_ray():
+  """Errors: `UserError` if it is not installed."""
   try:
     import ray
   except ImportError:
     raise UserError(
       "--launcher=ray needs the extra `ray`: pip install 'plm_jax[ray]', or take another launcher"
     ) from None
+  return ray
+
+
+def ray(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
+  """The runs as Ray tasks, on the cluster of RAY_ADDRESS or on one that is started here.
+
+  `out` and the cache must be on a file system that all machines share. jobs: runs per machine, by
+  which a machine's cores and GPUs are divided.
+  """
+  ray = import_ray()
   variables = {"PYTHONPATH": environment()["PYTHONPATH"]}
   ray.init(
     address=os.environ.get("RAY_ADDRESS"),

@@ -12,6 +12,7 @@ Nothing in this file imports jax, so that the process that starts a run is small
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -50,11 +51,19 @@ class Evaluation:
   def __post_init__(self):
     if self.blimp_pairs is not None and self.blimp_pairs < 1:
       raise UserError(f"--blimp_pairs={self.blimp_pairs} must be at least 1.")
+    if self.blimp_pairs is not None and self.blimp is None:
+      raise UserError(f"--blimp_pairs={self.blimp_pairs} says nothing without --blimp=FOLDER.")
     self.labels  # noqa: B018  refuses what is no number
 
   @property
   def labels(self) -> list[int | None]:
     return numbers_of_labels(self.finetune, "finetune") if self.finetune else []
+
+  def beside(self, before: Evaluation) -> Evaluation:
+    """This one, and of `before` what this one does not speak of: a command that is given again
+    without a flag takes no number away."""
+    pairs = self if self.blimp else before
+    return Evaluation(pairs.blimp, pairs.blimp_pairs, self.finetune or before.finetune)
 
   def flags(self) -> list[str]:
     given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
@@ -118,32 +127,40 @@ def read_plan(out: Path) -> Plan:
     raise UserError(f"{out / SWEEP} cannot be read: {error}") from error
   if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
     raise UserError(f"{out / SWEEP} is not a sweep of this version")
-  record["evaluation"] = Evaluation(**record["evaluation"])
-  return Plan(**record | {"settings": tuple(record["settings"])})
+  try:
+    record["evaluation"] = Evaluation(**record["evaluation"])
+    return Plan(**record | {"settings": tuple(record["settings"])})
+  except (KeyError, TypeError):
+    raise UserError(f"{out / SWEEP} is not a sweep of this version") from None
 
 
 def claim(out: Path, plan: Plan) -> Plan:
   """Makes `out` the directory of this sweep, or goes on with it.
 
-  Seeds and evaluation may be extended later; the number of seeds never shrinks, so that a report
-  shows all that was run. Errors: `UserError` if the directory holds something else.
+  Seeds and evaluation may be extended later; neither ever shrinks, so that a report shows all that
+  was run. A sweep of which nothing was started may become another: a command that was refused, for
+  want of a teacher for example, and is given again, corrected, need not go elsewhere. Errors:
+  `UserError` if the directory holds something else.
   """
-  if not (out / SWEEP).exists():
-    strangers = [p.name for p in out.iterdir() if p.name not in (".lock", SWEEP + ".partial")]
-    if strangers:
-      raise UserError(
-        f"{out} is not empty and holds no sweep ({strangers[0]}); choose another --out"
-      )
-  else:
+  others = [p.name for p in out.iterdir() if p.name not in (".lock", SWEEP, SWEEP + ".partial")]
+  if others and not (out / SWEEP).exists():
+    raise UserError(f"{out} is not empty and holds no sweep ({others[0]}); choose another --out")
+  if (out / SWEEP).exists():
     before = read_plan(out)
-    for name, flag in (("table", "table"), ("budget", "budget"), ("settings", "set")):
-      old, new = getattr(before, name), getattr(plan, name)
-      if old != new:
-        raise UserError(
-          f"{out} holds another sweep: --{flag} is {_said(old)} there and {_said(new)} here; "
-          "choose another --out"
-        )
-    plan = dataclasses.replace(plan, seeds=max(plan.seeds, before.seeds))
+    names = {"table": "table", "budget": "budget", "settings": "set"}
+    different = [name for name in names if getattr(before, name) != getattr(plan, name)]
+    if different and others:
+      old, new = (_said(getattr(each, different[0])) for each in (before, plan))
+      raise UserError(
+        f"{out} holds another sweep: --{names[different[0]]} is {old} there and {new} here; "
+        "choose another --out"
+      )
+    if not different:
+      plan = dataclasses.replace(
+        plan,
+        seeds=max(plan.seeds, before.seeds),
+        evaluation=plan.evaluation.beside(before.evaluation),
+      )
   write_whole(out / SWEEP, json.dumps(plan.record(), indent=2) + "\n")
   return plan
 
@@ -156,13 +173,15 @@ def _said(value) -> str:
 
 
 class State(NamedTuple):
-  """How far a run is. phase: waiting, starting, training, evaluating, done, failed or stopped."""
+  """How far a run is. phase: waiting, starting, training, evaluating, done, failed or stopped.
+  evaluated_in: seconds that its evaluation took."""
 
   phase: str
   step: int = 0
   loss: float | None = None
   seconds_per_step: float | None = None
   why: str = ""
+  evaluated_in: float | None = None
 
 
 def workdir_of(out: Path, run: Run) -> Path:
@@ -182,11 +201,25 @@ def is_trained(out: Path, run: Run, steps: int) -> bool:
   return (workdir_of(out, run) / "checkpoints" / str(steps)).is_dir()
 
 
+_SCORES = ("asked", "metrics", "counts", "sets", "references", "notes", "parameters")
+
+
 def read_scores(out: Path, run: Run) -> dict[str, Any] | None:
+  """The evaluation of a run; None if there is none. Errors: `UserError` if it is damaged."""
+  path = workdir_of(out, run) / SCORES
   try:
-    return json.loads((workdir_of(out, run) / SCORES).read_text())
+    scores = json.loads(path.read_text())
   except FileNotFoundError:
     return None
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} cannot be read: {error}; {_AGAIN}") from None
+  known = isinstance(scores, dict) and all(name in scores for name in _SCORES)
+  if not known or not all(isinstance(v, float | int) for v in scores["metrics"].values()):
+    raise UserError(f"{path} is no evaluation of this version; {_AGAIN}")
+  return scores
+
+
+_AGAIN = "delete it, and the sweep's command measures this run again"
 
 
 def is_done(out: Path, run: Run, plan: Plan) -> bool:
@@ -200,19 +233,22 @@ def state_of(out: Path, run: Run, plan: Plan, alive: bool = False) -> State:
   step, loss, pace = _progress(workdir_of(out, run))
   steps = plan.steps[run.arm]
   if is_done(out, run, plan):
-    return State("done", steps, loss, pace)
+    seconds = read_scores(out, run).get("seconds")
+    return State("done", steps, loss, pace, evaluated_in=seconds)
   if alive:
     trained = is_trained(out, run, steps)
     return State("evaluating" if trained else "training" if step else "starting", step, loss, pace)
   if failure_of(out, run).exists():
-    why = json.loads(failure_of(out, run).read_text())["why"]
+    why = ""
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # its log says more
+      why = json.loads(failure_of(out, run).read_text())["why"]
     return State("failed", step, loss, pace, why)
   return State("stopped" if step else "waiting", step, loss, pace)
 
 
 def _progress(workdir: Path) -> tuple[int, float | None, float | None]:
   """(last reported step, its loss, seconds per step lately)."""
-  records = [r for r in _last_records(workdir / "metrics.jsonl") if r["split"] == "train"]
+  records = [r for r in _last_records(workdir / "metrics.jsonl") if r.get("split") == "train"]
   timing = _last_records(workdir / "timing.jsonl")[-10:]
   if not records:
     return 0, None, None
@@ -223,7 +259,8 @@ def _progress(workdir: Path) -> tuple[int, float | None, float | None]:
 
 
 def _last_records(path: Path, size: int = 1 << 14) -> list[dict[str, Any]]:
-  """The records in the last `size` bytes of a `.jsonl` file: a view looks once a second at all."""
+  """The records in the last `size` bytes of a `.jsonl` file: a view looks once a second at all.
+  Damaged lines are left out."""
   try:
     with open(path, "rb") as file:
       start = max(0, file.seek(0, 2) - size)
@@ -232,4 +269,8 @@ def _last_records(path: Path, size: int = 1 << 14) -> list[dict[str, Any]]:
   except FileNotFoundError:
     return []
   # What stands after the last newline, and before the first where that is no beginning, is a part.
-  return [json.loads(text) for text in lines[1 if start else 0 : -1]]
+  records = []
+  for text in lines[1 if start else 0 : -1]:
+    with contextlib.suppress(ValueError):
+      records.append(json.loads(text))
+  return [record for record in records if isinstance(record, dict) and "step" in record]

@@ -3,14 +3,17 @@
   python -m plm_jax.ablate.report sweeps/bert_table_6_small
   python -m plm_jax.ablate.report sweeps/bert_table_6_small --to=results/bert_table_6
 
-Writes report.md, report.html (one file with everything in it), curves.png, metrics.png and
-results.json. A sweep that is not finished gives the report of what there is.
+Writes report.md, report.html (one file with everything in it), results.json, metrics.png and, where
+a run reported more than twice, curves.png. A sweep that is not finished gives the report of what
+there is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import shlex
 import statistics
 import sys
 from collections import Counter
@@ -44,6 +47,8 @@ HEADLINES = (
   *("nsp_accuracy", "sop_accuracy", "blimp"),
 )
 MISSING = "missing"
+UNSET = " Sizes that are said here are those without `--set`; what was run stands below."
+FILES = ("report.md", "report.html", "curves.png", "metrics.png", "results.json")
 
 
 def main() -> None:
@@ -52,11 +57,33 @@ def main() -> None:
   out = Path(FLAGS.directory)
   measured = gather(out)
   to = Path(FLAGS.to or out / "report")
-  to.mkdir(parents=True, exist_ok=True)
+  claim_folder(to, measured)
   for name in write(measured, to):
     print(to / name)
   for verdict in measured.verdicts:
     print(f"{verdict.outcome:14} {verdict.claim}")
+
+
+def claim_folder(to: Path, measured: Measured) -> None:
+  """Makes the folder. Errors: `UserError` if it holds files of these names that are no report of
+  this sweep, whose place they would take."""
+  try:
+    to.mkdir(parents=True, exist_ok=True)
+  except FileExistsError:
+    raise UserError(f"--to={to} is a file; a report needs a folder") from None
+  there = [name for name in FILES if (to / name).exists()]
+  if not there:
+    return
+  before = {}
+  with contextlib.suppress(OSError, ValueError):
+    before = json.loads((to / "results.json").read_text())
+  plan = measured.plan
+  here = {"table": plan.table, "budget": plan.budget, "settings": list(plan.settings)}
+  if not isinstance(before, dict) or here != {name: before.get(name) for name in here}:
+    raise UserError(
+      f"{to / there[0]} is not from a report of this sweep; take another folder by --to, or move "
+      "it away"
+    )
 
 
 class Measured(NamedTuple):
@@ -172,6 +199,8 @@ def kind_of(metric: str, kinds: set[str]) -> str | None:
 
 def write(measured: Measured, to: Path) -> list[str]:
   """Writes all files; returns their names."""
+  # First, since by it a later report knows the folder as its own, should this one be killed.
+  write_whole(to / "results.json", json.dumps(record_of(measured), indent=1) + "\n")
   pictures = []
   if panels := curves(measured):
     plots.draw_curves(panels, [arm.name for arm in measured.arms], to / "curves.png")
@@ -186,7 +215,6 @@ def write(measured: Measured, to: Path) -> list[str]:
   blocks = report(measured, pictures, to)
   write_whole(to / "report.md", markdown(blocks))
   write_whole(to / "report.html", page(measured.table.title, blocks))
-  write_whole(to / "results.json", json.dumps(record_of(measured), indent=1) + "\n")
   return ["report.md", "report.html", "results.json", *(picture.path.name for picture in pictures)]
 
 
@@ -220,7 +248,7 @@ def report(measured: Measured, pictures: list[Picture], to: Path) -> list[Block]
   return [
     Heading(table.title, 1),
     Text(head),
-    *([Text(table.caveat)] if table.caveat else []),
+    *([Text(table.caveat + (UNSET if plan.settings else ""))] if table.caveat else []),
     Heading("Verdicts"),
     *verdict_blocks(measured),
     Heading("Published and measured"),
@@ -280,8 +308,8 @@ def table_blocks(measured: Measured) -> list[Block]:
       rows.append(["looking at nothing", *(looking.get(name, "") for name in header[1:])])
   blocks: list[Block] = [Grid(header, rows)]
   how = "Mean ± standard deviation; in brackets, how many seeds, where not all are there. "
-  how += "Perplexities and losses are better when lower, all else when higher. What is measured is "
-  how += "said at the top of `plm_jax/ablate/evaluate.py`."
+  how += "Perplexities and losses are better when lower, all else when higher. docs/ablation.md "
+  how += "says what each of them is."
   blocks.append(Text(how))
   notes = [f"{arm.name}: {arm.note}." for arm in measured.arms if arm.note]
   if measured.left_out:
@@ -437,16 +465,16 @@ def differences(first, other) -> str:
 def command_blocks(measured: Measured, to: Path) -> list[Block]:
   plan = measured.plan
   sweep = [
-    f"python -m plm_jax.ablate.sweep --table={plan.table} --budget={plan.budget}",
-    *(f"--seeds={plan.seeds} --out={measured.out}",),
+    *("python", "-m", "plm_jax.ablate.sweep", f"--table={plan.table}", f"--budget={plan.budget}"),
+    *(f"--seeds={plan.seeds}", f"--out={measured.out}"),
     *([f"--arms={','.join(arm.name for arm in measured.arms)}"] if measured.left_out else []),
     *(f"--set={setting}" for setting in plan.settings),
     *plan.evaluation.flags(),
   ]
-  report = f"python -m plm_jax.ablate.report {measured.out} --to={to}"
+  report = ["python", "-m", "plm_jax.ablate.report", str(measured.out), f"--to={to}"]
   every = [line for run in measured.states for line in plan.shown(measured.out, run)]
   return [
-    Code(" ".join(sweep) + "\n" + report),
+    Code(shlex.join(sweep) + "\n" + shlex.join(report)),
     Text("The sweep's commands, one pair for each run:"),
     Code("\n".join(every), folded=f"{len(every)} commands"),
   ]

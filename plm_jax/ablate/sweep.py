@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import inspect
 import shlex
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from absl import flags
 
 from plm_jax import cli, overrides
 from plm_jax.ablate import launch
+from plm_jax.ablate.evaluate import read_minimal_pairs
 from plm_jax.ablate.plan import ROOT, Evaluation, Plan, Run, claim, is_done
 from plm_jax.ablate.table import Arm, Table
 from plm_jax.data.corpora import cache_folder
@@ -61,25 +63,29 @@ def main() -> int:
   if FLAGS.list:
     for reference, line in cli.list_experiments("experiments", returns="Table"):
       print(f"{reference:45} {line}")
+      print(arms_line(cli.load_experiment(reference, returns="Table")()))
     return 0
   table, plan, experiments = planned(FLAGS)
+  arms = arms_of(table, FLAGS.arms)
   out = Path(FLAGS.out or default_out(plan))
-  runs = plan.runs(FLAGS.arms or None)
+  runs = plan.runs(arms)
   print(heading(table, plan, experiments, runs, out), flush=True)
   if FLAGS.dry_run:
     for run in runs:
       print("", *plan.shown(out, run), sep="\n")
     return 0
+  if FLAGS.launcher == "ray":
+    launch.import_ray()  # before any text is prepared
   with held(out):
     plan = claim(out, plan)
-    runs = [run for run in plan.runs(FLAGS.arms or None) if not is_done(out, run, plan)]
+    runs = [run for run in plan.runs(arms) if not is_done(out, run, plan)]
     for arm in {run.arm for run in runs}:  # what is distilled needs a teacher that stands
       teacher_of(experiments[arm], plan.budget)
     prepare_texts([experiments[run.arm] for run in runs], cache_folder(plan.cache))
     failed = launch.LAUNCHERS[FLAGS.launcher](out, plan, runs, FLAGS.jobs) if runs else []
     if failed is None:  # handed over
       return 0
-  asked = plan.runs(FLAGS.arms or None)
+  asked = plan.runs(arms)
   done = sum(is_done(out, run, plan) for run in asked)
   print(f"\n{done} of {len(asked)} runs are done")
   if done:
@@ -94,18 +100,16 @@ def planned(asked) -> tuple[Table, Plan, dict[str, Experiment]]:
     raise UserError("--table=FILE:FUNCTION is needed; --list shows all tables.")
   if asked.seeds < 1 or asked.jobs < 1:
     raise UserError(f"--seeds={asked.seeds} and --jobs={asked.jobs} must both be at least 1.")
-  if asked.blimp and not list(Path(asked.blimp).glob("*.jsonl")):
-    raise UserError(f"--blimp={asked.blimp} is no folder with .jsonl files in it.")
+  if asked.blimp:
+    check_blimp(Path(asked.blimp))
   table: Table = cli.load_experiment(asked.table, returns="Table")()
-  for name in asked.arms:
-    table.arm(name)
-  experiments = {arm.name: experiment_of(arm, asked) for arm in table.arms}
+  experiments = experiments_of(table, asked)
   plan = Plan(
     table=asked.table,
     budget=asked.budget,
     settings=tuple(asked.set),
     seeds=asked.seeds,
-    references={arm.name: reference_of(arm) for arm in table.arms},
+    references={name: reference_of(table.arm(name)) for name in experiments},
     steps={name: experiment.steps for name, experiment in experiments.items()},
     evaluation=Evaluation(asked.blimp, asked.blimp_pairs, asked.finetune),
     cache=asked.cache,
@@ -113,11 +117,43 @@ def planned(asked) -> tuple[Table, Plan, dict[str, Experiment]]:
   return table, plan, experiments
 
 
-def experiment_of(arm: Arm, asked) -> Experiment:
-  try:
-    return overrides.apply(arm.experiment(asked.budget), asked.set)
-  except UserError as error:
-    raise UserError(f"arm {arm.name}: {error}") from None
+def arms_of(table: Table, given: list[str]) -> list[str]:
+  """The arms of `--arms`, each once, or all; `_` stands for `-` too, as in a function's name."""
+  names = [arm.name for arm in table.arms]
+  meant = {name.replace("_", "-"): name for name in names} | {name: name for name in names}
+  found = [meant.get(name) or meant.get(name.replace("_", "-"), name) for name in given]
+  return [table.arm(name).name for name in dict.fromkeys(found)] or names
+
+
+def arms_line(table: Table) -> str:
+  """The arms below their table, as `--list` shows them."""
+  names = ", ".join(arm.name for arm in table.arms)
+  shape = {"initial_indent": "  ", "subsequent_indent": "  ", "break_on_hyphens": False}
+  return textwrap.fill(names, 100, **shape)
+
+
+def experiments_of(table: Table, asked) -> dict[str, Experiment]:
+  """Arm -> its experiment, without those arms that `--set` does not fit and nobody asks for."""
+  found, refused = {}, {}
+  for arm in table.arms:
+    try:
+      found[arm.name] = overrides.apply(arm.experiment(asked.budget), asked.set)
+    except UserError as error:
+      refused[arm.name] = error
+  for name in arms_of(table, asked.arms):
+    if name in refused:
+      others = f" (--arms={','.join(found)} runs the others)" if found else ""
+      raise UserError(f"arm {name}: {refused[name]}{others}")
+  return found
+
+
+def check_blimp(folder: Path) -> None:
+  """A `UserError` for files that no evaluation could read, before anything is trained."""
+  files = sorted(folder.glob("*.jsonl"))
+  if not files:
+    raise UserError(f"--blimp={folder} is no folder with .jsonl files in it.")
+  for file in files:
+    read_minimal_pairs(file)
 
 
 def reference_of(arm: Arm) -> str:
@@ -144,7 +180,7 @@ def heading(table: Table, plan: Plan, experiments, runs: list[Run], out: Path) -
   width = max(map(len, experiments))
   lines = [
     f"{table.title} ({table.source})",
-    f"budget {plan.budget}, {plan.seeds} seeds, {len(runs)} runs in {out}",
+    f"budget {plan.budget}, {_many(plan.seeds, 'seed')}, {_many(len(runs), 'run')} in {out}",
     *(
       f"  {name:{width}}  {plan.references[name]}, {e.steps:,} steps of {e.global_batch} x "
       f"{e.data.length} tokens"
@@ -158,6 +194,10 @@ def heading(table: Table, plan: Plan, experiments, runs: list[Run], out: Path) -
       "those claims undecided until then"
     )
   return "\n".join(lines)
+
+
+def _many(number: int, what: str) -> str:
+  return f"{number} {what}{'s' * (number != 1)}"
 
 
 def flags_of_claims(table: Table, plan: Plan) -> list[str]:
@@ -184,7 +224,8 @@ def held(out: Path) -> Iterator[None]:
   """The directory, for one sweep at a time."""
   try:
     out.mkdir(parents=True, exist_ok=True)
-    lock = open(out / ".lock", "w")  # noqa: SIM115  held as long as the sweep
+    # Opened to append: in a folder that will be refused, a `.lock` may be somebody's own.
+    lock = open(out / ".lock", "a")  # noqa: SIM115  held as long as the sweep
   except OSError as error:
     raise UserError(f"the directory {out} cannot be written: {error.strerror}") from error
   with lock:

@@ -134,7 +134,8 @@ def line(run: Run, state: State, steps: int) -> str:
 
 
 def time_left(states: dict[Run, State], steps: dict[str, int], jobs: int) -> float | None:
-  """Seconds, from the pace of each arm; an arm without one takes the mean of the others."""
+  """Seconds, from the pace of each arm; an arm without one takes the mean of the others. Evaluation
+  takes what it took on average, as soon as one is done."""
   paces: dict[str, list[float]] = {}
   for run, state in states.items():
     if state.seconds_per_step:
@@ -143,8 +144,10 @@ def time_left(states: dict[Run, State], steps: dict[str, int], jobs: int) -> flo
     return None
   known = {arm: sum(values) / len(values) for arm, values in paces.items()}
   usual = sum(known.values()) / len(known)
+  evaluations = [state.evaluated_in for state in states.values() if state.evaluated_in]
+  after = sum(evaluations) / len(evaluations) if evaluations else 0.0
   left = [
-    (steps[run.arm] - state.step) * known.get(run.arm, usual)
+    (steps[run.arm] - state.step) * known.get(run.arm, usual) + after
     for run, state in states.items()
     if state.phase not in ("done", "failed")
   ]

@@ -154,12 +154,13 @@ class Log:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-  """The records of a `.jsonl` file; empty if there is none. An unfinished last line is left out."""
+  """The records of a `.jsonl` file; empty if there is none. A line that a killed writer left
+  unfinished, or damage unreadable, is left out."""
   if not path.exists():
     return []
   records = []
-  for line in path.read_text().splitlines(keepends=True):
-    with contextlib.suppress(ValueError):  # only a killed writer's last line does not parse
+  for line in path.read_text(errors="replace").splitlines(keepends=True):
+    with contextlib.suppress(ValueError):
       if line.endswith("\n"):
         records.append(json.loads(line))
-  return records
+  return [record for record in records if isinstance(record, dict) and "step" in record]

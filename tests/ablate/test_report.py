@@ -11,6 +11,7 @@ import pytest
 from plm_jax import cli, overrides
 from plm_jax.ablate import page, plots, report
 from plm_jax.ablate.plan import ROOT, Evaluation, Plan, Run, claim, workdir_of
+from plm_jax.ablate.table import METRICS
 from plm_jax.errors import UserError
 from plm_jax.train.start import versions
 from plm_jax.train.workdir import FORMAT
@@ -232,6 +233,45 @@ def test_a_directory_without_a_sweep_and_a_table_without_the_arm_are_refused(swe
   (out / "sweep.json").write_text(json.dumps(record))
   with pytest.raises(UserError, match="the arm 'd', which"):
     report.gather(out)
+
+
+def test_a_report_takes_no_place_but_its_own(sweep, tmp_path):
+  measured = report.gather(sweep(drawn()))
+  to = tmp_path / "to"
+  report.claim_folder(to, measured)
+  (to / "notes.txt").write_text("mine")
+  report.write(measured, to)
+  report.claim_folder(to, measured)  # its own is written anew
+  other = measured._replace(plan=dataclasses.replace(measured.plan, settings=("steps=3",)))
+  with pytest.raises(UserError, match=r"report.md is not from a report of this sweep"):
+    report.claim_folder(to, other)
+  (to / "results.json").write_text("mine")
+  with pytest.raises(UserError, match=r"report.md is not from a report of this sweep"):
+    report.claim_folder(to, measured)
+  with pytest.raises(UserError, match="is a file"):
+    report.claim_folder(to / "notes.txt", measured)
+
+
+def test_commands_of_a_report_can_be_pasted_and_settings_go_before_the_caveat(sweep, tmp_path):
+  measured = report.gather(sweep(drawn()))
+  plan = dataclasses.replace(measured.plan, settings=("objectives=MLM(rate=0.4), NSP()",))
+  table = dataclasses.replace(measured.table, caveat="There are two layers.")
+  report.write(measured._replace(plan=plan, table=table), tmp_path)
+  said = (tmp_path / "report.md").read_text()
+  assert "'--set=objectives=MLM(rate=0.4), NSP()'" in said
+  assert "There are two layers. Sizes that are said here are those without `--set`" in said
+
+
+def test_every_metric_is_explained():
+  explained = (ROOT / "docs/ablation.md").read_text()
+  for metric in (
+    *(f"{k}_{n}" for k in ("mlm", "clm", "seq2seq") for n in ("loss", "perplexity", "accuracy")),
+    *(f"{k}_{n}" for k in ("nsp", "sop") for n in ("accuracy", "majority")),
+    *("pseudo_perplexity", "blimp", "blimp/PARADIGM"),
+    *("finetune_LABELS_accuracy", "finetune_LABELS_macro_f1"),
+  ):
+    assert METRICS.fullmatch(metric.replace("LABELS", "500")), metric
+    assert f"`{metric}`" in explained, metric
 
 
 def test_curves_are_the_mean_and_the_range_of_the_seeds_that_got_so_far():

@@ -1,6 +1,7 @@
 """A sweep survives what happens to it, and a run of it is the run that its command would be."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from plm_jax import cli
 from plm_jax.ablate import launch, report, sweep
+from plm_jax.ablate import plan as plan_module
 from plm_jax.ablate.plan import Evaluation, Plan, Run, State, claim, read_plan, state_of
 from plm_jax.ablate.view import View, line, time_left
 from plm_jax.errors import UserError
@@ -227,6 +230,9 @@ def test_a_second_sweep_in_the_same_directory_is_refused(place, tmp_path):
     ({"set": ["optim.paek=1"]}, "arm base: --set optim.paek=1: there is no 'paek'"),
     ({"finetune": "some"}, "expected numbers or all"),
     ({"blimp": "nowhere"}, "--blimp=nowhere is no folder with .jsonl files"),
+    ({"blimp_pairs": 5}, "--blimp_pairs=5 says nothing without --blimp=FOLDER"),
+    ({"set": ["model.width=3"]}, "arm base: --set model.width=3: model.width=3"),
+    ({"set": ["steps=2"]}, "lower it too: --set=optim.warmup=0"),
     ({"seeds": 0}, "must both be at least 1"),
     ({"jobs": 0}, "must both be at least 1"),
   ],
@@ -236,6 +242,34 @@ def test_mistakes_are_sentences_before_anything_starts(place, monkeypatch, given
   with pytest.raises(UserError) as error:
     sweep.planned(asked(place, **given))
   assert said in str(error.value)
+
+
+def test_blimp_files_that_cannot_be_read_are_told_before_anything_is_trained(place, tmp_path):
+  (tmp_path / "x.jsonl").write_text('{"sentence_good": 1, "sentence_bad": "b"}\n')
+  with pytest.raises(UserError, match="line 1: expected an object with sentence_good"):
+    sweep.planned(asked(place, blimp=str(tmp_path)))
+  (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe\x00")
+  with pytest.raises(UserError, match=r"x\.jsonl cannot be read"):
+    sweep.planned(asked(place, blimp=str(tmp_path)))
+
+
+def test_arms_are_named_as_in_the_table_or_as_functions_and_run_once():
+  table = cli.load_experiment("experiments/bert.py:table_5", returns="Table")()
+  given = ["no_nsp", "bert-base", "no-nsp"]
+  assert sweep.arms_of(table, given) == ["no-nsp", "bert-base"]
+  assert sweep.arms_of(table, []) == [arm.name for arm in table.arms]
+  assert sweep.arms_line(table) == "  bert-base, no-nsp, ltr-no-nsp, ltr-no-nsp-bilstm"
+  with pytest.raises(UserError, match="Did you mean 'no-nsp'"):
+    sweep.arms_of(table, ["no_nps"])
+
+
+def test_only_the_arms_that_are_asked_for_must_bear_the_settings(place):
+  (place / "narrow.py").write_text(TABLES.replace("width=32)", "width=32, heads=4)"))
+  given = {"table": f"{place / 'narrow.py'}:two", "set": ["model.width=6"]}
+  with pytest.raises(UserError, match=r"arm wide: .*--arms=base runs the others"):
+    sweep.planned(asked(place, **given))
+  _, plan, experiments = sweep.planned(asked(place, arms=["base"], **given))
+  assert list(plan.references) == list(plan.steps) == list(experiments) == ["base"]
 
 
 def test_the_flags_without_which_claims_stay_open_are_named():
@@ -251,7 +285,9 @@ def test_the_flags_without_which_claims_stay_open_are_named():
 
 def test_a_directory_of_another_sweep_is_refused(place, tmp_path):
   _, plan, _ = sweep.planned(asked(place))
-  claim(tmp_path, plan)
+  claim(tmp_path, sweep.planned(asked(place, set=["steps=4"]))[1])
+  assert claim(tmp_path, plan) == plan, "of a sweep that never began nothing is lost"
+  (tmp_path / "base").mkdir()
   assert claim(tmp_path, plan) == plan
   for given, said in (
     ({"table": f"{place / 'tables.py'}:three"}, "--table is"),
@@ -271,6 +307,46 @@ def test_seeds_and_evaluations_may_be_added_and_seeds_are_never_forgotten(place,
   _, plan, _ = sweep.planned(asked(place, seeds=2, finetune="all"))
   assert claim(tmp_path, plan).seeds == read_plan(tmp_path).seeds == 3
   assert read_plan(tmp_path).evaluation == Evaluation(finetune="all")
+
+
+def test_a_flag_that_is_left_out_takes_no_evaluation_away(tmp_path):
+  plan = Plan("t", "small", (), 1, {"a": "f:a"}, {"a": 1}, Evaluation("pairs", 200, "500"))
+  claim(tmp_path, plan)
+  for given, kept in (
+    (Evaluation(), Evaluation("pairs", 200, "500")),
+    (Evaluation(finetune="500,all"), Evaluation("pairs", 200, "500,all")),
+    (Evaluation(blimp="others"), Evaluation("others", None, "500,all")),
+  ):
+    assert claim(tmp_path, dataclasses.replace(plan, evaluation=given)).evaluation == kept
+  assert read_plan(tmp_path).evaluation == kept
+
+
+def test_damaged_files_of_a_sweep_are_sentences_or_passed_over(tmp_path):
+  run, plan = Run("a", 0), Plan("t", "small", (), 1, {"a": "f:a"}, {"a": 10})
+  claim(tmp_path, plan)
+  (tmp_path / "a/0").mkdir(parents=True)
+  (tmp_path / "a/0/metrics.jsonl").write_text(
+    '{"ste\n[]\n{"step": 2, "split": "train", "loss": 1}\n'
+  )
+  (tmp_path / "states").mkdir()
+  (tmp_path / "states/a.0.json").write_text("{")
+  assert state_of(tmp_path, run, plan) == State("failed", 2, 1)
+  none = dict.fromkeys(plan_module._SCORES) | {"metrics": {"mlm_loss": None}}
+  for damaged in ("{", "[]", '{"metrics": {}}', json.dumps(none)):
+    (tmp_path / "a/0/scores.json").write_text(damaged)
+    with pytest.raises(UserError, match=r"scores.json .*delete it"):
+      state_of(tmp_path, run, plan)
+  for damaged in ("{", '{"format": 1}', '{"format": 1, "evaluation": {"x": 1}}'):
+    (tmp_path / "sweep.json").write_text(damaged)
+    with pytest.raises(UserError, match=r"sweep.json"):
+      read_plan(tmp_path)
+
+
+def test_a_lock_of_somebody_else_keeps_its_content(tmp_path):
+  (tmp_path / ".lock").write_text("mine")
+  with sweep.held(tmp_path):
+    pass
+  assert (tmp_path / ".lock").read_text() == "mine"
 
 
 def test_an_arm_is_the_run_that_its_command_would_be(place, tmp_path, monkeypatch):
@@ -345,6 +421,14 @@ def test_ray_that_is_not_installed_is_named_as_an_extra(tmp_path, monkeypatch):
     launch.ray(tmp_path, plan, plan.runs(), 1)
 
 
+def test_runs_that_were_killed_are_not_said_to_have_saved_their_state():
+  stopping = launch._Stopping()
+  stopping._ask(15, None)
+  assert "saved its state" in stopping.said
+  stopping._ask(15, None)
+  assert "were killed" in stopping.said
+
+
 # The view.
 
 
@@ -358,6 +442,8 @@ def test_time_left_is_shared_by_the_jobs_and_never_less_than_one_run():
   steps = {"a": 100, "b": 200}
   assert time_left(states, steps, jobs=1) == 25 + 100
   assert time_left(states, steps, jobs=4) == 100
+  evaluated = states | {Run("a", 0): State("done", 100, 1.0, 0.5, evaluated_in=10.0)}
+  assert time_left(evaluated, steps, jobs=1) == 25 + 10 + 100 + 10
   assert time_left({Run("a", 0): State("waiting")}, steps, jobs=1) is None
 
 
