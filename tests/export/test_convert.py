@@ -70,6 +70,14 @@ def test_an_imported_run_has_the_model_the_tokenizer_and_the_numbers(public, run
   assert back.document == imported.document and back.architecture == "BertForMaskedLM"
 
 
+def test_a_published_model_that_predicts_no_tokens_is_one_sentence(public, tokenizer, tmp_path):
+  config = hf.load(public).config
+  bare = hf.Pretrained(config, config.init(jax.random.key(0), {"pooler": 0}))
+  convert.write_run(bare, tokenizer, tmp_path / "bare", public)
+  with pytest.raises(UserError, match="is a BertModel, which has no head that predicts tokens"):
+    trained.load(tmp_path / "bare")
+
+
 def test_a_run_exported_again_is_the_same_directory(public, run, tmp_path):
   convert.write_directory(convert.from_run(run), continued_from(run).tokenizer, tmp_path / "again")
   for name in ("model.safetensors", "vocab.txt", "config.json"):
