@@ -69,9 +69,10 @@ class T5Family(Seq2SeqFamily):
   def model_of(self, options: Options, heads: Collection[str]) -> tuple[T5, dict[str, int]]:
     fields = {name: options.take(*option) for name, option in OPTIONS.items()}
     fields |= gated_activation(options)
-    scales = options.take("tie_word_embeddings", True) and options.take(
-      "scale_decoder_outputs", True
+    tie, scale = (
+      options.take(name, True) for name in ("tie_word_embeddings", "scale_decoder_outputs")
     )
+    scales = tie and scale
     options.fixed("is_encoder_decoder", True)
     options.finish(self.silent)
     fields["attention_dropout"] = fields["hidden_dropout"] = fields["dropout"]
