@@ -21,7 +21,7 @@ from absl import flags
 from flax import nnx
 
 from plm_jax import cli, config_tree
-from plm_jax.data.tokenizer_files import read_backend, read_rules
+from plm_jax.data.tokenizer_files import MBART_LANGUAGES, in_fairseq_order, read_backend, read_rules
 from plm_jax.data.tokenizers import BytePairs, Tokenizer, Unigram, WordPiece, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.export import hf, llama2c, sentence
@@ -49,7 +49,7 @@ def main(source: str, target: str) -> None:
   model = from_run(source, FLAGS.part) if is_run else _published(source)
   place = FLAGS.tokenizer or (source / "tokenizer" if is_run else source)
   if to == "run":
-    tokenizer = _with_sentinels(_tokenizer(Path(place)), model.config)
+    tokenizer = _with_sentinels(_tokenizer(Path(place), model.family.model_type), model.config)
     write_run(model, tokenizer, target, source)
   else:
     tokenizer = _tokenizer(Path(place)) if is_run or FLAGS.tokenizer else None
@@ -112,7 +112,7 @@ def write_run(model: hf.Pretrained, tokenizer: Tokenizer, target: Path, source: 
   write_whole(target / "config.json", json.dumps(document, indent=2) + "\n")
 
 
-def _tokenizer(place: Path) -> Tokenizer:
+def _tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
   """Of a published directory or file. Errors: `UserError` where there is none that is known."""
   if read_rules(place):
     return load_tokenizer(place)
@@ -128,7 +128,12 @@ def _tokenizer(place: Path) -> Tokenizer:
     raise UserError(
       "a llama2.c file has its tokenizer elsewhere; give it by --tokenizer=FILE.model."
     )
-  return Tokenizer(read_backend(place, lowercase))
+  backend = read_backend(place, lowercase)
+  if model_type not in ("xlm-roberta", "mbart") or backend.kind != "unigram":
+    return Tokenizer(backend)
+  # Behind mBART's 25 languages there is a mask, which a tokenizer of ours cannot have there.
+  languages = MBART_LANGUAGES if model_type == "mbart" else ()
+  return Tokenizer(in_fairseq_order(backend, mask=not languages), languages=languages)
 
 
 def _with_sentinels(tokenizer: Tokenizer, config) -> Tokenizer:
@@ -144,6 +149,7 @@ def _tokenizer_config(tokenizer: Tokenizer, path: Path) -> WordPiece | BytePairs
   fields = {"vocab_size": max(tokenizer.vocab.size, 261), "path": str(path.absolute())}
   if tokenizer.vocab.sentinels is not None:
     fields["sentinels"] = len(tokenizer.vocab.sentinels)
+  fields["languages"] = tuple(tokenizer.vocab.languages)
   if tokenizer.kind != "byte_pairs":
     fields["lowercase"] = tokenizer.lowercase
   return kinds[tokenizer.kind](**fields)

@@ -102,9 +102,10 @@ def prompts_of_flags() -> list[str]:
   files that are no text."""
   prompts = list(FLAGS.prompt)
   if FLAGS.prompts:
-    lines = text_of(FLAGS.prompts, "--prompts").splitlines()
+    # Not splitlines(), which also parts a prompt at U+2028 and at a page's end.
+    lines = text_of(FLAGS.prompts, "--prompts").removesuffix("\n").split("\n")
     prompts += lines
-    if not lines:
+    if lines == [""]:
       raise UserError(f"--prompts={FLAGS.prompts} is empty; expected a prompt in every line.")
   for number, prompt in enumerate(prompts, 1):
     if not prompt.strip():

@@ -45,6 +45,10 @@ def main() -> None:
     raise UserError("--model=DIR, the directory of a run, is needed.")
   if not (FLAGS.text or FLAGS.file or FLAGS.blimp):
     raise UserError("give --text or --file for a perplexity, or --blimp=FOLDER for BLiMP.")
+  if FLAGS.blimp_pairs is not None and (FLAGS.blimp_pairs < 1 or not FLAGS.blimp):
+    raise UserError(
+      f"--blimp_pairs={FLAGS.blimp_pairs} must be at least 1, and goes with --blimp=FOLDER."
+    )
   if FLAGS.text and FLAGS.file:
     raise UserError("--text and --file were given; one text is scored at a time.")
   text = text_of_flags()

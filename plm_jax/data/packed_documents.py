@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from plm_jax.data.segments import frame
+from plm_jax.data.segments import filler, frame
 
 if TYPE_CHECKING:
   from plm_jax.data.store import TokenStore
@@ -67,7 +67,7 @@ class PackedDocuments:
     """The tokens of STRETCH [B]: input_ids and segment_ids int32 [B, T]; length and pair_label
     int32 [B]; where `separate`, document_ids int32 [B, T], 0 for a row's first document, -1 for
     padding."""
-    first, last = frame(vocab)
+    first, last = frame(vocab, padding=False)  # published ones have none
     bounds = _bounds(store)
     place = table_rows["start"][:, None] + np.arange(length)
     document = np.searchsorted(bounds.begins, place, side="right") - 1
@@ -78,7 +78,7 @@ class PackedDocuments:
     input_ids = np.take(tokens, bounds.first[document] + within - 1, mode="clip").astype(np.int32)
     np.copyto(input_ids, first, where=within == 0)
     np.copyto(input_ids, last, where=place == bounds.begins[document + 1] - 1)
-    np.copyto(input_ids, vocab.pad, where=padding)
+    np.copyto(input_ids, filler(vocab), where=padding)
     rows = {
       "input_ids": input_ids,
       "segment_ids": np.zeros_like(input_ids),

@@ -29,6 +29,13 @@ KNOWN = (
 )
 
 
+MBART_LANGUAGES = (  # mbart-large-cc25
+  *("ar_AR", "cs_CZ", "de_DE", "en_XX", "es_XX", "et_EE", "fi_FI", "fr_XX", "gu_IN", "hi_IN"),
+  *("it_IT", "ja_XX", "kk_KZ", "ko_KR", "lt_LT", "lv_LV", "my_MM", "ne_NP", "nl_XX", "ro_RO"),
+  *("ru_RU", "si_LK", "tr_TR", "vi_VN", "zh_CN"),
+)
+
+
 def read_backend(path: str | Path, lowercase: bool | None = None, prefix_space: bool = False):
   """The tokenizer in a file or directory.
 
@@ -45,6 +52,32 @@ def read_backend(path: str | Path, lowercase: bool | None = None, prefix_space: 
   if file.name in PAIR_FILES:
     return _read_byte_pairs(file, file.with_name(PAIR_FILES[file.name]), prefix_space)
   return _read_word_piece(file, lowercase)
+
+
+def in_fairseq_order(pieces: Pieces, mask: bool) -> Pieces:
+  """The ids of XLM-R and mBART, which are not those of their file: <s>, <pad>, </s>, <unk>, then
+  the file's pieces from the fourth on, and with `mask` a <mask> (transformers,
+  tokenization_xlm_roberta.py). Errors: `UserError` where the file does not begin with <unk>, <s>
+  and </s>."""
+  from sentencepiece import sentencepiece_model_pb2
+
+  model = sentencepiece_model_pb2.ModelProto.FromString(pieces.proto)
+  unk, bos, eos, *others = model.pieces
+  if [unk.piece, bos.piece, eos.piece] != ["<unk>", "<s>", "</s>"]:
+    raise UserError(
+      "the .model file is none of XLM-R or mBART: its first pieces are not <unk>, <s> and </s>; "
+      "give the model's own by --tokenizer."
+    )
+  control = {"score": 0.0, "type": bos.type}
+  pad, blank = (type(bos)(piece=name, **control) for name in ("<pad>", "<mask>"))
+  ordered = [bos, pad, eos, unk, *others, *([blank] if mask else [])]
+  moved = sentencepiece_model_pb2.ModelProto(pieces=ordered)
+  del model.pieces[:]
+  model.MergeFrom(moved)
+  spec = model.trainer_spec
+  spec.bos_id, spec.pad_id, spec.eos_id, spec.unk_id = range(4)
+  spec.vocab_size = len(model.pieces)
+  return Pieces(model.SerializeToString(), pieces.lowercase)
 
 
 def read_rules(path: str | Path) -> dict:

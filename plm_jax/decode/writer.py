@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -103,6 +104,14 @@ def write(
       f"samples={samples} texts were asked for, and {rules.beams} beam(s) find {rules.beams}; give "
       "a temperature above 0, or as many beams"
     )
+  if rules.beams > trained.tokenizer.vocab.size:
+    raise UserError(
+      f"beams={rules.beams} is more than the {trained.tokenizer.vocab.size} tokens that a text can "
+      "go on with; give fewer"
+    )
+  # Beyond the positions nothing is written, and the cache need have no room for it.
+  most = max(1, min(rules.max_length, trained.config.positions))
+  rules = dataclasses.replace(rules, max_length=most, min_length=min(rules.min_length, most))
   each = samples if rules.temperature else 1
   jobs = [(n, s) for n in range(len(of)) for s in range(each)]
   found: dict[int, list[Written]] = {n: [] for n in range(len(of))}

@@ -79,7 +79,7 @@ class Family(Protocol):
 def family_of_type(model_type: Any, where: str) -> Family:
   """The family that a config.json names. Errors: `UserError` naming those there are."""
   known = {name.replace("_", "-"): name for name in _names()}
-  if model_type not in known:
+  if not isinstance(model_type, str) or model_type not in known:
     raise UserError(
       f"{where} is of the family {model_type!r}, which this project does not know; it has "
       f"{', '.join(known)}."

@@ -63,6 +63,13 @@ def to_ours(entries: list[Entry], model: Any, tensors: Mapping[str, np.ndarray],
   by_path = _by_path(entries, shapes)
   zeros = {path: np.zeros(shapes[path], np.float32) for path in shapes if path not in by_path}
   tensors = _in_parts(entries, tensors)
+  for path, entry in by_path.items():
+    layers = math.prod(shapes[path][: entry.theirs.count("{}")])
+    if layers > len(tensors):  # before so many names are made
+      raise UserError(
+        f"the weights in {where} do not fit: config.json asks for {layers} tensors named "
+        f"{entry.theirs.partition('#')[0]}, and there are {len(tensors)} in all."
+      )
   names = {path: _names(entry, shapes[path]) for path, entry in by_path.items()}
   expected = {
     name: _their_shape(by_path[path], shapes[path]) for path in names for name in names[path].flat

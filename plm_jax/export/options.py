@@ -37,6 +37,17 @@ PLAIN = {
   "cross_attention_hidden_size": (None,),
   "position_embedding_type": ("absolute", None),
 }
+# What an option is that may be left out, where it is given.
+KINDS: dict[str, type] = {
+  "classifier_dropout": float,
+  "head_dim": int,
+  "n_inner": int,
+  "num_decoder_layers": int,
+  "num_key_value_heads": int,
+  "rope_parameters": dict,
+  "rope_scaling": dict,
+}
+_MOST = 2**31  # of a size: beyond it shapes are no numbers to compilers
 # transformers' names for the activations of ours; those of one formula share a name here.
 ACTIVATIONS = {
   "gelu": "gelu_erf",
@@ -73,17 +84,17 @@ class Options:
 
   def take(self, name: str, default: T) -> T:
     """The entry, or transformers' default where it is not given. Errors: `UserError` for a value of
-    another type than the default's."""
+    another type than the default's, or than `KINDS` has where that is None."""
     self._taken.add(name)
     value = self.document.get(name, default)
-    if default is None or (value is None and name not in self.document):
+    if value is None and default is None:
       return value
-    if isinstance(default, float) and type(value) is int:
+    kind = KINDS[name] if default is None else type(default)
+    if kind is float and type(value) is int and abs(value) < _MOST:
       value = float(value)
-    if type(value) is not type(default):
-      raise UserError(
-        f"{self.where} sets {name}={value!r}; expected {_a_kind(default)} such as {default!r}."
-      )
+    if type(value) is not kind or (kind is int and abs(value) >= _MOST):
+      example = "" if default is None else f" such as {default!r}"
+      raise UserError(f"{self.where} sets {name}={value!r}; expected {_KIND[kind]}{example}.")
     return value
 
   def fixed(self, name: str, *accepted: Any) -> None:
@@ -109,7 +120,8 @@ class Options:
   def labels(self) -> int:
     """How many labels a classification has."""
     names, count = self.document.get("id2label"), self.document.get("num_labels")
-    if not isinstance(names, dict | None) or not isinstance(count, int | None):
+    known = isinstance(names, dict | None) and isinstance(count, int | None)
+    if not known or not 0 <= (count or 0) < _MOST:
       raise UserError(f"{self.where} has id2label or num_labels of another kind than expected.")
     return count or len(names or {}) or 2
 
@@ -135,6 +147,10 @@ def activation_name(ours: str, known: Mapping[str, str] | None = None) -> str:
   return names[0]
 
 
-def _a_kind(value: Any) -> str:
-  kinds: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number"}
-  return kinds.get(type(value), "a text")
+_KIND: dict[type, str] = {
+  bool: "true or false",
+  int: "a whole number",
+  float: "a number",
+  str: "a text",
+  dict: "an object",
+}

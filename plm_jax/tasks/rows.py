@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from plm_jax.data.draws import permute
+from plm_jax.data.segments import filler, frame
 from plm_jax.data.tokenizers import Vocab
 from plm_jax.errors import UserError
 from plm_jax.tasks.labelled_text import Examples
@@ -40,18 +41,15 @@ class LabelledBatches:
 
   @classmethod
   def of(cls, examples: Examples, vocab: Vocab, length: int, **settings) -> LabelledBatches:
-    """Errors: `UserError` if the tokenizer has no [CLS], [SEP] or [PAD]."""
-    if None in (vocab.cls, vocab.sep, vocab.pad):
-      raise UserError(
-        "classification needs a tokenizer with [CLS], [SEP] and [PAD] tokens, and this lacks one"
-      )
-    ids = np.full((len(examples.ids), length), vocab.pad, np.int32)
+    """Errors: `UserError` if the tokenizer has no tokens for the begin and the end of a text."""
+    first, last = frame(vocab, padding=False)  # GPT-2's and LLaMA's have none for padding
+    ids = np.full((len(examples.ids), length), filler(vocab), np.int32)
     lengths = np.array([min(len(tokens), length - 2) + 2 for tokens in examples.ids], np.int32)
-    ids[:, 0] = vocab.cls
+    ids[:, 0] = first
     for row, tokens in zip(ids, examples.ids):
       tokens = tokens[: length - 2]
       row[1 : 1 + len(tokens)] = tokens
-      row[1 + len(tokens)] = vocab.sep
+      row[1 + len(tokens)] = last
     return cls(ids, lengths, examples.label, **settings)
 
   def __call__(self, step: int) -> dict[str, np.ndarray]:

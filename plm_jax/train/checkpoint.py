@@ -253,6 +253,14 @@ def restore_parameters(
   place = PARAMETERS + within
   wanted = {place + path_name(path): leaf for path, leaf in leaves}
   stored = {name for name in index["arrays"] if name.startswith(place)}
+  # A head of another size, such as that of a classifier with other classes, is another head.
+  stored -= {
+    name
+    for name in wanted.keys() & stored
+    if index["arrays"][name][1] != list(wanted[name].shape)
+    and _matches(name, place, allow_missing)
+    and _matches(name, place, allow_unused)
+  }
   fresh = {name for name in wanted.keys() - stored if _matches(name, place, allow_missing)}
   unused = {name for name in stored - wanted.keys() if _matches(name, place, allow_unused)}
   kept = {name: leaf for name, leaf in wanted.items() if name not in fresh}

@@ -164,7 +164,7 @@ def continuations(params, experiment: Experiment, prepared, count: int) -> str:
   chosen = suitable[np.linspace(0, len(suitable) - 1, count, dtype=int)]
   halves = [store.tokens[starts[i] : (starts[i] + starts[i + 1]) // 2].tolist() for i in chosen]
   run = Trained(Source(Path(), {}, experiment, tokenizer), params, 0)
-  beginning = frame(tokenizer.vocab)[0]
+  beginning = frame(tokenizer.vocab, padding=False)[0]
   of = [Task([beginning, *half]) for half in halves]
   lines = ["", "beginnings of held-out sentences, and how the model goes on (temperature 0.7)"]
   rules = Rules(temperature=0.7, max_length=24)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from plm_jax.data.tokenizers import Tokenizer
+from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.train.checkpoint import restore_parameters
 from plm_jax.train.start import Source, continued_from
@@ -34,8 +35,18 @@ class Trained(NamedTuple):
 
 def load(path: str | Path) -> Trained:
   """The newest good checkpoint in a run's directory, on one device. Errors: `UserError` where there
-  is none."""
+  is none, and for a published model that predicts no tokens."""
   source = continued_from(path)
-  shapes = jax.eval_shape(source.experiment.init_parameters, jax.random.key(0))
+  key = jax.random.key(0)
+  shapes = jax.eval_shape(source.experiment.init_parameters, key)
+  public = source.document.get("public")
+  if public is not None:
+    model = source.experiment.model
+    stored = jax.eval_shape(lambda key: model.init(key, public["heads"]), key)
+    if jax.tree.structure(stored) != jax.tree.structure(shapes):
+      raise UserError(
+        f"{source.path} is a {public['architecture']}, which has no head that predicts tokens; "
+        "convert a checkpoint that has one, or train one with run_pretrain.py --from"
+      )
   restored = restore_parameters(source.path, shapes)
   return Trained(source, restored.params, int(restored.folder.name))

@@ -37,6 +37,20 @@ def test_rows_are_the_framed_documents_one_after_the_other(length):
   assert (begins[~starts_row] == (np.diff(ids)[1:] != 0)[~starts_row]).all()
 
 
+def test_one_token_for_all_that_is_no_text_is_enough():
+  """As in GPT-2's vocabulary; what a row is filled up with has no part in it."""
+  one = dataclasses.replace(VOCAB, cls=None, sep=None, pad=None, bos=CLS, eos=CLS)
+  store = random_store()
+  segments = PackedDocuments()
+  rows = segments.table(store, 64, 0, 0)
+  usual, found = (segments.read(store, rows, 64, vocab) for vocab in (VOCAB, one))
+  ids = usual.pop("input_ids")
+  expected = np.where((ids == SEP) | (ids == PAD), CLS, ids)
+  np.testing.assert_array_equal(found.pop("input_ids"), expected)
+  for name, values in usual.items():
+    np.testing.assert_array_equal(found[name], values)
+
+
 def test_documents_without_tokens_are_left_out():
   with_holes = ToyStore([[0, 0], [3], [], [5, 0], []])
   rows = read(PackedDocuments(), with_holes, 8)

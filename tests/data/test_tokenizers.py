@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from plm_jax.data import tokenizer_backends
 from plm_jax.data.tokenizer_backends import flat
+from plm_jax.data.tokenizer_files import in_fairseq_order, read_backend
 from plm_jax.data.tokenizers import BytePairs, Tokenizer, Unigram, WordPiece, load_tokenizer
 from plm_jax.errors import UserError
 
@@ -556,3 +558,22 @@ def test_nonsense_in_a_configuration_is_refused():
   ):
     with pytest.raises(UserError):
       make()
+
+
+def test_a_file_of_xlm_r_has_the_ids_of_fairseq(tmp_path):
+  """transformers' rule: one more than in the file, and the special tokens in front."""
+  (tmp_path / "text").write_text("\n".join(invented_text(100)))
+  sentencepiece.SentencePieceTrainer.train(
+    input=str(tmp_path / "text"), model_prefix=str(tmp_path / "m"), vocab_size=120, minloglevel=5
+  )
+  file = read_backend(tmp_path / "m.model")
+  tokenizer = Tokenizer(in_fairseq_order(file, mask=True))
+  vocab, (ids, _) = tokenizer.vocab, file.encode_flat(invented_text(9))
+  assert (vocab.bos, vocab.pad, vocab.eos, vocab.unk) == (0, 1, 2, 3)
+  assert (vocab.mask, vocab.size) == (121, 122)
+  expected = np.where(ids == 0, 3, ids + 1)
+  np.testing.assert_array_equal(tokenizer.encode_flat(invented_text(9))[0], expected)
+  tokenizer.save(tmp_path / "saved")
+  assert load_tokenizer(tmp_path / "saved").fingerprint == tokenizer.fingerprint
+  with pytest.raises(UserError, match="none of XLM-R or mBART"):
+    in_fairseq_order(TRAINED["unigram_t5"].train(invented_text())._backend, mask=True)

@@ -87,7 +87,7 @@ def own_flags(module):
 
 
 def test_a_gpt_goes_on_from_its_prompts(call, runs, tmp_path):
-  (tmp_path / "prompts.txt").write_text("w1 w2\nw3\n")
+  (tmp_path / "prompts.txt").write_text("w1\u2028w2\nw3\n", encoding="utf-8")
   (tmp_path / "shots.txt").write_text("w4 w5")
   words = (f"--model={runs / 'gpt'}", "--max_length=5", "--min_length=5")
   code, out, _ = call(generate, *words, "--prompt=w1 w2")
@@ -188,7 +188,10 @@ def test_any_model_is_scored_and_blimp_is_read(call, runs, tmp_path):
     (fill_mask, ("--model=BERT", "--text=w1"), r"no \[MASK\]"),
     (fill_mask, ("--model=BERT", "--text=" + "[MASK] " * 40), "has 42 tokens"),
     (fill_mask, ("--model=GPT", "--text=[MASK]"), "plm_jax.generate"),
+    (generate, ("--model=GPT", "--prompt=w1", "--beams=3000000000"), "beams=3000000000 is more"),
     (score, ("--model=GPT",), "--text or --file"),
+    (score, ("--model=GPT", "--blimp=EMPTY", "--blimp_pairs=0"), "blimp_pairs=0 must be at least"),
+    (score, ("--model=GPT", "--text=w1", "--blimp_pairs=3"), "goes with --blimp"),
     (score, ("--model=GPT", "--file=none.txt"), "none.txt cannot be read"),
   ],
 )

@@ -199,6 +199,8 @@ def test_a_text_ends_where_the_positions_do(gpt):
   assert [len(texts[0].ids) for texts in found] == [4, 20]
   beams = write(gpt, [long], Rules(max_length=20, min_length=20, beams=2))
   assert len(beams[0][0].ids) == 4
+  most = Rules(max_length=10**9, min_length=10**9)  # the cache is not of that size
+  assert len(write(gpt, [long], most)[0][0].ids) == 4
 
 
 def test_a_text_can_be_watched_while_it_grows(gpt):

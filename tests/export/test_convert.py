@@ -17,7 +17,7 @@ from plm_jax.export import hf
 from plm_jax.models.bert import Bert
 from plm_jax.models.electra import Electra
 from plm_jax.train import trained
-from plm_jax.train.checkpoint import restore_parameters
+from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.start import HEADS, continued_from
 from tests import toy_run
 
@@ -70,6 +70,14 @@ def test_an_imported_run_has_the_model_the_tokenizer_and_the_numbers(public, run
   assert back.document == imported.document and back.architecture == "BertForMaskedLM"
 
 
+def test_a_published_model_that_predicts_no_tokens_is_one_sentence(public, tokenizer, tmp_path):
+  config = hf.load(public).config
+  bare = hf.Pretrained(config, config.init(jax.random.key(0), {"pooler": 0}))
+  convert.write_run(bare, tokenizer, tmp_path / "bare", public)
+  with pytest.raises(UserError, match="is a BertModel, which has no head that predicts tokens"):
+    trained.load(tmp_path / "bare")
+
+
 def test_a_run_exported_again_is_the_same_directory(public, run, tmp_path):
   convert.write_directory(convert.from_run(run), continued_from(run).tokenizer, tmp_path / "again")
   for name in ("model.safetensors", "vocab.txt", "config.json"):
@@ -82,6 +90,19 @@ def test_fine_tuning_takes_the_encoder_and_draws_its_own_head(run):
   restored = restore_parameters(run, fresh, HEADS, HEADS)
   assert {name.split("/")[0] for name in restored.fresh} == {"classes", "pooler"}
   assert {name.split("/")[0] for name in restored.unused} == {"mlm"}
+
+
+def test_fine_tuning_draws_its_head_where_a_published_classifier_has_other_classes(tmp_path):
+  config = Bert(layers=1, width=8, heads=2, vocab_size=20, positions=8)
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    stored = config.init(jax.random.key(0), {"pooler": 0, "classes": 2})
+    checkpoints.save(0, {"params": stored}, {})
+  fresh = config.init(jax.random.key(1), {"pooler": 0, "classes": 3})
+  restored = restore_parameters(tmp_path, fresh, HEADS, HEADS)
+  assert restored.fresh == ["classes/bias", "classes/kernel"] and not restored.unused
+  assert restored.params.classes.bias.shape == (3,)
+  with pytest.raises(UserError, match=r"classes/bias should be float32\[3\] and is float32\[2\]"):
+    restore_parameters(tmp_path, fresh)
 
 
 @pytest.mark.slow

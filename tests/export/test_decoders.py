@@ -8,6 +8,8 @@ import pytest
 
 from plm_jax.errors import UserError
 from plm_jax.export import hf
+from plm_jax.export.families.llama import FAMILY
+from plm_jax.export.options import Options
 from tests.export.peers import assert_round_trip, difference, outputs, padded_rows, published
 
 VOCAB = 67
@@ -77,6 +79,22 @@ def test_a_decoder_gives_the_numbers_of_transformers_and_goes_back(case, peers, 
   theirs = outputs(reference, inputs)
   assert difference(hf.run(model, **inputs), theirs, mask) < 1e-5
   assert_round_trip(peers, model, reference, inputs, tmp_path / "back")
+
+
+@pytest.mark.parametrize(
+  ("option", "sentence"),
+  [
+    ({"num_key_value_heads": "x"}, "sets num_key_value_heads='x'; expected a whole number"),
+    ({"head_dim": {}}, "sets head_dim={}; expected a whole number"),
+    ({"rope_scaling": "x"}, "sets rope_scaling='x'; expected an object"),
+    ({"rope_parameters": {"rope_theta": "x"}}, "sets rope_theta='x' of the rope"),
+    ({"rope_parameters": {"type": "linear", "factor": None}}, "sets factor=None of the rope"),
+    ({"rope_parameters": {"type": [1]}}, r"sets rope_type=\[1\], which"),
+  ],
+)
+def test_an_option_of_another_kind_is_refused_by_name(option, sentence):
+  with pytest.raises(UserError, match=sentence):
+    FAMILY.model_of(Options(option, "config.json"), {"lm"})
 
 
 def test_old_names_of_rotary_options_are_read(peers, tmp_path):

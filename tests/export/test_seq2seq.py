@@ -5,6 +5,8 @@ import pytest
 
 from plm_jax.errors import UserError
 from plm_jax.export import hf
+from plm_jax.export.families.t5 import FAMILY as T5_FAMILY
+from plm_jax.export.options import Options
 from plm_jax.export.tensors import read_tensors, write_safetensors
 from tests.export.peers import assert_round_trip, difference, outputs, padded_rows, published
 
@@ -99,3 +101,10 @@ def test_a_bias_of_the_output_is_refused_unless_it_is_zero(peers, tmp_path):
   write_safetensors(tmp_path / "model.safetensors", tensors)
   with pytest.raises(UserError, match=r"final_logits_bias in .* is not zero"):
     hf.load(tmp_path)
+
+
+def test_what_says_twice_that_logits_are_not_scaled_is_read():
+  """transformers' T5 1.1 says so by `scale_decoder_outputs`, and what we export also unties."""
+  options = {"tie_word_embeddings": False, "scale_decoder_outputs": False}
+  config, _ = T5_FAMILY.model_of(Options(options, "config.json"), {"lm"})
+  assert not config.logit_scale and not config.tied

@@ -1,5 +1,6 @@
 """Batches of labelled rows are functions of the step; every row counts once."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -50,6 +51,14 @@ def test_processes_make_the_same_global_batch_together():
   assert same(whole, joined)
 
 
+def test_a_published_vocabulary_of_two_tokens_for_everything_frames_rows_too():
+  """GPT-2 has <|endoftext|> alone, which ends a row and fills it up."""
+  vocab = dataclasses.replace(VOCAB, cls=None, sep=None, pad=None, bos=1, eos=1)
+  examples = Examples(["x"], [np.array([5, 6])], np.zeros(1, np.int32), ["d"])
+  made = LabelledBatches.of(examples, vocab, 6, seed=3, global_batch=1)
+  assert made.input_ids.tolist() == [[1, 5, 6, 1, 1, 1]] and made.lengths.tolist() == [4]
+
+
 def test_a_row_is_cls_text_sep_and_padding():
   made = batches(7)
   row = made.input_ids[1]
@@ -69,7 +78,7 @@ def test_evaluation_has_every_row_once_in_order_and_fills_up_with_rows_of_no_wei
 
 
 def test_a_tokenizer_without_cls_is_refused():
-  with pytest.raises(UserError, match=r"\[CLS\]"):
+  with pytest.raises(UserError, match="the begin and the end of a text"):
     LabelledBatches.of(
       Examples([], [], np.zeros(0, np.int32), []),
       VOCAB.__class__(**{**vars(VOCAB), "cls": None}),

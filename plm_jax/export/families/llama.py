@@ -85,6 +85,9 @@ class LlamaFamily(DecoderFamily):
     old, new = options.take("rope_scaling", None), options.take("rope_parameters", None)
     options.fixed("partial_rotary_factor", 1.0)
     given = dict(new or old or {})
+    for name, value in given.items():
+      if name not in ("type", "rope_type") and type(value) not in (int, float):
+        raise UserError(f"{options.where} sets {name}={value!r} of the rope; expected a number.")
     theta = float(given.pop("rope_theta", theta))
     if given.pop("partial_rotary_factor", 1.0) != 1.0:
       raise UserError(f"{options.where} sets partial_rotary_factor, which is not supported.")
@@ -124,7 +127,7 @@ def scaling_of(given: dict[str, Any], where: str) -> RopeScaling | None:
   kind = given.pop("rope_type", old)
   if kind == "default":
     return None
-  if kind not in SCALINGS:
+  if not isinstance(kind, str) or kind not in SCALINGS:
     raise UserError(
       f"{where} sets rope_type={kind!r}, which this project does not support; it has default, "
       f"{', '.join(SCALINGS)}."
