@@ -63,29 +63,23 @@ def prompts(case: Case) -> np.ndarray:
 
 
 def plm_jax(directory: str, case: Case, dtype: str):
-  import jax
-  import jax.numpy as jnp
-
-  from plm_jax.decode import sampling
+  from plm_jax.decode import writer
   from plm_jax.decode.rules import Rules
   from plm_jax.export import hf
   from plm_jax.models.compute import Compute
 
-  model, compute = hf.load(directory).params, Compute(dtype=dtype)
+  generator = writer.ready(hf.load(directory).params, Compute(dtype=dtype), case.vocab)
+  rows = np.zeros(case.batch, np.int32)
+  of_draws = 0, np.zeros((case.batch, 2), np.uint32)
+  no_end = np.zeros(0, np.int32)
+  # Room for more tokens than a row may have: the cache is as large as it would be for those.
   rules = Rules(max_length=(case.capacity or case.prompt + case.new) - case.prompt)
-  no_end = jnp.zeros((0,), jnp.int32)
-  rows = case.batch
-  batch = {"pad": np.zeros(rows, np.int32)}
-  limit = np.full(rows, rules.max_length, np.int32)
-  keys = jax.random.split(jax.random.key(0), rows)
 
-  @jax.jit
-  def write(model, ids):
-    generator = model.generator(compute)
-    state = sampling.begin(generator, batch, ids, limit, keys, rules, no_end)
-    return sampling.advance(generator, state, rules, no_end, case.new).ids_BL[:, : case.new]
+  def write():
+    given = {"pad": rows}, prompts(case), rows + case.new
+    return np.asarray(writer.grow(generator, *given, *of_draws, no_end, rules).ids_BL)
 
-  return lambda: np.asarray(write(model, prompts(case)))
+  return lambda: write()[:, : case.new]
 
 
 def transformers(directory: str, case: Case, dtype: str):

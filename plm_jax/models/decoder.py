@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from flax import nnx
 
 from plm_jax.errors import UserError
 from plm_jax.models.attention import causal_mask, document_mask
-from plm_jax.models.cache import Cache, KeyValues, LayerCache, empty_cache
+from plm_jax.models.cache import Cache, Kept, LayerCache, empty_cache
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.layers import (
@@ -268,24 +268,31 @@ class DecoderModel(nnx.Module):
     return self.classes(dropout(state_BD, self.config.dropout, noise)).astype(jnp.float32)
 
   def generator(self, compute: Compute) -> DecoderGenerator:
-    return DecoderGenerator(self, compute)
+    return DecoderGenerator.of(self, compute)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class DecoderGenerator:
   """A decoder made ready for generation (plm_jax/decode/generator.py)."""
 
-  def __init__(self, model: DecoderModel, compute: Compute):
-    self.model, self.compute = model, compute
-    blocks = in_dtype(model.scaled_blocks(), compute.activation_dtype)
-    layers = model.config.layers
-    self.blocks = unstack(blocks, layers) if compute.unrolls(layers) else blocks
-    self.table_DV = model.output_table().astype(compute.activation_dtype).T
+  model: DecoderModel
+  blocks: Any
+  table_DV: jax.Array
+  compute: Compute = dataclasses.field(metadata={"static": True})
+
+  @classmethod
+  def of(cls, model: DecoderModel, compute: Compute) -> DecoderGenerator:
+    blocks, layers = in_dtype(model.scaled_blocks(), compute.activation_dtype), model.config.layers
+    blocks = unstack(blocks, layers) if compute.unrolls(layers) else blocks
+    table_DV = model.output_table().astype(compute.activation_dtype).T
+    return cls(model, blocks, table_DV, compute)
 
   def start(self, batch: dict, capacity: int) -> Cache:
     c, pad_B = self.model.config, jnp.asarray(batch["pad"])
     sizes = (len(pad_B), capacity, c.kv_heads or c.heads, c.width_of_heads)
     dtype = self.compute.activation_dtype
-    layers = empty_cache(lambda: LayerCache(KeyValues.empty(*sizes, dtype)), c.layers, self.compute)
+    layers = empty_cache(lambda: LayerCache(Kept.empty(*sizes, dtype)), c.layers, self.compute)
     return Cache(layers, pad_B, jnp.zeros((), jnp.int32))
 
   def extend(self, ids_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
