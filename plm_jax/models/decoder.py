@@ -28,6 +28,7 @@ from plm_jax.models.layers import (
   RMSNorm,
   einsum_float32,
   normal_kernels,
+  scores,
 )
 from plm_jax.models.model import refuse_below
 from plm_jax.models.positions import RopeScaling, Rotation, document_positions, rotation
@@ -251,10 +252,7 @@ class DecoderModel(nnx.Module):
 
   def token_logits(self, hidden: jax.Array) -> jax.Array:
     """`[..., D] -> float32 [..., V]`: the scores of the next token."""
-    rows_RD = hidden.reshape(-1, hidden.shape[-1])  # one matrix product, as in `project`
-    table_VD = self.output_table().astype(hidden.dtype)
-    logits_RV = einsum_float32("RD,VD->RV", rows_RD, table_VD)
-    return logits_RV.reshape(*hidden.shape[:-1], -1)
+    return scores(hidden, self.output_table())
 
   def token_logits_at(self, hidden_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
     """float32 `[B, P, V]` at the given positions only."""
