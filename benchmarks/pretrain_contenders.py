@@ -56,7 +56,7 @@ class PlmJax:
         compute = dataclasses.replace(compute, **{field: value})
     config, objectives = experiment(case)
     heads = {name: size for o in objectives for name, size in o.heads.items()}
-    model = jax.jit(lambda key: config.init(key, heads))(jax.random.key(0))
+    model = config.init(jax.random.key(0), heads)
     optim = AdamW(peak=1e-4, warmup=10_000)
     self.batches = [jax.device_put(batch) for batch in make_batches(case)]
     transform = optim.transform(STEPS_OF_SCHEDULE)

@@ -208,7 +208,7 @@ class DecoderModel(nnx.Module):
       mask &= batch["attention_mask"].astype(bool)[:, None, None, :]
     position_ids = batch.get("position_ids", position_ids)
     x_BTD = self.embed(ids_BT, position_ids, compute.activation_dtype, in_embed)
-    seen = Seen(mask, rotation=self.rotation(position_ids))
+    seen = Seen(mask, rotation=self.rotation(position_ids), causal=True)
     blocks = self.scaled_blocks()
     return self.normed(run_blocks(blocks, self.config.layers, x_BTD, seen, compute, in_blocks))
 

@@ -217,6 +217,7 @@ class EncoderDecoderModel(Seq2SeqModel):
       score_bias=None if decoder.bias is None else decoder.bias(T, T),
       source=source_BSD,
       source_mask=over_sources(mask_BS, batch["length"], source_BSD.shape[1]),
+      causal=True,
     )
     x_BTD = self.token(ids_BT, compute.activation_dtype)
     return decoder.run(x_BTD, positions, seen, compute, in_decoder)
@@ -263,7 +264,7 @@ class JoinedModel(Seq2SeqModel):
     if self.config.arrangement == "prefix":
       mask = mask | padding_mask(length_B, both)
     bias = None if self.stack.bias is None else self.stack.bias(both, both)
-    seen = Seen(mask, score_bias=bias)
+    seen = Seen(mask, score_bias=bias, causal=self.config.arrangement == "causal")
     x = self.token(ids, compute.activation_dtype)
     hidden = self.stack.run(x, jnp.arange(both), seen, compute, noise)
     if "decoder_input_ids" not in batch:
