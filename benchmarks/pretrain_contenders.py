@@ -1,5 +1,5 @@
-"""The contenders of `pretrain_step.py`: plm_jax, and transformers as it stands and as an expert has
-it, each behind the same three calls `run(steps)`, `wait()` and `about()`, in a process of its own.
+"""The contenders of `pretrain_step.py`, each in a process of its own behind the same three calls
+`run(steps)`, `wait()` and `about()`. plm_jax is here, PyTorch in `pretrain_torch.py`.
 """
 
 from __future__ import annotations
@@ -11,52 +11,32 @@ import os
 import sys
 import time
 
-import numpy as np
+from pretrain_cases import BATCHES, Case, make_batches  # beside this file, whatever checkout runs
 
-BATCHES = 4  # different batches, used in turn
 STEPS_OF_SCHEDULE = 100_000
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
-  """What is measured. batch: rows. padded: a tenth of the rows is shorter, as in BERT's data, so
-  that attention needs a mask."""
+def experiment(case: Case):
+  """plm_jax's model and objectives of a case."""
+  sizes = {"layers": case.layers, "width": case.width, "heads": case.heads}
+  sizes |= {"vocab_size": case.vocab, "dropout": case.dropout, "attention_dropout": case.dropout}
+  if case.family == "bert":
+    from plm_jax.models.bert import Bert
+    from plm_jax.objectives.mlm import MLM
+    from plm_jax.objectives.nsp import NSP
 
-  layers: int = 4
-  width: int = 256
-  heads: int = 4
-  vocab: int = 8192
-  batch: int = 8
-  length: int = 128
-  dtype: str = "float32"
-  padded: bool = True
-  steps: int = 5
-  rounds: int = 20
-  contenders: tuple[str, ...] = ("plm_jax", "stock", "expert")
+    return Bert(positions=max(512, case.length), **sizes), (MLM(), NSP())
+  if case.family == "gpt":
+    from plm_jax.models.gpt import Gpt2
+    from plm_jax.objectives.clm import CLM
 
+    return Gpt2(positions=case.length, **sizes), (CLM(),)
+  from plm_jax.models.t5 import T5
+  from plm_jax.objectives.seq2seq import Seq2Seq
 
-def make_batches(case: Case) -> list[dict[str, np.ndarray]]:
-  """Random rows with masked positions, as `plm_jax.objectives` leaves them."""
-  random, shape = np.random.default_rng(0), (case.batch, case.length)
-  slots = max(1, round(0.15 * case.length))
-
-  def one() -> dict[str, np.ndarray]:
-    short = random.random(case.batch) < (0.1 if case.padded else 0)
-    length = np.where(short, random.integers(case.length // 2, case.length, case.batch), shape[1])
-    inside = np.arange(shape[1]) < length[:, None]
-    order = np.where(inside, random.random(shape), 2).argsort(axis=1)[:, :slots]
-    return {
-      "input_ids": (random.integers(5, case.vocab, shape) * inside).astype(np.int32),
-      "segment_ids": ((np.arange(shape[1]) > length[:, None] // 2) & inside).astype(np.int32),
-      "length": length.astype(np.int32),
-      "mlm_positions": np.sort(order, axis=1).astype(np.int32),
-      "mlm_targets": random.integers(5, case.vocab, order.shape).astype(np.int32),
-      "mlm_weights": np.ones(order.shape, np.float32),
-      "pair_label": random.integers(0, 2, case.batch).astype(np.int32),
-      "row_weight": np.ones(case.batch, np.float32),
-    }
-
-  return [one() for _ in range(BATCHES)]
+  head_width, hidden = case.width // case.heads, 4 * case.width
+  config = T5(head_width=head_width, hidden=hidden, hidden_dropout=case.dropout, **sizes)
+  return config, (Seq2Seq(),)
 
 
 class PlmJax:
@@ -65,10 +45,7 @@ class PlmJax:
   def __init__(self, case: Case, options: set[str]):
     import jax
 
-    from plm_jax.models.bert import Bert
     from plm_jax.models.compute import Compute
-    from plm_jax.objectives.mlm import MLM
-    from plm_jax.objectives.nsp import NSP
     from plm_jax.train.optim import AdamW
     from plm_jax.train.state import create_state
     from plm_jax.train.step import metric_names, train_step
@@ -77,15 +54,10 @@ class PlmJax:
     for field, values in {"layers": ("scan", "unroll"), "dropout": ("hash", "threefry")}.items():
       for value in options & set(values):
         compute = dataclasses.replace(compute, **{field: value})
-    config = Bert(
-      layers=case.layers,
-      width=case.width,
-      heads=case.heads,
-      vocab_size=case.vocab,
-      positions=max(512, case.length),
-    )
-    model = config.init(jax.random.key(0), {"mlm": 0, "nsp": 0})
-    optim, objectives = AdamW(peak=1e-4, warmup=10_000), (MLM(), NSP())
+    config, objectives = experiment(case)
+    heads = {name: size for o in objectives for name, size in o.heads.items()}
+    model = config.init(jax.random.key(0), heads)
+    optim = AdamW(peak=1e-4, warmup=10_000)
     self.batches = [jax.device_put(batch) for batch in make_batches(case)]
     transform = optim.transform(STEPS_OF_SCHEDULE)
     names = metric_names(model, self.batches[0], objectives=objectives, compute=compute)
@@ -124,106 +96,13 @@ class PlmJax:
     }
 
 
-class Torch:
-  """transformers' BertForPreTraining, trained as its users train it."""
+def contender(name: str, case: Case):
+  kind, *options = name.partition("@")[0].split("+")
+  if kind == "plm_jax":
+    return PlmJax(case, set(options))
+  import pretrain_torch
 
-  def __init__(self, case: Case, options: set[str], *, expert: bool):
-    import torch
-    from transformers import BertConfig, BertForPreTraining
-
-    self.torch, self.expert = torch, expert
-    self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, which is JAX's default there
-    torch.manual_seed(0)
-    config = BertConfig(
-      num_hidden_layers=case.layers,
-      hidden_size=case.width,
-      num_attention_heads=case.heads,
-      intermediate_size=4 * case.width,
-      vocab_size=case.vocab,
-      max_position_embeddings=max(512, case.length),
-      hidden_act="gelu_pytorch_tanh",  # as in BERT's own code, and in ours
-      attn_implementation="sdpa",
-    )
-    self.model = BertForPreTraining(config).to(self.device).train()
-    self.autocast = case.dtype == "bfloat16"
-    self.batches = [self.put(batch) for batch in make_batches(case)]
-    self.loss = torch.compile(self.compute_loss) if "compile" in options else self.compute_loss
-    parameters = list(self.model.parameters())
-    self.optimizer = torch.optim.AdamW(
-      [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.01},
-        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
-      ],
-      lr=1e-4,
-      eps=1e-6,
-      fused=True,
-    )
-    warmup = 10_000
-    self.schedule = torch.optim.lr_scheduler.LambdaLR(
-      self.optimizer,
-      lambda step: min((step + 1) / warmup, 1 - (step - warmup) / (STEPS_OF_SCHEDULE - warmup)),
-    )
-    self.done, self.loss_sum = 0, torch.zeros((), device=self.device)
-
-  def put(self, batch: dict[str, np.ndarray]) -> dict:
-    """The batch under transformers' names; labels at every position for `stock`."""
-    ids, positions = batch["input_ids"], batch["mlm_positions"]
-    labels = np.full(ids.shape, -100)
-    np.put_along_axis(labels, positions, batch["mlm_targets"], axis=1)
-    arrays = {
-      "input_ids": ids,
-      "attention_mask": np.arange(ids.shape[1]) < batch["length"][:, None],
-      "token_type_ids": batch["segment_ids"],
-      "labels": batch["mlm_targets"] if self.expert else labels,
-      "pair_label": batch["pair_label"],
-      "positions": positions + np.arange(len(ids))[:, None] * ids.shape[1],
-    }
-    put = {k: self.torch.from_numpy(v.astype(np.int64)).to(self.device) for k, v in arrays.items()}
-    if not self.expert:
-      del put["positions"]
-    if batch["length"].min() == ids.shape[1]:
-      put["attention_mask"] = None  # the default, and what lets SDPA choose its flash kernel
-    return put
-
-  def compute_loss(self, batch: dict):
-    if not self.expert:
-      return self.model(**batch).loss
-    inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")}
-    hidden, pooled = self.model.bert(**inputs)[:2]
-    chosen = hidden.flatten(0, 1).index_select(0, batch["positions"].flatten())
-    scores, follows = self.model.cls(chosen, pooled)
-    entropy = self.torch.nn.functional.cross_entropy
-    return entropy(scores.float(), batch["labels"].flatten()) + entropy(
-      follows.float(), batch["pair_label"]
-    )
-
-  def run(self, steps: int) -> None:
-    torch = self.torch
-    for _ in range(steps):
-      with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-        loss = self.loss(self.batches[self.done % BATCHES])
-      loss.backward()
-      torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-      self.optimizer.step()
-      self.schedule.step()
-      self.optimizer.zero_grad(set_to_none=True)
-      self.loss_sum += loss.detach()
-      self.done += 1
-
-  def wait(self) -> None:
-    if self.device.type == "cuda":
-      self.torch.cuda.synchronize()
-
-  def about(self) -> dict:
-    cuda = self.torch.cuda if self.device.type == "cuda" else None
-    return {
-      "device": f"{cuda.get_device_name() if cuda else 'cpu'} (torch)",
-      "parameters": sum(p.numel() for p in self.model.parameters()),
-      "mean_loss": float(self.loss_sum) / self.done,
-      "peak_gib": cuda.max_memory_allocated() / 2**30 if cuda else None,
-    }
+  return pretrain_torch.CONTENDERS[case.family, kind](case, set(options), STEPS_OF_SCHEDULE)
 
 
 def serve(name: str, case: Case) -> None:
@@ -234,26 +113,22 @@ def serve(name: str, case: Case) -> None:
     keep_freed_memory()
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)  # whatever a library prints goes to stderr
-  family, *options = name.partition("@")[0].split("+")
   start = time.perf_counter()
-  if family == "plm_jax":
-    contender = PlmJax(case, set(options))
-  else:
-    contender = Torch(case, set(options), expert=family == "expert")
-  contender.run(1)
-  contender.wait()
+  one = contender(name, case)
+  one.run(1)
+  one.wait()
   first = time.perf_counter() - start
-  contender.run(BATCHES)
-  contender.wait()
+  one.run(BATCHES)
+  one.wait()
   print(json.dumps({"first_step_s": first}), file=answers, flush=True)
   for line in sys.stdin:
     steps = int(line)
     wall, cpu = time.perf_counter(), time.process_time()
-    contender.run(steps)
-    contender.wait()
+    one.run(steps)
+    one.wait()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     times = {"ms": wall / steps * 1e3, "cpu_ms": cpu / steps * 1e3}
-    print(json.dumps(times | contender.about()), file=answers, flush=True)
+    print(json.dumps(times | one.about()), file=answers, flush=True)
 
 
 if __name__ == "__main__":

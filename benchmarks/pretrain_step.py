@@ -1,19 +1,23 @@
-"""One BERT pretraining step of plm_jax against Hugging Face transformers in PyTorch.
+"""One pretraining step of plm_jax against PyTorch: BERT, GPT and T5.
 
-The same work on every side: masked tokens and next sentence, dropout 0.1 (attention probabilities
-included), gradients clipped to norm 1, AdamW, linear schedule, the same number of parameters and
-the same batches. Every contender lives in a process of its own, warmed up and called in turn, so
-that whatever else the machine does hits all of them; the ratios are medians over rounds.
+The same work on every side: dropout 0.1 (attention probabilities included), gradients clipped to
+norm 1, AdamW, linear schedule, the same number of parameters and the same batches. Every contender
+lives in a process of its own, warmed up and called in turn, so that whatever else the machine does
+hits all of them; the ratios are medians over rounds, by the clock and by the processor time of the
+process (what is left when others take turns on the machine; give it one core with taskset).
 
   plm_jax         this project as it is by default; +scan, +unroll, +threefry, +remat change its
                   Compute (plm_jax+unroll+threefry), @FOLDER takes another checkout (plm_jax@../old)
-  stock           transformers' BertForPreTraining, SDPA, fused AdamW: the head at every position
-  expert          the same with the head at the masked positions only
-  stock+compile, expert+compile   the same under torch.compile
+  stock           transformers as it stands, with SDPA where it has that: BertForPreTraining (masked
+                  tokens and next sentence, the head at every position), T5ForConditionalGeneration
+  expert          BERT with the head at the masked positions only
+  nanogpt         a GPT-2 in the manner of nanoGPT (nano_gpt.py)
+  stock+compile, expert+compile, nanogpt+compile   the same under torch.compile
   +keep           of any of them: the process keeps the memory it frees (mallopt), for CPUs
 
-  python benchmarks/pretrain_step.py                                  CPU, about three minutes
-  python benchmarks/pretrain_step.py --preset=gpu_base_128,gpu_base_512    one NVIDIA GPU
+  python benchmarks/pretrain_step.py                                  BERT, CPU, three minutes
+  python benchmarks/pretrain_step.py --preset=cpu_gpt,cpu_t5
+  python benchmarks/pretrain_step.py --preset=gpu_base_128,gpu_base_512,gpu_gpt2_1024,gpu_t5_base
 """
 
 from __future__ import annotations
@@ -33,30 +37,15 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
   sys.path.insert(0, str(ROOT))  # so that it runs where plm_jax is not installed
 
-from benchmarks.pretrain_contenders import Case  # noqa: E402
+from benchmarks.pretrain_cases import PRESETS, Case  # noqa: E402
 from plm_jax import cli  # noqa: E402
 from plm_jax.errors import UserError  # noqa: E402
-
-_BASE = Case(
-  layers=12,
-  width=768,
-  heads=12,
-  vocab=30522,
-  batch=256,
-  dtype="bfloat16",
-  steps=5,
-  rounds=10,
-  contenders=("plm_jax", "stock", "expert", "stock+compile", "expert+compile"),
-)
-PRESETS = {
-  "cpu_small": Case(),
-  "gpu_base_128": _BASE,
-  "gpu_base_512": dataclasses.replace(_BASE, batch=64, length=512),
-}
 
 _PRESET = flags.DEFINE_list("preset", ["cpu_small"], f"which sizes, of {', '.join(PRESETS)}")
 for _name in ("layers", "width", "heads", "vocab", "batch", "length", "rounds", "steps"):
   flags.DEFINE_integer(_name, None, f"{_name} instead of the preset's", lower_bound=1)
+flags.DEFINE_integer("targets", None, "the decoder's tokens per row, of T5", lower_bound=1)
+flags.DEFINE_float("dropout", None, "rate, on every side", lower_bound=0.0, upper_bound=0.9)
 flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "of activations (autocast in PyTorch)")
 flags.DEFINE_bool("padded", None, "a tenth of the rows is shorter: attention needs a mask")
 flags.DEFINE_list("contenders", None, "who runs; ratios are against the first")
@@ -102,7 +91,7 @@ class Contender:
 
 def chosen_cases() -> dict[str, Case]:
   """The presets that the flags name, with what the flags change."""
-  own = {f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(Case)}
+  own = {f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(Case) if f.name != "family"}
   changes = {name: value for name, value in own.items() if value is not None}
   if "contenders" in changes:
     changes["contenders"] = tuple(changes["contenders"])
@@ -110,22 +99,30 @@ def chosen_cases() -> dict[str, Case]:
     if preset not in PRESETS:
       raise UserError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
   cases = {name: dataclasses.replace(PRESETS[name], **changes) for name in _PRESET.value}
-  for name in {name for case in cases.values() for name in case.contenders}:
-    _check(name)
+  for preset, case in cases.items():
+    if case.targets and case.family != "t5":
+      raise UserError(f"--targets is read by T5 only, and {preset} is a {case.family}")
+    if case.padded and case.family == "gpt":
+      raise UserError(f"--padded: the rows of {preset} are filled, as GPT's are")
+    for name in case.contenders:
+      _check(name, case.family)
   return cases
 
 
-def _check(name: str) -> None:
-  family, *options = name.partition("@")[0].split("+")
+_TORCH = {"bert": ("stock", "expert"), "gpt": ("nanogpt",), "t5": ("stock",)}
+
+
+def _check(name: str, family: str) -> None:
+  kind, *options = name.partition("@")[0].split("+")
   jax_options, torch_options = {"scan", "unroll", "hash", "threefry", "remat"}, {"compile"}
-  known = {"plm_jax": jax_options, "stock": torch_options, "expert": torch_options}
-  if family not in known or set(options) - known[family] - {"keep"}:
+  known = {"plm_jax": jax_options} | dict.fromkeys(_TORCH[family], torch_options)
+  if kind not in known or set(options) - known[kind] - {"keep"}:
     raise UserError(
-      f"there is no contender {name!r}; there are plm_jax (with {', '.join(sorted(jax_options))} "
-      "after a +), stock and expert (with +compile); all of them with +keep"
+      f"{family} has no contender {name!r}; it has plm_jax (with {', '.join(sorted(jax_options))} "
+      f"after a +) and {', '.join(_TORCH[family])} (with +compile); all of them with +keep"
     )
   missing = [m for m in ("torch", "transformers") if not importlib.util.find_spec(m)]
-  if family != "plm_jax" and missing:
+  if kind != "plm_jax" and missing:
     raise UserError(
       f"the contender {name} needs {' and '.join(missing)}: pip install -e '.[bench]' (or leave it "
       "out: --contenders=plm_jax)"
@@ -154,27 +151,34 @@ def measure(case: Case) -> list[dict]:
 def show(preset: str, case: Case, records: list[dict]) -> None:
   """The table: ms and tokens per second of each, and how many times as fast the first one is."""
   sizes = ", ".join(f"{r['parameters']:,}" for r in records)
+  targets = f" + {case.targets}" if case.targets else ""
   print(
     f"\n{preset}: {case.layers} layers, width {case.width}, vocabulary {case.vocab}, "
-    f"{case.batch} x {case.length} tokens, {case.dtype}; {case.rounds} rounds of {case.steps} "
-    f"steps; {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}\n"
+    f"{case.batch} x {case.length}{targets} tokens, dropout {case.dropout}, {case.dtype}; "
+    f"{case.rounds} rounds of {case.steps} steps; {len(os.sched_getaffinity(0))} cores, load "
+    f"{os.getloadavg()[0]:.1f}\n"
     f"{', '.join(sorted({r['device'] for r in records}))}; parameters {sizes}\n"
   )
-  first = np.array(records[0]["round_ms"])
-  head = f"{records[0]['name']} is so many times as fast"
+  first = records[0]
+  print(f"{'':61}  {first['name']} is so many times as fast")
   print(
-    f"{'':20}{'ms/step':>9}{'CPU ms':>9}{'tokens/s':>11}{'loss':>7}{'GiB':>6}{'start':>8}  {head}"
+    f"{'':20}{'ms/step':>9}{'CPU ms':>9}{'tokens/s':>10}{'loss':>7}{'GiB':>6}{'start':>8}  "
+    f"{'by the clock':23}by processor time"
   )
   for record in records:
-    ms = np.array(record["round_ms"])
-    low, ratio, high = np.percentile(ms / first, (25, 50, 75))
+    ms, cpu = np.median(record["round_ms"]), np.median(record["round_cpu_ms"])
     gib = f"{record['peak_gib']:.1f}" if record["peak_gib"] else "-"
-    tokens = case.batch * case.length / np.median(ms) * 1e3
+    tokens = case.batch * (case.length + case.targets) / ms * 1e3
     print(
-      f"{record['name'][:19]:20}{np.median(ms):9.1f}{np.median(record['round_cpu_ms']):9.1f}"
-      f"{tokens:11,.0f}{record['mean_loss']:7.3f}{gib:>6}{record['first_step_s']:6.1f} s  "
-      f"{ratio:.3f}  [{low:.3f}, {high:.3f}]"
+      f"{record['name'][:19]:20}{ms:9.1f}{cpu:9.1f}{tokens:10,.0f}{record['mean_loss']:7.3f}"
+      f"{gib:>6}{record['first_step_s']:6.1f} s  {_ratio(record, first, 'round_ms'):23}"
+      f"{_ratio(record, first, 'round_cpu_ms')}"
     )
+
+
+def _ratio(record: dict, first: dict, times: str) -> str:
+  low, ratio, high = np.percentile(np.divide(record[times], first[times]), (25, 50, 75))
+  return f"{ratio:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def main() -> int:

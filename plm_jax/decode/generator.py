@@ -1,6 +1,6 @@
 """What generation knows of a model's parameters.
 
-    generator = model.generator(compute)                 # under the jit of the whole generation
+    generator = jax.jit(lambda model: model.generator(compute))(model)         # once: a pytree
     cache = generator.start({"pad": pad_B}, capacity)
     logits_BV, cache = generator.extend(prompt_BT, cache)          # T > 1: the prompt
     logits_BV, cache = generator.extend(token_B[:, None], cache)   # T = 1: one token more
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 class Generator(Protocol):
   """A model made ready for generation by its `generator(compute)`: layers taken apart, kernels in
-  the dtype of the activations, once and not for every token."""
+  the dtype of the activations, once and not for every token. A pytree, for use under jit."""
 
   def start(self, batch: dict, capacity: int) -> Cache:
     """A cache of `capacity` columns with nothing written.

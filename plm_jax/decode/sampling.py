@@ -1,11 +1,11 @@
 """Greedy search and sampling: one token after the other, in a loop under one jit.
 
-    state = begin(generator, batch, prompt_BT, keys_B, rules, ends_E)
+    state = begin(generator, batch, prompt_BT, limit_B, keys_B, rules, ends_E, columns)
     state = advance(generator, state, rules, ends_E, stop)
 
 `advance` goes on until `stop` tokens are there, or all rows have ended, so that a terminal can show
-a text while it grows, with one compilation. A row's text is a function of its prompt and its key,
-whatever else is in the batch.
+a text while it grows, and the cache can grow with it (`writer.grow`). A row's text is a function of
+its prompt and its key, whatever else is in the batch.
 """
 
 from __future__ import annotations
@@ -47,15 +47,16 @@ def begin(
   keys_B: jax.Array,
   rules: Rules,
   ends_E: jax.Array,
+  columns: int,
 ) -> State:
   """Reads the prompts and chooses the first token of each.
 
   batch: as `Generator.start` takes it. prompt_BT: int, padded on the left; for encoder-decoders the
   beginning of the target. limit_B: new tokens that a row has room for. ends_E: the tokens that end
-  a text.
+  a text. columns: of the cache; with C of them `advance` may go on to C - T + 1 tokens.
   """
-  rows, width = prompt_BT.shape
-  cache = generator.start(batch, width + rules.max_length)
+  rows = len(prompt_BT)
+  cache = generator.start(batch, columns)
   logits_BV, cache = generator.extend(prompt_BT, cache)
   seen_BV = seen_tokens(prompt_BT, batch["pad"], logits_BV.shape[-1], rules)
   state = State(

@@ -13,6 +13,7 @@ import numpy as np
 from plm_jax.data.segments import frame
 from plm_jax.data.tokenizers import Tokenizer, Vocab
 from plm_jax.decode import beam, sampling
+from plm_jax.decode.generator import Generator
 from plm_jax.decode.rules import Rules
 from plm_jax.errors import UserError
 from plm_jax.models.cache import Cache
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 ROWS = 32  # per batch at most
 _TOKENS = 8  # between two looks at a text that grows in a terminal
+_COLUMNS = 256  # of a cache at first, which is then doubled
 
 
 class Written(NamedTuple):
@@ -115,8 +117,9 @@ def write(
   each = samples if rules.temperature else 1
   jobs = [(n, s) for n in range(len(of)) for s in range(each)]
   found: dict[int, list[Written]] = {n: [] for n in range(len(of))}
+  generator = ready(trained.params.encoder(), trained.compute, trained.tokenizer.vocab.size)
   for batch in batches(jobs, [(len(t.prompt), len(t.source or ())) for t in of]):
-    for (number, _), texts in zip(batch, _write(trained, of, batch, rules, seed, watch)):
+    for (number, _), texts in zip(batch, _write(trained, generator, of, batch, rules, seed, watch)):
       found[number] += texts[:samples]
   return list(found.values())
 
@@ -136,7 +139,7 @@ def bucket(length: int, least: int = 8) -> int:
   return max(least, 1 << (length - 1).bit_length()) if length else 0
 
 
-def _write(trained: Trained, of, jobs, rules: Rules, seed: int, watch) -> list[list[Written]]:
+def _write(trained, generator, of, jobs, rules: Rules, seed: int, watch) -> list[list[Written]]:
   """The texts of each job of a batch."""
   rows = bucket(len(jobs), 1)
   filled = [*jobs, *[jobs[-1]] * (rows - len(jobs))]
@@ -149,25 +152,43 @@ def _write(trained: Trained, of, jobs, rules: Rules, seed: int, watch) -> list[l
     batch |= {"input_ids": ids_BS, "length": (ids_BS.shape[1] - pad).astype(np.int32)}
   limit_B = trained.config.positions - (prompt_BT.shape[1] - pad_B)
   ends_E = ends(trained.tokenizer.vocab, causal)
-  model, compute = trained.params.encoder(), trained.compute
-  size = trained.tokenizer.vocab.size
   if rules.beams > 1:
-    found = jax.device_get(_search(model, batch, prompt_BT, limit_B, ends_E, compute, rules, size))
+    found = jax.device_get(_search(generator, batch, prompt_BT, limit_B, ends_E, rules))
     return [
       [Written(ids[:n].tolist(), float(score)) for ids, n, score in zip(*texts)]
       for texts in list(zip(*found))[: len(jobs)]
     ]
-  numbers = np.array(filled, np.uint32)
-  seed = np.uint32(seed)
-  state = _begin(model, batch, prompt_BT, limit_B, seed, numbers, ends_E, compute, rules, size)
-  for stop in range(_TOKENS, rules.max_length, _TOKENS) if watch else ():
-    state = _advance(model, state, ends_E, stop, compute, rules, size)
-    watch(state.ids_BL[0, : int(state.length_B[0])].tolist())
-    if state.done_B.all():
-      break
-  state = _advance(model, state, ends_E, rules.max_length, compute, rules, size)
+  draws = np.uint32(seed), np.array(filled, np.uint32)
+  state = grow(generator, batch, prompt_BT, limit_B, *draws, ends_E, rules, watch)
   ids, lengths, scores = jax.device_get((state.ids_BL, state.length_B, state.log_p_B))
   return [[Written(ids[r, : lengths[r]].tolist(), float(scores[r]))] for r in range(len(jobs))]
+
+
+def grow(
+  generator, batch, prompt_BT, limit_B, seed, numbers_B2, ends_E, rules: Rules, watch=None
+) -> sampling.State:
+  """Whole texts, drawn by the seed and two numbers each; other arguments as of `sampling.begin`.
+
+  A step reads the whole cache, so that it has few columns at first and is doubled when it is full.
+  Each size is compiled when a text first becomes so long.
+  """
+  width, most = prompt_BT.shape[1], prompt_BT.shape[1] + rules.max_length - 1
+  columns = min(most, bucket(width, _COLUMNS))
+  state = _begin(generator, batch, prompt_BT, limit_B, seed, numbers_B2, ends_E, rules, columns)
+  looks = set(range(_TOKENS, rules.max_length, _TOKENS)) if watch else set()
+  while columns < most:
+    looks.add(columns - width + 1)
+    columns = min(most, 2 * columns)
+  for stop in sorted(looks | {rules.max_length}):
+    columns = min(most, bucket(width + stop - 1, _COLUMNS))
+    if columns > state.cache.columns:
+      state = _widened(state, columns)
+    state = _advance(generator, state, ends_E, stop, rules)
+    if watch and stop % _TOKENS == 0 and stop < rules.max_length:
+      watch(state.ids_BL[0, : int(state.length_B[0])].tolist())
+    if stop < rules.max_length and state.done_B.all():
+      break
+  return state
 
 
 def padded(rows: list[list[int]], left: bool, least: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -180,35 +201,52 @@ def padded(rows: list[list[int]], left: bool, least: int = 8) -> tuple[np.ndarra
   return ids, np.array([width - len(tokens) for tokens in rows], np.int32)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Known:
   """A generator that writes only what its tokenizer has: a model's vocabulary may be larger, filled
   up to a round number or to what a tokenizer might have had at most."""
 
-  def __init__(self, model, compute: Compute, size: int):
-    self._generator, self._size = model.generator(compute), size
-    self.start = self._generator.start
+  of: Generator
+  size: int = dataclasses.field(metadata={"static": True})
+
+  def start(self, batch: dict, capacity: int) -> Cache:
+    return self.of.start(batch, capacity)
 
   def extend(self, ids_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-    logits_BV, cache = self._generator.extend(ids_BT, cache)
-    return logits_BV[:, : self._size], cache
+    logits_BV, cache = self.of.extend(ids_BT, cache)
+    return logits_BV[:, : self.size], cache
 
 
-@functools.partial(jax.jit, static_argnames=("compute", "rules", "size"))
-def _begin(model, batch, prompt, limit, seed, numbers_B2, ends_E, compute, rules: Rules, size: int):
+@functools.partial(jax.jit, static_argnames=("compute", "size"))
+def ready(model, compute: Compute, size: int) -> Known:
+  """The model made ready for writing the first `size` tokens of its vocabulary."""
+  return Known(model.generator(compute), size)
+
+
+@functools.partial(jax.jit, static_argnames=("rules", "columns"))
+def _begin(
+  generator, batch, prompt, limit, seed, numbers_B2, ends_E, rules: Rules, columns: int
+) -> sampling.State:
   key = jax.random.key(seed)
   fold = jax.random.fold_in
   keys_B = jax.vmap(lambda number: fold(fold(key, number[0]), number[1]))(numbers_B2)
-  return sampling.begin(Known(model, compute, size), batch, prompt, limit, keys_B, rules, ends_E)
+  return sampling.begin(generator, batch, prompt, limit, keys_B, rules, ends_E, columns)
 
 
-@functools.partial(jax.jit, static_argnames=("compute", "rules", "size"), donate_argnames="state")
-def _advance(model, state, ends_E, stop, compute: Compute, rules: Rules, size: int):
-  return sampling.advance(Known(model, compute, size), state, rules, ends_E, stop)
+@functools.partial(jax.jit, static_argnames="rules", donate_argnames="state")
+def _advance(generator, state, ends_E, stop, rules: Rules) -> sampling.State:
+  return sampling.advance(generator, state, rules, ends_E, stop)
 
 
-@functools.partial(jax.jit, static_argnames=("compute", "rules", "size"))
-def _search(model, batch, prompt, limit, ends_E, compute: Compute, rules: Rules, size: int):
-  return beam.search(Known(model, compute, size), batch, prompt, limit, rules, ends_E)
+@functools.partial(jax.jit, static_argnames="columns")
+def _widened(state, columns: int) -> sampling.State:
+  return dataclasses.replace(state, cache=state.cache.widened(columns))
+
+
+@functools.partial(jax.jit, static_argnames="rules")
+def _search(generator, batch, prompt, limit, ends_E, rules: Rules) -> beam.Found:
+  return beam.search(generator, batch, prompt, limit, rules, ends_E)
 
 
 def continuation(tokenizer: Tokenizer, task: Task, ids: list[int]) -> str:

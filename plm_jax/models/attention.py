@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from plm_jax.models.cache import KeyValues
-from plm_jax.models.dropout import Noise, dropout
+from plm_jax.models.cache import Kept, KeyValues
+from plm_jax.models.dropout import Noise, Part, dropout
 from plm_jax.models.layers import Linear, einsum_float32
 from plm_jax.models.positions import Rotation, rotate
+
+BLOCK = 64  # queries that are computed together where sources that follow them are left out
+MOST_BLOCKS = 8  # of one row: each is an operation of its own to compile
 
 MASKED = -1e30  # finite, so that a row with every position masked gives no NaN
 
@@ -50,21 +53,22 @@ class Attention(nnx.Module):
     dropout_rate: float = 0.0,
     noise: Noise | None = None,
     *,
-    read: KeyValues | None = None,
+    read: KeyValues | Kept | None = None,
     score_bias: jax.Array | None = None,
     rotation: Rotation | None = None,
+    causal: bool = False,
   ) -> jax.Array:
     """`[B, T, D] -> [B, T, D]`.
 
     mask: bool, broadcast to `[B, N, T, S]`, True = may attend. read: the keys and values to attend
     to, those of x itself where None. score_bias: float32, broadcast to `[B, N, T, S]`, added to
-    the scores. rotation: of the queries, and of the keys that are made here.
+    the scores. rotation: of the queries, and of the keys that are made here. causal: of
+    self-attention, that the mask is False wherever the source follows the target.
     """
     q_BTNH = rotate(self.query(x_BTD), rotation)
     keys, values = read or self.key_values(x_BTD, rotation)
-    return self.output(
-      attend(q_BTNH, keys, values, mask, dropout_rate, noise, self.scale, score_bias)
-    )
+    given = q_BTNH, keys, values, mask, dropout_rate, noise, self.scale, score_bias
+    return self.output((attend_causally if causal else attend)(*given))
 
   def key_values(self, x_BSD: jax.Array, rotation: Rotation | None = None) -> KeyValues:
     """The keys and values of the positions of x."""
@@ -72,40 +76,82 @@ class Attention(nnx.Module):
 
 
 def attend(
-  q_BTNH,
-  k_BSKH,
-  v_BSKH,
+  q_BTNH: jax.Array,
+  keys: jax.Array,
+  values: jax.Array,
   mask,
   dropout_rate: float,
   noise: Noise | None,
   scale: float | None = None,
   score_bias: jax.Array | None = None,
+  part: Part | None = None,
 ) -> jax.Array:
   """Attention itself, `[B, T, N, H]`: scores and softmax in float32, dropout on the weights. With
-  fewer key than query heads, query head n reads key head `n * K // N`."""
+  fewer key than query heads, query head n reads key head `n * K // N`.
+
+  keys, values: `[B, S, K, H]`, or `[B K, S, H]` where they are kept (`Kept`). part: of what larger
+  array `[B, N, T, S]` the weights are a piece, whose dropout they get."""
   scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
-  scores_BNTS = _scores(q_BTNH * scale, k_BSKH)
+  scores_BNTS = _scores(q_BTNH * scale, keys)
   if score_bias is not None:
     scores_BNTS += score_bias
   weights_BNTS = jax.nn.softmax(jnp.where(mask, scores_BNTS, MASKED), axis=-1)
-  weights_BNTS = dropout(weights_BNTS.astype(v_BSKH.dtype), dropout_rate, noise)
-  return _weighted(weights_BNTS, v_BSKH)
+  weights_BNTS = dropout(weights_BNTS.astype(values.dtype), dropout_rate, noise, part)
+  return _weighted(weights_BNTS, values)
 
 
-def _scores(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
-  (B, T, N, H), (_, S, K, _) = q_BTNH.shape, k_BSKH.shape
+def attend_causally(
+  q_BTNH, k_BTKH, v_BTKH, mask, dropout_rate, noise, scale=None, score_bias=None
+) -> jax.Array:
+  """`attend` of a row to itself, by a mask that is False wherever the source follows the target.
+
+  On a CPU queries are taken in blocks, which leave out the sources that follow all of them: of the
+  products nearly half. The same weights are dropped.
+  """
+  (B, T, N, _), width = q_BTNH.shape, max(BLOCK, -(-q_BTNH.shape[1] // MOST_BLOCKS))
+  if jax.default_backend() != "cpu" or width >= T:
+    return attend(q_BTNH, k_BTKH, v_BTKH, mask, dropout_rate, noise, scale, score_bias)
+  mask = jnp.broadcast_to(mask, (*mask.shape[:2], T, T))
+
+  def block(first: int) -> jax.Array:
+    targets, sources = slice(first, min(first + width, T)), slice(min(first + width, T))
+    return attend(
+      q_BTNH[:, targets],
+      k_BTKH[:, sources],
+      v_BTKH[:, sources],
+      mask[:, :, targets, sources],
+      dropout_rate,
+      noise,
+      scale,
+      None if score_bias is None else score_bias[:, :, targets, sources],
+      Part((B, N, T, T), (0, 0, first, 0)),
+    )
+
+  return jnp.concatenate([block(first) for first in range(0, T, width)], axis=1)
+
+
+def _scores(q_BTNH: jax.Array, keys: jax.Array) -> jax.Array:
+  (B, T, N, H), S = q_BTNH.shape, keys.shape[1]
+  if keys.ndim == 3:
+    rows_RMH = q_BTNH.swapaxes(1, 2).reshape(len(keys), -1, H)  # M = N / K T
+    return einsum_float32("RMH,RSH->RMS", rows_RMH, keys).reshape(B, N, T, S)
+  K = keys.shape[2]
   if K == N:
-    return einsum_float32("BTNH,BSNH->BNTS", q_BTNH, k_BSKH)
+    return einsum_float32("BTNH,BSNH->BNTS", q_BTNH, keys)
   q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-  return einsum_float32("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH).reshape(B, N, T, S)
+  return einsum_float32("BTKGH,BSKH->BKGTS", q_BTKGH, keys).reshape(B, N, T, S)
 
 
-def _weighted(weights_BNTS: jax.Array, v_BSKH: jax.Array) -> jax.Array:
-  (B, N, T, S), (_, _, K, H) = weights_BNTS.shape, v_BSKH.shape
+def _weighted(weights_BNTS: jax.Array, values: jax.Array) -> jax.Array:
+  (B, N, T, S), H = weights_BNTS.shape, values.shape[-1]
+  if values.ndim == 3:
+    rows_RMS = weights_BNTS.reshape(len(values), -1, S)
+    return jnp.einsum("RMS,RSH->RMH", rows_RMS, values).reshape(B, N, T, H).swapaxes(1, 2)
+  K = values.shape[2]
   if K == N:
-    return jnp.einsum("BNTS,BSNH->BTNH", weights_BNTS, v_BSKH)
+    return jnp.einsum("BNTS,BSNH->BTNH", weights_BNTS, values)
   weights_BKGTS = weights_BNTS.reshape(B, K, N // K, T, S)
-  return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH).reshape(B, T, N, H)
+  return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, values).reshape(B, T, N, H)
 
 
 def padding_mask(length_B: jax.Array, positions: int) -> jax.Array:

@@ -23,24 +23,41 @@ class KeyValues(NamedTuple):
   keys_BSKH: jax.Array
   values_BSKH: jax.Array
 
-  @classmethod
-  def empty(cls, rows: int, positions: int, heads: int, head_width: int, dtype) -> KeyValues:
-    """A cache with nothing in it; what is not written yet must be masked."""
-    zeros_BSKH = jnp.zeros((rows, positions, heads, head_width), dtype)
-    return cls(zeros_BSKH, zeros_BSKH)
 
-  def extended(self, new: KeyValues, at: jax.Array) -> KeyValues:
-    """This cache with the T positions of `new` written to columns `at`, ..., `at + T - 1`."""
+class Kept(NamedTuple):
+  """Keys and values that are read many times: R = B K, a row for every head of every text.
+
+  With one batch axis and positions behind it a product reads them where they lie; of `[B, S, K, H]`
+  XLA makes a transposed copy for every token, on a CPU six times what reading costs
+  (docs/speed.md).
+  """
+
+  keys_RSH: jax.Array
+  values_RSH: jax.Array
+
+  @classmethod
+  def empty(cls, rows: int, positions: int, heads: int, head_width: int, dtype) -> Kept:
+    """With nothing in it; what is not written yet must be masked."""
+    zeros_RSH = jnp.zeros((rows * heads, positions, head_width), dtype)
+    return cls(zeros_RSH, zeros_RSH)
+
+  @classmethod
+  def of(cls, new: KeyValues) -> Kept:
+    return cls(*(x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3]) for x in new))
+
+  def extended(self, new: KeyValues, at: jax.Array) -> Kept:
+    """This with the T positions of `new` written to columns `at`, ..., `at + T - 1`."""
     write = jax.lax.dynamic_update_slice_in_dim
-    return KeyValues(*(write(old, x.astype(old.dtype), at, axis=1) for old, x in zip(self, new)))
+    both = zip(self, Kept.of(new), strict=True)
+    return Kept(*(write(old, x.astype(old.dtype), at, axis=1) for old, x in both))
 
 
 class LayerCache(NamedTuple):
   """What one layer keeps between the steps of generation. own: of the columns written so far.
   source: of the source, computed once."""
 
-  own: KeyValues
-  source: KeyValues | None = None
+  own: Kept
+  source: Kept | None = None
 
 
 def empty_cache(make: Callable[[], LayerCache], layers: int, compute: Compute) -> Any:
@@ -71,34 +88,55 @@ class Cache:
   def repeated(self, times: int) -> Cache:
     """Every row `times` times, one after the other."""
 
-    def repeat(x, axis=0):
-      return jnp.repeat(x, times, axis)
-
-    mask = None if self.source_mask is None else repeat(self.source_mask)
-    layers = jax.tree.map(lambda x: repeat(x, x.ndim - 4), self.layers)
-    return Cache(layers, repeat(self.pad_B), self.at, mask)
+    rows = jnp.repeat(jnp.arange(len(self.pad_B)), times)
+    mask = None if self.source_mask is None else self.source_mask[rows]
+    layers = jax.tree.map(lambda x: self._of_rows(x, rows), self.layers)
+    return Cache(layers, self.pad_B[rows], self.at, mask)
 
   def reordered(self, rows_B: jax.Array) -> Cache:
     """Row i becomes what `rows_B[i]` was. Only among rows of the same source and padding, as the
     beams of one prompt are: what they have in common stays where it is."""
 
     def reorder(layer: LayerCache) -> LayerCache:
-      own = jax.tree.map(lambda x: jnp.take(x, rows_B, axis=x.ndim - 4), layer.own)
+      own = jax.tree.map(lambda x: self._of_rows(x, rows_B), layer.own)
       return layer._replace(own=own)
 
-    is_layer = lambda node: isinstance(node, LayerCache)  # noqa: E731
-    return dataclasses.replace(self, layers=jax.tree.map(reorder, self.layers, is_leaf=is_layer))
+    return dataclasses.replace(self, layers=_each_layer(reorder, self.layers))
+
+  def _of_rows(self, x_RSH: jax.Array, rows: jax.Array) -> jax.Array:
+    """The heads of the given rows; perhaps with an axis of layers in front."""
+    heads = x_RSH.shape[-3] // len(self.pad_B)
+    chosen_R = (rows[:, None] * heads + jnp.arange(heads)).reshape(-1)
+    return jnp.take(x_RSH, chosen_R, axis=x_RSH.ndim - 3)
+
+  def widened(self, columns: int) -> Cache:
+    """With so many columns; the new ones are empty."""
+
+    def widen(layer: LayerCache) -> LayerCache:
+      more = [(0, 0), (0, columns - self.columns), (0, 0)]
+      pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 3) + more)  # noqa: E731
+      return layer._replace(own=jax.tree.map(pad, layer.own))
+
+    return dataclasses.replace(self, layers=_each_layer(widen, self.layers))
+
+  @property
+  def columns(self) -> int:
+    """How many there are, written or not."""
+    return jax.tree.leaves(self.layers)[0].shape[-2]
 
   def mask(self, targets: int) -> jax.Array:
     """bool `[B, 1, T, S]` over the columns of the cache, for the next T of them."""
-    positions = jax.tree.leaves(self.layers)[0].shape[-3]
-    return cache_mask(self.pad_B, self.at, targets, positions)
+    return cache_mask(self.pad_B, self.at, targets, self.columns)
 
   def position_ids(self, targets: int) -> jax.Array:
     """int `[B, T]`: the positions of the next T columns, a row's first real token being 0; padding
     has 0 too."""
     column = self.at + jnp.arange(targets)
     return jnp.maximum(column - self.pad_B[:, None], 0)
+
+
+def _each_layer(change: Callable[[LayerCache], LayerCache], layers: Any) -> Any:
+  return jax.tree.map(change, layers, is_leaf=lambda node: isinstance(node, LayerCache))
 
 
 def cache_mask(pad_B: jax.Array, at: jax.Array, targets: int, positions: int) -> jax.Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from flax import nnx
 
 from plm_jax.errors import UserError
 from plm_jax.models.attention import causal_mask, document_mask
-from plm_jax.models.cache import Cache, KeyValues, LayerCache, empty_cache
+from plm_jax.models.cache import Cache, Kept, LayerCache, empty_cache
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.layers import (
@@ -28,6 +28,7 @@ from plm_jax.models.layers import (
   RMSNorm,
   einsum_float32,
   normal_kernels,
+  scores,
 )
 from plm_jax.models.model import refuse_below
 from plm_jax.models.positions import RopeScaling, Rotation, document_positions, rotation
@@ -207,7 +208,7 @@ class DecoderModel(nnx.Module):
       mask &= batch["attention_mask"].astype(bool)[:, None, None, :]
     position_ids = batch.get("position_ids", position_ids)
     x_BTD = self.embed(ids_BT, position_ids, compute.activation_dtype, in_embed)
-    seen = Seen(mask, rotation=self.rotation(position_ids))
+    seen = Seen(mask, rotation=self.rotation(position_ids), causal=True)
     blocks = self.scaled_blocks()
     return self.normed(run_blocks(blocks, self.config.layers, x_BTD, seen, compute, in_blocks))
 
@@ -251,10 +252,7 @@ class DecoderModel(nnx.Module):
 
   def token_logits(self, hidden: jax.Array) -> jax.Array:
     """`[..., D] -> float32 [..., V]`: the scores of the next token."""
-    rows_RD = hidden.reshape(-1, hidden.shape[-1])  # one matrix product, as in `project`
-    table_VD = self.output_table().astype(hidden.dtype)
-    logits_RV = einsum_float32("RD,VD->RV", rows_RD, table_VD)
-    return logits_RV.reshape(*hidden.shape[:-1], -1)
+    return scores(hidden, self.output_table())
 
   def token_logits_at(self, hidden_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
     """float32 `[B, P, V]` at the given positions only."""
@@ -268,24 +266,31 @@ class DecoderModel(nnx.Module):
     return self.classes(dropout(state_BD, self.config.dropout, noise)).astype(jnp.float32)
 
   def generator(self, compute: Compute) -> DecoderGenerator:
-    return DecoderGenerator(self, compute)
+    return DecoderGenerator.of(self, compute)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class DecoderGenerator:
   """A decoder made ready for generation (plm_jax/decode/generator.py)."""
 
-  def __init__(self, model: DecoderModel, compute: Compute):
-    self.model, self.compute = model, compute
-    blocks = in_dtype(model.scaled_blocks(), compute.activation_dtype)
-    layers = model.config.layers
-    self.blocks = unstack(blocks, layers) if compute.unrolls(layers) else blocks
-    self.table_DV = model.output_table().astype(compute.activation_dtype).T
+  model: DecoderModel
+  blocks: Any
+  table_DV: jax.Array
+  compute: Compute = dataclasses.field(metadata={"static": True})
+
+  @classmethod
+  def of(cls, model: DecoderModel, compute: Compute) -> DecoderGenerator:
+    blocks, layers = in_dtype(model.scaled_blocks(), compute.activation_dtype), model.config.layers
+    blocks = unstack(blocks, layers) if compute.unrolls(layers) else blocks
+    table_DV = model.output_table().astype(compute.activation_dtype).T
+    return cls(model, blocks, table_DV, compute)
 
   def start(self, batch: dict, capacity: int) -> Cache:
     c, pad_B = self.model.config, jnp.asarray(batch["pad"])
     sizes = (len(pad_B), capacity, c.kv_heads or c.heads, c.width_of_heads)
     dtype = self.compute.activation_dtype
-    layers = empty_cache(lambda: LayerCache(KeyValues.empty(*sizes, dtype)), c.layers, self.compute)
+    layers = empty_cache(lambda: LayerCache(Kept.empty(*sizes, dtype)), c.layers, self.compute)
     return Cache(layers, pad_B, jnp.zeros((), jnp.int32))
 
   def extend(self, ids_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:

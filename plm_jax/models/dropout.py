@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,19 +36,30 @@ class Noise:
       return Noise(jax.random.fold_in(self.seed, stream), self.generator)
     return Noise(mix(self.seed + jnp.uint32(0x9E3779B9) * (_u32(stream) + 1)), self.generator)
 
-  def keep(self, shape: tuple[int, ...], rate: float) -> jax.Array:
-    """bool `shape`, True with probability `1 - rate`."""
+  def keep(self, shape: tuple[int, ...], rate: float, part: Part | None = None) -> jax.Array:
+    """bool `shape`, True with probability `1 - rate`. part: where an array of this shape is in a
+    larger one, whose mask it gets its piece of."""
+    whole, begin = part or Part(shape, (0,) * len(shape))
     if self.generator == "threefry":
-      return jax.random.bernoulli(self.seed, 1.0 - rate, shape)
+      mask = jax.random.bernoulli(self.seed, 1.0 - rate, whole)
+      return jax.lax.slice(mask, begin, [b + s for b, s in zip(begin, shape, strict=True)])
     threshold = jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
-    return mix(_positions(shape) ^ self.seed) >= threshold
+    return mix(_positions(shape, whole, begin) ^ self.seed) >= threshold
 
 
-def dropout(x: jax.Array, rate: float, noise: Noise | None) -> jax.Array:
-  """Zeroes each element with probability `rate` and scales the rest; the identity without noise."""
+class Part(NamedTuple):
+  """Where an array is in a larger one: the shape of that, and where it begins there."""
+
+  whole: tuple[int, ...]
+  begin: tuple[int, ...]
+
+
+def dropout(x: jax.Array, rate: float, noise: Noise | None, part: Part | None = None) -> jax.Array:
+  """Zeroes each element with probability `rate` and scales the rest; the identity without noise.
+  part: of which larger array x is a piece, whose mask is meant."""
   if noise is None or rate == 0.0:
     return x
-  return jnp.where(noise.keep(x.shape, rate), x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
+  return jnp.where(noise.keep(x.shape, rate, part), x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
 
 
 def mix(x: jax.Array) -> jax.Array:
@@ -58,12 +69,15 @@ def mix(x: jax.Array) -> jax.Array:
   return x ^ (x >> 16)
 
 
-def _positions(shape: tuple[int, ...]) -> jax.Array:
-  """uint32 `shape`, counting the elements in row-major order (modulo 2**32)."""
-  strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+def _positions(shape: tuple[int, ...], whole: tuple[int, ...], begin: tuple[int, ...]) -> jax.Array:
+  """uint32 `shape`: the places of a part's elements in the whole, whose elements are counted in
+  row-major order (modulo 2**32)."""
+  strides = [math.prod(whole[axis + 1 :]) for axis in range(len(shape))]
   iotas = [jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape))]
+  first = sum(b * s for b, s in zip(begin, strides, strict=True)) % 2**32
   return sum(
-    (i * jnp.uint32(s % 2**32) for i, s in zip(iotas, strides)), jnp.zeros(shape, jnp.uint32)
+    (i * jnp.uint32(s % 2**32) for i, s in zip(iotas, strides)),
+    jnp.full(shape, first, jnp.uint32),
   )
 
 

@@ -214,10 +214,10 @@ class EncoderModel(nnx.Module):
     in_embed, in_blocks = streams(noise, 2)
     ids_BT = batch["input_ids"]
     mask = real_tokens(batch)[:, None, None, :]
-    if self.config.attention == "causal":
-      mask &= causal_mask(ids_BT.shape[1])
+    causal = self.config.attention == "causal"
+    seen = Seen(mask & causal_mask(ids_BT.shape[1]) if causal else mask, causal=causal)
     x_BTD = self.embed(batch, compute.activation_dtype, in_embed)
-    return run_blocks(self.blocks, self.config.layers, x_BTD, Seen(mask), compute, in_blocks)
+    return run_blocks(self.blocks, self.config.layers, x_BTD, seen, compute, in_blocks)
 
   def encoder(self) -> EncoderModel:
     return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from flax import nnx
 from plm_jax.errors import UserError
 from plm_jax.models.activations import Activation
 from plm_jax.models.attention import causal_mask, padding_mask
-from plm_jax.models.cache import Cache, KeyValues, LayerCache, empty_cache
+from plm_jax.models.cache import Cache, Kept, LayerCache, empty_cache
 from plm_jax.models.compute import Compute
 from plm_jax.models.decoder import in_dtype
 from plm_jax.models.dropout import Noise
@@ -217,6 +217,7 @@ class EncoderDecoderModel(Seq2SeqModel):
       score_bias=None if decoder.bias is None else decoder.bias(T, T),
       source=source_BSD,
       source_mask=over_sources(mask_BS, batch["length"], source_BSD.shape[1]),
+      causal=True,
     )
     x_BTD = self.token(ids_BT, compute.activation_dtype)
     return decoder.run(x_BTD, positions, seen, compute, in_decoder)
@@ -234,7 +235,7 @@ class EncoderDecoderModel(Seq2SeqModel):
     return encoder.run(x_BSD, jnp.arange(S), seen, compute, noise, blocks)
 
   def generator(self, compute: Compute) -> EncoderDecoderGenerator:
-    return EncoderDecoderGenerator(self, compute)
+    return EncoderDecoderGenerator.of(self, compute)
 
 
 class JoinedModel(Seq2SeqModel):
@@ -263,7 +264,7 @@ class JoinedModel(Seq2SeqModel):
     if self.config.arrangement == "prefix":
       mask = mask | padding_mask(length_B, both)
     bias = None if self.stack.bias is None else self.stack.bias(both, both)
-    seen = Seen(mask, score_bias=bias)
+    seen = Seen(mask, score_bias=bias, causal=self.config.arrangement == "causal")
     x = self.token(ids, compute.activation_dtype)
     hidden = self.stack.run(x, jnp.arange(both), seen, compute, noise)
     if "decoder_input_ids" not in batch:
@@ -296,23 +297,31 @@ def without_cross(blocks: nnx.Module) -> nnx.Module:
   return blocks
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class EncoderDecoderGenerator:
   """An encoder-decoder made ready for generation (plm_jax/decode/generator.py)."""
 
-  def __init__(self, model: EncoderDecoderModel, compute: Compute):
-    self.model, self.compute = model, compute
+  model: EncoderDecoderModel
+  blocks: Any
+  table_DV: jax.Array
+  compute: Compute = dataclasses.field(metadata={"static": True})
+
+  @classmethod
+  def of(cls, model: EncoderDecoderModel, compute: Compute) -> EncoderDecoderGenerator:
     decoder = model.decoder_stack
     blocks = in_dtype(decoder.blocks, compute.activation_dtype)
-    self.blocks = unstack(blocks, decoder.layers) if compute.unrolls(decoder.layers) else blocks
-    self.table_DV = model.output_table().astype(compute.activation_dtype).T
+    blocks = unstack(blocks, decoder.layers) if compute.unrolls(decoder.layers) else blocks
+    table_DV = model.output_table().astype(compute.activation_dtype).T
+    return cls(model, blocks, table_DV, compute)
 
   def start(self, batch: dict, capacity: int) -> Cache:
     c, pad_B, length_B = self.model.config, jnp.asarray(batch["pad"]), jnp.asarray(batch["length"])
     source_BSD = self.model.encode(jnp.asarray(batch["input_ids"]), length_B, self.compute)
     heads = c.decoder_heads or c.heads
     sizes = (len(pad_B), capacity, heads, c.head_width or c.width // heads)
-    empty = lambda: KeyValues.empty(*sizes, self.compute.activation_dtype)  # noqa: E731
-    read = lambda block: block.cross.key_values(source_BSD)  # noqa: E731
+    empty = lambda: Kept.empty(*sizes, self.compute.activation_dtype)  # noqa: E731
+    read = lambda block: Kept.of(block.cross.key_values(source_BSD))  # noqa: E731
     if isinstance(self.blocks, list):
       layers = [LayerCache(empty(), read(block)) for block in self.blocks]
     else:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plm_jax.models.activations import Activation, activate
-from plm_jax.models.layers import Embedding, LayerNorm, Linear, einsum_float32
+from plm_jax.models.layers import Embedding, LayerNorm, Linear, scores
 
 
 class MaskedLMHead(nnx.Module):
@@ -39,9 +39,7 @@ class MaskedLMHead(nnx.Module):
     """`[..., D] -> float32 [..., V]`."""
     table_VE = table_VE if self.decoder is None else self.decoder.table[...]
     x = self.norm(activate(self.dense(x), self.activation))
-    rows_RE = x.reshape(-1, x.shape[-1])  # one matrix product, as in `project`
-    logits_RV = einsum_float32("RE,VE->RV", rows_RE, table_VE.astype(x.dtype))
-    return logits_RV.reshape(*x.shape[:-1], -1) + self.bias[...]
+    return scores(x, table_VE) + self.bias[...]
 
 
 class ReplacedHead(nnx.Module):

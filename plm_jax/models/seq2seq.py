@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plm_jax.models.dropout import Noise, dropout
-from plm_jax.models.layers import Embedding, Linear, einsum_float32
+from plm_jax.models.layers import Embedding, Linear, scores
 from plm_jax.models.transformer import streams
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ class Seq2SeqModel(nnx.Module):
 
   def token_logits(self, hidden: jax.Array) -> jax.Array:
     """`[..., D] -> float32 [..., V]`: the scores of the next token."""
-    rows_RD = self.scaled(hidden).reshape(-1, hidden.shape[-1])  # one matrix product
-    logits_RV = einsum_float32("RD,VD->RV", rows_RD, self.output_table().astype(hidden.dtype))
-    return logits_RV.reshape(*hidden.shape[:-1], -1)
+    return scores(self.scaled(hidden), self.output_table())
 
   def token_logits_at(self, hidden_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
     """float32 `[B, P, V]` at the given positions only."""

@@ -58,6 +58,7 @@ class Seen(NamedTuple):
   rotation: of queries and keys (RoPE). score_bias: float32, added to the scores of self-attention
   (T5). source, source_mask: the states `[B, S, D]` that cross-attention reads; no source is needed
   where its keys and values are cached. at: the column of the cache that the first target gets.
+  causal: the mask is False wherever the source follows the target.
   """
 
   mask: jax.Array
@@ -66,6 +67,7 @@ class Seen(NamedTuple):
   source: jax.Array | None = None
   source_mask: jax.Array | None = None
   at: jax.Array | None = None
+  causal: bool = False
 
 
 class Block(nnx.Module):
@@ -131,6 +133,7 @@ class Block(nnx.Module):
       read=own,
       score_bias=seen.score_bias,
       rotation=seen.rotation,
+      causal=seen.causal,
     )
     return y_BTD, cache
 

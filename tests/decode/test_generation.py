@@ -102,11 +102,11 @@ def test_a_text_ends_before_the_first_token_that_ends_one(gpt):
 def test_one_beam_is_greedy_search_and_more_beams_find_more_probable_texts(gpt):
   trained, one = gpt, Rules(max_length=12)
   greedy = write(trained, TASKS, one)
-  model, compute = trained.params, trained.compute
+  generator = writer.ready(trained.params, trained.compute, VOCAB)
   prompt, pad = writer.padded([t.prompt for t in TASKS], left=True)
   limit = 40 - (prompt.shape[1] - pad)
   ends = writer.ends(trained.tokenizer.vocab, True)
-  found = writer._search(model, {"pad": pad}, prompt, limit, ends, compute, one, VOCAB)
+  found = writer._search(generator, {"pad": pad}, prompt, limit, ends, one)
   assert [ids[0, : n[0]].tolist() for ids, n in zip(found.ids_BKL, found.length_BK)] == [
     texts[0].ids for texts in greedy
   ]
@@ -203,6 +203,20 @@ def test_a_text_ends_where_the_positions_do(gpt):
   assert len(write(gpt, [long], most)[0][0].ids) == 4
 
 
+def test_a_cache_that_grows_changes_no_text(gpt, monkeypatch):
+  """From 8 columns to 16 and 31, which is all; watched at other places than those."""
+  rules = Rules(max_length=24, min_length=24)
+  whole, sizes = write(gpt, TASKS, rules), []
+  widened = writer._widened
+  monkeypatch.setattr(writer, "_COLUMNS", 8)
+  monkeypatch.setattr(
+    writer, "_widened", lambda state, n: (sizes.append(n), widened(state, columns=n))[1]
+  )
+  assert write(gpt, TASKS, rules) == whole
+  assert sizes == [16, 31]
+  assert write(gpt, TASKS[:1], rules, watch=lambda ids: None)[0][0].ids == whole[0][0].ids
+
+
 def test_a_text_can_be_watched_while_it_grows(gpt):
   seen = []
   rules = Rules(max_length=20, min_length=20)
@@ -213,14 +227,12 @@ def test_a_text_can_be_watched_while_it_grows(gpt):
 
 
 def test_generation_stops_when_all_rows_have_ended(gpt):
-  ended = np.array([SEP, CLS])
-  state = writer._begin(
-    gpt.params, {"pad": np.zeros(1, np.int32)}, np.array([[CLS, 5]]), np.array([30]), 0,
-    np.zeros((1, 2), np.uint32), np.arange(VOCAB), gpt.compute, Rules(max_length=30), VOCAB,
+  state = writer.grow(
+    writer.ready(gpt.params, gpt.compute, VOCAB),
+    {"pad": np.zeros(1, np.int32)}, np.array([[CLS, 5]]), np.array([30]), 0,
+    np.zeros((1, 2), np.uint32), np.arange(VOCAB), Rules(max_length=30),
   )  # fmt: skip
-  rules = Rules(max_length=30)
-  state = writer._advance(gpt.params, state, np.arange(VOCAB), 30, gpt.compute, rules, VOCAB)
-  assert int(state.step) == 1 and bool(state.done_B.all()) and len(ended) == 2
+  assert int(state.step) == 1 and bool(state.done_B.all())
 
 
 def test_nothing_is_written_that_the_tokenizer_does_not_have(gpt):

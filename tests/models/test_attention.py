@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from plm_jax.models.attention import Attention, attend, causal_mask, padding_mask
-from plm_jax.models.layers import project
+from plm_jax.models import attention
+from plm_jax.models.attention import (
+  Attention,
+  attend,
+  attend_causally,
+  causal_mask,
+  document_mask,
+  padding_mask,
+)
+from plm_jax.models.dropout import Noise
+from plm_jax.models.layers import project, scores
 
 B, T, N, H = 2, 7, 3, 5
 D = N * H
@@ -88,6 +97,29 @@ def test_self_attention_projects_every_head_with_its_own_matrix():
   np.testing.assert_allclose(ours, np.einsum("btnh,nhd->btd", heads, w["output"]), atol=1e-6)
 
 
+@pytest.mark.parametrize("generator", ["hash", "threefry"])
+def test_causal_attention_in_blocks_equals_that_of_whole_rows(qkv, generator, monkeypatch):
+  """Blocks of 3, 3 and 1 queries: results, gradients and what is dropped."""
+  monkeypatch.setattr(attention, "BLOCK", 3)
+  documents = jnp.array([[1, 1, 1, 1, 2, 2, 3], [1] * T])
+  mask = causal_mask(T) & document_mask(documents)
+  bias = jnp.asarray(np.random.default_rng(5).normal(size=(1, N, T, T)), jnp.float32)
+
+  def run(how):
+    def total(q, k, v, bias):
+      noise = Noise.create(jax.random.key(1), generator)
+      y = how(q, k, v, mask, 0.4, noise, 0.7, bias)
+      return (y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)).sum(), y
+
+    gradient = jax.grad(total, (0, 1, 2, 3), has_aux=True)
+    return jax.jit(gradient)(*jnp.asarray(qkv, jnp.float32), bias)
+
+  blocked, whole = run(attend_causally), run(attend)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6), blocked, whole)
+  shapes = str(jax.make_jaxpr(attend_causally, static_argnums=(4,))(*qkv, mask, 0.0, None))
+  assert "2,3,3,3]" in shapes and "2,3,1,7]" in shapes and "2,3,7,7]" not in shapes
+
+
 _PROJECTIONS = ("query", "key", "value", "output")
 
 
@@ -106,6 +138,22 @@ def test_a_projection_and_its_gradients_equal_the_einsum(subscripts):
 
   for a, b in zip(jax.grad(ours, (0, 1))(x, w), jax.grad(einsum, (0, 1))(x, w), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [(9, 4), (4, 9)])
+def test_scores_by_a_table_and_their_gradients_equal_the_einsum(wide, narrow):
+  random = np.random.default_rng(2)
+  x = random.normal(size=(B, T, narrow)).astype(np.float32)
+  table = random.normal(size=(wide, narrow)).astype(np.float32)
+
+  def ours(x, table):
+    return jnp.sin(scores(x, table)).sum()
+
+  def einsum(x, table):
+    return jnp.sin(jnp.einsum("btd,vd->btv", x, table)).sum()
+
+  both = (jax.grad(ours, (0, 1))(x, table), jax.grad(einsum, (0, 1))(x, table))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *both)
 
 
 def test_the_gradient_of_a_kernel_is_one_product_of_two_matrices():

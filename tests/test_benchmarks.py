@@ -1,0 +1,36 @@
+"""What is compared in benchmarks/ does the same work."""
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+import jax
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+  """A module of benchmarks/, which are programs and no package."""
+  monkeypatch.syspath_prepend(str(FOLDER))
+  return importlib.import_module
+
+
+@pytest.mark.parametrize("preset", ["cpu_small", "cpu_gpt", "cpu_t5", "gpu_t5_base"])
+def test_both_sides_have_as_many_parameters(preset, benchmark):
+  torch = pytest.importorskip("torch")
+  pytest.importorskip("transformers")
+  cases, ours = benchmark("pretrain_cases"), benchmark("pretrain_contenders")
+  theirs = benchmark("pretrain_torch").CONTENDERS
+  case = dataclasses.replace(cases.PRESETS[preset], layers=2, dropout=0.0)
+  config, objectives = ours.experiment(case)
+  heads = {name: size for o in objectives for name, size in o.heads.items()}
+  shapes = jax.eval_shape(lambda key: config.init(key, heads), jax.random.key(0))
+  count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+  for kind in case.contenders[1:]:
+    if "+" not in kind:
+      made = theirs[case.family, kind]
+      with torch.device("meta"):
+        model = getattr(made, "func", made).make(None, case)
+      assert sum(p.numel() for p in model.parameters()) == count
