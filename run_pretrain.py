@@ -94,7 +94,7 @@ def pretrain(experiment: Experiment, record: dict, workdir: Workdir, cache: Path
   if jax.process_index() == 0:
     results = report.Results(experiment, records, prepared.train.counts, evaluation)
     print(report.results(results))
-    print(report.fillers(state.params, experiment, prepared))
+    print(report.examples(state.params, results, prepared))
     report.draw_curves(results, workdir)
     print(report.goodbye(workdir.path, experiment))
 

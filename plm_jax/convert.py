@@ -35,7 +35,8 @@ from plm_jax.train.workdir import FORMAT, write_whole
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("to", None, ("run", "hf"), "What DST becomes (default: what SRC is not).")
 flags.DEFINE_string("tokenizer", None, "The tokenizer, where SRC has none or one to leave out.")
-flags.DEFINE_enum("part", "discriminator", ("discriminator", "generator"), "What of an ELECTRA.")
+PARTS = ("discriminator", "generator")
+flags.DEFINE_enum("part", None, PARTS, "What of an ELECTRA (default: the discriminator).")
 
 
 def main(source: str, target: str) -> None:
@@ -46,7 +47,9 @@ def main(source: str, target: str) -> None:
   to = FLAGS.to or ("hf" if is_run else "run")
   if is_run and to == "run":
     raise UserError(f"{source} is a run already.")
-  model = from_run(source, FLAGS.part) if is_run else _published(source)
+  if FLAGS.part and not (is_run and isinstance(continued_from(source).experiment.model, Electra)):
+    raise UserError(f"--part={FLAGS.part} is of an ELECTRA that was trained here; leave it out.")
+  model = from_run(source, FLAGS.part or PARTS[0]) if is_run else _published(source)
   place = FLAGS.tokenizer or (source / "tokenizer" if is_run else source)
   if to == "run":
     tokenizer = _with_sentinels(_tokenizer(Path(place), model.family.model_type), model.config)
@@ -54,6 +57,8 @@ def main(source: str, target: str) -> None:
   else:
     tokenizer = _tokenizer(Path(place)) if is_run or FLAGS.tokenizer else None
     write_directory(model, tokenizer, target)
+    if tokenizer is None:
+      print("note: no tokenizer was written; copy that of SRC, or give it by --tokenizer")
   print(f"{source} is now in {target}: {type(model.config).__name__}, {model.architecture}")
 
 

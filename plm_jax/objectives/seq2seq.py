@@ -53,7 +53,10 @@ class Seq2Seq:
     return token_terms(model, hidden, targets, weights, self.label_smoothing, self.z_loss)
 
   def baseline(self, counts, batches, scores) -> Baseline:
-    return unigram(counts, batches, self.name)
+    """Of the unigram model of these very targets, for no text has the sentinels among them."""
+    targets = np.concatenate([b["seq2seq_targets"].ravel() for b in batches])
+    weights = np.concatenate([b["seq2seq_weights"].ravel() for b in batches])
+    return unigram(np.bincount(targets, weights, len(counts)), batches, self.name)
 
 
 def sides(

@@ -16,6 +16,7 @@ from plm_jax.decode.rules import Rules
 from plm_jax.decode.writer import Task, continuation, write
 from plm_jax.experiment import Experiment
 from plm_jax.models.decoder import Decoder
+from plm_jax.models.encoder_decoder import EncoderDecoder
 from plm_jax.objectives.baselines import Baseline
 from plm_jax.objectives.objective import Objective
 from plm_jax.train.loop import Program
@@ -125,13 +126,15 @@ def _number(value: float) -> str:
   return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def fillers(params, experiment: Experiment, prepared, count: int = 4) -> str:
+def examples(params, run: Results, prepared, count: int = 4) -> str:
   """Held-out sentences with a blank and the model's five best fillers; of a decoder, how it goes on
-  with their beginnings; or why there are none."""
-  tokenizer = prepared.tokenizer
+  with their beginnings; of an encoder-decoder, what it makes of sources; or why there are none."""
+  experiment, tokenizer = run.experiment, prepared.tokenizer
   model = params.masked_lm()
-  if writes(experiment):
+  if isinstance(experiment.model, Decoder):
     return continuations(params, experiment, prepared, count)
+  if isinstance(experiment.model, EncoderDecoder) and writes(experiment):
+    return targets(params, run, tokenizer, count)
   if model is None or tokenizer.vocab.mask is None:
     return "\nno blanks are filled: this model was not trained to predict a masked token"
   blanks = blanks_from(prepared.valid, tokenizer, count)
@@ -151,7 +154,9 @@ def fillers(params, experiment: Experiment, prepared, count: int = 4) -> str:
 
 
 def writes(experiment: Experiment) -> bool:
-  return isinstance(experiment.model, Decoder)
+  """Whether `plm_jax.generate` takes the model: single stacks read and do not write."""
+  arrangement = getattr(experiment.model, "arrangement", "")
+  return isinstance(experiment.model, Decoder) or arrangement in ("two_stacks", "shared")
 
 
 def continuations(params, experiment: Experiment, prepared, count: int) -> str:
@@ -171,6 +176,29 @@ def continuations(params, experiment: Experiment, prepared, count: int) -> str:
   for task, (text,) in zip(of, write(run, of, rules)):
     shown = tokenizer.decode(task.prompt), continuation(tokenizer, task, text.ids)
     lines.append("  " + " ____ ".join(" ".join(part.split()) for part in shown))
+  return "\n".join(lines)
+
+
+def targets(params, run: Results, tokenizer, count: int) -> str:
+  """Held-out sources as they were evaluated, what the model writes for them, and their targets."""
+  names = ("input_ids", "length", "decoder_input_ids", "decoder_length", "seq2seq_targets")
+  columns = [np.concatenate([batch[name] for batch in run.evaluation]) for name in names]
+  real = np.flatnonzero(np.concatenate([batch["row_weight"] for batch in run.evaluation]))
+  chosen = [
+    tuple(c[i] for c in columns) for i in real[np.linspace(0, len(real) - 1, count, dtype=int)]
+  ]
+  of = [Task([int(begun[0])], ids[:length].tolist()) for ids, length, begun, *_ in chosen]
+  rules = Rules(max_length=chosen[0][-1].size)
+  found = write(Trained(Source(Path(), {}, run.experiment, tokenizer), params, 0), of, rules)
+  vocab = tokenizer.vocab
+  ends = {vocab.cls, vocab.sep, vocab.bos, vocab.eos, vocab.pad}
+
+  def shown(ids) -> str:
+    return " ".join(tokenizer.decode([i for i in ids if i not in ends], special=True).split())
+
+  lines = ["", "held-out sources, what the model writes, and what it was to write"]
+  for task, (text,), (*_, length, ids) in zip(of, found, chosen):
+    lines += [f"  {shown(task.source)}", f"    {shown(text.ids)}", f"    ({shown(ids[:length])})"]
   return "\n".join(lines)
 
 
@@ -208,10 +236,13 @@ def goodbye(workdir: Path, experiment: Experiment) -> str:
   """Where things are, how long it took, and what to try next."""
   timing = read_records(workdir / "timing.jsonl")
   seconds = sum(r["seconds"] for r in timing)
-  command = "-m plm_jax.generate --model" if writes(experiment) else "run_finetune.py --from"
+  command = f"python run_finetune.py --from={workdir}"
+  if writes(experiment):
+    reads = isinstance(experiment.model, EncoderDecoder)
+    command = f"python -m plm_jax.generate --model={workdir}" + ' --prompt="..."' * reads
   waited = sum(r["data_wait"] for r in timing)
   return (
     f"\n{seconds:.0f} s of training, {waited:.1f} s of them waiting for data\n"
     f"{workdir}/curves.png shows the curves; tensorboard --logdir={workdir} too\n"
-    f"next: python {command}={workdir}"
+    f"next: {command}"
   )

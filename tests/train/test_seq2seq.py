@@ -20,6 +20,7 @@ from plm_jax.objectives.span_corruption import SpanCorruption, tokens_for
 from plm_jax.train.adafactor import Adafactor
 from plm_jax.train.mesh import MeshShape, parameter_shardings
 from plm_jax.train.optim import AdamW
+from plm_jax.train.report import Results, examples
 from tests import toy_run
 from tests.toy_run import LANGUAGE, TOY
 
@@ -108,6 +109,22 @@ def test_bart_trains_in_bfloat16(tmp_path):
   )
   _, records = toy_run.run(tmp_path / "run", low)
   assert losses(records)[-1] < losses(records)[0] - 0.1
+
+
+def test_a_report_shows_sources_what_is_written_and_what_was_asked_for(tmp_path):
+  state, records = toy_run.run(tmp_path / "run", SMALL_BART)
+  evaluation, ready = toy_run.data(SMALL_BART).evaluation, toy_run.prepared()
+  whole = toy_run.program(SMALL_BART).experiment
+  run = Results(whole, records, ready.train.counts, evaluation)
+  lines = examples(state.params, run, ready, count=2).splitlines()[2:]
+  assert len(lines) == 6
+  asked = ready.tokenizer.decode(evaluation[0]["seq2seq_targets"][0])
+  assert lines[2] == f"    ({asked})" and len(lines[0].split()) > 4
+  (objective,) = SMALL_BART.objectives
+  targets = np.concatenate([b["seq2seq_targets"][b["seq2seq_weights"] > 0] for b in evaluation])
+  share = np.unique(targets, return_counts=True)[1] / targets.size
+  looking_at_nothing = run.baseline(objective).scores["loss"]
+  np.testing.assert_allclose(looking_at_nothing, -(share * np.log(share)).sum(), rtol=0.02)
 
 
 def learner(**changes):
