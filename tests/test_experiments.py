@@ -160,6 +160,7 @@ def main(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tiny", "no_nsp", "ltr_no_nsp"])
+@pytest.mark.slow
 def test_smoke_runs_end_in_seconds_and_report(name, main, tmp_path, capsys):
   code = main(
     *(f"--experiment=experiments/bert.py:{name}", "--budget=smoke", f"--workdir={tmp_path / 'r'}"),

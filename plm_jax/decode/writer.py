@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ROWS = 32  # per batch at most
 _TOKENS = 8  # between two looks at a text that grows in a terminal
+_BEAMS = 1024  # at most: every one has a cache
 _COLUMNS = 256  # of a cache at first, which is then doubled
 
 
@@ -106,11 +107,8 @@ def write(
       f"samples={samples} texts were asked for, and {rules.beams} beam(s) find {rules.beams}; give "
       "a temperature above 0, or as many beams"
     )
-  if rules.beams > trained.tokenizer.vocab.size:
-    raise UserError(
-      f"beams={rules.beams} is more than the {trained.tokenizer.vocab.size} tokens that a text can "
-      "go on with; give fewer"
-    )
+  if rules.beams > _BEAMS:
+    raise UserError(f"beams={rules.beams} is more than {_BEAMS}; give fewer")
   # Beyond the positions nothing is written, and the cache need have no room for it.
   most = max(1, min(rules.max_length, trained.config.positions))
   rules = dataclasses.replace(rules, max_length=most, min_length=min(rules.min_length, most))

@@ -221,6 +221,7 @@ def test_the_published_pairs_are_read(shared_data):
   )
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_that_of_the_command_with_the_seed_of_the_run(source, table, tmp_path):
   settings = (f"data.source={table}", "data.length=10", "data.least=2", "data.held_out=0.2")
   settings += ("data.dev_share=0.2", "mesh.data=8")

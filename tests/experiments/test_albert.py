@@ -152,6 +152,7 @@ def tiny(name):
 
 
 @pytest.mark.parametrize("name", ["table_4_e128_shared_ffn", "table_5_nsp", "table_5_none"])
+@pytest.mark.slow
 def test_rows_train_through_the_one_loop(name, tmp_path):
   experiment = tiny(name)
   _, records = toy_run.run(tmp_path / "run", experiment)
@@ -159,6 +160,7 @@ def test_rows_train_through_the_one_loop(name, tmp_path):
   assert last["step"] == 4 and {f"{o.name}/loss" for o in experiment.objectives} <= set(last)
 
 
+@pytest.mark.slow
 def test_lamb_trains_through_the_one_loop(tmp_path):
   experiment = replace(tiny("base"), optim=LAMB(peak=1e-2, warmup=1).paper_faithful())
   _, records = toy_run.run(tmp_path / "run", experiment)

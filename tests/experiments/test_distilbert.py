@@ -183,6 +183,7 @@ def test_a_student_that_starts_from_its_teacher_is_ahead_of_one_at_random():
   assert ours[-1]["distillation/loss"] < other[-1]["distillation/loss"]
 
 
+@pytest.mark.slow
 def test_the_teacher_is_the_run_s_and_stays_as_it_is():
   _, _, state, _ = distilled()
   theirs = teacher()[2].params

@@ -209,6 +209,7 @@ def test_a_discriminator_whose_rows_say_nothing_knows_no_more_than_specials():
   assert records[-1]["rtd/auc"] < KNOWS_SPECIALS + 0.1
 
 
+@pytest.mark.slow
 def test_the_report_says_the_reference_of_both_objectives():
   _, _, records = learned()
   said = results(Results(LEARNER, records, np.ones(5 + WORDS, int), HELD_OUT))

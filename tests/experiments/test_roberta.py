@@ -208,6 +208,7 @@ def steps_of(experiment, steps=2):
   ],
   ids=["eight parts", "scanned", "eight devices"],
 )
+@pytest.mark.slow
 def test_a_large_batch_in_eight_parts_makes_the_same_updates(changes):
   # Probabilistic rounding gives the rows different numbers of predictions, so that a mean over
   # parts of means over rows would be another number.
@@ -218,6 +219,7 @@ def test_a_large_batch_in_eight_parts_makes_the_same_updates(changes):
   )
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32():
   whole = tiny("base_faithful", global_batch=64)
   low = dataclasses.replace(whole, compute=Compute(dtype="bfloat16", micro_batches=8))

@@ -141,6 +141,7 @@ def toy(file, name):
     ("bart", "table_1_rotation"),
   ],
 )
+@pytest.mark.slow
 def test_rows_train_through_the_one_loop(file, name, tmp_path):
   experiment = toy(file, name)
   assert "budget" in inspect.signature(getattr(FILES[file], name)).parameters

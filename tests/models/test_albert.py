@@ -143,6 +143,7 @@ def test_what_is_shared_has_a_row_per_group_and_the_rest_one_per_layer(sharing, 
 
 
 @pytest.mark.parametrize(("sharing", "groups"), SHARINGS)
+@pytest.mark.slow
 def test_the_gradient_of_what_is_shared_is_the_sum_over_the_layers_that_use_it(sharing, groups):
   weights = np.random.default_rng(3).normal(size=(4, 12, 16)).astype(np.float32)
 
@@ -172,6 +173,7 @@ def test_the_gradient_of_what_is_shared_is_the_sum_over_the_layers_that_use_it(s
 
 
 @pytest.mark.parametrize(("sharing", "groups"), SHARINGS)
+@pytest.mark.slow
 def test_scanned_unrolled_and_rematerialised_layers_agree(sharing, groups):
   model, noise = initial(toy(sharing, groups)), Noise.create(jax.random.key(1), "hash")
 
@@ -251,6 +253,7 @@ def stepped(config):
   ("sharing", "groups", "mesh"),
   [("all", 1, {"data": 8}), ("ffn", 2, {"data": 2, "fsdp": 2, "tensor": 2})],
 )
+@pytest.mark.slow
 def test_eight_devices_make_the_step_that_one_makes(sharing, groups, mesh):
   one, eight = stepped(experiment(sharing, groups)), stepped(experiment(sharing, groups, **mesh))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), one, eight)

@@ -95,6 +95,7 @@ def test_a_bidirectional_model_sees_the_future_and_a_causal_one_does_not(model):
 
 
 @pytest.mark.parametrize("noise", [None, "hash", "threefry"])
+@pytest.mark.slow
 def test_scanned_unrolled_and_rematerialised_layers_agree(model, noise):
   noise = noise and Noise.create(jax.random.key(1), noise)
 

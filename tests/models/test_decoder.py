@@ -140,6 +140,7 @@ def test_a_cache_changes_no_logit(model, layers):
     )
 
 
+@pytest.mark.slow
 def test_scanned_unrolled_and_rematerialised_layers_agree(model):
   noise = Noise.create(jax.random.key(1), "hash")
 

@@ -83,6 +83,7 @@ def test_a_generator_as_wide_as_the_tables_has_no_mapping_and_a_full_one_is_as_b
   assert full.generator == dataclasses.replace(full.encoder, hidden=3072)
 
 
+@pytest.mark.slow
 def test_both_read_one_table_and_its_gradient_is_the_sum_of_theirs():
   model = initial(TOY)
   names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(model)]

@@ -166,6 +166,7 @@ def test_reading_token_by_token_from_a_cache_equals_one_forward_pass(name, compu
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.slow
 def test_scanned_unrolled_and_rematerialised_layers_agree(name):
   noise = Noise.create(jax.random.key(1), "hash")
 

@@ -239,6 +239,7 @@ def trained(experiment):
     {"compute": dataclasses.replace(FLOAT32, micro_batches=4)},
   ],
 )
+@pytest.mark.slow
 def test_devices_and_micro_batches_cannot_change_the_samples(changed):
   ours, reference = trained(dataclasses.replace(TOY, **changed)), trained(TOY)
   for name, value in reference.metrics.items():
@@ -248,6 +249,7 @@ def test_devices_and_micro_batches_cannot_change_the_samples(changed):
   )
 
 
+@pytest.mark.slow
 def test_an_evaluation_in_bfloat16_stays_near_float32():
   terms = forward(initial(), rows(), TOY.objectives, Compute(dtype="bfloat16"), None)
   reference = terms_of(initial(), rows())
@@ -305,6 +307,7 @@ def test_a_model_that_always_copies_pays_for_replaced_tokens_alone():
 
 
 @pytest.mark.parametrize("objectives", [REPLACE, ALL, TOY.objectives])
+@pytest.mark.slow
 def test_every_objective_has_rows_in_the_table_of_shardings_and_trains(objectives):
   experiment = dataclasses.replace(
     TOY, objectives=objectives, mesh=MeshShape(data=2, fsdp=2, tensor=2)

@@ -25,6 +25,7 @@ def finished(planned):
   return model_cell(planned, "pretrained", 60, 0, "toy")
 
 
+@pytest.mark.slow
 def test_a_class_that_one_word_tells_is_learnt(planned, finished):
   more = planned._replace(
     settings=[*planned.settings, "steps=120", "model.initializer_range=0.2"],
@@ -46,6 +47,7 @@ def test_both_arms_differ_in_where_they_start_and_in_nothing_else(planned, sourc
   assert equal(stored.params.blocks, pretrained.blocks)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_like_one_that_was_not(planned, finished, monkeypatch):
   def dies(batches, start, stop, workers):
     return iterate(batches, start, 9, workers)  # the stream ends after step 9 of 12

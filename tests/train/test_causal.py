@@ -41,6 +41,7 @@ def alone(tmp_path_factory):
   return {name: toy_run.run(folder / name, e)[1] for name, e in (("gpt", GPT), ("llama", LLAMA))}
 
 
+@pytest.mark.slow
 def test_devices_micro_batches_and_the_layer_loop_do_not_change_the_numbers(alone, tmp_path):
   """Of a model without dropout, which differs from micro-batch to micro-batch."""
   spread = dataclasses.replace(

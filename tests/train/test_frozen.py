@@ -49,6 +49,7 @@ def test_frozen_parameters_stay_bit_for_bit_and_the_others_move():
     assert same == name.startswith("embed/"), name
 
 
+@pytest.mark.slow
 def test_the_first_update_of_the_others_is_that_of_a_free_model():
   """Without the clip, which joins all gradients in one norm."""
   free = dataclasses.replace(TOY, optim=dataclasses.replace(TOY.optim, clip=0.0))
@@ -75,6 +76,7 @@ def test_the_gradient_norm_is_that_of_what_is_trained():
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.slow
 def test_eight_devices_train_a_half_frozen_model_as_one_does(shape):
   mesh = MeshShape(**dict(zip(("data", "fsdp", "tensor"), shape)))
   ours = after_steps(dataclasses.replace(frozen(), mesh=mesh))

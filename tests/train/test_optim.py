@@ -144,6 +144,7 @@ def test_shared_layers_have_the_rate_of_the_last_that_reads_them():
   np.testing.assert_allclose(once.embed.token.table[...], 0.5**3)
 
 
+@pytest.mark.slow
 def test_layer_decay_scales_the_whole_update_and_changes_nothing_else():
   model = Bert(vocab_size=20, layers=2, width=8, heads=2, positions=8)
   params = jax.jit(lambda key: model.init(key, {"classes": 2}))(jax.random.key(0))

@@ -58,6 +58,7 @@ def alone(tmp_path_factory):
   return toy_run.run(tmp_path_factory.mktemp("alone") / "t5", SMALL_T5)[1]
 
 
+@pytest.mark.slow
 def test_devices_micro_batches_and_the_layer_loop_do_not_change_the_numbers(alone, tmp_path):
   spread = dataclasses.replace(
     SMALL_T5,
@@ -103,6 +104,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(alone, tmp_path):
   assert records == alone
 
 
+@pytest.mark.slow
 def test_bart_trains_in_bfloat16(tmp_path):
   low = dataclasses.replace(
     SMALL_BART, compute=dataclasses.replace(SMALL_BART.compute, dtype="bfloat16")
@@ -111,6 +113,7 @@ def test_bart_trains_in_bfloat16(tmp_path):
   assert losses(records)[-1] < losses(records)[0] - 0.1
 
 
+@pytest.mark.slow
 def test_a_report_shows_sources_what_is_written_and_what_was_asked_for(tmp_path):
   state, records = toy_run.run(tmp_path / "run", SMALL_BART)
   evaluation, ready = toy_run.data(SMALL_BART).evaluation, toy_run.prepared()

@@ -69,6 +69,7 @@ def trained(experiment, steps=3):
   return jax.device_get(state)
 
 
+@pytest.mark.slow
 def test_parameters_start_alike_on_any_mesh():
   spread = dataclasses.replace(TOY, mesh=MeshShape(data=2, fsdp=2, tensor=2))
   one, eight = (jax.device_get(program_of(e).create().params) for e in (TOY, spread))
