@@ -85,7 +85,7 @@ def mbart_large(budget: Budget = "paper") -> Experiment:
 
 
 def tiny(budget: Budget = "small") -> Experiment:
-  """A BART of 2 + 2 layers of 128. At `small`, two minutes on a laptop."""
+  """A BART of 2 + 2 layers of 128. At `small`, some minutes on a laptop, after which it fills in what is missing."""
   experiment = base(budget)
   model = Bart(layers=2, width=128, heads=2)
   if budget != "small":

@@ -44,7 +44,7 @@ def base(budget: Budget = "paper") -> Experiment:
 
 
 def tiny(budget: Budget = "small") -> Experiment:
-  """A GPT-2 of 4 layers of 128. At `small`, two minutes on a laptop, after which it writes text."""
+  """A GPT-2 of 4 layers of 128. At `small`, some minutes on a laptop, after which it writes text."""
   experiment = _run(budget, Gpt2(layers=4, width=128, heads=4))
   if budget != "small":
     return experiment
