@@ -16,6 +16,7 @@ from plm_jax.data.corpora import default_cache
 from plm_jax.data.segments import frame
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.decode.fill_mask import Blank, fill
+from plm_jax.decode.writer import source_of
 from plm_jax.errors import UserError
 from plm_jax.train.start import keep_compilations
 from plm_jax.train.trained import load
@@ -60,8 +61,7 @@ def blanks_of(text: str, tokenizer: Tokenizer, positions: int) -> list[Blank]:
   if vocab.mask is None:
     raise UserError("this model's tokenizer has no token for a blank")
   first, last = frame(vocab)
-  text = text.replace("[MASK]", tokenizer.token(vocab.mask))
-  ids = np.array([first, *tokenizer.encode(text, special=True), last], np.int32)
+  ids = np.array([first, *source_of(text, tokenizer), last], np.int32)
   if len(ids) > positions:
     raise UserError(f"a text has {len(ids)} tokens and the model reads {positions}; shorten it")
   places = np.flatnonzero(ids == vocab.mask)

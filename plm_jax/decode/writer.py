@@ -57,14 +57,23 @@ def tasks(trained: Trained, texts: list[str]) -> list[Task]:
       "write; take python -m plm_jax.fill_mask, or give a GPT, a LLaMA or an encoder-decoder"
     )
   found = []
-  for number, ids in enumerate(trained.tokenizer.encode_batch(texts), 1):
+  for number, text in enumerate(texts, 1):
     if hasattr(config, "source_ids"):
-      task = Task(config.decoder_start(vocab), config.source_ids(ids.tolist(), vocab))
+      ids = source_of(text, trained.tokenizer).tolist()
+      task = Task(config.decoder_start(vocab), config.source_ids(ids, vocab))
     else:
-      task = Task([frame(vocab, padding=False)[0], *ids.tolist()])
+      task = Task([frame(vocab, padding=False)[0], *trained.tokenizer.encode(text).tolist()])
     check_ids(task.source or task.prompt, config, number)
     found.append(task)
   return found
+
+
+def source_of(text: str, tokenizer: Tokenizer) -> np.ndarray:
+  """int32 `[T]`: a text in which "[MASK]" and the names of special tokens, such as <extra_id_0>,
+  stand for them."""
+  if tokenizer.vocab.mask is not None:
+    text = text.replace("[MASK]", tokenizer.token(tokenizer.vocab.mask))
+  return tokenizer.encode(text, special=True)
 
 
 def check_ids(ids: list[int], config, number: int = 1) -> None:
@@ -250,7 +259,14 @@ def _search(generator, batch, prompt, limit, ends_E, rules: Rules) -> beam.Found
 def continuation(tokenizer: Tokenizer, task: Task, ids: list[int]) -> str:
   """The text of new tokens as it goes on from its prompt, with the space that is between them."""
   if task.source is not None:
-    return tokenizer.decode(ids)
+    return readable(tokenizer, ids)
   before = tokenizer.decode(task.prompt)
   whole = tokenizer.decode([*task.prompt, *ids])
   return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(ids)
+
+
+def readable(tokenizer: Tokenizer, ids) -> str:
+  """A source or a target as text: with sentinels and masks by name, without its frame."""
+  vocab = tokenizer.vocab
+  frame = {vocab.cls, vocab.sep, vocab.bos, vocab.eos, vocab.pad}
+  return tokenizer.decode([i for i in ids if i not in frame], special=True)

@@ -13,7 +13,7 @@ from plm_jax.data.pipeline import Batches
 from plm_jax.data.segments import frame
 from plm_jax.decode.fill_mask import blanks_from, fill
 from plm_jax.decode.rules import Rules
-from plm_jax.decode.writer import Task, continuation, write
+from plm_jax.decode.writer import Task, continuation, readable, write
 from plm_jax.experiment import Experiment
 from plm_jax.models.decoder import Decoder
 from plm_jax.models.encoder_decoder import EncoderDecoder
@@ -190,11 +190,9 @@ def targets(params, run: Results, tokenizer, count: int) -> str:
   of = [Task([int(begun[0])], ids[:length].tolist()) for ids, length, begun, *_ in chosen]
   rules = Rules(max_length=chosen[0][-1].size)
   found = write(Trained(Source(Path(), {}, run.experiment, tokenizer), params, 0), of, rules)
-  vocab = tokenizer.vocab
-  ends = {vocab.cls, vocab.sep, vocab.bos, vocab.eos, vocab.pad}
 
   def shown(ids) -> str:
-    return " ".join(tokenizer.decode([i for i in ids if i not in ends], special=True).split())
+    return " ".join(readable(tokenizer, ids).split())
 
   lines = ["", "held-out sources, what the model writes, and what it was to write"]
   for task, (text,), (*_, length, ids) in zip(of, found, chosen):

@@ -4,12 +4,14 @@ import jax
 import numpy as np
 import pytest
 
+from plm_jax.data.tokenizers import WordPiece
 from plm_jax.decode import writer
 from plm_jax.decode.rules import Rules
-from plm_jax.decode.writer import Task, write
+from plm_jax.decode.writer import Task, readable, source_of, write
 from plm_jax.models.bart import Bart
 from plm_jax.models.compute import Compute
 from plm_jax.models.t5 import T5
+from tests import toy_run
 from tests.data.toy_store import CLS, PAD, SEP
 from tests.decode.test_generation import trained_of
 
@@ -76,3 +78,12 @@ def test_only_the_end_ends_what_an_encoder_decoder_writes(trained):
   vocab = trained.tokenizer.vocab
   assert writer.ends(vocab, causal=False).tolist() == [SEP]
   assert set(writer.ends(vocab, causal=True)) > {SEP, CLS}
+
+
+def test_a_source_names_sentinels_and_blanks_and_a_target_is_shown_with_them():
+  tokenizer = toy_run.prepared(60, WordPiece(vocab_size=64, sentinels=8)).tokenizer
+  vocab = tokenizer.vocab
+  text, (first, second) = "w1 <extra_id_0> w2 [MASK] <extra_id_1>", vocab.sentinels[:2]
+  ids = source_of(text, tokenizer).tolist()
+  assert [i for i in ids if vocab.special[i]] == [first, vocab.mask, second]
+  assert readable(tokenizer, [vocab.cls, *ids, vocab.sep]) == text
