@@ -3,6 +3,7 @@ has it, a GPT in the manner of nanoGPT, and transformers' T5."""
 
 from __future__ import annotations
 
+import abc
 import functools
 import os
 
@@ -16,7 +17,7 @@ from torch.nn.functional import cross_entropy
 WARMUP = 10_000
 
 
-class Torch:
+class Torch(abc.ABC):
   """A model that is trained as its users train it; a subclass says which, and on what."""
 
   def __init__(self, case: Case, options: set[str], steps_of_schedule: int):
@@ -47,12 +48,13 @@ class Torch:
     )
     self.done, self.loss_sum = 0, torch.zeros((), device=self.device)
 
+  @abc.abstractmethod
   def make(self, case: Case) -> torch.nn.Module:
-    raise NotImplementedError
+    """The model."""
 
+  @abc.abstractmethod
   def inputs(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray | None]:
     """The batch under the model's names."""
-    raise NotImplementedError
 
   def compute_loss(self, batch: dict) -> torch.Tensor:
     return self.model(**batch).loss
