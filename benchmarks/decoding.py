@@ -68,7 +68,7 @@ def plm_jax(directory: str, case: Case, dtype: str):
   from plm_jax.export import hf
   from plm_jax.models.compute import Compute
 
-  generator = writer.ready(hf.load(directory).params, Compute(dtype=dtype), case.vocab)
+  generator = writer.ready(hf.load(directory).params, Compute(dtype=dtype), case.vocab, case.batch)
   rows = np.zeros(case.batch, np.int32)
   of_draws = 0, np.zeros((case.batch, 2), np.uint32)
   no_end = np.zeros(0, np.int32)

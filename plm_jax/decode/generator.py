@@ -1,6 +1,6 @@
 """What generation knows of a model's parameters.
 
-    generator = jax.jit(lambda model: model.generator(compute))(model)         # once: a pytree
+    generator = jax.jit(lambda model: model.generator(compute, rows))(model)   # once: a pytree
     cache = generator.start({"pad": pad_B}, capacity)
     logits_BV, cache = generator.extend(prompt_BT, cache)          # T > 1: the prompt
     logits_BV, cache = generator.extend(token_B[:, None], cache)   # T = 1: one token more
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 
 class Generator(Protocol):
-  """A model made ready for generation by its `generator(compute)`: layers taken apart, kernels in
-  the dtype of the activations, once and not for every token. A pytree, for use under jit."""
+  """A model made ready for generation by its `generator(compute, rows)`: layers taken apart, kernels
+  in the dtype of the activations and lying as so many rows read them fastest, once and not for every
+  token. A pytree, for use under jit."""
 
   def start(self, batch: dict, capacity: int) -> Cache:
     """A cache of `capacity` columns with nothing written.

@@ -124,7 +124,8 @@ def write(
   each = samples if rules.temperature else 1
   jobs = [(n, s) for n in range(len(of)) for s in range(each)]
   found: dict[int, list[Written]] = {n: [] for n in range(len(of))}
-  generator = ready(trained.params.encoder(), trained.compute, trained.tokenizer.vocab.size)
+  rows = min(2, len(jobs) * rules.beams)  # 2: several
+  generator = ready(trained.params.encoder(), trained.compute, trained.tokenizer.vocab.size, rows)
   for batch in batches(jobs, [(len(t.prompt), len(t.source or ())) for t in of]):
     for (number, _), texts in zip(batch, _write(trained, generator, of, batch, rules, seed, watch)):
       found[number] += texts[:samples]
@@ -225,10 +226,10 @@ class Known:
     return logits_BV[:, : self.size], cache
 
 
-@functools.partial(jax.jit, static_argnames=("compute", "size"))
-def ready(model, compute: Compute, size: int) -> Known:
-  """The model made ready for writing the first `size` tokens of its vocabulary."""
-  return Known(model.generator(compute), size)
+@functools.partial(jax.jit, static_argnames=("compute", "size", "rows"))
+def ready(model, compute: Compute, size: int, rows: int) -> Known:
+  """The model made ready for writing the first `size` tokens of its vocabulary, to so many rows."""
+  return Known(model.generator(compute, rows), size)
 
 
 @functools.partial(jax.jit, static_argnames=("rules", "columns"))

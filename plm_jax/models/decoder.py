@@ -26,12 +26,12 @@ from plm_jax.models.layers import (
   LayerNorm,
   Linear,
   RMSNorm,
-  einsum_float32,
   normal_kernels,
   scores,
 )
 from plm_jax.models.model import refuse_below
 from plm_jax.models.positions import RopeScaling, Rotation, document_positions, rotation
+from plm_jax.models.reading import Output, ready_to_read
 from plm_jax.models.transformer import (
   Activation,
   PostNormBlock,
@@ -40,7 +40,6 @@ from plm_jax.models.transformer import (
   run_blocks,
   stack,
   streams,
-  unstack,
 )
 
 
@@ -265,8 +264,8 @@ class DecoderModel(nnx.Module):
     state_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
     return self.classes(dropout(state_BD, self.config.dropout, noise)).astype(jnp.float32)
 
-  def generator(self, compute: Compute) -> DecoderGenerator:
-    return DecoderGenerator.of(self, compute)
+  def generator(self, compute: Compute, rows: int = 1) -> DecoderGenerator:
+    return DecoderGenerator.of(self, compute, rows)
 
 
 @jax.tree_util.register_dataclass
@@ -276,15 +275,13 @@ class DecoderGenerator:
 
   model: DecoderModel
   blocks: Any
-  table_DV: jax.Array
+  output: Output
   compute: Compute = dataclasses.field(metadata={"static": True})
 
   @classmethod
-  def of(cls, model: DecoderModel, compute: Compute) -> DecoderGenerator:
-    blocks, layers = in_dtype(model.scaled_blocks(), compute.activation_dtype), model.config.layers
-    blocks = unstack(blocks, layers) if compute.unrolls(layers) else blocks
-    table_DV = model.output_table().astype(compute.activation_dtype).T
-    return cls(model, blocks, table_DV, compute)
+  def of(cls, model: DecoderModel, compute: Compute, rows: int) -> DecoderGenerator:
+    stack = model.scaled_blocks(), model.config.layers
+    return cls(model, *ready_to_read(*stack, model.output_table(), compute, rows), compute)
 
   def start(self, batch: dict, capacity: int) -> Cache:
     c, pad_B = self.model.config, jnp.asarray(batch["pad"])
@@ -302,17 +299,7 @@ class DecoderGenerator:
       self.blocks, self.model.config.layers, x_BTD, seen, self.compute, cache=cache.layers
     )
     x_BD = self.model.normed(x_BTD[:, -1])
-    logits_BV = einsum_float32("BD,DV->BV", x_BD, self.table_DV)
-    return logits_BV, dataclasses.replace(cache, layers=layers, at=cache.at + targets)
-
-
-def in_dtype(module: nnx.Module, dtype) -> nnx.Module:
-  """The module with kernels of the dtype that they are computed in anyway."""
-
-  def cast(path, leaf):
-    return leaf.astype(dtype) if "kernel" in {getattr(e, "name", None) for e in path} else leaf
-
-  return jax.tree_util.tree_map_with_path(cast, module)
+    return self.output(x_BD), dataclasses.replace(cache, layers=layers, at=cache.at + targets)
 
 
 def with_small_residuals(model: DecoderModel, layers: int) -> DecoderModel:

@@ -20,18 +20,16 @@ from plm_jax.models.activations import Activation
 from plm_jax.models.attention import causal_mask, padding_mask
 from plm_jax.models.cache import Cache, Kept, LayerCache, empty_cache
 from plm_jax.models.compute import Compute
-from plm_jax.models.decoder import in_dtype
 from plm_jax.models.dropout import Noise
 from plm_jax.models.initial import Initializer, initialised
-from plm_jax.models.layers import einsum_float32
 from plm_jax.models.model import refuse_below
+from plm_jax.models.reading import Output, ready_to_read
 from plm_jax.models.seq2seq import Seq2SeqModel
 from plm_jax.models.side import Stack
 from plm_jax.models.transformer import (
   Seen,
   run_blocks,
   streams,
-  unstack,
 )
 
 if TYPE_CHECKING:
@@ -234,8 +232,8 @@ class EncoderDecoderModel(Seq2SeqModel):
     blocks = without_cross(self.decoder_stack.blocks) if self.encoder_stack.blocks is None else None
     return encoder.run(x_BSD, jnp.arange(S), seen, compute, noise, blocks)
 
-  def generator(self, compute: Compute) -> EncoderDecoderGenerator:
-    return EncoderDecoderGenerator.of(self, compute)
+  def generator(self, compute: Compute, rows: int = 1) -> EncoderDecoderGenerator:
+    return EncoderDecoderGenerator.of(self, compute, rows)
 
 
 class JoinedModel(Seq2SeqModel):
@@ -304,16 +302,13 @@ class EncoderDecoderGenerator:
 
   model: EncoderDecoderModel
   blocks: Any
-  table_DV: jax.Array
+  output: Output
   compute: Compute = dataclasses.field(metadata={"static": True})
 
   @classmethod
-  def of(cls, model: EncoderDecoderModel, compute: Compute) -> EncoderDecoderGenerator:
-    decoder = model.decoder_stack
-    blocks = in_dtype(decoder.blocks, compute.activation_dtype)
-    blocks = unstack(blocks, decoder.layers) if compute.unrolls(decoder.layers) else blocks
-    table_DV = model.output_table().astype(compute.activation_dtype).T
-    return cls(model, blocks, table_DV, compute)
+  def of(cls, model: EncoderDecoderModel, compute: Compute, rows: int) -> EncoderDecoderGenerator:
+    stack = model.decoder_stack.blocks, model.decoder_stack.layers
+    return cls(model, *ready_to_read(*stack, model.output_table(), compute, rows), compute)
 
   def start(self, batch: dict, capacity: int) -> Cache:
     c, pad_B, length_B = self.model.config, jnp.asarray(batch["pad"]), jnp.asarray(batch["length"])
@@ -341,5 +336,4 @@ class EncoderDecoderGenerator:
       self.blocks, decoder.layers, x_BTD, seen, self.compute, cache=cache.layers
     )
     x_BD = self.model.scaled(decoder.finish(x_BTD[:, -1], None))
-    logits_BV = einsum_float32("BD,DV->BV", x_BD, self.table_DV)
-    return logits_BV, dataclasses.replace(cache, layers=layers, at=cache.at + T)
+    return self.output(x_BD), dataclasses.replace(cache, layers=layers, at=cache.at + T)

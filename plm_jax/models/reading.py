@@ -1,0 +1,89 @@
+"""Parameters as generation reads them: all of them for every token, by a row or a few."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from plm_jax.models.compute import Compute
+from plm_jax.models.layers import Linear, einsum_float32
+from plm_jax.models.transformer import unstack
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Turned:
+  """A `Linear` whose kernel lies transposed, `[F, K]`, and is the left operand of its product: for
+  two rows and more that takes a CPU half the time (docs/speed.md)."""
+
+  kernel_FK: jax.Array
+  bias: jax.Array | None
+  inputs: int = dataclasses.field(metadata={"static": True})  # axes of x
+  outputs: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+  @classmethod
+  def of(cls, linear: Linear) -> Turned:
+    kernel, axes = linear.kernel[...], linear.axes
+    contracted = math.prod(kernel.shape[:axes])
+    bias = None if linear.bias is None else linear.bias[...]
+    return cls(kernel.reshape(contracted, -1).T, bias, axes, kernel.shape[axes:])
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """`[..., *inputs] -> [..., *outputs]` in the dtype of `x`."""
+    rows_RK = x.reshape(-1, self.kernel_FK.shape[1])
+    y_FR = jnp.einsum("FK,RK->FR", self.kernel_FK.astype(x.dtype), rows_RK)
+    # The barrier keeps XLA from making it the right operand again.
+    y_RF = jax.lax.optimization_barrier(y_FR).T
+    y = y_RF.reshape(*x.shape[: x.ndim - self.inputs], *self.outputs)
+    return y if self.bias is None else y + self.bias.astype(x.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Output:
+  """The scores of the next token: the product with a table that lies as is read fastest."""
+
+  table: jax.Array
+  turned: bool = dataclasses.field(metadata={"static": True})
+
+  def __call__(self, x_BD: jax.Array) -> jax.Array:
+    """float32 `[B, V]`."""
+    if self.turned:
+      logits_VB = einsum_float32("VD,BD->VB", self.table, x_BD)
+      return jax.lax.optimization_barrier(logits_VB).T
+    return einsum_float32("BD,DV->BV", x_BD, self.table)
+
+
+def ready_to_read(
+  blocks: nnx.Module, layers: int, table_VD: jax.Array, compute: Compute, rows: int
+) -> tuple[Any, Output]:
+  """The layers, one by one where they are unrolled, and the output's table, in the dtype that they
+  are computed in and lying as so many rows read them fastest."""
+  dtype = compute.activation_dtype
+  turned = rows > 1 and jax.default_backend() == "cpu"
+  table = table_VD.astype(dtype)
+  output = Output(table if turned else table.T, turned)
+  blocks = in_dtype(blocks, dtype)
+  if not compute.unrolls(layers):
+    return blocks, output
+  single = unstack(blocks, layers)
+  return [_turned(block) for block in single] if turned else single, output
+
+
+def _turned(block: nnx.Module) -> nnx.Module:
+  is_linear = lambda node: isinstance(node, Linear)  # noqa: E731
+  return jax.tree.map(lambda n: Turned.of(n) if is_linear(n) else n, block, is_leaf=is_linear)
+
+
+def in_dtype(module: nnx.Module, dtype) -> nnx.Module:
+  """The module with kernels of the dtype that they are computed in anyway."""
+
+  def cast(path, leaf):
+    return leaf.astype(dtype) if "kernel" in {getattr(e, "name", None) for e in path} else leaf
+
+  return jax.tree_util.tree_map_with_path(cast, module)
