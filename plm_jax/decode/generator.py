@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class Generator(Protocol):
-  """A model made ready for generation by its `generator(compute, rows)`: layers taken apart, kernels
-  in the dtype of the activations and lying as so many rows read them fastest, once and not for every
-  token. A pytree, for use under jit."""
+  """A model made ready for generation by its `generator(compute, rows)`: layers taken apart,
+  kernels in the dtype of the activations and lying as so many rows read them fastest, once and not
+  for every token. A pytree, for use under jit."""
 
   def start(self, batch: dict, capacity: int) -> Cache:
     """A cache of `capacity` columns with nothing written.
