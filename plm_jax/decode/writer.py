@@ -227,7 +227,7 @@ class Known:
 
 
 @functools.partial(jax.jit, static_argnames=("compute", "size", "rows"))
-def ready(model, compute: Compute, size: int, rows: int) -> Known:
+def ready(model, compute: Compute, size: int, rows: int = 1) -> Known:
   """The model made ready for writing the first `size` tokens of its vocabulary, to so many rows."""
   return Known(model.generator(compute, rows), size)
 

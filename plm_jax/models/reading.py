@@ -19,7 +19,7 @@ from plm_jax.models.transformer import unstack
 @dataclasses.dataclass(frozen=True)
 class Turned:
   """A `Linear` whose kernel lies transposed, `[F, K]`, and is the left operand of its product: for
-  two rows and more that takes a CPU half the time (docs/speed.md)."""
+  two rows and more that takes a CPU half the time, and for one where K > F (docs/speed.md)."""
 
   kernel_FK: jax.Array
   bias: jax.Array | None
@@ -64,20 +64,27 @@ def ready_to_read(
 ) -> tuple[Any, Output]:
   """The layers, one by one where they are unrolled, and the output's table, in the dtype that they
   are computed in and lying as so many rows read them fastest."""
-  dtype = compute.activation_dtype
-  turned = rows > 1 and jax.default_backend() == "cpu"
-  table = table_VD.astype(dtype)
+  dtype, cpu = compute.activation_dtype, jax.default_backend() == "cpu"
+  turned, table = cpu and rows > 1, table_VD.astype(dtype)
   output = Output(table if turned else table.T, turned)
   blocks = in_dtype(blocks, dtype)
   if not compute.unrolls(layers):
     return blocks, output
   single = unstack(blocks, layers)
-  return [_turned(block) for block in single] if turned else single, output
+  return [_turned(block, rows) for block in single] if cpu else single, output
 
 
-def _turned(block: nnx.Module) -> nnx.Module:
+def _turned(block: nnx.Module, rows: int) -> nnx.Module:
+  """For a single row only the kernels that are higher than wide gain by it."""
+
+  def turn(node):
+    if not is_linear(node):
+      return node
+    contracted = math.prod(node.kernel.shape[: node.axes])
+    return Turned.of(node) if rows > 1 or contracted**2 > node.kernel.size else node
+
   is_linear = lambda node: isinstance(node, Linear)  # noqa: E731
-  return jax.tree.map(lambda n: Turned.of(n) if is_linear(n) else n, block, is_leaf=is_linear)
+  return jax.tree.map(turn, block, is_leaf=is_linear)
 
 
 def in_dtype(module: nnx.Module, dtype) -> nnx.Module:
