@@ -11,9 +11,12 @@ plm_jax.fill_mask take. Nothing in SRC is executed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -21,15 +24,22 @@ from absl import flags
 from flax import nnx
 
 from plm_jax import cli, config_tree
-from plm_jax.data.tokenizer_files import MBART_LANGUAGES, in_fairseq_order, read_backend, read_rules
+from plm_jax.data.tokenizer_files import (
+  MBART_50_LANGUAGES,
+  MBART_LANGUAGES,
+  in_fairseq_order,
+  read_backend,
+  read_rules,
+)
 from plm_jax.data.tokenizers import BytePairs, Tokenizer, Unigram, WordPiece, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.export import hf, llama2c, sentence
 from plm_jax.export.tensors import read_json
+from plm_jax.models.bart import MBart
 from plm_jax.models.electra import Electra
 from plm_jax.models.t5 import T5
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
-from plm_jax.train.start import continued_from, versions, with_model
+from plm_jax.train.start import continued_from, versions, with_model, with_rows_of
 from plm_jax.train.workdir import FORMAT, write_whole
 
 FLAGS = flags.FLAGS
@@ -51,15 +61,41 @@ def main(source: str, target: str) -> None:
     raise UserError(f"--part={FLAGS.part} is of an ELECTRA that was trained here; leave it out.")
   model = from_run(source, FLAGS.part or PARTS[0]) if is_run else _published(source)
   place = FLAGS.tokenizer or (source / "tokenizer" if is_run else source)
+  tokenizer = None
   if to == "run":
     tokenizer = _with_sentinels(_tokenizer(Path(place), model.family.model_type), model.config)
-    write_run(model, tokenizer, target, source)
-  else:
-    tokenizer = _tokenizer(Path(place)) if is_run or FLAGS.tokenizer else None
-    write_directory(model, tokenizer, target)
-    if tokenizer is None:
-      print("note: no tokenizer was written; copy that of SRC, or give it by --tokenizer")
+    _refuse_mbart_50(tokenizer, model.config)
+  elif is_run or FLAGS.tokenizer:
+    tokenizer = _tokenizer(Path(place))
+  with _new(target):
+    if to == "run":
+      write_run(model, tokenizer, target, source)
+    else:
+      write_directory(model, tokenizer, target)
+  if tokenizer is None:
+    print("note: no tokenizer was written; copy that of SRC, or give it by --tokenizer")
   print(f"{source} is now in {target}: {type(model.config).__name__}, {model.architecture}")
+
+
+@contextlib.contextmanager
+def _new(target: Path) -> Iterator[None]:
+  """Makes a directory to be written within, of which nothing is left where that fails. Errors:
+  `UserError` where it cannot be made or written."""
+  was_there = target.exists()
+  try:
+    target.mkdir(parents=True, exist_ok=True)
+    yield
+  except BaseException as error:
+    for path in target.iterdir() if target.is_dir() else ():
+      shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    if not was_there:
+      with contextlib.suppress(OSError):
+        target.rmdir()
+    if isinstance(error, OSError):
+      raise UserError(
+        f"{target} cannot be written ({error.strerror or error}); choose another DST, or make room."
+      ) from None
+    raise
 
 
 def _config(source: Path) -> dict:
@@ -86,7 +122,7 @@ def write_run(model: hf.Pretrained, tokenizer: Tokenizer, target: Path, source: 
     )
   reference = model.family.experiment(model.heads)
   experiment = cli.load_experiment(reference, budget="small")()
-  experiment = with_model(experiment, model.config)
+  experiment = with_rows_of(with_model(experiment, model.config), tokenizer.vocab)
   config = _tokenizer_config(tokenizer, target / "tokenizer")
   experiment = dataclasses.replace(
     experiment, data=dataclasses.replace(experiment.data, tokenizer=config)
@@ -136,9 +172,18 @@ def _tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
   backend = read_backend(place, lowercase)
   if model_type not in ("xlm-roberta", "mbart") or backend.kind != "unigram":
     return Tokenizer(backend)
-  # Behind mBART's 25 languages there is a mask, which a tokenizer of ours cannot have there.
-  languages = MBART_LANGUAGES if model_type == "mbart" else ()
-  return Tokenizer(in_fairseq_order(backend, mask=not languages), languages=languages)
+  return Tokenizer(in_fairseq_order(backend, MBART_LANGUAGES if model_type == "mbart" else ()))
+
+
+def _refuse_mbart_50(tokenizer: Tokenizer, config) -> None:
+  """Its 52 codes stand where mBART's 25 do, and begin its texts instead of ending them."""
+  more = config.vocab_size - tokenizer.vocab.size
+  if isinstance(config, MBart) and more == MBART_50_LANGUAGES - len(MBART_LANGUAGES):
+    raise UserError(
+      f"the model has {config.vocab_size} tokens, {more} more than mBART with its 25 languages: it "
+      "is mBART-50, whose texts begin with a language instead of ending with it, which no run of "
+      "this project does; plm_jax.export.hf loads and checks it."
+    )
 
 
 def _with_sentinels(tokenizer: Tokenizer, config) -> Tokenizer:

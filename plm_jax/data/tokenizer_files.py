@@ -34,6 +34,7 @@ MBART_LANGUAGES = (  # mbart-large-cc25
   *("it_IT", "ja_XX", "kk_KZ", "ko_KR", "lt_LT", "lv_LV", "my_MM", "ne_NP", "nl_XX", "ro_RO"),
   *("ru_RU", "si_LK", "tr_TR", "vi_VN", "zh_CN"),
 )
+MBART_50_LANGUAGES = 52  # of mbart-large-50: these and 27 more
 
 
 def read_backend(path: str | Path, lowercase: bool | None = None, prefix_space: bool = False):
@@ -54,11 +55,11 @@ def read_backend(path: str | Path, lowercase: bool | None = None, prefix_space: 
   return _read_word_piece(file, lowercase)
 
 
-def in_fairseq_order(pieces: Pieces, mask: bool) -> Pieces:
+def in_fairseq_order(pieces: Pieces, languages: tuple[str, ...] = ()) -> Pieces:
   """The ids of XLM-R and mBART, which are not those of their file: <s>, <pad>, </s>, <unk>, then
-  the file's pieces from the fourth on, and with `mask` a <mask> (transformers,
-  tokenization_xlm_roberta.py). Errors: `UserError` where the file does not begin with <unk>, <s>
-  and </s>."""
+  the file's pieces from the fourth on, a code for each of `languages`, and <mask> (transformers,
+  tokenization_xlm_roberta.py and tokenization_mbart.py). Errors: `UserError` where the file does
+  not begin with <unk>, <s> and </s>."""
   from sentencepiece import sentencepiece_model_pb2
 
   model = sentencepiece_model_pb2.ModelProto.FromString(pieces.proto)
@@ -69,8 +70,8 @@ def in_fairseq_order(pieces: Pieces, mask: bool) -> Pieces:
       "give the model's own by --tokenizer."
     )
   control = {"score": 0.0, "type": bos.type}
-  pad, blank = (type(bos)(piece=name, **control) for name in ("<pad>", "<mask>"))
-  ordered = [bos, pad, eos, unk, *others, *([blank] if mask else [])]
+  pad, *behind = (type(bos)(piece=name, **control) for name in ("<pad>", *languages, "<mask>"))
+  ordered = [bos, pad, eos, unk, *others, *behind]
   moved = sentencepiece_model_pb2.ModelProto(pieces=ordered)
   del model.pieces[:]
   model.MergeFrom(moved)

@@ -34,7 +34,8 @@ class Bart(EncoderDecoder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MBart(Bart):
-  """mBART; the defaults are mBART-large, of 250,027 (25 languages) or 250,054 tokens (50).
+  """mBART; the defaults are mBART-large, of 250,027 tokens (25 languages). mBART-50, of 250,054, is
+  the same network, but its texts begin with their language.
 
   language: the code that its texts end with, and that its decoder begins with.
   """
