@@ -28,6 +28,7 @@ from plm_jax.data.tokenizer_files import (
   MBART_50_LANGUAGES,
   MBART_LANGUAGES,
   in_fairseq_order,
+  in_file_order,
   read_backend,
   read_rules,
 )
@@ -191,7 +192,7 @@ def _with_sentinels(tokenizer: Tokenizer, config) -> Tokenizer:
   pieces = tokenizer.vocab.size
   if not isinstance(config, T5) or tokenizer.vocab.sentinels is not None:
     return tokenizer
-  return Tokenizer(tokenizer._backend, min(100, max(config.vocab_size - pieces, 0)))
+  return Tokenizer(tokenizer.backend, min(100, max(config.vocab_size - pieces, 0)))
 
 
 def _tokenizer_config(tokenizer: Tokenizer, path: Path) -> WordPiece | BytePairs | Unigram:
@@ -242,20 +243,51 @@ def _special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
   return {f"{role}_token_id": i for role, i in ids.items() if i is not None}
 
 
+PUBLISHED_PIECES = {  # family -> the file and the class of transformers that reads it
+  "albert": ("spiece.model", "AlbertTokenizer"),
+  "t5": ("spiece.model", "T5Tokenizer"),
+  "llama": ("tokenizer.model", "LlamaTokenizer"),
+  "xlm-roberta": ("sentencepiece.bpe.model", "XLMRobertaTokenizer"),
+  "mbart": ("sentencepiece.bpe.model", "MBartTokenizer"),
+}
+
+
 def write_directory(model: hf.Pretrained, tokenizer: Tokenizer | None, target: Path) -> None:
-  """What `hf.save` writes, with the tokenizer beside it."""
+  """What `hf.save` writes, with the tokenizer beside it in the form in which transformers reads it.
+  Where it has none for this family, a note says so."""
   hf.save(model, target)
   if tokenizer is None:
     return
-  tokenizer.save(target)
-  if (target / "tokenizer.json").is_file():
-    vocab = tokenizer.vocab
-    roles = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
-    ids = {f"{role}_token": getattr(vocab, role) for role in roles}
-    names = {role: tokenizer.token(i) for role, i in ids.items() if i is not None}
-    options = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
-    options["model_max_length"] = model.family.longest(model.config)
-    (target / "tokenizer_config.json").write_text(json.dumps(options, indent=2) + "\n")
+  vocab, names = tokenizer.vocab, {}
+  for role in ("pad", "unk", "cls", "sep", "mask", "bos", "eos"):
+    if (i := getattr(vocab, role)) is not None:
+      names[f"{role}_token"] = tokenizer.token(i)
+  options = {**names, "model_max_length": model.family.longest(model.config)}
+  if tokenizer.kind != "unigram":
+    tokenizer.save(target)
+    _with_added(target / "tokenizer.json", tokenizer)
+    options["tokenizer_class"] = "PreTrainedTokenizerFast"
+  elif model.family.model_type in PUBLISHED_PIECES and not tokenizer.added_languages:
+    file, options["tokenizer_class"] = PUBLISHED_PIECES[model.family.model_type]
+    (target / file).write_bytes(in_file_order(tokenizer.backend).proto)
+    options |= {"do_lower_case": tokenizer.lowercase, "keep_accents": not tokenizer.lowercase}
+    if model.family.model_type == "t5":
+      options["extra_ids"] = 0 if vocab.sentinels is None else len(vocab.sentinels)
+  else:
+    tokenizer.save(target)
+    print(f"note: transformers' {model.family.model_type} cannot read the tokenizer, spm.model")
+    return
+  (target / "tokenizer_config.json").write_text(json.dumps(options, indent=2) + "\n")
+
+
+def _with_added(file: Path, tokenizer: Tokenizer) -> None:
+  """Gives a tokenizer.json the sentinels and languages that stand behind the vocabulary."""
+  import tokenizers
+
+  definition = tokenizers.Tokenizer.from_file(str(file))
+  behind = tokenizer.pieces[len(tokenizer.backend.pieces) :]
+  definition.add_special_tokens([tokenizers.AddedToken(name, special=True) for name in behind])
+  file.write_text(definition.to_str(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ ROLE_NAMES = {
 
 # Python splits words here, BERT's cleaning drops the character and joins them.
 NO_SPACE_FOR_BERT = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
-_LANGUAGE = re.compile("[a-z]{2,3}_[A-Z]{2}")  # "en_XX"
+LANGUAGE = re.compile("[a-z]{2,3}_[A-Z]{2}")  # "en_XX"
+ADDED = re.compile(rf"<extra_id_\d+>|{LANGUAGE.pattern}")  # what stands behind vocabularies
 # Words, and characters in them, that are remembered before all is forgotten: about 100 MB. The
 # frequent ones are back after the next few sentences.
 MAX_REMEMBERED, MAX_REMEMBERED_CHARACTERS = 500_000, 8_000_000
@@ -245,7 +246,7 @@ class Pieces:
   @cached_property
   def languages(self) -> dict[str, int]:
     """The ids of language codes among the pieces, as mBART has them."""
-    return {self.pieces[i]: i for i in self.special_ids if _LANGUAGE.fullmatch(self.pieces[i])}
+    return {self.pieces[i]: i for i in self.special_ids if LANGUAGE.fullmatch(self.pieces[i])}
 
   def word_starts(self) -> np.ndarray:
     return np.array([piece.startswith("▁") for piece in self.pieces])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from plm_jax.data.tokenizer_backends import Fast, Pieces
+from plm_jax.data.tokenizer_backends import ADDED, Fast, Pieces
 from plm_jax.data.tokenizer_training import byte_pairs_backend, word_piece_backend
 from plm_jax.errors import UserError
 
@@ -77,6 +77,26 @@ def in_fairseq_order(pieces: Pieces, languages: tuple[str, ...] = ()) -> Pieces:
   model.MergeFrom(moved)
   spec = model.trainer_spec
   spec.bos_id, spec.pad_id, spec.eos_id, spec.unk_id = range(4)
+  spec.vocab_size = len(model.pieces)
+  return Pieces(model.SerializeToString(), pieces.lowercase)
+
+
+def in_file_order(pieces: Pieces) -> Pieces:
+  """The file that `in_fairseq_order` was given; another kind as it is."""
+  from sentencepiece import sentencepiece_model_pb2
+
+  model = sentencepiece_model_pb2.ModelProto.FromString(pieces.proto)
+  if [piece.piece for piece in model.pieces[:4]] != ["<s>", "<pad>", "</s>", "<unk>"]:
+    return pieces
+  if pieces.roles["mask"] != len(model.pieces) - 1:
+    return pieces
+  bos, _, eos, unk, *others = model.pieces
+  others = others[: -1 - len(pieces.languages)]
+  ordered = sentencepiece_model_pb2.ModelProto(pieces=[unk, bos, eos, *others])
+  del model.pieces[:]
+  model.MergeFrom(ordered)
+  spec = model.trainer_spec
+  spec.unk_id, spec.bos_id, spec.eos_id, spec.pad_id = 0, 1, 2, -1
   spec.vocab_size = len(model.pieces)
   return Pieces(model.SerializeToString(), pieces.lowercase)
 
@@ -232,7 +252,16 @@ def _definition(file: Path) -> Fast:
   if kind == "BPE" and not model.get("continuing_subword_prefix"):
     merges = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges", [])]
     _check_merges(file, model.get("vocab", {}), merges)
-  return Fast(_text(file))
+  return Fast(_without_added(_text(file)))
+
+
+def _without_added(definition: str) -> str:
+  """A tokenizer.json without sentinels and languages: `Tokenizer` itself puts them there."""
+  rules = json.loads(definition)
+  kept = [t for t in rules["added_tokens"] if not ADDED.fullmatch(t["content"])]
+  if len(kept) == len(rules["added_tokens"]):
+    return definition
+  return json.dumps(rules | {"added_tokens": kept}, ensure_ascii=False)
 
 
 def _read_pieces(file: Path, lowercase: bool) -> Pieces:

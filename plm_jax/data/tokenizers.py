@@ -69,6 +69,16 @@ class Tokenizer:
     return Tokenizer, (self._backend, self._sentinels, self._languages)
 
   @property
+  def backend(self):
+    """The vocabulary without what was added behind it (plm_jax/data/tokenizer_backends.py)."""
+    return self._backend
+
+  @property
+  def added_languages(self) -> tuple[str, ...]:
+    """The language codes that were added behind the vocabulary."""
+    return self._languages
+
+  @property
   def kind(self) -> str:
     """ "word_piece", "byte_pairs" or "unigram"."""
     return self._backend.kind
