@@ -235,8 +235,8 @@ def goodbye(workdir: Path, experiment: Experiment) -> str:
   seconds = sum(r["seconds"] for r in timing)
   command = f"python run_finetune.py --from={workdir}"
   if writes(experiment):
-    reads = isinstance(experiment.model, EncoderDecoder)
-    command = f"python -m plm_jax.generate --model={workdir}" + ' --prompt="..."' * reads
+    begins = isinstance(experiment.model, Decoder) and experiment.data.segments.framed
+    command = f"python -m plm_jax.generate --model={workdir}" + ' --prompt="..."' * (not begins)
   waited = sum(r["data_wait"] for r in timing)
   return (
     f"\n{seconds:.0f} s of training, {waited:.1f} s of them waiting for data\n"

@@ -1,5 +1,6 @@
 """A published model becomes a run that everything else takes, and a run what transformers loads."""
 
+import errno
 import json
 import os
 import subprocess
@@ -9,11 +10,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import sentencepiece as spm
 
 from plm_jax import convert
 from plm_jax.data.tokenizers import WordPiece
 from plm_jax.errors import UserError
 from plm_jax.export import hf
+from plm_jax.export.tensors import write_safetensors
+from plm_jax.models.bart import MBart
 from plm_jax.models.bert import Bert
 from plm_jax.models.electra import Electra
 from plm_jax.train import trained
@@ -156,6 +160,43 @@ def test_transformers_reads_what_a_run_was_exported_to(tokenizer, peers, tmp_pat
   ids = theirs(sentence)["input_ids"]
   assert ids[1:-1] == own.encode(sentence).tolist()
   assert model.config.pad_token_id == own.vocab.pad
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+  (tmp_path / "file").touch()
+  sentence = r"file/x cannot be written \(Not a directory\); choose another DST"
+  with pytest.raises(UserError, match=sentence), convert._new(tmp_path / "file" / "x"):
+    pass
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+def test_nothing_is_left_where_writing_fails(was_there, tmp_path):
+  target = tmp_path / "new"
+  if was_there:
+    target.mkdir()
+  with pytest.raises(UserError, match="No space left on device"), convert._new(target):
+    (target / "checkpoints").mkdir()
+    (target / "checkpoints" / "half").touch()
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  assert not any(target.iterdir()) if was_there else not target.exists()
+
+
+def test_weights_that_cannot_be_written_are_an_error_of_the_place(tmp_path):
+  with pytest.raises(OSError, match="none"):
+    write_safetensors(tmp_path / "none" / "model.safetensors", {"a": np.zeros(2)})
+
+
+def test_mbart_50_is_refused_by_name(tmp_path):
+  """Its tokens are 27 more, and its texts begin with their language."""
+  (tmp_path / "text").write_text("\n".join(f"a b c d e f g h w{i}" for i in range(40)))
+  spm.SentencePieceTrainer.train(
+    input=str(tmp_path / "text"), model_prefix=str(tmp_path / "m"), vocab_size=25, minloglevel=5
+  )
+  tokenizer = convert._tokenizer(tmp_path / "m.model", "mbart")
+  assert tokenizer.vocab.size == 25 + 1 + 25 + 1
+  convert._refuse_mbart_50(tokenizer, MBart(vocab_size=52))
+  with pytest.raises(UserError, match=r"79 tokens, 27 more .* mBART-50"):
+    convert._refuse_mbart_50(tokenizer, MBart(vocab_size=79))
 
 
 @pytest.mark.parametrize(
