@@ -96,7 +96,11 @@ def perplexity(trained: evaluate.Trained, text: str) -> dict[str, float]:
     part, row, position = windows(trained, tokens, whole=False)
     log_p, name = evaluate.masked_log_p(model, part, row, position, trained), "pseudo-perplexity"
   else:
-    raise UserError(f"{trained.source.path} has no head that predicts tokens, and scores no text")
+    kind = type(trained.source.experiment.model).__name__
+    raise UserError(
+      f"{trained.source.path} holds a {kind}, which scores no text: it predicts neither the next "
+      "token nor a masked one"
+    )
   return {
     "tokens": float(len(log_p)),
     name: math.exp(-log_p.mean()),
