@@ -123,7 +123,8 @@ def write_run(model: hf.Pretrained, tokenizer: Tokenizer, target: Path, source: 
     )
   reference = model.family.experiment(model.heads)
   experiment = cli.load_experiment(reference, budget="small")()
-  experiment = with_rows_of(with_model(experiment, model.config), tokenizer.vocab)
+  experiment = with_model(experiment, _with_languages(model, tokenizer))
+  experiment = with_rows_of(experiment, tokenizer.vocab)
   config = _tokenizer_config(tokenizer, target / "tokenizer")
   experiment = dataclasses.replace(
     experiment, data=dataclasses.replace(experiment.data, tokenizer=config)
@@ -193,6 +194,16 @@ def _with_sentinels(tokenizer: Tokenizer, config) -> Tokenizer:
   if not isinstance(config, T5) or tokenizer.vocab.sentinels is not None:
     return tokenizer
   return Tokenizer(tokenizer.backend, min(100, max(config.vocab_size - pieces, 0)))
+
+
+def _with_languages(model: hf.Pretrained, tokenizer: Tokenizer):
+  """The configuration, of an mBART that translates with the language that config.json begins the
+  decoder with; from English, as transformers has it too unless it is told otherwise."""
+  config, start = model.config, model.document.get("decoder_start_token_id")
+  languages = {i: name for name, i in tokenizer.vocab.languages.items()}
+  if not isinstance(config, MBart) or languages.get(start, config.language) == config.language:
+    return config
+  return dataclasses.replace(config, language=languages[start], source_language=config.language)
 
 
 def _tokenizer_config(tokenizer: Tokenizer, path: Path) -> WordPiece | BytePairs | Unigram:

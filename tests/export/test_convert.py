@@ -1,11 +1,13 @@
 """A published model becomes a run that everything else takes, and a run what transformers loads."""
 
+import dataclasses
 import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,13 +15,16 @@ import pytest
 import sentencepiece as spm
 
 from plm_jax import convert
-from plm_jax.data.tokenizers import WordPiece
+from plm_jax.data.tokenizers import Unigram, WordPiece
 from plm_jax.errors import UserError
 from plm_jax.export import hf
 from plm_jax.export.tensors import write_safetensors
+from plm_jax.models.albert import Albert
 from plm_jax.models.bart import MBart
 from plm_jax.models.bert import Bert
 from plm_jax.models.electra import Electra
+from plm_jax.models.roberta import Roberta
+from plm_jax.models.t5 import T5
 from plm_jax.train import trained
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.start import HEADS, continued_from
@@ -197,6 +202,63 @@ def test_mbart_50_is_refused_by_name(tmp_path):
   convert._refuse_mbart_50(tokenizer, MBart(vocab_size=52))
   with pytest.raises(UserError, match=r"79 tokens, 27 more .* mBART-50"):
     convert._refuse_mbart_50(tokenizer, MBart(vocab_size=79))
+
+
+SMALL = {"layers": 1, "width": 8, "heads": 2, "positions": 40}
+PIECES = {  # family -> its tokenizer here, the model of a vocabulary
+  "albert": (Unigram(vocab_size=90, lowercase=True), Albert(embedding=8, **SMALL), {"mlm": 0}),
+  "t5": (Unigram(vocab_size=90, layout="t5", sentinels=9), T5(**SMALL), {"lm": 0}),
+  "xlm-roberta": (None, Roberta(**SMALL), {"mlm": 0}),
+  "mbart": (None, MBart(**SMALL), {"lm": 0}),
+}
+
+
+@pytest.mark.parametrize("family", PIECES)
+def test_transformers_reads_the_pieces_of_a_run_and_so_do_we(family, peers, tmp_path):
+  make, config, heads = PIECES[family]
+  lines = [line for line in toy_run.text().read_text().splitlines() if line]
+  if make is not None:
+    own = make.train(lines)
+  else:
+    (tmp_path / "text").write_text("\n".join(lines))
+    spm.SentencePieceTrainer.train(
+      input=str(tmp_path / "text"), model_prefix=str(tmp_path / "m"), vocab_size=60, minloglevel=5
+    )
+    own = convert._tokenizer(tmp_path / "m.model", family)
+  config = dataclasses.replace(config, vocab_size=own.vocab.size)
+  params = config.init(jax.random.key(0), heads)
+  model = hf.Pretrained(config, params, None, {"model_type": family})
+  convert.write_directory(model, own, tmp_path / "out")
+  theirs = peers.AutoTokenizer.from_pretrained(tmp_path / "out")
+  ids = own.encode(lines[0]).tolist()
+  assert theirs(lines[0], add_special_tokens=False)["input_ids"] == ids
+  last = own.token(own.vocab.size - 1)  # a sentinel, or the mask
+  assert theirs.convert_tokens_to_ids(last) == own.vocab.size - 1
+  again = convert._with_sentinels(convert._tokenizer(tmp_path / "out", family), config)
+  assert again.pieces == own.pieces and again.encode(lines[0]).tolist() == ids
+
+
+def test_an_mbart_that_translates_begins_with_the_language_of_its_config():
+  """As mbart-large-en-ro: sources end with en_XX, and the decoder begins with ro_RO."""
+  vocab = SimpleNamespace(languages={"en_XX": 30, "ro_RO": 31}, bos=0, cls=None, eos=2, sep=None)
+  config = MBart(vocab_size=40, **SMALL)
+  params = config.init(jax.random.key(0), {"lm": 0})
+  for start, expected in ((31, [7, 2, 30, 31]), (30, [7, 2, 30, 30]), (2, [7, 2, 30, 30])):
+    model = hf.Pretrained(config, params, None, {"decoder_start_token_id": start})
+    found = convert._with_languages(model, SimpleNamespace(vocab=vocab))
+    assert [*found.source_ids([7], vocab), *found.decoder_start(vocab)] == expected
+
+
+def test_sentinels_behind_word_pieces_are_in_the_file_for_transformers(peers, tmp_path):
+  lines = [line for line in toy_run.text().read_text().splitlines() if line]
+  own = WordPiece(vocab_size=90, sentinels=9).train(lines)
+  config = T5(vocab_size=own.vocab.size, **SMALL)
+  model = hf.Pretrained(config, config.init(jax.random.key(0), {"lm": 0}))
+  convert.write_directory(model, own, tmp_path / "out")
+  theirs = peers.AutoTokenizer.from_pretrained(tmp_path / "out")
+  assert theirs.convert_tokens_to_ids("<extra_id_0>") == own.vocab.sentinels[0]
+  again = convert._with_sentinels(convert._tokenizer(tmp_path / "out", "t5"), config)
+  assert again.fingerprint == own.fingerprint
 
 
 @pytest.mark.parametrize(
