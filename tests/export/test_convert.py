@@ -191,17 +191,27 @@ def test_weights_that_cannot_be_written_are_an_error_of_the_place(tmp_path):
     write_safetensors(tmp_path / "none" / "model.safetensors", {"a": np.zeros(2)})
 
 
+def pieces_of_toy_text(folder):
+  """A SentencePiece model, the first three as in those of XLM-R and mBART."""
+  lines = [line for line in toy_run.text().read_text().splitlines() if line]
+  (folder / "text").write_text("\n".join(lines))
+  spm.SentencePieceTrainer.train(
+    input=str(folder / "text"),
+    model_prefix=str(folder / "m"),
+    vocab_size=60,
+    hard_vocab_limit=False,
+    minloglevel=5,
+  )
+  return folder / "m.model"
+
+
 def test_mbart_50_is_refused_by_name(tmp_path):
   """Its tokens are 27 more, and its texts begin with their language."""
-  (tmp_path / "text").write_text("\n".join(f"a b c d e f g h w{i}" for i in range(40)))
-  spm.SentencePieceTrainer.train(
-    input=str(tmp_path / "text"), model_prefix=str(tmp_path / "m"), vocab_size=25, minloglevel=5
-  )
-  tokenizer = convert._tokenizer(tmp_path / "m.model", "mbart")
-  assert tokenizer.vocab.size == 25 + 1 + 25 + 1
-  convert._refuse_mbart_50(tokenizer, MBart(vocab_size=52))
-  with pytest.raises(UserError, match=r"79 tokens, 27 more .* mBART-50"):
-    convert._refuse_mbart_50(tokenizer, MBart(vocab_size=79))
+  tokenizer = convert._tokenizer(pieces_of_toy_text(tmp_path), "mbart")
+  size = tokenizer.vocab.size
+  convert._refuse_mbart_50(tokenizer, MBart(vocab_size=size))
+  with pytest.raises(UserError, match=rf"{size + 27} tokens, 27 more .* mBART-50"):
+    convert._refuse_mbart_50(tokenizer, MBart(vocab_size=size + 27))
 
 
 SMALL = {"layers": 1, "width": 8, "heads": 2, "positions": 40}
@@ -217,14 +227,10 @@ PIECES = {  # family -> its tokenizer here, the model of a vocabulary
 def test_transformers_reads_the_pieces_of_a_run_and_so_do_we(family, peers, tmp_path):
   make, config, heads = PIECES[family]
   lines = [line for line in toy_run.text().read_text().splitlines() if line]
-  if make is not None:
-    own = make.train(lines)
+  if make is None:
+    own = convert._tokenizer(pieces_of_toy_text(tmp_path), family)
   else:
-    (tmp_path / "text").write_text("\n".join(lines))
-    spm.SentencePieceTrainer.train(
-      input=str(tmp_path / "text"), model_prefix=str(tmp_path / "m"), vocab_size=60, minloglevel=5
-    )
-    own = convert._tokenizer(tmp_path / "m.model", family)
+    own = make.train(lines)
   config = dataclasses.replace(config, vocab_size=own.vocab.size)
   params = config.init(jax.random.key(0), heads)
   model = hf.Pretrained(config, params, None, {"model_type": family})
