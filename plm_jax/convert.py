@@ -278,10 +278,11 @@ def write_directory(model: hf.Pretrained, tokenizer: Tokenizer | None, target: P
     tokenizer.save(target)
     _with_added(target / "tokenizer.json", tokenizer)
     options["tokenizer_class"] = "PreTrainedTokenizerFast"
-  elif model.family.model_type in PUBLISHED_PIECES and not tokenizer.added_languages:
+  elif _has_class(model.family.model_type, tokenizer):
     file, options["tokenizer_class"] = PUBLISHED_PIECES[model.family.model_type]
     (target / file).write_bytes(in_file_order(tokenizer.backend).proto)
-    options |= {"do_lower_case": tokenizer.lowercase, "keep_accents": not tokenizer.lowercase}
+    if model.family.model_type == "albert":
+      options |= {"do_lower_case": tokenizer.lowercase, "keep_accents": not tokenizer.lowercase}
     if model.family.model_type == "t5":
       options["extra_ids"] = 0 if vocab.sentinels is None else len(vocab.sentinels)
   else:
@@ -289,6 +290,21 @@ def write_directory(model: hf.Pretrained, tokenizer: Tokenizer | None, target: P
     print(f"note: transformers' {model.family.model_type} cannot read the tokenizer, spm.model")
     return
   (target / "tokenizer_config.json").write_text(json.dumps(options, indent=2) + "\n")
+
+
+def _has_class(family: str, tokenizer: Tokenizer) -> bool:
+  """Whether the family's class of transformers gives the ids of these pieces."""
+  v, backend = tokenizer.vocab, tokenizer.backend
+  fairseq = (v.bos, v.pad, v.eos, v.unk, v.mask) == (0, 1, 2, 3, len(backend.pieces) - 1)
+  fits = {
+    "albert": v.unk == 1,
+    "t5": (v.pad, v.eos, v.unk) == (0, 1, 2),
+    "llama": (v.unk, v.bos, v.eos) == (0, 1, 2) and backend.merges_pairs,
+    "xlm-roberta": fairseq and not backend.languages,
+    "mbart": fairseq and tuple(backend.languages) == MBART_LANGUAGES,
+  }
+  plain = not tokenizer.added_languages and (family == "t5" or v.sentinels is None)
+  return plain and fits.get(family, False) and (family == "albert" or not tokenizer.lowercase)
 
 
 def _with_added(file: Path, tokenizer: Tokenizer) -> None:

@@ -90,7 +90,7 @@ def perplexity(trained: evaluate.Trained, text: str) -> dict[str, float]:
   if trained.causal:
     if len(unscored := [] if beginning(trained.vocab) else tokens[:1]) == len(tokens):
       raise UserError(f"the text has one token, and {_UNBEGUN}; give a longer one")
-    size -= len(trained.source.tokenizer.decode(unscored).encode())
+    size = max(1, size - len(trained.source.tokenizer.decode(unscored).encode()))
     log_p, name = left_to_right(trained, tokens), "perplexity"
   elif (model := trained.params.masked_lm()) is not None:
     part, row, position = windows(trained, tokens, whole=False)

@@ -238,6 +238,17 @@ class Pieces:
       roles[role] = named[0] if named else None
     return roles
 
+  @property
+  def merges_pairs(self) -> bool:
+    """Whether it is LLaMA's kind, byte pairs, and no unigram model."""
+    return self._model_proto.trainer_spec.model_type == self._model_proto.trainer_spec.BPE
+
+  @cached_property
+  def _model_proto(self):
+    from sentencepiece import sentencepiece_model_pb2
+
+    return sentencepiece_model_pb2.ModelProto.FromString(self.proto)
+
   @cached_property
   def special_ids(self) -> list[int]:
     held = (i for i in range(len(self.pieces)) if self.model.is_control(i))

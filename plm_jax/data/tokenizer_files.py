@@ -258,8 +258,9 @@ def _definition(file: Path) -> Fast:
 def _without_added(definition: str) -> str:
   """A tokenizer.json without sentinels and languages: `Tokenizer` itself puts them there."""
   rules = json.loads(definition)
-  kept = [t for t in rules["added_tokens"] if not ADDED.fullmatch(t["content"])]
-  if len(kept) == len(rules["added_tokens"]):
+  added, size = rules["added_tokens"], len(rules["model"]["vocab"])
+  kept = [t for t in added if t["id"] < size or not ADDED.fullmatch(t["content"])]
+  if len(kept) == len(added):
     return definition
   return json.dumps(rules | {"added_tokens": kept}, ensure_ascii=False)
 

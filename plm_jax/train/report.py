@@ -235,7 +235,9 @@ def goodbye(workdir: Path, experiment: Experiment) -> str:
   seconds = sum(r["seconds"] for r in timing)
   command = f"python run_finetune.py --from={workdir}"
   if writes(experiment):
-    begins = isinstance(experiment.model, Decoder) and experiment.data.segments.framed
+    begins = isinstance(experiment.model, Decoder) and getattr(
+      experiment.data.segments, "framed", True
+    )
     command = f"python -m plm_jax.generate --model={workdir}" + ' --prompt="..."' * (not begins)
   waited = sum(r["data_wait"] for r in timing)
   return (

@@ -15,7 +15,7 @@ import pytest
 import sentencepiece as spm
 
 from plm_jax import convert
-from plm_jax.data.tokenizers import Unigram, WordPiece
+from plm_jax.data.tokenizers import Unigram, WordPiece, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.export import hf
 from plm_jax.export.tensors import write_safetensors
@@ -253,6 +253,19 @@ def test_an_mbart_that_translates_begins_with_the_language_of_its_config():
     model = hf.Pretrained(config, params, None, {"decoder_start_token_id": start})
     found = convert._with_languages(model, SimpleNamespace(vocab=vocab))
     assert [*found.source_ids([7], vocab), *found.decoder_start(vocab)] == expected
+
+
+def test_pieces_that_transformers_would_read_otherwise_do_not_get_its_names(shared_data):
+  lines = [line for line in toy_run.text().read_text().splitlines() if line]
+  of = {layout: Unigram(vocab_size=90, layout=layout).train(lines) for layout in ("albert", "t5")}
+  found = {(f, layout) for f in convert.PUBLISHED_PIECES for layout in of}
+  found = {(f, layout) for f, layout in found if convert._has_class(f, of[layout])}
+  assert found == {("albert", "albert"), ("t5", "t5")}
+  lowered = Unigram(vocab_size=90, layout="t5", lowercase=True).train(lines)
+  assert not convert._has_class("t5", lowered)
+  assert convert._has_class(
+    "llama", load_tokenizer(shared_data("ckpt", "stories260K", "tok512.model"))
+  )
 
 
 def test_sentinels_behind_word_pieces_are_in_the_file_for_transformers(peers, tmp_path):
