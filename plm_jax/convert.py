@@ -164,6 +164,8 @@ def _tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
     place = sentence.body_of(place)
     options = place / "tokenizer_config.json"
     lowercase = read_json(options).get("do_lower_case") if options.is_file() else None
+    if not isinstance(lowercase, bool | None):
+      raise UserError(f"{options} sets do_lower_case={lowercase!r}; expected true or false.")
     pieces = sorted(place.glob("*.model"))
     if len(pieces) == 1:  # tokenizer.json repeats it in a form that is not read here
       place = pieces[0]

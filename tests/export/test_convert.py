@@ -268,6 +268,13 @@ def test_pieces_that_transformers_would_read_otherwise_do_not_get_its_names(shar
   )
 
 
+def test_a_lower_case_that_is_no_truth_value_is_one_sentence(tmp_path):
+  (tmp_path / "vocab.txt").write_text("[UNK]\na\n")
+  (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": "maybe"}')
+  with pytest.raises(UserError, match="sets do_lower_case='maybe'; expected true or false"):
+    convert._tokenizer(tmp_path)
+
+
 def test_sentinels_behind_word_pieces_are_in_the_file_for_transformers(peers, tmp_path):
   lines = [line for line in toy_run.text().read_text().splitlines() if line]
   own = WordPiece(vocab_size=90, sentinels=9).train(lines)
