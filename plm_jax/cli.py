@@ -60,9 +60,9 @@ def run(main: Callable[..., int | None], words: tuple[str, ...] = ()) -> NoRetur
     if error.errno not in _OF_THE_PLACE:
       raise
     where = f": {error.filename}" if error.filename else ""
-    _say(
-      f"error: {error.strerror}{where}. Free some space, or choose another --workdir or --cache."
-    )
+    own = {flag.name for flag in _own_flags(sys.modules[main.__module__])}
+    places = " or ".join(f"--{name}" for name in ("workdir", "out", "cache") if name in own)
+    _say(f"error: {error.strerror}{where}. Free some space, or choose another {places or 'place'}.")
     code = 2
   finally:
     sys.unraisablehook = hook

@@ -11,9 +11,12 @@ plm_jax.fill_mask take. Nothing in SRC is executed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -21,15 +24,23 @@ from absl import flags
 from flax import nnx
 
 from plm_jax import cli, config_tree
-from plm_jax.data.tokenizer_files import MBART_LANGUAGES, in_fairseq_order, read_backend, read_rules
+from plm_jax.data.tokenizer_files import (
+  MBART_50_LANGUAGES,
+  MBART_LANGUAGES,
+  in_fairseq_order,
+  in_file_order,
+  read_backend,
+  read_rules,
+)
 from plm_jax.data.tokenizers import BytePairs, Tokenizer, Unigram, WordPiece, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.export import hf, llama2c, sentence
 from plm_jax.export.tensors import read_json
+from plm_jax.models.bart import MBart
 from plm_jax.models.electra import Electra
 from plm_jax.models.t5 import T5
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
-from plm_jax.train.start import continued_from, versions, with_model
+from plm_jax.train.start import continued_from, versions, with_model, with_rows_of
 from plm_jax.train.workdir import FORMAT, write_whole
 
 FLAGS = flags.FLAGS
@@ -51,15 +62,41 @@ def main(source: str, target: str) -> None:
     raise UserError(f"--part={FLAGS.part} is of an ELECTRA that was trained here; leave it out.")
   model = from_run(source, FLAGS.part or PARTS[0]) if is_run else _published(source)
   place = FLAGS.tokenizer or (source / "tokenizer" if is_run else source)
+  tokenizer = None
   if to == "run":
     tokenizer = _with_sentinels(_tokenizer(Path(place), model.family.model_type), model.config)
-    write_run(model, tokenizer, target, source)
-  else:
-    tokenizer = _tokenizer(Path(place)) if is_run or FLAGS.tokenizer else None
-    write_directory(model, tokenizer, target)
-    if tokenizer is None:
-      print("note: no tokenizer was written; copy that of SRC, or give it by --tokenizer")
+    _refuse_mbart_50(tokenizer, model.config)
+  elif is_run or FLAGS.tokenizer:
+    tokenizer = _tokenizer(Path(place))
+  with _new(target):
+    if to == "run":
+      write_run(model, tokenizer, target, source)
+    else:
+      write_directory(model, tokenizer, target)
+  if tokenizer is None:
+    print("note: no tokenizer was written; copy that of SRC, or give it by --tokenizer")
   print(f"{source} is now in {target}: {type(model.config).__name__}, {model.architecture}")
+
+
+@contextlib.contextmanager
+def _new(target: Path) -> Iterator[None]:
+  """Makes a directory to be written within, of which nothing is left where that fails. Errors:
+  `UserError` where it cannot be made or written."""
+  was_there = target.exists()
+  try:
+    target.mkdir(parents=True, exist_ok=True)
+    yield
+  except BaseException as error:
+    for path in target.iterdir() if target.is_dir() else ():
+      shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    if not was_there:
+      with contextlib.suppress(OSError):
+        target.rmdir()
+    if isinstance(error, OSError):
+      raise UserError(
+        f"{target} cannot be written ({error.strerror or error}); choose another DST, or make room."
+      ) from None
+    raise
 
 
 def _config(source: Path) -> dict:
@@ -86,7 +123,8 @@ def write_run(model: hf.Pretrained, tokenizer: Tokenizer, target: Path, source: 
     )
   reference = model.family.experiment(model.heads)
   experiment = cli.load_experiment(reference, budget="small")()
-  experiment = with_model(experiment, model.config)
+  experiment = with_model(experiment, _with_languages(model, tokenizer))
+  experiment = with_rows_of(experiment, tokenizer.vocab)
   config = _tokenizer_config(tokenizer, target / "tokenizer")
   experiment = dataclasses.replace(
     experiment, data=dataclasses.replace(experiment.data, tokenizer=config)
@@ -126,6 +164,8 @@ def _tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
     place = sentence.body_of(place)
     options = place / "tokenizer_config.json"
     lowercase = read_json(options).get("do_lower_case") if options.is_file() else None
+    if not isinstance(lowercase, bool | None):
+      raise UserError(f"{options} sets do_lower_case={lowercase!r}; expected true or false.")
     pieces = sorted(place.glob("*.model"))
     if len(pieces) == 1:  # tokenizer.json repeats it in a form that is not read here
       place = pieces[0]
@@ -136,9 +176,18 @@ def _tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
   backend = read_backend(place, lowercase)
   if model_type not in ("xlm-roberta", "mbart") or backend.kind != "unigram":
     return Tokenizer(backend)
-  # Behind mBART's 25 languages there is a mask, which a tokenizer of ours cannot have there.
-  languages = MBART_LANGUAGES if model_type == "mbart" else ()
-  return Tokenizer(in_fairseq_order(backend, mask=not languages), languages=languages)
+  return Tokenizer(in_fairseq_order(backend, MBART_LANGUAGES if model_type == "mbart" else ()))
+
+
+def _refuse_mbart_50(tokenizer: Tokenizer, config) -> None:
+  """Its 52 codes stand where mBART's 25 do, and begin its texts instead of ending them."""
+  more = config.vocab_size - tokenizer.vocab.size
+  if isinstance(config, MBart) and more == MBART_50_LANGUAGES - len(MBART_LANGUAGES):
+    raise UserError(
+      f"the model has {config.vocab_size} tokens, {more} more than mBART with its 25 languages: it "
+      "is mBART-50, whose texts begin with a language instead of ending with it, which no run of "
+      "this project does; plm_jax.export.hf loads and checks it."
+    )
 
 
 def _with_sentinels(tokenizer: Tokenizer, config) -> Tokenizer:
@@ -146,7 +195,17 @@ def _with_sentinels(tokenizer: Tokenizer, config) -> Tokenizer:
   pieces = tokenizer.vocab.size
   if not isinstance(config, T5) or tokenizer.vocab.sentinels is not None:
     return tokenizer
-  return Tokenizer(tokenizer._backend, min(100, max(config.vocab_size - pieces, 0)))
+  return Tokenizer(tokenizer.backend, min(100, max(config.vocab_size - pieces, 0)))
+
+
+def _with_languages(model: hf.Pretrained, tokenizer: Tokenizer):
+  """The configuration, of an mBART that translates with the language that config.json begins the
+  decoder with; from English, as transformers has it too unless it is told otherwise."""
+  config, start = model.config, model.document.get("decoder_start_token_id")
+  languages = {i: name for name, i in tokenizer.vocab.languages.items()}
+  if not isinstance(config, MBart) or languages.get(start, config.language) == config.language:
+    return config
+  return dataclasses.replace(config, language=languages[start], source_language=config.language)
 
 
 def _tokenizer_config(tokenizer: Tokenizer, path: Path) -> WordPiece | BytePairs | Unigram:
@@ -197,20 +256,67 @@ def _special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
   return {f"{role}_token_id": i for role, i in ids.items() if i is not None}
 
 
+PUBLISHED_PIECES = {  # family -> the file and the class of transformers that reads it
+  "albert": ("spiece.model", "AlbertTokenizer"),
+  "t5": ("spiece.model", "T5Tokenizer"),
+  "llama": ("tokenizer.model", "LlamaTokenizer"),
+  "xlm-roberta": ("sentencepiece.bpe.model", "XLMRobertaTokenizer"),
+  "mbart": ("sentencepiece.bpe.model", "MBartTokenizer"),
+}
+
+
 def write_directory(model: hf.Pretrained, tokenizer: Tokenizer | None, target: Path) -> None:
-  """What `hf.save` writes, with the tokenizer beside it."""
+  """What `hf.save` writes, with the tokenizer beside it in the form in which transformers reads it.
+  Where it has none for this family, a note says so."""
   hf.save(model, target)
   if tokenizer is None:
     return
-  tokenizer.save(target)
-  if (target / "tokenizer.json").is_file():
-    vocab = tokenizer.vocab
-    roles = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
-    ids = {f"{role}_token": getattr(vocab, role) for role in roles}
-    names = {role: tokenizer.token(i) for role, i in ids.items() if i is not None}
-    options = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
-    options["model_max_length"] = model.family.longest(model.config)
-    (target / "tokenizer_config.json").write_text(json.dumps(options, indent=2) + "\n")
+  vocab, names = tokenizer.vocab, {}
+  for role in ("pad", "unk", "cls", "sep", "mask", "bos", "eos"):
+    if (i := getattr(vocab, role)) is not None:
+      names[f"{role}_token"] = tokenizer.token(i)
+  options = {**names, "model_max_length": model.family.longest(model.config)}
+  if tokenizer.kind != "unigram":
+    tokenizer.save(target)
+    _with_added(target / "tokenizer.json", tokenizer)
+    options["tokenizer_class"] = "PreTrainedTokenizerFast"
+  elif _has_class(model.family.model_type, tokenizer):
+    file, options["tokenizer_class"] = PUBLISHED_PIECES[model.family.model_type]
+    (target / file).write_bytes(in_file_order(tokenizer.backend).proto)
+    if model.family.model_type == "albert":
+      options |= {"do_lower_case": tokenizer.lowercase, "keep_accents": not tokenizer.lowercase}
+    if model.family.model_type == "t5":
+      options["extra_ids"] = 0 if vocab.sentinels is None else len(vocab.sentinels)
+  else:
+    tokenizer.save(target)
+    print(f"note: transformers' {model.family.model_type} cannot read the tokenizer, spm.model")
+    return
+  (target / "tokenizer_config.json").write_text(json.dumps(options, indent=2) + "\n")
+
+
+def _has_class(family: str, tokenizer: Tokenizer) -> bool:
+  """Whether the family's class of transformers gives the ids of these pieces."""
+  v, backend = tokenizer.vocab, tokenizer.backend
+  fairseq = (v.bos, v.pad, v.eos, v.unk, v.mask) == (0, 1, 2, 3, len(backend.pieces) - 1)
+  fits = {
+    "albert": v.unk == 1,
+    "t5": (v.pad, v.eos, v.unk) == (0, 1, 2),
+    "llama": (v.unk, v.bos, v.eos) == (0, 1, 2) and backend.merges_pairs,
+    "xlm-roberta": fairseq and not backend.languages,
+    "mbart": fairseq and tuple(backend.languages) == MBART_LANGUAGES,
+  }
+  plain = not tokenizer.added_languages and (family == "t5" or v.sentinels is None)
+  return plain and fits.get(family, False) and (family == "albert" or not tokenizer.lowercase)
+
+
+def _with_added(file: Path, tokenizer: Tokenizer) -> None:
+  """Gives a tokenizer.json the sentinels and languages that stand behind the vocabulary."""
+  import tokenizers
+
+  definition = tokenizers.Tokenizer.from_file(str(file))
+  behind = tokenizer.pieces[len(tokenizer.backend.pieces) :]
+  definition.add_special_tokens([tokenizers.AddedToken(name, special=True) for name in behind])
+  file.write_text(definition.to_str(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from plm_jax.train.start import keep_compilations
 from plm_jax.train.trained import Trained, load
 
 FLAGS = flags.FLAGS
+_SAMPLES = 100_000  # all texts are held until the last is written
 
 
 def define_flags() -> None:
@@ -50,10 +51,10 @@ def main() -> None:
   if not FLAGS.model:
     raise UserError("--model=DIR, the directory of a run, is needed.")
   rules = rules_of_flags()
-  if FLAGS.samples < 1 or not 0 <= FLAGS.seed < 2**32:
+  if not 1 <= FLAGS.samples <= _SAMPLES or not 0 <= FLAGS.seed < 2**32:
     raise UserError(
-      f"--samples={FLAGS.samples} must be at least 1, and --seed={FLAGS.seed} at least 0 and below "
-      "2**32."
+      f"--samples={FLAGS.samples} must be from 1 to {_SAMPLES}, and --seed={FLAGS.seed} at least 0 "
+      "and below 2**32."
     )
   prompts = prompts_of_flags()
   keep_compilations(default_cache())

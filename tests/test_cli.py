@@ -98,7 +98,7 @@ def test_the_value_of_main_is_the_exit_code(command):
     (["--how=badly"], "well|user|bug"),
     (["--count"], "count"),
     (["--name_of_the_directory="], "--name_of_the_directory= was given without a value"),
-    (["--how=full"], "No space left on device: tokens. Free some space"),
+    (["--how=full"], "on device: tokens. Free some space, or choose another place."),
     (["three"], "'three' stands alone"),
     (["--count=1", "--dry_run", "false"], "'false' stands alone"),
     (["--", "--count=3"], "'--count=3' stands alone"),

@@ -43,7 +43,7 @@ from plm_jax.ablate.plan import SCORES, Evaluation
 from plm_jax.data.corpora import cache_folder
 from plm_jax.data.pipeline import Batches
 from plm_jax.data.preparation import Prepared, prepare
-from plm_jax.data.segments import SegmentPair, filler, frame, pass_table
+from plm_jax.data.segments import SegmentPair, beginning, ending, filler, frame, pass_table
 from plm_jax.data.tokenizers import Vocab
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
@@ -450,11 +450,15 @@ def read_minimal_pairs(file: Path) -> list[tuple[str, str]]:
 
 
 def framed(trained: Trained, sentences: list[str]) -> dict[str, np.ndarray]:
-  """ "[CLS] sentence [SEP]" of every sentence, padded to one length (a multiple of 8)."""
-  cls, sep = frame(trained.vocab, padding=False)
-  ids = [np.array([cls, *i, sep]) for i in trained.source.tokenizer.encode_batch(sentences)]
+  """ "[CLS] sentence [SEP]" of every sentence, padded to one length (a multiple of 8); for
+  left-to-right models without what their vocabulary lacks of these."""
+  vocab = trained.vocab
+  if not trained.causal:
+    frame(vocab, padding=False)
+  first, last = beginning(vocab), ending(vocab)
+  ids = [np.array([*first, *i, *last]) for i in trained.source.tokenizer.encode_batch(sentences)]
   width = -(-max(map(len, ids)) // 8) * 8
-  input_ids = np.full((len(ids), width), filler(trained.vocab), np.int32)
+  input_ids = np.full((len(ids), width), filler(vocab), np.int32)
   for row, tokens in enumerate(ids):
     input_ids[row, : len(tokens)] = tokens
   length = np.array(list(map(len, ids)), np.int32)
@@ -472,7 +476,7 @@ def pseudo_log_likelihood(model, part: dict, trained: Trained) -> np.ndarray:
 def left_to_right(model, part: dict, trained: Trained) -> np.ndarray:
   """Sum of log p(token | those before it) of every sentence, the end not counted, float64 [N]."""
   log_p = next_log_p(model, part, trained)
-  counts = np.arange(log_p.shape[1]) < part["length"][:, None] - 2
+  counts = np.arange(log_p.shape[1]) < part["length"][:, None] - 1 - len(ending(trained.vocab))
   return (log_p * counts).sum(axis=1)
 
 

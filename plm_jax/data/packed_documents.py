@@ -4,7 +4,7 @@
 
 GPT-2 and its successors train on such rows, GPT-2 with one token, <|endoftext|>, in both roles: it
 then stands twice between two documents, so that with `separate` every document has one of its own
-at both ends.
+at both ends. GPT-1's published vocabulary has no such token: `framed=False` leaves it out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from plm_jax.data.segments import filler, frame
+from plm_jax.data.segments import beginning, ending, filler, frame
+from plm_jax.errors import UserError
 
 if TYPE_CHECKING:
   from plm_jax.data.store import TokenStore
@@ -25,8 +26,9 @@ STRETCH = np.dtype([("start", np.int64), ("length", np.int32)])
 
 
 class _Bounds(NamedTuple):
-  """Of the documents that have tokens. begins int64 [D + 1]: where each one's <s> is, with <s> and
-  </s> counted, and where the last one's </s> ends; first int64 [D]: its first stored token."""
+  """Of the documents that have tokens. begins int64 [D + 1]: where each one begins, <s> and </s>
+  counted if they are framed, and where the last one ends; first int64 [D]: its first stored token.
+  """
 
   begins: np.ndarray
   first: np.ndarray
@@ -43,15 +45,17 @@ class PackedDocuments:
   anew with each, and the first token of one is not predicted from the last of another. Without it a
   row is read as one text, as GPT-2 and GPT-3 did. A document that is cut goes on in the next row as
   if it began there. All seeds and passes have the same rows.
+  framed: whether <s> and </s> stand around a document; else its tokens alone are its text.
   """
 
   separate: bool = True
+  framed: bool = True
 
   drawn = False
 
   def table(self, store: TokenStore, length: int, seed: int, pass_: int) -> np.ndarray:
     """STRETCH [N]: the rows of the store; `start` counts <s> and </s>."""
-    total = int(_bounds(store).begins[-1])
+    total = int(_bounds(store, self.framed).begins[-1])
     starts = np.arange(0, total - 1, length)  # a last row of one token would predict nothing
     rows = np.empty(len(starts), STRETCH)
     rows["start"], rows["length"] = starts, np.minimum(length, total - starts)
@@ -67,17 +71,19 @@ class PackedDocuments:
     """The tokens of STRETCH [B]: input_ids and segment_ids int32 [B, T]; length and pair_label
     int32 [B]; where `separate`, document_ids int32 [B, T], 0 for a row's first document, -1 for
     padding."""
-    first, last = frame(vocab, padding=False)  # published ones have none
-    bounds = _bounds(store)
+    bounds = _bounds(store, self.framed)
     place = table_rows["start"][:, None] + np.arange(length)
     document = np.searchsorted(bounds.begins, place, side="right") - 1
     padding = np.arange(length) >= table_rows["length"][:, None]
     document = np.minimum(document, len(bounds.first) - 1)  # of padding behind the last
     within = place - bounds.begins[document]
     tokens = np.asarray(store.tokens)
-    input_ids = np.take(tokens, bounds.first[document] + within - 1, mode="clip").astype(np.int32)
-    np.copyto(input_ids, first, where=within == 0)
-    np.copyto(input_ids, last, where=place == bounds.begins[document + 1] - 1)
+    stored = bounds.first[document] + within - self.framed
+    input_ids = np.take(tokens, stored, mode="clip").astype(np.int32)
+    if self.framed:
+      first, last = self._frame(vocab)
+      np.copyto(input_ids, first, where=within == 0)
+      np.copyto(input_ids, last, where=place == bounds.begins[document + 1] - 1)
     np.copyto(input_ids, filler(vocab), where=padding)
     rows = {
       "input_ids": input_ids,
@@ -90,12 +96,21 @@ class PackedDocuments:
       rows["document_ids"] = np.where(padding, np.int32(-1), document_ids)
     return rows
 
+  def _frame(self, vocab: Vocab) -> tuple[int, int]:
+    if not (beginning(vocab) and ending(vocab)):
+      raise UserError(
+        "the tokenizer has no tokens that begin and end a text; set data.segments.framed=false for "
+        "documents without them, or take another tokenizer"
+      )
+    return frame(vocab, padding=False)  # published ones have none
 
-def _bounds(store: TokenStore) -> _Bounds:
-  if store not in _bounds_of:
+
+def _bounds(store: TokenStore, framed: bool) -> _Bounds:
+  known = _bounds_of.setdefault(store, {})
+  if framed not in known:
     starts = np.asarray(store.sentence_starts)[np.asarray(store.document_starts)]
     sizes = np.diff(starts)
     kept = sizes > 0
-    begins = np.concatenate([[0], np.cumsum(sizes[kept] + 2)])
-    _bounds_of[store] = _Bounds(begins, starts[:-1][kept].astype(np.int64))
-  return _bounds_of[store]
+    begins = np.concatenate([[0], np.cumsum(sizes[kept] + 2 * framed)])
+    known[framed] = _Bounds(begins, starts[:-1][kept].astype(np.int64))
+  return known[framed]

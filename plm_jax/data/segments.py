@@ -128,21 +128,33 @@ def read_pairs(
 def frame(vocab: Vocab, padding: bool = True) -> tuple[int, int]:
   """What stands before and after a text: [CLS] and [SEP], <s> and </s>, or <|endoftext|>.
 
-  padding: whether a token for padding is needed too, which LLaMA's vocabulary lacks.
+  padding: whether a token for padding is needed too, which LLaMA's vocabulary lacks. Errors:
+  `UserError` where one of them is not there.
   """
-  cls = vocab.bos if vocab.cls is None else vocab.cls
-  sep = vocab.eos if vocab.sep is None else vocab.sep
-  if None in (cls, sep) or (padding and vocab.pad is None):
+  found = [*beginning(vocab), *ending(vocab)]
+  if len(found) < 2 or (padding and vocab.pad is None):
     raise UserError(
       "rows need a tokenizer with tokens for the begin and the end of a text and for padding, and "
       "this one lacks one of them; take another tokenizer or train one"
     )
-  return cls, sep
+  return found[0], found[1]
+
+
+def beginning(vocab: Vocab) -> list[int]:
+  """What a text begins with: a token, or none where the vocabulary has none (GPT-1's)."""
+  token = vocab.bos if vocab.cls is None else vocab.cls
+  return [] if token is None else [token]
+
+
+def ending(vocab: Vocab) -> list[int]:
+  """What a text ends with: a token, or none where the vocabulary has none (GPT-1's)."""
+  token = vocab.eos if vocab.sep is None else vocab.sep
+  return [] if token is None else [token]
 
 
 def filler(vocab: Vocab) -> int:
-  """What stands behind a row, where nothing looks: padding, or the end where there is none."""
-  return frame(vocab, padding=False)[1] if vocab.pad is None else vocab.pad
+  """What stands behind a row, where nothing looks: padding, the end, or any token."""
+  return next(iter(ending(vocab)), 0) if vocab.pad is None else vocab.pad
 
 
 def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import sentencepiece
@@ -32,6 +33,8 @@ ROLE_NAMES = {
 
 # Python splits words here, BERT's cleaning drops the character and joins them.
 NO_SPACE_FOR_BERT = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
+LANGUAGE = re.compile("[a-z]{2,3}_[A-Z]{2}")  # "en_XX"
+ADDED = re.compile(rf"<extra_id_\d+>|{LANGUAGE.pattern}")  # what stands behind vocabularies
 # Words, and characters in them, that are remembered before all is forgotten: about 100 MB. The
 # frequent ones are back after the next few sentences.
 MAX_REMEMBERED, MAX_REMEMBERED_CHARACTERS = 500_000, 8_000_000
@@ -85,6 +88,8 @@ class _Words:
 
 class Fast:
   """A WordPiece or byte-pair tokenizer as the json of Hugging Face `tokenizers`."""
+
+  languages: ClassVar[dict[str, int]] = {}  # its own have none
 
   def __init__(self, definition: str):
     self.model = tokenizers.Tokenizer.from_str(definition)
@@ -180,7 +185,10 @@ class Fast:
     if self.kind == "word_piece":
       (folder / "vocab.txt").write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
     else:
-      published.model.save(str(folder))
+      try:
+        published.model.save(str(folder))
+      except Exception as error:  # of no more particular class, where the disk is full
+        raise OSError(None, str(error), str(folder)) from None
     (folder / "tokenizer.json").write_text(published.to_str(), encoding="utf-8")
 
   def _name(self, i: int | None) -> str | None:
@@ -230,10 +238,26 @@ class Pieces:
       roles[role] = named[0] if named else None
     return roles
 
+  @property
+  def merges_pairs(self) -> bool:
+    """Whether it is LLaMA's kind, byte pairs, and no unigram model."""
+    return self._model_proto.trainer_spec.model_type == self._model_proto.trainer_spec.BPE
+
+  @cached_property
+  def _model_proto(self):
+    from sentencepiece import sentencepiece_model_pb2
+
+    return sentencepiece_model_pb2.ModelProto.FromString(self.proto)
+
   @cached_property
   def special_ids(self) -> list[int]:
     held = (i for i in range(len(self.pieces)) if self.model.is_control(i))
     return sorted({*held, *(i for i in self.roles.values() if i is not None)})
+
+  @cached_property
+  def languages(self) -> dict[str, int]:
+    """The ids of language codes among the pieces, as mBART has them."""
+    return {self.pieces[i]: i for i in self.special_ids if LANGUAGE.fullmatch(self.pieces[i])}
 
   def word_starts(self) -> np.ndarray:
     return np.array([piece.startswith("▁") for piece in self.pieces])

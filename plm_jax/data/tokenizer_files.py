@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from plm_jax.data.tokenizer_backends import Fast, Pieces
+from plm_jax.data.tokenizer_backends import ADDED, Fast, Pieces
 from plm_jax.data.tokenizer_training import byte_pairs_backend, word_piece_backend
 from plm_jax.errors import UserError
 
@@ -34,6 +34,7 @@ MBART_LANGUAGES = (  # mbart-large-cc25
   *("it_IT", "ja_XX", "kk_KZ", "ko_KR", "lt_LT", "lv_LV", "my_MM", "ne_NP", "nl_XX", "ro_RO"),
   *("ru_RU", "si_LK", "tr_TR", "vi_VN", "zh_CN"),
 )
+MBART_50_LANGUAGES = 52  # of mbart-large-50: these and 27 more
 
 
 def read_backend(path: str | Path, lowercase: bool | None = None, prefix_space: bool = False):
@@ -54,11 +55,11 @@ def read_backend(path: str | Path, lowercase: bool | None = None, prefix_space: 
   return _read_word_piece(file, lowercase)
 
 
-def in_fairseq_order(pieces: Pieces, mask: bool) -> Pieces:
+def in_fairseq_order(pieces: Pieces, languages: tuple[str, ...] = ()) -> Pieces:
   """The ids of XLM-R and mBART, which are not those of their file: <s>, <pad>, </s>, <unk>, then
-  the file's pieces from the fourth on, and with `mask` a <mask> (transformers,
-  tokenization_xlm_roberta.py). Errors: `UserError` where the file does not begin with <unk>, <s>
-  and </s>."""
+  the file's pieces from the fourth on, a code for each of `languages`, and <mask> (transformers,
+  tokenization_xlm_roberta.py and tokenization_mbart.py). Errors: `UserError` where the file does
+  not begin with <unk>, <s> and </s>."""
   from sentencepiece import sentencepiece_model_pb2
 
   model = sentencepiece_model_pb2.ModelProto.FromString(pieces.proto)
@@ -69,13 +70,33 @@ def in_fairseq_order(pieces: Pieces, mask: bool) -> Pieces:
       "give the model's own by --tokenizer."
     )
   control = {"score": 0.0, "type": bos.type}
-  pad, blank = (type(bos)(piece=name, **control) for name in ("<pad>", "<mask>"))
-  ordered = [bos, pad, eos, unk, *others, *([blank] if mask else [])]
+  pad, *behind = (type(bos)(piece=name, **control) for name in ("<pad>", *languages, "<mask>"))
+  ordered = [bos, pad, eos, unk, *others, *behind]
   moved = sentencepiece_model_pb2.ModelProto(pieces=ordered)
   del model.pieces[:]
   model.MergeFrom(moved)
   spec = model.trainer_spec
   spec.bos_id, spec.pad_id, spec.eos_id, spec.unk_id = range(4)
+  spec.vocab_size = len(model.pieces)
+  return Pieces(model.SerializeToString(), pieces.lowercase)
+
+
+def in_file_order(pieces: Pieces) -> Pieces:
+  """The file that `in_fairseq_order` was given; another kind as it is."""
+  from sentencepiece import sentencepiece_model_pb2
+
+  model = sentencepiece_model_pb2.ModelProto.FromString(pieces.proto)
+  if [piece.piece for piece in model.pieces[:4]] != ["<s>", "<pad>", "</s>", "<unk>"]:
+    return pieces
+  if pieces.roles["mask"] != len(model.pieces) - 1:
+    return pieces
+  bos, _, eos, unk, *others = model.pieces
+  others = others[: -1 - len(pieces.languages)]
+  ordered = sentencepiece_model_pb2.ModelProto(pieces=[unk, bos, eos, *others])
+  del model.pieces[:]
+  model.MergeFrom(ordered)
+  spec = model.trainer_spec
+  spec.unk_id, spec.bos_id, spec.eos_id, spec.pad_id = 0, 1, 2, -1
   spec.vocab_size = len(model.pieces)
   return Pieces(model.SerializeToString(), pieces.lowercase)
 
@@ -231,7 +252,17 @@ def _definition(file: Path) -> Fast:
   if kind == "BPE" and not model.get("continuing_subword_prefix"):
     merges = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges", [])]
     _check_merges(file, model.get("vocab", {}), merges)
-  return Fast(_text(file))
+  return Fast(_without_added(_text(file)))
+
+
+def _without_added(definition: str) -> str:
+  """A tokenizer.json without sentinels and languages: `Tokenizer` itself puts them there."""
+  rules = json.loads(definition)
+  added, size = rules["added_tokens"], len(rules["model"]["vocab"])
+  kept = [t for t in added if t["id"] < size or not ADDED.fullmatch(t["content"])]
+  if len(kept) == len(added):
+    return definition
+  return json.dumps(rules | {"added_tokens": kept}, ensure_ascii=False)
 
 
 def _read_pieces(file: Path, lowercase: bool) -> Pieces:

@@ -69,6 +69,16 @@ class Tokenizer:
     return Tokenizer, (self._backend, self._sentinels, self._languages)
 
   @property
+  def backend(self):
+    """The vocabulary without what was added behind it (plm_jax/data/tokenizer_backends.py)."""
+    return self._backend
+
+  @property
+  def added_languages(self) -> tuple[str, ...]:
+    """The language codes that were added behind the vocabulary."""
+    return self._languages
+
+  @property
   def kind(self) -> str:
     """ "word_piece", "byte_pairs" or "unigram"."""
     return self._backend.kind
@@ -99,7 +109,7 @@ class Tokenizer:
       special=special,
       word_start=starts,
       sentinels=np.arange(last - 1, own - 1, -1, dtype=np.int32) if self._sentinels else None,
-      languages={name: last + i for i, name in enumerate(self._languages)},
+      languages=self._backend.languages | {n: last + i for i, n in enumerate(self._languages)},
       full_stop=np.isin(self.pieces, _FULL_STOPS),
       **self._backend.roles,
     )
@@ -219,7 +229,8 @@ def _load(config, kind: str, **rules) -> Tokenizer:
       f"use {other[tokenizer.kind]}(path=...) instead of {type(config).__name__}."
     )
   found_rules = {name: getattr(tokenizer._backend, name) for name in rules}
-  found_rules |= {"sentinels": tokenizer._sentinels, "languages": tokenizer._languages}
+  languages = tuple(tokenizer.vocab.languages)
+  found_rules |= {"sentinels": tokenizer._sentinels, "languages": languages}
   rules |= {"sentinels": config.sentinels, "languages": config.languages}
   for name, wanted in rules.items():
     if (found := found_rules[name]) != wanted:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import jax
 
 from plm_jax.decode import logits
 from plm_jax.errors import UserError
+
+# Beyond these, scores are no numbers of float32 any more.
+_MOST = 1e6  # of a factor of scores, and of its inverse
+_STEEPEST = 5  # exponent of a length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,17 +35,18 @@ class Rules:
   max_length: int = 64
 
   def __post_init__(self):
-    if not 0 <= self.temperature < math.inf:
-      raise UserError(f"temperature={self.temperature} must be at least 0, and finite")
+    if self.temperature and not 1 / _MOST <= self.temperature <= _MOST:
+      raise UserError(f"temperature={self.temperature} must be 0, or from {1 / _MOST} to {_MOST:g}")
     if self.top_k < 0 or not 0 < self.top_p <= 1:
       raise UserError(
         f"top_k={self.top_k} must be at least 0, and top_p={self.top_p} above 0 and at most 1"
       )
     if self.temperature == 0 and (self.top_k or self.top_p < 1):
       raise UserError("top_k and top_p are read where tokens are drawn; give a temperature above 0")
-    if self.beams < 1 or not math.isfinite(self.length_penalty):
+    if self.beams < 1 or not abs(self.length_penalty) <= _STEEPEST:
       raise UserError(
-        f"beams={self.beams} must be at least 1, and length_penalty={self.length_penalty} finite"
+        f"beams={self.beams} must be at least 1, and length_penalty={self.length_penalty} from "
+        f"-{_STEEPEST} to {_STEEPEST}"
       )
     if self.beams > 1 and self.temperature:
       raise UserError(
@@ -51,9 +55,10 @@ class Rules:
       )
     if self.beams == 1 and self.length_penalty != 1:
       raise UserError("length_penalty compares the texts of a beam search; give beams above 1")
-    if not 0 < self.repetition_penalty < math.inf:
+    if not 1 / _MOST <= self.repetition_penalty <= _MOST:
       raise UserError(
-        f"repetition_penalty={self.repetition_penalty} must be above 0 and finite; 1 is none"
+        f"repetition_penalty={self.repetition_penalty} must be from {1 / _MOST} to {_MOST:g}; 1 is "
+        "none"
       )
     if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
       raise UserError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import numpy as np
 
-from plm_jax.data.segments import frame
+from plm_jax.data.segments import beginning
 from plm_jax.data.tokenizers import Tokenizer, Vocab
 from plm_jax.decode import beam, sampling
 from plm_jax.decode.generator import Generator
@@ -62,7 +62,12 @@ def tasks(trained: Trained, texts: list[str]) -> list[Task]:
       ids = source_of(text, trained.tokenizer).tolist()
       task = Task(config.decoder_start(vocab), config.source_ids(ids, vocab))
     else:
-      task = Task([frame(vocab, padding=False)[0], *trained.tokenizer.encode(text).tolist()])
+      task = Task([*beginning(vocab), *trained.tokenizer.encode(text).tolist()])
+    if not task.prompt:
+      raise UserError(
+        f"prompt {number} has no tokens, and {trained.source.path} knows none that begins a text; "
+        "give a --prompt with words in it"
+      )
     check_ids(task.source or task.prompt, config, number)
     found.append(task)
   return found

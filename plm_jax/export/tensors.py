@@ -53,9 +53,13 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-  """One file that transformers reads; {"format": "pt"} is how it tells the names are torch's."""
+  """One file that transformers reads; {"format": "pt"} is how it tells the names are torch's.
+  Errors: `OSError` where it cannot be written."""
   contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-  safetensors.numpy.save_file(contiguous, file, metadata={"format": "pt"})
+  try:
+    safetensors.numpy.save_file(contiguous, file, metadata={"format": "pt"})
+  except safetensors.SafetensorError as error:
+    raise OSError(None, str(error), str(file)) from None
 
 
 def _read_shards(index: Path, read: Callable[[Path], dict]) -> dict[str, np.ndarray]:

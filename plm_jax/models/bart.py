@@ -34,9 +34,11 @@ class Bart(EncoderDecoder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MBart(Bart):
-  """mBART; the defaults are mBART-large, of 250,027 (25 languages) or 250,054 tokens (50).
+  """mBART; the defaults are mBART-large, of 250,027 tokens (25 languages). mBART-50, of 250,054, is
+  the same network, but its texts begin with their language.
 
-  language: the code that its texts end with, and that its decoder begins with.
+  language: the code that its decoder begins with. source_language: the one that sources end with;
+    None is the same.
   """
 
   layers: int = 12
@@ -45,18 +47,23 @@ class MBart(Bart):
   norm_at: Literal["pre", "post"] = "pre"
   embedding_scale: bool = True
   language: str = "en_XX"
+  source_language: str | None = None
 
   def source_ids(self, ids: list[int], vocab: Vocab) -> list[int]:
-    return [*ids, edges(vocab)[1], *self.decoder_start(vocab)]
+    name = "language" if self.source_language is None else "source_language"
+    return [*ids, edges(vocab)[1], self._code(name, vocab)]
 
   def decoder_start(self, vocab: Vocab) -> list[int]:
-    code = vocab.languages.get(self.language)
-    if code is None:
+    return [self._code("language", vocab)]
+
+  def _code(self, name: str, vocab: Vocab) -> int:
+    language = getattr(self, name)
+    if language not in vocab.languages:
       raise UserError(
-        f"the tokenizer has no language code {self.language!r}, which model.language names; it has "
+        f"the tokenizer has no language code {language!r}, which model.{name} names; it has "
         f"{', '.join(vocab.languages) or 'none'}"
       )
-    return [code]
+    return vocab.languages[language]
 
 
 BASE = Bart()  # 139,420,416 parameters

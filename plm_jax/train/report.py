@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from plm_jax.data.pipeline import Batches
-from plm_jax.data.segments import frame
+from plm_jax.data.segments import beginning
 from plm_jax.decode.fill_mask import blanks_from, fill
 from plm_jax.decode.rules import Rules
 from plm_jax.decode.writer import Task, continuation, readable, write
@@ -169,8 +169,7 @@ def continuations(params, experiment: Experiment, prepared, count: int) -> str:
   chosen = suitable[np.linspace(0, len(suitable) - 1, count, dtype=int)]
   halves = [store.tokens[starts[i] : (starts[i] + starts[i + 1]) // 2].tolist() for i in chosen]
   run = Trained(Source(Path(), {}, experiment, tokenizer), params, 0)
-  beginning = frame(tokenizer.vocab, padding=False)[0]
-  of = [Task([beginning, *half]) for half in halves]
+  of = [Task([*beginning(tokenizer.vocab), *half]) for half in halves]
   lines = ["", "beginnings of held-out sentences, and how the model goes on (temperature 0.7)"]
   rules = Rules(temperature=0.7, max_length=24)
   for task, (text,) in zip(of, write(run, of, rules)):
@@ -236,8 +235,10 @@ def goodbye(workdir: Path, experiment: Experiment) -> str:
   seconds = sum(r["seconds"] for r in timing)
   command = f"python run_finetune.py --from={workdir}"
   if writes(experiment):
-    reads = isinstance(experiment.model, EncoderDecoder)
-    command = f"python -m plm_jax.generate --model={workdir}" + ' --prompt="..."' * reads
+    begins = isinstance(experiment.model, Decoder) and getattr(
+      experiment.data.segments, "framed", True
+    )
+    command = f"python -m plm_jax.generate --model={workdir}" + ' --prompt="..."' * (not begins)
   waited = sum(r["data_wait"] for r in timing)
   return (
     f"\n{seconds:.0f} s of training, {waited:.1f} s of them waiting for data\n"

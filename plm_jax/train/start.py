@@ -14,6 +14,8 @@ import numpy as np
 
 from plm_jax import cli, overrides
 from plm_jax.data.draws import Draws
+from plm_jax.data.packed_documents import PackedDocuments
+from plm_jax.data.segments import beginning, ending
 from plm_jax.data.tokenizers import Tokenizer, Vocab, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
@@ -135,11 +137,22 @@ def with_tokenizer(
   kept = dataclasses.replace(
     source.experiment.data.tokenizer, path=str((source.path / "tokenizer").absolute())
   )
+  if not any(s.startswith("data.segments") for s in settings):
+    experiment = with_rows_of(experiment, source.tokenizer.vocab)
   return dataclasses.replace(
     experiment,
     data=dataclasses.replace(experiment.data, tokenizer=kept),
     model=dataclasses.replace(experiment.model, vocab_size=source.experiment.model.vocab_size),
   )
+
+
+def with_rows_of(experiment: Experiment, vocab: Vocab) -> Experiment:
+  """The experiment with documents that are framed only if the vocabulary has tokens for it."""
+  segments = experiment.data.segments
+  if not isinstance(segments, PackedDocuments) or (beginning(vocab) and ending(vocab)):
+    return experiment
+  data = dataclasses.replace(experiment.data, segments=dataclasses.replace(segments, framed=False))
+  return dataclasses.replace(experiment, data=data)
 
 
 def teacher_of(experiment: Experiment, budget: str = "small") -> Source | None:

@@ -7,6 +7,7 @@ import pytest
 
 from plm_jax.data.draws import Draws
 from plm_jax.data.packed_documents import PackedDocuments
+from plm_jax.errors import UserError
 from plm_jax.objectives.clm import CLM
 from tests.data.toy_store import CLS, PAD, SEP, ToyStore, random_store, toy_vocab
 
@@ -49,6 +50,23 @@ def test_one_token_for_all_that_is_no_text_is_enough():
   np.testing.assert_array_equal(found.pop("input_ids"), expected)
   for name, values in usual.items():
     np.testing.assert_array_equal(found[name], values)
+
+
+@pytest.mark.parametrize("length", [7, 33])
+def test_documents_that_are_not_framed_are_their_tokens_one_after_the_other(length):
+  """As for GPT-1, whose vocabulary has nothing else."""
+  nothing = dataclasses.replace(VOCAB, cls=None, sep=None, pad=None, bos=None, eos=None)
+  store, segments = random_store(30), PackedDocuments(framed=False)
+  table = segments.table(store, length, 0, 0)
+  rows = segments.read(store, table, length, nothing)
+  real = np.arange(length) < rows["length"][:, None]
+  np.testing.assert_array_equal(rows["input_ids"][real], store.tokens)
+  bounds = store.sentence_starts[store.document_starts[:-1]]
+  document = np.searchsorted(bounds, np.arange(len(store.tokens)), side="right") - 1
+  first = np.arange(len(store.tokens)) // length * length
+  np.testing.assert_array_equal(rows["document_ids"][real], document - document[first])
+  with pytest.raises(UserError, match=r"set data\.segments\.framed=false"):
+    PackedDocuments().read(store, table, length, nothing)
 
 
 def test_documents_without_tokens_are_left_out():

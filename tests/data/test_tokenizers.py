@@ -18,7 +18,7 @@ import sentencepiece
 
 from plm_jax.data import tokenizer_backends
 from plm_jax.data.tokenizer_backends import flat
-from plm_jax.data.tokenizer_files import in_fairseq_order, read_backend
+from plm_jax.data.tokenizer_files import MBART_LANGUAGES, in_fairseq_order, read_backend
 from plm_jax.data.tokenizers import BytePairs, Tokenizer, Unigram, WordPiece, load_tokenizer
 from plm_jax.errors import UserError
 
@@ -141,6 +141,22 @@ def test_gpt1_marks_ends_of_words_and_knows_no_word_starts():
   assert gpt1.tokens(ids)[0] == "hello</w>" and gpt1.vocab.size == 40478
   assert gpt1.decode(ids) == "hello unbelievableness , world"
   assert gpt1.vocab.word_start is None
+
+
+@published
+def test_gpt1_has_the_ids_and_the_text_of_transformers():
+  transformers = pytest.importorskip("transformers")
+  ours = load_tokenizer(TOK / "gpt1")
+  theirs = transformers.OpenAIGPTTokenizer(
+    str(TOK / "gpt1/encoder_bpe_40000.json"), str(TOK / "gpt1/vocab_40000.bpe")
+  )
+  for text in (
+    "The function, of course, isn't callable: 3.14 + x_y!",
+    "Na\u00efve \u4e2d caf\u00e9",
+  ):
+    ids = ours.encode(text).tolist()
+    assert ids == theirs.encode(text, add_special_tokens=False)
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
 # Word starts, compared with definitions of their own
@@ -567,7 +583,7 @@ def test_a_file_of_xlm_r_has_the_ids_of_fairseq(tmp_path):
     input=str(tmp_path / "text"), model_prefix=str(tmp_path / "m"), vocab_size=120, minloglevel=5
   )
   file = read_backend(tmp_path / "m.model")
-  tokenizer = Tokenizer(in_fairseq_order(file, mask=True))
+  tokenizer = Tokenizer(in_fairseq_order(file))
   vocab, (ids, _) = tokenizer.vocab, file.encode_flat(invented_text(9))
   assert (vocab.bos, vocab.pad, vocab.eos, vocab.unk) == (0, 1, 2, 3)
   assert (vocab.mask, vocab.size) == (121, 122)
@@ -576,4 +592,25 @@ def test_a_file_of_xlm_r_has_the_ids_of_fairseq(tmp_path):
   tokenizer.save(tmp_path / "saved")
   assert load_tokenizer(tmp_path / "saved").fingerprint == tokenizer.fingerprint
   with pytest.raises(UserError, match="none of XLM-R or mBART"):
-    in_fairseq_order(TRAINED["unigram_t5"].train(invented_text())._backend, mask=True)
+    in_fairseq_order(TRAINED["unigram_t5"].train(invented_text())._backend)
+
+
+def test_a_file_of_mbart_has_its_languages_and_the_mask_behind_the_pieces(tmp_path):
+  """The ids of transformers' MBartTokenizer, where it is installed."""
+  (tmp_path / "text").write_text("\n".join(invented_text(100)))
+  sentencepiece.SentencePieceTrainer.train(
+    input=str(tmp_path / "text"), model_prefix=str(tmp_path / "m"), vocab_size=120, minloglevel=5
+  )
+  file = read_backend(tmp_path / "m.model")
+  tokenizer = Tokenizer(in_fairseq_order(file, MBART_LANGUAGES))
+  vocab = tokenizer.vocab
+  assert (vocab.languages["ar_AR"], vocab.languages["zh_CN"]) == (121, 145)
+  assert (vocab.mask, vocab.size, vocab.special[121:].all()) == (146, 147, True)
+  tokenizer.save(tmp_path / "saved")
+  kept = load_tokenizer(tmp_path / "saved")
+  assert kept.vocab.languages == vocab.languages and kept.fingerprint == tokenizer.fingerprint
+  config = Unigram(path=str(tmp_path / "saved"), languages=MBART_LANGUAGES)
+  assert config.load().fingerprint == tokenizer.fingerprint
+  with pytest.raises(UserError, match="set languages="):
+    replace(config, languages=()).load()
+  assert tokenizer.encode("a <mask> en_XX", special=True).tolist()[-2:] == [146, 124]

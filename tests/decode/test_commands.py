@@ -189,6 +189,8 @@ def test_any_model_is_scored_and_blimp_is_read(call, runs, tmp_path):
     (fill_mask, ("--model=BERT", "--text=" + "[MASK] " * 40), "has 42 tokens"),
     (fill_mask, ("--model=GPT", "--text=[MASK]"), "plm_jax.generate"),
     (generate, ("--model=GPT", "--prompt=w1", "--beams=3000000000"), "beams=3000000000 is more"),
+    (generate, ("--model=GPT", "--prompt=w1", "--samples=1000000000"), "from 1 to 100000"),
+    (generate, ("--model=GPT", "--prompt=w1", "--temperature=1e300"), "temperature=1e.300 must be"),
     (score, ("--model=GPT",), "--text or --file"),
     (score, ("--model=GPT", "--blimp=EMPTY", "--blimp_pairs=0"), "blimp_pairs=0 must be at least"),
     (score, ("--model=GPT", "--text=w1", "--blimp_pairs=3"), "goes with --blimp"),

@@ -74,3 +74,27 @@ def test_a_text_does_not_end_too_early():
 def test_rules_that_contradict_each_other_are_refused(rules):
   with pytest.raises(UserError, match=next(reversed(rules))):
     Rules(**rules)
+
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    *((n, v) for n in ("temperature", "repetition_penalty") for v in (1e300, 1e-300, INF, NAN)),
+    *(("length_penalty", v) for v in (1e300, -1e300, INF, NAN)),
+    *(("top_p", v) for v in (1e300, -1e-300, INF, NAN)),
+  ],
+)
+def test_numbers_that_float32_cannot_bear_are_refused(name, value):
+  with pytest.raises(UserError, match=name):
+    Rules(**{"beams": 2 if name == "length_penalty" else 1} | {name: value})
+
+
+@pytest.mark.parametrize("value", [1e6, 1e-6])
+def test_the_furthest_numbers_leave_scores_finite(value):
+  rules = Rules(temperature=value, repetition_penalty=value)
+  seen = np.arange(SCORES.shape[1]) % 2 == 0
+  after = rules.drawn_from(rules.applied(jnp.asarray(SCORES), seen, jnp.array([3]), 0))
+  assert np.isfinite(after).all()

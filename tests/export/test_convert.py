@@ -1,21 +1,30 @@
 """A published model becomes a run that everything else takes, and a run what transformers loads."""
 
+import dataclasses
+import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+import sentencepiece as spm
 
 from plm_jax import convert
-from plm_jax.data.tokenizers import WordPiece
+from plm_jax.data.tokenizers import Unigram, WordPiece, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.export import hf
+from plm_jax.export.tensors import write_safetensors
+from plm_jax.models.albert import Albert
+from plm_jax.models.bart import MBart
 from plm_jax.models.bert import Bert
 from plm_jax.models.electra import Electra
+from plm_jax.models.roberta import Roberta
+from plm_jax.models.t5 import T5
 from plm_jax.train import trained
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.start import HEADS, continued_from
@@ -156,6 +165,126 @@ def test_transformers_reads_what_a_run_was_exported_to(tokenizer, peers, tmp_pat
   ids = theirs(sentence)["input_ids"]
   assert ids[1:-1] == own.encode(sentence).tolist()
   assert model.config.pad_token_id == own.vocab.pad
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+  (tmp_path / "file").touch()
+  sentence = r"file/x cannot be written \(Not a directory\); choose another DST"
+  with pytest.raises(UserError, match=sentence), convert._new(tmp_path / "file" / "x"):
+    pass
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+def test_nothing_is_left_where_writing_fails(was_there, tmp_path):
+  target = tmp_path / "new"
+  if was_there:
+    target.mkdir()
+  with pytest.raises(UserError, match="No space left on device"), convert._new(target):
+    (target / "checkpoints").mkdir()
+    (target / "checkpoints" / "half").touch()
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  assert not any(target.iterdir()) if was_there else not target.exists()
+
+
+def test_weights_that_cannot_be_written_are_an_error_of_the_place(tmp_path):
+  with pytest.raises(OSError, match="none"):
+    write_safetensors(tmp_path / "none" / "model.safetensors", {"a": np.zeros(2)})
+
+
+def pieces_of_toy_text(folder):
+  """A SentencePiece model, the first three as in those of XLM-R and mBART."""
+  lines = [line for line in toy_run.text().read_text().splitlines() if line]
+  (folder / "text").write_text("\n".join(lines))
+  spm.SentencePieceTrainer.train(
+    input=str(folder / "text"),
+    model_prefix=str(folder / "m"),
+    vocab_size=60,
+    hard_vocab_limit=False,
+    minloglevel=5,
+  )
+  return folder / "m.model"
+
+
+def test_mbart_50_is_refused_by_name(tmp_path):
+  """Its tokens are 27 more, and its texts begin with their language."""
+  tokenizer = convert._tokenizer(pieces_of_toy_text(tmp_path), "mbart")
+  size = tokenizer.vocab.size
+  convert._refuse_mbart_50(tokenizer, MBart(vocab_size=size))
+  with pytest.raises(UserError, match=rf"{size + 27} tokens, 27 more .* mBART-50"):
+    convert._refuse_mbart_50(tokenizer, MBart(vocab_size=size + 27))
+
+
+SMALL = {"layers": 1, "width": 8, "heads": 2, "positions": 40}
+PIECES = {  # family -> its tokenizer here, the model of a vocabulary
+  "albert": (Unigram(vocab_size=90, lowercase=True), Albert(embedding=8, **SMALL), {"mlm": 0}),
+  "t5": (Unigram(vocab_size=90, layout="t5", sentinels=9), T5(**SMALL), {"lm": 0}),
+  "xlm-roberta": (None, Roberta(**SMALL), {"mlm": 0}),
+  "mbart": (None, MBart(**SMALL), {"lm": 0}),
+}
+
+
+@pytest.mark.parametrize("family", PIECES)
+def test_transformers_reads_the_pieces_of_a_run_and_so_do_we(family, peers, tmp_path):
+  make, config, heads = PIECES[family]
+  lines = [line for line in toy_run.text().read_text().splitlines() if line]
+  if make is None:
+    own = convert._tokenizer(pieces_of_toy_text(tmp_path), family)
+  else:
+    own = make.train(lines)
+  config = dataclasses.replace(config, vocab_size=own.vocab.size)
+  params = config.init(jax.random.key(0), heads)
+  model = hf.Pretrained(config, params, None, {"model_type": family})
+  convert.write_directory(model, own, tmp_path / "out")
+  theirs = peers.AutoTokenizer.from_pretrained(tmp_path / "out")
+  ids = own.encode(lines[0]).tolist()
+  assert theirs(lines[0], add_special_tokens=False)["input_ids"] == ids
+  last = own.token(own.vocab.size - 1)  # a sentinel, or the mask
+  assert theirs.convert_tokens_to_ids(last) == own.vocab.size - 1
+  again = convert._with_sentinels(convert._tokenizer(tmp_path / "out", family), config)
+  assert again.pieces == own.pieces and again.encode(lines[0]).tolist() == ids
+
+
+def test_an_mbart_that_translates_begins_with_the_language_of_its_config():
+  """As mbart-large-en-ro: sources end with en_XX, and the decoder begins with ro_RO."""
+  vocab = SimpleNamespace(languages={"en_XX": 30, "ro_RO": 31}, bos=0, cls=None, eos=2, sep=None)
+  config = MBart(vocab_size=40, **SMALL)
+  params = config.init(jax.random.key(0), {"lm": 0})
+  for start, expected in ((31, [7, 2, 30, 31]), (30, [7, 2, 30, 30]), (2, [7, 2, 30, 30])):
+    model = hf.Pretrained(config, params, None, {"decoder_start_token_id": start})
+    found = convert._with_languages(model, SimpleNamespace(vocab=vocab))
+    assert [*found.source_ids([7], vocab), *found.decoder_start(vocab)] == expected
+
+
+def test_pieces_that_transformers_would_read_otherwise_do_not_get_its_names(shared_data):
+  lines = [line for line in toy_run.text().read_text().splitlines() if line]
+  of = {layout: Unigram(vocab_size=90, layout=layout).train(lines) for layout in ("albert", "t5")}
+  found = {(f, layout) for f in convert.PUBLISHED_PIECES for layout in of}
+  found = {(f, layout) for f, layout in found if convert._has_class(f, of[layout])}
+  assert found == {("albert", "albert"), ("t5", "t5")}
+  lowered = Unigram(vocab_size=90, layout="t5", lowercase=True).train(lines)
+  assert not convert._has_class("t5", lowered)
+  assert convert._has_class(
+    "llama", load_tokenizer(shared_data("ckpt", "stories260K", "tok512.model"))
+  )
+
+
+def test_a_lower_case_that_is_no_truth_value_is_one_sentence(tmp_path):
+  (tmp_path / "vocab.txt").write_text("[UNK]\na\n")
+  (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": "maybe"}')
+  with pytest.raises(UserError, match="sets do_lower_case='maybe'; expected true or false"):
+    convert._tokenizer(tmp_path)
+
+
+def test_sentinels_behind_word_pieces_are_in_the_file_for_transformers(peers, tmp_path):
+  lines = [line for line in toy_run.text().read_text().splitlines() if line]
+  own = WordPiece(vocab_size=90, sentinels=9).train(lines)
+  config = T5(vocab_size=own.vocab.size, **SMALL)
+  model = hf.Pretrained(config, config.init(jax.random.key(0), {"lm": 0}))
+  convert.write_directory(model, own, tmp_path / "out")
+  theirs = peers.AutoTokenizer.from_pretrained(tmp_path / "out")
+  assert theirs.convert_tokens_to_ids("<extra_id_0>") == own.vocab.sentinels[0]
+  again = convert._with_sentinels(convert._tokenizer(tmp_path / "out", "t5"), config)
+  assert again.fingerprint == own.fingerprint
 
 
 @pytest.mark.parametrize(

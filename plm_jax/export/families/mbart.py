@@ -14,6 +14,7 @@ class MBartFamily(BartFamily):
   config = MBart
   architectures = named(MBartForConditionalGeneration="lm", MBartModel="")
   always = ALWAYS | {"norm_at": "pre"}
+  pretraining = "experiments/bart.py:mbart_large"
   old = OLD | {"normalize_before": True, "add_final_layer_norm": True}
 
 
