@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from plm_jax.errors import UserError
-from plm_jax.models import gpt, llama
+from plm_jax.models import attention, gpt, llama
 from plm_jax.models.compute import Compute
 from plm_jax.models.decoder import Decoder
 from plm_jax.models.dropout import Noise
@@ -141,7 +141,8 @@ def test_a_cache_changes_no_logit(model, layers):
 
 
 @pytest.mark.slow
-def test_scanned_unrolled_and_rematerialised_layers_agree(model):
+def test_scanned_unrolled_and_rematerialised_layers_agree(model, monkeypatch):
+  """The reference attends to whole rows, the others in blocks of 5, 5 and 2 queries."""
   noise = Noise.create(jax.random.key(1), "hash")
 
   def norm_and_gradient(**compute):
@@ -151,6 +152,7 @@ def test_scanned_unrolled_and_rematerialised_layers_agree(model):
     return jax.jit(jax.value_and_grad(loss))(model)
 
   reference = norm_and_gradient(layers="scan")
+  monkeypatch.setattr(attention, "BLOCK", 5)
   for compute in ({"layers": "unroll"}, {"layers": "scan", "remat": True}):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-3),
@@ -159,8 +161,10 @@ def test_scanned_unrolled_and_rematerialised_layers_agree(model):
     )
 
 
-def test_bfloat16_keeps_parameters_float32_and_stays_near_float32(model):
-  low = states(model, toy_batch(), Compute(dtype="bfloat16"))
+@pytest.mark.parametrize("block", [64, 5])
+def test_bfloat16_keeps_parameters_float32_and_stays_near_float32(model, block, monkeypatch):
+  monkeypatch.setattr(attention, "BLOCK", block)
+  low = jax.jit(lambda model: model(toy_batch(), Compute(dtype="bfloat16")))(model)
   assert low.dtype == jnp.bfloat16
   assert {x.dtype for x in jax.tree.leaves(model)} == {jnp.dtype("float32")}
   error = np.abs(np.asarray(low, np.float32) - states(model, toy_batch(), FLOAT32))

@@ -9,6 +9,7 @@ import pytest
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.data.toy_language import entropy_rate, unigram_entropy
 from plm_jax.errors import UserError
+from plm_jax.models import attention
 from plm_jax.models.gpt import Gpt2
 from plm_jax.models.llama import Llama
 from plm_jax.objectives.clm import CLM
@@ -42,8 +43,12 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_devices_micro_batches_and_the_layer_loop_do_not_change_the_numbers(alone, tmp_path):
-  """Of a model without dropout, which differs from micro-batch to micro-batch."""
+def test_devices_micro_batches_and_the_layer_loop_do_not_change_the_numbers(
+  alone, tmp_path, monkeypatch
+):
+  """Of a model without dropout, which differs from micro-batch to micro-batch; nor does attention
+  in blocks of queries."""
+  monkeypatch.setattr(attention, "BLOCK", 8)
   spread = dataclasses.replace(
     LLAMA,
     mesh=MeshShape(data=2, fsdp=2, tensor=2),
