@@ -15,6 +15,8 @@ from plm_jax.models.encoder_decoder import EncoderDecoder, edges
 from plm_jax.models.model import Model
 from plm_jax.tasks.labelled_text import Examples
 
+_ORDER = 1  # as in data.pipeline: tells the key of an epoch's order from others
+
 
 class Rows(NamedTuple):
   """Of all examples: what is read, and for a model with a decoder what that reads.
@@ -28,9 +30,6 @@ class Rows(NamedTuple):
   lengths: np.ndarray
   decoder_input_ids: np.ndarray | None = None
   decoder_lengths: np.ndarray | None = None
-
-
-_ORDER = 1  # as in data.pipeline: tells the key of an epoch's order from others
 
 
 @dataclass(frozen=True)
@@ -125,10 +124,10 @@ def source_rows(examples: Examples, vocab: Vocab, length: int, model: EncoderDec
   _, end = edges(vocab)
   pad = end if vocab.pad is None else vocab.pad
   if None in model.source_ids([], vocab):
+    needed = "the end" if model.frame == "t5" else "the begin and the end"
     raise UserError(
-      f"rows of a model with frame={model.frame} need a tokenizer with tokens for the "
-      f"{'end' if model.frame == 't5' else 'begin and the end'} of a text, and this one lacks them; "
-      "take another tokenizer or train one"
+      f"rows of a model with model.frame={model.frame} need a tokenizer with tokens for {needed} "
+      "of a text, and this one lacks them; take another tokenizer or train one"
     )
   room = length - len(model.source_ids([], vocab))
   sources = [model.source_ids(list(tokens[:room]), vocab) for tokens in examples.ids]
