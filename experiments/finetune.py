@@ -6,6 +6,10 @@ tunes small models with rates up to 3e-4 for 4 epochs.
 
 Deviation: the classes read the mean of the tokens' states, not the pooled [CLS], which only
 next-sentence prediction trains and a short pretraining hardly does. Both arms have it.
+
+A decoder's classes are read at the last token. An encoder-decoder's decoder reads the source again,
+behind what it always begins with, and its classes are read at the end of the text by a dense layer
+and a linear map (Lewis et al. 2020, section 3.1; transformers' T5 has the same).
 """
 
 from __future__ import annotations
@@ -30,10 +34,13 @@ def recipe(
   """
   if "pooler" in getattr(model, "classifier", ""):  # a decoder reads its last token
     model = replace(model, classifier="mean")
+  rates = {"dropout": 0.1, "attention_dropout": 0.1}
+  if getattr(model, "hidden_dropout", 0) or getattr(model, "final_dropout", False):
+    rates["hidden_dropout"] = 0.1  # T5 has one rate for all
   epochs = 2 if examples > 2000 else 4
   steps = max(1, epochs * examples // BATCH)
   return Experiment(
-    model=replace(model, dropout=0.1, attention_dropout=0.1),
+    model=replace(model, **rates),
     objectives=(Classification(labels=classes),),
     data=data,
     optim=AdamW(peak=peak, warmup=max(1, steps // 10)),

@@ -38,6 +38,8 @@ from plm_jax.export import hf, llama2c, sentence
 from plm_jax.export.tensors import read_json
 from plm_jax.models.bart import MBart
 from plm_jax.models.electra import Electra
+from plm_jax.models.encoder_decoder import EncoderDecoder, edges
+from plm_jax.models.model import Model
 from plm_jax.models.t5 import T5
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.start import continued_from, versions, with_model, with_rows_of
@@ -236,7 +238,7 @@ def from_run(path: Path, part: str = "discriminator") -> hf.Pretrained:
       **public["pooling"] | {"modes": tuple(public["pooling"]["modes"])}
     )
     return hf.Pretrained(config, params, public["architecture"], public["config"], pooling)
-  document = _special_tokens(source.tokenizer)
+  document = _special_tokens(source.tokenizer, config) | _labels(source.document)
   if isinstance(config, Electra):
     return hf.Pretrained(*_electra_part(config, params, part), None, document)
   return hf.Pretrained(config.encoder, params.encoder(), None, document)
@@ -250,9 +252,23 @@ def _electra_part(config: Electra, params, part: str):
   return config.encoder, discriminator
 
 
-def _special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+def _labels(document: dict) -> dict[str, dict]:
+  """The classes of a run of run_finetune.py, by their numbers and the other way round."""
+  names = document.get("classes")
+  if not names:
+    return {}
+  return {
+    "id2label": {str(number): name for number, name in enumerate(names)},
+    "label2id": {name: number for number, name in enumerate(names)},
+  }
+
+
+def _special_tokens(tokenizer: Tokenizer, config: Model) -> dict[str, int]:
   vocab = tokenizer.vocab
   ids = {role: getattr(vocab, role) for role in ("pad", "bos", "eos", "cls", "sep")}
+  if isinstance(config, EncoderDecoder):  # what its sources and targets have
+    ids["bos"], ids["eos"] = edges(vocab)
+    ids["decoder_start"] = config.decoder_start(vocab)[0]
   return {f"{role}_token_id": i for role, i in ids.items() if i is not None}
 
 

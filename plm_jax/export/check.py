@@ -14,6 +14,7 @@ import numpy as np
 
 from plm_jax.errors import UserError
 from plm_jax.export import hf, sentence
+from plm_jax.export.seq2seq import SOURCE
 
 TOLERANCE = 1e-4  # of float32, and of dozens of layers
 
@@ -66,23 +67,32 @@ def _compared(name: str, rows: str, ours: np.ndarray, theirs: np.ndarray, mask) 
 
 
 def _inputs(model: hf.Pretrained) -> dict[str, dict[str, np.ndarray]]:
-  """Kind of rows -> inputs by transformers' names."""
+  """Kind of rows -> inputs by transformers' names. Where a class reads its state at the end of a
+  text, every row has one end, and the decoder is left to read the source."""
   rng, limits = np.random.default_rng(0), model.family.limits(model.config)
+  names = model.family.inputs_of(model.config)
+  end = None
+  if "decoder_input_ids" in names and "classes" in model.heads:
+    names, end = SOURCE, model.family.special("eos_token_id", model.document)
   length = min(model.family.longest(model.config) or 24, 24)
   cut = length // 3
   kinds = {"not padded": (0, 0), "padded right": (0, cut), "padded left": (cut, 0)}
   kinds["padded on both"] = (cut // 2, cut // 2)
-  pad = model.document.get("pad_token_id") or 0
+  pad = model.document.get("pad_token_id")
+  pad = getattr(model.family, "ids", {}).get("pad_token_id", 0) if pad is None else pad
   found = {}
   for kind, (left, right) in kinds.items():
     inputs: dict[str, Any] = {}
     for name in ("input_ids", "decoder_input_ids"):
-      if name in model.family.inputs:
+      if name in names:
         mask = np.ones((4, length), int)
         mask[:, :left] = mask[:, length - right :] = 0
         ids = rng.integers(0, limits[name], mask.shape)
         ids = np.where(ids == pad, (pad + 1) % limits[name], ids)
         inputs[name] = np.where(mask == 1, ids, pad)
+        if end is not None:
+          inputs[name][inputs[name] == end] = min({0, 1, 2} - {pad, end})
+          inputs[name][:, length - right - 1] = end
         inputs[name.replace("input_ids", "attention_mask")] = mask
     if limits.get("token_type_ids"):
       inputs["token_type_ids"] = rng.integers(0, limits["token_type_ids"], mask.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -9,16 +10,20 @@ import jax
 import numpy as np
 
 from plm_jax.errors import UserError
+from plm_jax.export.heads import SIZED, tuned_entries, tuned_heads, tuned_outputs
 from plm_jax.export.names import Entry
 from plm_jax.export.options import Options, activation_name
 from plm_jax.models.compute import Compute
 from plm_jax.models.decoder import Decoder, DecoderModel
 
+UNSAID_DROPOUT = 0.1  # of transformers' decoders over classes of tokens
+
 
 class DecoderFamily:
-  """A causal language model, or a classifier that reads the last token of a row.
+  """A causal language model, a classifier that reads the last token of a row, or one of tokens.
 
-  always: what a decoder of the family always is. twice: options that are one field of ours.
+  always: what a decoder of the family always is. twice: options that are one field of ours. top:
+  the linear maps over tokens.
   """
 
   model_type: str
@@ -32,6 +37,7 @@ class DecoderFamily:
   twice: Mapping[str, str] = {}
   silent: tuple[str, ...] = ()
   activations: Mapping[str, str] = {}  # where the family calls them otherwise than all others do
+  top: Mapping[str, str] = {}
   tokens: str  # the name of the token table
   pretraining: str  # the experiment that goes on with such a checkpoint
 
@@ -46,9 +52,14 @@ class DecoderFamily:
           f"{options.where} sets {other}={options.document[other]!r} and "
           f"{self.options[one][0]}={fields[one]!r}; this project has one rate for both."
         )
-    fields = self.adapt(options, {**self.always, **fields})
+    # transformers' classes of a row are mapped without a bias.
+    fields = self.adapt(options, {**self.always, "classifier_bias": False, **fields})
+    if "token_classes" in self.top:
+      fields["classifier_dropout"] = options.take("classifier_dropout", None)
+      if "token_classes" in heads and fields["classifier_dropout"] is None:
+        fields["classifier_dropout"] = UNSAID_DROPOUT
     options.finish(self.silent)
-    return self.config(**fields), {h: options.labels() if h == "classes" else 0 for h in heads}
+    return self.config(**fields), {h: options.labels() if h in SIZED else 0 for h in heads}
 
   def adapt(self, options: Options, fields: dict[str, Any]) -> dict[str, Any]:
     """The fields as our configuration has them."""
@@ -56,17 +67,34 @@ class DecoderFamily:
 
   def document_of(self, config: Decoder, heads: Mapping[str, int]) -> dict[str, Any]:
     for field, needed in self.always.items():
-      if getattr(config, field) != needed:
+      if field == "dropout" and config.dropout != needed:  # it has no part in what is computed
+        print(
+          f"note: model.dropout={config.dropout} is not written: transformers' {self.model_type} "
+          "has none in training either",
+          file=sys.stderr,
+        )
+      elif getattr(config, field) != needed:
         raise UserError(
           f"model.{field}={getattr(config, field)} cannot be exported: transformers' "
           f"{self.model_type} always has {field}={needed}."
         )
+    if "classes" in heads and config.classifier_bias:
+      raise UserError(
+        "model.classifier_bias=true cannot be exported with classes: transformers' "
+        f"{self.model_type} has no such bias; fine-tune with --set=model.classifier_bias=false."
+      )
     document = {theirs: getattr(config, ours) for ours, (theirs, _) in self.options.items()}
+    if "token_classes" in heads or config.classifier_dropout is not None:
+      own = config.classifier_dropout
+      document["classifier_dropout"] = config.dropout if own is None else own
     document |= {other: getattr(config, one) for other, one in self.twice.items()}
     name = self.options["activation"][0]
     return document | {name: activation_name(config.activation, self.activations)}
 
   # --- names
+
+  def base_of(self, heads: Collection[str]) -> str:
+    return self.base
 
   def found(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
     return architecture, self.architectures[architecture]
@@ -76,8 +104,8 @@ class DecoderFamily:
     if "lm" in heads and not config.tied:
       entries.append(Entry("lm/table", "lm_head.weight"))
     if "classes" in heads:
-      entries += [Entry("classes/kernel", "score.weight"), Entry("classes/bias", "")]
-    return entries
+      entries.append(Entry("classes/kernel", "score.weight"))
+    return entries + tuned_entries(self.top, heads)
 
   def copies(self, config: Decoder, heads: Collection[str]) -> dict[str, str]:
     tied = "lm" in heads and config.tied
@@ -90,8 +118,8 @@ class DecoderFamily:
 
   def heads_of(self, params: DecoderModel, architecture: str | None = None) -> dict[str, int]:
     """The token table may be the language model's too: only the architecture tells."""
-    if params.classes is not None:
-      return {"classes": params.classes.bias.shape[0]}
+    if found := tuned_heads(params):
+      return found
     return {"lm": 0} if architecture is None or self.architectures[architecture] else {}
 
   def experiment(self, heads: Collection[str]) -> str:
@@ -103,7 +131,19 @@ class DecoderFamily:
   def longest(self, config: Decoder) -> int | None:
     return config.positions
 
-  def batch(self, config: Decoder, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+  def fits(self, config: Decoder, architecture: str) -> bool:
+    return True
+
+  def inputs_of(self, config: Decoder) -> tuple[str, ...]:
+    return self.inputs
+
+  def batch(
+    self,
+    config: Decoder,
+    inputs: dict[str, np.ndarray],
+    architecture: str,
+    document: Mapping[str, Any],
+  ) -> dict[str, Any]:
     """Where no token is real a row has length 1, so that there is a last one."""
     mask = inputs["attention_mask"]
     columns = np.arange(1, mask.shape[1] + 1, dtype=np.int32)
@@ -113,9 +153,6 @@ class DecoderFamily:
     self, params: DecoderModel, batch: dict[str, Any], compute: Compute, architecture: str
   ) -> dict[str, jax.Array]:
     hidden = params(batch, compute)
-    heads = self.heads_of(params, architecture)
-    if "classes" in heads:
-      return {"logits": params.class_logits(hidden, batch, None)}
-    if "lm" in heads:
+    if "lm" in self.heads_of(params, architecture):
       return {"logits": params.token_logits(hidden)}
-    return {"last_hidden_state": hidden}
+    return tuned_outputs(params, hidden, batch) or {"last_hidden_state": hidden}

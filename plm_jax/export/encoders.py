@@ -9,13 +9,13 @@ import jax
 import numpy as np
 
 from plm_jax.errors import UserError
+from plm_jax.export.heads import SIZED, TUNED, size_of, tuned_outputs
 from plm_jax.export.names import Entry, linear, norm, table
 from plm_jax.export.options import Options, activation_name
 from plm_jax.models.compute import Compute
 from plm_jax.models.encoder import Encoder, EncoderModel
 
-HEADS = ("pooler", "mlm", "nsp", "sop", "rtd", "classes", "token_classes", "span")
-SIZED = ("classes", "token_classes")
+HEADS = ("pooler", "mlm", "nsp", "sop", "rtd", *TUNED)
 
 # Within a layer: ours -> BERT's in transformers, which RoBERTa and ELECTRA copied.
 BERT_LAYER = {
@@ -120,6 +120,9 @@ class EncoderFamily:
 
   # --- names
 
+  def base_of(self, heads: Collection[str]) -> str:
+    return self.base
+
   def body(self, config: Encoder) -> list[Entry]:
     entries = table("embed/token", "embeddings.word_embeddings")
     entries += table("embed/position", "embeddings.position_embeddings")
@@ -181,9 +184,21 @@ class EncoderFamily:
 
   def heads_of(self, params: EncoderModel, architecture: str | None = None) -> dict[str, int]:
     found = [head for head in HEADS if getattr(params, head) is not None]
-    return {h: getattr(params, h).bias.shape[0] if h in SIZED else 0 for h in found}
+    return {head: size_of(params, head) for head in found}
 
-  def batch(self, config: Encoder, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+  def fits(self, config: Encoder, architecture: str) -> bool:
+    return True
+
+  def inputs_of(self, config: Encoder) -> tuple[str, ...]:
+    return self.inputs
+
+  def batch(
+    self,
+    config: Encoder,
+    inputs: dict[str, np.ndarray],
+    architecture: str,
+    document: Mapping[str, Any],
+  ) -> dict[str, Any]:
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     batch = {"input_ids": ids, "attention_mask": mask, "length": mask.sum(axis=1, dtype=np.int32)}
     batch["segment_ids"] = inputs.get("token_type_ids", np.zeros_like(ids))
@@ -217,11 +232,8 @@ class EncoderFamily:
       "nsp": lambda: {beside: params.next_sentence_logits(hidden, batch)},
       "sop": lambda: {beside: params.sentence_order_logits(hidden, batch)},
       "rtd": lambda: {"logits": params.replaced_logits(hidden)},
-      "classes": lambda: {"logits": params.class_logits(hidden, batch, None)},
-      "token_classes": lambda: {"logits": params.token_class_logits(hidden, None)},
-      "span": lambda: dict(zip(("start_logits", "end_logits"), params.span_logits(hidden))),
     }
-    outputs = {}
+    outputs = tuned_outputs(params, hidden, batch)
     for head in heads.keys() & makes.keys():
       outputs |= makes[head]()
     if not outputs:
@@ -229,8 +241,3 @@ class EncoderFamily:
       if params.pooler is not None:
         outputs["pooler_output"] = params.pool(hidden, batch)
     return outputs
-
-
-def named(**architectures: str) -> dict[str, frozenset[str]]:
-  """{class of transformers: heads of ours, written with spaces between}."""
-  return {name: frozenset(heads.split()) for name, heads in architectures.items()}

@@ -21,17 +21,14 @@ from plm_jax.models.model import Model, Parameters
 class Family(Protocol):
   """A family's options, names and outputs, in both directions.
 
-  model_type: as in config.json. config: our class. base: what a model with heads writes before the
-  names of its body ("bert."). architectures: transformers' classes and the heads of ours that they
-  consist of; the first that fits is written. inputs: the names that `run` takes. buffers: ends of
-  the names of tensors of older releases that are no parameters.
+  model_type: as in config.json. config: our class. architectures: transformers' classes and the
+  heads of ours that they consist of; the first that fits is written. buffers: ends of the names of
+  tensors of older releases that are no parameters.
   """
 
   model_type: str
   config: type
-  base: str
   architectures: Mapping[str, frozenset[str]]
-  inputs: tuple[str, ...]
   buffers: tuple[str, ...]
 
   def model_of(self, options: Options, heads: Collection[str]) -> tuple[Model, dict[str, int]]:
@@ -43,8 +40,11 @@ class Family(Protocol):
   def found(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
     """What a file with these tensors (named as in one with heads) holds: class and heads."""
 
+  def base_of(self, heads: Collection[str]) -> str:
+    """What a model with these heads writes before the names of its body ("bert.")."""
+
   def body(self, config: Model) -> list[Entry]:
-    """The names of what all architectures have, without `base`."""
+    """The names of what all architectures have, without what `base_of` tells."""
 
   def head(self, config: Model, heads: Collection[str]) -> list[Entry]:
     """The names of what stands on top."""
@@ -58,8 +58,21 @@ class Family(Protocol):
   def heads_of(self, params: Parameters, architecture: str | None = None) -> dict[str, int]:
     """The heads of a model in the guise of an architecture, with their sizes."""
 
-  def batch(self, config: Model, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    """A batch of ours from transformers' inputs, which have been checked."""
+  def fits(self, config: Model, architecture: str) -> bool:
+    """Whether a class is one of such models, where its heads do not tell."""
+
+  def inputs_of(self, config: Model) -> tuple[str, ...]:
+    """The names that `run` takes."""
+
+  def batch(
+    self,
+    config: Model,
+    inputs: dict[str, np.ndarray],
+    architecture: str,
+    document: Mapping[str, Any],
+  ) -> dict[str, Any]:
+    """A batch of ours from transformers' inputs, which have been checked. document: config.json,
+    for ids of special tokens. Errors: `UserError` for what transformers could not run either."""
 
   def limits(self, config: Model) -> dict[str, int]:
     """How many ids there are of each input."""

@@ -26,6 +26,7 @@ import numpy as np
 from plm_jax.errors import UserError
 from plm_jax.export import sentence
 from plm_jax.export.family import Family, family_of_config, family_of_type
+from plm_jax.export.heads import SIZED
 from plm_jax.export.inputs import checked_inputs
 from plm_jax.export.names import Entry, to_ours, to_theirs, under
 from plm_jax.export.options import Options
@@ -50,7 +51,8 @@ class Pretrained:
 
   def __post_init__(self):
     if self.architecture is None:
-      object.__setattr__(self, "architecture", _architecture_of(self.family, self.params))
+      chosen = _architecture_of(self.family, self.config, self.params)
+      object.__setattr__(self, "architecture", chosen)
 
   @property
   def heads(self) -> dict[str, int]:
@@ -83,8 +85,11 @@ def load(directory: str | Path) -> Pretrained:
   family = family_of_type(document.get("model_type"), str(file))
   tensors = {_modern(name): array for name, array in read_tensors(body).items()}
   architecture = _architecture_in(document, family, file)
-  based = any(name.startswith(family.base) for name in tensors)
-  architecture, heads = family.found(architecture, {_with_base(n, family, based) for n in tensors})
+  base = family.base_of(family.architectures[architecture])
+  based = any(name.startswith(base) for name in tensors)
+  architecture, heads = family.found(
+    architecture, {name if based else base + name for name in tensors}
+  )
   config, sizes = family.model_of(Options(document, str(file)), heads)
   model = jax.eval_shape(lambda key: config.init(key, sizes), jax.random.key(0))
   entries = _entries(family, config, heads, based)
@@ -127,8 +132,9 @@ def run(model: Pretrained, **inputs: Any) -> dict[str, np.ndarray]:
   At padding, on whichever side, outputs mean as little as they do in transformers.
   """
   family, config = model.family, model.config
-  checked = checked_inputs(inputs, family.inputs, family.limits(config), family.longest(config))
-  batch = family.batch(config, checked)
+  names, limits = family.inputs_of(config), family.limits(config)
+  checked = checked_inputs(inputs, names, limits, family.longest(config))
+  batch = family.batch(config, checked, model.architecture, model.document)
   with jax.default_matmul_precision("float32"):
     outputs = _forward(family, model.architecture, model.pooling)(model.params, batch)
   return {name: np.asarray(output) for name, output in outputs.items()}
@@ -154,14 +160,11 @@ _OF_THE_FILE = ("torch_dtype", "dtype", "transformers_version", "_name_or_path",
 
 def _entries(family: Family, config: Model, heads: Collection[str], based: bool) -> list[Entry]:
   """The names of a file; bare models leave out what others put before the names of the body."""
-  entries = [*under(family.base, family.body(config)), *family.head(config, heads)]
+  base = family.base_of(heads)
+  entries = [*under(base, family.body(config)), *family.head(config, heads)]
   if based:
     return entries
-  return [entry._replace(theirs=entry.theirs.removeprefix(family.base)) for entry in entries]
-
-
-def _with_base(name: str, family: Family, based: bool) -> str:
-  return name if based else family.base + name
+  return [entry._replace(theirs=entry.theirs.removeprefix(base)) for entry in entries]
 
 
 def _tops(heads: Collection[str]) -> set[str]:
@@ -169,11 +172,11 @@ def _tops(heads: Collection[str]) -> set[str]:
   return set(heads) - {"pooler"}
 
 
-def _architecture_of(family: Family, params: Parameters) -> str:
+def _architecture_of(family: Family, config: Model, params: Parameters) -> str:
   """The class whose heads a model has. Errors: `UserError` where transformers has none."""
   heads = set(family.heads_of(params))
   for name, needed in family.architectures.items():
-    if heads == needed or not _tops(heads | needed):
+    if family.fits(config, name) and (heads == needed or not _tops(heads | needed)):
       return name
   raise UserError(
     f"transformers' {family.model_type} has no class with the heads {', '.join(sorted(heads))}."
@@ -220,7 +223,8 @@ def _drop_what_is_no_parameter(family, config, heads, tensors, entries, where: P
     if name.endswith("logits_bias") and tensors[name].any():
       raise UserError(f"{name} in {where} is not zero, which this project does not support.")
     del tensors[name]
-  pooler = [n for n in tensors if n.removeprefix(family.base).startswith("pooler.")]
+  base = family.base_of(heads)
+  pooler = [n for n in tensors if n.removeprefix(base).startswith("pooler.")]
   spare = [name for name in pooler if name not in names]
   for name in spare:
     del tensors[name]
@@ -232,10 +236,10 @@ def _drop_what_is_no_parameter(family, config, heads, tensors, entries, where: P
 
 
 def _labels(heads: Mapping[str, int], kept: Mapping[str, Any]) -> dict[str, Any]:
-  """Names of labels where there are not as many as in the document."""
-  count = next((heads[head] for head in ("classes", "token_classes") if head in heads), None)
-  named = kept.get("id2label")
-  if count is None or count == (len(named) if named else 2):
+  """Names of labels where there are not as many as in the document; without any, transformers
+  takes two, or three."""
+  count = next((heads[head] for head in SIZED if head in heads), 2 if "span" in heads else None)
+  if count in (None, len(kept.get("id2label") or {})):
     return {}
   names = [f"LABEL_{i}" for i in range(count)]
   return {

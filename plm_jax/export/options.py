@@ -117,13 +117,13 @@ class Options:
       )
     return known[given]
 
-  def labels(self) -> int:
-    """How many labels a classification has."""
+  def labels(self, default: int = 2) -> int:
+    """How many labels a classification has; default: of transformers, where nothing is said."""
     names, count = self.document.get("id2label"), self.document.get("num_labels")
     known = isinstance(names, dict | None) and isinstance(count, int | None)
     if not known or not 0 <= (count or 0) < _MOST:
       raise UserError(f"{self.where} has id2label or num_labels of another kind than expected.")
-    return count or len(names or {}) or 2
+    return count or len(names or {}) or default
 
   def finish(self, also_silent: Collection[str] = ()) -> None:
     """Errors: `UserError` naming an entry that was not taken and is not known to be silent."""

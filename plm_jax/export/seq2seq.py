@@ -9,30 +9,50 @@ import jax
 import numpy as np
 
 from plm_jax.errors import UserError
-from plm_jax.export.names import Entry
+from plm_jax.export.heads import tuned_entries, tuned_heads, tuned_outputs
+from plm_jax.export.names import Entry, linear
 from plm_jax.models.compute import Compute
 from plm_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderModel
 
+SOURCE = ("input_ids", "attention_mask")
+
 
 class Seq2SeqFamily:
-  """A model with the language model's head, or bare: only the architecture tells, where tables are
-  tied."""
+  """A model with a head, or bare. Where tables are tied only the architecture tells the language
+  model from the bare one.
+
+  alone: classes that are the encoder without the decoder. shifts: classes whose decoder reads the
+  source behind `start` where it is given nothing. ids: those of special tokens where config.json
+  does not say them.
+  """
 
   model_type: str
   config: type[EncoderDecoder]
   base = ""
   architectures: Mapping[str, frozenset[str]]
-  inputs = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
+  alone: tuple[str, ...] = ()
+  shifts: tuple[str, ...]
+  ids: Mapping[str, int]
   buffers: tuple[str, ...] = ()
   always: Mapping[str, Any]  # what a model of the family always is
   pretraining: str  # the experiment that goes on with such a checkpoint
 
+  # --- names
+
+  def base_of(self, heads: Collection[str]) -> str:
+    return self.base
+
   def found(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
     return architecture, self.architectures[architecture]
+
+  def fits(self, config: EncoderDecoder, architecture: str) -> bool:
+    return (config.arrangement == "encoder") == (architecture in self.alone)
 
   def refuse_others(self, config: EncoderDecoder) -> None:
     """Errors: `UserError` naming a field that differs from what the family always has."""
     for field, needed in self.always.items():
+      if field == "arrangement" and self.alone and config.arrangement == "encoder":
+        continue
       if getattr(config, field) != needed:
         raise UserError(
           f"model.{field}={getattr(config, field)} cannot be exported: transformers' "
@@ -40,20 +60,32 @@ class Seq2SeqFamily:
         )
 
   def head(self, config: EncoderDecoder, heads: Collection[str]) -> list[Entry]:
-    return [Entry("lm/table", "lm_head.weight")] if "lm" in heads and not config.tied else []
+    entries = [Entry("lm/table", "lm_head.weight")] if "lm" in heads and not config.tied else []
+    if "classes" in heads:
+      entries += linear("pooler", "classification_head.dense")
+      entries += linear("classes", "classification_head.out_proj")
+    return entries + tuned_entries({"token_classes": "classifier", "span": "qa_outputs"}, heads)
 
   def spare(self, config: EncoderDecoder, heads: Collection[str]) -> dict[str, str]:
     return {}
 
+  # --- numbers
+
   def heads_of(
     self, params: EncoderDecoderModel, architecture: str | None = None
   ) -> dict[str, int]:
-    if params.classes is not None:
-      return {"classes": params.classes.bias.shape[0]}
+    if found := tuned_heads(params):
+      return found
+    if params.config.arrangement == "encoder":
+      return {}
     return {"lm": 0} if architecture is None or self.architectures[architecture] else {}
 
   def experiment(self, heads: Collection[str]) -> str:
     return self.pretraining
+
+  def inputs_of(self, config: EncoderDecoder) -> tuple[str, ...]:
+    alone = config.arrangement == "encoder"
+    return SOURCE if alone else (*SOURCE, *(f"decoder_{name}" for name in SOURCE))
 
   def limits(self, config: EncoderDecoder) -> dict[str, int]:
     return {"input_ids": config.vocab_size, "decoder_input_ids": config.vocab_size}
@@ -61,19 +93,73 @@ class Seq2SeqFamily:
   def longest(self, config: EncoderDecoder) -> int | None:
     return config.positions
 
-  def batch(self, config: EncoderDecoder, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+  def batch(
+    self,
+    config: EncoderDecoder,
+    inputs: dict[str, np.ndarray],
+    architecture: str,
+    document: Mapping[str, Any],
+  ) -> dict[str, Any]:
+    ids = inputs["input_ids"]
+    batch = inputs | {"length": inputs["attention_mask"].sum(axis=1, dtype=np.int32)}
+    if config.arrangement == "encoder":
+      return batch
     if "decoder_input_ids" not in inputs:
-      raise UserError("decoder_input_ids is missing: what the decoder has read so far.")
-    return inputs | {"length": inputs["attention_mask"].sum(axis=1, dtype=np.int32)}
+      if architecture not in self.shifts:
+        raise UserError("decoder_input_ids is missing: what the decoder has read so far.")
+      start = self.start(ids, document)
+      if np.min(start) < 0 or np.max(start) >= config.vocab_size:
+        raise UserError(
+          f"the decoder would begin with {np.max(start)}, which config.json says; the model has "
+          f"{config.vocab_size} tokens."
+        )
+      batch["decoder_input_ids"] = np.concatenate([start, ids[:, :-1]], axis=1, dtype=np.int32)
+    if "classes" in self.architectures[architecture]:
+      batch["decoder_length"] = self.ends(ids, batch["decoder_input_ids"], document)
+    return batch
+
+  def special(self, name: str, document: Mapping[str, Any]) -> int:
+    """The id of a special token. Errors: `UserError` where config.json has something else there."""
+    value = document.get(name)
+    value = self.ids.get(name) if value is None else value
+    if type(value) is not int:
+      raise UserError(f"config.json sets {name}={value!r}; expected the id of one token.")
+    return value
+
+  def start(self, ids_BS: np.ndarray, document: Mapping[str, Any]) -> np.ndarray:
+    """int `[B, 1]`: what the decoder reads before the source."""
+    return np.full((len(ids_BS), 1), self.special("decoder_start_token_id", document), np.int32)
+
+  def ends(self, ids_BS: np.ndarray, decoder_BT: np.ndarray, document: Mapping[str, Any]):
+    """int32 `[B]`: where a row has its last end of a text, counted from 1; its classes are read
+    there. Errors: `UserError` where transformers could not find it either."""
+    eos = self.special("eos_token_id", document)
+    is_end = ids_BS == eos
+    counts = np.unique(is_end.sum(axis=1)).tolist()
+    if len(counts) > 1 or 0 in counts:
+      raise UserError(
+        f"the classes are read at the last {eos} of a row (eos_token_id), and all rows must have "
+        f"the same number of them, at least one; there are rows with {', '.join(map(str, counts))}."
+      )
+    if decoder_BT.shape != ids_BS.shape:
+      raise UserError(
+        f"decoder_input_ids has the shape {list(decoder_BT.shape)} and input_ids "
+        f"{list(ids_BS.shape)}; for classes they must be the same."
+      )
+    columns = np.arange(1, ids_BS.shape[1] + 1, dtype=np.int32)
+    return (columns * is_end).max(axis=1)
 
   def run(
     self, params: EncoderDecoderModel, batch: dict[str, Any], compute: Compute, architecture: str
   ) -> dict[str, jax.Array]:
     hidden = params(batch, compute)
+    outputs = tuned_outputs(params, hidden, batch)
+    if "lm" in self.heads_of(params, architecture):
+      outputs["logits"] = params.token_logits(hidden)
+    outputs = outputs or {"last_hidden_state": hidden}
+    if params.config.arrangement == "encoder":
+      return outputs
     mask = batch["attention_mask"]
     # The same computation again, which the compiler makes once.
     source = params.encode(batch["input_ids"], batch["length"], compute, mask_BS=mask)
-    outputs = {"encoder_last_hidden_state": source}
-    if self.heads_of(params, architecture):
-      return outputs | {"logits": params.token_logits(hidden)}
-    return outputs | {"last_hidden_state": hidden}
+    return outputs | {"encoder_last_hidden_state": source}

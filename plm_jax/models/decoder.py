@@ -21,6 +21,7 @@ from plm_jax.models.attention import causal_mask, document_mask
 from plm_jax.models.cache import Cache, Kept, LayerCache, empty_cache
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout
+from plm_jax.models.heads import TokenHeads
 from plm_jax.models.layers import (
   Embedding,
   LayerNorm,
@@ -58,6 +59,9 @@ class Decoder:
   tied: the token table is also the output's; else that is a table of its own.
   inverse_layer_scale: scores of layer l, counted from 1, are divided by l (transformers'
     scale_attn_by_inverse_layer_idx).
+  classifier_dropout: under classes; None is as elsewhere. classifier_bias: whether the map to the
+    classes of a row has one (GPT-1's code; transformers' has none, so that what is to be exported
+    must do without).
   residual_init: the projections that end in the residual stream start at 1 / sqrt(2 layers) of the
     others (GPT-2, section 2.3; its released code does not).
   """
@@ -84,6 +88,8 @@ class Decoder:
   inverse_layer_scale: bool = False
   dropout: float = 0.1
   attention_dropout: float = 0.1
+  classifier_dropout: float | None = None
+  classifier_bias: bool = True
   initializer_range: float = 0.02
   residual_init: bool = False
 
@@ -107,11 +113,9 @@ class Decoder:
       )
     if self.rope_scaling is not None and self.position != "rotary":
       raise UserError("model.rope_scaling is read with model.position=rotary only")
-    if not (0 <= self.dropout < 1 and 0 <= self.attention_dropout < 1):
-      raise UserError(
-        f"model.dropout={self.dropout} and model.attention_dropout={self.attention_dropout} "
-        "must be at least 0 and below 1"
-      )
+    for name in ("dropout", "attention_dropout", "classifier_dropout"):
+      if not 0 <= (getattr(self, name) or 0.0) < 1:
+        raise UserError(f"model.{name}={getattr(self, name)} must be at least 0 and below 1")
     if not (0 < self.norm_eps < 1 and 0 < self.initializer_range < math.inf):
       raise UserError(
         f"model.norm_eps={self.norm_eps} must be above 0 and below 1, and model.initializer_range="
@@ -141,19 +145,21 @@ class Decoder:
     return ()
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> DecoderModel:
-    """Random parameters, with the named heads: `lm` (0 as size) and `classes` (their number)."""
+    """Random parameters, with the named heads: `lm` and `span` (0 as size), `classes` and
+    `token_classes` (the number of labels)."""
     if self.vocab_size is None:
       raise ValueError("vocab_size is not resolved: Experiment.resolve fills it from the tokenizer")
-    unknown = set(heads) - {"lm", "classes"}
+    unknown = set(heads) - {"lm", "classes", "token_classes", "span"}
     if unknown:
       raise UserError(
-        f"a decoder has no head {sorted(unknown)[0]!r}; it has lm (objective CLM) and classes"
+        f"a decoder has no head {sorted(unknown)[0]!r}; it has lm (objective CLM), classes, "
+        "token_classes and span"
       )
     model = normal_kernels(DecoderModel(self, key, heads), key, self.initializer_range)
     return with_small_residuals(model, self.layers) if self.residual_init else model
 
 
-class DecoderModel(nnx.Module):
+class DecoderModel(TokenHeads):
   """The parameters of a decoder and its forward pass."""
 
   def __init__(self, config: Decoder, key: jax.Array, heads: dict[str, int]):
@@ -187,7 +193,9 @@ class DecoderModel(nnx.Module):
     normed = LayerNorm if c.norm == "layer" else RMSNorm
     self.norm = normed(c.width, c.norm_eps) if c.norm_at == "pre" else None
     self.lm = Embedding(lm, c.vocab_size, c.width) if "lm" in heads and not c.tied else None
-    self.classes = Linear(classes, (c.width,), (heads["classes"],)) if "classes" in heads else None
+    labels = heads.get("classes")
+    self.classes = Linear(classes, (c.width,), (labels,), c.classifier_bias) if labels else None
+    self.make_token_heads(key, c.width, heads)
 
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
     """Hidden states `[B, T, D]` after the last norm, in `compute.activation_dtype`.
@@ -262,7 +270,7 @@ class DecoderModel(nnx.Module):
     (GPT-1, section 3.2)."""
     last_B = batch["length"] - 1
     state_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
-    return self.classes(dropout(state_BD, self.config.dropout, noise)).astype(jnp.float32)
+    return self.classes(dropout(state_BD, self.classifier_dropout, noise)).astype(jnp.float32)
 
   def generator(self, compute: Compute, rows: int = 1) -> DecoderGenerator:
     return DecoderGenerator.of(self, compute, rows)

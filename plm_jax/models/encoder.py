@@ -21,7 +21,7 @@ from plm_jax.models.attention import causal_mask
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.embeddings import Embeddings
-from plm_jax.models.heads import MaskedLMHead, ReplacedHead
+from plm_jax.models.heads import MaskedLMHead, ReplacedHead, TokenHeads
 from plm_jax.models.layers import STDDEV, Linear, normal_kernels, scaled_kernels
 from plm_jax.models.model import refuse_below
 from plm_jax.models.recurrent import BiLSTM
@@ -153,7 +153,7 @@ class Encoder:
     return scaled_kernels(model, self.initializer_range / STDDEV)
 
 
-class EncoderModel(nnx.Module):
+class EncoderModel(TokenHeads):
   """The parameters of an encoder and its forward pass."""
 
   def __init__(self, config: Encoder, key: jax.Array, heads: dict[str, int]):
@@ -194,11 +194,9 @@ class EncoderModel(nnx.Module):
     self.sop = Linear(sop, (c.width,), (2,)) if "sop" in heads else None
     self.classes = Linear(classes, (c.width,), (heads["classes"],)) if "classes" in heads else None
     self.bilstm = BiLSTM(bilstm, c.width) if reads else None
-    rtd, tokens, span = (jax.random.fold_in(key, number) for number in range(8, 11))
+    rtd = jax.random.fold_in(key, 8)
     self.rtd = ReplacedHead(rtd, c.width, c.activation) if "rtd" in heads else None
-    labels = heads.get("token_classes")
-    self.token_classes = Linear(tokens, (c.width,), (labels,)) if labels else None
-    self.span = Linear(span, (c.width,), (2,)) if "span" in heads else None
+    self.make_token_heads(key, c.width, heads)
 
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
     """Hidden states `[B, T, D]` of the last layer, in `compute.activation_dtype`.
@@ -263,27 +261,12 @@ class EncoderModel(nnx.Module):
       pooled_BD = self.pool(hidden_BTD, batch, before)
     else:
       pooled_BD = self.pool(hidden_BTD, batch)
-    pooled_BD = dropout(pooled_BD, self._classifier_dropout, noise)
+    pooled_BD = dropout(pooled_BD, self.classifier_dropout, noise)
     return self.classes(pooled_BD).astype(jnp.float32)
-
-  def token_class_logits(self, hidden_BTD: jax.Array, noise: Noise | None) -> jax.Array:
-    """float32 `[B, T, classes]` (BERT, section 5.3)."""
-    hidden_BTD = dropout(hidden_BTD, self._classifier_dropout, noise)
-    return self.token_classes(hidden_BTD).astype(jnp.float32)
-
-  def span_logits(self, hidden_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float32 `[B, T]` each: that an answer starts here, and that it ends here (section 4.2)."""
-    logits_BT2 = self.span(hidden_BTD).astype(jnp.float32)
-    return logits_BT2[..., 0], logits_BT2[..., 1]
 
   def replaced_logits(self, hidden_BTD: jax.Array) -> jax.Array:
     """float32 `[B, T]`: above 0, the token is taken for replaced (ELECTRA)."""
     return self.rtd(hidden_BTD)
-
-  @property
-  def _classifier_dropout(self) -> float:
-    own = self.config.classifier_dropout
-    return self.config.dropout if own is None else own
 
 
 class InnerBlocks(nnx.Module):

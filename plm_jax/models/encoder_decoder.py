@@ -55,9 +55,11 @@ class EncoderDecoder:
   logit_scale: logits are divided by sqrt(width) (T5 1.0).
   dropout: of embeddings and sublayers; with final_dropout also behind the last norm (T5).
     hidden_dropout: within the feed-forward.
+    classifier_dropout: under classes; None is as elsewhere.
   arrangement: `shared` gives encoder and decoder one set of layers, beside which the decoder has
     its cross-attention; `prefix` and `causal` are a single stack of `layers` that reads source and
-    target in one row, and sees all of the source, or nothing that follows (T5's Table 2).
+    target in one row, and sees all of the source, or nothing that follows (T5's Table 2);
+    `encoder` is the encoder alone, which predicts no tokens (transformers' T5EncoderModel).
   frame: how texts begin and end. `t5` is "text </s>", and the decoder begins with the token of
     padding; `bart` "<s> text </s>", and the decoder begins with </s>, then <s>; `plain` the same,
     and the decoder begins with <s>.
@@ -92,8 +94,9 @@ class EncoderDecoder:
   dropout: float = 0.1
   attention_dropout: float = 0.1
   hidden_dropout: float = 0.0
+  classifier_dropout: float | None = None
   final_dropout: bool = False
-  arrangement: Literal["two_stacks", "shared", "prefix", "causal"] = "two_stacks"
+  arrangement: Literal["two_stacks", "shared", "prefix", "causal", "encoder"] = "two_stacks"
   frame: Literal["t5", "bart", "plain"] = "plain"
   initializer: Initializer = "normal"
   initializer_range: float = 0.02
@@ -127,12 +130,9 @@ class EncoderDecoder:
         f"model.arrangement={self.arrangement} reads source and target in one row, which a table "
         "of positions may not reach to; set model.position=relative or sinusoidal"
       )
-    rates = (self.dropout, self.attention_dropout, self.hidden_dropout)
-    if min(rates) < 0 or max(rates) >= 1:
-      raise UserError(
-        "model.dropout, .attention_dropout and .hidden_dropout must be at least 0 and below 1, not "
-        f"{', '.join(map(str, rates))}"
-      )
+    for name in ("dropout", "attention_dropout", "hidden_dropout", "classifier_dropout"):
+      if not 0 <= (getattr(self, name) or 0.0) < 1:
+        raise UserError(f"model.{name}={getattr(self, name)} must be at least 0 and below 1")
     if not (0 < self.norm_eps < 1 and 0 < self.initializer_range < math.inf):
       raise UserError(
         f"model.norm_eps={self.norm_eps} must be above 0 and below 1, and model.initializer_range="
@@ -162,17 +162,20 @@ class EncoderDecoder:
     return {"t5": [vocab.pad], "bart": [end, begin], "plain": [begin]}[self.frame]
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> Seq2SeqModel:
-    """Random parameters, with the named heads: `lm` (0 as size) and `classes` (their number)."""
+    """Random parameters, with the named heads: `lm` and `span` (0 as size), `classes` and
+    `token_classes` (the number of labels)."""
     if self.vocab_size is None:
       raise ValueError("vocab_size is not resolved: Experiment.resolve fills it from the tokenizer")
-    unknown = set(heads) - {"lm", "classes"}
+    unknown = set(heads) - {"lm", "classes", "token_classes", "span"}
     if unknown:
       raise UserError(
         f"an encoder-decoder has no head {sorted(unknown)[0]!r}; it has lm (objectives that make a "
-        "source and a target, as SpanCorruption does) and classes"
+        "source and a target, as SpanCorruption does), classes, token_classes and span"
       )
-    joined = self.arrangement in ("prefix", "causal")
-    model = (JoinedModel if joined else EncoderDecoderModel)(self, key, heads)
+    if "lm" in heads and self.arrangement == "encoder":
+      raise UserError("model.arrangement=encoder has no decoder, so that it predicts no tokens")
+    kinds = {"prefix": JoinedModel, "causal": JoinedModel, "encoder": SourceModel}
+    model = kinds.get(self.arrangement, EncoderDecoderModel)(self, key, heads)
     return initialised(model, key, self.initializer, self.initializer_range)
 
 
@@ -182,16 +185,42 @@ def edges(vocab: Vocab) -> tuple[int | None, int | None]:
   return begin, vocab.eos if vocab.sep is None else vocab.sep
 
 
-class EncoderDecoderModel(Seq2SeqModel):
-  """The parameters of an encoder-decoder and its forward pass."""
+class SourceModel(Seq2SeqModel):
+  """The parameters of the encoder of an encoder-decoder and its forward pass."""
 
   def __init__(self, config: EncoderDecoder, key: jax.Array, heads: dict[str, int]):
     super().__init__(config, key, heads)
-    _, encoder, decoder, *_ = jax.random.split(key, 6)
+    _, encoder, *_ = jax.random.split(key, 6)
     own = config.arrangement != "shared"
     self.encoder_stack = Stack(
       config, encoder, "encoder", cross=False, bidirectional=True, blocks=own
     )
+
+  def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
+    """The states `[B, S, D]` of the tokens `input_ids` int `[B, S]`, in
+    `compute.activation_dtype`. `length` int `[B]`, or `attention_mask`, says which are real."""
+    mask_BS = batch.get("attention_mask")
+    return self.encode(batch["input_ids"], batch["length"], compute, noise, mask_BS)
+
+  def encode(
+    self, ids_BS, length_B, compute: Compute, noise: Noise | None = None, mask_BS=None
+  ) -> jax.Array:
+    """The encoder's states `[B, S, D]`. mask_BS: which tokens are real, where those are not the
+    first `length_B` of a row."""
+    encoder, S = self.encoder_stack, ids_BS.shape[1]
+    bias = None if encoder.bias is None else encoder.bias(S, S)
+    seen = Seen(over_sources(mask_BS, length_B, S), score_bias=bias)
+    x_BSD = self.token(ids_BS, compute.activation_dtype)
+    blocks = without_cross(self.decoder_stack.blocks) if self.encoder_stack.blocks is None else None
+    return encoder.run(x_BSD, jnp.arange(S), seen, compute, noise, blocks)
+
+
+class EncoderDecoderModel(SourceModel):
+  """The parameters of an encoder-decoder and its forward pass."""
+
+  def __init__(self, config: EncoderDecoder, key: jax.Array, heads: dict[str, int]):
+    super().__init__(config, key, heads)
+    _, _, decoder, *_ = jax.random.split(key, 6)
     self.decoder_stack = Stack(config, decoder, "decoder", cross=True, bidirectional=False)
 
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
@@ -219,18 +248,6 @@ class EncoderDecoderModel(Seq2SeqModel):
     )
     x_BTD = self.token(ids_BT, compute.activation_dtype)
     return decoder.run(x_BTD, positions, seen, compute, in_decoder)
-
-  def encode(
-    self, ids_BS, length_B, compute: Compute, noise: Noise | None = None, mask_BS=None
-  ) -> jax.Array:
-    """The encoder's states `[B, S, D]`. mask_BS: which tokens are real, where those are not the
-    first `length_B` of a row."""
-    encoder, S = self.encoder_stack, ids_BS.shape[1]
-    bias = None if encoder.bias is None else encoder.bias(S, S)
-    seen = Seen(over_sources(mask_BS, length_B, S), score_bias=bias)
-    x_BSD = self.token(ids_BS, compute.activation_dtype)
-    blocks = without_cross(self.decoder_stack.blocks) if self.encoder_stack.blocks is None else None
-    return encoder.run(x_BSD, jnp.arange(S), seen, compute, noise, blocks)
 
   def generator(self, compute: Compute, rows: int = 1) -> EncoderDecoderGenerator:
     return EncoderDecoderGenerator.of(self, compute, rows)

@@ -1,4 +1,4 @@
-"""What stands on top of an encoder."""
+"""What stands on top of a model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plm_jax.models.activations import Activation, activate
+from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.layers import Embedding, LayerNorm, Linear, scores
 
 
@@ -55,3 +56,31 @@ class ReplacedHead(nnx.Module):
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     """`[B, T, D] -> float32 [B, T]`."""
     return self.score(activate(self.dense(x_BTD), self.activation))[..., 0].astype(jnp.float32)
+
+
+class TokenHeads(nnx.Module):
+  """What may stand on the state of every token, of whatever model: a label for it, and whether an
+  answer begins and ends there. The model has a `config` with dropout and classifier_dropout."""
+
+  def make_token_heads(self, key: jax.Array, width: int, heads: dict[str, int]) -> None:
+    """Sets `token_classes` and `span`, each None where `heads` does not name it."""
+    tokens, span = jax.random.fold_in(key, 9), jax.random.fold_in(key, 10)
+    labels = heads.get("token_classes")
+    self.token_classes = Linear(tokens, (width,), (labels,)) if labels else None
+    self.span = Linear(span, (width,), (2,)) if "span" in heads else None
+
+  def token_class_logits(self, hidden_BTD: jax.Array, noise: Noise | None) -> jax.Array:
+    """float32 `[B, T, classes]` (BERT, section 5.3)."""
+    hidden_BTD = dropout(hidden_BTD, self.classifier_dropout, noise)
+    return self.token_classes(hidden_BTD).astype(jnp.float32)
+
+  def span_logits(self, hidden_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """float32 `[B, T]` each: that an answer starts here, and that it ends here (section 4.2)."""
+    logits_BT2 = self.span(hidden_BTD).astype(jnp.float32)
+    return logits_BT2[..., 0], logits_BT2[..., 1]
+
+  @property
+  def classifier_dropout(self) -> float:
+    """The rate under classes: one of its own, or the model's."""
+    own = self.config.classifier_dropout
+    return self.config.dropout if own is None else own

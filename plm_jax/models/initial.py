@@ -16,7 +16,7 @@ from flax import nnx
 from plm_jax.models.layers import normal_kernels
 
 Initializer = Literal["normal", "t5", "xavier"]
-_HEADS = ("pooler", "classes")  # of fine-tuning: 0.02 whatever the model
+_HEADS = ("pooler", "classes", "token_classes", "span")  # of fine-tuning: 0.02 whatever the model
 
 
 def initialised(model: nnx.Module, key: jax.Array, kind: Initializer, stddev: float) -> nnx.Module:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from plm_jax.models.dropout import Noise, dropout
+from plm_jax.models.heads import TokenHeads
 from plm_jax.models.layers import Embedding, Linear, scores
 from plm_jax.models.transformer import streams
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
   from plm_jax.models.encoder_decoder import EncoderDecoder
 
 
-class Seq2SeqModel(nnx.Module):
+class Seq2SeqModel(TokenHeads):
   """The token table, the heads, and what is asked of them."""
 
   def __init__(self, config: EncoderDecoder, key: jax.Array, heads: dict[str, int]):
@@ -28,6 +28,7 @@ class Seq2SeqModel(nnx.Module):
     has_classes = "classes" in heads
     self.pooler = Linear(pooler, (c.width,), (c.width,)) if has_classes else None
     self.classes = Linear(classes, (c.width,), (heads["classes"],)) if has_classes else None
+    self.make_token_heads(key, c.width, heads)
 
   def encoder(self) -> Seq2SeqModel:
     return self
@@ -52,10 +53,10 @@ class Seq2SeqModel(nnx.Module):
     return self.token_logits(jnp.take_along_axis(hidden_BTD, positions_BP[..., None], axis=1))
 
   def class_logits(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
-    """float32 `[B, classes]` from the decoder's state at the row's last token: dropout, dense,
-    tanh, dropout, linear (fairseq, `BARTClassificationHead`)."""
+    """float32 `[B, classes]` from the state at the row's last token, or where `decoder_length` of
+    the batch ends: dropout, dense, tanh, dropout, linear (fairseq, `BARTClassificationHead`)."""
     before, after = streams(noise, 2)
     last_B = batch.get("decoder_length", batch["length"]) - 1
     state_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
-    state_BD = jnp.tanh(self.pooler(dropout(state_BD, self.config.dropout, before)))
-    return self.classes(dropout(state_BD, self.config.dropout, after)).astype(jnp.float32)
+    state_BD = jnp.tanh(self.pooler(dropout(state_BD, self.classifier_dropout, before)))
+    return self.classes(dropout(state_BD, self.classifier_dropout, after)).astype(jnp.float32)

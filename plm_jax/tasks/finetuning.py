@@ -173,6 +173,7 @@ def _train_and_test(plan: Plan, arm, experiment: Experiment, workdir: Workdir, t
       examples,
       plan.source.tokenizer.vocab,
       experiment.data.length,
+      experiment.model,
       seed=experiment.seed,
       global_batch=experiment.global_batch,
       process_index=jax.process_index(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,22 +11,39 @@ from plm_jax.data.draws import permute
 from plm_jax.data.segments import filler, frame
 from plm_jax.data.tokenizers import Vocab
 from plm_jax.errors import UserError
+from plm_jax.models.encoder_decoder import EncoderDecoder, edges
+from plm_jax.models.model import Model
 from plm_jax.tasks.labelled_text import Examples
 
 _ORDER = 1  # as in data.pipeline: tells the key of an epoch's order from others
+
+
+class Rows(NamedTuple):
+  """Of all examples: what is read, and for a model with a decoder what that reads.
+
+  input_ids: int32 [N, T]. lengths: int32 [N]. decoder_input_ids: int32 [N, T], the source behind
+  what the model's decoder begins with. decoder_lengths: int32 [N], where the source has its end;
+  the classes are read there (transformers' T5 and BART).
+  """
+
+  input_ids: np.ndarray
+  lengths: np.ndarray
+  decoder_input_ids: np.ndarray | None = None
+  decoder_lengths: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class LabelledBatches:
   """`batches(step)`: this process's rows of the global batch of that step.
 
-  input_ids, segment_ids int32 [B, T]: [CLS] text [SEP], padded; length, label int32 [B]; row_weight
-  float32 [B] (0: the row only fills up). An epoch is one pass over the examples in an order of its
-  own; a batch may reach over its end, so that no example is ever left out.
+  input_ids, segment_ids int32 [B, T]: [CLS] text [SEP], padded, or as the model has its sources;
+  length, label int32 [B]; row_weight float32 [B] (0: the row only fills up). Where the model has a
+  decoder also decoder_input_ids int32 [B, T] and decoder_length int32 [B]. An epoch is one pass
+  over the examples in an order of its own; a batch may reach over its end, so that no example is
+  ever left out.
   """
 
-  input_ids: np.ndarray  # int32 [N, T]
-  lengths: np.ndarray  # int32 [N]
+  rows: Rows
   labels: np.ndarray  # int32 [N]
   seed: int
   global_batch: int
@@ -40,17 +58,13 @@ class LabelledBatches:
       )
 
   @classmethod
-  def of(cls, examples: Examples, vocab: Vocab, length: int, **settings) -> LabelledBatches:
-    """Errors: `UserError` if the tokenizer has no tokens for the begin and the end of a text."""
-    first, last = frame(vocab, padding=False)  # GPT-2's and LLaMA's have none for padding
-    ids = np.full((len(examples.ids), length), filler(vocab), np.int32)
-    lengths = np.array([min(len(tokens), length - 2) + 2 for tokens in examples.ids], np.int32)
-    ids[:, 0] = first
-    for row, tokens in zip(ids, examples.ids):
-      tokens = tokens[: length - 2]
-      row[1 : 1 + len(tokens)] = tokens
-      row[1 + len(tokens)] = last
-    return cls(ids, lengths, examples.label, **settings)
+  def of(
+    cls, examples: Examples, vocab: Vocab, length: int, model: Model | None = None, **settings
+  ) -> LabelledBatches:
+    """model: what reads the rows; only an encoder-decoder has a form of its own. Errors:
+    `UserError` if the tokenizer has no tokens for the begin and the end of a text."""
+    make = source_rows if isinstance(model, EncoderDecoder) else framed_rows
+    return cls(make(examples, vocab, length, model), examples.label, **settings)
 
   def __call__(self, step: int) -> dict[str, np.ndarray]:
     """The training batch of a step, arrays [B_local, ...]."""
@@ -82,11 +96,52 @@ class LabelledBatches:
     return self.process_index * count + np.arange(count)
 
   def _batch(self, rows: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
-    ids = self.input_ids[rows]
-    return {
+    ids = self.rows.input_ids[rows]
+    batch = {
       "input_ids": ids,
       "segment_ids": np.zeros_like(ids),
-      "length": self.lengths[rows],
+      "length": self.rows.lengths[rows],
       "label": self.labels[rows],
       "row_weight": weight,
     }
+    if self.rows.decoder_input_ids is None:
+      return batch
+    return batch | {
+      "decoder_input_ids": self.rows.decoder_input_ids[rows],
+      "decoder_length": self.rows.decoder_lengths[rows],
+    }
+
+
+def framed_rows(examples: Examples, vocab: Vocab, length: int, model: Model | None = None) -> Rows:
+  """[CLS] text [SEP]."""
+  first, last = frame(vocab, padding=False)  # GPT-2's and LLaMA's have none for padding
+  sources = [[first, *tokens[: length - 2], last] for tokens in examples.ids]
+  return Rows(*_padded(sources, filler(vocab), length))
+
+
+def source_rows(examples: Examples, vocab: Vocab, length: int, model: EncoderDecoder) -> Rows:
+  """Sources as the model has them in pretraining: "text </s>" (T5), "<s> text </s>" (BART)."""
+  _, end = edges(vocab)
+  pad = end if vocab.pad is None else vocab.pad
+  if None in model.source_ids([], vocab):
+    needed = "the end" if model.frame == "t5" else "the begin and the end"
+    raise UserError(
+      f"rows of a model with model.frame={model.frame} need a tokenizer with tokens for {needed} "
+      "of a text, and this one lacks them; take another tokenizer or train one"
+    )
+  room = length - len(model.source_ids([], vocab))
+  sources = [model.source_ids(list(tokens[:room]), vocab) for tokens in examples.ids]
+  if model.arrangement not in ("two_stacks", "shared"):
+    return Rows(*_padded(sources, pad, length))
+  start = model.decoder_start(vocab)[0]
+  decoder, _ = _padded([[start, *source[:-1]] for source in sources], pad, length)
+  ends = [len(source) - source[::-1].index(end) for source in sources]
+  return Rows(*_padded(sources, pad, length), decoder, np.array(ends, np.int32))
+
+
+def _padded(rows: list[list[int]], pad: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+  """int32 [N, T] and the lengths int32 [N]."""
+  ids = np.full((len(rows), length), pad, np.int32)
+  for row, tokens in zip(ids, rows):
+    row[: len(tokens)] = tokens
+  return ids, np.array([len(tokens) for tokens in rows], np.int32)

@@ -49,6 +49,12 @@ CASES = {
   ),
   "gpt2_bare": ("GPT2Model", GPT2),
   "gpt2_classes": ("GPT2ForSequenceClassification", {**GPT2, "num_labels": 3}),
+  "gpt2_tokens": ("GPT2ForTokenClassification", {**GPT2, "num_labels": 4, "n_inner": 21}),
+  "gpt2_tokens_dropout": (
+    "GPT2ForTokenClassification",
+    {**GPT2, "num_labels": 2, "classifier_dropout": 0.2},
+  ),
+  "gpt2_answers": ("GPT2ForQuestionAnswering", {**GPT2, "num_labels": 3}),
   "gpt1": ("OpenAIGPTLMHeadModel", GPT2),
   "gpt1_untied_silu": (
     "OpenAIGPTLMHeadModel",
@@ -65,6 +71,11 @@ CASES = {
     | {"num_key_value_heads": 1, "rope_parameters": LLAMA3},
   ),
   "llama_classes": ("LlamaForSequenceClassification", {**LLAMA, "num_labels": 4}),
+  "llama_tokens": (
+    "LlamaForTokenClassification",
+    {**LLAMA, "num_labels": 5, "num_key_value_heads": 2},
+  ),
+  "llama_answers": ("LlamaForQuestionAnswering", {**LLAMA, "rope_parameters": LLAMA3}),
   "llama_bare": ("LlamaModel", LLAMA),
 }
 

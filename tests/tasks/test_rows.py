@@ -8,6 +8,9 @@ import pytest
 
 from plm_jax.data.tokenizers import WordPiece
 from plm_jax.errors import UserError
+from plm_jax.models.bart import Bart, MBart
+from plm_jax.models.t5 import T5
+from plm_jax.models.vaswani import Transformer
 from plm_jax.tasks.labelled_text import Examples
 from plm_jax.tasks.rows import LabelledBatches
 
@@ -56,15 +59,48 @@ def test_a_published_vocabulary_of_two_tokens_for_everything_frames_rows_too():
   vocab = dataclasses.replace(VOCAB, cls=None, sep=None, pad=None, bos=1, eos=1)
   examples = Examples(["x"], [np.array([5, 6])], np.zeros(1, np.int32), ["d"])
   made = LabelledBatches.of(examples, vocab, 6, seed=3, global_batch=1)
-  assert made.input_ids.tolist() == [[1, 5, 6, 1, 1, 1]] and made.lengths.tolist() == [4]
+  assert made.rows.input_ids.tolist() == [[1, 5, 6, 1, 1, 1]] and made.rows.lengths.tolist() == [4]
+
+
+@pytest.mark.parametrize(
+  ("model", "source", "decoder", "end"),
+  [
+    (T5(vocab_size=40), [5, 6, 3], [0, 5, 6], 3),  # "text </s>", behind padding
+    (Bart(vocab_size=40), [2, 5, 6, 3], [3, 2, 5, 6], 4),  # "<s> text </s>", behind </s>
+    (Transformer(vocab_size=40), [2, 5, 6, 3], [2, 2, 5, 6], 4),  # behind <s>
+    (MBart(vocab_size=40), [5, 6, 3, 9], [9, 5, 6, 3], 3),  # "text </s> en_XX", behind en_XX
+  ],
+)
+def test_an_encoder_decoder_reads_a_text_twice_and_its_classes_at_the_end(
+  model, source, decoder, end
+):
+  roles = {"pad": 0, "bos": 2, "eos": 3, "cls": None, "sep": None, "languages": {"en_XX": 9}}
+  vocab = dataclasses.replace(VOCAB, **roles)
+  examples = Examples(["x"] * 2, [np.array([5, 6]), np.arange(5, 20)], np.zeros(2, int), ["d"] * 2)
+  made = LabelledBatches.of(examples, vocab, 6, model, seed=3, global_batch=2)
+  first, cut = (
+    {name: array[row].tolist() for name, array in made.evaluation()[0].items()} for row in (0, 1)
+  )
+  padding = [0] * (6 - len(source))
+  assert first["input_ids"] == source + padding and first["length"] == len(source)
+  assert first["decoder_input_ids"] == decoder + padding and first["decoder_length"] == end
+  assert cut["length"] == 6 and 3 in cut["input_ids"]  # a long text keeps its end
+  assert cut["input_ids"][cut["decoder_length"] - 1] == 3
+
+
+def test_a_tokenizer_without_an_end_makes_no_sources():
+  vocab = dataclasses.replace(VOCAB, cls=None, sep=None, bos=None, eos=None)
+  examples = Examples(["x"], [np.array([5, 6])], np.zeros(1, np.int32), ["d"])
+  with pytest.raises(UserError, match=r"model\.frame=t5 need a tokenizer with"):
+    LabelledBatches.of(examples, vocab, 6, T5(vocab_size=40), seed=3, global_batch=1)
 
 
 def test_a_row_is_cls_text_sep_and_padding():
   made = batches(7)
-  row = made.input_ids[1]
+  row = made.rows.input_ids[1]
   assert row.tolist() == [VOCAB.cls, 5, 6, VOCAB.sep, VOCAB.pad, VOCAB.pad]
-  assert made.lengths[1] == 4
-  cut = made.input_ids[6]
+  assert made.rows.lengths[1] == 4
+  cut = made.rows.input_ids[6]
   assert cut.tolist() == [VOCAB.cls, 5, 6, 7, 8, VOCAB.sep]
 
 

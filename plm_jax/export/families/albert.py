@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from plm_jax.errors import UserError
-from plm_jax.export.encoders import BERT_ALWAYS, BERT_OPTIONS, EncoderFamily, named
+from plm_jax.export.encoders import BERT_ALWAYS, BERT_OPTIONS, EncoderFamily
+from plm_jax.export.heads import named
 from plm_jax.export.names import Entry, linear, norm
 from plm_jax.export.options import Options
 from plm_jax.models.albert import Albert

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from plm_jax.export.encoders import named
+from plm_jax.export.heads import SIZED, named
 from plm_jax.export.names import Entry, linear, norm, table
 from plm_jax.export.options import Options, activation_name
 from plm_jax.export.seq2seq import Seq2SeqFamily
@@ -24,6 +24,7 @@ OPTIONS = {
   "positions": ("max_position_embeddings", 1024),
   "activation": ("activation_function", "gelu"),
   "dropout": ("dropout", 0.1),
+  "classifier_dropout": ("classifier_dropout", 0.0),
   "attention_dropout": ("attention_dropout", 0.0),
   "hidden_dropout": ("activation_dropout", 0.0),
   "embedding_scale": ("scale_embedding", False),
@@ -61,6 +62,13 @@ OLD = {
 }
 ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
 
+ARCHITECTURES = named(
+  BartForConditionalGeneration="lm",
+  BartForSequenceClassification="classes",
+  BartForQuestionAnswering="span",
+  BartModel="",
+)
+
 
 class BartFamily(Seq2SeqFamily):
   """Positions are counted over padding too; the output's bias is zero in every checkpoint."""
@@ -68,14 +76,16 @@ class BartFamily(Seq2SeqFamily):
   model_type = "bart"
   config = Bart
   base = "model."
-  architectures = named(BartForConditionalGeneration="lm", BartModel="")
-  buffers = ("final_logits_bias",)
+  architectures = ARCHITECTURES
+  shifts = tuple(ARCHITECTURES)
+  ids: Mapping[str, int] = {"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+  labels = 3  # where nothing is said
+  buffers = ("final_logits_bias", "encoder.version", "decoder.version")
   always = ALWAYS
   old = OLD
   silent = (
     "num_hidden_layers",
     "classif_dropout",
-    "classifier_dropout",
     "force_bos_token_to_be_generated",
   )
   pretraining = "experiments/bart.py:base"
@@ -87,13 +97,16 @@ class BartFamily(Seq2SeqFamily):
     for name, value in self.old.items():
       options.fixed(name, value)
     options.finish(self.silent)
-    return self.config(**self.always | fields), dict.fromkeys(heads, 0)
+    sizes = {head: options.labels(self.labels) if head in SIZED else 0 for head in heads}
+    return self.config(**self.always | fields), sizes
 
   def document_of(self, config: EncoderDecoder, heads: Mapping[str, int]) -> dict[str, Any]:
     self.refuse_others(config)
     document = {theirs: getattr(config, ours) for ours, (theirs, _) in OPTIONS.items()}
     hidden = config.hidden or 4 * config.width
+    own = config.classifier_dropout
     return document | {
+      "classifier_dropout": config.dropout if own is None else own,
       "activation_function": activation_name(config.activation),
       "decoder_layers": config.decoder_layers or config.layers,
       "decoder_attention_heads": config.decoder_heads or config.heads,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from plm_jax.export.encoders import EncoderFamily, named
+from plm_jax.export.encoders import EncoderFamily
+from plm_jax.export.heads import named
 from plm_jax.models.bert import Bert
 
 TOP = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from plm_jax.export.encoders import BERT_ALWAYS, BERT_OPTIONS, EncoderFamily, named
+from plm_jax.export.encoders import BERT_ALWAYS, BERT_OPTIONS, EncoderFamily
+from plm_jax.export.heads import named
 from plm_jax.export.options import Options
 from plm_jax.models.electra import ElectraEncoder
 from plm_jax.models.encoder import Encoder

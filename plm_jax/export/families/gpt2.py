@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from plm_jax.export.decoders import DecoderFamily
-from plm_jax.export.encoders import named
+from plm_jax.export.heads import named
 from plm_jax.export.names import Entry, linear, norm, table
 from plm_jax.models.decoder import Decoder
 from plm_jax.models.gpt import Gpt2
@@ -57,7 +59,14 @@ class Gpt2Family(DecoderFamily):
   model_type = "gpt2"
   config = Gpt2
   base = "transformer."
-  architectures = named(GPT2LMHeadModel="lm", GPT2ForSequenceClassification="classes", GPT2Model="")
+  architectures = named(
+    GPT2LMHeadModel="lm",
+    GPT2ForSequenceClassification="classes",
+    GPT2ForTokenClassification="token_classes",
+    GPT2ForQuestionAnswering="span",
+    GPT2Model="",
+  )
+  top: Mapping[str, str] = {"token_classes": "classifier", "span": "qa_outputs"}
   buffers = (".attn.bias", ".attn.masked_bias")
   options = OPTIONS
   always = ALWAYS

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from plm_jax.errors import UserError
 from plm_jax.export.decoders import DecoderFamily
-from plm_jax.export.encoders import named
+from plm_jax.export.heads import named
 from plm_jax.export.names import Entry, linear, norm, table
 from plm_jax.export.options import Options
 from plm_jax.models.decoder import Decoder
@@ -71,14 +71,22 @@ class LlamaFamily(DecoderFamily):
   config = Llama
   base = "model."
   architectures = named(
-    LlamaForCausalLM="lm", LlamaForSequenceClassification="classes", LlamaModel=""
+    LlamaForCausalLM="lm",
+    LlamaForSequenceClassification="classes",
+    LlamaForTokenClassification="token_classes",
+    LlamaForQuestionAnswering="span",
+    LlamaModel="",
   )
+  top: Mapping[str, str] = {"token_classes": "score", "span": "qa_outputs"}
   buffers = ("rotary_emb.inv_freq",)
   options = OPTIONS
   always = ALWAYS
   silent = ("pretraining_tp",)  # how a checkpoint was cut for its training
   tokens = "embed_tokens"
   pretraining = "experiments/llama.py:base"
+
+  def base_of(self, heads: Collection[str]) -> str:
+    return "transformer." if "span" in heads else self.base
 
   def adapt(self, options: Options, fields: dict[str, Any]) -> dict[str, Any]:
     theta = options.take("rope_theta", 10_000.0)

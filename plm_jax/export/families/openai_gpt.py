@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from plm_jax.errors import UserError
 from plm_jax.export.decoders import DecoderFamily
-from plm_jax.export.encoders import named
 from plm_jax.export.families.gpt2 import ALWAYS, OPTIONS, TWICE, fused
+from plm_jax.export.heads import named
 from plm_jax.export.names import Entry, table
 from plm_jax.models.decoder import Decoder
 from plm_jax.models.gpt import Gpt1

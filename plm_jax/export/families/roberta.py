@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from plm_jax.errors import UserError
-from plm_jax.export.encoders import BERT_ALWAYS, EncoderFamily, named
+from plm_jax.export.encoders import BERT_ALWAYS, EncoderFamily
+from plm_jax.export.heads import named
 from plm_jax.export.options import Options
 from plm_jax.models.encoder import Encoder
 from plm_jax.models.roberta import Roberta
@@ -62,10 +63,16 @@ class RobertaFamily(EncoderFamily):
   def pooler_name(self, heads: Collection[str]) -> str:
     return "classifier.dense" if "classes" in heads else super().pooler_name(heads)
 
-  def batch(self, config: Encoder, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+  def batch(
+    self,
+    config: Encoder,
+    inputs: dict[str, np.ndarray],
+    architecture: str,
+    document: Mapping[str, Any],
+  ) -> dict[str, Any]:
     real = inputs["input_ids"] != config.first_position - 1
     counted = np.cumsum(real, axis=1, dtype=np.int32) * real + config.first_position - 1
-    return super().batch(config, {"position_ids": counted, **inputs})
+    return super().batch(config, {"position_ids": counted, **inputs}, architecture, document)
 
 
 FAMILY = RobertaFamily()

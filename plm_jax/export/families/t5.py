@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
+
 from plm_jax.errors import UserError
-from plm_jax.export.encoders import named
+from plm_jax.export.heads import SIZED, named
 from plm_jax.export.names import Entry, linear, norm, table
 from plm_jax.export.options import ACTIVATIONS, Options, activation_name
 from plm_jax.export.seq2seq import Seq2SeqFamily
@@ -25,6 +27,7 @@ OPTIONS = {
   "relative_distance": ("relative_attention_max_distance", 128),
   "norm_eps": ("layer_norm_epsilon", 1e-6),
   "dropout": ("dropout_rate", 0.1),
+  "classifier_dropout": ("classifier_dropout", 0.0),
 }
 ALWAYS = {
   "decoder_heads": None,
@@ -42,6 +45,7 @@ ALWAYS = {
 }
 ATTENTION = {"query": "q", "key": "k", "value": "v", "output": "o"}
 TIED = "one table"  # found in a file, not in config.json
+ALONE = "no decoder"  # the class says it
 
 
 class T5Family(Seq2SeqFamily):
@@ -50,32 +54,54 @@ class T5Family(Seq2SeqFamily):
 
   model_type = "t5"
   config = T5
-  architectures = named(T5ForConditionalGeneration="lm", T5Model="")
-  always = ALWAYS
-  # Initial weights, another head's dropout, and what the other options already say.
-  silent = (
-    "initializer_factor",
-    "classifier_dropout",
-    "dense_act_fn",
-    "is_gated_act",
-    "n_positions",
+  architectures = named(
+    T5ForConditionalGeneration="lm",
+    T5ForSequenceClassification="classes",
+    T5ForTokenClassification="token_classes",
+    T5ForQuestionAnswering="span",
+    T5EncoderModel="",
+    T5Model="",
   )
+  alone = ("T5ForTokenClassification", "T5EncoderModel")
+  shifts = ("T5ForSequenceClassification", "T5ForQuestionAnswering")
+  ids: Mapping[str, int] = {"pad_token_id": 0, "eos_token_id": 1}
+  # Of cross-attention, which does not read it.
+  buffers = ("EncDecAttention.relative_attention_bias.weight",)
+  always = ALWAYS
+  # Initial weights, and what the other options already say.
+  silent = ("initializer_factor", "dense_act_fn", "is_gated_act", "n_positions")
   pretraining = "experiments/t5.py:base"
 
   def found(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
     heads = self.architectures[architecture]
+    heads = heads | {ALONE} if architecture in self.alone else heads
     return architecture, heads if "lm_head.weight" in tensors else heads | {TIED}
+
+  def base_of(self, heads: Collection[str]) -> str:
+    return "transformer." if {"classes", "token_classes"} & set(heads) else ""
+
+  def start(self, ids_BS: np.ndarray, document: Mapping[str, Any]) -> np.ndarray:
+    """Padding, where config.json does not say, as all of the family have it."""
+    pad = self.special("pad_token_id", document)
+    return super().start(ids_BS, {"decoder_start_token_id": pad, **_given(document)})
 
   def model_of(self, options: Options, heads: Collection[str]) -> tuple[T5, dict[str, int]]:
     fields = {name: options.take(*option) for name, option in OPTIONS.items()}
     fields |= gated_activation(options)
     said = [options.take(n, True) for n in ("tie_word_embeddings", "scale_decoder_outputs")]
     scales = all(said)
-    options.fixed("is_encoder_decoder", True)
+    alone = ALONE in heads
+    options.fixed("is_encoder_decoder", True, *([False] if alone else []))
     options.finish(self.silent)
+    if alone:
+      fields |= {"arrangement": "encoder", "decoder_layers": None}
     fields["attention_dropout"] = fields["hidden_dropout"] = fields["dropout"]
     tied = scales or TIED in heads
-    return T5(**fields, tied=tied, logit_scale=scales), {h: 0 for h in heads if h != TIED}
+    labels = options.labels()
+    if "span" in heads and labels != 2:
+      raise UserError(f"{options.where} has {labels} labels; this architecture always has 2.")
+    sizes = {h: labels if h in SIZED else 0 for h in heads if h not in (TIED, ALONE)}
+    return T5(**fields, tied=tied, logit_scale=scales), sizes
 
   def document_of(self, config: EncoderDecoder, heads: Mapping[str, int]) -> dict[str, Any]:
     self.refuse_others(config)
@@ -91,13 +117,16 @@ class T5Family(Seq2SeqFamily):
     name = activation_name(config.activation)
     document["feed_forward_proj"] = gated + ("gelu" if gated and name == "gelu_new" else name)
     document["num_decoder_layers"] = config.decoder_layers or config.layers
-    document |= {"d_ff": config.hidden or 4 * config.width, "is_encoder_decoder": True}
+    own = config.classifier_dropout
+    document["classifier_dropout"] = config.dropout if own is None else own
+    alone = config.arrangement == "encoder"
+    document |= {"d_ff": config.hidden or 4 * config.width, "is_encoder_decoder": not alone}
     document["d_kv"] = config.head_width or config.width // config.heads
     return document | {"tie_word_embeddings": config.logit_scale}
 
   def body(self, config: EncoderDecoder) -> list[Entry]:
     entries = table("token", "shared")
-    for side, sublayers in (("encoder", 2), ("decoder", 3)):
+    for side, sublayers in sides(config):
       ours, layer = f"{side}_stack", f"{side}.block.{{}}.layer."
       entries += table(
         f"{ours}/bias/relative", f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias"
@@ -117,11 +146,22 @@ class T5Family(Seq2SeqFamily):
     return entries
 
   def copies(self, config: EncoderDecoder, heads: Collection[str]) -> dict[str, str]:
-    sides = {f"{side}.embed_tokens.weight": "shared.weight" for side in ("encoder", "decoder")}
-    return sides | ({"lm_head.weight": "shared.weight"} if config.tied and "lm" in heads else {})
+    base = self.base_of(heads)
+    token = f"{base}shared.weight"
+    copies = {f"{base}{side}.embed_tokens.weight": token for side, _ in sides(config)}
+    return copies | ({"lm_head.weight": token} if config.tied and "lm" in heads else {})
 
   def longest(self, config: EncoderDecoder) -> None:
     return None
+
+
+def sides(config: EncoderDecoder) -> list[tuple[str, int]]:
+  """The stacks that there are, and how many sublayers their layers have."""
+  return [("encoder", 2), ("decoder", 3)][: 1 if config.arrangement == "encoder" else 2]
+
+
+def _given(document: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: value for name, value in document.items() if value is not None}
 
 
 def gated_activation(options: Options) -> dict[str, Any]:

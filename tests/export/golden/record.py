@@ -1,10 +1,11 @@
 """Tiny random models of transformers with their inputs and outputs, so that parity stays tested
 where torch is not installed. Written anew, which needs torch and transformers, by
 
-    python -m tests.export.golden.record
+    python -m tests.export.golden.record [FOLDER ...]
 """
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,16 @@ CASES = {
   "t5_v1_1": ("T5ForConditionalGeneration", {**T5, "feed_forward_proj": "gated-gelu"}),
   "bart": ("BartForConditionalGeneration", BART),
   "mbart": ("MBartForConditionalGeneration", {**BART, "scale_embedding": True}),
+  "t5_classes": ("T5ForSequenceClassification", {**T5, "decoder_start_token_id": 0}),
+  "t5_tokens": ("T5ForTokenClassification", T5),
+  "t5_answers": ("T5ForQuestionAnswering", {**T5, "decoder_start_token_id": 0}),
+  "bart_classes": ("BartForSequenceClassification", BART),
+  "mbart_answers": ("MBartForQuestionAnswering", BART),
+  "gpt2_tokens": ("GPT2ForTokenClassification", GPT),
+  "llama_answers": ("LlamaForQuestionAnswering", LLAMA),
 }
+# Whose decoder reads the source; classes are read where the rows end.
+ON_SOURCES = ("t5_classes", "t5_tokens", "t5_answers", "bart_classes", "mbart_answers")
 
 
 def inputs_of(case: str, config) -> dict[str, np.ndarray]:
@@ -77,16 +87,22 @@ def inputs_of(case: str, config) -> dict[str, np.ndarray]:
 
   rng = np.random.default_rng(len(case))
   inputs = {}
-  for name in ("input_ids", "decoder_input_ids")[: 2 if config.is_encoder_decoder else 1]:
+  both = getattr(config, "is_encoder_decoder", False) and case not in ON_SOURCES
+  for name in ("input_ids", "decoder_input_ids")[: 2 if both else 1]:
     pad = 0 if config.pad_token_id is None else config.pad_token_id
     inputs[name], mask = padded_rows(rng, VOCAB, pad, length=9)
     inputs[name.replace("input_ids", "attention_mask")] = mask
+  if case in ON_SOURCES:
+    ids = inputs["input_ids"]
+    ids[ids == config.eos_token_id] = VOCAB - 1
+    ids[np.arange(len(ids)), [8, 5, 8, 6]] = config.eos_token_id
   if case in ("bert", "albert"):
     inputs["token_type_ids"] = rng.integers(0, 2, mask.shape)
   return inputs
 
 
-def main() -> None:
+def main(*chosen: str) -> None:
+  """chosen: folders; without any, all."""
   import torch
   import transformers
 
@@ -95,6 +111,8 @@ def main() -> None:
 
   transformers.logging.set_verbosity_error()
   for case, (architecture, options) in CASES.items():
+    if chosen and case not in chosen:
+      continue
     folder = FOLDER / case
     shutil.rmtree(folder, ignore_errors=True)
     model = published(transformers, architecture, folder, **options)
@@ -112,4 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  main(*sys.argv[1:])

@@ -1,0 +1,46 @@
+"""The heads that fine-tuning trains: the same for encoders, decoders and encoder-decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import jax
+
+from plm_jax.export.names import Entry, linear
+from plm_jax.models.model import Parameters
+
+SIZED = ("classes", "token_classes")
+TUNED = (*SIZED, "span")
+
+
+def named(**architectures: str) -> dict[str, frozenset[str]]:
+  """{class of transformers: heads of ours, written with spaces between}."""
+  return {name: frozenset(heads.split()) for name, heads in architectures.items()}
+
+
+def size_of(params: Parameters, head: str) -> int:
+  """How many labels a head of a model has; 0 where it has no size."""
+  return getattr(params, head).kernel.shape[-1] if head in SIZED else 0
+
+
+def tuned_heads(params: Parameters) -> dict[str, int]:
+  """The heads of `TUNED` that a model has, with their sizes."""
+  return {head: size_of(params, head) for head in TUNED if getattr(params, head) is not None}
+
+
+def tuned_outputs(params: Parameters, hidden: jax.Array, batch: dict) -> dict[str, jax.Array]:
+  """Their outputs by transformers' names: float32 `[B, labels]` of a row, `[B, T, labels]` of
+  tokens, `[B, T]` each of where an answer starts and ends."""
+  outputs = {}
+  if params.classes is not None:
+    outputs["logits"] = params.class_logits(hidden, batch, None)
+  if params.token_classes is not None:
+    outputs["logits"] = params.token_class_logits(hidden, None)
+  if params.span is not None:
+    outputs |= dict(zip(("start_logits", "end_logits"), params.span_logits(hidden)))
+  return outputs
+
+
+def tuned_entries(top: Mapping[str, str], heads: Collection[str]) -> list[Entry]:
+  """The names of the linear maps; top: head -> transformers' name."""
+  return [entry for head, theirs in top.items() if head in heads for entry in linear(head, theirs)]
