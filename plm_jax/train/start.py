@@ -147,8 +147,9 @@ def with_tokenizer(
 
 
 def with_rows_of(experiment: Experiment, vocab: Vocab) -> Experiment:
-  """The experiment with documents that are framed only if the vocabulary has tokens for it."""
-  segments = experiment.data.segments
+  """The experiment with documents, if it packs any, that are framed only if the vocabulary has
+  tokens for it."""
+  segments = getattr(experiment.data, "segments", None)  # a labelled text has none
   if not isinstance(segments, PackedDocuments) or (beginning(vocab) and ending(vocab)):
     return experiment
   data = dataclasses.replace(experiment.data, segments=dataclasses.replace(segments, framed=False))
