@@ -52,8 +52,7 @@ class DecoderFamily:
           f"{options.where} sets {other}={options.document[other]!r} and "
           f"{self.options[one][0]}={fields[one]!r}; this project has one rate for both."
         )
-    # transformers' classes of a row are mapped without a bias.
-    fields = self.adapt(options, {**self.always, "classifier_bias": False, **fields})
+    fields = self.adapt(options, {**self.always, **fields})
     if "token_classes" in self.top:
       fields["classifier_dropout"] = options.take("classifier_dropout", None)
       if "token_classes" in heads and fields["classifier_dropout"] is None:
@@ -78,11 +77,6 @@ class DecoderFamily:
           f"model.{field}={getattr(config, field)} cannot be exported: transformers' "
           f"{self.model_type} always has {field}={needed}."
         )
-    if "classes" in heads and config.classifier_bias:
-      raise UserError(
-        "model.classifier_bias=true cannot be exported with classes: transformers' "
-        f"{self.model_type} has no such bias; fine-tune with --set=model.classifier_bias=false."
-      )
     document = {theirs: getattr(config, ours) for ours, (theirs, _) in self.options.items()}
     if "token_classes" in heads or config.classifier_dropout is not None:
       own = config.classifier_dropout

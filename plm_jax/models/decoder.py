@@ -59,9 +59,7 @@ class Decoder:
   tied: the token table is also the output's; else that is a table of its own.
   inverse_layer_scale: scores of layer l, counted from 1, are divided by l (transformers'
     scale_attn_by_inverse_layer_idx).
-  classifier_dropout: under classes; None is as elsewhere. classifier_bias: whether the map to the
-    classes of a row has one (GPT-1's code; transformers' has none, so that what is to be exported
-    must do without).
+  classifier_dropout: under classes; None is as elsewhere.
   residual_init: the projections that end in the residual stream start at 1 / sqrt(2 layers) of the
     others (GPT-2, section 2.3; its released code does not).
   """
@@ -89,7 +87,6 @@ class Decoder:
   dropout: float = 0.1
   attention_dropout: float = 0.1
   classifier_dropout: float | None = None
-  classifier_bias: bool = True
   initializer_range: float = 0.02
   residual_init: bool = False
 
@@ -194,7 +191,7 @@ class DecoderModel(TokenHeads):
     self.norm = normed(c.width, c.norm_eps) if c.norm_at == "pre" else None
     self.lm = Embedding(lm, c.vocab_size, c.width) if "lm" in heads and not c.tied else None
     labels = heads.get("classes")
-    self.classes = Linear(classes, (c.width,), (labels,), c.classifier_bias) if labels else None
+    self.classes = Linear(classes, (c.width,), (labels,), bias=False) if labels else None
     self.make_token_heads(key, c.width, heads)
 
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
@@ -266,8 +263,8 @@ class DecoderModel(TokenHeads):
     return self.token_logits(jnp.take_along_axis(hidden_BTD, positions_BP[..., None], axis=1))
 
   def class_logits(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
-    """float32 `[B, classes]` from the state of a row's last token, the only one that has read all
-    (GPT-1, section 3.2)."""
+    """float32 `[B, classes]` from the state of a row's last token, the only one that has read all,
+    without a bias (GPT-1, section 3.2; its code has one)."""
     last_B = batch["length"] - 1
     state_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
     return self.classes(dropout(state_BD, self.classifier_dropout, noise)).astype(jnp.float32)
