@@ -37,10 +37,12 @@ from plm_jax.errors import UserError
 from plm_jax.export import hf, llama2c, sentence
 from plm_jax.export.tensors import read_json
 from plm_jax.models.bart import MBart
+from plm_jax.models.decoder import Decoder
 from plm_jax.models.electra import Electra
 from plm_jax.models.encoder_decoder import EncoderDecoder, edges
 from plm_jax.models.model import Model
 from plm_jax.models.t5 import T5
+from plm_jax.tasks.rows import text_frame
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.start import continued_from, versions, with_model, with_rows_of
 from plm_jax.train.workdir import FORMAT, write_whole
@@ -74,7 +76,8 @@ def main(source: str, target: str) -> None:
     if to == "run":
       write_run(model, tokenizer, target, source)
     else:
-      write_directory(model, tokenizer, target)
+      trained_here = is_run and "public" not in _config(source)
+      write_directory(model, tokenizer, target, framed=trained_here)
   if tokenizer is None:
     print("note: no tokenizer was written; copy that of SRC, or give it by --tokenizer")
   print(f"{source} is now in {target}: {type(model.config).__name__}, {model.architecture}")
@@ -281,10 +284,14 @@ PUBLISHED_PIECES = {  # family -> the file and the class of transformers that re
 }
 
 
-def write_directory(model: hf.Pretrained, tokenizer: Tokenizer | None, target: Path) -> None:
+def write_directory(
+  model: hf.Pretrained, tokenizer: Tokenizer | None, target: Path, framed: bool = False
+) -> None:
   """What `hf.save` writes, with the tokenizer beside it in the form in which transformers reads it.
-  Where it has none for this family, a note says so."""
+  Where it has none for this family, a note says so. framed: whether texts that are classified have
+  the begin and the end that those of plm_jax.tasks.rows have."""
   hf.save(model, target)
+  framed &= "classes" in model.heads
   if tokenizer is None:
     return
   vocab, names = tokenizer.vocab, {}
@@ -294,13 +301,18 @@ def write_directory(model: hf.Pretrained, tokenizer: Tokenizer | None, target: P
   options = {**names, "model_max_length": model.family.longest(model.config)}
   if tokenizer.kind != "unigram":
     tokenizer.save(target)
-    _with_added(target / "tokenizer.json", tokenizer)
+    own = framed and isinstance(model.config, Decoder | EncoderDecoder)  # others are framed already
+    _with_added(
+      target / "tokenizer.json", tokenizer, text_frame(vocab, model.config) if own else None
+    )
     options["tokenizer_class"] = "PreTrainedTokenizerFast"
   elif _has_class(model.family.model_type, tokenizer):
     file, options["tokenizer_class"] = PUBLISHED_PIECES[model.family.model_type]
     (target / file).write_bytes(in_file_order(tokenizer.backend).proto)
     if model.family.model_type == "albert":
       options |= {"do_lower_case": tokenizer.lowercase, "keep_accents": not tokenizer.lowercase}
+    if model.family.model_type == "llama" and framed:
+      options |= {"add_bos_token": True, "add_eos_token": True}
     if model.family.model_type == "t5":
       options["extra_ids"] = 0 if vocab.sentinels is None else len(vocab.sentinels)
   else:
@@ -325,13 +337,23 @@ def _has_class(family: str, tokenizer: Tokenizer) -> bool:
   return plain and fits.get(family, False) and (family == "albert" or not tokenizer.lowercase)
 
 
-def _with_added(file: Path, tokenizer: Tokenizer) -> None:
-  """Gives a tokenizer.json the sentinels and languages that stand behind the vocabulary."""
+def _with_added(
+  file: Path, tokenizer: Tokenizer, frame: tuple[list[int], list[int]] | None = None
+) -> None:
+  """Gives a tokenizer.json the sentinels and languages that stand behind the vocabulary. frame:
+  what it is to put before and after a text."""
   import tokenizers
 
   definition = tokenizers.Tokenizer.from_file(str(file))
   behind = tokenizer.pieces[len(tokenizer.backend.pieces) :]
   definition.add_special_tokens([tokenizers.AddedToken(name, special=True) for name in behind])
+  if frame is not None:
+    before, after = ([tokenizer.token(i) for i in ids] for ids in frame)
+    definition.post_processor = tokenizers.processors.TemplateProcessing(
+      single=[*before, "$A", *after],
+      pair=[*before, "$A", *after, "$B", *after],
+      special_tokens=[(tokenizer.token(i), i) for i in {*frame[0], *frame[1]}],
+    )
   file.write_text(definition.to_str(), encoding="utf-8")
 
 

@@ -125,6 +125,9 @@ def with_shots(prompt: str) -> str:
 
 
 def text_of(path: str, flag: str) -> str:
+  """A file as text. Errors: `UserError` for what is none, and for devices, which may never end."""
+  if Path(path).is_char_device():
+    raise UserError(f"{flag}={path} is a device; expected a file of text.")
   try:
     return Path(path).read_text(encoding="utf-8")
   except (OSError, ValueError) as error:

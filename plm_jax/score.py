@@ -26,6 +26,7 @@ from plm_jax.ablate import evaluate
 from plm_jax.data.corpora import default_cache
 from plm_jax.data.segments import beginning, filler, frame
 from plm_jax.errors import UserError
+from plm_jax.generate import text_of
 from plm_jax.train.start import keep_compilations
 from plm_jax.train.trained import load
 
@@ -72,12 +73,7 @@ def main() -> None:
 
 
 def text_of_flags() -> str | None:
-  if not FLAGS.file:
-    return FLAGS.text
-  try:
-    return Path(FLAGS.file).read_text(encoding="utf-8")
-  except (OSError, ValueError) as error:
-    raise UserError(f"--file={FLAGS.file} cannot be read as text: {error}.") from None
+  return text_of(FLAGS.file, "--file") if FLAGS.file else FLAGS.text
 
 
 def perplexity(trained: evaluate.Trained, text: str) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Beam search (Graves 2012; Wu et al. 2016, section 7, for comparing texts of different lengths).
 
 Every prompt keeps its K best unfinished texts, the beams, and the K best finished ones. A finished
-text scores (sum of log p) / length^penalty, its end counted in both. As in fairseq, and in
+text scores (sum of log p) / length^penalty, its end counted in both; log p is what the rules, such
+as a penalty for repetition, leave of it. As in fairseq, and in
 transformers with early_stopping, a prompt is done when it has K finished texts; with one beam that
 is greedy search.
 """
@@ -87,7 +88,8 @@ def _continued(now: _Search, logits_BKV, limit_B, rules: Rules, ends_E) -> _Sear
   rows, beams, vocabulary = logits_BKV.shape
   flat = logits_BKV.reshape(rows * beams, vocabulary)
   seen = None if now.seen_BKV is None else now.seen_BKV.reshape(rows * beams, vocabulary)
-  log_p = jax.nn.log_softmax(rules.applied(flat, seen, ends_E, now.step))
+  # As in transformers and fairseq: what the rules take from one token goes to no other.
+  log_p = rules.applied(jax.nn.log_softmax(flat), seen, ends_E, now.step)
   total = now.log_p_BK[..., None] + jnp.maximum(log_p, _NEVER).reshape(logits_BKV.shape)
   # Of 2 K candidates K do not end, if only one token ends a text; of more, some more.
   candidates = min(beams * (len(ends_E) + 1), beams * vocabulary)

@@ -47,6 +47,8 @@ def compare(directory: str) -> list[Comparison]:
   """Every output on every kind of rows. Errors: `UserError` without transformers."""
   model = hf.load(directory)
   reference = _reference(directory, model)
+  if reference.config.pad_token_id is None:  # without, a decoder's classes are read in single rows
+    reference.config.pad_token_id = _pad(model)
   found = []
   for rows, inputs in _inputs(model).items():
     ours, theirs = hf.run(model, **inputs), _outputs(reference, inputs)
@@ -78,9 +80,7 @@ def _inputs(model: hf.Pretrained) -> dict[str, dict[str, np.ndarray]]:
   cut = length // 3
   kinds = {"not padded": (0, 0), "padded right": (0, cut), "padded left": (cut, 0)}
   kinds["padded on both"] = (cut // 2, cut // 2)
-  pad = model.document.get("pad_token_id")
-  pad = getattr(model.family, "ids", {}).get("pad_token_id", 0) if pad is None else pad
-  found = {}
+  pad, found = _pad(model), {}
   for kind, (left, right) in kinds.items():
     inputs: dict[str, Any] = {}
     for name in ("input_ids", "decoder_input_ids"):
@@ -98,6 +98,12 @@ def _inputs(model: hf.Pretrained) -> dict[str, dict[str, np.ndarray]]:
       inputs["token_type_ids"] = rng.integers(0, limits["token_type_ids"], mask.shape)
     found[kind] = inputs
   return found
+
+
+def _pad(model: hf.Pretrained) -> int:
+  """The id of padding: of config.json, or of the family, or one that then is in no other place."""
+  pad = model.document.get("pad_token_id")
+  return getattr(model.family, "ids", {}).get("pad_token_id", 0) if pad is None else pad
 
 
 def _reference(directory: str, model: hf.Pretrained):

@@ -138,10 +138,13 @@ class DecoderFamily:
     architecture: str,
     document: Mapping[str, Any],
   ) -> dict[str, Any]:
-    """Where no token is real a row has length 1, so that there is a last one."""
-    mask = inputs["attention_mask"]
-    columns = np.arange(1, mask.shape[1] + 1, dtype=np.int32)
-    return inputs | {"length": np.maximum((columns * mask).max(axis=1), 1)}
+    """A row ends at its last real token; its classes, as in transformers, at the last that is not
+    `pad_token_id`, whatever the mask says. Where there is none a row has length 1."""
+    real, pad = inputs["attention_mask"], document.get("pad_token_id")
+    if pad is not None and "classes" in self.architectures[architecture]:
+      real = inputs["input_ids"] != pad
+    columns = np.arange(1, real.shape[1] + 1, dtype=np.int32)
+    return inputs | {"length": np.maximum((columns * real).max(axis=1), 1)}
 
   def run(
     self, params: DecoderModel, batch: dict[str, Any], compute: Compute, architecture: str

@@ -93,7 +93,10 @@ def load(directory: str | Path) -> Pretrained:
   config, sizes = family.model_of(Options(document, str(file)), heads)
   model = jax.eval_shape(lambda key: config.init(key, sizes), jax.random.key(0))
   entries = _entries(family, config, heads, based)
-  _drop_what_is_no_parameter(family, config, heads, tensors, entries, body)
+  copies = family.copies(config, heads)
+  if not based:
+    copies = {copy.removeprefix(base): of.removeprefix(base) for copy, of in copies.items()}
+  _drop_what_is_no_parameter(family, config, heads, tensors, entries, copies, body)
   params = to_ours(entries, model, tensors, str(body))
   pooling = None
   if sentence.is_sentence_encoder(directory):
@@ -202,11 +205,13 @@ def _modern(name: str) -> str:
   return name
 
 
-def _drop_what_is_no_parameter(family, config, heads, tensors, entries, where: Path) -> None:
+def _drop_what_is_no_parameter(
+  family, config, heads, tensors, entries, copies: Mapping[str, str], where: Path
+) -> None:
   """Takes copies of tied tensors, buffers of older releases, and a pooler that the architecture
   does not have out of `tensors`. Errors: `UserError` for a copy that differs."""
   names = {entry.theirs for entry in entries}
-  for copy, original in family.copies(config, heads).items():
+  for copy, original in copies.items():
     if copy not in tensors:
       continue
     array = tensors.pop(copy)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from plm_jax.data.draws import permute
-from plm_jax.data.segments import filler, frame
+from plm_jax.data.segments import beginning, ending, filler, frame
 from plm_jax.data.tokenizers import Vocab
 from plm_jax.errors import UserError
+from plm_jax.models.decoder import Decoder
 from plm_jax.models.encoder_decoder import EncoderDecoder, edges
 from plm_jax.models.model import Model
 from plm_jax.tasks.labelled_text import Examples
@@ -61,8 +62,8 @@ class LabelledBatches:
   def of(
     cls, examples: Examples, vocab: Vocab, length: int, model: Model | None = None, **settings
   ) -> LabelledBatches:
-    """model: what reads the rows; only an encoder-decoder has a form of its own. Errors:
-    `UserError` if the tokenizer has no tokens for the begin and the end of a text."""
+    """model: what reads the rows; an encoder-decoder has a form of its own. Errors: `UserError` if
+    the tokenizer has no tokens for the begin and the end of a text, and the model needs them."""
     make = source_rows if isinstance(model, EncoderDecoder) else framed_rows
     return cls(make(examples, vocab, length, model), examples.label, **settings)
 
@@ -112,10 +113,25 @@ class LabelledBatches:
     }
 
 
+def text_frame(vocab: Vocab, model: Model | None = None) -> tuple[list[int], list[int]]:
+  """What stands before and after a text that is classified. Errors: `UserError` if the tokenizer
+  has no tokens for it, which a decoder can do without: it reads the last token (GPT-1's vocabulary
+  has neither)."""
+  if isinstance(model, EncoderDecoder):
+    source = model.source_ids([None], vocab)
+    at = source.index(None)
+    return source[:at], source[at + 1 :]
+  if isinstance(model, Decoder):
+    return beginning(vocab), ending(vocab)
+  first, last = frame(vocab, padding=False)
+  return [first], [last]
+
+
 def framed_rows(examples: Examples, vocab: Vocab, length: int, model: Model | None = None) -> Rows:
-  """[CLS] text [SEP]."""
-  first, last = frame(vocab, padding=False)  # GPT-2's and LLaMA's have none for padding
-  sources = [[first, *tokens[: length - 2], last] for tokens in examples.ids]
+  """[CLS] text [SEP], for a decoder as far as the vocabulary has them."""
+  first, last = text_frame(vocab, model)
+  room = length - len(first) - len(last)
+  sources = [[*first, *tokens[:room], *last] for tokens in examples.ids]
   return Rows(*_padded(sources, filler(vocab), length))
 
 

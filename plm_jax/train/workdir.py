@@ -114,7 +114,25 @@ def read_config(path: str | Path) -> dict[str, Any]:
   known = isinstance(document, dict) and document.get("format") == FORMAT
   if not known or not isinstance(document.get("experiment"), dict):
     raise UserError(f"{path / 'config.json'} is not the configuration of a run of this version")
+  if "public" in document and not _is_public(document["public"]):
+    raise UserError(
+      f'{path / "config.json"} has a damaged entry "public", which says what the run was imported '
+      "from; convert the published model again"
+    )
   return document
+
+
+def _is_public(entry: Any) -> bool:
+  """Whether an entry is one that plm_jax.convert writes, as far as others read it."""
+  kinds = {"config": dict, "architecture": str, "heads": dict, "pooling": dict | None}
+  if not isinstance(entry, dict) or entry.keys() != kinds.keys():
+    return False
+  sizes, pooling = entry["heads"], entry["pooling"]
+  return (
+    all(isinstance(entry[name], kind) for name, kind in kinds.items())
+    and all(type(size) is int for size in sizes.values())
+    and (pooling is None or (isinstance(pooling, dict) and isinstance(pooling.get("modes"), list)))
+  )
 
 
 def write_whole(path: Path, text: str) -> None:

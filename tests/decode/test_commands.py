@@ -195,6 +195,7 @@ def test_any_model_is_scored_and_blimp_is_read(call, runs, tmp_path):
     (score, ("--model=GPT", "--blimp=EMPTY", "--blimp_pairs=0"), "blimp_pairs=0 must be at least"),
     (score, ("--model=GPT", "--text=w1", "--blimp_pairs=3"), "goes with --blimp"),
     (score, ("--model=GPT", "--file=none.txt"), "none.txt cannot be read"),
+    (score, ("--model=GPT", "--file=/dev/zero"), "/dev/zero is a device; expected a file of text"),
   ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(call, runs, tmp_path, module, words, said):

@@ -257,8 +257,8 @@ def test_prompts_that_the_model_cannot_read_are_refused(gpt):
     write(gpt, TASKS, Rules(), samples=3)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_texts_are_those_of_transformers_generate(beams, gpt):
+@pytest.mark.parametrize(("beams", "penalty", "least"), [(1, 1.1, 2), (3, 1.1, 2), (3, 1.4, 7)])
+def test_texts_are_those_of_transformers_generate(beams, penalty, least, gpt):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   from tests.models.test_decoder import ours_of_gpt
@@ -280,10 +280,10 @@ def test_texts_are_those_of_transformers_generate(beams, gpt):
   mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in PROMPTS])
   expected = theirs.generate(
     ids, attention_mask=mask, max_new_tokens=10, num_beams=beams, do_sample=False,
-    early_stopping=beams > 1, repetition_penalty=1.1, min_new_tokens=2, length_penalty=0.8,
+    early_stopping=beams > 1, repetition_penalty=penalty, min_new_tokens=least, length_penalty=0.8,
   ).tolist()  # fmt: skip
   rules = Rules(
-    max_length=10, beams=beams, repetition_penalty=1.1, min_length=2,
+    max_length=10, beams=beams, repetition_penalty=penalty, min_length=least,
     **({"length_penalty": 0.8} if beams > 1 else {}),
   )  # fmt: skip
   found = write(same, TASKS, rules)

@@ -22,9 +22,13 @@ from plm_jax.export.tensors import write_safetensors
 from plm_jax.models.albert import Albert
 from plm_jax.models.bart import MBart
 from plm_jax.models.bert import Bert
+from plm_jax.models.compute import Compute
 from plm_jax.models.electra import Electra
+from plm_jax.models.gpt import Gpt2
 from plm_jax.models.roberta import Roberta
 from plm_jax.models.t5 import T5
+from plm_jax.tasks.labelled_text import Examples
+from plm_jax.tasks.rows import LabelledBatches
 from plm_jax.train import trained
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.start import HEADS, continued_from
@@ -285,6 +289,44 @@ def test_sentinels_behind_word_pieces_are_in_the_file_for_transformers(peers, tm
   assert theirs.convert_tokens_to_ids("<extra_id_0>") == own.vocab.sentinels[0]
   again = convert._with_sentinels(convert._tokenizer(tmp_path / "out", "t5"), config)
   assert again.fingerprint == own.fingerprint
+
+
+@pytest.mark.parametrize("config", [T5, Gpt2])
+def test_a_classifier_reads_texts_in_transformers_as_it_did_in_training(config, peers, tmp_path):
+  """T5's "text </s>", and "</s> text </s>" of a GPT-2 with one token for both ends."""
+  import torch
+
+  lines = [line for line in toy_run.text().read_text().splitlines() if line]
+  own = WordPiece(vocab_size=90).train(lines)
+  if config is Gpt2:
+    own.vocab = dataclasses.replace(own.vocab, bos=own.vocab.sep, eos=own.vocab.sep, cls=None)
+  config = config(vocab_size=own.vocab.size, initializer_range=0.5, **SMALL)
+  params = config.init(jax.random.key(0), {"classes": 3})
+  model = hf.Pretrained(config, params, None, convert._special_tokens(own, config))
+  convert.write_directory(model, own, tmp_path / "out", framed=True)
+  examples = Examples(lines[:1], [own.encode(lines[0])], np.zeros(1, int), ["d"])
+  rows = LabelledBatches.of(examples, own.vocab, 40, config, seed=0, global_batch=1)
+  (batch,) = rows.evaluation()
+  theirs = peers.AutoTokenizer.from_pretrained(tmp_path / "out")(lines[0])["input_ids"]
+  assert theirs == batch["input_ids"][0, : batch["length"][0]].tolist()
+  classifier = peers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+  compute = Compute(dtype="float32")
+  ours = params.class_logits(params(batch, compute), batch, None)
+  with torch.no_grad():
+    logits = classifier(torch.tensor([theirs])).logits.numpy()
+  np.testing.assert_allclose(ours, logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "entry", [None, {}, {"config": {}, "architecture": "BertForMaskedLM", "heads": {"mlm": "x"}}]
+)
+def test_a_damaged_record_of_an_import_is_one_sentence(entry, run, tmp_path):
+  document = json.loads((run / "config.json").read_text())
+  if entry is not None:
+    entry = document["public"] | entry if entry else entry
+  (tmp_path / "config.json").write_text(json.dumps(document | {"public": entry}))
+  with pytest.raises(UserError, match='has a damaged entry "public", which says what the run was'):
+    continued_from(tmp_path)
 
 
 @pytest.mark.parametrize(

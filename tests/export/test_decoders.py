@@ -8,6 +8,7 @@ import pytest
 
 from plm_jax.errors import UserError
 from plm_jax.export import hf
+from plm_jax.export.check import compare
 from plm_jax.export.families.llama import FAMILY
 from plm_jax.export.options import Options
 from tests.export.peers import assert_round_trip, difference, outputs, padded_rows, published
@@ -101,11 +102,28 @@ def test_a_decoder_gives_the_numbers_of_transformers_and_goes_back(case, peers, 
     ({"rope_parameters": {"rope_theta": "x"}}, "sets rope_theta='x' of the rope"),
     ({"rope_parameters": {"type": "linear", "factor": None}}, "sets factor=None of the rope"),
     ({"rope_parameters": {"type": [1]}}, r"sets rope_type=\[1\], which"),
+    (
+      {"rope_parameters": {"rope_theta": 9.0}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+      "sets rope_parameters and rope_scaling, which differ",
+    ),
   ],
 )
 def test_an_option_of_another_kind_is_refused_by_name(option, sentence):
   with pytest.raises(UserError, match=sentence):
     FAMILY.model_of(Options(option, "config.json"), {"lm"})
+
+
+@pytest.mark.parametrize("pad", [0, None])
+def test_classes_are_read_where_transformers_reads_them(pad, peers, tmp_path):
+  """At the last token that is not padding by its id; without an id of padding in single rows."""
+  options = {**GPT2, "num_labels": 3, "pad_token_id": pad}
+  reference = published(peers, "GPT2ForSequenceClassification", tmp_path, **options)
+  rng = np.random.default_rng(0)
+  inputs = {"input_ids": rng.integers(1, VOCAB, (1 if pad is None else 4, 9))}
+  inputs["input_ids"][-1, 6:] = 0
+  found = hf.run(hf.load(tmp_path), **inputs)
+  assert difference(found, outputs(reference, inputs), np.ones((1, 1))) < 1e-5
+  assert max(line.difference for line in compare(tmp_path)) < 1e-5
 
 
 def test_old_names_of_rotary_options_are_read(peers, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from plm_jax.errors import UserError
 from plm_jax.export import hf
+from plm_jax.export.families.bart import FAMILY as BART_FAMILY
 from plm_jax.export.families.t5 import FAMILY as T5_FAMILY
 from plm_jax.export.options import Options
 from plm_jax.export.tensors import read_tensors, write_safetensors
@@ -51,6 +52,7 @@ CASES = {
   "bart_answers": ("BartForQuestionAnswering", BART),
   "mbart_answers": ("MBartForQuestionAnswering", {**BART, "decoder_layers": 3}),
 }
+SIDES, TABLE = ("encoder", "decoder"), ".embed_tokens.weight"
 # Classes whose decoder reads the source, and those that have none.
 ON_SOURCES = {
   "t5_classes": (
@@ -184,6 +186,18 @@ def test_buffers_of_older_releases_are_left_out(peers, tmp_path):
     assert hf.load(folder).architecture == architecture
 
 
+def test_a_bare_model_with_copies_of_its_table_is_read(peers, tmp_path):
+  """bart-base as it was published: a bare model by torch, which writes every name of a table."""
+  published(peers, "BartModel", tmp_path, **BART)
+  tensors = read_tensors(tmp_path)
+  copies = {side + TABLE: tensors["shared.weight"] for side in SIDES}
+  write_safetensors(tmp_path / "model.safetensors", tensors | copies)
+  assert hf.load(tmp_path).architecture == "BartModel"
+  write_safetensors(tmp_path / "model.safetensors", tensors | {SIDES[0] + TABLE: np.ones((59, 12))})
+  with pytest.raises(UserError, match=r"encoder\.embed_tokens\.weight and shared\.weight in"):
+    hf.load(tmp_path)
+
+
 def test_an_output_table_of_its_own_is_kept(peers, tmp_path):
   """T5 1.1 as it is published: transformers ties a new model, and takes both tables of a file."""
   options = {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
@@ -214,3 +228,19 @@ def test_what_says_twice_that_logits_are_not_scaled_is_read():
   options = {"tie_word_embeddings": False, "scale_decoder_outputs": False}
   config, _ = T5_FAMILY.model_of(Options(options, "config.json"), {"lm"})
   assert not config.logit_scale and not config.tied
+  options["scale_decoder_outputs"] = True  # counts where they differ, in transformers 5
+  assert T5_FAMILY.model_of(Options(options, "config.json"), {"lm"})[0].logit_scale
+
+
+@pytest.mark.parametrize(
+  ("family", "options", "sentence"),
+  [
+    (T5_FAMILY, {"dense_act_fn": "silu"}, "'relu' and something else by dense_act_fn"),
+    (T5_FAMILY, {"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu"}, "'gated-gelu' and"),
+    (T5_FAMILY, {"is_gated_act": True}, "something else by dense_act_fn or is_gated_act"),
+    (BART_FAMILY, {"encoder_layers": 3, "num_hidden_layers": 2}, "sets num_hidden_layers=2, which"),
+  ],
+)
+def test_what_is_said_twice_and_differs_is_refused(family, options, sentence):
+  with pytest.raises(UserError, match=sentence):
+    family.model_of(Options(options, "config.json"), {"lm"})

@@ -9,6 +9,7 @@ import pytest
 from plm_jax.data.tokenizers import WordPiece
 from plm_jax.errors import UserError
 from plm_jax.models.bart import Bart, MBart
+from plm_jax.models.gpt import Gpt1
 from plm_jax.models.t5 import T5
 from plm_jax.models.vaswani import Transformer
 from plm_jax.tasks.labelled_text import Examples
@@ -86,6 +87,15 @@ def test_an_encoder_decoder_reads_a_text_twice_and_its_classes_at_the_end(
   assert first["decoder_input_ids"] == decoder + padding and first["decoder_length"] == end
   assert cut["length"] == 6 and 3 in cut["input_ids"]  # a long text keeps its end
   assert cut["input_ids"][cut["decoder_length"] - 1] == 3
+
+
+def test_a_decoder_reads_a_text_of_a_vocabulary_without_begin_and_end():
+  """GPT-1's."""
+  vocab = dataclasses.replace(VOCAB, cls=None, sep=None, bos=None, eos=None, pad=None)
+  examples = Examples(["x"] * 2, [np.array([5, 6]), np.arange(5, 20)], np.zeros(2, int), ["d"] * 2)
+  made = LabelledBatches.of(examples, vocab, 6, Gpt1(vocab_size=40), seed=3, global_batch=2).rows
+  assert made.input_ids.tolist() == [[5, 6, 0, 0, 0, 0], [5, 6, 7, 8, 9, 10]]
+  assert made.lengths.tolist() == [2, 6]
 
 
 def test_a_tokenizer_without_an_end_makes_no_sources():

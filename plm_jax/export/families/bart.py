@@ -83,17 +83,14 @@ class BartFamily(Seq2SeqFamily):
   buffers = ("final_logits_bias", "encoder.version", "decoder.version")
   always = ALWAYS
   old = OLD
-  silent = (
-    "num_hidden_layers",
-    "classif_dropout",
-    "force_bos_token_to_be_generated",
-  )
+  silent = ("classif_dropout", "force_bos_token_to_be_generated")
   pretraining = "experiments/bart.py:base"
 
   def model_of(self, options: Options, heads: Collection[str]) -> tuple[Bart, dict[str, int]]:
     fields = {name: options.take(*option) for name, option in OPTIONS.items()}
     fields["activation"] = options.activation(*OPTIONS["activation"])
     options.fixed("tie_word_embeddings", True)  # without, there would be four tables
+    options.fixed("num_hidden_layers", fields["layers"])  # another name of the encoder's
     for name, value in self.old.items():
       options.fixed(name, value)
     options.finish(self.silent)

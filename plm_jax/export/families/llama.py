@@ -92,6 +92,10 @@ class LlamaFamily(DecoderFamily):
     theta = options.take("rope_theta", 10_000.0)
     old, new = options.take("rope_scaling", None), options.take("rope_parameters", None)
     options.fixed("partial_rotary_factor", 1.0)
+    if new and old and new != old:
+      raise UserError(
+        f"{options.where} sets rope_parameters and rope_scaling, which differ; leave one of them."
+      )
     given = dict(new or old or {})
     for name, value in given.items():
       if name not in ("type", "rope_type") and type(value) not in (int, float):

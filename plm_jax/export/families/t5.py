@@ -68,8 +68,7 @@ class T5Family(Seq2SeqFamily):
   # Of cross-attention, which does not read it.
   buffers = ("EncDecAttention.relative_attention_bias.weight",)
   always = ALWAYS
-  # Initial weights, and what the other options already say.
-  silent = ("initializer_factor", "dense_act_fn", "is_gated_act", "n_positions")
+  silent = ("initializer_factor", "n_positions")  # initial weights; no limit
   pretraining = "experiments/t5.py:base"
 
   def found(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
@@ -88,8 +87,8 @@ class T5Family(Seq2SeqFamily):
   def model_of(self, options: Options, heads: Collection[str]) -> tuple[T5, dict[str, int]]:
     fields = {name: options.take(*option) for name, option in OPTIONS.items()}
     fields |= gated_activation(options)
-    said = [options.take(n, True) for n in ("tie_word_embeddings", "scale_decoder_outputs")]
-    scales = all(said)
+    # transformers 5 writes the second, which is then what counts.
+    scales = options.take("scale_decoder_outputs", options.take("tie_word_embeddings", True))
     alone = ALONE in heads
     options.fixed("is_encoder_decoder", True, *([False] if alone else []))
     options.finish(self.silent)
@@ -173,7 +172,15 @@ def gated_activation(options: Options) -> dict[str, Any]:
     raise UserError(
       f"{options.where} sets feed_forward_proj={given!r}, which this project does not support."
     )
-  return {"gated": bool(gated), "activation": known[name]}
+  fields = {"gated": bool(gated), "activation": known[name]}
+  # transformers says it twice, and then takes these.
+  again = options.activation("dense_act_fn", "gelu_new" if given == "gated-gelu" else name)
+  if (options.take("is_gated_act", bool(gated)), again) != tuple(fields.values()):
+    raise UserError(
+      f"{options.where} sets feed_forward_proj={given!r} and something else by dense_act_fn or "
+      "is_gated_act; leave one of them."
+    )
+  return fields
 
 
 FAMILY = T5Family()
