@@ -69,7 +69,7 @@ def base(budget: Budget = "paper") -> Experiment:
 
 
 def tiny(budget: Budget = "small") -> Experiment:
-  """A T5 1.1 of 2 + 2 layers of 128 on spans of 3. At `small`, some minutes on a laptop, after which it fills sentinels."""
+  """A T5 1.1 of 2 + 2 layers of 128 on spans of 3. At `small`, some minutes on a laptop: it learns to answer sentinel by sentinel, of what they stand for little."""
   experiment = _spans(budget, 3.0)
   model = T5v11(layers=2, width=128, heads=2, hidden=256)
   if budget != "small":

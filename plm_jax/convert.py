@@ -32,7 +32,7 @@ from plm_jax.data.tokenizer_files import (
   read_backend,
   read_rules,
 )
-from plm_jax.data.tokenizers import BytePairs, Tokenizer, Unigram, WordPiece, load_tokenizer
+from plm_jax.data.tokenizers import BytePairs, Tokenizer, Unigram, Vocab, WordPiece, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.export import hf, llama2c, sentence
 from plm_jax.export.tensors import read_json
@@ -77,7 +77,7 @@ def main(source: str, target: str) -> None:
       write_run(model, tokenizer, target, source)
     else:
       trained_here = is_run and "public" not in _config(source)
-      write_directory(model, tokenizer, target, framed=trained_here)
+      write_directory(model, tokenizer, target, trained_here)
   if tokenizer is None:
     print("note: no tokenizer was written; copy that of SRC, or give it by --tokenizer")
   print(f"{source} is now in {target}: {type(model.config).__name__}, {model.architecture}")
@@ -176,7 +176,7 @@ def _tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
       place = pieces[0]
   elif place.suffix == ".bin":
     raise UserError(
-      "a llama2.c file has its tokenizer elsewhere; give it by --tokenizer=FILE.model."
+      "a tokenizer is not read from a .bin file; give the .model of it by --tokenizer=FILE.model."
     )
   backend = read_backend(place, lowercase)
   if model_type not in ("xlm-roberta", "mbart") or backend.kind != "unigram":
@@ -285,13 +285,12 @@ PUBLISHED_PIECES = {  # family -> the file and the class of transformers that re
 
 
 def write_directory(
-  model: hf.Pretrained, tokenizer: Tokenizer | None, target: Path, framed: bool = False
+  model: hf.Pretrained, tokenizer: Tokenizer | None, target: Path, trained_here: bool = False
 ) -> None:
   """What `hf.save` writes, with the tokenizer beside it in the form in which transformers reads it.
-  Where it has none for this family, a note says so. framed: whether texts that are classified have
-  the begin and the end that those of plm_jax.tasks.rows have."""
+  Where it has none for this family, a note says so. trained_here: texts get the begin and the end
+  that they have in this project, and not those of a published tokenizer."""
   hf.save(model, target)
-  framed &= "classes" in model.heads
   if tokenizer is None:
     return
   vocab, names = tokenizer.vocab, {}
@@ -301,18 +300,18 @@ def write_directory(
   options = {**names, "model_max_length": model.family.longest(model.config)}
   if tokenizer.kind != "unigram":
     tokenizer.save(target)
-    own = framed and isinstance(model.config, Decoder | EncoderDecoder)  # others are framed already
-    _with_added(
-      target / "tokenizer.json", tokenizer, text_frame(vocab, model.config) if own else None
-    )
+    own = trained_here and isinstance(model.config, Decoder | EncoderDecoder)  # others have theirs
+    _with_added(target / "tokenizer.json", tokenizer, _frame(model, vocab) if own else None)
     options["tokenizer_class"] = "PreTrainedTokenizerFast"
   elif _has_class(model.family.model_type, tokenizer):
     file, options["tokenizer_class"] = PUBLISHED_PIECES[model.family.model_type]
     (target / file).write_bytes(in_file_order(tokenizer.backend).proto)
     if model.family.model_type == "albert":
       options |= {"do_lower_case": tokenizer.lowercase, "keep_accents": not tokenizer.lowercase}
-    if model.family.model_type == "llama" and framed:
-      options |= {"add_bos_token": True, "add_eos_token": True}
+    if model.family.model_type == "llama":
+      options |= {"add_bos_token": True, "add_eos_token": trained_here and "classes" in model.heads}
+      if tokenizer.backend.joins_spaces:
+        print("note: transformers' LlamaTokenizer keeps spaces in a row, which this one joins")
     if model.family.model_type == "t5":
       options["extra_ids"] = 0 if vocab.sentinels is None else len(vocab.sentinels)
   else:
@@ -320,6 +319,13 @@ def write_directory(
     print(f"note: transformers' {model.family.model_type} cannot read the tokenizer, spm.model")
     return
   (target / "tokenizer_config.json").write_text(json.dumps(options, indent=2) + "\n")
+
+
+def _frame(model: hf.Pretrained, vocab: Vocab) -> tuple[list[int], list[int]]:
+  """What stands before and after a text; a decoder that writes goes on from its prompt."""
+  before, after = text_frame(vocab, model.config)
+  writes = isinstance(model.config, Decoder) and "classes" not in model.heads
+  return before, [] if writes else after
 
 
 def _has_class(family: str, tokenizer: Tokenizer) -> bool:

@@ -42,7 +42,7 @@ def main() -> None:
   if model is None:
     raise UserError(
       f"{trained.source.path} was not trained to predict a masked token; take a BERT or one of its "
-      "successors, or python -m plm_jax.generate for a left-to-right model"
+      "successors, or python -m plm_jax.generate for a model that writes (a T5 fills <extra_id_0>)"
     )
   blanks = [blanks_of(text, trained.tokenizer, trained.config.positions) for text in FLAGS.text]
   best = min(FLAGS.best, trained.tokenizer.vocab.size)

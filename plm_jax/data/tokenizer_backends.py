@@ -243,6 +243,11 @@ class Pieces:
     """Whether it is LLaMA's kind, byte pairs, and no unigram model."""
     return self._model_proto.trainer_spec.model_type == self._model_proto.trainer_spec.BPE
 
+  @property
+  def joins_spaces(self) -> bool:
+    """Whether several spaces in a row are read as one."""
+    return self._model_proto.normalizer_spec.remove_extra_whitespaces
+
   @cached_property
   def _model_proto(self):
     from sentencepiece import sentencepiece_model_pb2

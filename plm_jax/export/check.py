@@ -112,7 +112,7 @@ def _reference(directory: str, model: hf.Pretrained):
     import transformers
   except ImportError:
     raise UserError(
-      "the comparison needs torch and transformers: pip install 'plm_jax[bench]'."
+      "the comparison needs torch and transformers: pip install -e '.[bench]'."
     ) from None
   transformers.logging.set_verbosity_error()
   transformers.logging.disable_progress_bar()

@@ -7,6 +7,7 @@ checkpoint as transformers writes it, {"weight_map": {tensor: file}}; `torch_fil
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     safetensors.numpy.save_file(contiguous, file, metadata={"format": "pt"})
   except safetensors.SafetensorError as error:
     raise OSError(None, str(error), str(file)) from None
+  os.umask(mask := os.umask(0))
+  file.chmod(0o666 & ~mask)  # safetensors makes it its owner's alone
 
 
 def _read_shards(index: Path, read: Callable[[Path], dict]) -> dict[str, np.ndarray]:

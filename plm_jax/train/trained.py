@@ -35,8 +35,13 @@ class Trained(NamedTuple):
 
 def load(path: str | Path) -> Trained:
   """The newest good checkpoint in a run's directory, on one device. Errors: `UserError` where there
-  is none, and for a published model that predicts no tokens."""
+  is none, and for models that predict no tokens."""
   source = continued_from(path)
+  if classes := source.experiment.heads.get("classes"):
+    raise UserError(
+      f"{source.path} was fine-tuned to tell {classes} classes apart, and predicts no tokens; "
+      f"python -m plm_jax.convert {source.path} DST makes a classifier of transformers of it"
+    )
   key = jax.random.key(0)
   shapes = jax.eval_shape(source.experiment.init_parameters, key)
   public = source.document.get("public")

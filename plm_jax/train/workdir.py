@@ -111,6 +111,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
     raise UserError(f"{path} is not the directory of a run: it has no config.json") from None
   except (OSError, ValueError) as error:
     raise UserError(f"{path / 'config.json'} cannot be read: {error}") from error
+  if isinstance(document, dict) and "model_type" in document:
+    raise UserError(
+      f"{path} is a published model; make a run of it: python -m plm_jax.convert {path} RUN"
+    )
   known = isinstance(document, dict) and document.get("format") == FORMAT
   if not known or not isinstance(document.get("experiment"), dict):
     raise UserError(f"{path / 'config.json'} is not the configuration of a run of this version")

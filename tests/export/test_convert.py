@@ -20,7 +20,7 @@ from plm_jax.errors import UserError
 from plm_jax.export import hf
 from plm_jax.export.tensors import write_safetensors
 from plm_jax.models.albert import Albert
-from plm_jax.models.bart import MBart
+from plm_jax.models.bart import Bart, MBart
 from plm_jax.models.bert import Bert
 from plm_jax.models.compute import Compute
 from plm_jax.models.electra import Electra
@@ -303,7 +303,7 @@ def test_a_classifier_reads_texts_in_transformers_as_it_did_in_training(config, 
   config = config(vocab_size=own.vocab.size, initializer_range=0.5, **SMALL)
   params = config.init(jax.random.key(0), {"classes": 3})
   model = hf.Pretrained(config, params, None, convert._special_tokens(own, config))
-  convert.write_directory(model, own, tmp_path / "out", framed=True)
+  convert.write_directory(model, own, tmp_path / "out", trained_here=True)
   examples = Examples(lines[:1], [own.encode(lines[0])], np.zeros(1, int), ["d"])
   rows = LabelledBatches.of(examples, own.vocab, 40, config, seed=0, global_batch=1)
   (batch,) = rows.evaluation()
@@ -315,6 +315,20 @@ def test_a_classifier_reads_texts_in_transformers_as_it_did_in_training(config, 
   with torch.no_grad():
     logits = classifier(torch.tensor([theirs])).logits.numpy()
   np.testing.assert_allclose(ours, logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [T5, Bart, Gpt2])
+def test_a_model_that_writes_reads_prompts_in_transformers_as_it_does_here(config, peers, tmp_path):
+  """T5's "text </s>", BART's "<s> text </s>" and GPT's "<s> text", which goes on."""
+  own = WordPiece(vocab_size=90).train(toy_run.text().read_text().splitlines())
+  config = config(vocab_size=own.vocab.size, **SMALL)
+  model = hf.Pretrained(config, config.init(jax.random.key(0), {"lm": 0}))
+  convert.write_directory(model, own, tmp_path / "out", trained_here=True)
+  tokens = own.encode("bab cab")
+  is_decoder = isinstance(config, Gpt2)
+  ours = [own.vocab.cls, *tokens] if is_decoder else config.source_ids(list(tokens), own.vocab)
+  theirs = peers.AutoTokenizer.from_pretrained(tmp_path / "out")
+  assert theirs("bab cab")["input_ids"] == [int(i) for i in ours]
 
 
 @pytest.mark.parametrize(
