@@ -237,10 +237,15 @@ def from_run(path: Path, part: str = "discriminator") -> hf.Pretrained:
     make = lambda key: config.init(key, public["heads"])  # noqa: E731
   params = restore_parameters(path, jax.eval_shape(make, jax.random.key(0))).params
   if public is not None:
-    pooling = public["pooling"] and sentence.Pooling(
-      **public["pooling"] | {"modes": tuple(public["pooling"]["modes"])}
-    )
-    return hf.Pretrained(config, params, public["architecture"], public["config"], pooling)
+    given = public["pooling"] and {**public["pooling"], "modes": tuple(public["pooling"]["modes"])}
+    pooling = sentence.Pooling(**given) if given else None
+    model = hf.Pretrained(config, params, public["architecture"], public["config"], pooling)
+    if model.architecture not in model.family.architectures:
+      raise UserError(
+        f"{path / 'config.json'} names the architecture {model.architecture!r}, which "
+        f"{model.family.model_type} does not have; convert the published model again."
+      )
+    return model
   document = _special_tokens(source.tokenizer, config) | _labels(source.document)
   if isinstance(config, Electra):
     return hf.Pretrained(*_electra_part(config, params, part), None, document)

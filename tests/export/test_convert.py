@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -341,6 +342,15 @@ def test_a_damaged_record_of_an_import_is_one_sentence(entry, run, tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(document | {"public": entry}))
   with pytest.raises(UserError, match='has a damaged entry "public", which says what the run was'):
     continued_from(tmp_path)
+
+
+def test_an_import_of_an_unknown_architecture_is_one_sentence(run, tmp_path):
+  shutil.copytree(run, tmp_path / "run")
+  document = json.loads((run / "config.json").read_text())
+  document["public"]["architecture"] = "BertForPoetry"
+  (tmp_path / "run" / "config.json").write_text(json.dumps(document))
+  with pytest.raises(UserError, match="'BertForPoetry', which bert does not have"):
+    convert.from_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
