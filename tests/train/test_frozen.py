@@ -51,12 +51,13 @@ def test_frozen_parameters_stay_bit_for_bit_and_the_others_move():
 
 @pytest.mark.slow
 def test_the_first_update_of_the_others_is_that_of_a_free_model():
-  """Without the clip, which joins all gradients in one norm."""
+  """Without the clip, which joins all gradients in one norm. Two programs may round differently, by
+  far less than an update."""
   free = dataclasses.replace(TOY, optim=dataclasses.replace(TOY.optim, clip=0.0))
   ours, others = (named(after_steps(e, 1).params) for e in (frozen(free), free))
   for name, value in ours.items():
     if not name.startswith("embed/"):
-      np.testing.assert_allclose(value, others[name], rtol=1e-6, atol=1e-8, err_msg=name)
+      np.testing.assert_allclose(value, others[name], rtol=1e-5, atol=2e-7, err_msg=name)
 
 
 def test_frozen_parameters_have_no_moments():
