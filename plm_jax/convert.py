@@ -35,6 +35,7 @@ from plm_jax.data.tokenizer_files import (
 from plm_jax.data.tokenizers import BytePairs, Tokenizer, Unigram, Vocab, WordPiece, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.export import hf, llama2c, sentence
+from plm_jax.export.heads import labelled
 from plm_jax.export.tensors import read_json
 from plm_jax.models.bart import MBart
 from plm_jax.models.decoder import Decoder
@@ -246,7 +247,9 @@ def from_run(path: Path, part: str = "discriminator") -> hf.Pretrained:
         f"{model.family.model_type} does not have; convert the published model again."
       )
     return model
-  document = _special_tokens(source.tokenizer, config) | _labels(source.document)
+  document = _special_tokens(source.tokenizer, config)
+  if names := source.document.get("classes"):  # of a run of run_finetune.py
+    document |= labelled(names)
   if isinstance(config, Electra):
     return hf.Pretrained(*_electra_part(config, params, part), None, document)
   return hf.Pretrained(config.encoder, params.encoder(), None, document)
@@ -258,17 +261,6 @@ def _electra_part(config: Electra, params, part: str):
   discriminator = params.discriminator
   discriminator.rtd = nnx.data(params.rtd)
   return config.encoder, discriminator
-
-
-def _labels(document: dict) -> dict[str, dict]:
-  """The classes of a run of run_finetune.py, by their numbers and the other way round."""
-  names = document.get("classes")
-  if not names:
-    return {}
-  return {
-    "id2label": {str(number): name for number, name in enumerate(names)},
-    "label2id": {name: number for number, name in enumerate(names)},
-  }
 
 
 def _special_tokens(tokenizer: Tokenizer, config: Model) -> dict[str, int]:

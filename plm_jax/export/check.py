@@ -103,7 +103,7 @@ def _inputs(model: hf.Pretrained) -> dict[str, dict[str, np.ndarray]]:
 def _pad(model: hf.Pretrained) -> int:
   """The id of padding: of config.json, or of the family, or one that then is in no other place."""
   pad = model.document.get("pad_token_id")
-  return getattr(model.family, "ids", {}).get("pad_token_id", 0) if pad is None else pad
+  return model.family.ids.get("pad_token_id", 0) if pad is None else pad
 
 
 def _reference(directory: str, model: hf.Pretrained):

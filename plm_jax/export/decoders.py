@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from plm_jax.errors import UserError
+from plm_jax.export.family import Family
 from plm_jax.export.heads import SIZED, tuned_entries, tuned_heads, tuned_outputs
 from plm_jax.export.names import Entry
 from plm_jax.export.options import Options, activation_name
 from plm_jax.models.compute import Compute
 from plm_jax.models.decoder import Decoder, DecoderModel
 
+if TYPE_CHECKING:
+  from plm_jax.export.hf import Pretrained
+
 UNSAID_DROPOUT = 0.1  # of transformers' decoders over classes of tokens
 
 
-class DecoderFamily:
+class DecoderFamily(Family):
   """A causal language model, a classifier that reads the last token of a row, or one of tokens.
 
   always: what a decoder of the family always is. twice: options that are one field of ours. top:
   the linear maps over tokens.
   """
 
-  model_type: str
   config: type[Decoder]
-  base: str
-  architectures: Mapping[str, frozenset[str]]
   inputs = ("input_ids", "attention_mask", "position_ids")
-  buffers: tuple[str, ...] = ()
   options: Mapping[str, tuple[str, Any]]
   always: Mapping[str, Any]
   twice: Mapping[str, str] = {}
@@ -39,7 +39,6 @@ class DecoderFamily:
   activations: Mapping[str, str] = {}  # where the family calls them otherwise than all others do
   top: Mapping[str, str] = {}
   tokens: str  # the name of the token table
-  pretraining: str  # the experiment that goes on with such a checkpoint
 
   # --- options
 
@@ -73,10 +72,7 @@ class DecoderFamily:
           file=sys.stderr,
         )
       elif getattr(config, field) != needed:
-        raise UserError(
-          f"model.{field}={getattr(config, field)} cannot be exported: transformers' "
-          f"{self.model_type} always has {field}={needed}."
-        )
+        raise self.never(field, getattr(config, field), needed)
     document = {theirs: getattr(config, ours) for ours, (theirs, _) in self.options.items()}
     if "token_classes" in heads or config.classifier_dropout is not None:
       own = config.classifier_dropout
@@ -86,12 +82,6 @@ class DecoderFamily:
     return document | {name: activation_name(config.activation, self.activations)}
 
   # --- names
-
-  def base_of(self, heads: Collection[str]) -> str:
-    return self.base
-
-  def found(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
-    return architecture, self.architectures[architecture]
 
   def head(self, config: Decoder, heads: Collection[str]) -> list[Entry]:
     entries = []
@@ -105,9 +95,6 @@ class DecoderFamily:
     tied = "lm" in heads and config.tied
     return {"lm_head.weight": f"{self.base}{self.tokens}.weight"} if tied else {}
 
-  def spare(self, config: Decoder, heads: Collection[str]) -> dict[str, str]:
-    return {}
-
   # --- numbers
 
   def heads_of(self, params: DecoderModel, architecture: str | None = None) -> dict[str, int]:
@@ -116,32 +103,14 @@ class DecoderFamily:
       return found
     return {"lm": 0} if architecture is None or self.architectures[architecture] else {}
 
-  def experiment(self, heads: Collection[str]) -> str:
-    return self.pretraining
-
   def limits(self, config: Decoder) -> dict[str, int]:
     return {"input_ids": config.vocab_size, "position_ids": config.positions}
 
-  def longest(self, config: Decoder) -> int | None:
-    return config.positions
-
-  def fits(self, config: Decoder, architecture: str) -> bool:
-    return True
-
-  def inputs_of(self, config: Decoder) -> tuple[str, ...]:
-    return self.inputs
-
-  def batch(
-    self,
-    config: Decoder,
-    inputs: dict[str, np.ndarray],
-    architecture: str,
-    document: Mapping[str, Any],
-  ) -> dict[str, Any]:
+  def batch(self, model: Pretrained, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """A row ends at its last real token; its classes, as in transformers, at the last that is not
     `pad_token_id`, whatever the mask says. Where there is none a row has length 1."""
-    real, pad = inputs["attention_mask"], document.get("pad_token_id")
-    if pad is not None and "classes" in self.architectures[architecture]:
+    real, pad = inputs["attention_mask"], model.document.get("pad_token_id")
+    if pad is not None and "classes" in model.heads:
       real = inputs["input_ids"] != pad
     columns = np.arange(1, real.shape[1] + 1, dtype=np.int32)
     return inputs | {"length": np.maximum((columns * real).max(axis=1), 1)}

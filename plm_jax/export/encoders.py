@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from plm_jax.errors import UserError
+from plm_jax.export.family import Family
 from plm_jax.export.heads import SIZED, TUNED, size_of, tuned_outputs
 from plm_jax.export.names import Entry, linear, norm, table
 from plm_jax.export.options import Options, activation_name
 from plm_jax.models.compute import Compute
 from plm_jax.models.encoder import Encoder, EncoderModel
+
+if TYPE_CHECKING:
+  from plm_jax.export.hf import Pretrained
 
 HEADS = ("pooler", "mlm", "nsp", "sop", "rtd", *TUNED)
 
@@ -61,13 +65,10 @@ BERT_ALWAYS = {
 _OF_HEADS = {"head_activation": "mlm", "pooler_activation": "pooler", "classifier": "classes"}
 
 
-class EncoderFamily:
+class EncoderFamily(Family):
   """BERT's family, of which the others are variations."""
 
-  model_type: str
   config: type[Encoder]
-  base: str
-  architectures: Mapping[str, frozenset[str]]
   inputs = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
   options: Mapping[str, tuple[str, Any]] = BERT_OPTIONS
   always: Mapping[str, Any] = BERT_ALWAYS
@@ -108,10 +109,7 @@ class EncoderFamily:
       if field == "head_activation":  # None is that of the layers
         found, needed = found or config.activation, needed or config.activation
       if found != needed and _OF_HEADS.get(field) in (None, *heads):
-        raise UserError(
-          f"model.{field}={found} cannot be exported: transformers' {self.model_type} always has "
-          f"{field}={needed}."
-        )
+        raise self.never(field, found, needed)
     document = {theirs: getattr(config, ours) for ours, (theirs, _) in self.options.items()}
     hidden, activation = self.options["hidden"][0], self.options["activation"][0]
     document[hidden] = config.hidden or 4 * config.width
@@ -119,9 +117,6 @@ class EncoderFamily:
     return document
 
   # --- names
-
-  def base_of(self, heads: Collection[str]) -> str:
-    return self.base
 
   def body(self, config: Encoder) -> list[Entry]:
     entries = table("embed/token", "embeddings.word_embeddings")
@@ -186,19 +181,7 @@ class EncoderFamily:
     found = [head for head in HEADS if getattr(params, head) is not None]
     return {head: size_of(params, head) for head in found}
 
-  def fits(self, config: Encoder, architecture: str) -> bool:
-    return True
-
-  def inputs_of(self, config: Encoder) -> tuple[str, ...]:
-    return self.inputs
-
-  def batch(
-    self,
-    config: Encoder,
-    inputs: dict[str, np.ndarray],
-    architecture: str,
-    document: Mapping[str, Any],
-  ) -> dict[str, Any]:
+  def batch(self, model: Pretrained, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     batch = {"input_ids": ids, "attention_mask": mask, "length": mask.sum(axis=1, dtype=np.int32)}
     batch["segment_ids"] = inputs.get("token_type_ids", np.zeros_like(ids))
@@ -215,9 +198,6 @@ class EncoderFamily:
       "token_type_ids": config.segments,
       "position_ids": config.positions + config.first_position,
     }
-
-  def longest(self, config: Encoder) -> int | None:
-    return config.positions
 
   def run(
     self, params: EncoderModel, batch: dict[str, Any], compute: Compute, architecture: str

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import importlib
 import pkgutil
+import types
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -17,72 +19,98 @@ from plm_jax.export.options import Options
 from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model, Parameters
 
+if TYPE_CHECKING:
+  from plm_jax.export.hf import Pretrained
 
-class Family(Protocol):
+
+class Family(abc.ABC):
   """A family's options, names and outputs, in both directions.
 
-  model_type: as in config.json. config: our class. architectures: transformers' classes and the
-  heads of ours that they consist of; the first that fits is written. buffers: ends of the names of
-  tensors of older releases that are no parameters.
+  model_type: as in config.json. config: our class. base: what stands before the names of a body
+  ("bert."). architectures: transformers' classes and the heads of ours that they consist of; the
+  first that fits is written. inputs: the names that `run` takes. buffers: ends of the names of
+  tensors of older releases that are no parameters. ids: those of special tokens where config.json
+  does not say them. pretraining: the experiment that goes on where such a checkpoint ends.
   """
 
   model_type: str
   config: type
+  base = ""
   architectures: Mapping[str, frozenset[str]]
-  buffers: tuple[str, ...]
+  inputs: tuple[str, ...]
+  buffers: tuple[str, ...] = ()
+  ids: Mapping[str, int] = types.MappingProxyType({})
+  pretraining: str
 
+  @abc.abstractmethod
   def model_of(self, options: Options, heads: Collection[str]) -> tuple[Model, dict[str, int]]:
     """Our configuration, and the heads with their sizes. Errors: `UserError` naming an option."""
 
+  @abc.abstractmethod
   def document_of(self, config: Model, heads: Mapping[str, int]) -> dict[str, Any]:
     """The options of config.json. Errors: `UserError` naming a field that transformers lacks."""
 
+  def never(self, field: str, found: Any, needed: Any) -> UserError:
+    """What to raise for a field that differs from what all of the family have."""
+    return UserError(
+      f"model.{field}={found} cannot be exported: transformers' {self.model_type} always has "
+      f"{field}={needed}."
+    )
+
   def found(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
     """What a file with these tensors (named as in one with heads) holds: class and heads."""
+    return architecture, self.architectures[architecture]
 
   def base_of(self, heads: Collection[str]) -> str:
-    """What a model with these heads writes before the names of its body ("bert.")."""
+    """What a model with these heads writes before the names of its body."""
+    return self.base
 
+  @abc.abstractmethod
   def body(self, config: Model) -> list[Entry]:
     """The names of what all architectures have, without what `base_of` tells."""
 
+  @abc.abstractmethod
   def head(self, config: Model, heads: Collection[str]) -> list[Entry]:
     """The names of what stands on top."""
 
+  @abc.abstractmethod
   def copies(self, config: Model, heads: Collection[str]) -> dict[str, str]:
     """Tensor -> the one that it is tied to, in the names of a file with heads."""
 
   def spare(self, config: Model, heads: Collection[str]) -> dict[str, str]:
     """Tensor that a file has although nothing reads it -> what is written in its place."""
+    return {}
 
+  @abc.abstractmethod
   def heads_of(self, params: Parameters, architecture: str | None = None) -> dict[str, int]:
     """The heads of a model in the guise of an architecture, with their sizes."""
 
   def fits(self, config: Model, architecture: str) -> bool:
     """Whether a class is one of such models, where its heads do not tell."""
+    return True
 
   def inputs_of(self, config: Model) -> tuple[str, ...]:
     """The names that `run` takes."""
+    return self.inputs
 
-  def batch(
-    self,
-    config: Model,
-    inputs: dict[str, np.ndarray],
-    architecture: str,
-    document: Mapping[str, Any],
-  ) -> dict[str, Any]:
-    """A batch of ours from transformers' inputs, which have been checked. document: config.json,
-    for ids of special tokens. Errors: `UserError` for what transformers could not run either."""
+  @abc.abstractmethod
+  def batch(self, model: Pretrained, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A batch of ours from transformers' inputs, which have been checked. Errors: `UserError` for
+    what transformers could not run either."""
 
+  @abc.abstractmethod
   def limits(self, config: Model) -> dict[str, int]:
     """How many ids there are of each input."""
 
   def longest(self, config: Model) -> int | None:
     """How long a row may be; None is any length."""
+    return config.positions
 
   def experiment(self, heads: Collection[str]) -> str:
     """The experiment that goes on where such a checkpoint ends."""
+    return self.pretraining
 
+  @abc.abstractmethod
   def run(
     self, params: Parameters, batch: dict, compute: Compute, architecture: str
   ) -> dict[str, jax.Array]:

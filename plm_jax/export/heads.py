@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import jax
 
@@ -16,6 +16,14 @@ TUNED = (*SIZED, "span")
 def named(**architectures: str) -> dict[str, frozenset[str]]:
   """{class of transformers: heads of ours, written with spaces between}."""
   return {name: frozenset(heads.split()) for name, heads in architectures.items()}
+
+
+def labelled(names: Sequence[str]) -> dict[str, dict]:
+  """config.json's entries for the names of labels, in the order of their numbers."""
+  return {
+    "id2label": {str(number): name for number, name in enumerate(names)},
+    "label2id": {name: number for number, name in enumerate(names)},
+  }
 
 
 def size_of(params: Parameters, head: str) -> int:

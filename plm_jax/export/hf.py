@@ -26,7 +26,7 @@ import numpy as np
 from plm_jax.errors import UserError
 from plm_jax.export import sentence
 from plm_jax.export.family import Family, family_of_config, family_of_type
-from plm_jax.export.heads import SIZED
+from plm_jax.export.heads import SIZED, labelled
 from plm_jax.export.inputs import checked_inputs
 from plm_jax.export.names import Entry, to_ours, to_theirs, under
 from plm_jax.export.options import Options
@@ -137,7 +137,7 @@ def run(model: Pretrained, **inputs: Any) -> dict[str, np.ndarray]:
   family, config = model.family, model.config
   names, limits = family.inputs_of(config), family.limits(config)
   checked = checked_inputs(inputs, names, limits, family.longest(config))
-  batch = family.batch(config, checked, model.architecture, model.document)
+  batch = family.batch(model, checked)
   with jax.default_matmul_precision("float32"):
     outputs = _forward(family, model.architecture, model.pooling)(model.params, batch)
   return {name: np.asarray(output) for name, output in outputs.items()}
@@ -246,11 +246,7 @@ def _labels(heads: Mapping[str, int], kept: Mapping[str, Any]) -> dict[str, Any]
   count = next((heads[head] for head in SIZED if head in heads), 2 if "span" in heads else None)
   if count in (None, len(kept.get("id2label") or {})):
     return {}
-  names = [f"LABEL_{i}" for i in range(count)]
-  return {
-    "id2label": {str(i): name for i, name in enumerate(names)},
-    "label2id": {name: i for i, name in enumerate(names)},
-  }
+  return labelled([f"LABEL_{i}" for i in range(count)])
 
 
 if __name__ == "__main__":

@@ -3,47 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from plm_jax.errors import UserError
+from plm_jax.export.family import Family
 from plm_jax.export.heads import tuned_entries, tuned_heads, tuned_outputs
 from plm_jax.export.names import Entry, linear
 from plm_jax.models.compute import Compute
 from plm_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderModel
 
+if TYPE_CHECKING:
+  from plm_jax.export.hf import Pretrained
+
 SOURCE = ("input_ids", "attention_mask")
 
 
-class Seq2SeqFamily:
+class Seq2SeqFamily(Family):
   """A model with a head, or bare. Where tables are tied only the architecture tells the language
   model from the bare one.
 
   alone: classes that are the encoder without the decoder. shifts: classes whose decoder reads the
-  source behind `start` where it is given nothing. ids: those of special tokens where config.json
-  does not say them.
+  source behind `start` where it is given nothing.
   """
 
-  model_type: str
   config: type[EncoderDecoder]
-  base = ""
-  architectures: Mapping[str, frozenset[str]]
   alone: tuple[str, ...] = ()
   shifts: tuple[str, ...]
-  ids: Mapping[str, int]
-  buffers: tuple[str, ...] = ()
   always: Mapping[str, Any]  # what a model of the family always is
-  pretraining: str  # the experiment that goes on with such a checkpoint
 
   # --- names
-
-  def base_of(self, heads: Collection[str]) -> str:
-    return self.base
-
-  def found(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
-    return architecture, self.architectures[architecture]
 
   def fits(self, config: EncoderDecoder, architecture: str) -> bool:
     return (config.arrangement == "encoder") == (architecture in self.alone)
@@ -54,10 +45,7 @@ class Seq2SeqFamily:
       if field == "arrangement" and self.alone and config.arrangement == "encoder":
         continue
       if getattr(config, field) != needed:
-        raise UserError(
-          f"model.{field}={getattr(config, field)} cannot be exported: transformers' "
-          f"{self.model_type} always has {field}={needed}."
-        )
+        raise self.never(field, getattr(config, field), needed)
 
   def head(self, config: EncoderDecoder, heads: Collection[str]) -> list[Entry]:
     entries = [Entry("lm/table", "lm_head.weight")] if "lm" in heads and not config.tied else []
@@ -65,9 +53,6 @@ class Seq2SeqFamily:
       entries += linear("pooler", "classification_head.dense")
       entries += linear("classes", "classification_head.out_proj")
     return entries + tuned_entries({"token_classes": "classifier", "span": "qa_outputs"}, heads)
-
-  def spare(self, config: EncoderDecoder, heads: Collection[str]) -> dict[str, str]:
-    return {}
 
   # --- numbers
 
@@ -80,9 +65,6 @@ class Seq2SeqFamily:
       return {}
     return {"lm": 0} if architecture is None or self.architectures[architecture] else {}
 
-  def experiment(self, heads: Collection[str]) -> str:
-    return self.pretraining
-
   def inputs_of(self, config: EncoderDecoder) -> tuple[str, ...]:
     alone = config.arrangement == "encoder"
     return SOURCE if alone else (*SOURCE, *(f"decoder_{name}" for name in SOURCE))
@@ -90,22 +72,14 @@ class Seq2SeqFamily:
   def limits(self, config: EncoderDecoder) -> dict[str, int]:
     return {"input_ids": config.vocab_size, "decoder_input_ids": config.vocab_size}
 
-  def longest(self, config: EncoderDecoder) -> int | None:
-    return config.positions
-
-  def batch(
-    self,
-    config: EncoderDecoder,
-    inputs: dict[str, np.ndarray],
-    architecture: str,
-    document: Mapping[str, Any],
-  ) -> dict[str, Any]:
+  def batch(self, model: Pretrained, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    config, document = model.config, model.document
     ids = inputs["input_ids"]
     batch = inputs | {"length": inputs["attention_mask"].sum(axis=1, dtype=np.int32)}
     if config.arrangement == "encoder":
       return batch
     if "decoder_input_ids" not in inputs:
-      if architecture not in self.shifts:
+      if model.architecture not in self.shifts:
         raise UserError("decoder_input_ids is missing: what the decoder has read so far.")
       start = self.start(ids, document)
       if np.min(start) < 0 or np.max(start) >= config.vocab_size:
@@ -114,7 +88,7 @@ class Seq2SeqFamily:
           f"{config.vocab_size} tokens."
         )
       batch["decoder_input_ids"] = np.concatenate([start, ids[:, :-1]], axis=1, dtype=np.int32)
-    if "classes" in self.architectures[architecture]:
+    if "classes" in model.heads:
       batch["decoder_length"] = self.ends(ids, batch["decoder_input_ids"], document)
     return batch
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from plm_jax.errors import UserError
 from plm_jax.export.decoders import DecoderFamily
 from plm_jax.export.families.gpt2 import ALWAYS, OPTIONS, TWICE, fused
 from plm_jax.export.heads import named
@@ -48,10 +47,7 @@ class Gpt1Family(DecoderFamily):
 
   def document_of(self, config, heads):
     if config.hidden not in (None, 4 * config.width):
-      raise UserError(
-        f"model.hidden={config.hidden} cannot be exported: transformers' openai-gpt always has "
-        f"4 * width."
-      )
+      raise self.never("hidden", config.hidden, "4 * width")
     return super().document_of(config, heads)
 
   def body(self, config: Decoder) -> list[Entry]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from plm_jax.export.heads import named
 from plm_jax.export.options import Options
 from plm_jax.models.encoder import Encoder
 from plm_jax.models.roberta import Roberta
+
+if TYPE_CHECKING:
+  from plm_jax.export.hf import Pretrained
 
 TOP = {"classes": "classifier.out_proj", "token_classes": "classifier", "span": "qa_outputs"}
 ALWAYS = {name: value for name, value in BERT_ALWAYS.items() if name != "first_position"}
@@ -63,16 +66,11 @@ class RobertaFamily(EncoderFamily):
   def pooler_name(self, heads: Collection[str]) -> str:
     return "classifier.dense" if "classes" in heads else super().pooler_name(heads)
 
-  def batch(
-    self,
-    config: Encoder,
-    inputs: dict[str, np.ndarray],
-    architecture: str,
-    document: Mapping[str, Any],
-  ) -> dict[str, Any]:
-    real = inputs["input_ids"] != config.first_position - 1
-    counted = np.cumsum(real, axis=1, dtype=np.int32) * real + config.first_position - 1
-    return super().batch(config, {"position_ids": counted, **inputs}, architecture, document)
+  def batch(self, model: Pretrained, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    padding = model.config.first_position - 1
+    real = inputs["input_ids"] != padding
+    counted = np.cumsum(real, axis=1, dtype=np.int32) * real + padding
+    return super().batch(model, {"position_ids": counted, **inputs})
 
 
 FAMILY = RobertaFamily()
