@@ -1,14 +1,16 @@
 """Fine-tunes a checkpoint on a labelled task, beside the same model from random initialisation and
 a bag of words.
 
-With no flag but --from: which package does a sentence of the installed text come from, with 500
-labels and with all, three seeds each.
+With no flag but --from: were the words of a sentence of the installed text shuffled? With 500 labels
+and with all, three seeds each. --set=data.task=label asks which package it comes from.
 
   python run_finetune.py --from=runs/bert_tiny
+  python run_finetune.py --from=runs/bert_tiny --set=data.task=label
   python run_finetune.py --from=runs/bert_tiny --set=data.source=reviews.csv --labels=200,all
 
 A labelled file is .jsonl, .csv or .tsv with "text" and "label"; --set=data.test=FILE and
---set=data.dev=FILE take splits of your own. A command that was stopped goes on when given again.
+--set=data.dev=FILE take splits of your own. Any other text needs no labels: its words are shuffled.
+A command that was stopped goes on when given again.
 """
 
 from __future__ import annotations
@@ -75,7 +77,10 @@ def main() -> None:
 def describe(chosen: Plan) -> str:
   """The task: classes, splits and what has no part in it."""
   task, data = chosen.task, chosen.data
-  lines = [f"{data.source}: which of {len(task.classes)} classes", "  " + ", ".join(task.classes)]
+  asked = f"which of {len(task.classes)} classes"
+  if data.task == "word_order":
+    asked = "are the words of a sentence in order or shuffled?"
+  lines = [f"{data.source}: {asked}", "  " + ", ".join(task.classes)]
   for name in ("train", "dev", "test"):
     examples = getattr(task, name)
     documents = len(set(examples.documents))

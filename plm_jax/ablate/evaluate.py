@@ -19,7 +19,8 @@ number, and a hash of each set, so that a report compares only what was measured
     sop_*     consecutive pairs, every other one swapped
     blimp     BLiMP (Warstadt et al. 2020): share of pairs whose grammatical sentence has the higher
               pseudo-log-likelihood, or log-likelihood for left-to-right models; ties are half
-    finetune_LABELS_*     the task of run_finetune.py from this run, with the run's seed
+    finetune_LABELS_*     which package a sentence comes from: run_finetune.py from this run, with
+              the run's seed and --set=data.task=label
 """
 
 from __future__ import annotations
@@ -508,13 +509,13 @@ def finetune(
   found: Scores,
   settings: tuple[str, ...] = (),
 ) -> None:
-  """finetune_LABELS_accuracy and _macro_f1: the task and recipe of run_finetune.py, `settings`
-  being its --set."""
+  """finetune_LABELS_accuracy and _macro_f1: run_finetune.py with --set=data.task=label, `settings`
+  being what else it is set to."""
   from plm_jax.tasks.finetuning import model_cell, plan
 
   recipe = cli.load_module("experiments.finetune").recipe
   source = trained.source
-  chosen = plan(source, recipe, list(settings), cache, source.path / "finetune")
+  chosen = plan(source, recipe, ["data.task=label", *settings], cache, source.path / "finetune")
   for size in labels:
     name, seed = str(size or "all"), source.experiment.seed
     cell = model_cell(chosen, "pretrained", size, seed, f"fine-tuning on {name}")

@@ -63,7 +63,7 @@ def plan(
   path: Path,
 ) -> Plan:
   """Reads the task. Errors: `UserError` for settings and text that make no task."""
-  data = _chosen(source, recipe, settings, 2, 1).data
+  data = _chosen(source, recipe, settings, 2, 1).data.resolved()
   for name, flag in (("data.examples", "--labels"), ("seed", "--seeds")):
     if given := [s for s in settings if s.partition("=")[0].strip() == name]:
       raise UserError(f"--set={given[-1]} would have no effect: {flag} says it for all runs.")
@@ -86,7 +86,7 @@ def _held_out(data: LabelledText, source: Source, cache: Path) -> float:
   pretraining = source.document.get("text", {}).get("source", {})
   if data.source != pretraining.get("given"):
     return data.held_out or 0.1
-  if not data.source.startswith("tfds:"):
+  if data.is_table:
     print(f"note: pretraining has read {data.source}, without the labels", file=sys.stderr)
     return data.held_out or 0.1
   share = source.experiment.data.held_out

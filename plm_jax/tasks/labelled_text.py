@@ -1,4 +1,5 @@
-"""Labelled examples from text: which package a sentence comes from, or a table of one's own.
+"""Labelled examples from text: whether a sentence's words were shuffled, which package it comes
+from, or a table of one's own.
 
     task = read_task(LabelledText(...), tokenizer, documents)
     task.train, task.dev, task.test: Examples      task.classes: the names of the labels
@@ -12,20 +13,27 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from plm_jax.data.corpora import open_source
 from plm_jax.data.documents import Document
 from plm_jax.data.draws import permute
+from plm_jax.data.pieces import in_pieces
 from plm_jax.data.preparation import share_of
 from plm_jax.data.tokenizers import BytePairs, Tokenizer, Unigram, WordPiece
 from plm_jax.errors import UserError
 from plm_jax.tasks.tables import TABLES, read_table
+from plm_jax.tasks.word_order import by_word_order
 
 SPLITS = ("train", "dev", "test")
+INSTALLED_TEXT = "tfds:installed_text"
+MOST_DOCUMENTS = 100_000  # all of them are held in memory
+_MOST = {"label": (1000, 300), "word_order": (5000, 1500)}  # examples of a class to train, to test
 _FEW = 1  # tells the key of the few labelled examples from other keys made of a seed
 _CAP = 2
 
@@ -34,18 +42,24 @@ _CAP = 2
 class LabelledText:
   """Labelled text, and how it becomes rows.
 
-  source: "tfds:NAME" of documents with labels, or a .jsonl, .csv or .tsv file with the columns
-    "text" and "label". dev, test: files of the same kind; None takes a share of `source`.
+  source: "tfds:NAME", a .jsonl, .csv or .tsv file with the columns "text" and "label", or, for
+    word order, any text that can be pretrained on; of more than 100,000 documents the first. dev,
+    test: files with "text" and "label"; None takes a share of `source`.
+  task: "label" asks for the label that comes with a text, which in tfds:installed_text is the
+    package it documents; "word_order" whether its words were shuffled. None is "label" for tables
+    and for other tfds:NAME, and "word_order" else.
   examples: how many labelled examples training may see, drawn by the seed; None is all.
   length: tokens per row, special tokens included; longer examples are cut.
   shortest: fewest tokens of an example; less says too little ("See also.").
   held_out, dev_share: the share of the documents that is tested on, and, of the others, the share
     that settings are chosen on. held_out None: what pretraining held out, else 0.1.
-  per_class, test_per_class: most training examples of a class, and most dev and test examples.
+  per_class, test_per_class: most training examples of a class, and most dev and test examples;
+    None is 1,000 and 300, for word order 5,000 and 1,500.
   least: a class with fewer documents to train or to test on is left out.
   """
 
-  source: str = "tfds:installed_text"
+  source: str = INSTALLED_TEXT
+  task: Literal["label", "word_order"] | None = None
   dev: str | None = None
   test: str | None = None
   tokenizer: WordPiece | BytePairs | Unigram = WordPiece(vocab_size=4096)  # noqa: RUF009  frozen
@@ -54,18 +68,20 @@ class LabelledText:
   shortest: int = 8
   held_out: float | None = None
   dev_share: float = 0.1
-  per_class: int = 1000
-  test_per_class: int = 300
+  per_class: int | None = None
+  test_per_class: int | None = None
   least: int = 5
   workers: int = 0
 
   def __post_init__(self):
     if self.length < 4:
       raise UserError(f"data.length is {self.length}; a row needs at least 4 tokens.")
-    if min(self.per_class, self.test_per_class, self.least, self.examples or 1) < 1:
-      raise UserError(
-        "data.per_class, data.test_per_class, data.least and data.examples must be at least 1."
-      )
+    if self.task not in (None, "label", "word_order"):
+      raise UserError(f'data.task is {self.task!r}; it must be "label" or "word_order".')
+    for name in ("per_class", "test_per_class", "least", "examples"):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise UserError(f"data.{name} is {value}; it must be at least 1.")
     for name, share in (("held_out", self.held_out), ("dev_share", self.dev_share)):
       if share is not None and not 0 < share <= 0.5:
         raise UserError(
@@ -73,6 +89,24 @@ class LabelledText:
         )
     if self.workers < 0 or self.shortest < 1:
       raise UserError("data.workers must be at least 0 and data.shortest at least 1.")
+
+  def resolved(self) -> LabelledText:
+    """With a task and its caps where they were left open."""
+    has_labels = self.is_table or self.source.startswith("tfds:") and self.source != INSTALLED_TEXT
+    task = self.task or ("label" if has_labels else "word_order")
+    most = _MOST[task]
+    return dataclasses.replace(
+      self,
+      task=task,
+      per_class=self.per_class or most[0],
+      test_per_class=self.test_per_class or most[1],
+    )
+
+  @property
+  def is_table(self) -> bool:
+    """Whether `source` is a file of labelled rows; for word order a .jsonl is a text."""
+    is_text = self.task == "word_order" and self.source.endswith(".jsonl")
+    return self.source.endswith(TABLES) and not is_text
 
 
 class Examples(NamedTuple):
@@ -132,17 +166,20 @@ class Task(NamedTuple):
 def read_task(config: LabelledText, tokenizer: Tokenizer, documents: Iterable[Document]) -> Task:
   """The task of `config`, whose source has these documents. Errors: `UserError` if labels are
   missing, or fewer than two classes have enough documents."""
+  config = config.resolved()
   sides = {name: [] for name in SPLITS}
   for name in ("dev", "test"):
     if path := getattr(config, name):
       sides[name] = read_table(path)
   for document in documents:
-    if not document.label:
+    if config.task == "label" and not document.label:
       raise UserError(
         f"The document {document.name} of {config.source!r} has no label: a task needs a label "
         'with every text; give a .jsonl, .csv or .tsv file with "text" and "label".'
       )
     sides[side_of(document, config)].append(document)
+  if config.task == "word_order":
+    sides = {name: [d for whole in sides[name] for d in by_word_order(whole)] for name in SPLITS}
   classes, left_out = _classes(config, sides)
   examples = {name: _examples(sides[name], classes, tokenizer, config) for name in SPLITS}
   examples = _without_repeats(examples)
@@ -159,17 +196,13 @@ def read_task(config: LabelledText, tokenizer: Tokenizer, documents: Iterable[Do
 
 
 def documents_of(config: LabelledText, cache) -> Iterator[Document]:
-  """The documents of the source; a table's rows are documents of one sentence."""
-  if config.source.startswith("tfds:"):
-    from plm_jax.data.corpora import open_source
-
-    return open_source(config.source, cache).documents()
-  if not config.source.endswith(TABLES):
-    raise UserError(
-      f"The labelled text {config.source!r} is of an unknown kind: expected tfds:NAME or a file "
-      f"that ends in {', '.join(TABLES)}."
-    )
-  return iter(read_table(config.source))
+  """The documents of the source, as pretraining has them, at most `MOST_DOCUMENTS`; a table's rows
+  are documents of one sentence."""
+  config = config.resolved()
+  if config.is_table:
+    return iter(read_table(config.source))
+  source = in_pieces(open_source(config.source, cache))
+  return itertools.islice(source.documents(), MOST_DOCUMENTS)
 
 
 def side_of(document: Document, config: LabelledText) -> str:

@@ -1,0 +1,110 @@
+"""Word order: only the order differs, and nothing else tells a shuffled sentence."""
+
+import dataclasses
+import re
+
+import pytest
+
+from plm_jax.data.documents import Document
+from plm_jax.data.tokenizers import WordPiece
+from plm_jax.errors import UserError
+from plm_jax.tasks.bag_of_words import fit_bag_of_words
+from plm_jax.tasks.labelled_text import LabelledText, documents_of, read_task
+from plm_jax.tasks.word_order import CLASSES, by_word_order
+
+TEXT = LabelledText(
+  source="tfds:toy",
+  task="word_order",
+  held_out=0.2,
+  dev_share=0.2,
+  length=12,
+  shortest=2,
+  least=2,
+)
+
+
+def sentences(count):
+  """Of six words, in which a smaller number always stands before a larger one."""
+  return tuple(
+    " ".join(
+      f"w{n % 7 + 7 * place}" for place, n in enumerate((i, i // 7, i // 49, i, i + 1, i + 2))
+    )
+    for i in range(count)
+  )
+
+
+def test_half_are_shuffled_and_keep_their_words_and_what_stands_between():
+  text = tuple(f"{s.upper()}, (as `x.y` says)." for s in sentences(343))
+  in_order, shuffled = by_word_order(Document("a", text, "label"))
+  assert (in_order.label, shuffled.label) == CLASSES
+  assert in_order.name == shuffled.name == "a"
+  assert set(in_order.sentences) <= {s.lower() for s in text}
+  assert 130 < len(shuffled.sentences) < 213
+  originals = {tuple(sorted(re.findall(r"[\w.]*\w", s.lower()))): s.lower() for s in text}
+  for made in shuffled.sentences:
+    original = originals[tuple(sorted(re.findall(r"[\w.]*\w", made)))]
+    assert made != original
+    assert re.sub(r"\w(\S*\w)?", "_", made) == re.sub(r"\w(\S*\w)?", "_", original)
+
+
+def test_a_sentence_is_made_of_itself_alone():
+  text = sentences(60)
+  whole = by_word_order(Document("a", text))
+  halves = [by_word_order(Document("b", part)) for part in (text[30:], text[:30])]
+  for number in range(2):
+    together = [s for half in halves for s in half[number].sentences]
+    assert sorted(together) == sorted(whole[number].sentences)
+
+
+def test_what_is_too_short_to_have_an_order_is_left_out():
+  in_order, shuffled = by_word_order(Document("a", ("One two three four.", "a a a a a a")))
+  assert not shuffled.sentences
+  assert set(in_order.sentences) <= {"a a a a a a"}
+
+
+def documents():
+  text = sentences(343)
+  return [Document(f"d{i}", text[i * 7 : i * 7 + 7]) for i in range(49)]
+
+
+def test_a_text_without_labels_is_enough_and_a_bag_of_words_knows_nothing():
+  tokenizer = WordPiece(vocab_size=100).train(iter(sentences(343)))
+  task = read_task(TEXT, tokenizer, documents())
+  assert task.classes == CLASSES
+  sides = [set(s.documents) for s in (task.train, task.dev, task.test)]
+  assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+  found = fit_bag_of_words(task).predictions
+  assert 0.3 < (found == task.test.label).mean() < 0.7
+  with pytest.raises(UserError, match="has no label"):
+    read_task(dataclasses.replace(TEXT, task="label"), tokenizer, documents())
+
+
+@pytest.mark.parametrize(
+  ("source", "task", "most"),
+  [
+    ("tfds:installed_text", "word_order", (5000, 1500)),
+    ("book.txt", "word_order", (5000, 1500)),
+    ("tfds:imdb_reviews", "label", (1000, 300)),
+    ("reviews.csv", "label", (1000, 300)),
+  ],
+)
+def test_a_task_that_is_left_open_is_the_labels_where_there_are_any(source, task, most):
+  resolved = LabelledText(source=source).resolved()
+  assert resolved.task == task
+  assert (resolved.per_class, resolved.test_per_class) == most
+  assert resolved.resolved() == resolved
+  assert LabelledText(source=source, per_class=7).resolved().per_class == 7
+  with pytest.raises(UserError, match="data.task is 'order'"):
+    LabelledText(source=source, task="order")
+
+
+def test_a_book_is_cut_as_pretraining_cuts_it_and_a_jsonl_needs_no_labels(tmp_path):
+  book = tmp_path / "book.txt"
+  book.write_text("\n".join(sentences(343)))
+  assert len(list(documents_of(LabelledText(source=str(book)), tmp_path))) > 20
+  lines = tmp_path / "lines.jsonl"
+  lines.write_text("".join('{"text": "%s"}\n' % s for s in sentences(30)))
+  config = LabelledText(source=str(lines), task="word_order")
+  assert len(list(documents_of(config, tmp_path))) == 30
+  with pytest.raises(UserError, match='has no "label"'):
+    list(documents_of(LabelledText(source=str(lines)), tmp_path))
