@@ -1,8 +1,8 @@
 """Fine-tunes a checkpoint on a labelled task, beside the same model from random initialisation and
 a bag of words.
 
-With no flag but --from: were the words of a sentence of the installed text shuffled? With 500 labels
-and with all, three seeds each. --set=data.task=label asks which package it comes from.
+With no flag but --from: were the words of a sentence of the installed text shuffled? With 500
+labels and with all, three seeds each. --set=data.task=label asks which package it comes from.
 
   python run_finetune.py --from=runs/bert_tiny
   python run_finetune.py --from=runs/bert_tiny --set=data.task=label

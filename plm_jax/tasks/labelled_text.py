@@ -92,7 +92,9 @@ class LabelledText:
 
   def resolved(self) -> LabelledText:
     """With a task and its caps where they were left open."""
-    has_labels = self.is_table or self.source.startswith("tfds:") and self.source != INSTALLED_TEXT
+    has_labels = self.is_table or (
+      self.source.startswith("tfds:") and self.source != INSTALLED_TEXT
+    )
     task = self.task or ("label" if has_labels else "word_order")
     most = _MOST[task]
     return dataclasses.replace(

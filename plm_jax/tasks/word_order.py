@@ -3,7 +3,7 @@
 Half of the sentences have their words shuffled. What stands between the words stays where it is,
 and everything is in lower case, so that neither a full stop nor a capital tells: a bag of words
 knows nothing. A relative of SentEval's "bigram shift", where two neighbours have changed places
-(Conneau et al. 2018, section 3), which is harder.
+(Conneau et al. 2018, arXiv:1805.01070), which is harder.
 """
 
 from __future__ import annotations

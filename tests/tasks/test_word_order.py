@@ -1,6 +1,7 @@
 """Word order: only the order differs, and nothing else tells a shuffled sentence."""
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -94,7 +95,7 @@ def test_a_task_that_is_left_open_is_the_labels_where_there_are_any(source, task
   assert (resolved.per_class, resolved.test_per_class) == most
   assert resolved.resolved() == resolved
   assert LabelledText(source=source, per_class=7).resolved().per_class == 7
-  with pytest.raises(UserError, match="data.task is 'order'"):
+  with pytest.raises(UserError, match=r"data\.task is 'order'"):
     LabelledText(source=source, task="order")
 
 
@@ -103,7 +104,7 @@ def test_a_book_is_cut_as_pretraining_cuts_it_and_a_jsonl_needs_no_labels(tmp_pa
   book.write_text("\n".join(sentences(343)))
   assert len(list(documents_of(LabelledText(source=str(book)), tmp_path))) > 20
   lines = tmp_path / "lines.jsonl"
-  lines.write_text("".join('{"text": "%s"}\n' % s for s in sentences(30)))
+  lines.write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(30)))
   config = LabelledText(source=str(lines), task="word_order")
   assert len(list(documents_of(config, tmp_path))) == 30
   with pytest.raises(UserError, match='has no "label"'):
