@@ -19,8 +19,13 @@ os.environ["JAX_NUM_CPU_DEVICES"] = str(DEVICES)
 # (seen with jax 0.10.2 on 2 cores, arrays of 1.6 million numbers). NPROC sizes that pool.
 os.environ.setdefault("NPROC", str(3 * DEVICES))
 # Tests compile more than they compute: unoptimised code halves the time of a step's compilation and
-# cuts that of the initial parameters to a third (2 cores, jax 0.10.2).
-FAST_COMPILATION = ["--xla_backend_optimization_level=0"]
+# cuts that of the initial parameters to a third (2 cores, jax 0.10.2). The other two take a quarter
+# off tests/train/test_step.py with jax 0.12 and a tenth with 0.10.2.
+FAST_COMPILATION = [
+  "--xla_backend_optimization_level=0",
+  "--xla_llvm_disable_expensive_passes=true",
+  "--xla_cpu_parallel_codegen_split_count=1",
+]
 if version("jaxlib") < "0.11":  # halves the rest; later ones abort at the flag
   FAST_COMPILATION.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FAST_COMPILATION])

@@ -196,6 +196,7 @@ def test_the_teacher_is_the_run_s_and_stays_as_it_is():
   assert not np.array_equal(moved, theirs.embed.token.table[...])
 
 
+@pytest.mark.slow
 def test_no_moments_are_kept_for_the_teacher():
   _, program, _, _ = distilled()
   sizes = [sum(x.size for x in jax.tree.leaves(t)) for t in (

@@ -216,6 +216,7 @@ def test_the_report_says_the_reference_of_both_objectives():
   assert "RTD auc" in said and "constant" in said and "MLM perplexity" in said
 
 
+@pytest.mark.slow
 def test_blanks_are_filled_by_the_generator():
   _, state, _ = learned()
   blank = Blank(np.array([2, 7, 4, 7, 3], np.int32), 2, 7)
