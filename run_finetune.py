@@ -48,7 +48,7 @@ flags.DEFINE_string("from", None, "The pretraining run whose checkpoint is fine-
 flags.DEFINE_multi_string("set", [], "FIELD=VALUE, such as data.source=reviews.csv. Repeatable.")
 flags.DEFINE_string("labels", "500,all", "How many labelled examples, with commas between.")
 flags.DEFINE_integer("seeds", 3, "How many seeds: of examples, order, dropout, fresh parameters.")
-flags.DEFINE_string("workdir", None, "Where the runs are kept (default: FROM/finetune).")
+flags.DEFINE_string("workdir", None, "Where the runs are kept (default: FROM/finetune/TASK).")
 flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
 flags.DEFINE_bool("dry_run", False, "Show the task and the configuration, train nothing.")
 
@@ -62,8 +62,9 @@ def main() -> None:
   cache = cache_folder(FLAGS.cache)
   keep_compilations(cache)
   source = continued_from(FLAGS["from"].value)
-  path = Path(FLAGS.workdir or source.path / "finetune")
-  chosen = plan(source, recipe, FLAGS.set, cache, path)
+  chosen = plan(source, recipe, FLAGS.set, cache, Path(FLAGS.workdir or source.path / "finetune"))
+  if not FLAGS.workdir:
+    chosen = chosen._replace(path=chosen.path / chosen.data.task)
   sizes = numbers_of_labels(FLAGS.labels, "labels")
   experiments = [chosen.experiment(size, 0) for size in sizes]  # refuses what is too few
   print(describe(chosen), flush=True)

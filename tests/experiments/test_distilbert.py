@@ -205,6 +205,7 @@ def test_no_moments_are_kept_for_the_teacher():
   assert sizes[2] < 2 * sizes[1] < 2 * (sizes[0] + sizes[1])
 
 
+@pytest.mark.slow
 def test_a_distillation_goes_on_where_it_was_even_if_its_teacher_is_gone(tmp_path):
   """The teacher is in the checkpoint."""
   _, whole, state, records = distilled()
@@ -242,6 +243,7 @@ def test_a_distillation_goes_on_where_it_was_even_if_its_teacher_is_gone(tmp_pat
   assert after == records
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_student_alone():
   folder, _, state, _ = distilled()
   source = continued_from(folder)
@@ -286,6 +288,7 @@ def test_a_run_whose_encoder_predicts_no_tokens_cannot_teach(tmp_path):
     teacher_of(dataclasses.replace(TAUGHT, model=model))
 
 
+@pytest.mark.slow
 def test_a_composite_starts_from_its_own_kind_only():
   folder, program, _, _ = distilled()
   encoder = Source(folder, {}, teacher()[1].experiment, None)
@@ -293,6 +296,7 @@ def test_a_composite_starts_from_its_own_kind_only():
     initial_parameters(program, encoder)
 
 
+@pytest.mark.slow
 def test_fine_tuning_s_model_is_the_student():
   from experiments.finetune import recipe
 

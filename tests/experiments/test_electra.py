@@ -225,6 +225,7 @@ def test_blanks_are_filled_by_the_generator():
   np.testing.assert_allclose([f.probability for f in best], 1 / WORDS, atol=0.06)
 
 
+@pytest.mark.slow
 def test_its_discriminator_is_taken_from_the_checkpoint_alone():
   folder, state, _ = learned()
   config = dataclasses.replace(state.params.config.encoder)

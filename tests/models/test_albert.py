@@ -259,6 +259,7 @@ def test_eight_devices_make_the_step_that_one_makes(sharing, groups, mesh):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), one, eight)
 
 
+@pytest.mark.slow
 def test_sentence_order_is_trained_through_the_loop(tmp_path):
   state, records = toy_run.run(tmp_path / "run", experiment())
   assert {"mlm/loss", "sop/loss", "sop/accuracy"} <= set(records[-1])

@@ -85,13 +85,15 @@ def assert_same_training(experiment, atol=2e-5):
   )
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 1, 4)])
+@pytest.mark.parametrize(
+  "shape", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2), (1, 1, 4)]
+)
 def test_eight_devices_train_as_one_does(shape):
   mesh = MeshShape(**dict(zip(("data", "fsdp", "tensor"), shape)))
   assert_same_training(dataclasses.replace(TOY, mesh=mesh))
 
 
-@pytest.mark.parametrize("parts", [2, 8])
+@pytest.mark.parametrize("parts", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_micro_batches_do_not_change_the_number(parts):
   compute = dataclasses.replace(TOY.compute, micro_batches=parts)
   assert_same_training(dataclasses.replace(TOY, compute=compute))
