@@ -6,7 +6,6 @@ import pytest
 
 from tests.golden.record import FOLDER, curve, experiments
 
-
 FIRST = ("bert_mlm_nsp", "bert_causal")  # the others are for the gate
 
 
