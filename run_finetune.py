@@ -16,6 +16,7 @@ A command that was stopped goes on when given again.
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from plm_jax.tasks.finetuning import (
   plan,
   words_cell,
 )
+from plm_jax.tasks.labelled_text import INSTALLED_TEXT, LabelledText
 from plm_jax.train.allocator import keep_freed_memory
 from plm_jax.train.start import continued_from, keep_compilations
 from plm_jax.train.workdir import write_whole
@@ -64,7 +66,7 @@ def main() -> None:
   source = continued_from(FLAGS["from"].value)
   chosen = plan(source, recipe, FLAGS.set, cache, Path(FLAGS.workdir or source.path / "finetune"))
   if not FLAGS.workdir:
-    chosen = chosen._replace(path=chosen.path / chosen.data.task)
+    chosen = chosen._replace(path=chosen.path / name_of(chosen.data))
   sizes = numbers_of_labels(FLAGS.labels, "labels")
   experiments = [chosen.experiment(size, 0) for size in sizes]  # refuses what is too few
   print(describe(chosen), flush=True)
@@ -73,6 +75,13 @@ def main() -> None:
       print(f"\n{overrides.describe(experiment)}")
     return
   compare(chosen, sizes, range(FLAGS.seeds))
+
+
+def name_of(data: LabelledText) -> str:
+  """Of a task's directory: word_order, label, label-reviews.csv."""
+  if data.source == INSTALLED_TEXT:
+    return data.task
+  return f"{data.task}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', Path(data.source).name)}"
 
 
 def describe(chosen: Plan) -> str:

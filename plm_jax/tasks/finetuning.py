@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,14 @@ from plm_jax.tasks.labelled_text import LabelledText, Task, documents_of, read_t
 from plm_jax.tasks.rows import LabelledBatches
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.loop import Data, compile_experiment, fit
-from plm_jax.train.start import HEADS, Source, initial_record, versions, with_tokenizer
+from plm_jax.train.start import (
+  HEADS,
+  Source,
+  continued_from,
+  initial_record,
+  versions,
+  with_tokenizer,
+)
 from plm_jax.train.workdir import Workdir, write_whole
 
 SCORES = "scores.json"
@@ -83,26 +90,44 @@ def _chosen(source: Source, recipe, settings, classes: int, examples: int) -> Ex
 
 def _held_out(data: LabelledText, source: Source, cache: Path) -> float:
   """The share of documents to test on: none that pretraining has read, where it read this text."""
-  pretraining = source.document.get("text", {}).get("source", {})
-  if data.source != pretraining.get("given"):
-    return data.held_out or 0.1
+  runs = [run for run in _history(source) if run.document.get("text", {}).get("source")]
   if data.is_table:
-    print(f"note: pretraining has read {data.source}, without the labels", file=sys.stderr)
+    if any(data.source == run.experiment.data.source for run in runs):
+      print(f"note: pretraining has read {data.source}, without the labels", file=sys.stderr)
     return data.held_out or 0.1
-  share = source.experiment.data.held_out
-  if open_source(data.source, cache).fingerprint() != pretraining.get("fingerprint"):
-    print(
-      f"note: {data.source} has changed since {source.path} was pretrained (other versions of the "
-      "packages?); a document that changed may have been read in pretraining",
-      file=sys.stderr,
-    )
+  found = open_source(data.source, cache).fingerprint()
+  share = 1.0
+  for run in runs:
+    read = run.document["text"]["source"]
+    same = found == read.get("fingerprint")
+    if not same and data.source not in (read.get("given"), run.experiment.data.source):
+      continue
+    if not same:
+      print(
+        f"note: {data.source} has changed since {run.path} was pretrained (other versions of the "
+        "packages?); a document that changed may have been read in pretraining",
+        file=sys.stderr,
+      )
+    share = min(share, run.experiment.data.held_out)
   if data.held_out is not None and data.held_out > share:
     raise UserError(
       f"data.held_out={data.held_out} is more than the {share} that {source.path} held out, so the "
       "test would have documents that pretraining has read; leave it out, or pretrain with "
       f"--set=data.held_out={data.held_out}."
     )
-  return data.held_out or share
+  return data.held_out or (share if share < 1 else 0.1)
+
+
+def _history(source: Source) -> Iterator[Source]:
+  """The run, the one that it started from, and so on, as far as they are there."""
+  yield source
+  while (initial := source.document.get("initial")) and "from" in initial:
+    try:
+      source = continued_from(initial["from"])
+    except UserError as error:
+      print(f"note: what pretraining read before is not known: {error}", file=sys.stderr)
+      return
+    yield source
 
 
 def identity(plan: Plan) -> dict[str, Any]:

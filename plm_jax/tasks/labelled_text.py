@@ -28,7 +28,7 @@ from plm_jax.data.preparation import share_of
 from plm_jax.data.tokenizers import BytePairs, Tokenizer, Unigram, WordPiece
 from plm_jax.errors import UserError
 from plm_jax.tasks.tables import TABLES, read_table
-from plm_jax.tasks.word_order import by_word_order
+from plm_jax.tasks.word_order import FEWEST, by_word_order
 
 SPLITS = ("train", "dev", "test")
 INSTALLED_TEXT = "tfds:installed_text"
@@ -172,7 +172,7 @@ def read_task(config: LabelledText, tokenizer: Tokenizer, documents: Iterable[Do
   sides = {name: [] for name in SPLITS}
   for name in ("dev", "test"):
     if path := getattr(config, name):
-      sides[name] = read_table(path)
+      sides[name] = read_table(path, config.task == "label")
   for document in documents:
     if config.task == "label" and not document.label:
       raise UserError(
@@ -182,6 +182,12 @@ def read_task(config: LabelledText, tokenizer: Tokenizer, documents: Iterable[Do
     sides[side_of(document, config)].append(document)
   if config.task == "word_order":
     sides = {name: [d for whole in sides[name] for d in by_word_order(whole)] for name in SPLITS}
+    if few := [name for name in SPLITS if len(sides[name]) < config.least]:
+      raise UserError(
+        f"The text {config.source!r} is too small to ask for the order of its words: sentences of "
+        f"{FEWEST} different words or more, with spaces between them, are in {len(sides[few[0]])} "
+        f"documents of the {few[0]} split, and data.least={config.least} are needed."
+      )
   classes, left_out = _classes(config, sides)
   examples = {name: _examples(sides[name], classes, tokenizer, config) for name in SPLITS}
   examples = _without_repeats(examples)
@@ -202,7 +208,7 @@ def documents_of(config: LabelledText, cache) -> Iterator[Document]:
   are documents of one sentence."""
   config = config.resolved()
   if config.is_table:
-    return iter(read_table(config.source))
+    return iter(read_table(config.source, config.task == "label"))
   source = in_pieces(open_source(config.source, cache))
   return itertools.islice(source.documents(), MOST_DOCUMENTS)
 

@@ -14,29 +14,34 @@ from plm_jax.errors import UserError
 
 TABLES = (".jsonl", ".csv", ".tsv")
 _COLUMNS = ("text", "label")
+_HINT = "(the order of words needs none: --set=data.task=word_order)"
 
 
-def read_table(path: str | Path) -> list[Document]:
-  """Every row as a document of one sentence, white space collapsed. Errors: `UserError` naming the
-  line that has no text or no label."""
+def read_table(path: str | Path, labelled: bool = True) -> list[Document]:
+  """Every row as a document of one sentence, white space collapsed; without its label where that is
+  not needed. Errors: `UserError` naming the line that has no text or no label."""
   path = Path(os.path.expanduser(path))
   if not path.is_file():
     raise UserError(
       f"The labelled text {str(path)!r} does not exist: give a {', '.join(TABLES)} file with a "
       '"text" and a "label", or tfds:NAME.'
     )
-  rows = (_from_json if path.suffix == ".jsonl" else _from_columns)(path, _text_of(path))
+  text = _text_of(path)
+  rows = _from_json(path, text) if path.suffix == ".jsonl" else _from_columns(path, text, labelled)
   documents = []
+  columns = _COLUMNS if labelled else _COLUMNS[:1]
   for line, row in rows:
     values = []
-    for column in _COLUMNS:
+    for column in columns:
       value = row.get(column)
       if isinstance(value, (int, float)):  # labels are often numbers
         value = str(value)
       if not isinstance(value, str) or not value.strip():
-        raise UserError(f'{_at(path, line)} has no "{column}": expected a "text" and a "label".')
+        raise UserError(
+          f'{_at(path, line)} has no "{column}": expected a "text" and a "label" {_HINT}.'
+        )
       values.append(" ".join(value.split()))
-    documents.append(Document(f"{path.name}:{line}", (values[0],), values[1]))
+    documents.append(Document(f"{path.name}:{line}", (values[0],), *values[1:]))
   if not documents:
     raise UserError(f"The file {str(path)!r} is empty: expected a text and a label per line.")
   return documents
@@ -68,18 +73,19 @@ def _from_json(path: Path, text: str) -> Iterator[tuple[int, dict]]:
     yield number, row
 
 
-def _from_columns(path: Path, text: str) -> Iterator[tuple[int, dict]]:
+def _from_columns(path: Path, text: str, labelled: bool) -> Iterator[tuple[int, dict]]:
   """With quotes as in RFC 4180 for commas; a tab-separated field is taken as it stands."""
   tabs = path.suffix == ".tsv"
   settings = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
   csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a text may be long
   reader = csv.DictReader(io.StringIO(text, newline=""), **settings)
   try:
-    for column in _COLUMNS:
+    for column in _COLUMNS if labelled else _COLUMNS[:1]:
       if column not in (reader.fieldnames or ()):
         raise UserError(
           f'The first line of {str(path)!r} names no column "{column}": expected a header with '
-          f'"text" and "label", and found {", ".join(reader.fieldnames or ["nothing"])[:80]}.'
+          f'"text" and "label" {_HINT}, and found '
+          f"{', '.join(reader.fieldnames or ['nothing'])[:80]}."
         )
     for row in reader:
       yield reader.line_num, row

@@ -125,6 +125,16 @@ def test_the_test_is_what_pretraining_held_out_and_never_more(
   assert not capsys.readouterr().err
   with pytest.raises(UserError, match="documents that pretraining has read"):
     plan(source, recipe, [*own, "data.held_out=0.3"], tmp_path, tmp_path)
+  same = [own[0].replace("toy", "other"), *own[1:]]  # the same text under another name
+  assert plan(source, recipe, same, tmp_path, tmp_path).data.held_out == 0.2
+  later = source._replace(
+    document={"initial": {"from": str(source.path)}, "text": {"source": {"fingerprint": "x"}}}
+  )
+  assert plan(later, recipe, own, tmp_path, tmp_path).data.held_out == 0.2
+  assert not capsys.readouterr().err
+  gone = later._replace(document={"initial": {"from": str(tmp_path / "gone")}})
+  plan(gone, recipe, own, tmp_path, tmp_path)
+  assert "what pretraining read before is not known" in capsys.readouterr().err
   toy.fingerprint = lambda: "changed"
   plan(source, recipe, own, tmp_path, tmp_path)
   assert "has changed since" in capsys.readouterr().err
