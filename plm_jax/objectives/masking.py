@@ -18,6 +18,7 @@ Static masking is the same function with draws of `epoch % copies`: `draws.repea
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
   from plm_jax.data.draws import Draws
   from plm_jax.data.tokenizers import Vocab
 
-_RANKS = 16  # of words that are weighed at once
+_BELOW = (np.uint64(1) << np.arange(64, dtype=np.uint64)) - np.uint64(1)  # the lowest n of 64 bits
 _ORDER, _FATE, _LENGTH, _COUNT = 0, 1, 2, 3  # streams of draws
 
 Unit = Literal["token", "whole_word", "ngram"]
@@ -114,20 +115,20 @@ def corrupt_tokens(
       )
     words = _words(candidate_mask, vocab.word_start.take(input_ids))
     if unit == "whole_word":
-      chosen = _choose_words(words, budget, draws)
+      chosen, count = _choose_words(words, budget, slots, draws)
     else:
-      chosen = _choose_ngrams(words, budget, draws, max_ngram)
-    positions, valid = _positions(chosen, words, candidate_mask, slots)
+      chosen, count = _choose_ngrams(words, budget, slots, draws, max_ngram)
+    positions, valid = _positions(chosen, count, words, slots)
   # One spare element at the end takes what the empty slots write, so that nothing is selected.
   flat = np.empty(input_ids.size + 1, np.int32)
   flat[:-1] = input_ids.ravel()
   flat[-1] = 0
   first = np.arange(0, input_ids.size, columns)[:, None]
-  slot = np.where(valid, positions + first, input_ids.size)
+  slot = positions + first
+  slot[~valid] = input_ids.size
   targets = flat.take(slot)
   ordinary = np.flatnonzero(~vocab.special) if rules == "fairseq" else None
-  positions_32 = positions.astype(np.uint32)
-  flat[slot] = _replacements(targets, positions_32, draws, vocab, mask, random, ordinary)
+  flat[slot] = _replacements(targets, positions, draws, vocab, mask, random, ordinary)
   corrupted = flat[:-1].reshape(input_ids.shape)
   return Corrupted(corrupted, positions, targets, valid.astype(np.float32))
 
@@ -137,12 +138,12 @@ def _replacements(targets, positions, draws, vocab, mask, random, ordinary) -> n
 
   Random tokens are drawn from `ordinary`, int [N], or where that is None from all.
   """
-  fate = draws.bits_at(_FATE, positions) * 2.0**-32
+  fate = draws.bits_at(_FATE, positions.view(np.uint32)) * 2.0**-32
   is_mask, is_changed = fate < mask, fate < mask + random
   # Where in the interval of random tokens the draw fell says which token it is.
   size = vocab.size if ordinary is None else len(ordinary)
   token = (fate - mask) * (size / (random or 1))
-  anything = np.clip(token, 0, size - 1).astype(np.int32)
+  anything = np.minimum(np.maximum(token, 0), size - 1).astype(np.int32)
   if ordinary is not None:
     anything = ordinary.astype(np.int32).take(anything)
   return targets + (anything - targets) * is_changed + (vocab.mask - anything) * is_mask
@@ -150,7 +151,7 @@ def _replacements(targets, positions, draws, vocab, mask, random, ordinary) -> n
 
 def _budget(length: np.ndarray, rate: float, slots: int) -> np.ndarray:
   # rint and Python's round agree: halves go to the even neighbour.
-  return np.clip(np.rint(length * rate), 1, slots).astype(np.int32)
+  return np.minimum(np.maximum(np.rint(length * rate), 1), slots).astype(np.int32)
 
 
 def _probabilistic_budget(length, rate, slots, draws) -> np.ndarray:
@@ -171,13 +172,15 @@ def random_order(
   """
   columns = allowed.shape[1]
   low = (1 << (columns - 1).bit_length()) - 1
+  last = (~allowed).astype(np.uint32)
+  last <<= np.uint32(31)
+  last |= np.arange(columns, dtype=np.uint32)
   keys = draws.bits(stream, columns)
   keys &= np.uint32(0x7FFFFFFF & ~low)
-  keys |= np.arange(columns, dtype=np.uint32)
-  keys |= (~allowed).astype(np.uint32) << np.uint32(31)
+  keys |= last
   keys.sort(axis=1)
   keys = keys[:, :ranks]
-  return (keys & np.uint32(low)).astype(np.int32), keys < np.uint32(0x80000000)
+  return (keys & np.uint32(low)).view(np.int32), keys < np.uint32(0x80000000)
 
 
 def _choose_tokens(allowed, budget, slots, draws) -> tuple[np.ndarray, np.ndarray]:
@@ -193,11 +196,14 @@ def _choose_tokens(allowed, budget, slots, draws) -> tuple[np.ndarray, np.ndarra
 
 
 class _Words(NamedTuple):
-  """The words of a block of rows, W of them, numbered through the block."""
+  """The W words of a block of rows and their C tokens, both numbered through the block."""
 
   starts: np.ndarray  # bool [B, T]
-  number: np.ndarray  # int32 [B * T]; what is no candidate belongs to none
-  sizes: np.ndarray  # int32 [W], in tokens
+  tokens: np.ndarray  # int64 [C], their places in the flat block
+  first: np.ndarray  # int32 [W + 1], the first token of each word; and C
+  end: np.ndarray  # int32 [W + 1], the first token after each word; and one out of reach
+  bits: np.ndarray  # uint64 [N]: `starts`, 64 places in each
+  before: np.ndarray  # int32 [N], how many words start before these places
 
 
 def _words(allowed: np.ndarray, word_start: np.ndarray) -> _Words:
@@ -206,96 +212,114 @@ def _words(allowed: np.ndarray, word_start: np.ndarray) -> _Words:
   starts = allowed & word_start
   everyone, leftmost = np.arange(len(allowed)), allowed.argmax(axis=1)
   starts[everyone, leftmost] = allowed[everyone, leftmost]
-  number = np.cumsum(starts.ravel(), dtype=np.int32) - 1
-  count_up_to = np.cumsum(allowed.ravel(), dtype=np.int32)
-  sizes = np.diff(count_up_to[starts.ravel()], append=count_up_to[-1:] + 1)
-  return _Words(starts, number, sizes)
+  tokens = np.flatnonzero(allowed)
+  first = np.flatnonzero(np.append(starts.take(tokens), [True, True])).astype(np.int32)
+  first[-1] += 2**30  # word W, which is none, has more tokens than any budget
+  bits = np.zeros(starts.size // 64 + 1, np.uint64)
+  packed = np.packbits(starts, bitorder="little")
+  bits.view(np.uint8)[: packed.size] = packed
+  count = np.bitwise_count(bits)
+  before = np.cumsum(count, dtype=np.int32) - count
+  return _Words(starts, tokens, first[:-1], first[1:], bits, before)
 
 
-def _positions(chosen, words: _Words, allowed, slots) -> tuple[np.ndarray, np.ndarray]:
-  """Positions int32 [B, P] of the tokens of chosen words, and valid bool [B, P]."""
-  rows, columns = allowed.shape
-  row, column = np.divmod(np.flatnonzero(chosen.take(words.number) & allowed.ravel()), columns)
-  count = np.bincount(row, minlength=rows)
-  positions = np.zeros((rows, slots), np.int32)
-  positions[row, np.arange(row.size) - (np.cumsum(count) - count)[row]] = column
-  return positions, np.arange(slots) < count[:, None]
+def _number(words: _Words, place: np.ndarray) -> np.ndarray:
+  """int32, of the shape of `place` int64: how many words start before a place in the flat block."""
+  at = place >> 6
+  return words.before.take(at) + np.bitwise_count(words.bits.take(at) & _BELOW.take(place & 63))
 
 
-def _choose_words(words: _Words, budget, draws) -> np.ndarray:
-  """Which words are chosen, bool [W + 1]: the greedy rule of the original, one random rank at a
-  time. The last is none: there may be no word at all."""
+def _positions(chosen, count, words: _Words, slots) -> tuple[np.ndarray, np.ndarray]:
+  """Positions int32 [B, P] of the tokens of chosen words, `count` [B], and valid bool [B, P]."""
   rows, columns = words.starts.shape
-  chosen = np.zeros(words.sizes.size + 1, bool)
-  most_words = words.starts.sum(axis=1).max(initial=0)
-  order, is_word = random_order(words.starts, draws, most_words)
-  order += (np.arange(rows) * columns).astype(np.int32)[:, None]
-  left = budget.copy()
-  for rank in range(0, most_words, _RANKS):
-    if not left.any():
-      break
-    word = words.number.take(order[:, rank : rank + _RANKS].T)
-    size = words.sizes.take(word) + columns * ~is_word[:, rank : rank + _RANKS].T
-    chosen[word[_fitting(size, left)]] = True
-  return chosen
+  word = np.flatnonzero(chosen)
+  first = words.first.take(word)
+  size = words.end.take(word) - first
+  token = np.repeat(first - (np.cumsum(size) - size), size)
+  token += np.arange(token.size)
+  valid = np.arange(slots, dtype=np.int32) < count[:, None]
+  positions = np.zeros((rows, slots), np.int32)
+  begin = np.arange(0, rows * columns, columns)
+  positions[valid] = words.tokens.take(token) - np.repeat(begin, count)
+  return positions, valid
 
 
-def _fitting(sizes: np.ndarray, left: np.ndarray) -> np.ndarray:
-  """Which words are taken, bool [R, B], one rank after the other; subtracts them from `left` [B].
+def _in_random_order(words: _Words, left, draws, ranks: int) -> Iterator[tuple]:
+  """Some ranks after the others, for the rows that have more words and, in `left` int [B], room.
 
-  A word that does not fit is passed over, and a later, shorter one may still fit.
+  (live, columns, word): these rows, L of them; the columns where words start, int32 [B, R], of all
+  rows; and the numbers of their words, int32 [R, L], W beyond a row's last. With `ranks` such that
+  few rows need more, arrays are no larger than they must be.
   """
-  taken = np.empty(sizes.shape, bool)
-  for size, take in zip(sizes, taken, strict=True):
-    np.less_equal(size, left, out=take)
-    left -= size * take
-  return taken
+  rows, columns = words.starts.shape
+  order, is_word = random_order(words.starts, draws, columns)
+  begin = np.arange(0, rows * columns, columns)
+  live = slice(None)
+  for rank in range(0, columns, ranks):
+    some = slice(rank, rank + ranks)
+    word = _number(words, np.add(order[live, some].T, begin[live], order="C"))
+    word[~is_word[live, some].T] = words.first.size - 1
+    yield live, order[:, some], word
+    live = np.flatnonzero(is_word[:, some][:, -1] & (left > 0))
+    if not live.size:
+      return
 
 
-def _choose_ngrams(words: _Words, budget, draws, longest: int) -> np.ndarray:
+def _choose_words(words: _Words, budget, slots, draws) -> tuple[np.ndarray, np.ndarray]:
+  """Which words are chosen, bool [W + 1], and their tokens, int32 [B]: the greedy rule of the
+  original, one random rank at a time. A word that does not fit is passed over, and a later, shorter
+  one may still fit. The last word is none."""
+  chosen = np.zeros(words.first.size, bool)
+  left = budget.astype(np.uint32)
+  for live, _, word in _in_random_order(words, left, draws, slots + 2):
+    sizes = (words.end.take(word) - words.first.take(word)).view(np.uint32)
+    room = np.empty((len(sizes) + 1, sizes.shape[1]), np.uint32)
+    room[0] = left[live]
+    for size, before, after in zip(sizes, room[:-1], room[1:], strict=True):
+      np.subtract(before, size, out=after)  # what does not fit wraps around to more than before
+      np.minimum(before, after, out=after)
+    chosen[word[room[1:] < room[:-1]]] = True
+    left[live] = room[-1]
+  return chosen, budget - left.view(np.int32)
+
+
+def _choose_ngrams(words: _Words, budget, slots, draws, longest: int):
   """As `_choose_words`, by runs of n words, n drawn for the word that a run begins with.
 
   A run that is too long for what is left of the budget loses words from its end until it fits; one
   that then meets a chosen word is passed over. It may reach over a [SEP], and ends with the row.
   """
-  columns, nothing = words.starts.shape[1], words.sizes.size
-  chosen = np.zeros(nothing + 1, bool)
-  before = np.append(0, np.cumsum(words.sizes)).astype(np.int32)  # tokens before each word
-  row_end = np.cumsum(words.starts.sum(axis=1)).astype(np.int32)
-  most_words = words.starts.sum(axis=1).max(initial=0)
-  order, is_word = random_order(words.starts, draws, most_words)
+  rows, columns = words.starts.shape
+  chosen = np.zeros(words.first.size, bool)
+  row_end = _number(words, np.arange(columns, rows * columns + 1, columns))
   left = budget.copy()
-  for rank in range(0, most_words, _RANKS):
-    live = np.flatnonzero(left)
-    if not live.size:
-      break
-    some = slice(rank, rank + _RANKS)
-    drawn = ngram_lengths(draws, order[:, some], longest)[live].T
-    word = words.number.take(order[live, some] + (live * columns)[:, None]).T
-    end = row_end[live]
-    sizes, members = [], []  # by n: tokens of a run of n words, and its n-th word
-    for n in range(1, longest + 1):
-      size = before.take(np.minimum(word + n, end)) - before.take(word)
-      # Not `+ columns`: what is no word has a number of another row or none, and any size.
-      sizes.append(np.where(is_word[live, some].T & (n <= drawn), size, columns + 1))
-      members.append(np.where(word + n - 1 < end, word + n - 1, nothing))
+  for live, order, word in _in_random_order(words, left, draws, slots * 2 // 3 + 7):
+    end = np.minimum(word + ngram_lengths(draws, order, longest)[live].T, row_end[live])
+    last = np.maximum(end - 1, word)
+    first = words.first.take(word)
+    # By n: the n-th word of a run, or its last if it is shorter, and the tokens up to there.
+    members = np.empty((len(word), longest, word.shape[1]), np.int64)
+    sizes = np.empty(members.shape, np.int32)
+    for n in range(longest):
+      members[:, n] = member = np.minimum(word + np.int32(n), last)
+      np.subtract(words.end.take(member), first, out=sizes[:, n])
     room = left[live]
-    for size, member in zip(np.stack(sizes, 1), np.stack(members, 1), strict=True):
+    for size, member in zip(sizes, members, strict=True):
       fits = size <= room
-      fits &= ~(chosen.take(member) & fits).any(axis=0)
-      chosen[member[fits]] = True
-      chosen[nothing] = False
-      room -= (size * fits).max(axis=0)
+      met = chosen[member]
+      fits &= ~np.bitwise_or.reduce(met & fits, axis=0)
+      chosen[member] = met | fits
+      room -= np.maximum.reduce(size * fits, axis=0)
     left[live] = room
-  return chosen
+  return chosen, budget - left
 
 
 def ngram_lengths(draws: Draws, columns: np.ndarray, longest: int) -> np.ndarray:
   """n int [B, R] for the words that begin at `columns` int [B, R]: p(n) is proportional to 1 / n
   for n up to `longest` (Lan et al. 2020, equation 1)."""
   shares = 1 / np.arange(1, longest + 1)
-  u = draws.bits_at(_LENGTH, columns.astype(np.uint32)) * 2.0**-32
-  n = np.ones(u.shape, np.int8)
+  bits = draws.bits_at(_LENGTH, columns.astype(np.uint32))
+  n = np.ones(bits.shape, np.int8)
   for bound in np.cumsum(shares / shares.sum())[:-1]:
-    n += u >= bound
+    n += bits >= np.uint32(math.ceil(bound * 2**32))
   return n
