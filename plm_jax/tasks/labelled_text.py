@@ -182,11 +182,11 @@ def read_task(config: LabelledText, tokenizer: Tokenizer, documents: Iterable[Do
     sides[side_of(document, config)].append(document)
   if config.task == "word_order":
     sides = {name: [d for whole in sides[name] for d in by_word_order(whole)] for name in SPLITS}
-    if few := [name for name in SPLITS if len(sides[name]) < config.least]:
+    if not all(sides.values()):
       raise UserError(
-        f"The text {config.source!r} is too small to ask for the order of its words: sentences of "
-        f"{FEWEST} different words or more, with spaces between them, are in {len(sides[few[0]])} "
-        f"documents of the {few[0]} split, and data.least={config.least} are needed."
+        f"The text {config.source!r} is too small to ask for the order of its words: of sentences "
+        f"with {FEWEST} different words or more, and spaces between them, the "
+        f"{next(name for name in SPLITS if not sides[name])} split has none; give more text."
       )
   classes, left_out = _classes(config, sides)
   examples = {name: _examples(sides[name], classes, tokenizer, config) for name in SPLITS}
