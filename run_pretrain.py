@@ -71,14 +71,14 @@ def main() -> None:
     return
   path = Path(FLAGS.workdir or Path("runs") / record["name"])
   with Workdir(path) as workdir:
-    workdir.refuse_others(experiment, record)
+    workdir.check_same_experiment(experiment, record)
     pretrain(experiment, record, workdir, cache, source)
 
 
 def pretrain(experiment: Experiment, record: dict, workdir: Workdir, cache: Path, source) -> None:
   """Prepares the text, trains, evaluates and reports."""
   prepared = prepare(experiment.data, cache)
-  workdir.claim(experiment, record | {"text": report.text_record(prepared.manifest)})
+  workdir.write_config(experiment, record | {"text": report.text_record(prepared.manifest)})
   prepared.tokenizer.save(workdir / "tokenizer")
   print(report.text_line(prepared.manifest), flush=True)
   train, valid = batches_of(experiment, prepared)

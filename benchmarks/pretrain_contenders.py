@@ -46,7 +46,7 @@ class PlmJax:
     import jax
 
     from plm_jax.models.compute import Compute
-    from plm_jax.train.optim import AdamW
+    from plm_jax.optim.adamw import AdamW
     from plm_jax.train.state import create_state
     from plm_jax.train.step import metric_names, train_step
 

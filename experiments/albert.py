@@ -24,13 +24,13 @@ from plm_jax.ablate.table import AboveChance, Arm, AtChance, Better, NotWorse, O
 from plm_jax.data.pipeline import Corpus
 from plm_jax.data.segments import SegmentPair
 from plm_jax.data.tokenizers import Unigram, WordPiece
-from plm_jax.experiment import Budget, Experiment, Schedule
+from plm_jax.experiment import Budget, Experiment, Intervals
 from plm_jax.models.albert import Albert
 from plm_jax.models.transformer import Sharing
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.nsp import NSP
 from plm_jax.objectives.sop import SOP
-from plm_jax.train.optim import LAMB, AdamW
+from plm_jax.optim.adamw import LAMB, AdamW
 
 PAPER_CORPUS = Corpus(
   source="tfds:wikipedia/20230601.en",
@@ -431,7 +431,7 @@ def _run(budget: Budget, model: Albert) -> Experiment:
     optim=LAMB(peak=1.76e-3, warmup=3_125, decay=0.01),
     global_batch=4096,
     steps=125_000,
-    schedule=Schedule(log=100, evaluate=5_000, save=1_000, keep=3),
+    schedule=Intervals(log=100, evaluate=5_000, save=1_000, keep=3),
   )
   return at(budget, paper, SMALL_CORPUS, AdamW(peak=1e-3, warmup=300))
 

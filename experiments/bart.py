@@ -20,10 +20,10 @@ from plm_jax.ablate.table import Arm, Better, NotWorse, Table
 from plm_jax.data.packing import DocSentences
 from plm_jax.data.pipeline import Corpus
 from plm_jax.data.tokenizers import BytePairs, Unigram, WordPiece
-from plm_jax.experiment import Budget, Experiment, Schedule
+from plm_jax.experiment import Budget, Experiment, Intervals
 from plm_jax.models.bart import Bart, MBart
 from plm_jax.objectives.denoising import Denoising, mbart
-from plm_jax.train.optim import AdamW
+from plm_jax.optim.adamw import AdamW
 
 PAPER_CORPUS = Corpus(
   source="tfds:wikipedia/20230601.en",
@@ -55,7 +55,7 @@ def base(budget: Budget = "paper") -> Experiment:
     optim=AdamW(peak=4e-4, warmup=10_000, decay=0.01, clip=0.1),
     global_batch=256,
     steps=1_000_000,
-    schedule=Schedule(log=100, evaluate=10_000, save=5_000, keep=3),
+    schedule=Intervals(log=100, evaluate=10_000, save=5_000, keep=3),
   )
   return at(budget, paper, SMALL_CORPUS, AdamW(peak=1e-3, warmup=300))
 
@@ -97,7 +97,7 @@ def tiny(budget: Budget = "small") -> Experiment:
     optim=AdamW(peak=1.5e-3, warmup=100, b2=0.98, schedule="wsd"),
     global_batch=32,
     steps=1_000,
-    schedule=Schedule(log=20, evaluate=250, evaluation_rows=512, save=250),
+    schedule=Intervals(log=20, evaluate=250, evaluation_rows=512, save=250),
   )
 
 

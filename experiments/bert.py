@@ -16,12 +16,12 @@ from plm_jax.ablate.table import Arm, Better, NotWorse, Ordered, Table
 from plm_jax.data.pipeline import Corpus
 from plm_jax.data.segments import SegmentPair
 from plm_jax.data.tokenizers import WordPiece
-from plm_jax.experiment import Budget, Experiment, Schedule
+from plm_jax.experiment import Budget, Experiment, Intervals
 from plm_jax.models.bert import Bert
 from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.nsp import NSP
-from plm_jax.train.optim import AdamW
+from plm_jax.optim.adamw import AdamW
 
 PAPER_CORPUS = Corpus(
   source="tfds:wikipedia/20230601.en",
@@ -63,7 +63,7 @@ def tiny(budget: Budget = "small") -> Experiment:
     optim=AdamW(peak=1.5e-3, warmup=120, b2=0.98, schedule="wsd"),
     global_batch=32,
     steps=1_800,
-    schedule=Schedule(log=20, evaluate=300, evaluation_rows=1024, save=300),
+    schedule=Intervals(log=20, evaluate=300, evaluation_rows=1024, save=300),
   )
 
 
@@ -282,7 +282,7 @@ def _run(budget: Budget, model: Bert) -> Experiment:
     optim=AdamW(peak=1e-4, warmup=10_000, decay=0.01),
     global_batch=256,
     steps=1_000_000,
-    schedule=Schedule(log=100, evaluate=10_000, save=5_000, keep=3),
+    schedule=Intervals(log=100, evaluate=10_000, save=5_000, keep=3),
   )
   return at(budget, paper, SMALL_CORPUS, AdamW(peak=1e-3, warmup=300))
 

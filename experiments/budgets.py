@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from plm_jax.data.pipeline import Corpus
-from plm_jax.experiment import Budget, Experiment, Schedule
-from plm_jax.train.optim import AdamW
+from plm_jax.experiment import Budget, Experiment, Intervals
+from plm_jax.optim.adamw import AdamW
 
 
 def at(
@@ -26,7 +26,7 @@ def at(
     optim=optim,
     global_batch=64,
     steps=steps,
-    schedule=Schedule(evaluate=steps // 6, save=steps // 6),
+    schedule=Intervals(evaluate=steps // 6, save=steps // 6),
   )
   if budget == "small":
     return small
@@ -35,7 +35,7 @@ def at(
     optim=replace(optim, warmup=2),
     global_batch=16,
     steps=10,
-    schedule=Schedule(log=5, evaluation_rows=64),
+    schedule=Intervals(log=5, evaluation_rows=64),
   )
 
 

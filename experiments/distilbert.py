@@ -18,12 +18,12 @@ from experiments import bert
 from experiments.budgets import at
 from plm_jax.ablate.table import Arm, Better, NotWorse, Ordered, Table
 from plm_jax.data.segments import SegmentPair
-from plm_jax.experiment import Budget, Experiment, Schedule
+from plm_jax.experiment import Budget, Experiment, Intervals
 from plm_jax.models.distilbert import Distilled
 from plm_jax.objectives.distillation import Cosine, Distillation
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.rare_mlm import RareWordMLM
-from plm_jax.train.optim import AdamW
+from plm_jax.optim.adamw import AdamW
 
 TEACHERS = {
   "paper": "runs/bert_base_paper",
@@ -47,7 +47,7 @@ def base(budget: Budget = "paper") -> Experiment:
     optim=AdamW(peak=5e-4, warmup=315, decay=0.0, clip=5.0),
     global_batch=4_000,
     steps=6_300,  # 3 epochs of about 4.3 billion word pieces
-    schedule=Schedule(log=10, evaluate=500, save=100, keep=3),
+    schedule=Intervals(log=10, evaluate=500, save=100, keep=3),
   )
   return at(budget, paper, paper.data, replace(paper.optim, warmup=75), steps=1_500)
 

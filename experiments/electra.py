@@ -18,12 +18,12 @@ from experiments.bert import PAPER_CORPUS, SMALL_CORPUS
 from experiments.budgets import at, third
 from plm_jax.ablate.table import Arm, Better, Table
 from plm_jax.data.segments import SegmentPair
-from plm_jax.experiment import Budget, Experiment, Schedule
+from plm_jax.experiment import Budget, Experiment, Intervals
 from plm_jax.models.electra import Electra
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.replaced_mlm import ReplacedMLM
 from plm_jax.objectives.rtd import RTD, GeneratorMLM
-from plm_jax.train.optim import AdamW
+from plm_jax.optim.adamw import AdamW
 
 
 def base(budget: Budget = "paper") -> Experiment:
@@ -154,7 +154,7 @@ def _run(budget: Budget, model: Electra) -> Experiment:
     optim=AdamW(peak=2e-4, warmup=10_000, decay=0.01),
     global_batch=256,
     steps=766_000,
-    schedule=Schedule(log=100, evaluate=10_000, save=5_000, keep=3),
+    schedule=Intervals(log=100, evaluate=10_000, save=5_000, keep=3),
   )
   data = replace(SMALL_CORPUS, segments=SegmentPair(next="none"))
   return at(budget, paper, data, AdamW(peak=1e-3, warmup=300))

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from plm_jax.experiment import Experiment, Schedule
+from plm_jax.experiment import Experiment, Intervals
 from plm_jax.models.model import Model
+from plm_jax.optim.adamw import AdamW
 from plm_jax.tasks.classification import Classification
 from plm_jax.tasks.labelled_text import LabelledText
-from plm_jax.train.optim import AdamW
 
 BATCH = 32
 
@@ -46,5 +46,5 @@ def recipe(
     optim=AdamW(peak=peak, warmup=max(1, steps // 10)),
     global_batch=BATCH,
     steps=steps,
-    schedule=Schedule(log=25, save=200, keep=1),
+    schedule=Intervals(log=25, save=200, keep=1),
   )

@@ -17,10 +17,10 @@ from plm_jax.ablate.table import Arm, Better, Ordered, Table
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.data.pipeline import Corpus
 from plm_jax.data.tokenizers import BytePairs
-from plm_jax.experiment import Budget, Experiment, Schedule
+from plm_jax.experiment import Budget, Experiment, Intervals
 from plm_jax.models.gpt import Gpt1, Gpt2
 from plm_jax.objectives.clm import CLM
-from plm_jax.train.optim import AdamW
+from plm_jax.optim.adamw import AdamW
 
 PAPER_CORPUS = Corpus(
   source="tfds:wikipedia/20230601.en",
@@ -57,7 +57,7 @@ def tiny(budget: Budget = "small") -> Experiment:
     optim=AdamW(peak=2e-3, warmup=100, b2=0.98, schedule="wsd"),
     global_batch=8,
     steps=1_500,
-    schedule=Schedule(log=20, evaluate=300, evaluation_rows=512, save=300),
+    schedule=Intervals(log=20, evaluate=300, evaluation_rows=512, save=300),
   )
 
 
@@ -151,7 +151,7 @@ def _run(budget: Budget, model: Gpt1 | Gpt2) -> Experiment:
     optim=AdamW(peak=2.5e-4, warmup=2_000, schedule="cosine", decay=0.01),
     global_batch=64,
     steps=2_400_000,  # 100 passes over about 0.8 billion tokens
-    schedule=Schedule(log=100, evaluate=20_000, save=10_000, keep=3),
+    schedule=Intervals(log=100, evaluate=20_000, save=10_000, keep=3),
   )
   return at(budget, paper, SMALL_CORPUS, AdamW(peak=1e-3, warmup=300, schedule="cosine"))
 

@@ -15,10 +15,10 @@ from experiments.gpt import SMALL_CORPUS
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.data.pipeline import Corpus
 from plm_jax.data.tokenizers import BytePairs
-from plm_jax.experiment import Budget, Experiment, Schedule
+from plm_jax.experiment import Budget, Experiment, Intervals
 from plm_jax.models.llama import Llama
 from plm_jax.objectives.clm import CLM
-from plm_jax.train.optim import AdamW
+from plm_jax.optim.adamw import AdamW
 
 PAPER_CORPUS = Corpus(
   source="tfds:wikipedia/20230601.en",
@@ -61,7 +61,7 @@ def _run(
     optim=AdamW(peak=peak, warmup=2_000, schedule="cosine", b2=0.95, decay=0.1, clip=1.0),
     global_batch=ROWS,
     steps=int(tokens / (ROWS * 2048)),
-    schedule=Schedule(log=20, evaluate=5_000, save=1_000, keep=3),
+    schedule=Intervals(log=20, evaluate=5_000, save=1_000, keep=3),
   )
   if budget != "paper":
     size = {"layers": layers // 8, "width": width // 1024 * 64, "heads": width // 1024}

@@ -21,12 +21,12 @@ from plm_jax.data.packing import DocSentences, FullSentences, SentencePair
 from plm_jax.data.pipeline import Corpus
 from plm_jax.data.segments import SegmentPair
 from plm_jax.data.tokenizers import BytePairs
-from plm_jax.experiment import Budget, Experiment, Schedule
+from plm_jax.experiment import Budget, Experiment, Intervals
 from plm_jax.models.compute import Compute
 from plm_jax.models.roberta import Roberta
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.nsp import NSP
-from plm_jax.train.optim import AdamW
+from plm_jax.optim.adamw import AdamW
 
 # One segmentation: as the paper's, a sequence is the same in every epoch, only its mask may differ.
 PAPER_CORPUS = Corpus(
@@ -252,7 +252,7 @@ def _run(budget: Budget, model: Roberta, peak: float, warmup: int) -> Experiment
     optim=AdamW(peak=peak, warmup=warmup, b2=0.98, decay=0.01, clip=0.0),
     global_batch=8192,
     steps=500_000,
-    schedule=Schedule(log=100, evaluate=10_000, save=5_000, keep=3),
+    schedule=Intervals(log=100, evaluate=10_000, save=5_000, keep=3),
   )
   return at(budget, paper, SMALL_CORPUS, replace(paper.optim, peak=1e-3, warmup=300))
 

@@ -22,11 +22,11 @@ from plm_jax.data.pipeline import Corpus
 from plm_jax.data.running_text import RunningText
 from plm_jax.data.source_target import SourceTarget
 from plm_jax.data.tokenizers import Unigram, WordPiece
-from plm_jax.experiment import Budget, Experiment, Schedule
+from plm_jax.experiment import Budget, Experiment, Intervals
 from plm_jax.models.t5 import T5, T5v11
 from plm_jax.objectives.seq2seq import Translation
 from plm_jax.objectives.span_corruption import Deshuffling, PrefixLM, SpanCorruption, tokens_for
-from plm_jax.train.adafactor import Adafactor
+from plm_jax.optim.adafactor import Adafactor
 
 PAPER_CORPUS = Corpus(
   source="tfds:wikipedia/20230601.en",
@@ -63,7 +63,7 @@ def base(budget: Budget = "paper") -> Experiment:
     optim=Adafactor(),
     global_batch=128,
     steps=2**19,
-    schedule=Schedule(log=100, evaluate=10_000, save=5_000, keep=3),
+    schedule=Intervals(log=100, evaluate=10_000, save=5_000, keep=3),
   )
   return at(budget, paper, SMALL_CORPUS, Adafactor(warmup=100, hold=1_000))
 
@@ -82,7 +82,7 @@ def tiny(budget: Budget = "small") -> Experiment:
     optim=Adafactor(peak=2e-2, warmup=100, hold=400),
     global_batch=32,
     steps=1_200,
-    schedule=Schedule(log=20, evaluate=300, evaluation_rows=512, save=300),
+    schedule=Intervals(log=20, evaluate=300, evaluation_rows=512, save=300),
   )
 
 

@@ -19,11 +19,11 @@ from plm_jax.data.packing import DocSentences
 from plm_jax.data.pipeline import Corpus
 from plm_jax.data.source_target import SourceTarget
 from plm_jax.data.tokenizers import BytePairs, WordPiece
-from plm_jax.experiment import Budget, Experiment, Schedule
+from plm_jax.experiment import Budget, Experiment, Intervals
 from plm_jax.models.vaswani import Transformer
 from plm_jax.objectives.denoising import Denoising
 from plm_jax.objectives.seq2seq import Translation
-from plm_jax.train.optim import AdamW, noam_peak
+from plm_jax.optim.adamw import AdamW, noam_peak
 
 PAPER_CORPUS = Corpus(
   source="tfds:wikipedia/20230601.en",
@@ -53,7 +53,7 @@ def base(budget: Budget = "paper") -> Experiment:
     optim=_noam(512, 4_000),
     global_batch=192,
     steps=100_000,
-    schedule=Schedule(log=100, evaluate=5_000, save=2_000, keep=3),
+    schedule=Intervals(log=100, evaluate=5_000, save=2_000, keep=3),
   )
   return at(budget, paper, SMALL_CORPUS, _noam(256, 1_000))
 

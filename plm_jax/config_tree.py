@@ -122,6 +122,14 @@ def _shown_inside(value: Any) -> str:
 
 # --- json ----------------------------------------------------------------------------------------
 
+# Where classes of stored configurations stand today.
+_MOVED = {
+  "plm_jax.experiment.Schedule": "plm_jax.experiment.Intervals",
+  "plm_jax.train.adafactor.Adafactor": "plm_jax.optim.adafactor.Adafactor",
+  "plm_jax.train.mesh.MeshShape": "plm_jax.sharding.MeshShape",
+  "plm_jax.train.optim.AdamW": "plm_jax.optim.adamw.AdamW",
+  "plm_jax.train.optim.LAMB": "plm_jax.optim.adamw.LAMB",
+}
 _OTHER_VERSION = "the run was made by another version; use that one, or start a new run."
 
 
@@ -167,7 +175,7 @@ def _class_name(kind: type) -> str:
 
 
 def _find_class(name: Any) -> type:
-  module, _, attribute = str(name).rpartition(".")
+  module, _, attribute = _MOVED.get(str(name), str(name)).rpartition(".")
   kind = None
   if module.split(".")[0] == "plm_jax":
     try:

@@ -23,9 +23,9 @@ from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model
 from plm_jax.objectives.objective import Objective
-from plm_jax.train.adafactor import Adafactor
-from plm_jax.train.mesh import MeshShape
-from plm_jax.train.optim import LAMB, AdamW
+from plm_jax.optim.adafactor import Adafactor
+from plm_jax.optim.adamw import LAMB, AdamW
+from plm_jax.sharding import MeshShape
 
 Budget = Literal["smoke", "small", "paper"]
 """smoke: seconds on any laptop. small: minutes on one GPU or up to an hour on a CPU, the size at
@@ -35,7 +35,7 @@ BUDGETS: tuple[Budget, ...] = ("smoke", "small", "paper")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Intervals:
   """What happens besides training, and when. None of it changes the parameters.
 
   log: steps between two lines of metrics. evaluate: steps between two evaluations on held-out
@@ -78,7 +78,7 @@ class Experiment:
   optim: AdamW | LAMB | Adafactor
   global_batch: int
   steps: int
-  schedule: Schedule = Schedule()
+  schedule: Intervals = Intervals()
   mesh: MeshShape = MeshShape()  # noqa: RUF009  frozen
   compute: Compute = Compute()  # noqa: RUF009  frozen
   seed: int = 0

@@ -14,10 +14,21 @@ ROOT = Path(__file__).resolve().parents[1]
 BENEATH = {
   "models": {"errors"},
   "objectives": {"errors"},
+  "optim": {"errors", "models"},
   "data": {"errors", "progress"},
-  "train": {"errors", "progress", "models", "objectives", "data", "decode", "experiment"},
+  "train": {
+    "errors",
+    "progress",
+    "optim",
+    "sharding",
+    "models",
+    "objectives",
+    "data",
+    "decode",
+    "experiment",
+  },
   "decode": {"errors", "models", "data"},
-  "export": {"errors", "models", "train", "cli"},
+  "export": {"errors", "models", "sharding", "train", "cli"},
 }
 COMMAND_LINE = {"cli", "overrides", "config_tree"}  # read by train.start and train.workdir
 

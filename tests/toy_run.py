@@ -17,14 +17,14 @@ from plm_jax.data.preparation import prepare
 from plm_jax.data.segments import SegmentPair
 from plm_jax.data.tokenizers import WordPiece
 from plm_jax.data.toy_language import random_language, write_corpus
-from plm_jax.experiment import Experiment, Schedule
+from plm_jax.experiment import Experiment, Intervals
 from plm_jax.models.bert import Bert
 from plm_jax.models.compute import Compute
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.nsp import NSP
+from plm_jax.optim.adamw import AdamW
+from plm_jax.sharding import MeshShape
 from plm_jax.train.loop import Data, compile_experiment, fit
-from plm_jax.train.mesh import MeshShape
-from plm_jax.train.optim import AdamW
 from plm_jax.train.start import example_batch, vocab_size_of
 from plm_jax.train.workdir import Workdir
 
@@ -42,7 +42,7 @@ TOY = Experiment(
   optim=AdamW(peak=1e-2, warmup=3),
   global_batch=8,
   steps=12,
-  schedule=Schedule(log=2, evaluate=6, save=5, evaluation_rows=20),
+  schedule=Intervals(log=2, evaluate=6, save=5, evaluation_rows=20),
   mesh=MeshShape(data=1),
   compute=Compute(dtype="float32"),
 )

@@ -28,7 +28,7 @@ _BEAMS = 1024  # at most: every one has a cache
 _COLUMNS = 256  # of a cache at first, which is then doubled
 
 
-class Written(NamedTuple):
+class Generation(NamedTuple):
   """A text: its new tokens, the end left out, and log p of all of them or, of a beam search, the
   score by which it was chosen."""
 
@@ -110,7 +110,7 @@ def write(
   samples: int = 1,
   seed: int = 0,
   watch: Callable[[list[int]], None] | None = None,
-) -> list[list[Written]]:
+) -> list[list[Generation]]:
   """`samples` texts for every task: drawn ones, or the best of a beam search, best first.
 
   A drawn text depends on the seed, its task's number and its own, and on nothing else. watch: is
@@ -128,7 +128,7 @@ def write(
   rules = dataclasses.replace(rules, max_length=most, min_length=min(rules.min_length, most))
   each = samples if rules.temperature else 1
   jobs = [(n, s) for n in range(len(of)) for s in range(each)]
-  found: dict[int, list[Written]] = {n: [] for n in range(len(of))}
+  found: dict[int, list[Generation]] = {n: [] for n in range(len(of))}
   rows = min(2, len(jobs) * rules.beams)  # 2: several
   generator = ready(trained.params.encoder(), trained.compute, trained.tokenizer.vocab.size, rows)
   for batch in batches(jobs, [(len(t.prompt), len(t.source or ())) for t in of]):
@@ -152,7 +152,7 @@ def bucket(length: int, least: int = 8) -> int:
   return max(least, 1 << (length - 1).bit_length()) if length else 0
 
 
-def _write(trained, generator, of, jobs, rules: Rules, seed: int, watch) -> list[list[Written]]:
+def _write(trained, generator, of, jobs, rules: Rules, seed: int, watch) -> list[list[Generation]]:
   """The texts of each job of a batch."""
   rows = bucket(len(jobs), 1)
   filled = [*jobs, *[jobs[-1]] * (rows - len(jobs))]
@@ -168,13 +168,13 @@ def _write(trained, generator, of, jobs, rules: Rules, seed: int, watch) -> list
   if rules.beams > 1:
     found = jax.device_get(_search(generator, batch, prompt_BT, limit_B, ends_E, rules))
     return [
-      [Written(ids[:n].tolist(), float(score)) for ids, n, score in zip(*texts)]
+      [Generation(ids[:n].tolist(), float(score)) for ids, n, score in zip(*texts)]
       for texts in list(zip(*found))[: len(jobs)]
     ]
   draws = np.uint32(seed), np.array(filled, np.uint32)
   state = grow(generator, batch, prompt_BT, limit_B, *draws, ends_E, rules, watch)
   ids, lengths, scores = jax.device_get((state.ids_BL, state.length_B, state.log_p_B))
-  return [[Written(ids[r, : lengths[r]].tolist(), float(scores[r]))] for r in range(len(jobs))]
+  return [[Generation(ids[r, : lengths[r]].tolist(), float(scores[r]))] for r in range(len(jobs))]
 
 
 def grow(
@@ -216,7 +216,7 @@ def padded(rows: list[list[int]], left: bool, least: int = 8) -> tuple[np.ndarra
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Known:
+class TruncatedVocab:
   """A generator that writes only what its tokenizer has: a model's vocabulary may be larger, filled
   up to a round number or to what a tokenizer might have had at most."""
 
@@ -232,9 +232,9 @@ class Known:
 
 
 @functools.partial(jax.jit, static_argnames=("compute", "size", "rows"))
-def ready(model, compute: Compute, size: int, rows: int = 1) -> Known:
+def ready(model, compute: Compute, size: int, rows: int = 1) -> TruncatedVocab:
   """The model made ready for writing the first `size` tokens of its vocabulary, to so many rows."""
-  return Known(model.generator(compute, rows), size)
+  return TruncatedVocab(model.generator(compute, rows), size)
 
 
 @functools.partial(jax.jit, static_argnames=("rules", "columns"))

@@ -39,7 +39,7 @@ class Seq2SeqFamily(Family):
   def fits(self, config: EncoderDecoder, architecture: str) -> bool:
     return (config.arrangement == "encoder") == (architecture in self.alone)
 
-  def refuse_others(self, config: EncoderDecoder) -> None:
+  def check_same_experiment(self, config: EncoderDecoder) -> None:
     """Errors: `UserError` naming a field that differs from what the family always has."""
     for field, needed in self.always.items():
       if field == "arrangement" and self.alone and config.arrangement == "encoder":

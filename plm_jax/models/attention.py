@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from plm_jax.models.cache import Kept, KeyValues
+from plm_jax.models.cache import KeyValues, KVStore
 from plm_jax.models.dropout import Noise, Part, dropout
 from plm_jax.models.layers import Linear, einsum_float32
 from plm_jax.models.positions import Rotation, rotate
@@ -53,7 +53,7 @@ class Attention(nnx.Module):
     dropout_rate: float = 0.0,
     noise: Noise | None = None,
     *,
-    read: KeyValues | Kept | None = None,
+    read: KeyValues | KVStore | None = None,
     score_bias: jax.Array | None = None,
     rotation: Rotation | None = None,
     causal: bool = False,
@@ -89,8 +89,8 @@ def attend(
   """Attention itself, `[B, T, N, H]`: scores and softmax in float32, dropout on the weights. With
   fewer key than query heads, query head n reads key head `n * K // N`.
 
-  keys, values: `[B, S, K, H]`, or `[B K, S, H]` where they are kept (`Kept`). part: of what larger
-  array `[B, N, T, S]` the weights are a piece, whose dropout they get."""
+  keys, values: `[B, S, K, H]`, or `[B K, S, H]` from a `KVStore`. part: the larger array
+  `[B, N, T, S]` that the weights are a piece of; they get the dropout of that piece."""
   scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
   scores_BNTS = _scores(q_BTNH * scale, keys)
   if score_bias is not None:

@@ -24,7 +24,7 @@ class KeyValues(NamedTuple):
   values_BSKH: jax.Array
 
 
-class Kept(NamedTuple):
+class KVStore(NamedTuple):
   """Keys and values that are read many times: R = B K, a row for every head of every text.
 
   With one batch axis and positions behind it a product reads them where they lie; of `[B, S, K, H]`
@@ -36,28 +36,28 @@ class Kept(NamedTuple):
   values_RSH: jax.Array
 
   @classmethod
-  def empty(cls, rows: int, positions: int, heads: int, head_width: int, dtype) -> Kept:
+  def empty(cls, rows: int, positions: int, heads: int, head_width: int, dtype) -> KVStore:
     """With nothing in it; what is not written yet must be masked."""
     zeros_RSH = jnp.zeros((rows * heads, positions, head_width), dtype)
     return cls(zeros_RSH, zeros_RSH)
 
   @classmethod
-  def of(cls, new: KeyValues) -> Kept:
+  def of(cls, new: KeyValues) -> KVStore:
     return cls(*(x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3]) for x in new))
 
-  def extended(self, new: KeyValues, at: jax.Array) -> Kept:
+  def extended(self, new: KeyValues, at: jax.Array) -> KVStore:
     """This with the T positions of `new` written to columns `at`, ..., `at + T - 1`."""
     write = jax.lax.dynamic_update_slice_in_dim
-    both = zip(self, Kept.of(new), strict=True)
-    return Kept(*(write(old, x.astype(old.dtype), at, axis=1) for old, x in both))
+    both = zip(self, KVStore.of(new), strict=True)
+    return KVStore(*(write(old, x.astype(old.dtype), at, axis=1) for old, x in both))
 
 
 class LayerCache(NamedTuple):
   """What one layer keeps between the steps of generation. own: of the columns written so far.
   source: of the source, computed once."""
 
-  own: Kept
-  source: Kept | None = None
+  own: KVStore
+  source: KVStore | None = None
 
 
 def empty_cache(make: Callable[[], LayerCache], layers: int, compute: Compute) -> Any:

@@ -18,8 +18,9 @@ from flax import nnx
 
 from plm_jax.errors import UserError
 from plm_jax.models.attention import causal_mask, document_mask
-from plm_jax.models.cache import Cache, Kept, LayerCache, empty_cache
+from plm_jax.models.cache import Cache, KVStore, LayerCache, empty_cache
 from plm_jax.models.compute import Compute
+from plm_jax.models.decoding_layout import Output, decoding_layout
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.heads import TokenHeads
 from plm_jax.models.layers import (
@@ -32,12 +33,11 @@ from plm_jax.models.layers import (
 )
 from plm_jax.models.model import refuse_below
 from plm_jax.models.positions import RopeScaling, Rotation, document_positions, rotation
-from plm_jax.models.reading import Output, ready_to_read
 from plm_jax.models.transformer import (
   Activation,
+  AttentionContext,
   PostNormBlock,
   PreNormBlock,
-  Seen,
   run_blocks,
   stack,
   streams,
@@ -212,7 +212,7 @@ class DecoderModel(TokenHeads):
       mask &= batch["attention_mask"].astype(bool)[:, None, None, :]
     position_ids = batch.get("position_ids", position_ids)
     x_BTD = self.embed(ids_BT, position_ids, compute.activation_dtype, in_embed)
-    seen = Seen(mask, rotation=self.rotation(position_ids), causal=True)
+    seen = AttentionContext(mask, rotation=self.rotation(position_ids), causal=True)
     blocks = self.scaled_blocks()
     return self.normed(run_blocks(blocks, self.config.layers, x_BTD, seen, compute, in_blocks))
 
@@ -286,20 +286,22 @@ class DecoderGenerator:
   @classmethod
   def of(cls, model: DecoderModel, compute: Compute, rows: int) -> DecoderGenerator:
     stack = model.scaled_blocks(), model.config.layers
-    return cls(model, *ready_to_read(*stack, model.output_table(), compute, rows), compute)
+    return cls(model, *decoding_layout(*stack, model.output_table(), compute, rows), compute)
 
   def start(self, batch: dict, capacity: int) -> Cache:
     c, pad_B = self.model.config, jnp.asarray(batch["pad"])
     sizes = (len(pad_B), capacity, c.kv_heads or c.heads, c.width_of_heads)
     dtype = self.compute.activation_dtype
-    layers = empty_cache(lambda: LayerCache(Kept.empty(*sizes, dtype)), c.layers, self.compute)
+    layers = empty_cache(lambda: LayerCache(KVStore.empty(*sizes, dtype)), c.layers, self.compute)
     return Cache(layers, pad_B, jnp.zeros((), jnp.int32))
 
   def extend(self, ids_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     targets = ids_BT.shape[1]
     position_ids = cache.position_ids(targets)
     x_BTD = self.model.embed(ids_BT, position_ids, self.compute.activation_dtype, None)
-    seen = Seen(cache.mask(targets), rotation=self.model.rotation(position_ids), at=cache.at)
+    seen = AttentionContext(
+      cache.mask(targets), rotation=self.model.rotation(position_ids), at=cache.at
+    )
     x_BTD, layers = run_blocks(
       self.blocks, self.model.config.layers, x_BTD, seen, self.compute, cache=cache.layers
     )

@@ -26,8 +26,8 @@ from plm_jax.models.layers import STDDEV, Linear, normal_kernels, scaled_kernels
 from plm_jax.models.model import refuse_below
 from plm_jax.models.recurrent import BiLSTM
 from plm_jax.models.transformer import (
+  AttentionContext,
   PostNormBlock,
-  Seen,
   Sharing,
   run_blocks,
   shared,
@@ -213,7 +213,7 @@ class EncoderModel(TokenHeads):
     ids_BT = batch["input_ids"]
     mask = real_tokens(batch)[:, None, None, :]
     causal = self.config.attention == "causal"
-    seen = Seen(mask & causal_mask(ids_BT.shape[1]) if causal else mask, causal=causal)
+    seen = AttentionContext(mask & causal_mask(ids_BT.shape[1]) if causal else mask, causal=causal)
     x_BTD = self.embed(batch, compute.activation_dtype, in_embed)
     return run_blocks(self.blocks, self.config.layers, x_BTD, seen, compute, in_blocks)
 
@@ -276,7 +276,9 @@ class InnerBlocks(nnx.Module):
     self.inner = stack(key, count, make)
     self.count = count
 
-  def __call__(self, x_BTD: jax.Array, seen: Seen, noise: Noise | None, cache: None = None):
+  def __call__(
+    self, x_BTD: jax.Array, seen: AttentionContext, noise: Noise | None, cache: None = None
+  ):
     x_BTD = run_blocks(self.inner, self.count, x_BTD, seen, Compute(layers="unroll"), noise)
     return x_BTD, cache
 

@@ -18,16 +18,16 @@ from flax import nnx
 from plm_jax.errors import UserError
 from plm_jax.models.activations import Activation
 from plm_jax.models.attention import causal_mask, padding_mask
-from plm_jax.models.cache import Cache, Kept, LayerCache, empty_cache
+from plm_jax.models.cache import Cache, KVStore, LayerCache, empty_cache
 from plm_jax.models.compute import Compute
+from plm_jax.models.decoding_layout import Output, decoding_layout
 from plm_jax.models.dropout import Noise
-from plm_jax.models.initial import Initializer, initialised
+from plm_jax.models.initializers import Initializer, initialised
 from plm_jax.models.model import refuse_below
-from plm_jax.models.reading import Output, ready_to_read
 from plm_jax.models.seq2seq import Seq2SeqModel
-from plm_jax.models.side import Stack
+from plm_jax.models.stack import Stack
 from plm_jax.models.transformer import (
-  Seen,
+  AttentionContext,
   run_blocks,
   streams,
 )
@@ -209,7 +209,7 @@ class SourceModel(Seq2SeqModel):
     first `length_B` of a row."""
     encoder, S = self.encoder_stack, ids_BS.shape[1]
     bias = None if encoder.bias is None else encoder.bias(S, S)
-    seen = Seen(over_sources(mask_BS, length_B, S), score_bias=bias)
+    seen = AttentionContext(over_sources(mask_BS, length_B, S), score_bias=bias)
     x_BSD = self.token(ids_BS, compute.activation_dtype)
     blocks = without_cross(self.decoder_stack.blocks) if self.encoder_stack.blocks is None else None
     return encoder.run(x_BSD, jnp.arange(S), seen, compute, noise, blocks)
@@ -239,7 +239,7 @@ class EncoderDecoderModel(SourceModel):
     decoder, mask = self.decoder_stack, causal_mask(T)
     if "decoder_attention_mask" in batch:
       mask &= over_sources(batch["decoder_attention_mask"])
-    seen = Seen(
+    seen = AttentionContext(
       mask,
       score_bias=None if decoder.bias is None else decoder.bias(T, T),
       source=source_BSD,
@@ -279,7 +279,7 @@ class JoinedModel(Seq2SeqModel):
     if self.config.arrangement == "prefix":
       mask = mask | padding_mask(length_B, both)
     bias = None if self.stack.bias is None else self.stack.bias(both, both)
-    seen = Seen(mask, score_bias=bias, causal=self.config.arrangement == "causal")
+    seen = AttentionContext(mask, score_bias=bias, causal=self.config.arrangement == "causal")
     x = self.token(ids, compute.activation_dtype)
     hidden = self.stack.run(x, jnp.arange(both), seen, compute, noise)
     if "decoder_input_ids" not in batch:
@@ -325,15 +325,15 @@ class EncoderDecoderGenerator:
   @classmethod
   def of(cls, model: EncoderDecoderModel, compute: Compute, rows: int) -> EncoderDecoderGenerator:
     stack = model.decoder_stack.blocks, model.decoder_stack.layers
-    return cls(model, *ready_to_read(*stack, model.output_table(), compute, rows), compute)
+    return cls(model, *decoding_layout(*stack, model.output_table(), compute, rows), compute)
 
   def start(self, batch: dict, capacity: int) -> Cache:
     c, pad_B, length_B = self.model.config, jnp.asarray(batch["pad"]), jnp.asarray(batch["length"])
     source_BSD = self.model.encode(jnp.asarray(batch["input_ids"]), length_B, self.compute)
     heads = c.decoder_heads or c.heads
     sizes = (len(pad_B), capacity, heads, c.head_width or c.width // heads)
-    empty = lambda: Kept.empty(*sizes, self.compute.activation_dtype)  # noqa: E731
-    read = lambda block: Kept.of(block.cross.key_values(source_BSD))  # noqa: E731
+    empty = lambda: KVStore.empty(*sizes, self.compute.activation_dtype)  # noqa: E731
+    read = lambda block: KVStore.of(block.cross.key_values(source_BSD))  # noqa: E731
     if isinstance(self.blocks, list):
       layers = [LayerCache(empty(), read(block)) for block in self.blocks]
     else:
@@ -346,7 +346,7 @@ class EncoderDecoderGenerator:
     decoder, T = self.model.decoder_stack, ids_BT.shape[1]
     mask = cache.mask(T)
     bias = None if decoder.bias is None else decoder.bias.at(cache.at, T, mask.shape[-1])
-    seen = Seen(mask, score_bias=bias, source_mask=cache.source_mask, at=cache.at)
+    seen = AttentionContext(mask, score_bias=bias, source_mask=cache.source_mask, at=cache.at)
     x_BTD = self.model.token(ids_BT, self.compute.activation_dtype)
     x_BTD = decoder.embed(x_BTD, cache.position_ids(T), None)
     x_BTD, layers = run_blocks(

@@ -12,7 +12,7 @@ from typing import Literal
 
 from plm_jax.models.activations import Activation
 from plm_jax.models.encoder_decoder import EncoderDecoder
-from plm_jax.models.initial import Initializer
+from plm_jax.models.initializers import Initializer
 
 UNLIMITED = 2**15 - 1  # there is no table of positions that could end; rows count in 16 bits
 

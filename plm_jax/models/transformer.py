@@ -51,7 +51,7 @@ class FeedForward(nnx.Module):
     return self.down(dropout(x_BTF, self.dropout, noise))
 
 
-class Seen(NamedTuple):
+class AttentionContext(NamedTuple):
   """What all layers of a stack see besides the residual stream; masks and biases broadcast to
   `[B, N, T, S]`.
 
@@ -119,7 +119,7 @@ class Block(nnx.Module):
     self.feed_forward_norm = normed(width, eps)
     self.dropout, self.attention_dropout = dropout, attention_dropout
 
-  def attend(self, x_BTD, seen: Seen, noise, cache: LayerCache | None):
+  def attend(self, x_BTD, seen: AttentionContext, noise, cache: LayerCache | None):
     """Self-attention, and the cache with the keys and values of x in it."""
     own = self.attention.key_values(x_BTD, seen.rotation)
     if cache is not None:
@@ -137,7 +137,9 @@ class Block(nnx.Module):
     )
     return y_BTD, cache
 
-  def attend_source(self, x_BTD, seen: Seen, noise, cache: LayerCache | None) -> jax.Array:
+  def attend_source(
+    self, x_BTD, seen: AttentionContext, noise, cache: LayerCache | None
+  ) -> jax.Array:
     """Cross-attention."""
     read = self.cross.key_values(seen.source) if cache is None else cache.source
     return self.cross(x_BTD, seen.source_mask, self.attention_dropout, noise, read=read)
@@ -147,7 +149,11 @@ class PostNormBlock(Block):
   """A Transformer layer that normalises after each residual sum (Vaswani et al. 2017; BERT)."""
 
   def __call__(
-    self, x_BTD: jax.Array, seen: Seen, noise: Noise | None, cache: LayerCache | None = None
+    self,
+    x_BTD: jax.Array,
+    seen: AttentionContext,
+    noise: Noise | None,
+    cache: LayerCache | None = None,
   ) -> tuple[jax.Array, LayerCache | None]:
     in_attention, after_attention, after_feed_forward, in_cross, after_cross, inside = streams(
       noise, 6
@@ -167,7 +173,11 @@ class PreNormBlock(Block):
   stream itself is never normalised, so that the stack needs a norm at its end."""
 
   def __call__(
-    self, x_BTD: jax.Array, seen: Seen, noise: Noise | None, cache: LayerCache | None = None
+    self,
+    x_BTD: jax.Array,
+    seen: AttentionContext,
+    noise: Noise | None,
+    cache: LayerCache | None = None,
   ) -> tuple[jax.Array, LayerCache | None]:
     in_attention, after_attention, after_feed_forward, in_cross, after_cross, inside = streams(
       noise, 6
@@ -219,7 +229,7 @@ def run_blocks(
   blocks: nnx.Module | list[nnx.Module],
   layers: int,
   x: jax.Array,
-  seen: Seen,
+  seen: AttentionContext,
   compute: Compute,
   noise: Noise | None = None,
   cache: Any = None,

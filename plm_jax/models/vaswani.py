@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from plm_jax.models.encoder_decoder import EncoderDecoder
-from plm_jax.models.initial import Initializer
+from plm_jax.models.initializers import Initializer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

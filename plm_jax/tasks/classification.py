@@ -19,7 +19,7 @@ from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.objectives.baselines import Baseline, majority
 from plm_jax.objectives.objective import Terms, cross_entropy
-from plm_jax.train.mesh import to_global
+from plm_jax.sharding import to_global
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

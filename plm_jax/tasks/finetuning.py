@@ -171,10 +171,10 @@ def model_cell(plan: Plan, arm: str, examples: int | None, seed: int, title: str
     "versions": versions(),
   }
   with Workdir(plan.path / record["name"]) as workdir:
-    workdir.refuse_others(experiment, record)
+    workdir.check_same_experiment(experiment, record)
     if (workdir / SCORES).exists():
       return Cell(**json.loads((workdir / SCORES).read_text()))
-    workdir.claim(experiment, record)
+    workdir.write_config(experiment, record)
     plan.source.tokenizer.save(workdir / "tokenizer")
     test = _train_and_test(plan, arm, experiment, workdir, title)
     cell = Cell(arm, labels, seed, test)

@@ -25,8 +25,8 @@ import jax
 import numpy as np
 
 from plm_jax.errors import UserError
+from plm_jax.sharding import path_name
 from plm_jax.train.integrity import damage, sync_folder, write_manifest, write_text
-from plm_jax.train.mesh import path_name
 from plm_jax.train.stored_arrays import load_arrays, quiet_orbax, refuse_misfits, to_arrays
 
 FORMAT = 1

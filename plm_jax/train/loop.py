@@ -17,8 +17,8 @@ import numpy as np
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.progress import progress_bar
+from plm_jax.sharding import batch_sharding, parameter_shardings, to_global
 from plm_jax.train.checkpoint import Checkpoints
-from plm_jax.train.mesh import batch_sharding, parameter_shardings, to_global
 from plm_jax.train.state import TrainState, create_state
 from plm_jax.train.step import evaluation_step, metric_names, train_step
 from plm_jax.train.workdir import Log, Workdir
@@ -194,7 +194,7 @@ def fit(
         reporter.evaluated(step, evaluate(program, state.params, data.evaluation))
       if last or step % schedule.save == 0 or stopping.asked:
         reporter.write()
-        refuse_bad(int(state.first_bad), checkpoints)
+        raise_if_nonfinite(int(state.first_bad), checkpoints)
         checkpoints.save(step, state, {"step": step, "seed": experiment.seed})
       if stopping.asked and not last:
         checkpoints.wait()
@@ -224,7 +224,7 @@ def evaluate(program: Program, params, batches: Iterable[dict]) -> dict[str, flo
   return {name: float(total / max(count, 1)) for name, (total, count) in totals.items()}
 
 
-def refuse_bad(first_bad: int, checkpoints: Checkpoints) -> None:
+def raise_if_nonfinite(first_bad: int, checkpoints: Checkpoints) -> None:
   """A `UserError` if an update since the last check was not finite."""
   if not first_bad:
     return
@@ -283,7 +283,7 @@ class Reporter:
       return
     (step, *numbers), self._pending = self._pending, None
     numbers, first_bad = jax.device_get(numbers)
-    refuse_bad(int(first_bad), self._checkpoints)
+    raise_if_nonfinite(int(first_bad), self._checkpoints)
     values = {name: float(total / max(count, 1)) for name, (total, count) in numbers.items()}
     self._metrics.write({"step": step, "split": "train", **values})
     self._write_timing(step, values["loss"])

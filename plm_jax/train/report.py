@@ -19,10 +19,10 @@ from plm_jax.models.decoder import Decoder
 from plm_jax.models.encoder_decoder import EncoderDecoder
 from plm_jax.objectives.baselines import Baseline
 from plm_jax.objectives.objective import Objective
+from plm_jax.sharding import kept_whole
 from plm_jax.train.loop import Program
-from plm_jax.train.mesh import kept_whole
 from plm_jax.train.start import Source
-from plm_jax.train.state import trained
+from plm_jax.train.state import trainable
 from plm_jax.train.trained import Trained
 from plm_jax.train.workdir import Workdir, read_records
 
@@ -43,7 +43,7 @@ def costs(program: Program) -> str:
   """Parameters, positions and memory of a compiled experiment."""
   experiment, params = program.experiment, program.abstract.params
   count = size(params)
-  fixed = count - size(trained(params, experiment.model.frozen))
+  fixed = count - size(trainable(params, experiment.model.frozen))
   held = f" ({fixed:,} of them frozen)" if fixed else ""
   batch, length = experiment.global_batch, experiment.data.length
   mesh = " x ".join(f"{name} {size}" for name, size in program.mesh.shape.items())

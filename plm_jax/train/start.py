@@ -59,8 +59,8 @@ def chosen_experiment(
   """The resolved experiment of a command line, and the record of how it came about.
 
   With a source, its experiment is the default and its tokenizer is kept; of a published model
-  (plm_jax/convert.py) the model too, whatever the experiment has. The record names the difference
-  to the file's `base` at the same budget.
+  (plm_jax/commands/convert.py) the model too, whatever the experiment has. The record names the
+  difference to the file's `base` at the same budget.
   """
   if reference is None:
     reference = source.document["reference"] if source else default

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from plm_jax.train.mesh import path_name
+from plm_jax.sharding import path_name
 
 
 @jax.tree_util.register_dataclass
@@ -39,14 +39,14 @@ def create_state(
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    opt_state=transform.init(trained(params, frozen)),
+    opt_state=transform.init(trainable(params, frozen)),
     key=key,
     metrics={name: jnp.zeros(2) for name in sorted(metric_names)},
     first_bad=jnp.zeros((), jnp.int32),
   )
 
 
-def trained(params, frozen: tuple[str, ...]):
+def trainable(params, frozen: tuple[str, ...]):
   """The parameters whose path fits no pattern of `frozen`, with None, which is no leaf, for the
   others: what an optimiser makes of it has nothing at these paths, in a checkpoint or on a mesh."""
   if not frozen:
@@ -59,8 +59,8 @@ def trained(params, frozen: tuple[str, ...]):
   return jax.tree_util.tree_map_with_path(chosen, params)
 
 
-def completed(some, params):
-  """`some`, a result of `trained`, with the leaves of `params` where it has None."""
+def merge_frozen(some, params):
+  """`some`, a result of `trainable`, with the leaves of `params` where it has None."""
   return jax.tree.map(
     lambda own, other: other if own is None else own, some, params, is_leaf=lambda x: x is None
   )

@@ -10,7 +10,7 @@ import optax
 
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise
-from plm_jax.train.state import TrainState, completed, trained
+from plm_jax.train.state import TrainState, merge_frozen, trainable
 
 
 def forward(model, batch, objectives, compute: Compute, noise: Noise | None) -> dict:
@@ -44,11 +44,11 @@ def train_step(
   counts = {o.name: jnp.maximum(o.count(batch), 1.0) for o in objectives}
 
   def loss_fn(own, rows, noise):
-    terms = forward(completed(own, state.params), rows, objectives, compute, noise)
+    terms = forward(merge_frozen(own, state.params), rows, objectives, compute, noise)
     loss = sum(o.weight * terms[f"{o.name}/loss"][0] / counts[o.name] for o in objectives)
     return loss, {name: jnp.stack(value) for name, value in terms.items()}
 
-  own = trained(state.params, frozen)
+  own = trainable(state.params, frozen)
   loss, terms, grads = accumulate(
     jax.value_and_grad(loss_fn, has_aux=True), own, batch, key, compute
   )
@@ -69,7 +69,7 @@ def train_step(
   return dataclasses.replace(
     state,
     step=state.step + 1,
-    params=completed(updated, state.params),
+    params=merge_frozen(updated, state.params),
     opt_state=opt_state,
     metrics={name: state.metrics[name] + terms[name] for name in state.metrics},
     first_bad=jnp.where(good | (state.first_bad > 0), state.first_bad, state.step + 1),

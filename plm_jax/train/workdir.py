@@ -58,7 +58,7 @@ class Workdir:
   def __truediv__(self, name: str) -> Path:
     return self.path / name
 
-  def refuse_others(self, experiment, record: dict[str, Any]) -> None:
+  def check_same_experiment(self, experiment, record: dict[str, Any]) -> None:
     """A `UserError` if the directory holds anything but a run of this experiment."""
     if not (self.path / "config.json").exists():
       # What a start that was killed early leaves behind; all else is written after config.json.
@@ -90,9 +90,9 @@ class Workdir:
     a command that failed and is given again, corrected, need not go elsewhere."""
     return any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints"))
 
-  def claim(self, experiment, record: dict[str, Any]) -> None:
+  def write_config(self, experiment, record: dict[str, Any]) -> None:
     """Writes config.json, unless the directory already holds this very run."""
-    self.refuse_others(experiment, record)
+    self.check_same_experiment(experiment, record)
     if not (self.path / "config.json").exists() or not self.has_begun():
       document = {"format": FORMAT, "experiment": overrides.to_json(experiment), **record}
       write_whole(self.path / "config.json", json.dumps(document, indent=2) + "\n")

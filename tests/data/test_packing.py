@@ -16,7 +16,7 @@ from plm_jax.experiment import Experiment
 from plm_jax.models.roberta import Roberta
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.nsp import NSP
-from plm_jax.train.optim import AdamW
+from plm_jax.optim.adamw import AdamW
 from tests.data.test_pipeline import assert_same
 from tests.data.toy_store import CLS, PAD, SEP, ToyStore, random_store, toy_vocab
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from absl import flags
 
-from plm_jax import cli, fill_mask, generate, score
+from plm_jax import cli
 from plm_jax.ablate import evaluate
+from plm_jax.commands import fill_mask, generate, score
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.decode.writer import Task
 from plm_jax.models.gpt import Gpt2
@@ -43,7 +44,7 @@ def runs(tmp_path_factory):
   for name, experiment in (("gpt", GPT), ("bert", BERT)):
     prepared = toy_run.prepared()
     with Workdir(folder / name) as workdir:
-      workdir.claim(toy_run.program(experiment).experiment, {"reference": "toy.py:base"})
+      workdir.write_config(toy_run.program(experiment).experiment, {"reference": "toy.py:base"})
       prepared.tokenizer.save(workdir / "tokenizer")
     toy_run.run(folder / name, experiment)
   return folder

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from plm_jax import convert, score
 from plm_jax.ablate import evaluate
+from plm_jax.commands import convert, score
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.decode.rules import Rules
 from plm_jax.decode.writer import continuation, tasks, write

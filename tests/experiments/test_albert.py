@@ -10,7 +10,7 @@ from plm_jax.data.tokenizers import Unigram
 from plm_jax.experiment import BUDGETS
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.sop import SOP
-from plm_jax.train.optim import LAMB, AdamW
+from plm_jax.optim.adamw import LAMB, AdamW
 from tests import toy_run
 from tests.experiments.rows import beyond, changed, parameters, rows_of, unsaid
 

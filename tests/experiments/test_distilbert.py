@@ -19,10 +19,10 @@ from plm_jax.models.electra import Electra
 from plm_jax.objectives.distillation import Cosine, Distillation
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.rtd import RTD, GeneratorMLM
+from plm_jax.sharding import MeshShape
 from plm_jax.tasks.finetuning import _chosen
 from plm_jax.train.checkpoint import restore_parameters
 from plm_jax.train.loop import compile_experiment, evaluate, fit
-from plm_jax.train.mesh import MeshShape
 from plm_jax.train.start import (
   HEADS,
   Source,
@@ -137,7 +137,7 @@ def trained(experiment, initial=None, folder=None):
   devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]
   program = compile_experiment(experiment, example_batch(experiment), devices)
   with Workdir(folder) as workdir:
-    workdir.claim(experiment, {"reference": "toy.py:toy", "initial": None, "text": {}})
+    workdir.write_config(experiment, {"reference": "toy.py:toy", "initial": None, "text": {}})
     prepared.tokenizer.save(folder / "tokenizer")
     given = initial(program) if initial else None
     data = toy_run.data(experiment)
@@ -281,7 +281,7 @@ def test_a_run_whose_encoder_predicts_no_tokens_cannot_teach(tmp_path):
   )
   with Workdir(tmp_path) as workdir:
     vocab = toy_run.prepared().tokenizer
-    workdir.claim(experiment.resolve(vocab.vocab.size), {"initial": None, "text": {}})
+    workdir.write_config(experiment.resolve(vocab.vocab.size), {"initial": None, "text": {}})
     vocab.save(tmp_path / "tokenizer")
   model = dataclasses.replace(student().model, teacher=str(tmp_path), teacher_model=None)
   with pytest.raises(UserError, match="has no masked-LM head"):

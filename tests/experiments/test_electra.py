@@ -17,9 +17,9 @@ from plm_jax.experiment import BUDGETS
 from plm_jax.models.electra import BASE, LARGE, SMALL, Electra
 from plm_jax.objectives.replaced_mlm import ReplacedMLM
 from plm_jax.objectives.rtd import RTD, GeneratorMLM
+from plm_jax.sharding import MeshShape
 from plm_jax.train.checkpoint import restore_parameters
 from plm_jax.train.loop import Data
-from plm_jax.train.mesh import MeshShape
 from plm_jax.train.report import Results, results
 from tests import toy_run
 from tests.data.toy_store import toy_vocab

@@ -12,10 +12,10 @@ from plm_jax import cli, overrides
 from plm_jax.data.pipeline import Batches, iterate
 from plm_jax.data.preparation import prepare
 from plm_jax.data.tokenizers import BytePairs
-from plm_jax.experiment import BUDGETS, Schedule
+from plm_jax.experiment import BUDGETS, Intervals
 from plm_jax.models.compute import Compute
+from plm_jax.sharding import MeshShape, to_global
 from plm_jax.train.loop import Data
-from plm_jax.train.mesh import MeshShape, to_global
 from tests.toy_run import program, run, text
 
 ROWS = [
@@ -149,7 +149,7 @@ def tiny(name, **changes):
         held_out=0.1,
       ),
       "steps": 4,
-      "schedule": Schedule(log=1, evaluation_rows=32),
+      "schedule": Intervals(log=1, evaluation_rows=32),
       "mesh": MeshShape(data=1),
       "compute": Compute(dtype="float32"),
     }

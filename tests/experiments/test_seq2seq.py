@@ -9,7 +9,7 @@ import pytest
 from experiments import bart, t5, vaswani
 from plm_jax.ablate.table import Table
 from plm_jax.experiment import BUDGETS
-from plm_jax.train.adafactor import Adafactor
+from plm_jax.optim.adafactor import Adafactor
 from plm_jax.train.start import example_batch
 from tests import toy_run
 from tests.experiments.rows import beyond, changed, parameters, rows_of, unsaid

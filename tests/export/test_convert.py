@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import sentencepiece as spm
 
-from plm_jax import convert
+from plm_jax.commands import convert
 from plm_jax.data.tokenizers import Unigram, WordPiece, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.export import hf

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from plm_jax import convert
+from plm_jax.commands import convert
 from plm_jax.errors import UserError
 from plm_jax.export import hf
 from plm_jax.export.sentence import Pooling

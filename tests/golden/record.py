@@ -17,16 +17,16 @@ FOLDER = Path(__file__).parent
 def experiments():
   """Name -> experiment; dropout, accumulation, scan and both data layouts are on the way."""
   from plm_jax.data.segments import SegmentPair
-  from plm_jax.experiment import Schedule
+  from plm_jax.experiment import Intervals
   from plm_jax.models.albert import Albert
   from plm_jax.objectives.clm import CLM
   from plm_jax.objectives.mlm import MLM
   from plm_jax.objectives.nsp import NSP
   from plm_jax.objectives.sop import SOP
-  from plm_jax.train.optim import LAMB
+  from plm_jax.optim.adamw import LAMB
   from tests.toy_run import ONE_STRETCH, TOY
 
-  schedule = Schedule(log=1, evaluate=5, save=100, evaluation_rows=20)
+  schedule = Intervals(log=1, evaluate=5, save=100, evaluation_rows=20)
   bert = replace(TOY, steps=10, schedule=schedule)
   two_layers = replace(bert.compute, layers="scan", micro_batches=2)
   return {

@@ -17,10 +17,10 @@ from plm_jax.models.albert import Albert
 from plm_jax.models.attention import padding_mask
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise
-from plm_jax.models.transformer import Seen
+from plm_jax.models.transformer import AttentionContext
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.sop import SOP
-from plm_jax.train.mesh import MeshShape, to_global
+from plm_jax.sharding import MeshShape, to_global
 from plm_jax.train.start import example_batch
 from tests import toy_run
 
@@ -202,7 +202,7 @@ def test_layers_of_one_group_follow_each_other():
     x = model.embed(toy_batch(), jnp.float32, None)
     for group in groups:
       block = jax.tree.map(operator.itemgetter(group), model.blocks)
-      x, _ = block(x, Seen(mask), None)
+      x, _ = block(x, AttentionContext(mask), None)
     return x
 
   states = jax.jit(lambda m: m(toy_batch(), FLOAT32))(model)

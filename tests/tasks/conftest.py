@@ -8,14 +8,14 @@ import pytest
 from plm_jax.data.documents import Document
 from plm_jax.data.pipeline import Corpus
 from plm_jax.data.tokenizers import WordPiece
-from plm_jax.experiment import Experiment, Schedule
+from plm_jax.experiment import Experiment, Intervals
 from plm_jax.models.bert import Bert
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.nsp import NSP
+from plm_jax.optim.adamw import AdamW
+from plm_jax.sharding import MeshShape
 from plm_jax.tasks.classification import Classification
 from plm_jax.train.checkpoint import Checkpoints
-from plm_jax.train.mesh import MeshShape
-from plm_jax.train.optim import AdamW
 from plm_jax.train.start import continued_from
 from plm_jax.train.state import create_state
 from plm_jax.train.workdir import Workdir
@@ -79,7 +79,7 @@ def source(tokenizer, tmp_path_factory):
   path = tmp_path_factory.mktemp("runs") / "toy"
   with Workdir(path) as workdir, Checkpoints(workdir / "checkpoints") as checkpoints:
     text = {"source": {"given": "tfds:toy", "fingerprint": "abc"}}
-    workdir.claim(experiment, {"reference": "toy.py:toy", "initial": None, "text": text})
+    workdir.write_config(experiment, {"reference": "toy.py:toy", "initial": None, "text": text})
     tokenizer.save(workdir / "tokenizer")
     checkpoints.save(1, state, {"step": 1})
   return continued_from(path)
@@ -95,7 +95,7 @@ def recipe():
       optim=AdamW(peak=1e-2, warmup=2),
       global_batch=16,
       steps=12,
-      schedule=Schedule(log=4, save=4, keep=2),
+      schedule=Intervals(log=4, save=4, keep=2),
       mesh=MeshShape(),
     )
 

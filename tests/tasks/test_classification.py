@@ -8,9 +8,9 @@ from plm_jax.errors import UserError
 from plm_jax.models.bert import Bert
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise
+from plm_jax.sharding import MeshShape
 from plm_jax.tasks.classification import Classification, predict, score
 from plm_jax.tasks.comparison import Cell, Comparison, table, verdict
-from plm_jax.train.mesh import MeshShape
 from plm_jax.train.step import forward
 
 COMPUTE = Compute(dtype="float32")

@@ -13,7 +13,7 @@ from plm_jax.models import attention
 from plm_jax.models.gpt import Gpt2
 from plm_jax.models.llama import Llama
 from plm_jax.objectives.clm import CLM
-from plm_jax.train.mesh import MeshShape, parameter_shardings
+from plm_jax.sharding import MeshShape, parameter_shardings
 from tests import toy_run
 from tests.toy_run import LANGUAGE, TOY, WORDS
 

@@ -14,9 +14,9 @@ import pytest
 from flax import nnx
 
 from plm_jax.errors import UserError
+from plm_jax.sharding import MeshShape, parameter_shardings
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.integrity import damage, write_manifest
-from plm_jax.train.mesh import MeshShape, parameter_shardings
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from plm_jax.models.bert import Bert
+from plm_jax.sharding import MeshShape, path_name, to_global
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
-from plm_jax.train.mesh import MeshShape, path_name, to_global
-from plm_jax.train.state import completed, trained
+from plm_jax.train.state import merge_frozen, trainable
 from tests.train.test_step import TOY, program_of, toy_batch
 
 
@@ -102,9 +102,9 @@ def test_a_checkpoint_of_a_half_frozen_model_goes_on_bit_for_bit(tmp_path):
 
 def test_splitting_and_completing_gives_the_parameters_back():
   params = program_of().create().params
-  some = trained(params, ("embed/*", "*/bias"))
+  some = trainable(params, ("embed/*", "*/bias"))
   assert not {n for n in named(some) if n.startswith("embed/") or n.endswith("/bias")}
-  jax.tree.map(np.testing.assert_array_equal, completed(some, params), params)
+  jax.tree.map(np.testing.assert_array_equal, merge_frozen(some, params), params)
   assert optax.tree.norm(some) < optax.tree.norm(params)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from plm_jax.errors import UserError
+from plm_jax.sharding import MeshShape
 from plm_jax.train import loop
-from plm_jax.train.mesh import MeshShape
 from plm_jax.train.workdir import read_records
 from tests import toy_run
 from tests.toy_run import TOY, assert_equal, run

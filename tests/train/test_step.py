@@ -15,9 +15,9 @@ from plm_jax.models.bert import Bert
 from plm_jax.models.compute import Compute
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.nsp import NSP
+from plm_jax.optim.adamw import AdamW
+from plm_jax.sharding import MeshShape, to_global
 from plm_jax.train.loop import compile_experiment
-from plm_jax.train.mesh import MeshShape, to_global
-from plm_jax.train.optim import AdamW
 from plm_jax.train.start import example_batch
 
 TOY = Experiment(

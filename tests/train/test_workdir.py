@@ -10,9 +10,9 @@ import pytest
 from plm_jax import overrides
 from plm_jax.data.tokenizers import WordPiece
 from plm_jax.errors import UserError
-from plm_jax.experiment import Schedule
-from plm_jax.train.mesh import MeshShape
-from plm_jax.train.optim import AdamW
+from plm_jax.experiment import Intervals
+from plm_jax.optim.adamw import AdamW
+from plm_jax.sharding import MeshShape
 from plm_jax.train.workdir import Log, Workdir, read_config, read_records, write_whole
 from tests.test_cli import ROOT
 from tests.toy_run import TOY
@@ -24,7 +24,7 @@ RECORD = {"text": {"source": "a"}, "initial": None, "reference": "here.py:toy"}
 def folder(tmp_path):
   """The directory of a run."""
   with Workdir(tmp_path / "run") as workdir:
-    workdir.claim(TOY, RECORD)
+    workdir.write_config(TOY, RECORD)
     (workdir / "metrics.jsonl").write_text("")
   return tmp_path / "run"
 
@@ -35,7 +35,7 @@ def contents(folder):
 
 def claim(folder, experiment=TOY, **changes):
   with Workdir(folder) as workdir:
-    workdir.claim(experiment, RECORD | changes)
+    workdir.write_config(experiment, RECORD | changes)
 
 
 def test_config_json_gives_the_experiment_back(folder):
@@ -56,7 +56,7 @@ def test_the_same_run_may_go_on(folder):
   [
     {"mesh": MeshShape(data=2, fsdp=2)},
     {"compute": dataclasses.replace(TOY.compute, micro_batches=2)},
-    {"schedule": Schedule(keep=3)},
+    {"schedule": Intervals(keep=3)},
     {"data": dataclasses.replace(TOY.data, workers=2)},
   ],
 )

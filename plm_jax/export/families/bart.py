@@ -98,7 +98,7 @@ class BartFamily(Seq2SeqFamily):
     return self.config(**self.always | fields), sizes
 
   def document_of(self, config: EncoderDecoder, heads: Mapping[str, int]) -> dict[str, Any]:
-    self.refuse_others(config)
+    self.check_same_experiment(config)
     document = {theirs: getattr(config, ours) for ours, (theirs, _) in OPTIONS.items()}
     hidden = config.hidden or 4 * config.width
     own = config.classifier_dropout

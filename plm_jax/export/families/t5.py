@@ -103,7 +103,7 @@ class T5Family(Seq2SeqFamily):
     return T5(**fields, tied=tied, logit_scale=scales), sizes
 
   def document_of(self, config: EncoderDecoder, heads: Mapping[str, int]) -> dict[str, Any]:
-    self.refuse_others(config)
+    self.check_same_experiment(config)
     if not config.dropout == config.attention_dropout == config.hidden_dropout:
       raise UserError(
         "model.dropout, .attention_dropout and .hidden_dropout differ, and cannot be exported: "

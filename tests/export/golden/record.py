@@ -1,5 +1,5 @@
 """Tiny random models of transformers with their inputs and outputs, so that parity stays tested
-where torch is not installed. Written anew, which needs torch and transformers, by
+where torch is not installed. Generation anew, which needs torch and transformers, by
 
     python -m tests.export.golden.record [FOLDER ...]
 """

@@ -23,10 +23,10 @@ from absl import flags
 
 from plm_jax import cli
 from plm_jax.ablate import evaluate
+from plm_jax.commands.generate import text_of
 from plm_jax.data.corpora import default_cache
 from plm_jax.data.segments import beginning, filler, frame
 from plm_jax.errors import UserError
-from plm_jax.generate import text_of
 from plm_jax.train.start import keep_compilations
 from plm_jax.train.trained import load
 

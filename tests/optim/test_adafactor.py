@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from plm_jax.errors import UserError
-from plm_jax.train.adafactor import Adafactor, matrix_shape
-from plm_jax.train.optim import AdamW, noam_peak
+from plm_jax.optim.adafactor import Adafactor, matrix_shape
+from plm_jax.optim.adamw import AdamW, noam_peak
 
 
 def tree(**leaves):

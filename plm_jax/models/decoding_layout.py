@@ -17,7 +17,7 @@ from plm_jax.models.transformer import unstack
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Turned:
+class TransposedLinear:
   """A `Linear` whose kernel lies transposed, `[F, K]`, and is the left operand of its product: for
   two rows and more that takes a CPU half the time, and for one where K > F (docs/speed.md)."""
 
@@ -27,7 +27,7 @@ class Turned:
   outputs: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
   @classmethod
-  def of(cls, linear: Linear) -> Turned:
+  def of(cls, linear: Linear) -> TransposedLinear:
     kernel, axes = linear.kernel[...], linear.axes
     contracted = math.prod(kernel.shape[:axes])
     bias = None if linear.bias is None else linear.bias[...]
@@ -59,7 +59,7 @@ class Output:
     return einsum_float32("BD,DV->BV", x_BD, self.table)
 
 
-def ready_to_read(
+def decoding_layout(
   blocks: nnx.Module, layers: int, table_VD: jax.Array, compute: Compute, rows: int
 ) -> tuple[Any, Output]:
   """The layers, one by one where they are unrolled, and the output's table, in the dtype that they
@@ -81,7 +81,7 @@ def _turned(block: nnx.Module, rows: int) -> nnx.Module:
     if not is_linear(node):
       return node
     contracted = math.prod(node.kernel.shape[: node.axes])
-    return Turned.of(node) if rows > 1 or contracted**2 > node.kernel.size else node
+    return TransposedLinear.of(node) if rows > 1 or contracted**2 > node.kernel.size else node
 
   is_linear = lambda node: isinstance(node, Linear)  # noqa: E731
   return jax.tree.map(turn, block, is_leaf=is_linear)

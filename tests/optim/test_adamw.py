@@ -9,7 +9,7 @@ import pytest
 from plm_jax import overrides
 from plm_jax.errors import UserError
 from plm_jax.models.bert import Bert
-from plm_jax.train.optim import LAMB, AdamW, is_decayed, layer_rates, scale_by_trust_ratio
+from plm_jax.optim.adamw import LAMB, AdamW, is_decayed, layer_rates, scale_by_trust_ratio
 from tests.toy_run import TOY
 
 

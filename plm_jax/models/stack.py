@@ -13,7 +13,14 @@ from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.layers import Embedding, LayerNorm, RMSNorm
 from plm_jax.models.positions import sinusoids
 from plm_jax.models.relative import RelativeBias
-from plm_jax.models.transformer import PostNormBlock, PreNormBlock, Seen, run_blocks, stack, streams
+from plm_jax.models.transformer import (
+  AttentionContext,
+  PostNormBlock,
+  PreNormBlock,
+  run_blocks,
+  stack,
+  streams,
+)
 
 if TYPE_CHECKING:
   from plm_jax.models.encoder_decoder import EncoderDecoder
@@ -86,7 +93,9 @@ class Stack(nnx.Module):
     x_BTD = x_BTD if self.norm is None else self.norm(x_BTD)
     return dropout(x_BTD, self.config.dropout, noise) if self.config.final_dropout else x_BTD
 
-  def run(self, x_BTD, position_ids, seen: Seen, compute, noise, blocks=None) -> jax.Array:
+  def run(
+    self, x_BTD, position_ids, seen: AttentionContext, compute, noise, blocks=None
+  ) -> jax.Array:
     """From embedded tokens to the last states. blocks: those of another stack, where shared."""
     in_embed, in_blocks, at_end = streams(noise, 3)
     x_BTD = self.embed(x_BTD, position_ids, in_embed)

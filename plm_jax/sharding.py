@@ -196,12 +196,12 @@ def logical_axes(path: str, rank: int) -> tuple[str, ...]:
     stacked = rank - len(axes) if "blocks" in names else 0
     if stacked < 0 or stacked + len(axes) != rank:
       raise LookupError(
-        f"the parameter {path} has {rank} dimensions, but its row in plm_jax/train/mesh.py, "
+        f"the parameter {path} has {rank} dimensions, but its row in plm_jax/sharding.py, "
         f"{pattern!r}, names {len(axes)}: {axes}."
       )
     return ("layers",) * stacked + axes
   raise LookupError(
-    f"the parameter {path} has no row in the table ROWS of plm_jax/train/mesh.py; "
+    f"the parameter {path} has no row in the table ROWS of plm_jax/sharding.py; "
     "add one that names its logical axes."
   )
 

@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from plm_jax import sharding as mesh_module
 from plm_jax.errors import UserError
-from plm_jax.train import mesh as mesh_module
-from plm_jax.train.mesh import (
+from plm_jax.sharding import (
   DATA_PARALLEL,
   FULLY_SHARDED,
   TENSOR_PARALLEL,
