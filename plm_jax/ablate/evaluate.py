@@ -44,8 +44,8 @@ from plm_jax.ablate.plan import SCORES, Evaluation
 from plm_jax.data.corpora import cache_folder
 from plm_jax.data.pipeline import Batches
 from plm_jax.data.preparation import Prepared, prepare
-from plm_jax.data.segments import SegmentPair, beginning, ending, filler, frame, pass_table
-from plm_jax.data.tokenizers import Vocab
+from plm_jax.data.segments import SegmentPair, pass_table
+from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.objectives import baselines
@@ -53,6 +53,7 @@ from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.objective import cross_entropy, token_log_p
 from plm_jax.objectives.seq2seq import Seq2Seq
+from plm_jax.tasks.finetuning import model_cell, plan
 from plm_jax.train.allocator import keep_freed_memory
 from plm_jax.train.checkpoint import restore_parameters
 from plm_jax.train.start import Source, continued_from, keep_compilations, versions
@@ -271,14 +272,10 @@ def one_at_a_time(model, batches: list[dict], trained: Trained) -> np.ndarray:
     )
   ]
   part = {name: joined[name][chosen] for name in ("input_ids", "segment_ids", "length")}
-  text = ~np.isin(part["input_ids"], _frames(trained.vocab))
+  text = ~np.isin(part["input_ids"], trained.vocab.frame_ids)
   text &= np.arange(part["input_ids"].shape[1]) < part["length"][:, None]
   row, position = np.nonzero(text)
   return masked_log_p(model, part, row, position, trained)
-
-
-def _frames(vocab: Vocab) -> list[int]:
-  return [t for t in (vocab.pad, vocab.cls, vocab.sep, vocab.bos, vocab.eos) if t is not None]
 
 
 def masked_log_p(
@@ -455,11 +452,11 @@ def framed(trained: Trained, sentences: list[str]) -> dict[str, np.ndarray]:
   left-to-right models without what their vocabulary lacks of these."""
   vocab = trained.vocab
   if not trained.causal:
-    frame(vocab, padding=False)
-  first, last = beginning(vocab), ending(vocab)
+    vocab.frame(padding=False)
+  first, last = vocab.begin, vocab.end
   ids = [np.array([*first, *i, *last]) for i in trained.source.tokenizer.encode_batch(sentences)]
   width = -(-max(map(len, ids)) // 8) * 8
-  input_ids = np.full((len(ids), width), filler(vocab), np.int32)
+  input_ids = np.full((len(ids), width), vocab.filler, np.int32)
   for row, tokens in enumerate(ids):
     input_ids[row, : len(tokens)] = tokens
   length = np.array(list(map(len, ids)), np.int32)
@@ -477,7 +474,7 @@ def pseudo_log_likelihood(model, part: dict, trained: Trained) -> np.ndarray:
 def left_to_right(model, part: dict, trained: Trained) -> np.ndarray:
   """Sum of log p(token | those before it) of every sentence, the end not counted, float64 [N]."""
   log_p = next_log_p(model, part, trained)
-  counts = np.arange(log_p.shape[1]) < part["length"][:, None] - 1 - len(ending(trained.vocab))
+  counts = np.arange(log_p.shape[1]) < part["length"][:, None] - 1 - len(trained.vocab.end)
   return (log_p * counts).sum(axis=1)
 
 
@@ -511,8 +508,6 @@ def finetune(
 ) -> None:
   """finetune_LABELS_accuracy and _macro_f1: run_finetune.py with --set=data.task=label, `settings`
   being what else it is set to."""
-  from plm_jax.tasks.finetuning import model_cell, plan
-
   recipe = cli.load_module("experiments.finetune").recipe
   source = trained.source
   chosen = plan(source, recipe, ["data.task=label", *settings], cache, source.path / "finetune")

@@ -32,7 +32,8 @@ from plm_jax.data.tokenizer_files import (
   read_backend,
   read_rules,
 )
-from plm_jax.data.tokenizers import BytePairs, Tokenizer, Unigram, Vocab, WordPiece, load_tokenizer
+from plm_jax.data.tokenizers import KINDS, Tokenizer, TokenizerConfig, Unigram, load_tokenizer
+from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 from plm_jax.export import hf, llama2c, sentence
 from plm_jax.export.heads import labelled
@@ -40,7 +41,7 @@ from plm_jax.export.tensors import read_json
 from plm_jax.models.bart import MBart
 from plm_jax.models.decoder import Decoder
 from plm_jax.models.electra import Electra
-from plm_jax.models.encoder_decoder import EncoderDecoder, edges
+from plm_jax.models.encoder_decoder import EncoderDecoder
 from plm_jax.models.model import Model
 from plm_jax.models.t5 import T5
 from plm_jax.tasks.rows import text_frame
@@ -180,7 +181,7 @@ def _tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
       "a tokenizer is not read from a .bin file; give the .model of it by --tokenizer=FILE.model."
     )
   backend = read_backend(place, lowercase)
-  if model_type not in ("xlm-roberta", "mbart") or backend.kind != "unigram":
+  if model_type not in ("xlm-roberta", "mbart") or backend.kind != Unigram.kind:
     return Tokenizer(backend)
   return Tokenizer(in_fairseq_order(backend, MBART_LANGUAGES if model_type == "mbart" else ()))
 
@@ -214,15 +215,15 @@ def _with_languages(model: hf.Pretrained, tokenizer: Tokenizer):
   return dataclasses.replace(config, language=languages[start], source_language=config.language)
 
 
-def _tokenizer_config(tokenizer: Tokenizer, path: Path) -> WordPiece | BytePairs | Unigram:
-  kinds = {"word_piece": WordPiece, "byte_pairs": BytePairs, "unigram": Unigram}
+def _tokenizer_config(tokenizer: Tokenizer, path: Path) -> TokenizerConfig:
+  kind = KINDS[tokenizer.kind]
   fields = {"vocab_size": max(tokenizer.vocab.size, 261), "path": str(path.absolute())}
   if tokenizer.vocab.sentinels is not None:
     fields["sentinels"] = len(tokenizer.vocab.sentinels)
   fields["languages"] = tuple(tokenizer.vocab.languages)
-  if tokenizer.kind != "byte_pairs":
+  if hasattr(kind, "lowercase"):
     fields["lowercase"] = tokenizer.lowercase
-  return kinds[tokenizer.kind](**fields)
+  return kind(**fields)
 
 
 # --- out of a run --------------------------------------------------------------------------------
@@ -267,8 +268,8 @@ def _special_tokens(tokenizer: Tokenizer, config: Model) -> dict[str, int]:
   vocab = tokenizer.vocab
   ids = {role: getattr(vocab, role) for role in ("pad", "bos", "eos", "cls", "sep")}
   if isinstance(config, EncoderDecoder):  # what its sources and targets have
-    ids["bos"], ids["eos"] = edges(vocab)
-    ids["decoder_start"] = config.decoder_start(vocab)[0]
+    starts = {"bos": vocab.begin, "eos": vocab.end, "decoder_start": config.decoder_start(vocab)}
+    ids |= {role: next(iter(tokens), None) for role, tokens in starts.items()}
   return {f"{role}_token_id": i for role, i in ids.items() if i is not None}
 
 
@@ -295,7 +296,7 @@ def write_directory(
     if (i := getattr(vocab, role)) is not None:
       names[f"{role}_token"] = tokenizer.token(i)
   options = {**names, "model_max_length": model.family.longest(model.config)}
-  if tokenizer.kind != "unigram":
+  if tokenizer.kind != Unigram.kind:
     tokenizer.save(target)
     own = trained_here and isinstance(model.config, Decoder | EncoderDecoder)  # others have theirs
     _with_added(target / "tokenizer.json", tokenizer, _frame(model, vocab) if own else None)

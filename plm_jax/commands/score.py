@@ -25,7 +25,6 @@ from plm_jax import cli
 from plm_jax.ablate import evaluate
 from plm_jax.commands.generate import text_of
 from plm_jax.data.corpora import default_cache
-from plm_jax.data.segments import beginning, filler, frame
 from plm_jax.errors import UserError
 from plm_jax.train.start import keep_compilations
 from plm_jax.train.trained import load
@@ -60,14 +59,14 @@ def main() -> None:
   if text is not None:
     for name, value in perplexity(trained, text).items():
       print(f"{name:40} {value:,.4f}".rstrip("0").rstrip("."))
-    if trained.causal and not beginning(trained.vocab):
+    if trained.causal and not trained.vocab.begin:
       print(f"the first token is not scored: {_UNBEGUN}")
   if FLAGS.blimp:
     found = evaluate.Scores.of(trained)
     evaluate.blimp(trained, Path(FLAGS.blimp), FLAGS.blimp_pairs, found)
     for name, value in found.metrics.items():
       print(f"{name:60} {value:.4f}")
-    if trained.causal and not beginning(trained.vocab):
+    if trained.causal and not trained.vocab.begin:
       found.notes.append(f"no sentence's first token is scored: {_UNBEGUN}")
     print(*found.notes, sep="\n", end="\n" if found.notes else "")
 
@@ -84,7 +83,7 @@ def perplexity(trained: evaluate.Trained, text: str) -> dict[str, float]:
     raise UserError("the text has no tokens; give one with words in it")
   size = len(text.encode())
   if trained.causal:
-    if len(unscored := [] if beginning(trained.vocab) else tokens[:1]) == len(tokens):
+    if len(unscored := [] if trained.vocab.begin else tokens[:1]) == len(tokens):
       raise UserError(f"the text has one token, and {_UNBEGUN}; give a longer one")
     size = max(1, size - len(trained.source.tokenizer.decode(unscored).encode()))
     log_p, name = left_to_right(trained, tokens), "perplexity"
@@ -115,7 +114,7 @@ def windows(
   that has it, the text's first where there is an <s>; else "<s> tokens </s>", without overlap.
   """
   vocab = trained.vocab
-  before, after = (beginning(vocab), []) if whole else ([i] for i in frame(vocab, padding=False))
+  before, after = (vocab.begin, []) if whole else ([i] for i in vocab.frame(padding=False))
   room = trained.source.experiment.model.positions - len(before) - len(after)
   room = max(1, min(room, len(tokens)))
   step = max(1, room // 2) if whole else room
@@ -123,9 +122,9 @@ def windows(
   starts = step * np.arange(count)
   at = starts[:, None] + np.arange(room)
   real = at < len(tokens)
-  body = np.where(real, tokens[np.minimum(at, len(tokens) - 1)], filler(vocab))
+  body = np.where(real, tokens[np.minimum(at, len(tokens) - 1)], vocab.filler)
   begin = len(before)
-  ids = np.full((count, begin + room + len(after)), filler(vocab), np.int32)
+  ids = np.full((count, begin + room + len(after)), vocab.filler, np.int32)
   ids[:, :begin], ids[:, begin : begin + room] = before, body
   length = real.sum(axis=1) + begin
   if not whole:

@@ -19,7 +19,7 @@ import jax
 from plm_jax.models.cache import Cache
 
 if TYPE_CHECKING:
-  from plm_jax.data.tokenizers import Vocab
+  from plm_jax.data.vocab import Vocab
 
 
 class Generator(Protocol):

@@ -5,22 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from plm_jax.data.segments import beginning
-from plm_jax.data.tokenizers import Tokenizer, Vocab
+from plm_jax.data.tokenizers import Tokenizer
+from plm_jax.data.vocab import Vocab
 from plm_jax.decode import beam, sampling
 from plm_jax.decode.generator import Generator
 from plm_jax.decode.rules import Rules
 from plm_jax.errors import UserError
 from plm_jax.models.cache import Cache
 from plm_jax.models.compute import Compute
-
-if TYPE_CHECKING:
-  from plm_jax.train.trained import Trained
 
 ROWS = 32  # per batch at most
 _TOKENS = 8  # between two looks at a text that grows in a terminal
@@ -44,7 +41,7 @@ class Task(NamedTuple):
   source: list[int] | None = None
 
 
-def tasks(trained: Trained, texts: list[str]) -> list[Task]:
+def tasks(trained: Any, texts: list[str]) -> list[Task]:
   """One for every text, with the special tokens that the model knows texts with.
 
   Errors: `UserError` for a model that writes nothing, a text longer than its positions, and ids
@@ -62,7 +59,7 @@ def tasks(trained: Trained, texts: list[str]) -> list[Task]:
       ids = source_of(text, trained.tokenizer).tolist()
       task = Task(config.decoder_start(vocab), config.source_ids(ids, vocab))
     else:
-      task = Task([*beginning(vocab), *trained.tokenizer.encode(text).tolist()])
+      task = Task([*vocab.begin, *trained.tokenizer.encode(text).tolist()])
     if not task.prompt:
       raise UserError(
         f"prompt {number} has no tokens, and {trained.source.path} knows none that begins a text; "
@@ -103,7 +100,7 @@ def ends(vocab: Vocab, causal: bool) -> np.ndarray:
 
 
 def write(
-  trained: Trained,
+  trained: Any,
   of: list[Task],
   rules: Rules,
   *,
@@ -273,6 +270,5 @@ def continuation(tokenizer: Tokenizer, task: Task, ids: list[int]) -> str:
 
 def readable(tokenizer: Tokenizer, ids) -> str:
   """A source or a target as text: with sentinels and masks by name, without its frame."""
-  vocab = tokenizer.vocab
-  frame = {vocab.cls, vocab.sep, vocab.bos, vocab.eos, vocab.pad}
+  frame = tokenizer.vocab.frame_ids
   return tokenizer.decode([i for i in ids if i not in frame], special=True)

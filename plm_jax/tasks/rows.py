@@ -8,11 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from plm_jax.data.draws import permute
-from plm_jax.data.segments import beginning, ending, filler, frame
-from plm_jax.data.tokenizers import Vocab
+from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 from plm_jax.models.decoder import Decoder
-from plm_jax.models.encoder_decoder import EncoderDecoder, edges
+from plm_jax.models.encoder_decoder import EncoderDecoder
 from plm_jax.models.model import Model
 from plm_jax.tasks.labelled_text import Examples
 
@@ -122,8 +121,8 @@ def text_frame(vocab: Vocab, model: Model | None = None) -> tuple[list[int], lis
     at = source.index(None)
     return source[:at], source[at + 1 :]
   if isinstance(model, Decoder):
-    return beginning(vocab), ending(vocab)
-  first, last = frame(vocab, padding=False)
+    return vocab.begin, vocab.end
+  first, last = vocab.frame(padding=False)
   return [first], [last]
 
 
@@ -132,27 +131,26 @@ def framed_rows(examples: Examples, vocab: Vocab, length: int, model: Model | No
   first, last = text_frame(vocab, model)
   room = length - len(first) - len(last)
   sources = [[*first, *tokens[:room], *last] for tokens in examples.ids]
-  return Rows(*_padded(sources, filler(vocab), length))
+  return Rows(*_padded(sources, vocab.filler, length))
 
 
 def source_rows(examples: Examples, vocab: Vocab, length: int, model: EncoderDecoder) -> Rows:
   """Sources as the model has them in pretraining: "text </s>" (T5), "<s> text </s>" (BART)."""
-  _, end = edges(vocab)
-  pad = end if vocab.pad is None else vocab.pad
-  if None in model.source_ids([], vocab):
+  around = len(model.source_ids([], vocab))
+  if around < (1 if model.frame == "t5" else 2):
     needed = "the end" if model.frame == "t5" else "the begin and the end"
     raise UserError(
       f"rows of a model with model.frame={model.frame} need a tokenizer with tokens for {needed} "
       "of a text, and this one lacks them; take another tokenizer or train one"
     )
-  room = length - len(model.source_ids([], vocab))
+  room = length - around
   sources = [model.source_ids(list(tokens[:room]), vocab) for tokens in examples.ids]
   if model.arrangement not in ("two_stacks", "shared"):
-    return Rows(*_padded(sources, pad, length))
+    return Rows(*_padded(sources, vocab.filler, length))
   start = model.decoder_start(vocab)[0]
-  decoder, _ = _padded([[start, *source[:-1]] for source in sources], pad, length)
-  ends = [len(source) - source[::-1].index(end) for source in sources]
-  return Rows(*_padded(sources, pad, length), decoder, np.array(ends, np.int32))
+  decoder, _ = _padded([[start, *source[:-1]] for source in sources], vocab.filler, length)
+  ends = [len(source) - source[::-1].index(vocab.end[0]) for source in sources]
+  return Rows(*_padded(sources, vocab.filler, length), decoder, np.array(ends, np.int32))
 
 
 def _padded(rows: list[list[int]], pad: int, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from plm_jax.data.pipeline import Batches
-from plm_jax.data.segments import beginning
 from plm_jax.decode.fill_mask import blanks_from, fill
 from plm_jax.decode.rules import Rules
 from plm_jax.decode.writer import Task, continuation, readable, write
@@ -169,7 +168,7 @@ def continuations(params, experiment: Experiment, prepared, count: int) -> str:
   chosen = suitable[np.linspace(0, len(suitable) - 1, count, dtype=int)]
   halves = [store.tokens[starts[i] : (starts[i] + starts[i + 1]) // 2].tolist() for i in chosen]
   run = Trained(Source(Path(), {}, experiment, tokenizer), params, 0)
-  of = [Task([*beginning(tokenizer.vocab), *half]) for half in halves]
+  of = [Task([*tokenizer.vocab.begin, *half]) for half in halves]
   lines = ["", "beginnings of held-out sentences, and how the model goes on (temperature 0.7)"]
   rules = Rules(temperature=0.7, max_length=24)
   for task, (text,) in zip(of, write(run, of, rules)):

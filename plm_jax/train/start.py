@@ -15,8 +15,8 @@ import numpy as np
 from plm_jax import cli, overrides
 from plm_jax.data.draws import Draws
 from plm_jax.data.packed_documents import PackedDocuments
-from plm_jax.data.segments import beginning, ending
-from plm_jax.data.tokenizers import Tokenizer, Vocab, load_tokenizer
+from plm_jax.data.tokenizers import Tokenizer, load_tokenizer
+from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.models.distilbert import Distilled
@@ -150,7 +150,7 @@ def with_rows_of(experiment: Experiment, vocab: Vocab) -> Experiment:
   """The experiment with documents, if it packs any, that are framed only if the vocabulary has
   tokens for it."""
   segments = getattr(experiment.data, "segments", None)  # a labelled text has none
-  if not isinstance(segments, PackedDocuments) or (beginning(vocab) and ending(vocab)):
+  if not isinstance(segments, PackedDocuments) or (vocab.begin and vocab.end):
     return experiment
   data = dataclasses.replace(experiment.data, segments=dataclasses.replace(segments, framed=False))
   return dataclasses.replace(experiment, data=data)
@@ -243,14 +243,17 @@ def taught_parameters(program: Program) -> Any:
 def example_batch(experiment: Experiment) -> dict[str, np.ndarray]:
   """A global batch of the right names, shapes and dtypes, before any text is read."""
   rows, length = experiment.global_batch, experiment.data.length
-  special = np.zeros(16, bool)
-  special[:5] = True
-  tokenizer, any_ = experiment.data.tokenizer, np.ones(16, bool)
+  tokenizer, every = experiment.data.tokenizer, np.ones(16, bool)
+  roles = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
   vocab = Vocab(
-    *(16, 0, 1, 2, 3, 4, None, None, special, any_, np.ones(16, int)),
+    size=16,
+    **roles,
+    special=np.arange(16) < 5,
+    word_start=every,
+    full_stop=every,
+    counts=np.ones(16, int),
     sentinels=np.full(tokenizer.sentinels, 15, np.int32) if tokenizer.sentinels else None,
     languages=dict.fromkeys(tokenizer.languages, 15),
-    full_stop=any_,
   )
   batch = {
     "input_ids": np.full((rows, length), 5, np.int32),

@@ -1,6 +1,6 @@
-"""Compares a directory's outputs here with those of transformers.
+"""Compares the outputs of a published model here with those of transformers, where it is installed.
 
-  python -m plm_jax.export.hf check DIR
+  python -m plm_jax.check DIR
 
 Random tokens, in rows without padding and with padding on the right, on the left and on both sides.
 """
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from plm_jax import cli
 from plm_jax.errors import UserError
 from plm_jax.export import hf, sentence
 from plm_jax.export.seq2seq import SOURCE
@@ -28,10 +29,8 @@ class Comparison(NamedTuple):
   agreement: float | None
 
 
-def main(verb: str, directory: str) -> int:
+def main(directory: str) -> int:
   """Prints a table; the exit code is 1 where an output differs by more than `TOLERANCE`."""
-  if verb != "check":
-    raise UserError(f"{verb!r} is not known; expected: python -m plm_jax.export.hf check DIR.")
   found = compare(directory)
   print(f"{'output':28}{'rows':18}{'largest difference':>20}{'top-1 agreement':>18}")
   for line in found:
@@ -127,3 +126,7 @@ def _outputs(reference, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   with torch.no_grad():
     found = reference(**{name: torch.tensor(array) for name, array in inputs.items()})
   return {name: x.numpy() for name, x in found.items() if isinstance(x, torch.Tensor)}
+
+
+if __name__ == "__main__":
+  cli.run(main, words=("DIR",))
