@@ -129,15 +129,7 @@ class _Chunk:
 
 
 class _Preparation:
-  def __init__(
-    self,
-    corpus,
-    source: Source,
-    tokenizer: Tokenizer | None,
-    directory: Path,
-    key: dict,
-    progress: bool,
-  ):
+  def __init__(self, corpus, source: Source, tokenizer, directory: Path, key: dict, progress: bool):
     self.source, self.config, self.tokenizer = source, corpus.tokenizer, tokenizer
     self.name, self.held_out = corpus.source, corpus.held_out
     self.directory, self.key, self.progress = directory, key, progress

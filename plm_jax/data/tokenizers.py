@@ -184,58 +184,65 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
   return tokenizer
 
 
-def _load(config: "TokenizerConfig", **rules) -> Tokenizer:
-  from plm_jax.data import tokenizer_files as files
-
-  if config.path is None:
-    raise UserError(f"{type(config).__name__} has no path to load from; set path or train it.")
-  if files.read_rules(config.path):
-    tokenizer = load_tokenizer(config.path)  # checks its fingerprint
-  else:
-    backend = files.read_backend(config.path, **rules)
-    tokenizer = Tokenizer(backend, config.sentinels, config.languages)
-  if tokenizer.kind != config.kind:
-    raise UserError(
-      f"{config.path} holds a tokenizer of another kind; "
-      f"use {KINDS[tokenizer.kind].__name__}(path=...) instead of {type(config).__name__}."
-    )
-  found_rules = {name: getattr(tokenizer._backend, name) for name in rules}
-  languages = tuple(tokenizer.vocab.languages)
-  found_rules |= {"sentinels": tokenizer._sentinels, "languages": languages}
-  rules |= {"sentinels": config.sentinels, "languages": config.languages}
-  for name, wanted in rules.items():
-    if (found := found_rules[name]) != wanted:
-      raise UserError(
-        f"{config.path} was made with {name}={found}, and {type(config).__name__} asks for "
-        f"{wanted}; set {name}={found}."
-      )
-  return tokenizer
-
-
 @dataclass(frozen=True, kw_only=True)
 class Added:
-  """Special tokens behind a vocabulary: `sentinels` of them, <extra_id_0> and on, for what stands
-  for a span of text (T5 has 100), and a code for each of `languages` (mBART: "en_XX")."""
+  """What the configurations of tokenizers share: special tokens after the vocabulary's own, and how
+  a vocabulary is loaded.
+
+  sentinels: <extra_id_0> and on, each of which stands for a span of text (T5 has 100). languages:
+  the codes of languages (mBART: "en_XX").
+  """
+
+  kind: ClassVar[str]
+  least: ClassVar[int] = 16  # tokens
 
   sentinels: int = 0
   languages: tuple[str, ...] = ()
 
+  def __post_init__(self):
+    name = type(self).__name__
+    if self.sentinels < 0 or len(set(self.languages)) < len(self.languages):
+      raise UserError(
+        f"{name} has sentinels={self.sentinels} and languages={self.languages}; give at least 0 "
+        "sentinels, and each language once."
+      )
+    if self.vocab_size < self.least:
+      raise UserError(f"{name}.vocab_size is {self.vocab_size}; it must be at least {self.least}.")
+
   @property
   def added(self) -> int:
-    """How many."""
+    """The number of special tokens that are added."""
     return self.sentinels + len(self.languages)
 
+  def load(self) -> Tokenizer:
+    """The published or saved vocabulary at `path`."""
+    from plm_jax.data import tokenizer_files as files
 
-def _refuse_small(config, least: int) -> None:
-  if config.sentinels < 0 or len(set(config.languages)) < len(config.languages):
-    raise UserError(
-      f"{type(config).__name__} has sentinels={config.sentinels} and languages="
-      f"{config.languages}; give at least 0 sentinels, and each language once."
-    )
-  if config.vocab_size < least:
-    raise UserError(
-      f"{type(config).__name__}.vocab_size is {config.vocab_size}; it must be at least {least}."
-    )
+    path, name = self.path, type(self).__name__
+    if path is None:
+      raise UserError(f"{name} has no path to load from; set path or train it.")
+    rules = {rule: getattr(self, rule, None) for rule in ("lowercase", "prefix_space")}
+    rules = {rule: value for rule, value in rules.items() if value is not None}
+    if files.read_rules(path):
+      tokenizer = load_tokenizer(path)  # checks its fingerprint
+    else:
+      backend = files.read_backend(path, **rules)
+      tokenizer = Tokenizer(backend, self.sentinels, self.languages)
+    if tokenizer.kind != self.kind:
+      raise UserError(
+        f"{path} holds a tokenizer of another kind; use {KINDS[tokenizer.kind].__name__}(path=...) "
+        f"instead of {name}."
+      )
+    has = {rule: getattr(tokenizer.backend, rule) for rule in rules}
+    has |= {"sentinels": tokenizer._sentinels, "languages": tuple(tokenizer.vocab.languages)}
+    rules |= {"sentinels": self.sentinels, "languages": self.languages}
+    for rule, wanted in rules.items():
+      if has[rule] != wanted:
+        raise UserError(
+          f"{path} was made with {rule}={has[rule]}, and {name} asks for {wanted}; "
+          f"set {rule}={has[rule]}."
+        )
+    return tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,19 +256,12 @@ class WordPiece(Added):
   lowercase: bool = True
   path: str | None = None
 
-  def __post_init__(self):
-    _refuse_small(self, 16)
-
   def train(self, sentences: Iterable[str]) -> Tokenizer:
     """Train on sentences; equal sentences give equal ids in every process."""
     from plm_jax.data import tokenizer_training
 
     trained = tokenizer_training.train_word_piece(sentences, self.vocab_size, self.lowercase)
     return Tokenizer(trained, self.sentinels, self.languages)
-
-  def load(self) -> Tokenizer:
-    """The published or saved vocabulary at `path`."""
-    return _load(self, lowercase=self.lowercase)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,13 +271,11 @@ class BytePairs(Added):
   since every sentence is encoded on its own; at a `path` as the files say, or off, as published."""
 
   kind: ClassVar[str] = "byte_pairs"
+  least: ClassVar[int] = 261  # 5 special tokens and 256 bytes
 
   vocab_size: int = 50257
   prefix_space: bool | None = None
   path: str | None = None
-
-  def __post_init__(self):
-    _refuse_small(self, 261)  # 5 special tokens and 256 bytes
 
   def train(self, sentences: Iterable[str]) -> Tokenizer:
     """Train on sentences; equal sentences give equal ids in every process."""
@@ -286,11 +284,6 @@ class BytePairs(Added):
     prefix_space = self.prefix_space is not False
     trained = tokenizer_training.train_byte_pairs(sentences, self.vocab_size, prefix_space)
     return Tokenizer(trained, self.sentinels, self.languages)
-
-  def load(self) -> Tokenizer:
-    """The published or saved vocabulary at `path`."""
-    said = {} if self.prefix_space is None else {"prefix_space": self.prefix_space}
-    return _load(self, **said)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,7 +299,7 @@ class Unigram(Added):
   path: str | None = None
 
   def __post_init__(self):
-    _refuse_small(self, 16)
+    super().__post_init__()
     if self.layout not in ("albert", "t5"):
       raise UserError(f"Unigram.layout is {self.layout!r}; expected 'albert' or 't5'.")
 
@@ -317,10 +310,6 @@ class Unigram(Added):
     rules = self.lowercase, self.layout
     trained = tokenizer_training.train_unigram(sentences, self.vocab_size, *rules)
     return Tokenizer(trained, self.sentinels, self.languages)
-
-  def load(self) -> Tokenizer:
-    """The published or saved model at `path`."""
-    return _load(self, lowercase=self.lowercase)
 
 
 TokenizerConfig = WordPiece | BytePairs | Unigram

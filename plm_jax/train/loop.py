@@ -20,7 +20,7 @@ from plm_jax.models.model import Parameters
 from plm_jax.progress import progress_bar
 from plm_jax.sharding import batch_sharding, parameter_shardings, to_global
 from plm_jax.train.checkpoint import Checkpoints
-from plm_jax.train.metrics import JsonLines, Sink, TensorBoard
+from plm_jax.train.metrics import JsonLines, Sink, Tee, TensorBoard
 from plm_jax.train.state import TrainState, create_state
 from plm_jax.train.step import evaluation_step, metric_names, train_step
 from plm_jax.train.workdir import Workdir
@@ -183,7 +183,7 @@ def fit(
     metrics = opened(JsonLines(workdir / "metrics.jsonl", kept))
     timing = opened(JsonLines(workdir / "timing.jsonl", kept))
     stopping = stack.enter_context(Stopping())
-    written = (metrics, *sinks), (timing, *sinks)
+    written = Tee(metrics, *sinks), Tee(timing, *sinks)
     reporter = opened(Reporter(program, checkpoints, *written, start, quiet, title))
     if start and not quiet:
       print(f"{title}: going on from step {start:,} of {experiment.steps:,}", file=sys.stderr)
@@ -250,16 +250,7 @@ class Reporter:
   """Progress bar, metrics and timing. Reads a step's numbers only after the next step has been
   dispatched, so that the device never waits for the host."""
 
-  def __init__(
-    self,
-    program: Program,
-    checkpoints: Checkpoints,
-    metrics: Sequence[Sink],
-    timing: Sequence[Sink],
-    start: int,
-    quiet: bool,
-    title: str,
-  ):
+  def __init__(self, program, checkpoints, metrics: Sink, timing: Sink, start: int, quiet, title):
     experiment = program.experiment
     self._checkpoints, self._metrics, self._timing = checkpoints, metrics, timing
     self._empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.abstract.metrics)
@@ -290,7 +281,7 @@ class Reporter:
     return dataclasses.replace(state, metrics=jax.device_put(self._empty, self._shardings))
 
   def evaluated(self, step: int, values: dict[str, float]) -> None:
-    write(self._metrics, {"step": step, "split": "valid", **values})
+    self._metrics.write({"step": step, "split": "valid", **values})
 
   def close(self) -> None:
     self._bar.close()
@@ -303,7 +294,7 @@ class Reporter:
     numbers, first_bad = jax.device_get(numbers)
     raise_if_nonfinite(int(first_bad), self._checkpoints)
     values = {name: float(total / max(count, 1)) for name, (total, count) in numbers.items()}
-    write(self._metrics, {"step": step, "split": "train", **values})
+    self._metrics.write({"step": step, "split": "train", **values})
     self._write_timing(step, values["loss"])
 
   def _write_timing(self, step: int, loss: float) -> None:
@@ -312,17 +303,11 @@ class Reporter:
     speed = (step - step_then) * self._tokens / (now - then)
     waited = self._waited - waited_then
     record = {"step": step, "tokens_per_second": speed, "seconds": now - then, "data_wait": waited}
-    write(self._timing, record)
+    self._timing.write(record)
     self._bar.set_postfix_str(
       f"loss {loss:.3f}, {speed / 1000:.1f}k tokens/s, data wait {self._waited:.1f}s",
       refresh=False,  # the next step draws it, or a log would get a line each time
     )
-
-
-def write(sinks: Sequence[Sink], record: dict[str, Any]) -> None:
-  """Writes a record to every sink."""
-  for sink in sinks:
-    sink.write(record)
 
 
 class Stopping:

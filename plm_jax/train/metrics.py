@@ -20,6 +20,19 @@ class Sink(Protocol):
   def close(self) -> None: ...
 
 
+class Tee:
+  """Writes every record to several sinks, which their owners close."""
+
+  def __init__(self, *sinks: Sink):
+    self._sinks = sinks
+
+  def write(self, record: dict[str, Any]) -> None:
+    for sink in self._sinks:
+      sink.write(record)
+
+  def close(self) -> None: ...
+
+
 class JsonLines:
   """Appends records to a `.jsonl` file.
 
