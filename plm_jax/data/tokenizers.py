@@ -189,8 +189,8 @@ class Added:
   """What the configurations of tokenizers share: special tokens after the vocabulary's own, and how
   a vocabulary is loaded.
 
-  sentinels: <extra_id_0> and on, each of which stands for a span of text (T5 has 100). languages:
-  the codes of languages (mBART: "en_XX").
+  sentinels: `<extra_id_0>` and on; each stands for a span of text (T5 has 100). languages: the codes
+  of languages (mBART: "en_XX").
   """
 
   kind: ClassVar[str]
