@@ -186,11 +186,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Added:
-  """What the configurations of tokenizers share: special tokens after the vocabulary's own, and how
-  a vocabulary is loaded.
+  """The shared part of tokenizer configurations.
 
-  sentinels: `<extra_id_0>` and on; each stands for a span of text (T5 has 100). languages: the codes
-  of languages (mBART: "en_XX").
+  sentinels: the number of special tokens `<extra_id_0>` and on, after the vocabulary's own; each
+  stands for a span of text (T5 has 100). languages: codes of languages, after those (mBART:
+  "en_XX").
   """
 
   kind: ClassVar[str]

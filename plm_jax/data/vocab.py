@@ -1,4 +1,4 @@
-"""A vocabulary as rows and objectives see it: the roles of its tokens, and those around a text."""
+"""The roles of a vocabulary's tokens, for rows and objectives, and the tokens around a text."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from plm_jax.errors import UserError
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Vocab:
-  """What objectives need to know of a vocabulary; numpy only, picklable.
+  """The size of a vocabulary and the roles of its tokens; numpy only, picklable.
 
   `special` bool [V]: the token is no text. `word_start` bool [V]: the token begins a word or is
   special; WordPiece: no "##"; byte pairs: begins with "Ġ" (fairseq's rule, so that the first word
