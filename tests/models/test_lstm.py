@@ -109,13 +109,17 @@ def final(experiment, steps=4):
   return jax.device_get(state)
 
 
-def test_training_hands_the_state_from_batch_to_batch():
-  state = final(ORDERED, steps=1)
-  batch = batches_of(ORDERED, 1)[0]
-  params = toy_run.program(ORDERED).create().params
-  _, expected = params.continued(batch, COMPUTE, None, params.carry(len(batch["length"])))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.carry, expected)
-  assert np.abs(state.carry.h_BU).max() > 1e-3
+def test_training_hands_the_state_on_and_drops_it_where_a_row_begins():
+  program = toy_run.program(ORDERED)
+  state = program.create()
+  for batch in batches_of(ORDERED, 3):
+    batch["begins"][::2] = True
+    params, carry = jax.device_get((state.params, state.carry))
+    carry = jax.tree.map(lambda x, b=batch["begins"]: np.where(b[:, None, None], 0, x), carry)
+    _, expected = params.continued(batch, COMPUTE, None, carry)
+    state = program.step(state, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.carry, expected)
+  assert np.abs(carry.h_BU[1::2]).max() > 1e-3
 
 
 @pytest.mark.parametrize(
