@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from plm_jax.errors import UserError
-from plm_jax.sharding import path_name
+from plm_jax.models.parameters import path_name
 from plm_jax.train.integrity import damage, sync_folder, write_manifest, write_text
 from plm_jax.train.stored_arrays import load_arrays, quiet_orbax, refuse_misfits, to_arrays
 
