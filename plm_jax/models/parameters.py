@@ -5,7 +5,7 @@ described once. A row is found by the end of a parameter's path; the longest end
 adds rows by an attribute `ROLES` of any of its module classes, next to the layers that they name:
 
     class LstmModel(nnx.Module):
-      ROLES: ClassVar = {"input/kernel": Role(("width", "gates", "features"), "kernel", "layer")}
+      ROLES: ClassVar = linear_rows("blocks/input", "layer", ("width",), ("gates", "features"))
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Role(NamedTuple):
     return self.kind in ("kernel", "table")
 
 
-def _linear(
+def linear_rows(
   path: str, depth: Depth, inputs: tuple[str, ...], outputs: tuple[str, ...], **more
 ) -> dict[str, Role]:
-  """The rows of a `Linear`. A bias of the residual stream is no wider than a norm's."""
+  """The rows of a `Linear`. A bias of the residual stream is placed like those of norms."""
   bias = ("norm",) if outputs == ("width",) else outputs
   return {
     f"{path}/kernel": Role((*inputs, *outputs), "kernel", depth, len(inputs), **more),
@@ -63,10 +63,10 @@ def _norm(path: str, depth: Depth) -> dict[str, Role]:
 def _attention(path: str) -> dict[str, Role]:
   into, heads = ("width",), ("heads", "head_width")
   return {
-    **_linear(f"{path}/query", "layer", into, heads, query=True),
-    **_linear(f"{path}/key", "layer", into, heads),
-    **_linear(f"{path}/value", "layer", into, heads),
-    **_linear(f"{path}/output", "layer", heads, into, residual=True),
+    **linear_rows(f"{path}/query", "layer", into, heads, query=True),
+    **linear_rows(f"{path}/key", "layer", into, heads),
+    **linear_rows(f"{path}/value", "layer", into, heads),
+    **linear_rows(f"{path}/output", "layer", heads, into, residual=True),
     **_norm(f"{path}_norm", "layer"),
   }
 
@@ -74,13 +74,13 @@ def _attention(path: str) -> dict[str, Role]:
 def _lstm(path: str, depth: Depth) -> dict[str, Role]:
   gates = ("gates", "features")
   return {
-    **_linear(f"{path}/input", depth, ("width",), gates),
-    **_linear(f"{path}/recurrent", depth, ("features",), gates),
+    **linear_rows(f"{path}/input", depth, ("width",), gates),
+    **linear_rows(f"{path}/recurrent", depth, ("features",), gates),
   }
 
 
 def _heads(*names: str) -> dict[str, Role]:
-  rows = (_linear(name, "head", ("width",), ("classes",)) for name in names)
+  rows = (linear_rows(name, "head", ("width",), ("classes",)) for name in names)
   return {tail: row for linear in rows for tail, row in linear.items()}
 
 
@@ -91,22 +91,22 @@ ROLES: dict[str, Role] = {
   "relative/table": Role(("positions", "heads"), "table", "embedding"),
   **_norm("embed/norm", "embedding"),
   **_norm("embed_norm", "embedding"),
-  **_linear("embed/project", "embedding", ("features",), ("width",)),
-  **_linear("generator/project", "embedding", ("features",), ("width",)),
+  **linear_rows("embed/project", "embedding", ("features",), ("width",)),
+  **linear_rows("generator/project", "embedding", ("features",), ("width",)),
   **_attention("attention"),
   **_attention("cross"),
-  **_linear("feed_forward/gate", "layer", ("width",), ("feed_forward",)),
-  **_linear("feed_forward/up", "layer", ("width",), ("feed_forward",)),
-  **_linear("feed_forward/down", "layer", ("feed_forward",), ("width",), residual=True),
+  **linear_rows("feed_forward/gate", "layer", ("width",), ("feed_forward",)),
+  **linear_rows("feed_forward/up", "layer", ("width",), ("feed_forward",)),
+  **linear_rows("feed_forward/down", "layer", ("feed_forward",), ("width",), residual=True),
   **_norm("feed_forward_norm", "layer"),
   **_norm("norm", "end"),
   "lm/table": Role(("vocab", "width"), "table", "head"),
-  **_linear("mlm/dense", "head", ("width",), ("features",)),
+  **linear_rows("mlm/dense", "head", ("width",), ("features",)),
   **_norm("mlm/norm", "head"),
   "mlm/decoder/table": Role(("vocab", "width"), "table", "head"),
   "mlm/bias": Role(("vocab",), "bias", "head"),
-  **_linear("pooler", "head", ("width",), ("features",)),
-  **_linear("rtd/dense", "head", ("width",), ("features",)),
+  **linear_rows("pooler", "head", ("width",), ("features",)),
+  **linear_rows("rtd/dense", "head", ("width",), ("features",)),
   **_lstm("bilstm/forward", "head"),
   **_lstm("bilstm/backward", "head"),
   **_heads("rtd/score", "copying", "nsp", "sop", "classes", "token_classes", "span"),
