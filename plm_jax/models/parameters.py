@@ -24,10 +24,10 @@ class Role(NamedTuple):
 
   axes: the logical axis of each dimension (plm_jax/sharding.py, `RULES`), without the axes of
     layers that stacking puts in front.
-  kind: as the last name of the path: a `kernel` is contracted with the input, a `table` indexed.
+  kind: the last name of the path; a `kernel` is contracted with the input, a `table` indexed.
   depth: `end` is after the last layer of every model (the final norm); a `head` exists where an
     objective needs it. A table that is also the output's is an `embedding`.
-  inputs: how many axes of a kernel are contracted with the input.
+  inputs: how many axes of a kernel are contracted with the input; 1 for a table.
   query: whether it makes the queries of attention, which the scores are proportional to.
   residual: whether its product is added to the residual stream.
   """
@@ -150,8 +150,8 @@ def with_roles(params: Any) -> list[tuple[str, Role, Any]]:
 def map_roles(f: Callable, params: Any, *rest: Any) -> Any:
   """`jax.tree.map` of `f(path, role, leaf, *leaves of rest)` over a tree of parameters."""
   tree = jax.tree.structure(params)
-  others = [tree.flatten_up_to(one) for one in rest]
-  leaves = [f(*row, *more) for row, *more in zip(with_roles(params), *others, strict=True)]
+  columns = [tree.flatten_up_to(each) for each in rest]
+  leaves = [f(*first, *more) for first, *more in zip(with_roles(params), *columns, strict=True)]
   return jax.tree.unflatten(tree, leaves)
 
 
@@ -207,9 +207,7 @@ def layer_of(path: str) -> tuple[str, int | None]:
   single layer.
   """
   names = path.split("/")
-  if is_stacked(path):
-    return "/".join(names[: names.index("blocks") + 1]), None
   numbered = [at for at, name in enumerate(names) if name.isdecimal()]
-  if not numbered:
-    return "", 0
-  return "/".join(names[: numbered[-1]]), int(names[numbered[-1]])
+  if numbered:
+    return "/".join(names[: numbered[-1]]), int(names[numbered[-1]])
+  return ("/".join(names[: names.index("blocks") + 1]), None) if is_stacked(path) else ("", 0)

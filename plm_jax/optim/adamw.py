@@ -164,9 +164,9 @@ def layer_rates(params, decay: float) -> object:
   final norm counts with the heads (microsoft/unilm, beit/optim_factory.py `get_num_layer_for_vit`).
   Shared layers count once; an entry of a group has the depth of the last layer that reads it.
 
-  Of an encoder-decoder each stack counts from its own first layer, above the same embeddings, and
-  L is that of the deeper one; so do ELECTRA's two models. This is our choice: ELECTRA and BEiT have
-  one stack. BEiT gives tables of relative positions the rate of a head; here they are embeddings.
+  An encoder and a decoder count from their own first layers, and L is the number of layers of the
+  deeper stack. ELECTRA's two models do the same. Both are our choice, as the sources have a single
+  stack. BEiT gives tables of relative positions the rate of a head; here they are embeddings.
   """
   layers_of: dict[str, int] = {}  # by stack
 

@@ -281,7 +281,7 @@ class RecurrentModel(nnx.Module):
 
   def __init__(self, key):
     self.token = Embedding(key, 20, 12)
-    self.lstm = nnx.List([LSTM(jax.random.fold_in(key, layer), 12, 12) for layer in range(2)])
+    self.blocks = nnx.List([LSTM(jax.random.fold_in(key, layer), 12, 12) for layer in range(2)])
     self.norm = LayerNorm(12, 1e-5)
     self.output = Linear(key, (12,), (20,), bias=False)
 
@@ -289,7 +289,7 @@ class RecurrentModel(nnx.Module):
 def test_a_new_model_brings_its_rows_and_needs_no_edit_elsewhere():
   params = RecurrentModel(jax.random.key(0))
   rates = {path: rate for path, _, rate in with_roles(layer_rates(params, 0.5))}
-  expected = {"token": 1 / 16, "lstm/0": 1 / 8, "lstm/1": 1 / 4, "norm": 1, "output": 1}
+  expected = {"token": 1 / 16, "blocks/0": 1 / 8, "blocks/1": 1 / 4, "norm": 1, "output": 1}
   for path, rate in rates.items():
     assert rate == next(r for place, r in expected.items() if path.startswith(place)), path
   state = {"params": params, "opt_state": jax.eval_shape(AdamW().transform(9).init, params)}
@@ -298,7 +298,7 @@ def test_a_new_model_brings_its_rows_and_needs_no_edit_elsewhere():
   for place in ("params", "opt_state/1/mu", "opt_state/1/nu"):
     assert specs[f"{place}/output/kernel"] == PartitionSpec("fsdp", "tensor")
   factored = scale_by_factored_rms(0.8, 1).init(params)
-  assert factored.v_col.lstm[0].recurrent.kernel.shape == (4 * 12,)
+  assert factored.v_col.blocks[0].recurrent.kernel.shape == (4 * 12,)
   assert "output/*" in head_patterns(roles_of(params)) and "output/*" not in head_patterns()
 
 
