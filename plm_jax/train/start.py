@@ -20,15 +20,13 @@ from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.models.distilbert import Distilled
+from plm_jax.models.parameters import head_patterns, roles_of
 from plm_jax.train.checkpoint import restore_parameters
 from plm_jax.train.loop import Program
 from plm_jax.train.workdir import read_config
 
 # Heads come and go between runs, for example when continuing without next-sentence prediction.
-HEADS = (
-  *("mlm/*", "lm/*", "nsp/*", "sop/*", "rtd/*", "pooler/*", "classes/*", "bilstm/*"),
-  *("token_classes/*", "span/*"),
-)
+HEADS = head_patterns()
 
 
 class Source(NamedTuple):
@@ -218,7 +216,8 @@ def initial_parameters(program: Program, source: Source | None) -> Any:
     )
   fresh = program.create().params
   place = "" if model.encoder_path else stored.encoder_path
-  restored = restore_parameters(source.path, fresh, HEADS, HEADS, within=place)
+  heads = head_patterns(roles_of(fresh))
+  restored = restore_parameters(source.path, fresh, heads, heads, within=place)
   for names, what in ((restored.fresh, "starts at random"), (restored.unused, "is left out")):
     for name in names:
       print(f"{name} {what}: --from={source.path} and this run have different heads")
