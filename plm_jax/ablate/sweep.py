@@ -23,20 +23,19 @@ from absl import flags
 
 from plm_jax import cli, overrides
 from plm_jax.ablate import launch
-from plm_jax.ablate.evaluate import read_minimal_pairs
 from plm_jax.ablate.plan import ROOT, Evaluation, Plan, Run, claim, is_done
 from plm_jax.ablate.table import Arm, Table
 from plm_jax.data.corpora import cache_folder
 from plm_jax.data.preparation import prepare
 from plm_jax.errors import UserError
+from plm_jax.evaluation.minimal_pairs import pair_files, read_minimal_pairs
 from plm_jax.experiment import BUDGETS, Experiment
-from plm_jax.train.start import teacher_of
+from plm_jax.runs import teacher_of
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-  """Not on import: several commands have flags of the same name."""
   flags.DEFINE_string("table", None, "FILE:FUNCTION of the table.")
   flags.DEFINE_enum("budget", "small", BUDGETS, "Scale: seconds, minutes, or as published.")
   flags.DEFINE_integer("seeds", 3, "How many seeds: 0, 1, 2, ...")
@@ -79,7 +78,7 @@ def main() -> int:
   with held(out):
     plan = claim(out, plan)
     runs = [run for run in plan.runs(arms) if not is_done(out, run, plan)]
-    for arm in {run.arm for run in runs}:  # what is distilled needs a teacher that stands
+    for arm in {run.arm for run in runs}:  # a distillation needs a finished teacher
       teacher_of(experiments[arm], plan.budget)
     prepare_texts([experiments[run.arm] for run in runs], cache_folder(plan.cache))
     failed = launch.LAUNCHERS[FLAGS.launcher](out, plan, runs, FLAGS.jobs) if runs else []
@@ -148,11 +147,8 @@ def experiments_of(table: Table, asked) -> dict[str, Experiment]:
 
 
 def check_blimp(folder: Path) -> None:
-  """A `UserError` for files that no evaluation could read, before anything is trained."""
-  files = sorted(folder.glob("*.jsonl"))
-  if not files:
-    raise UserError(f"--blimp={folder} is no folder with .jsonl files in it.")
-  for file in files:
+  """A `UserError` for files that an evaluation cannot read, before anything is trained."""
+  for file in pair_files(folder):
     read_minimal_pairs(file)
 
 
@@ -239,5 +235,4 @@ def held(out: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-  define_flags()
   cli.run(main)

@@ -1,6 +1,4 @@
-"""Compares a directory's outputs here with those of transformers.
-
-  python -m plm_jax.export.hf check DIR
+"""Comparison of a published directory's outputs here with those of transformers.
 
 Random tokens, in rows without padding and with padding on the right, on the left and on both sides.
 """
@@ -26,21 +24,6 @@ class Comparison(NamedTuple):
   rows: str
   difference: float
   agreement: float | None
-
-
-def main(verb: str, directory: str) -> int:
-  """Prints a table; the exit code is 1 where an output differs by more than `TOLERANCE`."""
-  if verb != "check":
-    raise UserError(f"{verb!r} is not known; expected: python -m plm_jax.export.hf check DIR.")
-  found = compare(directory)
-  print(f"{'output':28}{'rows':18}{'largest difference':>20}{'top-1 agreement':>18}")
-  for line in found:
-    agreement = "" if line.agreement is None else f"{line.agreement:.1%}"
-    print(f"{line.output:28}{line.rows:18}{line.difference:>20.1e}{agreement:>18}")
-  worst = max(line.difference for line in found)
-  verdict = "agrees" if worst <= TOLERANCE else "DIFFERS"
-  print(f"{directory} {verdict}: {worst:.1e} at most, where {TOLERANCE:.0e} is allowed")
-  return int(worst > TOLERANCE)
 
 
 def compare(directory: str) -> list[Comparison]:

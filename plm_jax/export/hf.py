@@ -4,7 +4,7 @@
     hf.run(model, input_ids=[[101, 7592, 102]])     # {"prediction_logits": ..., ...}
     hf.save(model, "copy")                          # what transformers loads without a warning
 
-  python -m plm_jax.export.hf check DIR             compares with transformers, if it is installed
+`python -m plm_jax.check DIR` compares with transformers, where it is installed.
 
 What a family calls its options, tensors and outputs is in `families/`. Whatever is not understood,
 an option or a tensor, is refused by name.
@@ -247,10 +247,3 @@ def _labels(heads: Mapping[str, int], kept: Mapping[str, Any]) -> dict[str, Any]
   if count in (None, len(kept.get("id2label") or {})):
     return {}
   return labelled([f"LABEL_{i}" for i in range(count)])
-
-
-if __name__ == "__main__":
-  from plm_jax import cli
-  from plm_jax.export.check import main
-
-  cli.run(main, words=("check", "DIR"))

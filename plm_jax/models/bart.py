@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from plm_jax.errors import UserError
 from plm_jax.models.activations import Activation
-from plm_jax.models.encoder_decoder import EncoderDecoder, edges
+from plm_jax.models.encoder_decoder import EncoderDecoder
+from plm_jax.models.model import edges
 
 if TYPE_CHECKING:
   from plm_jax.data.tokenizers import Vocab

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from plm_jax.models.layers import (
   normal_kernels,
   scores,
 )
-from plm_jax.models.model import refuse_below
+from plm_jax.models.model import edges, refuse_below
 from plm_jax.models.positions import RopeScaling, Rotation, document_positions, rotation
 from plm_jax.models.transformer import (
   Activation,
@@ -42,6 +42,9 @@ from plm_jax.models.transformer import (
   stack,
   streams,
 )
+
+if TYPE_CHECKING:
+  from plm_jax.data.tokenizers import Vocab
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,6 +143,12 @@ class Decoder:
   @property
   def frozen(self) -> tuple[str, ...]:
     return ()
+
+  def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
+    """The tokens for begin and end, as far as the vocabulary has them (GPT-1's has neither): the
+    classes are read at the last token, whatever it is."""
+    begin, end = ([] if token is None else [token] for token in edges(vocab))
+    return begin, end
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> DecoderModel:
     """Random parameters, with the named heads: `lm` and `span` (0 as size), `classes` and

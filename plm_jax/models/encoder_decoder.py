@@ -23,7 +23,7 @@ from plm_jax.models.compute import Compute
 from plm_jax.models.decoding_layout import Output, decoding_layout
 from plm_jax.models.dropout import Noise
 from plm_jax.models.initializers import Initializer, initialised
-from plm_jax.models.model import refuse_below
+from plm_jax.models.model import edges, refuse_below
 from plm_jax.models.seq2seq import Seq2SeqModel
 from plm_jax.models.stack import Stack
 from plm_jax.models.transformer import (
@@ -161,6 +161,22 @@ class EncoderDecoder:
     begin, end = edges(vocab)
     return {"t5": [vocab.pad], "bart": [end, begin], "plain": [begin]}[self.frame]
 
+  @property
+  def has_decoder(self) -> bool:
+    return self.arrangement in ("two_stacks", "shared")
+
+  def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
+    """The special tokens around a source. Errors: `UserError` where the vocabulary lacks one."""
+    source = self.source_ids([-1], vocab)
+    if None in source:
+      needed = "the end" if self.frame == "t5" else "the begin and the end"
+      raise UserError(
+        f"rows of a model with model.frame={self.frame} need a tokenizer with tokens for {needed} "
+        "of a text, and this one lacks them; take another tokenizer or train one"
+      )
+    at = source.index(-1)
+    return source[:at], source[at + 1 :]
+
   def init(self, key: jax.Array, heads: dict[str, int]) -> Seq2SeqModel:
     """Random parameters, with the named heads: `lm` and `span` (0 as size), `classes` and
     `token_classes` (the number of labels)."""
@@ -177,12 +193,6 @@ class EncoderDecoder:
     kinds = {"prefix": JoinedModel, "causal": JoinedModel, "encoder": SourceModel}
     model = kinds.get(self.arrangement, EncoderDecoderModel)(self, key, heads)
     return initialised(model, key, self.initializer, self.initializer_range)
-
-
-def edges(vocab: Vocab) -> tuple[int | None, int | None]:
-  """What stands before and after a text."""
-  begin = vocab.bos if vocab.cls is None else vocab.cls
-  return begin, vocab.eos if vocab.sep is None else vocab.sep
 
 
 class SourceModel(Seq2SeqModel):

@@ -21,6 +21,8 @@ from plm_jax.data.corpora import open_source
 from plm_jax.data.pipeline import iterate
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
+from plm_jax.experiment_flags import with_tokenizer
+from plm_jax.runs import HEADS, RunInfo, initial_record
 from plm_jax.tasks.bag_of_words import fit_bag_of_words
 from plm_jax.tasks.classification import predict, score
 from plm_jax.tasks.comparison import Cell
@@ -28,14 +30,7 @@ from plm_jax.tasks.labelled_text import LabelledText, Task, documents_of, read_t
 from plm_jax.tasks.rows import LabelledBatches
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.loop import Data, compile_experiment, fit
-from plm_jax.train.start import (
-  HEADS,
-  Source,
-  continued_from,
-  initial_record,
-  versions,
-  with_tokenizer,
-)
+from plm_jax.train.process import versions
 from plm_jax.train.workdir import Workdir, write_whole
 
 SCORES = "scores.json"
@@ -45,7 +40,7 @@ RESULTS = "results.json"
 class Plan(NamedTuple):
   """What all cells share. recipe: (model, data, classes, examples) -> Experiment."""
 
-  source: Source
+  source: RunInfo
   recipe: Callable[..., Experiment]
   settings: list[str]
   data: LabelledText
@@ -63,7 +58,7 @@ class Plan(NamedTuple):
 
 
 def plan(
-  source: Source,
+  source: RunInfo,
   recipe: Callable[..., Experiment],
   settings: list[str],
   cache: Path,
@@ -79,7 +74,7 @@ def plan(
   return Plan(source, recipe, settings, data, task, path)
 
 
-def _chosen(source: Source, recipe, settings, classes: int, examples: int) -> Experiment:
+def _chosen(source: RunInfo, recipe, settings, classes: int, examples: int) -> Experiment:
   model = source.experiment.model.encoder
   # Positions that pretraining never reached are as random as on the first day.
   data = LabelledText(length=min(LabelledText.length, source.experiment.data.length))
@@ -88,7 +83,7 @@ def _chosen(source: Source, recipe, settings, classes: int, examples: int) -> Ex
   return with_tokenizer(experiment, source, settings)
 
 
-def _held_out(data: LabelledText, source: Source, cache: Path) -> float:
+def _held_out(data: LabelledText, source: RunInfo, cache: Path) -> float:
   """The share of documents to test on: none that pretraining has read, where it read this text."""
   runs = [run for run in _history(source) if run.document.get("text", {}).get("source")]
   if data.is_table:
@@ -118,12 +113,12 @@ def _held_out(data: LabelledText, source: Source, cache: Path) -> float:
   return data.held_out or (share if share < 1 else 0.1)
 
 
-def _history(source: Source) -> Iterator[Source]:
+def _history(source: RunInfo) -> Iterator[RunInfo]:
   """The run, the one that it started from, and so on, as far as they are there."""
   yield source
   while (initial := source.document.get("initial")) and "from" in initial:
     try:
-      source = continued_from(initial["from"])
+      source = RunInfo.read(initial["from"])
     except UserError as error:
       print(f"note: what pretraining read before is not known: {error}", file=sys.stderr)
       return
@@ -183,7 +178,7 @@ def model_cell(plan: Plan, arm: str, examples: int | None, seed: int, title: str
     return cell
 
 
-def checkpoint_record(source: Source) -> dict[str, Any]:
+def checkpoint_record(source: RunInfo) -> dict[str, Any]:
   """Which parameters: the run by what determines it, and its step, for a path can be used again."""
   run = {name: source.document.get(name) for name in ("experiment", "text", "initial")}
   digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
@@ -223,7 +218,7 @@ def global_shapes(batches: LabelledBatches) -> dict[str, Any]:
   }
 
 
-def restored(program, source: Source):
+def restored(program, source: RunInfo):
   """The parameters of the checkpoint's encoder with fresh heads, on the program's mesh."""
   fresh = program.create().params
   place = source.experiment.model.encoder_path

@@ -15,8 +15,8 @@ from plm_jax.models.electra import Electra
 from plm_jax.objectives.replaced_mlm import ReplacedMLM, copying_cross_entropy
 from plm_jax.objectives.rtd import RTD, GeneratorMLM, original_ids
 from plm_jax.sharding import MeshShape, path_name, to_global
+from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import compile_experiment
-from plm_jax.train.start import example_batch
 from plm_jax.train.step import forward
 from tests.data.toy_store import toy_vocab
 from tests.train.test_step import TOY as BERT_TOY
