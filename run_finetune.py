@@ -10,7 +10,7 @@ labels and with all, three seeds each. --set=data.task=label asks which package 
 
 A labelled file is .jsonl, .csv or .tsv with "text" and "label"; --set=data.test=FILE and
 --set=data.dev=FILE take splits of your own. Any other text needs no labels: its words are shuffled.
-A command that was stopped goes on when given again.
+A stopped command continues when it is given again.
 """
 
 from __future__ import annotations

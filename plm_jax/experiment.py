@@ -154,17 +154,17 @@ class Experiment:
 def check_pairs(objective: Objective, data: Rows) -> None:
   """A `UserError` if the rows' `pair_label` does not mean what the objective predicts."""
   needed = getattr(objective, "pairs", None)
-  here = getattr(getattr(data, "segments", None), "next", None)
-  if needed is None or here == needed:
+  made = getattr(getattr(data, "segments", None), "next", None)
+  if needed is None or made == needed:
     return
   because = {
     None: "makes no pairs of segments",
     "none": "labels every pair 0",
     "random": "labels pairs of different documents",
     "swapped": "labels swapped pairs",
-  }[here]
-  rows = f"data.segments.next={here}" if here else "the data of this experiment"
-  has_field = here and "next" in {f.name for f in dataclasses.fields(data.segments)}
+  }[made]
+  rows = f"data.segments.next={made}" if made else "the data of this experiment"
+  has_field = made and "next" in {f.name for f in dataclasses.fields(data.segments)}
   remedy = f".next={needed}" if has_field else f"=SegmentPair(next='{needed}')"
   raise UserError(
     f"{rows} {because}, so that {objective.name} could not learn what it is for; set "

@@ -90,10 +90,10 @@ def with_tokenizer(
   experiment: Experiment, source: RunInfo, settings: list[str], role: str = "--from="
 ) -> Experiment:
   """The experiment with the source's tokenizer, without which its parameters mean nothing. role:
-  how a sentence names the source."""
+  the source's name in an error."""
   chosen = experiment.data.tokenizer
-  given = any(s.startswith("data.tokenizer") for s in settings)
-  if given and (chosen.path is None or chosen.load().fingerprint != source.tokenizer.fingerprint):
+  is_set = any(s.startswith("data.tokenizer") for s in settings)
+  if is_set and (chosen.path is None or chosen.load().fingerprint != source.tokenizer.fingerprint):
     raise UserError(
       f"the tokenizer does not fit the checkpoint: {role}{source.path} was trained with the one "
       f"in {source.path / 'tokenizer'}; leave data.tokenizer out"

@@ -9,28 +9,24 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What each part may import besides itself. `objectives` and `data` do not know each other at run
-# time: a pipeline is given objectives as values.
+# The files and folders that each part may import besides itself. `objectives` and `data` do not
+# import each other at run time: a pipeline is given objectives as values.
+EXPERIMENT = {"errors", "data", "models", "objectives", "optim", "sharding", "experiment"}
 BENEATH = {
   "models": {"errors"},
   "objectives": {"errors"},
   "optim": {"errors", "models"},
   "data": {"errors", "progress"},
-  "train": {
-    "errors",
-    "progress",
-    "optim",
-    "sharding",
-    "models",
-    "objectives",
-    "data",
-    "decode",
-    "experiment",
-  },
   "decode": {"errors", "models", "data"},
-  "export": {"errors", "models", "sharding", "train", "cli"},
+  "experiment": EXPERIMENT,
+  "train": EXPERIMENT | {"progress", "overrides", "decode"},
+  "runs": EXPERIMENT | {"overrides", "train"},
+  "evaluation": {"errors", "data", "models", "objectives", "runs"},
+  "experiment_flags": EXPERIMENT | {"cli", "overrides", "runs", "train"},
+  "export": EXPERIMENT | {"cli", "runs", "experiment_flags", "train"},
+  "tasks": EXPERIMENT | {"cli", "overrides", "runs", "experiment_flags", "train"},
+  "commands": {"errors", "cli", "data", "decode", "evaluation", "export", "runs", "train"},
 }
-COMMAND_LINE = {"cli", "overrides", "config_tree"}  # read by train.start and train.workdir
 
 
 def imports_of(path: Path) -> set[str]:
@@ -56,15 +52,36 @@ def imports_of(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("part", BENEATH)
 def test_imports_go_down_only(part):
-  files = sorted((ROOT / "plm_jax" / part).rglob("*.py"))
+  place = ROOT / "plm_jax" / part
+  files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
   assert files
-  allowed = BENEATH[part] | {part} | (COMMAND_LINE if part == "train" else set())
   wrong = {
     f"{path.relative_to(ROOT)} imports {name}"
     for path in files
-    for name in imports_of(path) - allowed
+    for name in imports_of(path) - BENEATH[part] - {part}
   }
   assert not wrong
+
+
+@pytest.mark.parametrize("part", ["train", "tasks", "evaluation", "ablate", "commands", "decode"])
+def test_nothing_asks_for_the_class_of_a_model(part):
+  """They ask what a model can do (plm_jax/models/model.py)."""
+  protocol = {"model", "compute", "dropout", "cache"}
+  for path in sorted((ROOT / "plm_jax" / part).rglob("*.py")):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("plm_jax.models."):
+        assert node.module.split(".")[2] in protocol, path
+
+
+def test_scoring_a_run_does_not_import_training():
+  code = "import sys, plm_jax.commands.score; print(*sys.modules)"
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+  )
+  loaded = set(done.stdout.split())
+  assert "plm_jax.evaluation.perplexity" in loaded
+  for name in ("train.loop", "train.step", "ablate", "tasks", "commands.generate"):
+    assert f"plm_jax.{name}" not in loaded
 
 
 def test_nothing_in_the_package_imports_a_command_or_an_experiment():

@@ -5,7 +5,7 @@
   python -m plm_jax.ablate.sweep --table=... --budget=smoke --seeds=3 --jobs=2 --out=DIR
   python -m plm_jax.ablate.sweep --table=... --out=DIR --arms=no-nsp,base --set=steps=2000
 
-The same command goes on where it was, after a kill too. Then: python -m plm_jax.ablate.report DIR
+The same command continues, after a kill too. Then: python -m plm_jax.ablate.report DIR
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def define_flags() -> None:
   flags.DEFINE_integer("jobs", 1, "How many runs at a time; they share the cores and the GPUs.")
   flags.DEFINE_enum("launcher", "local", launch.LAUNCHERS, "Who starts the runs.")
   flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files to evaluate on.")
-  flags.DEFINE_integer("blimp_pairs", None, "At most so many pairs of each of its files.")
-  flags.DEFINE_string("finetune", None, "Fine-tune on so many labels too, such as 500,all.")
+  flags.DEFINE_integer("blimp_pairs", None, "At most this many pairs of each of its files.")
+  flags.DEFINE_string("finetune", None, "Fine-tune on these numbers of labels, such as 500,all.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
   flags.DEFINE_bool("list", False, "List all tables and leave.")
   flags.DEFINE_bool("dry_run", False, "Show every command, run nothing.")
@@ -93,8 +93,8 @@ def main() -> int:
 
 
 def planned(asked) -> tuple[Table, Plan, dict[str, Experiment]]:
-  """What the flags ask for; `asked` has an attribute for each of them. Errors: `UserError` for
-  whatever no arm could be run with."""
+  """The table, the sweep and its experiments, from flags: `asked` has an attribute for each.
+  Errors: `UserError` for flags that no arm can be run with."""
   if not asked.table:
     raise UserError("--table=FILE:FUNCTION is needed; --list shows all tables.")
   if asked.seeds < 1 or asked.jobs < 1:
@@ -116,12 +116,12 @@ def planned(asked) -> tuple[Table, Plan, dict[str, Experiment]]:
   return table, plan, experiments
 
 
-def arms_of(table: Table, given: list[str]) -> list[str]:
+def arms_of(table: Table, asked: list[str]) -> list[str]:
   """The arms of `--arms`, each once, or all; `_` stands for `-` too, as in a function's name."""
   names = [arm.name for arm in table.arms]
   meant = {name.replace("_", "-"): name for name in names} | {name: name for name in names}
-  found = [meant.get(name) or meant.get(name.replace("_", "-"), name) for name in given]
-  return [table.arm(name).name for name in dict.fromkeys(found)] or names
+  chosen = [meant.get(name) or meant.get(name.replace("_", "-"), name) for name in asked]
+  return [table.arm(name).name for name in dict.fromkeys(chosen)] or names
 
 
 def arms_line(table: Table) -> str:
@@ -132,18 +132,18 @@ def arms_line(table: Table) -> str:
 
 
 def experiments_of(table: Table, asked) -> dict[str, Experiment]:
-  """Arm -> its experiment, without those arms that `--set` does not fit and nobody asks for."""
-  found, refused = {}, {}
+  """Arm -> its experiment, without arms that `--set` does not fit, unless --arms names them."""
+  experiments, refused = {}, {}
   for arm in table.arms:
     try:
-      found[arm.name] = overrides.apply(arm.experiment(asked.budget), asked.set)
+      experiments[arm.name] = overrides.apply(arm.experiment(asked.budget), asked.set)
     except UserError as error:
       refused[arm.name] = error
   for name in arms_of(table, asked.arms):
     if name in refused:
-      others = f" (--arms={','.join(found)} runs the others)" if found else ""
+      others = f" (--arms={','.join(experiments)} runs the others)" if experiments else ""
       raise UserError(f"arm {name}: {refused[name]}{others}")
-  return found
+  return experiments
 
 
 def check_blimp(folder: Path) -> None:
@@ -172,7 +172,7 @@ def default_out(plan: Plan) -> Path:
 
 
 def heading(table: Table, plan: Plan, experiments, runs: list[Run], out: Path) -> str:
-  """What is about to run."""
+  """The table, and the runs that are about to start."""
   width = max(map(len, experiments))
   lines = [
     f"{table.title} ({table.source})",

@@ -37,7 +37,7 @@ def define_flags() -> None:
   flags.DEFINE_string("text", None, "A text to score.")
   flags.DEFINE_string("file", None, "A file whose text is scored.")
   flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files.")
-  flags.DEFINE_integer("blimp_pairs", None, "At most so many pairs of each file (default: all).")
+  flags.DEFINE_integer("blimp_pairs", None, "At most this many pairs of each file (default: all).")
 
 
 def main() -> None:

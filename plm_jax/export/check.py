@@ -32,14 +32,14 @@ def compare(directory: str) -> list[Comparison]:
   reference = _reference(directory, model)
   if reference.config.pad_token_id is None:  # without, a decoder's classes are read in single rows
     reference.config.pad_token_id = _pad(model)
-  found = []
+  compared = []
   for rows, inputs in _inputs(model).items():
     ours, theirs = hf.run(model, **inputs), _outputs(reference, inputs)
     for name in ours.keys() & theirs.keys():
       mask = inputs["decoder_attention_mask" if "decoder_input_ids" in inputs else "attention_mask"]
       mask = inputs["attention_mask"] if name.startswith("encoder") else mask
-      found.append(_compared(name, rows, ours[name], theirs[name], mask))
-  return sorted(found)
+      compared.append(_compared(name, rows, ours[name], theirs[name], mask))
+  return sorted(compared)
 
 
 def _compared(name: str, rows: str, ours: np.ndarray, theirs: np.ndarray, mask) -> Comparison:
@@ -63,7 +63,7 @@ def _inputs(model: hf.Pretrained) -> dict[str, dict[str, np.ndarray]]:
   cut = length // 3
   kinds = {"not padded": (0, 0), "padded right": (0, cut), "padded left": (cut, 0)}
   kinds["padded on both"] = (cut // 2, cut // 2)
-  pad, found = _pad(model), {}
+  pad, made = _pad(model), {}
   for kind, (left, right) in kinds.items():
     inputs: dict[str, Any] = {}
     for name in ("input_ids", "decoder_input_ids"):
@@ -79,8 +79,8 @@ def _inputs(model: hf.Pretrained) -> dict[str, dict[str, np.ndarray]]:
         inputs[name.replace("input_ids", "attention_mask")] = mask
     if limits.get("token_type_ids"):
       inputs["token_type_ids"] = rng.integers(0, limits["token_type_ids"], mask.shape)
-    found[kind] = inputs
-  return found
+    made[kind] = inputs
+  return made
 
 
 def _pad(model: hf.Pretrained) -> int:
@@ -108,5 +108,5 @@ def _outputs(reference, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   import torch
 
   with torch.no_grad():
-    found = reference(**{name: torch.tensor(array) for name, array in inputs.items()})
-  return {name: x.numpy() for name, x in found.items() if isinstance(x, torch.Tensor)}
+    outputs = reference(**{name: torch.tensor(array) for name, array in inputs.items()})
+  return {name: x.numpy() for name, x in outputs.items() if isinstance(x, torch.Tensor)}

@@ -1,7 +1,7 @@
 """From a checkpoint and a labelled task to one cell of the comparison: arm x labels x seed.
 
-Every cell of a model is an `Experiment` with a working directory of its own, trained by the same
-`fit` as pretraining: a stopped one goes on where it was, and a finished one is read, not repeated.
+Every cell of a model is an `Experiment` with a separate working directory, trained by the same
+`fit` as pretraining: a stopped one continues, and a finished one is read, not repeated.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RESULTS = "results.json"
 
 
 class Plan(NamedTuple):
-  """What all cells share. recipe: (model, data, classes, examples) -> Experiment."""
+  """The settings that all cells share. recipe: (model, data, classes, examples) -> Experiment."""
 
   source: RunInfo
   recipe: Callable[..., Experiment]
@@ -67,8 +67,8 @@ def plan(
   """Reads the task. Errors: `UserError` for settings and text that make no task."""
   data = _chosen(source, recipe, settings, 2, 1).data.resolved()
   for name, flag in (("data.examples", "--labels"), ("seed", "--seeds")):
-    if given := [s for s in settings if s.partition("=")[0].strip() == name]:
-      raise UserError(f"--set={given[-1]} would have no effect: {flag} says it for all runs.")
+    if ignored := [s for s in settings if s.partition("=")[0].strip() == name]:
+      raise UserError(f"--set={ignored[-1]} would have no effect: {flag} says it for all runs.")
   data = dataclasses.replace(data, held_out=_held_out(data, source, cache))
   task = read_task(data, source.tokenizer, documents_of(data, cache))
   return Plan(source, recipe, settings, data, task, path)
@@ -90,11 +90,11 @@ def _held_out(data: LabelledText, source: RunInfo, cache: Path) -> float:
     if any(data.source == run.experiment.data.source for run in runs):
       print(f"note: pretraining has read {data.source}, without the labels", file=sys.stderr)
     return data.held_out or 0.1
-  found = open_source(data.source, cache).fingerprint()
+  fingerprint = open_source(data.source, cache).fingerprint()
   share = 1.0
   for run in runs:
     read = run.document["text"]["source"]
-    same = found == read.get("fingerprint")
+    same = fingerprint == read.get("fingerprint")
     if not same and data.source not in (read.get("given"), run.experiment.data.source):
       continue
     if not same:
@@ -114,7 +114,7 @@ def _held_out(data: LabelledText, source: RunInfo, cache: Path) -> float:
 
 
 def _history(source: RunInfo) -> Iterator[RunInfo]:
-  """The run, the one that it started from, and so on, as far as they are there."""
+  """The run, the one that it started from, and so on, as far as their directories exist."""
   yield source
   while (initial := source.document.get("initial")) and "from" in initial:
     try:
@@ -126,7 +126,7 @@ def _history(source: RunInfo) -> Iterator[RunInfo]:
 
 
 def identity(plan: Plan) -> dict[str, Any]:
-  """What the numbers of a directory are of; labels and seeds may differ within it."""
+  """The record by which a directory's numbers belong together; labels and seeds may differ."""
   return {
     "checkpoint": checkpoint_record(plan.source),
     "text": plan.task.record(),
@@ -135,8 +135,8 @@ def identity(plan: Plan) -> dict[str, Any]:
 
 
 def earlier_cells(plan: Plan) -> list[Cell]:
-  """What commands with other labels or seeds have left in this directory. Errors: `UserError` if
-  it holds results of something else."""
+  """The cells that earlier commands left in this directory, with these or other labels and seeds.
+  Errors: `UserError` if it holds results of something else."""
   path = plan.path / RESULTS
   if not path.exists():
     return []
@@ -179,7 +179,7 @@ def model_cell(plan: Plan, arm: str, examples: int | None, seed: int, title: str
 
 
 def checkpoint_record(source: RunInfo) -> dict[str, Any]:
-  """Which parameters: the run by what determines it, and its step, for a path can be used again."""
+  """The parameters' origin: a hash of the run and its step, since a path can be used again."""
   run = {name: source.document.get(name) for name in ("experiment", "text", "initial")}
   digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
   step = Checkpoints(source.path / "checkpoints").steps()[-1:]
@@ -206,8 +206,8 @@ def _train_and_test(plan: Plan, arm, experiment: Experiment, workdir: Workdir, t
   workers = experiment.data.workers
   data = Data(lambda start: iterate(train, start, experiment.steps, workers), dev.evaluation())
   state, _ = fit(program, data, workdir, initial=initial, title=title)
-  found = predict(state.params, test.evaluation(), experiment.compute, program.mesh)
-  return score(task.test.label, found, len(task.classes))
+  predictions = predict(state.params, test.evaluation(), experiment.compute, program.mesh)
+  return score(task.test.label, predictions, len(task.classes))
 
 
 def global_shapes(batches: LabelledBatches) -> dict[str, Any]:

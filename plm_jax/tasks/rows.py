@@ -35,11 +35,10 @@ class Rows(NamedTuple):
 class LabelledBatches:
   """`batches(step)`: this process's rows of the global batch of that step.
 
-  input_ids, segment_ids int32 [B, T]: [CLS] text [SEP], padded, or as the model has its sources;
-  length, label int32 [B]; row_weight float32 [B] (0: the row only fills up). Where the model has a
-  decoder also decoder_input_ids int32 [B, T] and decoder_length int32 [B]. An epoch is one pass
-  over the examples in an order of its own; a batch may reach over its end, so that no example is
-  ever left out.
+  input_ids, segment_ids int32 [B, T]: texts in the model's frame, padded; length, label int32 [B];
+  row_weight float32 [B] (0: the row only fills up the batch). Where the model has a decoder also
+  decoder_input_ids int32 [B, T] and decoder_length int32 [B]. Every epoch is one pass over the
+  examples in another order. A batch may reach over its end, so that no example is left out.
   """
 
   rows: Rows
@@ -71,8 +70,8 @@ class LabelledBatches:
     epochs, index = np.divmod(position, size)
     rows = np.empty_like(index)
     for epoch in np.unique(epochs):
-      here = epochs == epoch
-      rows[here] = permute(index[here], size, self.seed, _ORDER, int(epoch))
+      chosen = epochs == epoch
+      rows[chosen] = permute(index[chosen], size, self.seed, _ORDER, int(epoch))
     return self._batch(rows, np.ones(len(rows), np.float32))
 
   def check(self) -> None:
