@@ -5,6 +5,7 @@ Nothing asks for a model's class. A model in one new file is at home everywhere 
   to train        config: `vocab_size`, `positions`, `encoder`, `encoder_path`, `frozen`, `init`.
                   parameters: the forward pass, `encoder()`, `masked_lm()`, and the scores that its
                   objectives read: `token_logits` and `token_logits_at` for CLM and MLM.
+  to carry state  parameters: `carry(rows)` and `continued(batch, compute, noise, carry)`.
   to generate     parameters: `generator(compute, rows)` (plm_jax/decode/generator.py). A config
                   that reads a source before it writes also has `source_ids` and `decoder_start`.
   to be scored    left to right: `generator`, or CLM among the objectives; `token_logits`.
@@ -18,13 +19,13 @@ Nothing asks for a model's class. A model in one new file is at home everywhere 
   to be           config: `teacher` (the directory of a run) and `teacher_model`. parameters:
   distilled       `teacher`, `taught(teacher)`.
 
-`generator`, `source_ids`, `has_decoder` and `teacher` are optional: their presence is the answer
-(`hasattr`). They are asked of `config.encoder` and `params.encoder()`.
+`carry`, `generator`, `source_ids`, `has_decoder` and `teacher` are optional: their presence is the
+answer (`hasattr`). `generator` is asked of `params.encoder()`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 
@@ -123,3 +124,12 @@ class Parameters(Protocol):
 
   def generator(self, compute: Compute, rows: int = 1) -> Generator:
     """The model ready for generation. Models that do not write lack it."""
+
+  def carry(self, rows: int) -> Any:
+    """The state before any token, a pytree of arrays `[rows, ...]`. Models that carry no state from
+    batch to batch lack it."""
+
+  def continued(
+    self, batch: dict, compute: Compute, noise: Noise | None, carry: Any
+  ) -> tuple[jax.Array, Any]:
+    """The result of `__call__` and the state after the batch. Models without `carry` lack it."""
