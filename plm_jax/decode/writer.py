@@ -49,7 +49,7 @@ def tasks(params: Parameters, config: Model, tokenizer: Tokenizer, texts: list[s
   """
   if not hasattr(params.encoder(), "generator"):
     raise UserError(
-      f"a {type(config).__name__} fills blanks and does not write; take python -m "
+      f"a model of type {type(config).__name__} fills blanks and does not write; take python -m "
       "plm_jax.fill_mask, or give a GPT, a LLaMA or an encoder-decoder"
     )
   made = []
