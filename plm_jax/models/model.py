@@ -33,7 +33,6 @@ from plm_jax.errors import UserError
 
 if TYPE_CHECKING:
   from plm_jax.data.tokenizers import Vocab
-  from plm_jax.decode.generator import Generator
   from plm_jax.models.compute import Compute
   from plm_jax.models.dropout import Noise
 
@@ -122,8 +121,9 @@ class Parameters(Protocol):
   def span_logits(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
     """float32 `[B, T]` each: that an answer begins here, and that it ends here."""
 
-  def generator(self, compute: Compute, rows: int = 1) -> Generator:
-    """The model ready for generation. Models that do not write lack it."""
+  def generator(self, compute: Compute, rows: int = 1) -> Any:
+    """A `Generator` (plm_jax/decode/generator.py): the model ready for generation. Models that do
+    not write lack it."""
 
   def carry(self, rows: int) -> Any:
     """The state before any token, a pytree of arrays `[rows, ...]`. Models that carry no state from
