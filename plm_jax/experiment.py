@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 
 import jax
 
-from plm_jax.data.tokenizers import BytePairs, Unigram, WordPiece
+from plm_jax.data.tokenizers import TokenizerConfig
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model
@@ -59,7 +59,7 @@ class Intervals:
 class Rows(Protocol):
   """Where rows come from: a frozen dataclass, `Corpus` for text and `LabelledText` for a task."""
 
-  tokenizer: WordPiece | BytePairs | Unigram
+  tokenizer: TokenizerConfig
   length: int  # tokens per row, special tokens included
   workers: int  # processes that make batches; 0 is a thread
 

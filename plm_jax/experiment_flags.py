@@ -9,8 +9,7 @@ from typing import Any
 
 from plm_jax import cli, overrides
 from plm_jax.data.packed_documents import PackedDocuments
-from plm_jax.data.segments import beginning, ending
-from plm_jax.data.tokenizers import Vocab
+from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.models.model import Model
@@ -120,7 +119,7 @@ def with_rows_of(experiment: Experiment, vocab: Vocab) -> Experiment:
   """The experiment with documents, if it packs any, that are framed only if the vocabulary has
   tokens for it."""
   segments = getattr(experiment.data, "segments", None)  # a labelled text has none
-  if not isinstance(segments, PackedDocuments) or (beginning(vocab) and ending(vocab)):
+  if not isinstance(segments, PackedDocuments) or (vocab.begin and vocab.end):
     return experiment
   data = dataclasses.replace(experiment.data, segments=dataclasses.replace(segments, framed=False))
   return dataclasses.replace(experiment, data=data)

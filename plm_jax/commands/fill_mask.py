@@ -13,7 +13,6 @@ from absl import flags
 
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
-from plm_jax.data.segments import frame
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.decode.fill_mask import Blank, fill
 from plm_jax.decode.writer import source_of
@@ -62,7 +61,7 @@ def blanks_of(text: str, tokenizer: Tokenizer, positions: int) -> list[Blank]:
   vocab = tokenizer.vocab
   if vocab.mask is None:
     raise UserError("this model's tokenizer has no token for a blank")
-  first, last = frame(vocab)
+  first, last = vocab.frame()
   ids = np.array([first, *source_of(text, tokenizer), last], np.int32)
   if len(ids) > positions:
     raise UserError(f"a text has {len(ids)} tokens and the model reads {positions}; shorten it")

@@ -21,7 +21,6 @@ from absl import flags
 
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
-from plm_jax.data.segments import beginning
 from plm_jax.errors import UserError
 from plm_jax.evaluation.minimal_pairs import blimp
 from plm_jax.evaluation.perplexity import NO_BEGIN, perplexity
@@ -55,7 +54,7 @@ def main() -> None:
   keep_compilations(default_cache())
   run = Run.load(FLAGS.model)
   check_predicts_tokens(run)
-  skips_first = is_causal(run) and not beginning(run.tokenizer.vocab)
+  skips_first = is_causal(run) and not run.tokenizer.vocab.begin
   if text is not None:
     for name, value in perplexity(run, text).items():
       print(f"{name:40} {value:,.4f}".rstrip("0").rstrip("."))

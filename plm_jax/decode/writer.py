@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from plm_jax.data.segments import beginning
-from plm_jax.data.tokenizers import Tokenizer, Vocab
+from plm_jax.data.tokenizers import Tokenizer
+from plm_jax.data.vocab import Vocab
 from plm_jax.decode import beam, sampling
 from plm_jax.decode.generator import Cache, Generator
 from plm_jax.decode.rules import Rules
@@ -58,7 +58,7 @@ def tasks(params: Parameters, config: Model, tokenizer: Tokenizer, texts: list[s
       ids = source_of(text, tokenizer).tolist()
       task = Task(config.decoder_start(tokenizer.vocab), config.source_ids(ids, tokenizer.vocab))
     else:
-      task = Task([*beginning(tokenizer.vocab), *tokenizer.encode(text).tolist()])
+      task = Task([*tokenizer.vocab.begin, *tokenizer.encode(text).tolist()])
     if not task.prompt:
       raise UserError(
         f"prompt {number} has no tokens, and the vocabulary has none that begins a text; give a "
@@ -277,6 +277,5 @@ def continuation(tokenizer: Tokenizer, task: Task, ids: list[int]) -> str:
 
 def readable(tokenizer: Tokenizer, ids) -> str:
   """A source or a target as text: with sentinels and masks by name, without its frame."""
-  vocab = tokenizer.vocab
-  frame = {vocab.cls, vocab.sep, vocab.bos, vocab.eos, vocab.pad}
+  frame = tokenizer.vocab.frame_ids
   return tokenizer.decode([i for i in ids if i not in frame], special=True)

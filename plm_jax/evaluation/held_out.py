@@ -13,7 +13,6 @@ import numpy as np
 from plm_jax.data.pipeline import Batches
 from plm_jax.data.preparation import Prepared
 from plm_jax.data.segments import SegmentPair
-from plm_jax.data.tokenizers import Vocab
 from plm_jax.evaluation.likelihood import TOKENS, masked_log_p
 from plm_jax.evaluation.scores import Scores, is_causal
 from plm_jax.models.compute import Compute
@@ -115,10 +114,6 @@ def one_at_a_time(run: Run, batches: list[dict]) -> np.ndarray:
   count = min(len(real), math.ceil(POSITIONS * row_limit(run) / tokens))
   chosen = real[np.linspace(0, len(real) - 1, count, dtype=int)]
   rows = {name: joined[name][chosen] for name in ("input_ids", "segment_ids", "length")}
-  text = ~np.isin(rows["input_ids"], _frame_tokens(run.tokenizer.vocab))
+  text = ~np.isin(rows["input_ids"], run.tokenizer.vocab.frame_ids)
   text &= np.arange(rows["input_ids"].shape[1]) < rows["length"][:, None]
   return masked_log_p(run, rows, *np.nonzero(text))
-
-
-def _frame_tokens(vocab: Vocab) -> list[int]:
-  return [t for t in (vocab.pad, vocab.cls, vocab.sep, vocab.bos, vocab.eos) if t is not None]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from plm_jax.data.segments import beginning, ending, filler, frame
 from plm_jax.errors import UserError
 from plm_jax.evaluation.likelihood import masked_log_p, next_log_p
 from plm_jax.evaluation.scores import Scores, fingerprint, is_causal
@@ -88,11 +87,11 @@ def framed(run: Run, sentences: list[str]) -> dict[str, np.ndarray]:
   left-to-right models, special tokens that the vocabulary lacks are left out."""
   vocab = run.tokenizer.vocab
   if not is_causal(run):
-    frame(vocab, padding=False)
-  first, last = beginning(vocab), ending(vocab)
+    vocab.frame(padding=False)
+  first, last = vocab.begin, vocab.end
   ids = [np.array([*first, *i, *last]) for i in run.tokenizer.encode_batch(sentences)]
   width = -(-max(map(len, ids)) // 8) * 8
-  input_ids = np.full((len(ids), width), filler(vocab), np.int32)
+  input_ids = np.full((len(ids), width), vocab.filler, np.int32)
   for row, tokens in enumerate(ids):
     input_ids[row, : len(tokens)] = tokens
   length = np.array(list(map(len, ids)), np.int32)
@@ -110,5 +109,5 @@ def pseudo_log_likelihood(run: Run, rows: dict[str, np.ndarray]) -> np.ndarray:
 def log_likelihood(run: Run, rows: dict[str, np.ndarray]) -> np.ndarray:
   """Sum of log p(token | those before it) of every sentence, without its end, float64 [N]."""
   log_p = next_log_p(run, rows)
-  last = rows["length"][:, None] - 1 - len(ending(run.tokenizer.vocab))
+  last = rows["length"][:, None] - 1 - len(run.tokenizer.vocab.end)
   return (log_p * (np.arange(log_p.shape[1]) < last)).sum(axis=1)

@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 
-from plm_jax.data.segments import beginning, filler, frame
 from plm_jax.errors import UserError
 from plm_jax.evaluation.likelihood import masked_log_p, next_log_p
 from plm_jax.evaluation.scores import is_causal
@@ -27,7 +26,7 @@ def perplexity(run: Run, text: str) -> dict[str, float]:
     raise UserError("the text has no tokens; give one with words in it")
   size = len(text.encode())
   if is_causal(run):
-    if len(unscored := [] if beginning(run.tokenizer.vocab) else tokens[:1]) == len(tokens):
+    if len(unscored := [] if run.tokenizer.vocab.begin else tokens[:1]) == len(tokens):
       raise UserError(f"the text has one token, and {NO_BEGIN}; give a longer one")
     size = max(1, size - len(run.tokenizer.decode(unscored).encode()))
     rows, row, position = windows(run, tokens, overlap=True)
@@ -57,7 +56,7 @@ def windows(
   has it, the text's first only where there is an <s>. Otherwise "<s> tokens </s>", without overlap.
   """
   vocab = run.tokenizer.vocab
-  before, after = (beginning(vocab), []) if overlap else ([i] for i in frame(vocab, padding=False))
+  before, after = (vocab.begin, []) if overlap else ([i] for i in vocab.frame(padding=False))
   room = run.experiment.model.positions - len(before) - len(after)
   room = max(1, min(room, len(tokens)))
   step = max(1, room // 2) if overlap else room
@@ -65,9 +64,9 @@ def windows(
   starts = step * np.arange(count)
   at = starts[:, None] + np.arange(room)
   real = at < len(tokens)
-  body = np.where(real, tokens[np.minimum(at, len(tokens) - 1)], filler(vocab))
+  body = np.where(real, tokens[np.minimum(at, len(tokens) - 1)], vocab.filler)
   begin = len(before)
-  ids = np.full((count, begin + room + len(after)), filler(vocab), np.int32)
+  ids = np.full((count, begin + room + len(after)), vocab.filler, np.int32)
   ids[:, :begin], ids[:, begin : begin + room] = before, body
   length = real.sum(axis=1) + begin
   if not overlap:

@@ -12,7 +12,7 @@ from plm_jax.export import hf, sentence
 from plm_jax.export.heads import labelled
 from plm_jax.export.published_tokenizer import write_tokenizer
 from plm_jax.models.electra import Electra
-from plm_jax.models.model import Model, edges
+from plm_jax.models.model import Model
 from plm_jax.runs import Run
 
 
@@ -56,8 +56,8 @@ def special_tokens(tokenizer: Tokenizer, config: Model) -> dict[str, int]:
   vocab = tokenizer.vocab
   ids = {role: getattr(vocab, role) for role in ("pad", "bos", "eos", "cls", "sep")}
   if hasattr(config, "source_ids"):  # the tokens around sources and targets
-    ids["bos"], ids["eos"] = edges(vocab)
-    ids["decoder_start"] = config.decoder_start(vocab)[0]
+    starts = {"bos": vocab.begin, "eos": vocab.end, "decoder_start": config.decoder_start(vocab)}
+    ids |= {role: next(iter(tokens), None) for role, tokens in starts.items()}
   return {f"{role}_token_id": i for role, i in ids.items() if i is not None}
 
 

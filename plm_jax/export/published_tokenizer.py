@@ -13,7 +13,7 @@ from plm_jax.data.tokenizer_files import (
   read_backend,
   read_rules,
 )
-from plm_jax.data.tokenizers import Tokenizer, load_tokenizer
+from plm_jax.data.tokenizers import Tokenizer, Unigram, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.export import hf, sentence
 from plm_jax.export.tensors import read_json
@@ -50,7 +50,7 @@ def read_tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
       "a tokenizer is not read from a .bin file; give the .model of it by --tokenizer=FILE.model."
     )
   backend = read_backend(place, lowercase)
-  if model_type not in ("xlm-roberta", "mbart") or backend.kind != "unigram":
+  if model_type not in ("xlm-roberta", "mbart") or backend.kind != Unigram.kind:
     return Tokenizer(backend)
   return Tokenizer(in_fairseq_order(backend, MBART_LANGUAGES if model_type == "mbart" else ()))
 
@@ -85,7 +85,7 @@ def write_tokenizer(
     if (i := getattr(vocab, role)) is not None:
       names[f"{role}_token"] = tokenizer.token(i)
   options = {**names, "model_max_length": model.family.longest(model.config)}
-  if tokenizer.kind != "unigram":
+  if tokenizer.kind != Unigram.kind:
     tokenizer.save(target)
     _add_to_file(target / "tokenizer.json", tokenizer, _frame(model, vocab, trained_here))
     options["tokenizer_class"] = "PreTrainedTokenizerFast"

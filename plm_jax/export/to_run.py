@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from plm_jax import cli
-from plm_jax.data.tokenizers import BytePairs, Tokenizer, Unigram, WordPiece
+from plm_jax.data.tokenizers import KINDS, Tokenizer, TokenizerConfig
 from plm_jax.errors import UserError
 from plm_jax.experiment_flags import with_model, with_rows_of
 from plm_jax.export import hf
@@ -59,12 +59,12 @@ def with_languages(model: hf.Pretrained, tokenizer: Tokenizer) -> Model:
   return dataclasses.replace(config, language=languages[start], source_language=config.language)
 
 
-def _tokenizer_config(tokenizer: Tokenizer, path: Path) -> WordPiece | BytePairs | Unigram:
-  kinds = {"word_piece": WordPiece, "byte_pairs": BytePairs, "unigram": Unigram}
+def _tokenizer_config(tokenizer: Tokenizer, path: Path) -> TokenizerConfig:
+  kind = KINDS[tokenizer.kind]
   fields = {"vocab_size": max(tokenizer.vocab.size, 261), "path": str(path.absolute())}
   if tokenizer.vocab.sentinels is not None:
     fields["sentinels"] = len(tokenizer.vocab.sentinels)
   fields["languages"] = tuple(tokenizer.vocab.languages)
-  if tokenizer.kind != "byte_pairs":
+  if hasattr(kind, "lowercase"):
     fields["lowercase"] = tokenizer.lowercase
-  return kinds[tokenizer.kind](**fields)
+  return kind(**fields)

@@ -31,7 +31,7 @@ from plm_jax.models.layers import (
   normal_kernels,
   scores,
 )
-from plm_jax.models.model import edges, refuse_below
+from plm_jax.models.model import refuse_below
 from plm_jax.models.positions import RopeScaling, Rotation, document_positions, rotation
 from plm_jax.models.transformer import (
   Activation,
@@ -44,7 +44,7 @@ from plm_jax.models.transformer import (
 )
 
 if TYPE_CHECKING:
-  from plm_jax.data.tokenizers import Vocab
+  from plm_jax.data.vocab import Vocab
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,8 +147,7 @@ class Decoder:
   def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
     """The tokens for begin and end, as far as the vocabulary has them (GPT-1's has neither): the
     classes are read at the last token, whatever it is."""
-    begin, end = ([] if token is None else [token] for token in edges(vocab))
-    return begin, end
+    return vocab.begin, vocab.end
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> DecoderModel:
     """Random parameters, with the named heads: `lm` and `span` (0 as size), `classes` and

@@ -23,7 +23,7 @@ from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.embeddings import Embeddings
 from plm_jax.models.heads import MaskedLMHead, ReplacedHead, TokenHeads
 from plm_jax.models.layers import STDDEV, Linear, normal_kernels, scaled_kernels
-from plm_jax.models.model import edges, refuse_below
+from plm_jax.models.model import refuse_below
 from plm_jax.models.recurrent import BiLSTM
 from plm_jax.models.transformer import (
   AttentionContext,
@@ -36,7 +36,7 @@ from plm_jax.models.transformer import (
 )
 
 if TYPE_CHECKING:
-  from plm_jax.data.tokenizers import Vocab
+  from plm_jax.data.vocab import Vocab
 
 Classifier = Literal["pooler", "dropout_pooler", "mean", "bilstm"]
 Initializer = Literal["truncated_normal", "normal"]
@@ -135,12 +135,7 @@ class Encoder:
 
   def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
     """[CLS] and [SEP]. Errors: `UserError` where the vocabulary lacks one of them."""
-    begin, end = edges(vocab)
-    if begin is None or end is None:
-      raise UserError(
-        "rows need a tokenizer with tokens for the begin and the end of a text, and this one lacks "
-        "one of them; take another tokenizer or train one"
-      )
+    begin, end = vocab.frame(padding=False)
     return [begin], [end]
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> EncoderModel:

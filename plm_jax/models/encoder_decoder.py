@@ -23,7 +23,7 @@ from plm_jax.models.compute import Compute
 from plm_jax.models.decoding_layout import Output, decoding_layout
 from plm_jax.models.dropout import Noise
 from plm_jax.models.initializers import Initializer, initialised
-from plm_jax.models.model import edges, refuse_below
+from plm_jax.models.model import refuse_below
 from plm_jax.models.seq2seq import Seq2SeqModel
 from plm_jax.models.stack import Stack
 from plm_jax.models.transformer import (
@@ -33,7 +33,7 @@ from plm_jax.models.transformer import (
 )
 
 if TYPE_CHECKING:
-  from plm_jax.data.tokenizers import Vocab
+  from plm_jax.data.vocab import Vocab
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,13 +153,12 @@ class EncoderDecoder:
 
   def source_ids(self, ids: list[int], vocab: Vocab) -> list[int]:
     """The ids of a text with the special tokens that sources have."""
-    begin, end = edges(vocab)
-    return [*ids, end] if self.frame == "t5" else [begin, *ids, end]
+    return [*(() if self.frame == "t5" else vocab.begin), *ids, *vocab.end]
 
   def decoder_start(self, vocab: Vocab) -> list[int]:
     """What the decoder has read before the first token of a target."""
-    begin, end = edges(vocab)
-    return {"t5": [vocab.pad], "bart": [end, begin], "plain": [begin]}[self.frame]
+    starts = {"t5": [vocab.pad], "bart": [*vocab.end, *vocab.begin], "plain": vocab.begin}
+    return starts[self.frame]
 
   @property
   def has_decoder(self) -> bool:
@@ -167,9 +166,9 @@ class EncoderDecoder:
 
   def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
     """The special tokens around a source. Errors: `UserError` where the vocabulary lacks one."""
-    source = self.source_ids([-1], vocab)
-    if None in source:
-      needed = "the end" if self.frame == "t5" else "the begin and the end"
+    source, t5 = self.source_ids([-1], vocab), self.frame == "t5"
+    if len(source) < (2 if t5 else 3):
+      needed = "the end" if t5 else "the begin and the end"
       raise UserError(
         f"rows of a model with model.frame={self.frame} need a tokenizer with tokens for {needed} "
         "of a text, and this one lacks them; take another tokenizer or train one"

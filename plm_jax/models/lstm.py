@@ -18,12 +18,12 @@ from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.heads import TokenHeads
 from plm_jax.models.layers import STDDEV, Embedding, Linear, scaled_kernels, scores
-from plm_jax.models.model import edges, refuse_below
+from plm_jax.models.model import refuse_below
 from plm_jax.models.recurrent import LSTM, LSTMState
 from plm_jax.models.transformer import stack, streams, unstack
 
 if TYPE_CHECKING:
-  from plm_jax.data.tokenizers import Vocab
+  from plm_jax.data.vocab import Vocab
 
 UNLIMITED = 2**15 - 1  # no table of positions ends a row; rows count in 16 bits
 
@@ -66,8 +66,7 @@ class Lstm:
 
   def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
     """The tokens for begin and end, as far as the vocabulary has them."""
-    begin, end = ([] if token is None else [token] for token in edges(vocab))
-    return begin, end
+    return vocab.begin, vocab.end
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> LstmModel:
     """Random parameters, with the named heads: `lm` and `span` (0 as size), `classes` and

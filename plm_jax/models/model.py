@@ -32,7 +32,7 @@ import jax
 from plm_jax.errors import UserError
 
 if TYPE_CHECKING:
-  from plm_jax.data.tokenizers import Vocab
+  from plm_jax.data.vocab import Vocab
   from plm_jax.models.compute import Compute
   from plm_jax.models.dropout import Noise
 
@@ -43,12 +43,6 @@ def refuse_below(config: object, least: int, *names: str) -> None:
     size = getattr(config, name)
     if size is not None and size < least:
       raise UserError(f"model.{name}={size} must be at least {least}")
-
-
-def edges(vocab: Vocab) -> tuple[int | None, int | None]:
-  """The tokens that begin and end a text; None where the vocabulary has none."""
-  begin = vocab.bos if vocab.cls is None else vocab.cls
-  return begin, vocab.eos if vocab.sep is None else vocab.sep
 
 
 class Model(Protocol):

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from plm_jax.data.draws import permute
-from plm_jax.data.segments import filler
-from plm_jax.data.tokenizers import Vocab
+from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
-from plm_jax.models.model import Model, edges
+from plm_jax.models.model import Model
 from plm_jax.tasks.labelled_text import Examples
 
 _ORDER = 1  # as in data.pipeline: tells the key of an epoch's order from others
@@ -112,11 +111,11 @@ class LabelledBatches:
 def framed_rows(examples: Examples, vocab: Vocab, length: int, model: Model) -> Rows:
   """The texts in the model's frame: "[CLS] text [SEP]" (BERT), "text </s>" (T5), cut to fit."""
   before, after = model.text_frame(vocab)
-  room, pad = length - len(before) - len(after), filler(vocab)
+  room, pad = length - len(before) - len(after), vocab.filler
   sources = [[*before, *tokens[:room], *after] for tokens in examples.ids]
   if not getattr(model, "has_decoder", False):
     return Rows(*_padded(sources, pad, length))
-  start, end = model.decoder_start(vocab)[0], edges(vocab)[1]
+  start, end = model.decoder_start(vocab)[0], vocab.end[0]
   decoder, _ = _padded([[start, *source[:-1]] for source in sources], pad, length)
   ends = [len(source) - source[::-1].index(end) for source in sources]
   return Rows(*_padded(sources, pad, length), decoder, np.array(ends, np.int32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from plm_jax.data.draws import Draws
-from plm_jax.data.tokenizers import Vocab
+from plm_jax.data.vocab import Vocab
 from plm_jax.experiment import Experiment
 
 _SIZE = 16  # of the vocabulary: the first five are special, the last is a sentinel or a language

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from plm_jax.data.pipeline import Batches
-from plm_jax.data.segments import beginning
 from plm_jax.decode.fill_mask import blanks_from, fill
 from plm_jax.decode.rules import Rules
 from plm_jax.decode.writer import Task, continuation, readable, write
@@ -164,7 +163,7 @@ def continuations(params: Parameters, experiment: Experiment, prepared, count: i
     return "\nnothing is continued: no held-out sentence is of 8 to 24 tokens"
   chosen = suitable[np.linspace(0, len(suitable) - 1, count, dtype=int)]
   halves = [store.tokens[starts[i] : (starts[i] + starts[i + 1]) // 2].tolist() for i in chosen]
-  tasks = [Task([*beginning(tokenizer.vocab), *half]) for half in halves]
+  tasks = [Task([*tokenizer.vocab.begin, *half]) for half in halves]
   lines = ["", "beginnings of held-out sentences, and how the model goes on (temperature 0.7)"]
   rules = Rules(temperature=0.7, max_length=24)
   model = params, experiment.model.encoder, tokenizer, experiment.compute
