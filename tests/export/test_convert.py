@@ -258,7 +258,7 @@ def test_transformers_reads_the_pieces_of_a_run_and_so_do_we(family, peers, tmp_
 
 def test_an_mbart_that_translates_begins_with_the_language_of_its_config():
   """As mbart-large-en-ro: sources end with en_XX, and the decoder begins with ro_RO."""
-  vocab = SimpleNamespace(languages={"en_XX": 30, "ro_RO": 31}, bos=0, cls=None, eos=2, sep=None)
+  vocab = SimpleNamespace(languages={"en_XX": 30, "ro_RO": 31}, begin=[0], end=[2])
   config = MBart(vocab_size=40, **SMALL)
   params = config.init(jax.random.key(0), {"lm": 0})
   for start, expected in ((31, [7, 2, 30, 31]), (30, [7, 2, 30, 30]), (2, [7, 2, 30, 30])):
