@@ -29,21 +29,31 @@ BENEATH = {
   "experiment": {"errors", "data", "models", "objectives", "optim", "sharding"},
   "decode": {"errors", "data", "models"},
   "train": {
-    *("errors", "progress", "overrides", "cli", "data", "models", "objectives"),
-    *("sharding", "experiment", "decode"),
+    *("errors", "progress", "overrides", "data", "models", "objectives", "sharding"),
+    *("experiment", "decode"),
   },
-  "export": {"errors", "models", "sharding"},
+  "runs": {"errors", "overrides", "data", "models", "experiment", "train"},
+  "evaluation": {"errors", "data", "models", "objectives", "runs"},
+  "experiment_flags": {
+    "errors",
+    "overrides",
+    "cli",
+    "data",
+    "models",
+    "experiment",
+    "train",
+    "runs",
+  },
+  "export": {"errors", "cli", "data", "models", "sharding", "runs", "experiment_flags"},
   "tasks": {
     *("errors", "overrides", "cli", "data", "models", "objectives", "sharding", "experiment"),
-    "train",
+    *("train", "runs", "experiment_flags"),
   },
   "ablate": {
-    *("errors", "overrides", "cli", "data", "models", "objectives", "experiment", "train"),
-    "tasks",
+    *("errors", "overrides", "cli", "data", "experiment", "train", "runs", "evaluation", "tasks"),
   },
   "commands": {
-    *("errors", "config_tree", "cli", "data", "models", "decode", "train", "export", "tasks"),
-    "ablate",
+    *("errors", "cli", "data", "decode", "train", "runs", "evaluation", "export"),
   },
 }
 
@@ -201,6 +211,25 @@ def test_nothing_in_the_package_imports_a_command_or_an_experiment():
   for one in imports_in(ROOT / "plm_jax"):
     first = layer(one.name)
     assert first != "experiments" and not first.startswith("run_"), one
+
+
+@pytest.mark.parametrize("part", ["train", "tasks", "evaluation", "ablate", "commands", "decode"])
+def test_nothing_asks_for_the_class_of_a_model(part):
+  """They ask what a model can do (plm_jax/models/model.py)."""
+  protocol = {"models.model", "models.compute", "models.dropout", "models.cache"}
+  asked = {target for one, target in package_edges() if layer(one.source) == part}
+  assert {target for target in asked if layer(target) == "models"} <= protocol
+
+
+def test_scoring_a_run_does_not_import_training():
+  code = "import sys, plm_jax.commands.score; print(*sys.modules)"
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+  )
+  loaded = set(done.stdout.split())
+  assert "plm_jax.evaluation.perplexity" in loaded
+  for name in ("train.loop", "train.step", "ablate", "tasks", "commands.generate"):
+    assert f"plm_jax.{name}" not in loaded
 
 
 def imported_by(statement: str) -> set[str]:

@@ -160,6 +160,22 @@ class EncoderDecoder:
     starts = {"t5": [vocab.pad], "bart": [*vocab.end, *vocab.begin], "plain": vocab.begin}
     return starts[self.frame]
 
+  @property
+  def has_decoder(self) -> bool:
+    return self.arrangement in ("two_stacks", "shared")
+
+  def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
+    """The special tokens around a source. Errors: `UserError` where the vocabulary lacks one."""
+    source, t5 = self.source_ids([-1], vocab), self.frame == "t5"
+    if len(source) < (2 if t5 else 3):
+      needed = "the end" if t5 else "the begin and the end"
+      raise UserError(
+        f"rows of a model with model.frame={self.frame} need a tokenizer with tokens for {needed} "
+        "of a text, and this one lacks them; take another tokenizer or train one"
+      )
+    at = source.index(-1)
+    return source[:at], source[at + 1 :]
+
   def init(self, key: jax.Array, heads: dict[str, int]) -> Seq2SeqModel:
     """Random parameters, with the named heads: `lm` and `span` (0 as size), `classes` and
     `token_classes` (the number of labels)."""

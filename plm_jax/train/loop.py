@@ -68,8 +68,10 @@ def compile_experiment(
   """Compiles the step for batches like `batch` (arrays or shapes of a whole global batch).
 
   devices: None is all there are. With `compute.micro_batches=0` the number of parts is doubled
-  until the step fits in the memory that the device reports.
+  until the step fits in the memory that the device reports. Errors: `UserError` for an experiment
+  that trains nothing.
   """
+  experiment.check_trains()
   mesh = experiment.mesh.build(devices)
   check_batch_divides(experiment, mesh)
   transform = experiment.optim.transform(experiment.steps)

@@ -10,7 +10,7 @@ from experiments import bart, t5, vaswani
 from plm_jax.ablate.table import Table
 from plm_jax.experiment import BUDGETS
 from plm_jax.optim.adafactor import Adafactor
-from plm_jax.train.start import example_batch
+from plm_jax.train.example_batch import example_batch
 from tests import toy_run
 from tests.experiments.rows import beyond, changed, parameters, rows_of, unsaid
 
