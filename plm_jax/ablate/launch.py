@@ -58,7 +58,7 @@ def local(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
           failed.append(run)
           view.say(failure(out, run, process.returncode))
       if stopping.asked and not working:
-        raise KeyboardInterrupt(stopping.said)
+        raise KeyboardInterrupt(stopping.message)
       view.refresh(set(working))
       time.sleep(0.1)
   return failed
@@ -146,7 +146,7 @@ class _Stopping:
       signal.signal(number, handler)
 
   @property
-  def said(self) -> str:
+  def message(self) -> str:
     if self.asked == 1:
       return "every run has saved its state; the same command goes on"
     return "the runs were killed; the same command goes on from their last checkpoints"
@@ -236,12 +236,10 @@ def slurm(out: Path, plan: Plan, runs: list[Run], jobs: int) -> None:
     path=shlex.quote(str(ROOT)), tasks=shlex.quote(str(commands.absolute())),
     logs=shlex.quote(str((out / "logs").absolute())),
   ))  # fmt: skip
-  print(f"\n{len(runs)} tasks are in {commands}, a command each; hand them in with")
+  print(f"\n{len(runs)} tasks are in {commands}, a command each; submit them with")
   print(f"  sbatch {shlex.quote(str(script))}")
-  print("after adding what your cluster asks for (partition, account, --gres=gpu:1, time).")
-  print(
-    "A task that was stopped goes on when the script is handed in again; what is done is skipped."
-  )
+  print("after adding the options of your cluster (partition, account, --gres=gpu:1, time).")
+  print("Submit the script again to continue stopped tasks; finished tasks are skipped.")
   print(f"then: python -m plm_jax.ablate.report {shlex.quote(str(out))}")
 
 

@@ -89,19 +89,15 @@ class Plan:
 
   def commands(self, out: Path, run: Run) -> dict[str, list[str]]:
     """The commands of a run, in their order: name -> words."""
-    workdir = out / run.arm / str(run.seed)
+    workdir = workdir_of(out, run)
     cache = [f"--cache={self.cache}"] if self.cache else []
-    pretrain = [
-      *(f"--experiment={self.references[run.arm]}", f"--budget={self.budget}"),
-      *(f"--seed={run.seed}", f"--workdir={workdir}"),
-      *(f"--set={setting}" for setting in self.settings),
-    ]
+    pretrain = [f"--experiment={self.references[run.arm]}", f"--budget={self.budget}"]
+    pretrain += [f"--seed={run.seed}", f"--workdir={workdir}"]
+    pretrain += [f"--set={setting}" for setting in self.settings]
+    evaluate = ["-m", "plm_jax.ablate.evaluate", f"--from={workdir}", *self.evaluation.flags()]
     return {
       "pretraining": [sys.executable, _script(), *pretrain, *cache],
-      "evaluation": [
-        *(sys.executable, "-m", "plm_jax.ablate.evaluate", f"--from={workdir}"),
-        *(*self.evaluation.flags(), *cache),
-      ],
+      "evaluation": [sys.executable, *evaluate, *cache],
     }
 
   def shown(self, out: Path, run: Run) -> list[str]:
@@ -150,7 +146,7 @@ def claim(out: Path, plan: Plan) -> Plan:
     names = {"table": "table", "budget": "budget", "settings": "set"}
     different = [name for name in names if getattr(before, name) != getattr(plan, name)]
     if different and others:
-      old, new = (_said(getattr(each, different[0])) for each in (before, plan))
+      old, new = (_shown(getattr(each, different[0])) for each in (before, plan))
       raise UserError(
         f"{out} holds another sweep: --{names[different[0]]} is {old} there and {new} here; "
         "choose another --out"
@@ -165,7 +161,7 @@ def claim(out: Path, plan: Plan) -> Plan:
   return plan
 
 
-def _said(value) -> str:
+def _shown(value) -> str:
   return " ".join(value) or "nothing" if isinstance(value, tuple) else str(value)
 
 
