@@ -13,8 +13,8 @@ from plm_jax.objectives.objective import Terms, token_terms
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLM:
-  """Mean of `-log p(x_t | x_<t)` over the tokens after the first, of a row or, where a row says
-  which of its tokens are of one document, of each document; padding does not count."""
+  """Mean of `-log p(x_t | x_<t)` over all tokens but the first of each row. In rows with
+  `document_ids`, the first token of each document is left out too. Padding does not count."""
 
   weight: float = 1.0
   name = "clm"
