@@ -78,7 +78,8 @@ def spread(
         values.setdefault(step, []).append(value)
   steps = sorted(values)
   rows = [(np.mean(values[s]), np.min(values[s]), np.max(values[s])) for s in steps]
-  return np.array(steps), *np.array(rows).reshape(-1, 3).T
+  mean, lowest, highest = np.array(rows).reshape(-1, 3).T
+  return np.array(steps), mean, lowest, highest
 
 
 def draw_metrics(
