@@ -7,6 +7,11 @@ import numpy as np
 from plm_jax.export import hf
 
 
+def initial(config, heads, seed=0):
+  """Random parameters, made by one program: else every operation is compiled on its own."""
+  return jax.jit(lambda key: config.init(key, heads))(jax.random.key(seed))
+
+
 def published(transformers, architecture, folder, seed=0, **options):
   """A model of transformers with random weights of every kind, saved in `folder`."""
   import torch
