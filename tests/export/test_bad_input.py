@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -129,7 +130,7 @@ def test_an_input_is_refused_by_name(inputs, sentence, model):
 def test_what_transformers_lacks_is_not_exported(config, heads, sentence, tmp_path):
   config = dataclasses.replace(config, layers=2, vocab_size=10, positions=5, embedding=None)
   with pytest.raises(UserError, match=sentence):
-    params = initial(config, heads)
+    params = config.init(jax.random.key(0), heads)
     hf.save(hf.Pretrained(config, params), tmp_path / "out")
   assert not (tmp_path / "out").exists()
 

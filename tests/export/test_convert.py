@@ -238,7 +238,7 @@ def test_transformers_reads_the_pieces_of_a_run_and_so_do_we(family, peers, tmp_
   else:
     own = make.train(lines)
   config = dataclasses.replace(config, vocab_size=own.vocab.size)
-  params = initial(config, heads)
+  params = config.init(jax.random.key(0), heads)
   model = hf.Pretrained(config, params, None, {"model_type": family})
   convert.write_directory(model, own, tmp_path / "out")
   theirs = peers.AutoTokenizer.from_pretrained(tmp_path / "out")
