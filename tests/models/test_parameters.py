@@ -99,7 +99,7 @@ OF_AXIS = {
   "features": {12, 6},
   "heads": {3, 1},  # all, and LLaMA's of keys
   "head_width": {4},
-  "feed_forward": {48, 16, 2048, 1024, 32},
+  "feed_forward": {48, 16, 2048, 1024, 32, 256},
   "positions": {8, 10, 32},  # BART's first two; T5's buckets
   "segments": {1, 2},
   "classes": {1, 2, 3, 5},
@@ -128,7 +128,10 @@ def test_every_row_is_that_of_a_parameter():
   assert unread == set(UNUSED_BIASES)
 
 
-UNUSED_BIASES = ("bilstm/forward/recurrent/bias", "bilstm/backward/recurrent/bias")
+UNUSED_BIASES = (
+  *("bilstm/forward/recurrent/bias", "bilstm/backward/recurrent/bias"),
+  "feed_forward/gate/bias",
+)
 
 
 @every_family
