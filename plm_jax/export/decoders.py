@@ -20,6 +20,8 @@ from plm_jax.models.decoder import Decoder, DecoderModel
 if TYPE_CHECKING:
   from plm_jax.export.hf import Pretrained
 
+# Fields of ours that no decoder of transformers has.
+ALWAYS = {"first_position": 0, "window": None, "attention_scale": None, "hidden_dropout": 0.0}
 UNSAID_DROPOUT = 0.1  # of transformers' decoders over classes of tokens
 
 

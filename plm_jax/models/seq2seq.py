@@ -1,4 +1,4 @@
-"""What encoder-decoders and single stacks have in common: the token table and the heads."""
+"""The token table and the heads, which encoder-decoders and single stacks have in common."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ import jax
 import jax.numpy as jnp
 
 from plm_jax.models.dropout import Noise, dropout
-from plm_jax.models.heads import TokenHeads
-from plm_jax.models.layers import Embedding, Linear, scores
+from plm_jax.models.heads import SEQ2SEQ_HEADS, HeadedModel, Pooler
+from plm_jax.models.layers import Embedding, scores
 from plm_jax.models.transformer import streams
 
 if TYPE_CHECKING:
   from plm_jax.models.encoder_decoder import EncoderDecoder
 
 
-class Seq2SeqModel(TokenHeads):
-  """The token table, the heads, and what is asked of them."""
+class Seq2SeqModel(HeadedModel):
+  """The token table, the heads, and the methods that objectives call."""
+
+  HEADS = SEQ2SEQ_HEADS
 
   def __init__(self, config: EncoderDecoder, key: jax.Array, heads: dict[str, int]):
     token, _, _, lm, pooler, classes = jax.random.split(key, 6)
-    c = config
     self.config = config
-    self.token = Embedding(token, c.vocab_size, c.width)
-    self.lm = Embedding(lm, c.vocab_size, c.width) if "lm" in heads and not c.tied else None
-    has_classes = "classes" in heads
-    self.pooler = Linear(pooler, (c.width,), (c.width,)) if has_classes else None
-    self.classes = Linear(classes, (c.width,), (heads["classes"],)) if has_classes else None
-    self.make_token_heads(key, c.width, heads)
+    self.token = Embedding(token, config.vocab_size, config.width)
+    self.pooler = Pooler(pooler, config) if "classes" in heads else None
+    heads = {name: size for name, size in heads.items() if not (name == "lm" and config.tied)}
+    self.make_heads(key, {"lm": lm, "classes": classes}, heads)
 
   def encoder(self) -> Seq2SeqModel:
     return self
