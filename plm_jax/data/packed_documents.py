@@ -46,10 +46,13 @@ class PackedDocuments:
   row is read as one text, as GPT-2 and GPT-3 did. A document that is cut goes on in the next row as
   if it began there. All seeds and passes have the same rows.
   framed: whether <s> and </s> stand around a document; else its tokens alone are its text.
+  ordered: every row of a batch continues the same row of the batch before it, for models that carry
+    a state from batch to batch.
   """
 
   separate: bool = True
   framed: bool = True
+  ordered: bool = False
 
   drawn = False
 
@@ -70,20 +73,11 @@ class PackedDocuments:
   ) -> dict[str, np.ndarray]:
     """The tokens of STRETCH [B]: input_ids and segment_ids int32 [B, T]; length and pair_label
     int32 [B]; where `separate`, document_ids int32 [B, T], 0 for a row's first document, -1 for
-    padding."""
-    bounds = _bounds(store, self.framed)
+    padding; where `ordered`, begins bool [B], whether the row begins a separate document, and
+    next_ids int32 [B], the token that continues it after its end, -1 where there is none."""
     place = table_rows["start"][:, None] + np.arange(length)
-    document = np.searchsorted(bounds.begins, place, side="right") - 1
     padding = np.arange(length) >= table_rows["length"][:, None]
-    document = np.minimum(document, len(bounds.first) - 1)  # of padding behind the last
-    within = place - bounds.begins[document]
-    tokens = np.asarray(store.tokens)
-    stored = bounds.first[document] + within - self.framed
-    input_ids = np.take(tokens, stored, mode="clip").astype(np.int32)
-    if self.framed:
-      first, last = self._frame(vocab)
-      np.copyto(input_ids, first, where=within == 0)
-      np.copyto(input_ids, last, where=place == bounds.begins[document + 1] - 1)
+    input_ids, document = self._tokens(store, place, vocab)
     np.copyto(input_ids, filler(vocab), where=padding)
     rows = {
       "input_ids": input_ids,
@@ -94,7 +88,32 @@ class PackedDocuments:
     if self.separate:
       document_ids = (document - document[:, :1]).astype(np.int32)
       rows["document_ids"] = np.where(padding, np.int32(-1), document_ids)
+    if self.ordered:
+      begins = _bounds(store, self.framed).begins
+      after = (table_rows["start"] + table_rows["length"])[:, None]
+      next_ids, next_document = (x[:, 0] for x in self._tokens(store, after, vocab))
+      last = np.take_along_axis(document, table_rows["length"][:, None] - 1, axis=1)[:, 0]
+      ends = (after[:, 0] == begins[-1]) | (self.separate & (next_document != last))
+      rows["next_ids"] = np.where(ends, np.int32(-1), next_ids)
+      rows["begins"] = self.separate & (place[:, 0] == begins[document[:, 0]])
     return rows
+
+  def _tokens(
+    self, store: TokenStore, place: np.ndarray, vocab: Vocab
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens at places of the whole text, <s> and </s> counted, int32; and the number of the
+    document that each is in. Places after the text's end give tokens of no meaning."""
+    bounds = _bounds(store, self.framed)
+    document = np.searchsorted(bounds.begins, place, side="right") - 1
+    document = np.minimum(document, len(bounds.first) - 1)
+    within = place - bounds.begins[document]
+    stored = bounds.first[document] + within - self.framed
+    ids = np.take(np.asarray(store.tokens), stored, mode="clip").astype(np.int32)
+    if self.framed:
+      first, last = self._frame(vocab)
+      np.copyto(ids, first, where=within == 0)
+      np.copyto(ids, last, where=place == bounds.begins[document + 1] - 1)
+    return ids, document
 
   def _frame(self, vocab: Vocab) -> tuple[int, int]:
     if not (beginning(vocab) and ending(vocab)):

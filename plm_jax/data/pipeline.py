@@ -7,6 +7,9 @@ A batch is a pure function of its step, so the position of the data in a checkpo
 Position g = step * global_batch + slot belongs to epoch e and row r: an epoch is one pass over the
 corpus in an order of its own, pass e % passes of the segmentation; rows are read, then handed to
 every objective's `corrupt` with the draws of (seed, e, r).
+
+Ordered segments (`PackedDocuments(ordered=True)`) are read in lanes instead: the corpus is cut into
+`global_batch` equal stretches, and slot b of every batch continues the b-th of them.
 """
 
 from __future__ import annotations
@@ -85,6 +88,7 @@ class Batches:
 
   Every batch has input_ids, segment_ids int32 [B, T], length, pair_label int32 [B],
   row_weight float32 [B] (0: the row only fills up an evaluation batch) and what the objectives add.
+  Ordered segments add `begins` bool [B]: the row does not continue the slot's row before it.
   Every process takes a contiguous slice, so that the slices of all make the same global batch
   whatever their number. Picklable; a copy in a worker process opens the same tables from disk.
   """
@@ -113,6 +117,8 @@ class Batches:
     """The training batch of a step, arrays [B_local, ...]."""
     self.check()
     count = self.global_batch // self.process_count
+    if ordered(self.corpus.segments):
+      return self._lanes(int(step), self.process_index * count + np.arange(count))
     position = int(step) * self.global_batch + self.process_index * count
     parts = []
     while count:
@@ -126,6 +132,17 @@ class Batches:
     spans, rows, epochs = (np.concatenate(part) for part in zip(*parts, strict=True))
     weight = np.ones(len(rows), np.float32)
     return self._batch(spans, Draws(self.seed, epochs, rows), weight)
+
+  def _lanes(self, step: int, slots: np.ndarray) -> dict[str, np.ndarray]:
+    """The next row of every slot's stretch. The remainder of the corpus, fewer rows than a batch,
+    is left out (pytorch/examples word_language_model, `batchify`)."""
+    table = self._table(self.seed, 0)
+    steps = len(table) // self.global_batch
+    epoch, at = divmod(step, steps)
+    rows = slots * steps + at
+    draws = Draws(self.seed, np.full(len(rows), epoch), rows)
+    batch = self._batch(table[rows], draws, np.ones(len(rows), np.float32))
+    return batch | {"begins": batch["begins"] | (at == 0)}
 
   def check(self) -> None:
     """A UserError if one pass over the corpus does not fill one batch."""
@@ -197,6 +214,11 @@ class Batches:
         self.store, corpus.segments, corpus.length, seed, pass_
       )
     return self._tables[seed, pass_]
+
+
+def ordered(segments: Segments) -> bool:
+  """Whether a slot's rows continue each other from batch to batch."""
+  return getattr(segments, "ordered", False)
 
 
 class Stream:

@@ -14,10 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plm_jax.decode.generator import Generator
+from plm_jax.decode.generator import Cache, Generator
 from plm_jax.decode.rules import Rules
 from plm_jax.decode.sampling import seen_tokens
-from plm_jax.models.cache import Cache
 
 _NEVER = -1e30  # finite, so that differences of it are no NaN
 
@@ -66,7 +65,7 @@ def search(
     finished_B=jnp.where(limit_B < 1, beams, 0),
     step=jnp.zeros((), jnp.int32),
     seen_BKV=None if seen_BV is None else jnp.repeat(seen_BV[:, None], beams, axis=1),
-    cache=cache.repeated(beams),
+    cache=cache.take(jnp.repeat(jnp.arange(rows), beams)),
   )
   logits_BKV = jnp.repeat(logits_BV[:, None], beams, axis=1)
 
@@ -125,7 +124,7 @@ def _continued(now: _Search, logits_BKV, limit_B, rules: Rules, ends_E) -> _Sear
     finished_B=jnp.where(last_B, beams, now.finished_B + ends_here.sum(axis=1)),
     step=now.step + 1,
     seen_BKV=seen_BKV,
-    cache=now.cache.reordered(rows_BK.reshape(-1)),
+    cache=now.cache.take(rows_BK.reshape(-1), same_prompts=True),
   )
 
 

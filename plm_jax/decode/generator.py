@@ -4,10 +4,10 @@
     cache = generator.start({"pad": pad_B}, capacity)
     logits_BV, cache = generator.extend(prompt_BT, cache)          # T > 1: the prompt
     logits_BV, cache = generator.extend(token_B[:, None], cache)   # T = 1: one token more
+    cache = cache.take(rows)                                       # beams
 
 Prompts are padded on the left: all rows then write the same column, the last column is a real token
-of every row, and a step costs one slice update instead of a scatter. Positions and masks know the
-padding (`Cache.position_ids`, `Cache.mask`), so that it changes no number.
+of every row, and a step costs one slice update instead of a scatter. Padding changes no number.
 """
 
 from __future__ import annotations
@@ -16,10 +16,26 @@ from typing import TYPE_CHECKING, Protocol
 
 import jax
 
-from plm_jax.models.cache import Cache
-
 if TYPE_CHECKING:
   from plm_jax.data.tokenizers import Vocab
+
+
+class Cache(Protocol):
+  """What a model keeps of the tokens that it has read: keys and values, or a recurrent state. A
+  pytree; a step takes one and returns the next."""
+
+  def take(
+    self,
+    rows: jax.Array | None = None,
+    *,
+    same_prompts: bool = False,
+    capacity: int | None = None,
+  ) -> Cache:
+    """The given rows, int `[R]`, some of them perhaps more than once; None is all of them.
+
+    same_prompts: every row is taken from the same prompt, as beams are, R being the number of rows.
+    capacity: the new number of columns, at least the old one. A cache that has none ignores it.
+    """
 
 
 class Generator(Protocol):
@@ -28,7 +44,7 @@ class Generator(Protocol):
   for every token. A pytree, for use under jit."""
 
   def start(self, batch: dict, capacity: int) -> Cache:
-    """A cache of `capacity` columns with nothing written.
+    """A cache with room for `capacity` tokens, and none in it.
 
     batch: `pad` int `[B]`, the padding columns on the left of every row's prompt. Encoder-decoders
     also take the source, `input_ids` int `[B, S]` padded on the right and `length` int `[B]`: they

@@ -15,9 +15,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from plm_jax.decode.generator import Generator
+from plm_jax.decode.generator import Cache, Generator
 from plm_jax.decode.rules import Rules
-from plm_jax.models.cache import Cache
 
 
 @jax.tree_util.register_dataclass

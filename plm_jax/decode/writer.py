@@ -13,10 +13,9 @@ import numpy as np
 from plm_jax.data.segments import beginning
 from plm_jax.data.tokenizers import Tokenizer, Vocab
 from plm_jax.decode import beam, sampling
-from plm_jax.decode.generator import Generator
+from plm_jax.decode.generator import Cache, Generator
 from plm_jax.decode.rules import Rules
 from plm_jax.errors import UserError
-from plm_jax.models.cache import Cache
 from plm_jax.models.compute import Compute
 
 if TYPE_CHECKING:
@@ -186,16 +185,17 @@ def grow(
   Each size is compiled when a text first becomes so long.
   """
   width, most = prompt_BT.shape[1], prompt_BT.shape[1] + rules.max_length - 1
-  columns = min(most, bucket(width, _COLUMNS))
+  first = columns = min(most, bucket(width, _COLUMNS))
   state = _begin(generator, batch, prompt_BT, limit_B, seed, numbers_B2, ends_E, rules, columns)
   looks = set(range(_TOKENS, rules.max_length, _TOKENS)) if watch else set()
   while columns < most:
     looks.add(columns - width + 1)
     columns = min(most, 2 * columns)
+  columns = first
   for stop in sorted(looks | {rules.max_length}):
-    columns = min(most, bucket(width + stop - 1, _COLUMNS))
-    if columns > state.cache.columns:
-      state = _widened(state, columns)
+    needed = min(most, bucket(width + stop - 1, _COLUMNS))
+    if needed > columns:
+      state, columns = _widened(state, needed), needed
     state = _advance(generator, state, ends_E, stop, rules)
     if watch and stop % _TOKENS == 0 and stop < rules.max_length:
       watch(state.ids_BL[0, : int(state.length_B[0])].tolist())
@@ -254,7 +254,7 @@ def _advance(generator, state, ends_E, stop, rules: Rules) -> sampling.State:
 
 @functools.partial(jax.jit, static_argnames="columns")
 def _widened(state, columns: int) -> sampling.State:
-  return dataclasses.replace(state, cache=state.cache.widened(columns))
+  return dataclasses.replace(state, cache=state.cache.take(capacity=columns))
 
 
 @functools.partial(jax.jit, static_argnames="rules")

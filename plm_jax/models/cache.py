@@ -85,39 +85,42 @@ class Cache:
   at: jax.Array
   source_mask: jax.Array | None = None
 
-  def repeated(self, times: int) -> Cache:
-    """Every row `times` times, one after the other."""
+  def take(
+    self,
+    rows: jax.Array | None = None,
+    *,
+    same_prompts: bool = False,
+    capacity: int | None = None,
+  ) -> Cache:
+    """See `plm_jax.decode.generator.Cache`. Within one prompt only the layers' own keys and values
+    move: padding and source are common to its beams."""
+    cache = self
+    if rows is not None and same_prompts:
+      cache = cache._with_own(lambda x: self._of_rows(x, rows))
+    elif rows is not None:
+      mask = None if self.source_mask is None else self.source_mask[rows]
+      layers = jax.tree.map(lambda x: self._of_rows(x, rows), self.layers)
+      cache = Cache(layers, self.pad_B[rows], self.at, mask)
+    if capacity is not None:
+      empty = [(0, 0), (0, capacity - self.columns), (0, 0)]
+      cache = cache._with_own(lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 3) + empty))
+    return cache
 
-    rows = jnp.repeat(jnp.arange(len(self.pad_B)), times)
-    mask = None if self.source_mask is None else self.source_mask[rows]
-    layers = jax.tree.map(lambda x: self._of_rows(x, rows), self.layers)
-    return Cache(layers, self.pad_B[rows], self.at, mask)
+  def _with_own(self, change: Callable[[jax.Array], jax.Array]) -> Cache:
+    """With every layer's own keys and values changed."""
 
-  def reordered(self, rows_B: jax.Array) -> Cache:
-    """Row i becomes what `rows_B[i]` was. Only among rows of the same source and padding, as the
-    beams of one prompt are: what they have in common stays where it is."""
+    def changed(layer: LayerCache) -> LayerCache:
+      return layer._replace(own=jax.tree.map(change, layer.own))
 
-    def reorder(layer: LayerCache) -> LayerCache:
-      own = jax.tree.map(lambda x: self._of_rows(x, rows_B), layer.own)
-      return layer._replace(own=own)
-
-    return dataclasses.replace(self, layers=_each_layer(reorder, self.layers))
+    is_layer = lambda node: isinstance(node, LayerCache)  # noqa: E731
+    layers = jax.tree.map(changed, self.layers, is_leaf=is_layer)
+    return dataclasses.replace(self, layers=layers)
 
   def _of_rows(self, x_RSH: jax.Array, rows: jax.Array) -> jax.Array:
     """The heads of the given rows; perhaps with an axis of layers in front."""
     heads = x_RSH.shape[-3] // len(self.pad_B)
     chosen_R = (rows[:, None] * heads + jnp.arange(heads)).reshape(-1)
     return jnp.take(x_RSH, chosen_R, axis=x_RSH.ndim - 3)
-
-  def widened(self, columns: int) -> Cache:
-    """With so many columns; the new ones are empty."""
-
-    def widen(layer: LayerCache) -> LayerCache:
-      more = [(0, 0), (0, columns - self.columns), (0, 0)]
-      pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 3) + more)  # noqa: E731
-      return layer._replace(own=jax.tree.map(pad, layer.own))
-
-    return dataclasses.replace(self, layers=_each_layer(widen, self.layers))
 
   @property
   def columns(self) -> int:
@@ -133,10 +136,6 @@ class Cache:
     has 0 too."""
     column = self.at + jnp.arange(targets)
     return jnp.maximum(column - self.pad_B[:, None], 0)
-
-
-def _each_layer(change: Callable[[LayerCache], LayerCache], layers: Any) -> Any:
-  return jax.tree.map(change, layers, is_leaf=lambda node: isinstance(node, LayerCache))
 
 
 def cache_mask(pad_B: jax.Array, at: jax.Array, targets: int, positions: int) -> jax.Array:

@@ -55,4 +55,8 @@ class Parameters(Protocol):
   def masked_lm(self) -> Parameters | None:
     """The parameters that predict a masked token by `token_logits`; None where nothing does."""
 
+  # Optional, for models that carry a state from batch to batch (a recurrent network):
+  # carry(rows: int) -> pytree of arrays [rows, ...], the state before any token;
+  # continued(batch, compute, noise, carry) -> (what __call__ returns, the carry after the batch).
+
   # generator(compute) -> Generator (plm_jax/decode/generator.py): where the model writes text.

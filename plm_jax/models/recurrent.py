@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from plm_jax.models.layers import Linear
+
+
+class LSTMState(NamedTuple):
+  """Output and memory cell after a token, `[B, U]` each, or with more axes of several layers."""
+
+  h_BU: jax.Array
+  c_BU: jax.Array
+
+  @classmethod
+  def zeros(cls, shape: tuple[int, ...], dtype=jnp.float32) -> LSTMState:
+    return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 class LSTM(nnx.Module):
@@ -24,26 +37,39 @@ class LSTM(nnx.Module):
     self.input.bias[...] = self.input.bias[...].at[1].set(1.0)
     self.recurrent = Linear(recurrent, (units,), (4, units), bias=False)
 
-  def __call__(self, x_BTD: jax.Array, real_BT: jax.Array, reverse: bool = False):
-    """States `[B, T, U]` and the last one `[B, U]` in reading order, which `reverse` turns round.
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    real_BT: jax.Array,
+    reverse: bool = False,
+    *,
+    start: LSTMState | None = None,
+    begins_BT: jax.Array | None = None,
+  ) -> tuple[jax.Array, LSTMState]:
+    """States `[B, T, U]` and the last one in reading order, which `reverse` turns round.
 
-    real_BT: bool; at padding the state stands still, so its number changes nothing.
+    real_BT: bool; at padding the state stands still, so its number changes nothing. start: the
+    state before the first token; None is zeros. begins_BT: bool, where the state is zeros again
+    before the token is read.
     """
     from_input = self.input(x_BTD)
+    units = from_input.shape[-1]
+    state = LSTMState.zeros((x_BTD.shape[0], units), x_BTD.dtype) if start is None else start
 
-    def step(carry, now):
-      h, c = carry
-      gates, real = now
+    def step(state, now):
+      gates, real, begins = now
+      h, c = state if begins is None else jax.tree.map(lambda s: jnp.where(begins, 0, s), state)
       i, f, g, o = jnp.moveaxis(gates + self.recurrent(h), -2, 0)
       new_c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
       new_h = jax.nn.sigmoid(o) * jnp.tanh(new_c)
-      h, c = (jnp.where(real[:, None], new, old) for new, old in ((new_h, h), (new_c, c)))
-      return (h, c), h
+      new = LSTMState(new_h, new_c)
+      state = jax.tree.map(lambda new, old: jnp.where(real, new, old), new, state)
+      return state, state.h_BU
 
-    zeros = jnp.zeros((x_BTD.shape[0], from_input.shape[-1]), x_BTD.dtype)
-    over_time = (jnp.moveaxis(from_input, 1, 0), real_BT.T)
-    (last_BU, _), states = jax.lax.scan(step, (zeros, zeros), over_time, reverse=reverse)
-    return jnp.moveaxis(states, 0, 1), last_BU
+    over_time = jnp.moveaxis(from_input, 1, 0), real_BT.T[..., None]
+    begins = None if begins_BT is None else begins_BT.T[..., None]
+    last, states = jax.lax.scan(step, state, (*over_time, begins), reverse=reverse)
+    return jnp.moveaxis(states, 0, 1), last
 
 
 class BiLSTM(nnx.Module):
@@ -57,6 +83,6 @@ class BiLSTM(nnx.Module):
   def last(self, x_BTD: jax.Array, length_B: jax.Array) -> jax.Array:
     """`[B, D]`: the last state of either direction, side by side."""
     real_BT = jnp.arange(x_BTD.shape[1]) < length_B[:, None]
-    _, forward_BU = self.forward(x_BTD, real_BT)
-    _, backward_BU = self.backward(x_BTD, real_BT, reverse=True)
-    return jnp.concatenate([forward_BU, backward_BU], axis=-1)
+    _, forward = self.forward(x_BTD, real_BT)
+    _, backward = self.backward(x_BTD, real_BT, reverse=True)
+    return jnp.concatenate([forward.h_BU, backward.h_BU], axis=-1)

@@ -1,4 +1,4 @@
-"""What models that look at nothing score on the same held-out predictions."""
+"""Trivial baselines (unigram, majority class) on the held-out predictions."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ import numpy as np
 
 
 class Baseline(NamedTuple):
-  """kind: what scores it, one word. scores: {metric: value} in the order of the report; a metric
-  "perplexity" is the exponential of "loss"; None where there is nothing to compare with."""
+  """The scores of a trivial predictor.
+
+  kind: its name in a report, one word. scores: {metric: value} in the order of the report; the
+  metric "perplexity" is the exponential of "loss"; None where no baseline exists. unit: the loss's.
+  """
 
   kind: str
   scores: dict[str, float | None]
-  unit: str = " (nats)"  # of the loss
+  unit: str = " (nats)"
 
 
 def unigram(counts: np.ndarray, batches: list[dict], objective: str) -> Baseline:
   """Cross-entropy (nats) and accuracy of the unigram model with add-one smoothing.
 
-  counts: int `[V]`, the training tokens; batches: with `{objective}_targets` and `_weights`, the
-  very predictions that the trained model is measured on.
+  counts: int `[V]`, how often each token is in the training text. batches: with
+  `{objective}_targets` and `_weights`, the predictions that the trained model is measured on.
   """
   log_p = np.log((counts + 1) / (counts.sum() + len(counts)))
   targets = np.concatenate([b[f"{objective}_targets"].ravel() for b in batches])
@@ -33,7 +36,7 @@ def unigram(counts: np.ndarray, batches: list[dict], objective: str) -> Baseline
 
 
 def majority(batches: list[dict], label: str) -> Baseline:
-  """Accuracy of always giving the more frequent label."""
+  """Accuracy of always predicting the more frequent label."""
   labels = np.concatenate([b[label] for b in batches])
   weights = np.concatenate([b["row_weight"] for b in batches]).astype(np.float64)
   counts = np.bincount(labels, weights)

@@ -13,8 +13,8 @@ from plm_jax.objectives.objective import Terms, token_terms
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLM:
-  """Mean of `-log p(x_t | x_<t)` over the tokens after the first, of a row or, where a row says
-  which of its tokens are of one document, of each document; padding does not count."""
+  """Mean of `-log p(x_t | x_<t)` over all tokens but the first of each row. In rows with
+  `document_ids`, the first token of each document is left out too. Padding does not count."""
 
   weight: float = 1.0
   name = "clm"
@@ -24,13 +24,18 @@ class CLM:
     return {"lm": 0}
 
   def corrupt(self, batch, draws, vocab) -> dict:
-    """Adds `clm_targets` int32 `[B, T]` (the next token) and `clm_weights` float32 `[B, T]`."""
+    """Adds `clm_targets` int32 `[B, T]` (the next token) and `clm_weights` float32 `[B, T]`. Rows
+    that the next batch continues have a target at their last token too, from `next_ids`."""
     ids = batch["input_ids"]
     targets = np.zeros_like(ids)
     targets[:, :-1] = ids[:, 1:]
     weights = np.arange(ids.shape[1])[None] < batch["length"][:, None] - 1
     if "document_ids" in batch:
       weights[:, :-1] &= np.diff(batch["document_ids"], axis=1) == 0
+    if "next_ids" in batch:
+      row, last = np.arange(len(ids)), batch["length"] - 1
+      targets[row, last] = np.maximum(batch["next_ids"], 0)
+      weights[row, last] = batch["next_ids"] >= 0
     weights = weights * batch["row_weight"][:, None]
     return batch | {"clm_targets": targets, "clm_weights": weights.astype(np.float32)}
 

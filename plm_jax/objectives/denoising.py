@@ -1,12 +1,12 @@
 """BART's denoising (Lewis et al. 2020, section 2.2): restore a whole text from a corrupted one.
 
-Source: fairseq (3d262bb) data/denoising_dataset.py; for mBART tasks/multilingual_denoising.py. In
-its order: sentences are permuted, spans masked, deleted or inserted, the text rotated. The target
-is the untouched text, whole.
+Source: fairseq (3d262bb) data/denoising_dataset.py; for mBART tasks/multilingual_denoising.py. The
+order is fairseq's: permute sentences; mask, delete or insert spans; rotate the text. The target is
+the whole original text.
 
-Rows are "<s> text </s>" (`DocSentences` is fairseq's `complete_doc`). A corrupted row is as long as
-its text at most: what insertions would add beyond that is left out.
-Deviation: random tokens are never special; fairseq draws them from all but <s>.
+Rows are "<s> text </s>" (`DocSentences` is fairseq's `complete_doc`). A corrupted row is at most as
+long as its text; further insertions are left out.
+Deviation: random tokens are never special; fairseq draws them from all tokens but <s>.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ _SENTENCES, _STARTS, _SPANS, _FATES, _TOKENS, _PLACES, _INSERTED, _ROTATION = ra
 class Denoising(Seq2Seq):
   """Mean of `-log p(x_t | x_<t, corrupted text)` over all tokens of the text.
 
-  mask: of a row's words ceil(mask W) are hidden, at most: spans may run into each other and over
+  mask: at most ceil(mask W) of a row's W words are hidden; fewer where spans overlap or reach over
     the row's end. unit: `token` and `word` hide single ones, `span` stretches of words whose
     lengths are drawn from a Poisson distribution with mean `mean_span_length`.
-  replace: what stands for them: `each` is one [MASK] per token, `one` a single [MASK] per span
-    (text infilling), `delete` nothing. A share `random` of the [MASK]s is a random token instead.
-  Spans of length 0 are [MASK]s that are inserted, of which ceil(random n) are random tokens: at
-    least one.
+  replace: `each` puts one [MASK] for every hidden token, `one` a single [MASK] for a span (text
+    infilling), `delete` none. A share `random` of the [MASK]s is a random token instead. A span of
+    length 0 is an inserted [MASK]; of n of these, ceil(random n) are random tokens.
   permute: share of a row's sentences that change places. rotate: share of rows that begin at
-    another token, uniform on all of them.
+    another token, uniform over all tokens.
   language: a language code of the tokenizer. Source and target then end with it and the decoder
     begins with it, as in mBART, and <s> is left out.
   """
@@ -69,7 +68,7 @@ class Denoising(Seq2Seq):
       raise UserError("seq2seq.replace=one stands for a span: set seq2seq.unit=span")
 
   def corrupt(self, batch, draws, vocab) -> dict:
-    """Source and target of `seq2seq.sides`."""
+    """Source and target as `seq2seq.sides` lays them out."""
     if vocab.pad is None:
       raise UserError("denoising needs a tokenizer with a token for padding; this has none")
     ids, length = batch["input_ids"], batch["length"]
@@ -187,7 +186,7 @@ def _cover(starts, order, sizes) -> tuple[np.ndarray, np.ndarray]:
   starts: where words begin. order, sizes: columns int [B, K] of first words, and numbers of words.
   """
   word = np.cumsum(starts, axis=1, dtype=np.int32)  # of a token; 0 before the first
-  end = np.zeros(starts.shape, np.int32)  # at first words of spans, the word behind the span
+  end = np.zeros(starts.shape, np.int32)  # at a span's first word: the word after the span
   row, rank = np.nonzero(sizes)
   at = order[row, rank]
   end[row, at] = word[row, at] + sizes[row, rank]
@@ -210,7 +209,7 @@ def poisson(uniform: np.ndarray, mean: float) -> np.ndarray:
 
 
 def random_tokens(draws, stream: int, columns: int, vocab) -> np.ndarray:
-  """int32 [B, columns], uniform over what is not special."""
+  """int32 [B, columns], uniform over the tokens that are not special."""
   ordinary = np.flatnonzero(~vocab.special).astype(np.int32)
   return ordinary[(draws.uniform(stream, columns) * len(ordinary)).astype(np.int32)]
 
@@ -230,7 +229,7 @@ def permuted(ids, length, share: float, draws, vocab) -> np.ndarray:
   sentence = np.cumsum(ends, axis=1, dtype=np.int32) - ends
   count = ends.sum(axis=1)
   most = int(count.max(initial=1))
-  # Behind the last end (two full stops at the end of a row) and outside everything stays.
+  # Tokens after the last end (a row may end with two full stops) and outside stay.
   moves = (column > 0) & (sentence < count[:, None]) & (column < length[:, None] - 1)
   slot = _new_order(count, most, share, draws)
   size = np.zeros((rows, most), np.int32)

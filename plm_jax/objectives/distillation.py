@@ -1,4 +1,4 @@
-"""Learning from a teacher's answers (Hinton et al. 2015; Sanh et al. 2019, section 3).
+"""Learning from a teacher's predictions (Hinton et al. 2015; Sanh et al. 2019, section 3).
 
 Source: huggingface/transformers-research-projects (fccd0cd) distillation/distiller.py `step`. The
 triple loss is `5 Distillation + 2 MLM + 1 Cosine`, the weights of the repository's README.
@@ -21,9 +21,9 @@ from plm_jax.objectives.objective import Terms, real_positions
 class Distillation:
   """`T^2` times the mean of KL(teacher || student), both softmaxes of logits / T, over positions.
 
-  T^2 keeps the gradient's size when the temperature changes. positions: `all` that are no padding,
-  or `masked`, those that were chosen for masking alone (`restrict_ce_to_mask`). `agreement` is the
-  share of positions at which both find the same token the most probable.
+  T^2 keeps the gradient's size when the temperature changes. positions: `all` without padding, or
+  `masked`, only those chosen for masking (`restrict_ce_to_mask`). `agreement` is the share of
+  positions at which both models predict the same token.
   """
 
   temperature: float = 2.0
@@ -40,7 +40,7 @@ class Distillation:
     return {"mlm": 0, "teacher": 0}
 
   def corrupt(self, batch, draws, vocab) -> dict:
-    """Nothing to do: teacher and student read what a masking objective before this one left."""
+    """The rows unchanged: teacher and student read the rows of the masking objective before."""
     if self.positions == "masked" and "mlm_positions" not in batch:
       raise UserError("distillation.positions=masked needs MLM before Distillation in objectives")
     return batch

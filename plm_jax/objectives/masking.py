@@ -98,15 +98,15 @@ def corrupt_tokens(
   `candidate_mask` bool [B, T]; with unit="whole_word" all pieces of a word are selected or none,
   with "ngram" up to `max_ngram` words in a row at a time.
   """
-  del same  # what the other two leave
+  del same  # 1 - mask - random
   columns = input_ids.shape[1]
   slots = predictions(columns, rate, max_predictions, rules)
   if rules == "bert":
-    budget = _budget(length, rate, slots)
+    number = budget(length, rate, slots)
   else:
-    budget = _probabilistic_budget(length, rate, slots, draws)
+    number = _probabilistic_budget(length, rate, slots, draws)
   if unit == "token":
-    positions, valid = _choose_tokens(candidate_mask, budget, slots, draws)
+    positions, valid = _choose_tokens(candidate_mask, number, slots, draws)
   else:
     if vocab.word_start is None:
       raise UserError(
@@ -115,9 +115,9 @@ def corrupt_tokens(
       )
     words = _words(candidate_mask, vocab.word_start.take(input_ids))
     if unit == "whole_word":
-      chosen, count = _choose_words(words, budget, slots, draws)
+      chosen, count = _choose_words(words, number, slots, draws)
     else:
-      chosen, count = _choose_ngrams(words, budget, slots, draws, max_ngram)
+      chosen, count = _choose_ngrams(words, number, slots, draws, max_ngram)
     positions, valid = _positions(chosen, count, words, slots)
   # One spare element at the end takes what the empty slots write, so that nothing is selected.
   flat = np.empty(input_ids.size + 1, np.int32)
@@ -149,14 +149,15 @@ def _replacements(targets, positions, draws, vocab, mask, random, ordinary) -> n
   return targets + (anything - targets) * is_changed + (vocab.mask - anything) * is_mask
 
 
-def _budget(length: np.ndarray, rate: float, slots: int) -> np.ndarray:
+def budget(length: np.ndarray, rate: float, slots: int) -> np.ndarray:
+  """int32 [B]: the number of predictions in rows of `length` int [B] tokens, at most `slots`."""
   # rint and Python's round agree: halves go to the even neighbour.
   return np.minimum(np.maximum(np.rint(length * rate), 1), slots).astype(np.int32)
 
 
 def _probabilistic_budget(length, rate, slots, draws) -> np.ndarray:
-  """The integer on either side of `length * rate`, so drawn that its mean is that; 0 is possible
-  for rows of less than 1 / rate tokens."""
+  """int32 [B]: `length * rate` rounded up or down at random, so that the mean is exact. Rows of
+  fewer than 1 / rate tokens may get 0."""
   shifted = length * rate + draws.uniform(_COUNT, 1)[:, 0]
   return np.minimum(shifted.astype(np.int32), slots)
 

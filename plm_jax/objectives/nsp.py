@@ -30,7 +30,7 @@ class NSP:
     return {"nsp": 0}
 
   def corrupt(self, batch, draws, vocab) -> dict:
-    """Nothing to do: the label came with the pair. Rows of no weight are padding."""
+    """The rows unchanged: `SegmentPair` has made the labels."""
     return batch
 
   def count(self, batch) -> jax.Array:

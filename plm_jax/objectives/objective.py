@@ -1,14 +1,14 @@
-"""What an objective is, and the cross-entropy that all of them share.
+"""The interface of an objective, and the cross-entropy that all objectives share.
 
-An objective has two halves. `corrupt` runs on the host: a pure numpy function over a block of rows
-whose random numbers depend on (seed, epoch, row) alone. `loss` runs on the device: it reads what
-one forward pass left and returns sums and counts, so that the mean is taken once, over all devices
-and micro-batches.
+An objective has two halves. `corrupt` runs on the host. It is a pure numpy function over a block of
+rows, and its random numbers depend on (seed, epoch, row) alone. `loss` runs on the device. It reads
+the result of one forward pass and returns sums and counts. The mean is then taken once, over all
+devices and micro-batches.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,26 +29,31 @@ class Objective(Protocol):
 
   name: str  # the prefix of its metrics: "mlm/loss"
   weight: float  # its factor in the sum of the objectives' means
-  # pairs: only where it reads `pair_label`: the SegmentPair.next that makes its labels.
+  # pairs: only for objectives that read `pair_label`: the SegmentPair.next that makes the labels.
 
   @property
   def heads(self) -> dict[str, int]:
-    """The heads that the model must have for it, with their output sizes (0: the model knows)."""
+    """The heads that the model must have, with their output sizes (0: the model knows)."""
 
   def corrupt(self, batch: dict[str, np.ndarray], draws: Draws, vocab: Vocab) -> dict:
-    """The rows with this objective's inputs and targets, `[B, ...]`. Host, numpy, pure."""
+    """The rows with this objective's inputs and targets, `[B, ...]`."""
 
   def count(self, batch: dict) -> jax.Array:
-    """How many predictions the loss of this batch is the mean of: a function of the batch alone, so
-    that gradients of micro-batches can be summed."""
+    """The number of predictions in this batch. It depends on the batch alone, so that gradients of
+    micro-batches can be summed."""
 
-  def loss(self, model, hidden: jax.Array, batch: dict, noise: Noise | None) -> Terms:
-    """Sums and counts of "loss" and of this objective's metrics."""
+  def loss(self, model, hidden: Any, batch: dict, noise: Noise | None) -> Terms:
+    """Sums and counts of "loss" and of this objective's metrics.
+
+    hidden: the result of the model's forward pass, `[B, T, D]` or, for a composite model, a tuple.
+    """
 
   def baseline(self, counts: np.ndarray, batches: list[dict], scores: dict) -> Baseline:
-    """What a model that looks at nothing scores on these held-out batches; its metrics are what a
-    report shows of this objective, beside the loss. counts: int `[V]`, tokens of the training text.
-    scores: the trained model's, `{"mlm/loss": ...}`, where labels come from the model itself."""
+    """A trivial baseline on these held-out batches. A report shows its metrics beside the loss.
+
+    counts: int `[V]`, how often each token is in the training text. scores: the trained model's,
+    `{"mlm/loss": ...}`, for objectives whose labels come from the model itself.
+    """
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> Terms:
@@ -67,7 +72,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> 
   }
 
 
-LOGITS = 1 << 25  # at most so many at a time, of all positions together: 128 MB
+LOGITS = 1 << 25  # the most that are computed at a time, for all positions together: 128 MB
 
 
 def token_terms(
@@ -81,7 +86,7 @@ def token_terms(
   """`cross_entropy` of every position's token, by the model's `token_logits`.
 
   With label smoothing e the loss is `(1 - e) nll + e mean_v(-log p_v)`, and `nll` is beside it;
-  z_loss adds so many times `log(Z)^2` (google-research/mesh, mesh_tensorflow layers.py).
+  z_loss is the factor of an added `log(Z)^2` (google-research/mesh, mesh_tensorflow layers.py).
 
   The logits of all positions of a large vocabulary are the largest array of a step by far (GPT-2's
   50,257 tokens: 65 times the hidden states). Above `LOGITS` of them, positions are taken in equal

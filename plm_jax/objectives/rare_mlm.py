@@ -34,13 +34,13 @@ class RareWordMLM(MLM):
       raise UserError(f"mlm.smoothing={self.smoothing} must be at least 0, which is uniform")
 
   def candidates(self, batch, draws, vocab) -> np.ndarray:
-    """bool `[B, T]`: as many as are predicted, so that all of them are. The n largest of
+    """bool `[B, T]`: exactly the positions that will be predicted. The n largest values of
     log(weight) + Gumbel noise are n draws without replacement (Efraimidis and Spirakis 2006)."""
     if vocab.counts is None:
       raise ValueError("vocab.counts is missing: how often each token is in the training text")
     ids, length = batch["input_ids"], batch["length"]
     slots = masking.predictions(ids.shape[1], self.rate, self.max_predictions)
-    number = np.clip(np.rint(length * self.rate), 1, slots).astype(int)
+    number = masking.budget(length, self.rate, slots)
     uniform = draws.uniform(_KEYS, ids.shape[1]) * (1 - 2**-23) + 2**-25  # neither 0 nor 1
     log_weights = -self.smoothing * np.log(np.maximum(vocab.counts, 1)).astype(np.float32)
     keys = log_weights[ids] - np.log(-np.log(uniform))

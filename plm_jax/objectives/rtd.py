@@ -53,7 +53,7 @@ class GeneratorMLM:
       raise UserError("ELECTRA's generator needs a tokenizer with a [MASK] token; this has none")
     ids, length = batch["input_ids"], batch["length"]
     slots = masking.predictions(ids.shape[1], self.rate)
-    number = np.clip(np.rint(length * self.rate), 1, slots)
+    number = masking.budget(length, self.rate, slots)
     allowed = masking.candidates(ids, vocab) & (ids != vocab.mask)
     positions, valid = draw_with_replacement(allowed, number, slots, draws)
     masked = valid & (draws.uniform(_FATES, slots) < self.mask)
@@ -103,9 +103,9 @@ class RTD:
   positions: `all`, or `masked`, those alone that were chosen for the generator ("ELECTRA 15%").
   weight: 50, as published; the binary loss is that much smaller than the generator's.
 
-  Few tokens are replaced, so "always original" has a high accuracy. `auc` is not fooled: the
-  probability that of a replaced and an original token of one row the replaced one scores higher.
-  `found` is the share of replaced tokens that were found, `kept` that of originals left alone.
+  Few tokens are replaced, so "always original" has a high accuracy. `auc` corrects for that: the
+  probability that a replaced token scores higher than an original token of the same row. `found` is
+  the recall of replaced tokens, `kept` the recall of original tokens.
   """
 
   positions: Literal["all", "masked"] = "all"
@@ -138,7 +138,7 @@ class RTD:
     }
 
   def baseline(self, counts, batches, scores) -> Baseline:
-    """A model that gives every token the true share of replaced ones."""
+    """A constant score: the true share of replaced tokens."""
     p = scores["rtd/replaced"]
     entropy = -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
     found = float(p > 0.5)

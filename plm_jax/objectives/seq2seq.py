@@ -3,8 +3,8 @@
 Sources: Vaswani et al. 2017, section 5.4 (label smoothing); google-research/mesh, mesh_tensorflow
 layers.py `softmax_cross_entropy_with_logits` (z-loss, which T5 trains with).
 
-An objective of this kind says in `corrupt` what source and target are made of a row of text. All of
-them are named "seq2seq" and share the loss.
+Each objective of this kind makes a source and a target of a row of text in its `corrupt`. All are
+named "seq2seq" and share the loss.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from plm_jax.objectives.objective import Terms, token_terms
 class Seq2Seq:
   """Mean of `-log p(y_t | y_<t, source)` over the target's tokens.
 
-  label_smoothing: this share of a target's probability is spread evenly over the vocabulary. With
-    it, `loss` is what is minimised, and `nll` what it is without, whose exponential is the
-    perplexity.
-  z_loss: times the mean square of log Z, which keeps the softmax's normaliser near 1.
+  label_smoothing: the share of a target's probability that is spread evenly over the vocabulary.
+    `loss` is then the smoothed loss, and `nll` the plain one, whose exponential is the perplexity.
+  z_loss: the factor of the mean square of log Z, which keeps the softmax's normaliser near 1.
   """
 
   label_smoothing: float = 0.0
@@ -53,7 +52,7 @@ class Seq2Seq:
     return token_terms(model, hidden, targets, weights, self.label_smoothing, self.z_loss)
 
   def baseline(self, counts, batches, scores) -> Baseline:
-    """Of the unigram model of these very targets, for no text has the sentinels among them."""
+    """The unigram model of the targets themselves: sentinels are in no training text."""
     targets = np.concatenate([b["seq2seq_targets"].ravel() for b in batches])
     weights = np.concatenate([b["seq2seq_weights"].ravel() for b in batches])
     return unigram(np.bincount(targets, weights, len(counts)), batches, self.name)
@@ -67,12 +66,12 @@ def sides(
   target_length: np.ndarray,
   start: int | np.ndarray,
 ) -> dict[str, np.ndarray]:
-  """The batch of an encoder-decoder: source and target int32 `[B, S]` and `[B, T]`, padded behind
-  their lengths int `[B]`.
+  """The batch of an encoder-decoder from source and target, int32 `[B, S]` and `[B, T]`, padded
+  after their lengths int `[B]`.
 
-  `input_ids`, `length` are the source; `decoder_input_ids` the target moved to the right, with
-  `start` in front; `decoder_length` int32 `[B]`; `seq2seq_targets` int32 and `seq2seq_weights`
-  float32 `[B, T]`.
+  `input_ids`, `length` are the source. `decoder_input_ids` is the target moved to the right, after
+  `start`. `decoder_length` int32 `[B]`; `seq2seq_targets` int32 and `seq2seq_weights` float32
+  `[B, T]`.
   """
   shifted = np.empty_like(target)
   shifted[:, 0] = start
@@ -94,7 +93,7 @@ def compact(
 ) -> tuple[np.ndarray, np.ndarray]:
   """The kept values of each row moved to its left, int32 `[B, width]`, and their number `[B]`.
 
-  Behind them stands `end` where that is given, and then `pad`. What has no room is cut off.
+  They are followed by `end`, if given, and then by `pad`. Values beyond the width are cut off.
   """
   room = width - (end is not None)
   rank = np.cumsum(keep, axis=1, dtype=np.int32)
@@ -112,11 +111,11 @@ def compact(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Translation(Seq2Seq):
-  """The second text of a pair from the first: translation, or any task written as text.
+  """Predict the second text of a pair from the first: translation, or any task written as text.
 
-  Rows as "[CLS] source [SEP] target [SEP]" (`data.segments=SourceTarget`). framed: the source is
-  "[CLS] source [SEP]" and the decoder begins with [CLS]; else, as T5 has it, "source [SEP]" and the
-  token of padding.
+  Rows are "[CLS] source [SEP] target [SEP]" (`data.segments=SourceTarget`). framed: the source is
+  "[CLS] source [SEP]" and the decoder begins with [CLS]. Otherwise, as in T5, the source is
+  "source [SEP]" and the decoder begins with the padding token.
   """
 
   framed: bool = True
@@ -143,9 +142,9 @@ def part(ids, begin, length, width: int, pad: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Copy(Seq2Seq):
-  """The toy task of every new sequence-to-sequence model: the source itself, or reversed.
+  """Predict the source itself, or the source reversed: a toy task to test new models.
 
-  Rows as "[CLS] text [SEP]": the source is such a row, the target "text [SEP]".
+  Rows are "[CLS] text [SEP]". The source is such a row, the target "text [SEP]".
   """
 
   reverse: bool = False

@@ -8,13 +8,13 @@ Source: google-research/text-to-text-transfer-transformer (e081111) t5/data/prep
     corrupted  Thank you <extra_id_0> me to your party <extra_id_1> week . </s>
     target     <extra_id_0> for inviting <extra_id_1> last </s>
 
-Rows are running text without special tokens (`data/running_text.py`). Of data.length tokens of it
-`SpanCorruption` makes inputs and targets of a static length; `tokens_for(512)` says that 568 tokens
-fill inputs of 512 and make targets of 114.
+Rows are running text without special tokens (`data/running_text.py`). `SpanCorruption` makes inputs
+and targets of static lengths from data.length tokens of text. `tokens_for(512)` is (568, 114): 568
+tokens of text fill inputs of 512 and give targets of 114.
 
-Deviations: the original goes on counting down into ordinary tokens when it runs out of sentinels;
-here further spans stay as they are, and settings that usually need more are refused. Random tokens
-are never special.
+Deviations: when the original runs out of sentinels it counts down into ordinary tokens. Here spans
+without a sentinel stay in the text, and settings that usually need more sentinels are refused.
+Random tokens are never special.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from plm_jax.objectives.masking import random_order
 from plm_jax.objectives.seq2seq import Seq2Seq, compact, sides
 
 _NOISE, _TEXT, _IID, _RANDOM, _PREFIX, _SHUFFLE = 40, 41, 42, 43, 44, 45  # streams of draws
-_SURE = 6  # standard deviations: rows that need more room than that are cut
+_SURE = 6  # standard deviations of room; rows that need more are cut
 
 
 def tokens_for(inputs: int, rate: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
-  """(tokens of text, length of the targets) that fill inputs of a given length, specials included:
+  """(tokens of text, length of the targets) for inputs of a given length, special tokens included:
   (568, 114) for 512 (`random_spans_helper`)."""
   tokens = inputs
   while sum(_lengths(tokens + 1, rate, mean_span_length)[0]) <= inputs:
@@ -46,7 +46,7 @@ def tokens_for(inputs: int, rate: float = 0.15, mean_span_length: float = 3.0) -
 
 
 def _lengths(tokens: int, rate: float, mean_span_length: float):
-  """((tokens that stay, sentinels, eos), (noise, sentinels, eos)) of so many tokens of text."""
+  """((tokens that stay, sentinels, eos), (noise, sentinels, eos)) for a number of text tokens."""
   noise, spans = (int(x) for x in budget(np.array(tokens), rate, mean_span_length))
   return (tokens - noise, spans, 1), (noise, spans, 1)
 
@@ -60,10 +60,10 @@ def budget(length: np.ndarray, rate: float, mean_span_length: float):
 
 
 def random_spans(length: np.ndarray, columns: int, rate: float, mean_span_length: float, draws):
-  """bool [B, columns]: which tokens are noise, in `budget`'s number of spans.
+  """bool [B, columns]: which tokens are noise. `budget` gives the number of spans.
 
-  Noise and text are each divided into so many non-empty parts, all divisions being equally likely;
-  the parts alternate, text first, noise last.
+  Noise and text are each divided into that number of non-empty parts, all divisions being equally
+  likely. The parts alternate, text first, noise last.
   """
   noise, spans = budget(length, rate, mean_span_length)
   most = int(spans.max(initial=1))
@@ -94,23 +94,23 @@ def parts(items: np.ndarray, count: np.ndarray, most: int, draws, stream: int) -
 
 
 def iid_noise(length: np.ndarray, columns: int, rate: float, draws) -> np.ndarray:
-  """bool [B, columns]: every token is noise with probability `rate`, for itself."""
+  """bool [B, columns]: every token is noise with probability `rate`, independently."""
   real = np.arange(columns) < length[:, None]
   return real & (draws.uniform(_IID, columns) < rate)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpanCorruption(Seq2Seq):
-  """Predict the noise from the text around it; the defaults are those that T5's models were
-  trained with (section 3.3.4, spans of 3).
+  """Predict the noise from the text around it. The defaults are those of T5's released models
+  (section 3.3.4, spans of 3).
 
-  rate: share of noise tokens. mean_span_length: None draws every token for itself (the i.i.d.
-    objective, which is the baseline of the paper's ablations).
-  inputs: what stands for noise. `sentinels`: one sentinel per span, a new one each time; `mask`:
-    <extra_id_0> for every token, of which a share `random` becomes a random token instead
-    (BERT-style: 0.1; MASS-style: 0); `drop`: nothing.
-  targets: `sentinels` is the noise, with a sentinel for every stretch of text; `text` the whole
-    text; `noise` the noise alone.
+  rate: share of noise tokens. mean_span_length: None draws every token independently (the i.i.d.
+    objective, the baseline of the paper's ablations).
+  inputs: how noise is replaced. `sentinels`: by one new sentinel per span; `mask`: by <extra_id_0>
+    for every token, a share `random` of them by a random token (BERT-style: 0.1; MASS-style: 0);
+    `drop`: noise is left out.
+  targets: `sentinels` is the noise, with a sentinel for every stretch of text; `text` is the whole
+    text; `noise` is the noise alone.
   """
 
   rate: float = 0.15
@@ -134,7 +134,7 @@ class SpanCorruption(Seq2Seq):
       )
 
   def corrupt(self, batch, draws, vocab) -> dict:
-    """Source and target of `seq2seq.sides`, which begins with the token of padding."""
+    """Source and target as `seq2seq.sides` lays them out. The decoder begins with padding."""
     ids, length, columns = batch["input_ids"], batch["length"], batch["input_ids"].shape[1]
     sentinels = self._sentinels(vocab, columns)
     if self.mean_span_length is None:
@@ -156,7 +156,7 @@ class SpanCorruption(Seq2Seq):
     return sides(batch, *source, *target, vocab.pad)
 
   def lengths(self, tokens: int) -> tuple[int, int]:
-    """The static lengths of inputs and targets for rows of so many tokens."""
+    """The static lengths of inputs and targets for rows of `tokens` tokens."""
     stays, spans, noise = tokens * (1 - self.rate), 0.0, tokens * self.rate
     if self.mean_span_length is not None:
       (stays, spans, _), (noise, _, _) = _lengths(tokens, self.rate, self.mean_span_length)
@@ -209,8 +209,8 @@ def expected_runs(tokens: int, rate: float) -> tuple[float, float]:
 
 
 def _limited(noise, text, most: int) -> tuple[np.ndarray, np.ndarray]:
-  """Noise and text of so many runs at most; in rows with more, noise from the run `most` on stays
-  text, so that there are sentinels for both."""
+  """Noise and text with at most `most` runs. In rows with more, later noise stays text, so that
+  there are sentinels for both."""
   run = np.cumsum(_begins(noise), axis=1, dtype=np.int32)
   crowded = (run[:, -1] > most) | (_begins(text).sum(axis=1) > most)
   if not crowded.any():

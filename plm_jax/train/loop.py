@@ -77,15 +77,26 @@ def compile_experiment(
     for name, x in batch.items()
   }
 
+  continues = "begins" in rows
+  if continues and not hasattr(jax.eval_shape(experiment.init_parameters, key), "carry"):
+    raise UserError(
+      f"data.segments.ordered=true is for models that carry a state from batch to batch, and "
+      f"{type(experiment.model).__name__} does not; leave it at false"
+    )
+
   def create():
     params = experiment.init_parameters(jax.random.fold_in(key, 0))
     names = metric_names(params, rows, **settings)
+    carry = params.carry(experiment.global_batch) if continues else None
     return create_state(
-      params, transform, jax.random.fold_in(key, 1), names, experiment.model.frozen
+      params, transform, jax.random.fold_in(key, 1), names, experiment.model.frozen, carry
     )
 
   shapes = jax.eval_shape(create)
-  shardings = parameter_shardings(shapes, mesh)
+  shardings = dataclasses.replace(
+    parameter_shardings(dataclasses.replace(shapes, carry=None), mesh),
+    carry=jax.tree.map(lambda _: batch_sharding(mesh), shapes.carry),
+  )
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )

@@ -261,6 +261,8 @@ def example_batch(experiment: Experiment) -> dict[str, np.ndarray]:
   }
   if getattr(getattr(experiment.data, "segments", None), "separate", False):
     batch["document_ids"] = np.zeros((rows, length), np.int32)
+  if getattr(getattr(experiment.data, "segments", None), "ordered", False):
+    batch |= {"begins": np.ones(rows, bool), "next_ids": np.zeros(rows, np.int32)}
   draws = Draws(0, 0, np.arange(rows))
   for objective in experiment.objectives:
     batch = objective.corrupt(batch, draws, vocab)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ class TrainState:
     resumed run reports the same window means as an uninterrupted one.
   first_bad: the first update (from 1) whose loss or gradient was not finite, else 0. From then on
     no update is applied: the parameters are the last good ones.
+  carry: what the model hands from batch to batch, arrays `[B, ...]` of the whole global batch; None
+    for models and rows without one.
   """
 
   step: jax.Array  # int32
@@ -30,10 +33,16 @@ class TrainState:
   key: jax.Array  # the run's key; step t folds t in
   metrics: dict[str, jax.Array]
   first_bad: jax.Array  # int32
+  carry: Any = None
 
 
 def create_state(
-  params, transform, key: jax.Array, metric_names: list[str], frozen: tuple[str, ...] = ()
+  params,
+  transform,
+  key: jax.Array,
+  metric_names: list[str],
+  frozen: tuple[str, ...] = (),
+  carry: Any = None,
 ) -> TrainState:
   """The state before the first update. Parameters under `frozen` paths have no moments."""
   return TrainState(
@@ -43,6 +52,7 @@ def create_state(
     key=key,
     metrics={name: jnp.zeros(2) for name in sorted(metric_names)},
     first_bad=jnp.zeros((), jnp.int32),
+    carry=carry,
   )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +14,22 @@ from plm_jax.models.dropout import Noise
 from plm_jax.train.state import TrainState, merge_frozen, trainable
 
 
-def forward(model, batch, objectives, compute: Compute, noise: Noise | None) -> dict:
-  """One forward pass, then every objective on it: {"mlm/loss": (sum, count), ...}."""
+def forward(
+  model, batch, objectives, compute: Compute, noise: Noise | None, carry: Any = None
+) -> tuple[dict, Any]:
+  """One forward pass, then every objective on it: {"mlm/loss": (sum, count), ...}; and the carry
+  after the batch, None where none was given."""
   in_model, in_heads = (None, None) if noise is None else (noise.fold(0), noise.fold(1))
-  hidden = model(batch, compute, in_model)
-  return {
+  if carry is None:
+    hidden = model(batch, compute, in_model)
+  else:
+    hidden, carry = model.continued(batch, compute, in_model, carry)
+  terms = {
     f"{objective.name}/{term}": value
     for objective in objectives
     for term, value in objective.loss(model, hidden, batch, in_heads).items()
   }
+  return terms, carry
 
 
 def train_step(
@@ -44,13 +52,16 @@ def train_step(
   counts = {o.name: jnp.maximum(o.count(batch), 1.0) for o in objectives}
 
   def loss_fn(own, rows, noise):
-    terms = forward(merge_frozen(own, state.params), rows, objectives, compute, noise)
+    batch, carry = rows
+    model = merge_frozen(own, state.params)
+    terms, carry = forward(model, batch, objectives, compute, noise, carry)
     loss = sum(o.weight * terms[f"{o.name}/loss"][0] / counts[o.name] for o in objectives)
-    return loss, {name: jnp.stack(value) for name, value in terms.items()}
+    return loss, ({name: jnp.stack(value) for name, value in terms.items()}, carry)
 
   own = trainable(state.params, frozen)
-  loss, terms, grads = accumulate(
-    jax.value_and_grad(loss_fn, has_aux=True), own, batch, key, compute
+  rows = batch, carried(state, batch)
+  loss, terms, carry, grads = accumulate(
+    jax.value_and_grad(loss_fn, has_aux=True), own, rows, key, compute
   )
   grad_norm = optax.tree.norm(grads)
   updates, opt_state = transform.update(grads, state.opt_state, own)
@@ -73,11 +84,26 @@ def train_step(
     opt_state=opt_state,
     metrics={name: state.metrics[name] + terms[name] for name in state.metrics},
     first_bad=jnp.where(good | (state.first_bad > 0), state.first_bad, state.step + 1),
+    carry=carry,
   )
 
 
-def accumulate(value_and_grad, params, batch, key, compute: Compute):
-  """Loss, terms and gradients of the global batch, computed in `compute.micro_batches` parts.
+def carried(state: TrainState, batch: dict) -> Any:
+  """What the rows of a batch are continued from: the state's carry, or the model's first one where
+  a row begins."""
+  if state.carry is None:
+    return None
+  begins_B = batch["begins"]
+
+  def chosen(first, old):
+    return jnp.where(begins_B.reshape(-1, *[1] * (old.ndim - 1)), first, old)
+
+  return jax.tree.map(chosen, state.params.carry(len(begins_B)), state.carry)
+
+
+def accumulate(value_and_grad, params, rows, key, compute: Compute):
+  """Loss, terms, carry and gradients of the global batch, computed in `compute.micro_batches`
+  parts.
 
   Row i goes to part i mod M: with the batch sharded over devices in contiguous blocks every part is
   spread evenly over them.
@@ -85,25 +111,27 @@ def accumulate(value_and_grad, params, batch, key, compute: Compute):
   parts = max(compute.micro_batches, 1)
   noise = [Noise.create(jax.random.fold_in(key, part), compute.dropout) for part in range(parts)]
   if parts == 1:
-    (loss, terms), grads = value_and_grad(params, batch, noise[0])
-    return loss, terms, grads
-  stacked = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    (loss, (terms, carry)), grads = value_and_grad(params, rows, noise[0])
+    return loss, terms, carry, grads
+  stacked = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), rows)
   noise = jax.tree.map(lambda *seeds: jnp.stack(seeds), *noise)
 
   def add(total, part):
-    rows, noise = part
-    (loss, terms), grads = value_and_grad(params, rows, noise)
-    return jax.tree.map(jnp.add, total, (loss, terms, grads)), None
+    (loss, (terms, carry)), grads = value_and_grad(params, *part)
+    return jax.tree.map(jnp.add, total, (loss, terms, grads)), carry
 
   first = jax.tree.map(lambda x: x[0], (stacked, noise))
-  (loss, terms), grads = jax.eval_shape(value_and_grad, params, *first)
+  (loss, (terms, _)), grads = jax.eval_shape(value_and_grad, params, *first)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, terms, grads))
-  return jax.lax.scan(add, zeros, (stacked, noise))[0]
+  (loss, terms, grads), carry = jax.lax.scan(add, zeros, (stacked, noise))
+  carry = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), carry)
+  return loss, terms, carry, grads
 
 
 def evaluation_step(params, batch, *, objectives, compute: Compute) -> dict[str, jax.Array]:
-  """{"mlm/loss": float32 [2] (sum, count), ...} of one batch, without dropout."""
-  terms = forward(params, batch, objectives, compute, None)
+  """{"mlm/loss": float32 [2] (sum, count), ...} of one batch, without dropout. A model that carries
+  a state from batch to batch starts every row afresh."""
+  terms, _ = forward(params, batch, objectives, compute, None)
   return {name: jnp.stack(value) for name, value in terms.items()}
 
 

@@ -36,7 +36,7 @@ def test_lstm_follows_its_equations_in_both_directions():
     for row in range(2):
       expected = reference(layer, x[row, order], 5)
       np.testing.assert_allclose(states[row, order], expected, atol=1e-5)
-      np.testing.assert_allclose(last[row], expected[-1], atol=1e-5)
+      np.testing.assert_allclose(last.h_BU[row], expected[-1], atol=1e-5)
 
 
 def test_padding_does_not_reach_the_last_states():

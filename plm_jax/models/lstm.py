@@ -1,0 +1,192 @@
+"""The LSTM language model (Zaremba et al. 2014, "Recurrent Neural Network Regularization",
+arXiv:1409.2329): stacked LSTMs that read running text and carry their state from batch to batch.
+
+Dropout is on the connections between layers, never on the recurrent ones (section 3.1).
+Deviations: one bias per gate, and the forget gate's starts at 1 (Jozefowicz et al. 2015).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from plm_jax.errors import UserError
+from plm_jax.models.compute import Compute
+from plm_jax.models.dropout import Noise, dropout
+from plm_jax.models.heads import TokenHeads
+from plm_jax.models.layers import STDDEV, Embedding, Linear, scaled_kernels, scores
+from plm_jax.models.model import refuse_below
+from plm_jax.models.recurrent import LSTM, LSTMState
+from plm_jax.models.transformer import stack, streams, unstack
+
+UNLIMITED = 2**15 - 1  # no table of positions ends a row; rows count in 16 bits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lstm:
+  """An LSTM language model.
+
+  width: of the tokens' vectors and of every layer. vocab_size: None takes the tokenizer's.
+  positions: longest row. tied: the token table is also the output's (Press and Wolf 2017).
+  classifier_dropout: under classes; None is `dropout`.
+  """
+
+  layers: int = 2
+  width: int = 200
+  vocab_size: int | None = None
+  positions: int = UNLIMITED
+  tied: bool = False
+  dropout: float = 0.0
+  classifier_dropout: float | None = None
+  initializer_range: float = 0.05
+
+  def __post_init__(self):
+    refuse_below(self, 1, "layers", "width", "vocab_size", "positions")
+    for name in ("dropout", "classifier_dropout"):
+      if not 0 <= (getattr(self, name) or 0.0) < 1:
+        raise UserError(f"model.{name}={getattr(self, name)} must be at least 0 and below 1")
+
+  @property
+  def encoder(self) -> Lstm:
+    return self
+
+  @property
+  def encoder_path(self) -> str:
+    return ""
+
+  @property
+  def frozen(self) -> tuple[str, ...]:
+    return ()
+
+  def init(self, key: jax.Array, heads: dict[str, int]) -> LstmModel:
+    """Random parameters, with the named heads: `lm` and `span` (0 as size), `classes` and
+    `token_classes` (the number of labels)."""
+    unknown = sorted(set(heads) - {"lm", "classes", "token_classes", "span"})
+    if unknown:
+      raise UserError(
+        f"an LSTM language model has no head {unknown[0]!r}; it has lm (objective CLM), classes, "
+        "token_classes and span"
+      )
+    return scaled_kernels(LstmModel(self, key, heads), self.initializer_range / STDDEV)
+
+
+SMALL = Lstm()
+MEDIUM = Lstm(width=650, dropout=0.5)
+LARGE = Lstm(width=1500, dropout=0.65)
+
+
+class LstmModel(TokenHeads):
+  """The parameters of an LSTM language model and its forward pass."""
+
+  def __init__(self, config: Lstm, key: jax.Array, heads: dict[str, int]):
+    token, blocks, lm, classes = jax.random.split(key, 4)
+    c = config
+    self.config = config
+    self.token = Embedding(token, c.vocab_size, c.width)
+    self.blocks = stack(blocks, c.layers, lambda key: LSTM(key, c.width, c.width))
+    self.lm = Embedding(lm, c.vocab_size, c.width) if "lm" in heads and not c.tied else None
+    labels = heads.get("classes")
+    self.classes = Linear(classes, (c.width,), (labels,)) if labels else None
+    self.make_token_heads(key, c.width, heads)
+
+  def carry(self, rows: int) -> LSTMState:
+    """The state before any token, float32 `[B, L, U]` each."""
+    return LSTMState.zeros((rows, self.config.layers, self.config.width))
+
+  def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
+    """States of the last layer `[B, T, U]` in `compute.activation_dtype`, every row from zeros.
+
+    batch: `input_ids` int `[B, T]`, `length` int `[B]`; `document_ids` int `[B, T]` where a row has
+    several documents: each begins with zeros.
+    """
+    return self.continued(batch, compute, noise, self.carry(len(batch["input_ids"])))[0]
+
+  def continued(
+    self, batch: dict, compute: Compute, noise: Noise | None, carry: LSTMState
+  ) -> tuple[jax.Array, LSTMState]:
+    """As `__call__`, from the state that the tokens before have left; and the state after."""
+    ids_BT = batch["input_ids"]
+    real_BT = jnp.arange(ids_BT.shape[1]) < batch["length"][:, None]
+    begins_BT = None
+    if "document_ids" in batch:
+      begins_BT = jnp.diff(batch["document_ids"], axis=1, prepend=batch["document_ids"][:, :1]) != 0
+    layers = unstack(self.blocks, self.config.layers)
+    return self.read(layers, ids_BT, real_BT, begins_BT, compute, noise, carry)
+
+  def read(self, layers, ids_BT, real_BT, begins_BT, compute: Compute, noise, carry: LSTMState):
+    """All layers, one after the other, over T tokens."""
+    dtype = compute.activation_dtype
+    in_layers = streams(noise, len(layers) + 1)
+    x_BTU = dropout(self.token(ids_BT, dtype), self.config.dropout, in_layers[-1])
+    last = []
+    for index, (layer, own) in enumerate(zip(layers, in_layers)):
+      start = jax.tree.map(lambda x_BLU, l=index: x_BLU[:, l].astype(dtype), carry)
+      x_BTU, state = layer(x_BTU, real_BT, start=start, begins_BT=begins_BT)
+      x_BTU = dropout(x_BTU, self.config.dropout, own)
+      last.append(state)
+    carry = jax.tree.map(lambda *x_BU: jnp.stack(x_BU, axis=1).astype(jnp.float32), *last)
+    return x_BTU, carry
+
+  def encoder(self) -> LstmModel:
+    return self
+
+  def masked_lm(self) -> None:
+    return None
+
+  def token_logits(self, hidden: jax.Array) -> jax.Array:
+    """`[..., U] -> float32 [..., V]`: the scores of the next token."""
+    return scores(hidden, (self.token if self.lm is None else self.lm).table[...])
+
+  def class_logits(self, hidden_BTU: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
+    """float32 `[B, classes]` from the state after a row's last token."""
+    last_B = batch["length"] - 1
+    state_BU = jnp.take_along_axis(hidden_BTU, last_B[:, None, None], axis=1)[:, 0]
+    return self.classes(dropout(state_BU, self.classifier_dropout, noise)).astype(jnp.float32)
+
+  def generator(self, compute: Compute, rows: int = 1) -> LstmGenerator:
+    del rows
+    return LstmGenerator(self, unstack(self.blocks, self.config.layers), compute)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LstmCache:
+  """The state after the tokens read so far. pad_B: padding columns before every row's prompt.
+  at: columns read so far, int32 `[]`."""
+
+  state: LSTMState
+  pad_B: jax.Array
+  at: jax.Array
+
+  def take(self, rows=None, *, same_prompts: bool = False, capacity: int | None = None):
+    del same_prompts, capacity
+    if rows is None:
+      return self
+    state, pad_B = jax.tree.map(lambda x: x[rows], (self.state, self.pad_B))
+    return LstmCache(state, pad_B, self.at)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LstmGenerator:
+  """An LSTM language model made ready for generation (plm_jax/decode/generator.py)."""
+
+  model: LstmModel
+  layers: list[Any]
+  compute: Compute = dataclasses.field(metadata={"static": True})
+
+  def start(self, batch: dict, capacity: int) -> LstmCache:
+    del capacity
+    pad_B = jnp.asarray(batch["pad"])
+    return LstmCache(self.model.carry(len(pad_B)), pad_B, jnp.zeros((), jnp.int32))
+
+  def extend(self, ids_BT: jax.Array, cache: LstmCache) -> tuple[jax.Array, LstmCache]:
+    at = cache.at + ids_BT.shape[1]
+    real_BT = cache.at + jnp.arange(ids_BT.shape[1]) >= cache.pad_B[:, None]
+    x_BTU, state = self.model.read(
+      self.layers, ids_BT, real_BT, None, self.compute, None, cache.state
+    )
+    return self.model.token_logits(x_BTU[:, -1]), LstmCache(state, cache.pad_B, at)

@@ -1,0 +1,164 @@
+"""The LSTM language model is one new file, and has all that a Transformer has: training with a
+carried state, exact resume, any mesh, generation, scores and fine-tuning."""
+
+import dataclasses
+import itertools
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plm_jax.data.packed_documents import PackedDocuments
+from plm_jax.errors import UserError
+from plm_jax.models.compute import Compute
+from plm_jax.models.lstm import Lstm
+from plm_jax.objectives.clm import CLM
+from plm_jax.objectives.mlm import MLM
+from plm_jax.optim.adamw import AdamW
+from plm_jax.sharding import MeshShape
+from tests import toy_run
+from tests.toy_run import TOY, assert_equal, run
+
+COMPUTE = Compute(dtype="float32")
+SIZES = Lstm(layers=2, width=16, vocab_size=40, initializer_range=0.5)
+ORDERED = dataclasses.replace(
+  TOY,
+  model=Lstm(layers=2, width=16),
+  objectives=(CLM(),),
+  data=dataclasses.replace(TOY.data, length=20, segments=PackedDocuments(ordered=True)),
+  optim=AdamW(peak=3e-2, warmup=3),
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+  return SIZES.init(jax.random.key(0), {"lm": 0})
+
+
+def rows(ids, **more):
+  ids = np.asarray(ids, np.int32)
+  return {"input_ids": ids, "length": np.full(len(ids), ids.shape[1], np.int32), **more}
+
+
+def batches_of(experiment, steps):
+  train, _ = toy_run.batches(experiment)
+  return [train(step) for step in range(steps)]
+
+
+def test_two_rows_with_a_carried_state_are_read_like_one(model):
+  ids = np.random.default_rng(0).integers(5, 40, (3, 12))
+  whole = model(rows(ids), COMPUTE)
+  first, carry = model.continued(rows(ids[:, :7]), COMPUTE, None, model.carry(3))
+  second, _ = model.continued(rows(ids[:, 7:]), COMPUTE, None, carry)
+  np.testing.assert_allclose(np.concatenate([first, second], axis=1), whole, atol=1e-6)
+  assert not np.allclose(model(rows(ids[:, 7:]), COMPUTE), second, atol=1e-3)
+
+
+def test_a_document_within_a_row_begins_without_the_state_of_the_one_before(model):
+  ids = np.random.default_rng(0).integers(5, 40, (1, 9))
+  documents = np.array([[0, 0, 0, 0, 1, 1, 1, 1, 1]], np.int32)
+  hidden = model(rows(ids, document_ids=documents), COMPUTE)
+  alone = model(rows(ids[:, 4:]), COMPUTE)
+  np.testing.assert_allclose(hidden[:, 4:], alone, atol=1e-6)
+  assert not np.allclose(model(rows(ids), COMPUTE)[:, 4:], alone, atol=1e-3)
+
+
+def test_padding_does_not_change_the_state_that_is_carried(model):
+  ids = np.random.default_rng(0).integers(5, 40, (1, 9))
+  padded = rows(ids) | {"length": np.array([5], np.int32)}
+  _, carry = model.continued(padded, COMPUTE, None, model.carry(1))
+  _, expected = model.continued(rows(ids[:, :5]), COMPUTE, None, model.carry(1))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), carry, expected)
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_every_slot_continues_its_row_of_the_batch_before(separate):
+  segments = PackedDocuments(ordered=True, separate=separate)
+  experiment = dataclasses.replace(
+    ORDERED, data=dataclasses.replace(ORDERED.data, segments=segments)
+  )
+  train, _ = toy_run.batches(experiment)
+  steps = train.rows() // experiment.global_batch
+  batches = [train(step) for step in range(steps + 1)]
+  for before, after in itertools.pairwise(batches[:steps]):
+    continues = ~after["begins"]
+    assert separate or continues.all()
+    first = after["input_ids"][continues, 0]
+    np.testing.assert_array_equal(before["next_ids"][continues], first)
+    np.testing.assert_array_equal(before["clm_targets"][continues, -1], first)
+    assert (before["clm_weights"][continues, -1] == 1).all()
+    assert (before["next_ids"][after["begins"]] == -1).all()
+    assert (before["clm_weights"][after["begins"], -1] == 0).all()
+  assert batches[0]["begins"].all() and batches[steps]["begins"].all()  # another pass
+  np.testing.assert_array_equal(batches[steps]["input_ids"], batches[0]["input_ids"])
+  read = np.stack([b["input_ids"] for b in batches[:steps]])  # [steps, slots, T]
+  table = train._table(0, 0)
+  whole = segments.read(train.store, table, experiment.data.length, train.vocab)["input_ids"]
+  lanes = whole[: steps * read.shape[1]].reshape(read.shape[1], steps, -1).swapaxes(0, 1)
+  np.testing.assert_array_equal(read, lanes)
+
+
+def final(experiment, steps=4):
+  """The state after some steps on the experiment's own batches."""
+  program = toy_run.program(experiment)
+  state = program.create()
+  for batch in batches_of(experiment, steps):
+    state = program.step(state, batch)
+  return jax.device_get(state)
+
+
+def test_training_hands_the_state_on_and_drops_it_where_a_row_begins():
+  program = toy_run.program(ORDERED)
+  state = program.create()
+  for batch in batches_of(ORDERED, 3):
+    batch["begins"][::2] = True
+    params, carry = jax.device_get((state.params, state.carry))
+    carry = jax.tree.map(lambda x, b=batch["begins"]: np.where(b[:, None, None], 0, x), carry)
+    _, expected = params.continued(batch, COMPUTE, None, carry)
+    state = program.step(state, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.carry, expected)
+  assert np.abs(carry.h_BU[1::2]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+  "change",
+  [{"compute": Compute(dtype="float32", micro_batches=2)}, {"mesh": MeshShape(data=2, fsdp=2)}],
+)
+def test_micro_batches_and_devices_change_neither_carry_nor_parameters(change):
+  ours, expected = final(dataclasses.replace(ORDERED, **change)), final(ORDERED)
+  for a, b in ((ours.carry, expected.carry), (ours.params, expected.params)):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
+
+
+def test_a_killed_run_goes_on_with_the_carried_state_bit_for_bit(tmp_path):
+  state, records = run(tmp_path / "whole", ORDERED)
+  shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+  shutil.rmtree(tmp_path / "killed/checkpoints/12")
+  resumed, again = run(tmp_path / "killed", ORDERED)
+  assert_equal(resumed, state)
+  assert again == records
+  valid = [record for record in records if record["split"] == "valid"]
+  assert valid[-1]["clm/loss"] < 0.9 * valid[0]["clm/loss"]
+
+
+def test_a_model_without_a_state_to_carry_refuses_ordered_rows():
+  with pytest.raises(UserError, match="ordered=true is for models that carry a state"):
+    toy_run.program(dataclasses.replace(TOY, objectives=(MLM(),), data=ORDERED.data))
+
+
+def test_generation_follows_the_forward_pass_and_ignores_padding(model):
+  ids = np.random.default_rng(0).integers(5, 40, (2, 8)).astype(np.int32)
+  generator = model.generator(COMPUTE)
+  cache = generator.start({"pad": np.array([0, 3])}, capacity=8)
+  logits, cache = generator.extend(ids[:, :5], cache)
+  for column in range(5, 8):
+    logits, cache = generator.extend(ids[:, column : column + 1], cache)
+  hidden = model(rows(ids), COMPUTE)
+  np.testing.assert_allclose(logits[0], model.token_logits(hidden[0, -1]), atol=1e-5)
+  hidden = model(rows(ids[1:, 3:]), COMPUTE)
+  np.testing.assert_allclose(logits[1], model.token_logits(hidden[0, -1]), atol=1e-5)
+  swapped, _ = generator.extend(ids[:, :1], cache.take(jnp.array([1, 0])))
+  straight, _ = generator.extend(ids[::-1, :1], cache)
+  np.testing.assert_allclose(swapped, straight[::-1], atol=1e-5)
