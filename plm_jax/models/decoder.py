@@ -22,9 +22,9 @@ from plm_jax.models.compute import Compute
 from plm_jax.models.config import NormAt, TransformerConfig
 from plm_jax.models.decoding_layout import Output, decoding_layout
 from plm_jax.models.dropout import Noise, dropout
-from plm_jax.models.heads import DECODER_HEADS, HeadedModel, refuse_unknown
+from plm_jax.models.heads import DECODER_HEADS, LanguageModel, refuse_unknown
 from plm_jax.models.initializers import initialised
-from plm_jax.models.layers import NORMS, Embedding, scores
+from plm_jax.models.layers import NORMS, Embedding
 from plm_jax.models.positions import document_positions
 from plm_jax.models.transformer import (
   AttentionContext,
@@ -61,7 +61,7 @@ class Decoder(TransformerConfig):
     return with_small_residuals(model, self.layers) if self.residual_init else model
 
 
-class DecoderModel(HeadedModel):
+class DecoderModel(LanguageModel):
   """The parameters of a decoder and its forward pass."""
 
   HEADS = DECODER_HEADS
@@ -75,7 +75,6 @@ class DecoderModel(HeadedModel):
     self.position = Embedding(positions, rows, c.width) if learned else None
     self.blocks = stack(blocks, c.layers, partial(make_block, config=c))
     self.norm = NORMS[c.norm](c.width, c.norm_eps) if c.norm_at == "pre" else None
-    heads = {name: size for name, size in heads.items() if not (name == "lm" and c.tied)}
     self.make_heads(key, {"lm": lm, "classes": classes}, heads)
 
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
@@ -121,24 +120,6 @@ class DecoderModel(HeadedModel):
 
   def normed(self, x: jax.Array) -> jax.Array:
     return x if self.norm is None else self.norm(x)
-
-  def encoder(self) -> DecoderModel:
-    return self
-
-  def masked_lm(self) -> None:
-    return None
-
-  def output_table(self) -> jax.Array:
-    """float32 `[V, D]`: the token table, or the output's own."""
-    return (self.token if self.lm is None else self.lm).table[...]
-
-  def token_logits(self, hidden: jax.Array) -> jax.Array:
-    """`[..., D] -> float32 [..., V]`: the scores of the next token."""
-    return scores(hidden, self.output_table())
-
-  def token_logits_at(self, hidden_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
-    """float32 `[B, P, V]` at the given positions only."""
-    return self.token_logits(jnp.take_along_axis(hidden_BTD, positions_BP[..., None], axis=1))
 
   def class_logits(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
     """float32 `[B, classes]` from the state of a row's last token, the only one that has read all,

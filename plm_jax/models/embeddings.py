@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from plm_jax.models.config import TransformerConfig
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.layers import NORMS, Embedding, Linear
-
-if TYPE_CHECKING:
-  from plm_jax.models.encoder import Encoder
 
 
 class Embeddings(nnx.Module):
   """`dropout(norm(token + position + segment))` (BERT, section 3); rotary positions are not added.
-  Mapped from the width E of the tables to D where the config has an `embedding` (ALBERT, section
-  3.1)."""
+  Mapped from the width E of the tables to D where the config, an `Encoder`, has an `embedding`
+  (ALBERT, section 3.1)."""
 
-  def __init__(self, key, config: Encoder):
+  def __init__(self, key, config: TransformerConfig):
     c, width = config, config.embedding or config.width
     token, position, segment = jax.random.split(key, 3)
     self.token = Embedding(token, c.vocab_size, width)

@@ -146,9 +146,6 @@ class EncoderModel(HeadedModel):
     x_BTD = run_blocks(self.blocks, c.layers, x_BTD, context, compute, in_blocks)
     return x_BTD if self.norm is None else self.norm(x_BTD)
 
-  def encoder(self) -> EncoderModel:
-    return self
-
   def masked_lm(self) -> EncoderModel | None:
     return self if self.mlm is not None and self.config.attention == "bidirectional" else None
 
@@ -165,10 +162,6 @@ class EncoderModel(HeadedModel):
   def token_logits(self, hidden: jax.Array) -> jax.Array:
     """`[..., D] -> float32 [..., V]` by the masked-LM head."""
     return self.mlm(hidden, self.embed.token.table[...])
-
-  def token_logits_at(self, hidden_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
-    """float32 `[B, P, V]` at the given positions only."""
-    return self.token_logits(jnp.take_along_axis(hidden_BTD, positions_BP[..., None], axis=1))
 
   def next_sentence_logits(self, hidden_BTD: jax.Array, batch: dict) -> jax.Array:
     """float32 `[B, 2]`; index 0 = B follows A, 1 = B is random."""

@@ -22,7 +22,7 @@ from plm_jax.models.compute import Compute
 from plm_jax.models.config import Position, TransformerConfig
 from plm_jax.models.decoding_layout import Output, decoding_layout
 from plm_jax.models.dropout import Noise
-from plm_jax.models.heads import SEQ2SEQ_HEADS, refuse_unknown
+from plm_jax.models.heads import LM_HEADS, refuse_unknown
 from plm_jax.models.initializers import initialised
 from plm_jax.models.model import refuse_below
 from plm_jax.models.seq2seq import Seq2SeqModel
@@ -128,7 +128,7 @@ class EncoderDecoder(TransformerConfig):
     if self.vocab_size is None:
       raise ValueError("vocab_size is not resolved: Experiment.resolve fills it from the tokenizer")
     note = " (lm is for objectives that make a source and a target, as SpanCorruption does)"
-    refuse_unknown(heads, SEQ2SEQ_HEADS, "an encoder-decoder", note)
+    refuse_unknown(heads, LM_HEADS, "an encoder-decoder", note)
     if "lm" in heads and self.arrangement == "encoder":
       raise UserError("model.arrangement=encoder has no decoder, so that it predicts no tokens")
     kinds = {"prefix": JoinedModel, "causal": JoinedModel, "encoder": SourceModel}

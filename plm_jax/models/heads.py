@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +17,18 @@ from flax import nnx
 
 from plm_jax.errors import UserError
 from plm_jax.models.activations import activate
+from plm_jax.models.config import TransformerConfig
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.layers import NORMS, Embedding, Linear, scores
-
-if TYPE_CHECKING:
-  from plm_jax.models.config import TransformerConfig
-  from plm_jax.models.encoder import Encoder
 
 
 class MaskedLMHead(nnx.Module):
   """Token scores from hidden states: dense, activation, norm, then the tied token table and a bias
   (google-research/bert, run_pretraining.py `get_masked_lm_output`). With factorised embeddings the
-  dense layer maps D to their width E (google-research/albert, run_pretraining.py)."""
+  dense layer maps D to their width E (google-research/albert, run_pretraining.py). config: an
+  `Encoder`."""
 
-  def __init__(self, key, config: Encoder, size: int = 0):
+  def __init__(self, key, config: TransformerConfig, size: int = 0):
     c, width = config, config.embedding or config.width
     own = jax.random.fold_in(key, 1)
     self.decoder = None if c.tied else Embedding(own, c.vocab_size, width)
@@ -106,8 +104,8 @@ ENCODER_HEADS: Heads = {
   **TUNED,
   "pooler": Pooler,
 }
-SEQ2SEQ_HEADS: Heads = {"lm": OutputTable, **TUNED}
-DECODER_HEADS: Heads = {**SEQ2SEQ_HEADS, "classes": partial(Labels, bias=False)}
+LM_HEADS: Heads = {"lm": OutputTable, **TUNED}
+DECODER_HEADS: Heads = {**LM_HEADS, "classes": partial(Labels, bias=False)}
 # Streams of random numbers. Any other head has the checksum of its name.
 _STREAMS = {"rtd": 8, "token_classes": 9, "span": 10}
 
@@ -128,6 +126,8 @@ class HeadedModel(nnx.Module):
     """Sets the heads, each from its key in `keys` or from a stream of `key`."""
     made = {}
     for name, size in heads.items():
+      if name == "lm" and self.config.tied:
+        continue
       stream = _STREAMS.get(name, zlib.crc32(name.encode()))
       own = keys[name] if name in keys else jax.random.fold_in(key, stream)
       made[name] = self.HEADS[name](own, self.config, size)
@@ -136,6 +136,16 @@ class HeadedModel(nnx.Module):
   def set_heads(self, made: dict[str, nnx.Module]) -> None:
     for name in self.HEADS:
       setattr(self, name, made.get(name))
+
+  def encoder(self) -> Self:
+    return self
+
+  def masked_lm(self) -> HeadedModel | None:
+    return None
+
+  def token_logits_at(self, hidden_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
+    """float32 `[B, P, V]` at the given positions only."""
+    return self.token_logits(jnp.take_along_axis(hidden_BTD, positions_BP[..., None], axis=1))
 
   def token_class_logits(self, hidden_BTD: jax.Array, noise: Noise | None) -> jax.Array:
     """float32 `[B, T, classes]` (BERT, section 5.3)."""
@@ -152,3 +162,15 @@ class HeadedModel(nnx.Module):
     """The rate under classes."""
     own = self.config.classifier_dropout
     return self.config.dropout if own is None else own
+
+
+class LanguageModel(HeadedModel):
+  """A model that predicts the next token by its token table, or by the table of its head `lm`."""
+
+  def output_table(self) -> jax.Array:
+    """float32 `[V, D]`."""
+    return (self.token if self.lm is None else self.lm).table[...]
+
+  def token_logits(self, hidden: jax.Array) -> jax.Array:
+    """`[..., D] -> float32 [..., V]`: the scores of the next token."""
+    return scores(hidden, self.output_table())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from plm_jax.models.config import TransformerConfig
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.layers import NORMS, Embedding
 from plm_jax.models.positions import sinusoids
@@ -22,12 +22,9 @@ from plm_jax.models.transformer import (
   streams,
 )
 
-if TYPE_CHECKING:
-  from plm_jax.models.encoder_decoder import EncoderDecoder
-
 
 class Stack(nnx.Module):
-  """The layers of one side.
+  """The layers of one side of an `EncoderDecoder`.
 
   side: `encoder` or `decoder`, whose sizes may differ. cross: whether it reads another stack.
   bidirectional: whether relative positions tell sources before a target from those after it.
@@ -35,7 +32,14 @@ class Stack(nnx.Module):
   """
 
   def __init__(
-    self, config: EncoderDecoder, key, side: str, *, cross: bool, bidirectional: bool, blocks=True
+    self,
+    config: TransformerConfig,
+    key,
+    side: str,
+    *,
+    cross: bool,
+    bidirectional: bool,
+    blocks=True,
   ):
     c = config.decoder_side if side == "decoder" else config
     in_position, in_relative, in_blocks = jax.random.split(key, 3)

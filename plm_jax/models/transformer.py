@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,10 @@ from plm_jax.models.activations import Activation, activate
 from plm_jax.models.attention import Attention, window_mask
 from plm_jax.models.cache import LayerCache
 from plm_jax.models.compute import Compute
+from plm_jax.models.config import TransformerConfig
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.layers import NORMS, Linear
 from plm_jax.models.positions import Rotation
-
-if TYPE_CHECKING:
-  from plm_jax.models.config import TransformerConfig
 
 
 class FeedForward(nnx.Module):
