@@ -24,16 +24,10 @@ from plm_jax.models.decoding_layout import Output, decoding_layout
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.heads import DECODER_HEADS, LanguageModel, refuse_unknown
 from plm_jax.models.initializers import initialised
+from plm_jax.models.layer_loop import extend_blocks, run_blocks, stack
 from plm_jax.models.layers import NORMS, Embedding
 from plm_jax.models.positions import document_positions
-from plm_jax.models.transformer import (
-  AttentionContext,
-  extend_blocks,
-  make_block,
-  run_blocks,
-  stack,
-  streams,
-)
+from plm_jax.models.transformer import AttentionContext, make_block, streams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plm_jax.models.compute import Compute
+from plm_jax.models.layer_loop import unstack
 from plm_jax.models.layers import Linear
 from plm_jax.models.products import einsum_float32
-from plm_jax.models.transformer import unstack
 
 
 @jax.tree_util.register_dataclass

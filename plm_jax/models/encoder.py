@@ -24,18 +24,11 @@ from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.embeddings import Embeddings, position_ids
 from plm_jax.models.heads import ENCODER_HEADS, HeadedModel, PairHead, refuse_unknown
 from plm_jax.models.initializers import Initializer, initialised
+from plm_jax.models.layer_loop import Sharing, run_blocks, shared, stack
 from plm_jax.models.layers import NORMS
 from plm_jax.models.model import refuse_below
 from plm_jax.models.recurrent import BiLSTM
-from plm_jax.models.transformer import (
-  AttentionContext,
-  Sharing,
-  make_block,
-  run_blocks,
-  shared,
-  stack,
-  streams,
-)
+from plm_jax.models.transformer import AttentionContext, make_block, streams
 
 Classifier = Literal["pooler", "dropout_pooler", "mean", "bilstm"]
 

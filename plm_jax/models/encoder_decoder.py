@@ -24,10 +24,11 @@ from plm_jax.models.decoding_layout import Output, decoding_layout
 from plm_jax.models.dropout import Noise
 from plm_jax.models.heads import LM_HEADS, refuse_unknown
 from plm_jax.models.initializers import initialised
+from plm_jax.models.layer_loop import extend_blocks
 from plm_jax.models.model import refuse_below
 from plm_jax.models.seq2seq import Seq2SeqModel
 from plm_jax.models.stack import Stack
-from plm_jax.models.transformer import AttentionContext, extend_blocks, streams
+from plm_jax.models.transformer import AttentionContext, streams
 
 if TYPE_CHECKING:
   from plm_jax.data.tokenizers import Vocab

@@ -17,10 +17,11 @@ from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.heads import LM_HEADS, LanguageModel, refuse_unknown
+from plm_jax.models.layer_loop import stack, unstack
 from plm_jax.models.layers import STDDEV, Embedding, scaled_kernels
 from plm_jax.models.model import refuse_below
 from plm_jax.models.recurrent import LSTM, LSTMState
-from plm_jax.models.transformer import stack, streams, unstack
+from plm_jax.models.transformer import streams
 
 UNLIMITED = 2**15 - 1  # no table of positions ends a row; rows count in 16 bits
 

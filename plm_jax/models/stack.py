@@ -11,16 +11,11 @@ from flax import nnx
 
 from plm_jax.models.config import TransformerConfig
 from plm_jax.models.dropout import Noise, dropout
+from plm_jax.models.layer_loop import run_blocks, stack
 from plm_jax.models.layers import NORMS, Embedding
 from plm_jax.models.positions import sinusoids
 from plm_jax.models.relative import RelativeBias
-from plm_jax.models.transformer import (
-  AttentionContext,
-  make_block,
-  run_blocks,
-  stack,
-  streams,
-)
+from plm_jax.models.transformer import AttentionContext, make_block, streams
 
 
 class Stack(nnx.Module):
