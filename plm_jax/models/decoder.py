@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,12 @@ from plm_jax.models.heads import DECODER_HEADS, LanguageModel, refuse_unknown
 from plm_jax.models.initializers import initialised
 from plm_jax.models.layer_loop import extend_blocks, run_blocks, stack
 from plm_jax.models.layers import NORMS, Embedding
+from plm_jax.models.parameters import map_roles
 from plm_jax.models.positions import document_positions
 from plm_jax.models.transformer import AttentionContext, make_block, streams
+
+if TYPE_CHECKING:
+  from plm_jax.data.vocab import Vocab
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,11 @@ class Decoder(TransformerConfig):
   norm_at: NormAt = "pre"
   inverse_layer_scale: bool = False
   residual_init: bool = False
+
+  def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
+    """The tokens for begin and end, as far as the vocabulary has them (GPT-1's has neither): the
+    classes are read at the last token, whatever it is."""
+    return vocab.begin, vocab.end
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> DecoderModel:
     """Random parameters, with the named heads: `lm` and `span` (0 as size), `classes` and
@@ -106,11 +115,10 @@ class DecoderModel(LanguageModel):
       return self.blocks
     layer = jnp.arange(1, self.config.layers + 1)
 
-    def scaled(path, leaf):
-      names = [getattr(entry, "name", None) for entry in path]
-      return leaf / layer.reshape(-1, *[1] * (leaf.ndim - 1)) if "query" in names else leaf
+    def scaled(path, role, leaf):
+      return leaf / layer.reshape(-1, *[1] * (leaf.ndim - 1)) if role.query else leaf
 
-    return jax.tree_util.tree_map_with_path(scaled, self.blocks)
+    return map_roles(scaled, self.blocks)
 
   def normed(self, x: jax.Array) -> jax.Array:
     return x if self.norm is None else self.norm(x)
@@ -162,9 +170,8 @@ class DecoderGenerator:
 def with_small_residuals(model: DecoderModel, layers: int) -> DecoderModel:
   """The model with the kernels that write to the residual stream divided by sqrt(2 layers)."""
 
-  def scaled(path, leaf):
-    names = {getattr(entry, "name", None) for entry in path}
-    ends = "kernel" in names and names & {"output", "down"}
+  def scaled(path, role, leaf):
+    ends = role.residual and role.kind == "kernel"
     return leaf * (2 * layers) ** -0.5 if ends else leaf
 
-  return jax.tree_util.tree_map_with_path(scaled, model)
+  return map_roles(scaled, model)

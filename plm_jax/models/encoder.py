@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,9 @@ from plm_jax.models.layers import NORMS
 from plm_jax.models.model import refuse_below
 from plm_jax.models.recurrent import BiLSTM
 from plm_jax.models.transformer import AttentionContext, make_block, streams
+
+if TYPE_CHECKING:
+  from plm_jax.data.vocab import Vocab
 
 Classifier = Literal["pooler", "dropout_pooler", "mean", "bilstm"]
 
@@ -77,6 +80,11 @@ class Encoder(TransformerConfig):
       )
     if self.inner_layers > 1 and self.sharing != "all":
       raise UserError(f"model.inner_layers={self.inner_layers} needs model.sharing=all")
+
+  def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
+    """[CLS] and [SEP]. Errors: `UserError` where the vocabulary lacks one of them."""
+    begin, end = vocab.frame(padding=False)
+    return [begin], [end]
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> EncoderModel:
     """Random parameters, with the named heads: `mlm`, `nsp`, `sop`, `rtd` and `span` (0 as size),
