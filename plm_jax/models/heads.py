@@ -1,7 +1,8 @@
 """Heads: the layers that read a model's states, one class for each.
 
 A head is made by `Head(key, config, size)`; size is the number of labels, where it has labels. A
-new one is a class here and an entry in the `HEADS` of the models that may have it.
+new one is a class here, an entry in the heads of the stacks that may have it, and a row for its
+parameters in `parameters.ROLES`.
 """
 
 from __future__ import annotations
