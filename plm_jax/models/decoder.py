@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,9 @@ from plm_jax.models.transformer import (
   stack,
   streams,
 )
+
+if TYPE_CHECKING:
+  from plm_jax.data.vocab import Vocab
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,6 +144,11 @@ class Decoder:
   @property
   def frozen(self) -> tuple[str, ...]:
     return ()
+
+  def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
+    """The tokens for begin and end, as far as the vocabulary has them (GPT-1's has neither): the
+    classes are read at the last token, whatever it is."""
+    return vocab.begin, vocab.end
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> DecoderModel:
     """Random parameters, with the named heads: `lm` and `span` (0 as size), `classes` and

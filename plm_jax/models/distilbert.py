@@ -95,7 +95,7 @@ class Distilled(DistilBert):
   def init(self, key: jax.Array, heads: dict[str, int]) -> DistilledModel:
     """Random parameters of both; `DistilledModel.taught` puts the teacher's in."""
     if self.teacher_model is None:
-      raise ValueError("the teacher is not resolved: train/start.py fills it in from its run")
+      raise ValueError("the teacher is not resolved: experiment_flags.with_teacher fills it in")
     unknown = set(heads) - {"mlm", "teacher"}
     if unknown:
       raise UserError(

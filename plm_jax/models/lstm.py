@@ -8,7 +8,7 @@ Deviations: one bias per gate, and the forget gate's starts at 1 (Jozefowicz et 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from plm_jax.models.model import refuse_below
 from plm_jax.models.parameters import linear_rows
 from plm_jax.models.recurrent import LSTM, LSTMState
 from plm_jax.models.transformer import stack, streams, unstack
+
+if TYPE_CHECKING:
+  from plm_jax.data.vocab import Vocab
 
 UNLIMITED = 2**15 - 1  # no table of positions ends a row; rows count in 16 bits
 
@@ -61,6 +64,10 @@ class Lstm:
   @property
   def frozen(self) -> tuple[str, ...]:
     return ()
+
+  def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
+    """The tokens for begin and end, as far as the vocabulary has them."""
+    return vocab.begin, vocab.end
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> LstmModel:
     """Random parameters, with the named heads: `lm` and `span` (0 as size), `classes` and

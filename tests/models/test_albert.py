@@ -21,7 +21,7 @@ from plm_jax.models.transformer import AttentionContext
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.sop import SOP
 from plm_jax.sharding import MeshShape, to_global
-from plm_jax.train.start import example_batch
+from plm_jax.train.example_batch import example_batch
 from tests import toy_run
 
 TOY = Albert(vocab_size=50, layers=4, width=16, heads=4, embedding=8, positions=12)
@@ -175,7 +175,9 @@ def test_the_gradient_of_what_is_shared_is_the_sum_over_the_layers_that_use_it(s
 @pytest.mark.parametrize(("sharing", "groups"), SHARINGS)
 @pytest.mark.slow
 def test_scanned_unrolled_and_rematerialised_layers_agree(sharing, groups):
-  model, noise = initial(toy(sharing, groups)), Noise.create(jax.random.key(1), "hash")
+  """With two layers to a group: unrolled, every layer is compiled."""
+  model = initial(toy(sharing, groups, layers=2 * groups))
+  noise = Noise.create(jax.random.key(1), "hash")
 
   def norm_and_gradient(**compute):
     def loss(model):
