@@ -17,7 +17,6 @@ from plm_jax.export import hf
 from plm_jax.models.gpt import Gpt1
 from plm_jax.train.start import chosen_experiment, continued_from
 from plm_jax.train.trained import load
-from tests.export.peers import initial
 
 TEXT = "w1 w2 w3 w4 w1"
 POSITIONS = 12
@@ -32,7 +31,7 @@ def run(tmp_path_factory):
   (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
   (folder / "merges.txt").write_text("".join(f"w {d}</w>\n" for d in digits))
   config = Gpt1(layers=1, width=16, heads=2, vocab_size=len(names), positions=POSITIONS)
-  model = hf.Pretrained(config, initial(config, {"lm": 0}))
+  model = hf.Pretrained(config, config.init(jax.random.key(0), {"lm": 0}))
   convert.write_run(model, convert._tokenizer(folder), folder / "run", folder)
   return folder / "run"
 

@@ -34,7 +34,6 @@ from plm_jax.train import trained
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.start import HEADS, continued_from
 from tests import toy_run
-from tests.export.peers import initial
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,7 +49,7 @@ def public(tokenizer, tmp_path_factory):
   """A directory as transformers writes it, of a random BERT with more rows than tokens."""
   folder = tmp_path_factory.mktemp("public") / "bert"
   config = Bert(layers=2, width=12, heads=3, vocab_size=tokenizer.vocab.size + 5, positions=40)
-  params = initial(config, {"mlm": 0})
+  params = config.init(jax.random.key(0), {"mlm": 0})
   hf.save(hf.Pretrained(config, params, None, {"pad_token_id": 0}), folder)
   tokenizer._backend.write(folder)
   (folder / "tokenizer.json").unlink()  # vocab.txt alone, as of old
@@ -87,7 +86,7 @@ def test_an_imported_run_has_the_model_the_tokenizer_and_the_numbers(public, run
 
 def test_a_published_model_that_predicts_no_tokens_is_one_sentence(public, tokenizer, tmp_path):
   config = hf.load(public).config
-  bare = hf.Pretrained(config, initial(config, {"pooler": 0}))
+  bare = hf.Pretrained(config, config.init(jax.random.key(0), {"pooler": 0}))
   convert.write_run(bare, tokenizer, tmp_path / "bare", public)
   with pytest.raises(UserError, match="is a BertModel, which has no head that predicts tokens"):
     trained.load(tmp_path / "bare")
@@ -101,7 +100,7 @@ def test_a_run_exported_again_is_the_same_directory(public, run, tmp_path):
 
 def test_fine_tuning_takes_the_encoder_and_draws_its_own_head(run):
   source = continued_from(run)
-  fresh = initial(source.experiment.model, {"classes": 3}, seed=1)
+  fresh = source.experiment.model.init(jax.random.key(1), {"classes": 3})
   restored = restore_parameters(run, fresh, HEADS, HEADS)
   assert {name.split("/")[0] for name in restored.fresh} == {"classes", "pooler"}
   assert {name.split("/")[0] for name in restored.unused} == {"mlm"}
@@ -110,9 +109,9 @@ def test_fine_tuning_takes_the_encoder_and_draws_its_own_head(run):
 def test_fine_tuning_draws_its_head_where_a_published_classifier_has_other_classes(tmp_path):
   config = Bert(layers=1, width=8, heads=2, vocab_size=20, positions=8)
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-    stored = initial(config, {"pooler": 0, "classes": 2})
+    stored = config.init(jax.random.key(0), {"pooler": 0, "classes": 2})
     checkpoints.save(0, {"params": stored}, {})
-  fresh = initial(config, {"pooler": 0, "classes": 3}, seed=1)
+  fresh = config.init(jax.random.key(1), {"pooler": 0, "classes": 3})
   restored = restore_parameters(tmp_path, fresh, HEADS, HEADS)
   assert restored.fresh == ["classes/bias", "classes/kernel"] and not restored.unused
   assert restored.params.classes.bias.shape == (3,)
@@ -254,7 +253,7 @@ def test_an_mbart_that_translates_begins_with_the_language_of_its_config():
   """As mbart-large-en-ro: sources end with en_XX, and the decoder begins with ro_RO."""
   vocab = SimpleNamespace(languages={"en_XX": 30, "ro_RO": 31}, bos=0, cls=None, eos=2, sep=None)
   config = MBart(vocab_size=40, **SMALL)
-  params = initial(config, {"lm": 0})
+  params = config.init(jax.random.key(0), {"lm": 0})
   for start, expected in ((31, [7, 2, 30, 31]), (30, [7, 2, 30, 30]), (2, [7, 2, 30, 30])):
     model = hf.Pretrained(config, params, None, {"decoder_start_token_id": start})
     found = convert._with_languages(model, SimpleNamespace(vocab=vocab))
@@ -285,7 +284,7 @@ def test_sentinels_behind_word_pieces_are_in_the_file_for_transformers(peers, tm
   lines = [line for line in toy_run.text().read_text().splitlines() if line]
   own = WordPiece(vocab_size=90, sentinels=9).train(lines)
   config = T5(vocab_size=own.vocab.size, **SMALL)
-  model = hf.Pretrained(config, initial(config, {"lm": 0}))
+  model = hf.Pretrained(config, config.init(jax.random.key(0), {"lm": 0}))
   convert.write_directory(model, own, tmp_path / "out")
   theirs = peers.AutoTokenizer.from_pretrained(tmp_path / "out")
   assert theirs.convert_tokens_to_ids("<extra_id_0>") == own.vocab.sentinels[0]
@@ -303,7 +302,7 @@ def test_a_classifier_reads_texts_in_transformers_as_it_did_in_training(config, 
   if config is Gpt2:
     own.vocab = dataclasses.replace(own.vocab, bos=own.vocab.sep, eos=own.vocab.sep, cls=None)
   config = config(vocab_size=own.vocab.size, initializer_range=0.5, **SMALL)
-  params = initial(config, {"classes": 3})
+  params = config.init(jax.random.key(0), {"classes": 3})
   model = hf.Pretrained(config, params, None, convert._special_tokens(own, config))
   convert.write_directory(model, own, tmp_path / "out", trained_here=True)
   examples = Examples(lines[:1], [own.encode(lines[0])], np.zeros(1, int), ["d"])
@@ -324,7 +323,7 @@ def test_a_model_that_writes_reads_prompts_in_transformers_as_it_does_here(confi
   """T5's "text </s>", BART's "<s> text </s>" and GPT's "<s> text", which goes on."""
   own = WordPiece(vocab_size=90).train(toy_run.text().read_text().splitlines())
   config = config(vocab_size=own.vocab.size, **SMALL)
-  model = hf.Pretrained(config, initial(config, {"lm": 0}))
+  model = hf.Pretrained(config, config.init(jax.random.key(0), {"lm": 0}))
   convert.write_directory(model, own, tmp_path / "out", trained_here=True)
   tokens = own.encode("bab cab")
   is_decoder = isinstance(config, Gpt2)
@@ -372,7 +371,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(public, tmp_path
 
 def test_an_electra_is_exported_in_two_parts(tmp_path):
   config = Electra(layers=1, width=16, heads=2, embedding=8, vocab_size=20, positions=6)
-  params = initial(config, {"mlm": 0, "rtd": 0})
+  params = config.init(jax.random.key(0), {"mlm": 0, "rtd": 0})
   for part, architecture in (
     ("discriminator", "ElectraForPreTraining"),
     ("generator", "ElectraForMaskedLM"),
