@@ -10,7 +10,7 @@ labels and with all, three seeds each. --set=data.task=label asks which package 
 
 A labelled file is .jsonl, .csv or .tsv with "text" and "label"; --set=data.test=FILE and
 --set=data.dev=FILE take splits of your own. Any other text needs no labels: its words are shuffled.
-A command that was stopped goes on when given again.
+A stopped command continues when it is given again.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from experiments.finetune import recipe
 from plm_jax import cli, overrides
 from plm_jax.data.corpora import cache_folder
 from plm_jax.errors import UserError
+from plm_jax.runs import RunInfo
 from plm_jax.tasks.classification import score
 from plm_jax.tasks.comparison import ARMS, Comparison, draw, numbers_of_labels, table
 from plm_jax.tasks.finetuning import (
@@ -41,18 +42,20 @@ from plm_jax.tasks.finetuning import (
   words_cell,
 )
 from plm_jax.tasks.labelled_text import INSTALLED_TEXT, LabelledText
-from plm_jax.train.allocator import keep_freed_memory
-from plm_jax.train.start import continued_from, keep_compilations
+from plm_jax.train.process import keep_compilations, keep_freed_memory
 from plm_jax.train.workdir import write_whole
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("from", None, "The pretraining run whose checkpoint is fine-tuned.")
-flags.DEFINE_multi_string("set", [], "FIELD=VALUE, such as data.source=reviews.csv. Repeatable.")
-flags.DEFINE_string("labels", "500,all", "How many labelled examples, with commas between.")
-flags.DEFINE_integer("seeds", 3, "How many seeds: of examples, order, dropout, fresh parameters.")
-flags.DEFINE_string("workdir", None, "Where the runs are kept (default: FROM/finetune/TASK).")
-flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
-flags.DEFINE_bool("dry_run", False, "Show the task and the configuration, train nothing.")
+
+
+def define_flags() -> None:
+  flags.DEFINE_string("from", None, "The pretraining run whose checkpoint is fine-tuned.")
+  flags.DEFINE_multi_string("set", [], "FIELD=VALUE, such as data.source=reviews.csv. Repeatable.")
+  flags.DEFINE_string("labels", "500,all", "How many labelled examples, with commas between.")
+  flags.DEFINE_integer("seeds", 3, "How many seeds: of examples, order, dropout, fresh parameters.")
+  flags.DEFINE_string("workdir", None, "Where the runs are kept (default: FROM/finetune/TASK).")
+  flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
+  flags.DEFINE_bool("dry_run", False, "Show the task and the configuration, train nothing.")
 
 
 def main() -> None:
@@ -63,7 +66,7 @@ def main() -> None:
     raise UserError(f"--seeds={FLAGS.seeds} was given; at least one seed is needed.")
   cache = cache_folder(FLAGS.cache)
   keep_compilations(cache)
-  source = continued_from(FLAGS["from"].value)
+  source = RunInfo.read(FLAGS["from"].value)
   chosen = plan(source, recipe, FLAGS.set, cache, Path(FLAGS.workdir or source.path / "finetune"))
   if not FLAGS.workdir:
     chosen = chosen._replace(path=chosen.path / name_of(chosen.data))

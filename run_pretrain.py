@@ -7,7 +7,7 @@ With no flag: BERT-tiny on the text that is installed with Python, in about two 
   python run_pretrain.py --experiment=experiments/bert.py:no_nsp --budget=smoke
   python run_pretrain.py --set=data.source=my_text.txt --set=optim.peak=1e-3 --workdir=runs/mine
 
-A run that was stopped or killed goes on when the same command is given again.
+A run that was stopped or killed continues when the same command is given again.
 """
 
 from __future__ import annotations
@@ -22,47 +22,48 @@ from absl import flags
 
 import data.installed_text  # noqa: F401  makes tfds:installed_text known
 from plm_jax import cli, overrides
+from plm_jax.ablate.table import list_rows
 from plm_jax.data.corpora import cache_folder
 from plm_jax.data.pipeline import Batches, iterate
 from plm_jax.data.preparation import Prepared, prepare
 from plm_jax.experiment import BUDGETS, Experiment
+from plm_jax.experiment_flags import chosen_experiment
+from plm_jax.runs import RunInfo, initial_parameters
 from plm_jax.train import report
-from plm_jax.train.allocator import keep_freed_memory
+from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import Data, compile_experiment, fit
-from plm_jax.train.start import (
-  chosen_experiment,
-  continued_from,
-  example_batch,
-  initial_parameters,
-  keep_compilations,
-)
+from plm_jax.train.process import keep_compilations, keep_freed_memory
 from plm_jax.train.workdir import Workdir
 
 DEFAULT = "experiments/bert.py:tiny"
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("experiment", None, f"FILE:FUNCTION of the run (default: {DEFAULT}).")
-flags.DEFINE_enum("budget", "small", BUDGETS, "Scale: seconds, minutes, or as published.")
-flags.DEFINE_multi_string("set", [], "FIELD=VALUE, for example optim.peak=2e-4. Repeatable.")
-flags.DEFINE_string("workdir", None, "Where the run is kept (default: runs/FILE_FUNCTION).")
-flags.DEFINE_string("from", None, "Start from the parameters and the tokenizer of this run.")
-flags.DEFINE_integer("seed", None, "Seed of parameters, dropout, data order and masks.")
-flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
-flags.DEFINE_bool("list", False, "List all experiments and leave.")
-flags.DEFINE_bool("dry_run", False, "Show the configuration and its costs, train nothing.")
+
+
+def define_flags() -> None:
+  flags.DEFINE_string("experiment", None, f"FILE:FUNCTION of the run (default: {DEFAULT}).")
+  flags.DEFINE_enum("budget", "small", BUDGETS, "Scale: seconds, minutes, or as published.")
+  flags.DEFINE_multi_string("set", [], "FIELD=VALUE, for example optim.peak=2e-4. Repeatable.")
+  flags.DEFINE_string("workdir", None, "Where the run is kept (default: runs/FILE_FUNCTION).")
+  flags.DEFINE_string("from", None, "Start from the parameters and the tokenizer of this run.")
+  flags.DEFINE_integer("seed", None, "Seed of parameters, dropout, data order and masks.")
+  flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
+  flags.DEFINE_bool("list", False, "List all experiments with their published numbers, and leave.")
+  flags.DEFINE_bool("dry_run", False, "Show the configuration and its costs, train nothing.")
 
 
 def main() -> None:
   keep_freed_memory()
   if FLAGS.list:
-    for reference, line in cli.list_experiments("experiments"):
+    for reference, line in list_rows("experiments"):
       print(f"{reference:45} {line}")
     return
-  source = continued_from(FLAGS["from"].value) if FLAGS["from"].value else None
+  source = RunInfo.read(FLAGS["from"].value) if FLAGS["from"].value else None
   experiment, record = chosen_experiment(
     FLAGS.experiment, DEFAULT, FLAGS.budget, FLAGS.set, FLAGS.seed, source
   )
   print(report.heading(record, experiment), flush=True)
+  experiment.check_trains()
   cache = cache_folder(FLAGS.cache)
   keep_compilations(cache)
   if FLAGS.dry_run:
@@ -75,7 +76,9 @@ def main() -> None:
     pretrain(experiment, record, workdir, cache, source)
 
 
-def pretrain(experiment: Experiment, record: dict, workdir: Workdir, cache: Path, source) -> None:
+def pretrain(
+  experiment: Experiment, record: dict, workdir: Workdir, cache: Path, source: RunInfo | None
+) -> None:
   """Prepares the text, trains, evaluates and reports."""
   prepared = prepare(experiment.data, cache)
   workdir.write_config(experiment, record | {"text": report.text_record(prepared.manifest)})
@@ -96,7 +99,7 @@ def pretrain(experiment: Experiment, record: dict, workdir: Workdir, cache: Path
     print(report.results(results))
     print(report.examples(state.params, results, prepared))
     report.draw_curves(results, workdir)
-    print(report.goodbye(workdir.path, experiment))
+    print(report.goodbye(workdir.path, experiment, state.params))
 
 
 def batches_of(experiment: Experiment, prepared: Prepared) -> tuple[Batches, Batches]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from plm_jax.data.pipeline import Batches, Corpus
 from plm_jax.data.segments import SegmentPair
-from plm_jax.data.tokenizers import Vocab
+from plm_jax.data.vocab import Vocab
 from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
 

@@ -1,8 +1,9 @@
 """What every command of the project shares: flags, errors as sentences, and finding experiments.
 
-A command is a module with a docstring, absl flags, and `cli.run(main)` at its end. Exit codes: 0
-done (`--help` included), 2 the user's mistake (one sentence on stderr), 130 interrupted, 1 a defect
-of ours (with its traceback).
+A command is a module with a docstring, `define_flags()`, `main()`, and `cli.run(main)` as its last
+line. Flags are defined when a command runs and not on import, since several commands have flags of
+the same name. Exit codes: 0 done (`--help` included), 2 the user's mistake (one sentence on
+stderr), 130 interrupted, 1 a defect of ours (with its traceback).
 """
 
 from __future__ import annotations
@@ -38,11 +39,14 @@ _HELP_FULL = ("--helpfull", "-helpfull")
 def run(main: Callable[..., int | None], words: tuple[str, ...] = ()) -> NoReturn:
   """Parses the flags, calls `main()` and leaves with its return value or the error's exit code.
 
-  words: what stands alone on the command line, such as ("SRC", "DST"), and is given to `main`.
+  words: the names of the arguments without a flag, such as ("SRC", "DST"), which `main` is given.
   """
+  module = sys.modules[main.__module__]
+  if not _own_flags(module):
+    module.define_flags()
   hook, sys.unraisablehook = sys.unraisablehook, _end_if_interrupted
   try:
-    code = main(*_parse_flags(sys.modules[main.__module__], sys.argv, words))
+    code = main(*_parse_flags(module, sys.argv, words))
     sys.stdout.flush()
   except UserError as error:
     _say(f"error: {error}")
@@ -60,7 +64,7 @@ def run(main: Callable[..., int | None], words: tuple[str, ...] = ()) -> NoRetur
     if error.errno not in _OF_THE_PLACE:
       raise
     where = f": {error.filename}" if error.filename else ""
-    own = {flag.name for flag in _own_flags(sys.modules[main.__module__])}
+    own = {flag.name for flag in _own_flags(module)}
     places = " or ".join(f"--{name}" for name in ("workdir", "out", "cache") if name in own)
     _say(f"error: {error.strerror}{where}. Free some space, or choose another {places or 'place'}.")
     code = 2
@@ -142,6 +146,17 @@ def _quiet_logs() -> None:
   """Libraries report warnings and errors only, unless --verbosity asks for more."""
   if flags.FLAGS["verbosity"].using_default_value:
     logging.set_verbosity(logging.WARNING)
+
+
+def read_text(path: str, flag: str) -> str:
+  """The text of a file that `flag` names. Errors: `UserError` for files that are not text, and for
+  devices, which may never end."""
+  if Path(path).is_char_device():
+    raise UserError(f"{flag}={path} is a device; expected a file of text.")
+  try:
+    return Path(path).read_text(encoding="utf-8")
+  except (OSError, ValueError) as error:
+    raise UserError(f"{flag}={path} cannot be read as text: {error}.") from None
 
 
 # --- help ----------------------------------------------------------------------------------------

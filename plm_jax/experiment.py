@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 
 import jax
 
-from plm_jax.data.tokenizers import BytePairs, Unigram, WordPiece
+from plm_jax.data.tokenizers import TokenizerConfig
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model
@@ -59,7 +59,7 @@ class Intervals:
 class Rows(Protocol):
   """Where rows come from: a frozen dataclass, `Corpus` for text and `LabelledText` for a task."""
 
-  tokenizer: WordPiece | BytePairs | Unigram
+  tokenizer: TokenizerConfig
   length: int  # tokens per row, special tokens included
   workers: int  # processes that make batches; 0 is a thread
 
@@ -69,7 +69,8 @@ class Experiment:
   """A run. `global_batch` rows per update, whatever the devices; `steps` updates.
 
   The loss is the sum over `objectives` of weight * mean. `seed` determines parameters, dropout,
-  data order and corruption.
+  data order and corruption. A model whose parameters come from elsewhere (a counted one, an import)
+  has `steps=0`; then `objectives` may be empty, and `optim` is not read.
   """
 
   model: Model
@@ -84,23 +85,23 @@ class Experiment:
   seed: int = 0
 
   def __post_init__(self):
-    if self.global_batch < 1 or self.steps < 1:
+    if self.global_batch < 1 or self.steps < 0:
       raise UserError(
-        f"global_batch={self.global_batch} and steps={self.steps} must both be at least 1"
+        f"global_batch={self.global_batch} must be at least 1, and steps={self.steps} at least 0"
       )
     if max(self.global_batch, self.steps) >= 2**31:  # beyond what devices count with
       raise UserError(
         f"global_batch={self.global_batch} and steps={self.steps} must both be below 2**31"
       )
-    if self.optim.warmup > self.steps:
+    if self.steps and self.optim.warmup > self.steps:
       raise UserError(
         f"optim.warmup={self.optim.warmup} is more than steps={self.steps}, so that the learning "
         f"rate would never reach optim.peak; lower it too: --set=optim.warmup={self.steps // 10}"
       )
     if not 0 <= self.seed < 2**32:  # beyond, different seeds would give the same parameters
       raise UserError(f"seed={self.seed} must be at least 0 and below 2**32")
-    if not self.objectives:
-      raise UserError("an experiment needs at least one objective, for example MLM")
+    if self.steps and not self.objectives:
+      raise UserError("an experiment with steps needs at least one objective, for example MLM")
     if len({o.name for o in self.objectives}) < len(self.objectives):
       raise UserError("an experiment has each objective at most once")
     for objective in self.objectives:
@@ -119,6 +120,14 @@ class Experiment:
       raise UserError(
         f"global_batch={self.global_batch} cannot be computed in compute.micro_batches={parts} "
         "equal parts"
+      )
+
+  def check_trains(self) -> None:
+    """A `UserError` if there is nothing to train."""
+    if not self.steps or not self.objectives:
+      raise UserError(
+        f"steps={self.steps} with {len(self.objectives)} objectives trains nothing; set steps to at"
+        " least 1 and give an objective"
       )
 
   @property
@@ -145,17 +154,17 @@ class Experiment:
 def check_pairs(objective: Objective, data: Rows) -> None:
   """A `UserError` if the rows' `pair_label` does not mean what the objective predicts."""
   needed = getattr(objective, "pairs", None)
-  here = getattr(getattr(data, "segments", None), "next", None)
-  if needed is None or here == needed:
+  made = getattr(getattr(data, "segments", None), "next", None)
+  if needed is None or made == needed:
     return
   because = {
     None: "makes no pairs of segments",
     "none": "labels every pair 0",
     "random": "labels pairs of different documents",
     "swapped": "labels swapped pairs",
-  }[here]
-  rows = f"data.segments.next={here}" if here else "the data of this experiment"
-  has_field = here and "next" in {f.name for f in dataclasses.fields(data.segments)}
+  }[made]
+  rows = f"data.segments.next={made}" if made else "the data of this experiment"
+  has_field = made and "next" in {f.name for f in dataclasses.fields(data.segments)}
   remedy = f".next={needed}" if has_field else f"=SegmentPair(next='{needed}')"
   raise UserError(
     f"{rows} {because}, so that {objective.name} could not learn what it is for; set "

@@ -1,84 +1,235 @@
-"""Imports go down only, and what is heavy is imported by those who use it."""
+"""Imports go down only, nothing imports in a circle, and heavy libraries are imported when used."""
 
 import ast
+import functools
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What each part may import besides itself. `objectives` and `data` do not know each other at run
-# time: a pipeline is given objectives as values.
+# The layers, lowest first, and the layers that each may import besides itself. `objectives` and
+# `data` do not know each other at run time: a pipeline is given objectives as values. Annotations
+# (`if TYPE_CHECKING:`) may name any lower layer.
 BENEATH = {
+  "errors": set(),
+  "progress": set(),
+  "config_tree": {"errors"},
+  "overrides": {"errors", "config_tree"},
+  "cli": {"errors"},
+  "data": {"errors", "progress"},
   "models": {"errors"},
   "objectives": {"errors"},
   "optim": {"errors", "models"},
-  "data": {"errors", "progress"},
+  "sharding": {"errors", "models"},
+  "experiment": {"errors", "data", "models", "objectives", "optim", "sharding"},
+  "decode": {"errors", "data", "models"},
   "train": {
-    "errors",
-    "progress",
-    "optim",
-    "sharding",
-    "models",
-    "objectives",
-    "data",
-    "decode",
-    "experiment",
+    *("errors", "progress", "overrides", "data", "models", "objectives", "sharding"),
+    *("experiment", "decode"),
   },
-  "decode": {"errors", "models", "data"},
-  "export": {"errors", "models", "sharding", "train", "cli"},
+  "runs": {"errors", "overrides", "data", "models", "experiment", "train"},
+  "evaluation": {"errors", "data", "models", "objectives", "runs"},
+  "experiment_flags": {
+    "errors",
+    "overrides",
+    "cli",
+    "data",
+    "models",
+    "experiment",
+    "train",
+    "runs",
+  },
+  "export": {"errors", "cli", "data", "models", "runs", "experiment_flags"},
+  "tasks": {
+    *("errors", "overrides", "cli", "data", "models", "objectives", "sharding", "experiment"),
+    *("train", "runs", "experiment_flags"),
+  },
+  "ablate": {
+    *("errors", "overrides", "cli", "data", "experiment", "train", "runs", "evaluation", "tasks"),
+  },
+  "commands": {
+    *("errors", "cli", "data", "decode", "train", "runs", "evaluation", "export"),
+  },
 }
-COMMAND_LINE = {"cli", "overrides", "config_tree"}  # read by train.start and train.workdir
+
+# Libraries that are slow to import, or extras: imported inside the functions that need them.
+HEAVY = {
+  *("grain", "tensorflow_datasets", "tensorflow", "array_record", "sentencepiece", "tokenizers"),
+  *("matplotlib", "tensorboardX", "sklearn", "orbax", "torch", "transformers", "scipy"),
+  *("ray", "tqdm"),
+}
+
+# Modules of this package that functions import, and why not the file.
+LATE = {
+  ("data.tokenizers", "data.tokenizer_files"): "needs tokenizers and sentencepiece",
+  ("data.tokenizers", "data.tokenizer_training"): "needs tokenizers and sentencepiece",
+}
 
 
-def imports_of(path: Path) -> set[str]:
-  """What a file imports from plm_jax when it runs: first names below it, at any depth of the file.
+class Import(NamedTuple):
+  """source: the importing module of the package, "data.store". name: what it imports, in full."""
 
-  Imports for annotations alone (`if TYPE_CHECKING:`) bind nothing.
-  """
-  found = set()
+  source: str
+  name: str
+  annotation: bool  # under `if TYPE_CHECKING:`
+  inside: bool  # a function
 
-  def visit(node):
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-      return
+
+def imports_in(package: Path) -> list[Import]:
+  """Every import in the files of a package, at any depth of a file."""
+  imports = []
+
+  def visit(node, source, annotation=False, inside=False):
     if isinstance(node, ast.Import):
-      found.update(name.name for name in node.names)
+      imports.extend(Import(source, name.name, annotation, inside) for name in node.names)
     elif isinstance(node, ast.ImportFrom):
-      found.update(f"{node.module}.{name.name}" for name in node.names)
+      names = (f"{node.module}.{name.name}" for name in node.names)
+      imports.extend(Import(source, name, annotation, inside) for name in names)
+    annotation |= isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    inside |= isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
     for child in ast.iter_child_nodes(node):
-      visit(child)
+      visit(child, source, annotation, inside)
 
-  visit(ast.parse(path.read_text()))
-  return {name.split(".")[1] for name in found if name.startswith("plm_jax.")}
+  for path in sorted(package.rglob("*.py")):
+    visit(ast.parse(path.read_text()), module_name(path, package))
+  return imports
 
 
-@pytest.mark.parametrize("part", BENEATH)
-def test_imports_go_down_only(part):
-  files = sorted((ROOT / "plm_jax" / part).rglob("*.py"))
-  assert files
-  allowed = BENEATH[part] | {part} | (COMMAND_LINE if part == "train" else set())
-  wrong = {
-    f"{path.relative_to(ROOT)} imports {name}"
-    for path in files
-    for name in imports_of(path) - allowed
-  }
+def module_name(path: Path, package: Path) -> str:
+  """ "data.store"; of a folder's `__init__.py` "data"."""
+  return ".".join(path.relative_to(package).with_suffix("").parts).removesuffix(".__init__")
+
+
+def edges_of(package: Path) -> list[tuple[Import, str]]:
+  """The imports between files of the package, with the module that each imports."""
+  modules = {module_name(path, package) for path in package.rglob("*.py")}
+  edges = []
+  for one in imports_in(package):
+    first, _, name = one.name.partition(".")
+    while first == package.name and name and name not in modules:
+      name = name.rpartition(".")[0]  # a name within a module
+    if first == package.name and name and name != one.source:
+      edges.append((one, name))
+  return edges
+
+
+def circle(edges: list[tuple[str, str]]) -> list[str]:
+  """A circle among (importing, imported) pairs, as a path back to its start; empty if none."""
+  graph: dict[str, set[str]] = {}
+  for source, target in edges:
+    graph.setdefault(source, set()).add(target)
+  try:
+    TopologicalSorter(graph).prepare()
+  except CycleError as error:
+    return error.args[1][::-1]  # graphlib gives the imported module first
+  return []
+
+
+@functools.cache
+def package_edges() -> list[tuple[Import, str]]:
+  return edges_of(ROOT / "plm_jax")
+
+
+def layer(module: str) -> str:
+  return module.partition(".")[0]
+
+
+def test_every_layer_is_in_the_table_and_those_beneath_it_come_first():
+  package = ROOT / "plm_jax"
+  modules = {module_name(path, package) for path in package.rglob("*.py")}
+  assert {layer(m) for m in modules if m != "__init__"} == set(BENEATH)
+  order = list(BENEATH)
+  for name, beneath in BENEATH.items():
+    assert beneath <= set(order[: order.index(name)]), name
+
+
+@pytest.mark.parametrize("name", BENEATH)
+def test_imports_go_down_only(name):
+  order = list(BENEATH)
+  wrong = set()
+  for one, target in package_edges():
+    if layer(one.source) != name or layer(target) == name:
+      continue
+    lower = set(order[: order.index(name)]) if one.annotation else BENEATH[name]
+    if layer(target) not in lower:
+      wrong.add(f"{one.source} imports {one.name}")
   assert not wrong
 
 
+@pytest.mark.parametrize("name", BENEATH)
+def test_a_layer_lists_only_what_it_imports(name):
+  used = {layer(target) for one, target in package_edges() if layer(one.source) == name}
+  assert BENEATH[name] <= used
+
+
+def test_no_files_import_in_a_circle():
+  assert not circle([(one.source, target) for one, target in package_edges()])
+
+
+def test_no_folders_import_in_a_circle():
+  pairs = {(layer(one.source), layer(target)) for one, target in package_edges()}
+  assert not circle([(a, b) for a, b in sorted(pairs) if a != b])
+
+
+def test_functions_import_only_heavy_libraries():
+  late = {i for i in imports_in(ROOT / "plm_jax") if i.inside}
+  assert late
+  light = {f"{i.source} imports {i.name}" for i in late if layer(i.name) not in HEAVY | {"plm_jax"}}
+  assert not light
+
+
+def test_functions_import_modules_of_the_package_for_a_stated_reason_only():
+  assert {(one.source, target) for one, target in package_edges() if one.inside} == set(LATE)
+
+
+@pytest.mark.parametrize(
+  "back",
+  [
+    "import house.low.a",
+    "def late():\n  from house.low import a",
+    "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n  from house.low.a import name",
+  ],
+  ids=["plain", "in a function", "for an annotation"],
+)
+def test_a_circle_of_any_kind_is_seen(tmp_path, back):
+  package = tmp_path / "house"
+  for name, text in {"low/a": "from house.high import b", "high/b": back}.items():
+    path = package / f"{name}.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(text + "\n")
+  edges = edges_of(package)
+  assert set(circle([(one.source, target) for one, target in edges])) == {"low.a", "high.b"}
+  assert not circle([(one.source, target) for one, target in edges if one.source == "low.a"])
+
+
 def test_nothing_in_the_package_imports_a_command_or_an_experiment():
-  for path in sorted((ROOT / "plm_jax").rglob("*.py")):
-    for node in ast.walk(ast.parse(path.read_text())):
-      if isinstance(node, ast.ImportFrom):
-        first = (node.module or "").split(".")[0]
-        assert first != "experiments" and not first.startswith("run_"), path
+  for one in imports_in(ROOT / "plm_jax"):
+    first = layer(one.name)
+    assert first != "experiments" and not first.startswith("run_"), one
 
 
-HEAVY = {
-  *("grain", "tensorflow_datasets", "tensorflow", "array_record", "sentencepiece", "tokenizers"),
-  *("matplotlib", "tensorboardX", "sklearn", "orbax", "torch", "transformers"),
-}
+@pytest.mark.parametrize("part", ["train", "tasks", "evaluation", "ablate", "commands", "decode"])
+def test_nothing_asks_for_the_class_of_a_model(part):
+  """They ask what a model can do (plm_jax/models/model.py)."""
+  protocol = {f"models.{name}" for name in ("model", "parameters", "compute", "dropout", "cache")}
+  asked = {target for one, target in package_edges() if layer(one.source) == part}
+  assert {target for target in asked if layer(target) == "models"} <= protocol
+
+
+def test_scoring_a_run_does_not_import_training():
+  code = "import sys, plm_jax.commands.score; print(*sys.modules)"
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+  )
+  loaded = set(done.stdout.split())
+  assert "plm_jax.evaluation.perplexity" in loaded
+  for name in ("train.loop", "train.step", "ablate", "tasks", "commands.generate"):
+    assert f"plm_jax.{name}" not in loaded
 
 
 def imported_by(statement: str) -> set[str]:

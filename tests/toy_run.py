@@ -21,14 +21,15 @@ from plm_jax.data.segments import SegmentPair
 from plm_jax.data.tokenizers import WordPiece
 from plm_jax.data.toy_language import random_language, write_corpus
 from plm_jax.experiment import Experiment, Intervals
+from plm_jax.experiment_flags import vocab_size_of
 from plm_jax.models.bert import Bert
 from plm_jax.models.compute import Compute
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.nsp import NSP
 from plm_jax.optim.adamw import AdamW
 from plm_jax.sharding import MeshShape
+from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import Data, compile_experiment, fit
-from plm_jax.train.start import example_batch, vocab_size_of
 from plm_jax.train.workdir import Workdir
 
 WORDS = 12

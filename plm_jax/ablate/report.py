@@ -15,7 +15,6 @@ import json
 import math
 import shlex
 import statistics
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +35,6 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-  """Not on import: several commands have flags of the same name."""
-  flags.DEFINE_string("directory", None, "The directory of the sweep; may stand alone.")
   flags.DEFINE_string("to", None, "Where the report is written (default: DIR/report).")
 
 
@@ -51,10 +48,8 @@ UNSET = " Sizes that are said here are those without `--set`; what was run stand
 FILES = ("report.md", "report.html", "curves.png", "metrics.png", "results.json")
 
 
-def main() -> None:
-  if FLAGS.directory is None:
-    raise UserError("the directory of a sweep is needed: python -m plm_jax.ablate.report DIR")
-  out = Path(FLAGS.directory)
+def main(directory: str) -> None:
+  out = Path(directory)
   measured = gather(out)
   to = Path(FLAGS.to or out / "report")
   claim_folder(to, measured)
@@ -514,8 +509,4 @@ def record_of(measured: Measured) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  define_flags()
-  words = [i for i, word in enumerate(sys.argv[1:], 1) if not word.startswith("-")]
-  if len(words) == 1:
-    sys.argv[words[0]] = f"--directory={sys.argv[words[0]]}"
-  cli.run(main)
+  cli.run(main, words=("DIR",))

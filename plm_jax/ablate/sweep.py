@@ -5,7 +5,7 @@
   python -m plm_jax.ablate.sweep --table=... --budget=smoke --seeds=3 --jobs=2 --out=DIR
   python -m plm_jax.ablate.sweep --table=... --out=DIR --arms=no-nsp,base --set=steps=2000
 
-The same command goes on where it was, after a kill too. Then: python -m plm_jax.ablate.report DIR
+The same command continues, after a kill too. Then: python -m plm_jax.ablate.report DIR
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import inspect
 import shlex
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,20 +22,19 @@ from absl import flags
 
 from plm_jax import cli, overrides
 from plm_jax.ablate import launch
-from plm_jax.ablate.evaluate import read_minimal_pairs
 from plm_jax.ablate.plan import ROOT, Evaluation, Plan, Run, claim, is_done
 from plm_jax.ablate.table import Arm, Table
 from plm_jax.data.corpora import cache_folder
 from plm_jax.data.preparation import prepare
 from plm_jax.errors import UserError
+from plm_jax.evaluation.minimal_pairs import pair_files, read_minimal_pairs
 from plm_jax.experiment import BUDGETS, Experiment
-from plm_jax.train.start import teacher_of
+from plm_jax.runs import teacher_of
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-  """Not on import: several commands have flags of the same name."""
   flags.DEFINE_string("table", None, "FILE:FUNCTION of the table.")
   flags.DEFINE_enum("budget", "small", BUDGETS, "Scale: seconds, minutes, or as published.")
   flags.DEFINE_integer("seeds", 3, "How many seeds: 0, 1, 2, ...")
@@ -50,10 +48,10 @@ def define_flags() -> None:
   flags.DEFINE_integer("jobs", 1, "How many runs at a time; they share the cores and the GPUs.")
   flags.DEFINE_enum("launcher", "local", launch.LAUNCHERS, "Who starts the runs.")
   flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files to evaluate on.")
-  flags.DEFINE_integer("blimp_pairs", None, "At most so many pairs of each of its files.")
-  flags.DEFINE_string("finetune", None, "Fine-tune on so many labels too, such as 500,all.")
+  flags.DEFINE_integer("blimp_pairs", None, "At most this many pairs of each of its files.")
+  flags.DEFINE_string("finetune", None, "Fine-tune on these numbers of labels, such as 500,all.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
-  flags.DEFINE_bool("list", False, "List all tables and leave.")
+  flags.DEFINE_bool("list", False, "List all tables with their published numbers, and leave.")
   flags.DEFINE_bool("dry_run", False, "Show every command, run nothing.")
 
 
@@ -63,7 +61,7 @@ def main() -> int:
   if FLAGS.list:
     for reference, line in cli.list_experiments("experiments", returns="Table"):
       print(f"{reference:45} {line}")
-      print(arms_line(cli.load_experiment(reference, returns="Table")()))
+      print(arm_lines(cli.load_experiment(reference, returns="Table")()))
     return 0
   table, plan, experiments = planned(FLAGS)
   arms = arms_of(table, FLAGS.arms)
@@ -79,7 +77,7 @@ def main() -> int:
   with held(out):
     plan = claim(out, plan)
     runs = [run for run in plan.runs(arms) if not is_done(out, run, plan)]
-    for arm in {run.arm for run in runs}:  # what is distilled needs a teacher that stands
+    for arm in {run.arm for run in runs}:  # a distillation needs a finished teacher
       teacher_of(experiments[arm], plan.budget)
     prepare_texts([experiments[run.arm] for run in runs], cache_folder(plan.cache))
     failed = launch.LAUNCHERS[FLAGS.launcher](out, plan, runs, FLAGS.jobs) if runs else []
@@ -94,8 +92,8 @@ def main() -> int:
 
 
 def planned(asked) -> tuple[Table, Plan, dict[str, Experiment]]:
-  """What the flags ask for; `asked` has an attribute for each of them. Errors: `UserError` for
-  whatever no arm could be run with."""
+  """The table, the sweep and its experiments, from flags: `asked` has an attribute for each.
+  Errors: `UserError` for flags that no arm can be run with."""
   if not asked.table:
     raise UserError("--table=FILE:FUNCTION is needed; --list shows all tables.")
   if asked.seeds < 1 or asked.jobs < 1:
@@ -117,42 +115,38 @@ def planned(asked) -> tuple[Table, Plan, dict[str, Experiment]]:
   return table, plan, experiments
 
 
-def arms_of(table: Table, given: list[str]) -> list[str]:
+def arms_of(table: Table, asked: list[str]) -> list[str]:
   """The arms of `--arms`, each once, or all; `_` stands for `-` too, as in a function's name."""
   names = [arm.name for arm in table.arms]
   meant = {name.replace("_", "-"): name for name in names} | {name: name for name in names}
-  found = [meant.get(name) or meant.get(name.replace("_", "-"), name) for name in given]
-  return [table.arm(name).name for name in dict.fromkeys(found)] or names
+  chosen = [meant.get(name) or meant.get(name.replace("_", "-"), name) for name in asked]
+  return [table.arm(name).name for name in dict.fromkeys(chosen)] or names
 
 
-def arms_line(table: Table) -> str:
-  """The arms below their table, as `--list` shows them."""
-  names = ", ".join(arm.name for arm in table.arms)
-  shape = {"initial_indent": "  ", "subsequent_indent": "  ", "break_on_hyphens": False}
-  return textwrap.fill(names, 100, **shape)
+def arm_lines(table: Table) -> str:
+  """The arms of a table with their published numbers, a line each, as `--list` shows them."""
+  width = max(len(arm.name) for arm in table.arms)
+  return "\n".join(f"  {arm.name:{width}}  {arm.numbers}".rstrip() for arm in table.arms)
 
 
 def experiments_of(table: Table, asked) -> dict[str, Experiment]:
-  """Arm -> its experiment, without those arms that `--set` does not fit and nobody asks for."""
-  found, refused = {}, {}
+  """Arm -> its experiment, without arms that `--set` does not fit, unless --arms names them."""
+  experiments, refused = {}, {}
   for arm in table.arms:
     try:
-      found[arm.name] = overrides.apply(arm.experiment(asked.budget), asked.set)
+      experiments[arm.name] = overrides.apply(arm.experiment(asked.budget), asked.set)
     except UserError as error:
       refused[arm.name] = error
   for name in arms_of(table, asked.arms):
     if name in refused:
-      others = f" (--arms={','.join(found)} runs the others)" if found else ""
+      others = f" (--arms={','.join(experiments)} runs the others)" if experiments else ""
       raise UserError(f"arm {name}: {refused[name]}{others}")
-  return found
+  return experiments
 
 
 def check_blimp(folder: Path) -> None:
-  """A `UserError` for files that no evaluation could read, before anything is trained."""
-  files = sorted(folder.glob("*.jsonl"))
-  if not files:
-    raise UserError(f"--blimp={folder} is no folder with .jsonl files in it.")
-  for file in files:
+  """A `UserError` for files that an evaluation cannot read, before anything is trained."""
+  for file in pair_files(folder):
     read_minimal_pairs(file)
 
 
@@ -176,7 +170,7 @@ def default_out(plan: Plan) -> Path:
 
 
 def heading(table: Table, plan: Plan, experiments, runs: list[Run], out: Path) -> str:
-  """What is about to run."""
+  """The table, and the runs that are about to start."""
   width = max(map(len, experiments))
   lines = [
     f"{table.title} ({table.source})",
@@ -239,5 +233,4 @@ def held(out: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-  define_flags()
   cli.run(main)

@@ -1,24 +1,25 @@
-"""One run of a sweep: pretrain, then evaluate, each as a process of its own.
+"""One run of a sweep: pretrain, then evaluate, each in a separate process.
 
   python -m plm_jax.ablate.task DIR ARM SEED
 
-The same for every launcher: the sweep starts it, a Ray task starts it, a job array starts it. What
-is already done is not done again. It ends when the process that started it ends (`--die_with`).
+The same for every launcher: a sweep, a Ray task or a job array starts it. Finished steps are not
+repeated. It ends when the process that started it ends (`--die_with`).
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import fcntl
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+from absl import flags
+
+from plm_jax import cli
 from plm_jax.ablate.plan import (
   ROOT,
   Plan,
@@ -30,29 +31,30 @@ from plm_jax.ablate.plan import (
   read_plan,
   workdir_of,
 )
+from plm_jax.errors import UserError
 from plm_jax.train.workdir import write_whole
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _LIBC = ctypes.CDLL(None)
 
+FLAGS = flags.FLAGS
 
-def main(words: list[str] | None = None) -> int:
-  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-  parser.add_argument("out", type=Path)
-  parser.add_argument("arm")
-  parser.add_argument("seed", type=int)
-  parser.add_argument(
-    "--cores", help="numbers with commas between; all that there are if not given"
-  )
-  parser.add_argument("--die_with", type=int, help="process id of the parent")
-  given = parser.parse_args(words)
-  if given.die_with:
+
+def define_flags() -> None:
+  flags.DEFINE_list("cores", [], "Numbers of the cores to run on (default: all).")
+  flags.DEFINE_integer("die_with", None, "Process id of the parent, with which this one ends.")
+
+
+def main(out: str, arm: str, seed: str) -> int:
+  if FLAGS.die_with:
     _die_with_parent()
-    if os.getppid() != given.die_with:
+    if os.getppid() != FLAGS.die_with:
       return 1
-  if given.cores:
-    os.sched_setaffinity(0, [int(core) for core in given.cores.split(",")])
-  return perform(given.out, read_plan(given.out), Run(given.arm, given.seed))
+  if not seed.isdecimal():
+    raise UserError(f"{seed!r} is not a seed; expected a number")
+  if FLAGS.cores:
+    os.sched_setaffinity(0, [int(core) for core in FLAGS.cores])
+  return perform(Path(out), read_plan(Path(out)), Run(arm, int(seed)))
 
 
 def perform(out: Path, plan: Plan, run: Run) -> int:
@@ -146,4 +148,4 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  cli.run(main, words=("DIR", "ARM", "SEED"))

@@ -13,19 +13,17 @@ from absl import flags
 
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
-from plm_jax.data.segments import frame
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.decode.fill_mask import Blank, fill
 from plm_jax.decode.writer import source_of
 from plm_jax.errors import UserError
-from plm_jax.train.start import keep_compilations
-from plm_jax.train.trained import load
+from plm_jax.runs import Run, check_predicts_tokens
+from plm_jax.train.process import keep_compilations
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-  """Not on import: several commands have flags of the same name."""
   flags.DEFINE_string("model", None, "The directory of a run, or of an imported model.")
   flags.DEFINE_multi_string("text", [], "A text with [MASK] in it. Repeatable.")
   flags.DEFINE_integer("best", 5, "How many fillers are shown for each blank.")
@@ -37,21 +35,24 @@ def main() -> None:
   if FLAGS.best < 1:
     raise UserError(f"--best={FLAGS.best} was given; at least one filler is needed.")
   keep_compilations(default_cache())
-  trained = load(FLAGS.model)
-  model = trained.params.masked_lm()
+  run = Run.load(FLAGS.model)
+  check_predicts_tokens(run)
+  model = run.params.masked_lm()
   if model is None:
     raise UserError(
-      f"{trained.source.path} was not trained to predict a masked token; take a BERT or one of its "
+      f"{run.path} was not trained to predict a masked token; take a BERT or one of its "
       "successors, or python -m plm_jax.generate for a model that writes (a T5 fills <extra_id_0>)"
     )
-  blanks = [blanks_of(text, trained.tokenizer, trained.config.positions) for text in FLAGS.text]
-  best = min(FLAGS.best, trained.tokenizer.vocab.size)
-  fillers = iter(fill(model, [b for each in blanks for b in each], trained.compute, best))
+  blanks = [blanks_of(text, run.tokenizer, run.config.positions) for text in FLAGS.text]
+  best = min(FLAGS.best, run.tokenizer.vocab.size)
+  fillers = iter(fill(model, [b for each in blanks for b in each], run.compute, best))
   for text, each in zip(FLAGS.text, blanks):
     print(text)
     for _ in each:
-      found = next(fillers)
-      words = (f"{trained.tokenizer.decode([f.token]).strip()} {f.probability:.3f}" for f in found)
+      words = (
+        f"{run.tokenizer.decode([filler.token]).strip()} {filler.probability:.3f}"
+        for filler in next(fillers)
+      )
       print("  " + ", ".join(words))
 
 
@@ -60,7 +61,7 @@ def blanks_of(text: str, tokenizer: Tokenizer, positions: int) -> list[Blank]:
   vocab = tokenizer.vocab
   if vocab.mask is None:
     raise UserError("this model's tokenizer has no token for a blank")
-  first, last = frame(vocab)
+  first, last = vocab.frame()
   ids = np.array([first, *source_of(text, tokenizer), last], np.int32)
   if len(ids) > positions:
     raise UserError(f"a text has {len(ids)} tokens and the model reads {positions}; shorten it")
@@ -71,5 +72,4 @@ def blanks_of(text: str, tokenizer: Tokenizer, positions: int) -> list[Blank]:
 
 
 if __name__ == "__main__":
-  define_flags()
   cli.run(main)

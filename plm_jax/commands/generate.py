@@ -13,24 +13,23 @@ a single text appears while it is written.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
+from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.decode.rules import Rules
 from plm_jax.decode.writer import Task, continuation, tasks, write
 from plm_jax.errors import UserError
-from plm_jax.train.start import keep_compilations
-from plm_jax.train.trained import Trained, load
+from plm_jax.runs import Run, check_predicts_tokens
+from plm_jax.train.process import keep_compilations
 
 FLAGS = flags.FLAGS
 _SAMPLES = 100_000  # all texts are held until the last is written
 
 
 def define_flags() -> None:
-  """Not on import: several commands have flags of the same name."""
   flags.DEFINE_string("model", None, "The directory of a run, or of an imported model.")
   flags.DEFINE_multi_string("prompt", [], "A text to go on from. Repeatable.")
   flags.DEFINE_string("prompts", None, "A file with a prompt in every line.")
@@ -58,28 +57,27 @@ def main() -> None:
     )
   prompts = prompts_of_flags()
   keep_compilations(default_cache())
-  trained = load(FLAGS.model)
-  of = tasks(trained, [with_shots(prompt) for prompt in prompts])
-  if of[0].source is not None and prompts == [""]:
+  run = Run.load(FLAGS.model)
+  check_predicts_tokens(run)
+  asked = tasks(run.params, run.config, run.tokenizer, [with_shots(prompt) for prompt in prompts])
+  if asked[0].source is not None and prompts == [""]:
     raise UserError("an encoder-decoder needs a text to read: give --prompt or --prompts.")
-  single = len(of) * FLAGS.samples == 1
-  terminal = Terminal(trained, of[0], prompts[0]) if single and streams(rules) else None
-  found = write(
-    trained,
-    of,
-    rules,
+  single = len(asked) * FLAGS.samples == 1
+  terminal = Terminal(run.tokenizer, asked[0], prompts[0]) if single and streams(rules) else None
+  written = write(
+    *(run.params, run.config, run.tokenizer, run.compute, asked, rules),
     samples=FLAGS.samples,
     seed=FLAGS.seed,
     watch=terminal.show if terminal else None,
   )
   if terminal:
-    terminal.end(found[0][0].ids)
+    terminal.end(written[0][0].ids)
     return
-  for number, (prompt, task, texts) in enumerate(zip(prompts, of, found, strict=True), 1):
+  for number, (prompt, task, texts) in enumerate(zip(prompts, asked, written, strict=True), 1):
     for sample, text in enumerate(texts, 1):
       if not single:
         print(f"--- {number}" + (f", text {sample} of {len(texts)}" if len(texts) > 1 else ""))
-      print(beginning(prompt, task) + continuation(trained.tokenizer, task, text.ids))
+      print(beginning(prompt, task) + continuation(run.tokenizer, task, text.ids))
 
 
 def rules_of_flags() -> Rules:
@@ -104,7 +102,7 @@ def prompts_of_flags() -> list[str]:
   prompts = list(FLAGS.prompt)
   if FLAGS.prompts:
     # Not splitlines(), which also parts a prompt at U+2028 and at a page's end.
-    lines = text_of(FLAGS.prompts, "--prompts").removesuffix("\n").split("\n")
+    lines = cli.read_text(FLAGS.prompts, "--prompts").removesuffix("\n").split("\n")
     prompts += lines
     if lines == [""]:
       raise UserError(f"--prompts={FLAGS.prompts} is empty; expected a prompt in every line.")
@@ -117,25 +115,15 @@ def prompts_of_flags() -> list[str]:
 
 
 def with_shots(prompt: str) -> str:
-  """The prompt behind the examples."""
+  """The prompt after the examples."""
   if not FLAGS.shots:
     return prompt
-  shots = text_of(FLAGS.shots, "--shots")
+  shots = cli.read_text(FLAGS.shots, "--shots")
   return shots + ("" if shots.endswith("\n") else "\n") + prompt
 
 
-def text_of(path: str, flag: str) -> str:
-  """A file as text. Errors: `UserError` for what is none, and for devices, which may never end."""
-  if Path(path).is_char_device():
-    raise UserError(f"{flag}={path} is a device; expected a file of text.")
-  try:
-    return Path(path).read_text(encoding="utf-8")
-  except (OSError, ValueError) as error:
-    raise UserError(f"{flag}={path} cannot be read as text: {error}.") from None
-
-
 def beginning(prompt: str, task: Task) -> str:
-  """What a continuation is shown behind; an encoder-decoder's text stands alone."""
+  """The text before a continuation; an encoder-decoder's text is shown alone."""
   return "" if task.source is not None else prompt
 
 
@@ -146,8 +134,8 @@ def streams(rules: Rules) -> bool:
 class Terminal:
   """Shows a text while it grows."""
 
-  def __init__(self, trained: Trained, task: Task, prompt: str):
-    self._tokenizer, self._task, self._shown = trained.tokenizer, task, ""
+  def __init__(self, tokenizer: Tokenizer, task: Task, prompt: str):
+    self._tokenizer, self._task, self._shown = tokenizer, task, ""
     print(beginning(prompt, task), end="", flush=True)
 
   def show(self, ids: list[int]) -> None:
@@ -163,5 +151,4 @@ class Terminal:
 
 
 if __name__ == "__main__":
-  define_flags()
   cli.run(main)

@@ -10,13 +10,7 @@
 - a folder of them: read recursively, in the order of the sorted paths;
 - `tfds:NAME[/CONFIG][:SPLIT]`: a TFDS data set (see `plm_jax.data.tfds_text`).
 
-Lines up to `LONG_LINE` characters are sentences as they stand; longer ones are paragraphs and
-are split by the rules of `plm_jax.data.sentences`. Text whose lines were wrapped at a fixed width
-(books of Project Gutenberg) is recognised by its beginning: many lines go on in the next one
-with a small letter, and sentences end inside of lines. There the lines of a paragraph are joined
-before they are split, and if the beginning shows runs of blank lines, only such a run ends a
-document; a single one ends a paragraph. Text in the form of WikiText, where lines like
-` = Title = ` begin the articles, has an article as a document; blank lines end paragraphs there.
+`plm_jax.data.layout` says how lines make up sentences and documents.
 
 A text with fewer than 20 documents is later cut into pieces (see `plm_jax.data.pieces`).
 
@@ -28,20 +22,18 @@ import gzip
 import hashlib
 import json
 import os
-import re
 import zlib
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from plm_jax.data.documents import Document
-from plm_jax.data.sentences import split_sentences
+from plm_jax.data.layout import TITLE, Layout, layout_of, sentences_of, text_sentences
+from plm_jax.data.tfds_text import open_tfds
 from plm_jax.errors import UserError
 
 __all__ = ["Document", "Source", "TextFiles", "default_cache", "open_source"]
 
-LONG_LINE = 256  # characters; a longer line is a paragraph
 LONGEST_DOCUMENT = 1 << 20  # characters
 _LONGEST_PIECE = 1 << 20  # bytes of a line that are read at once
 _PROBE = 1 << 18  # bytes at the beginning of a file that show how it is laid out
@@ -85,8 +77,6 @@ def cache_folder(given: str | None) -> Path:
 def open_source(source: str, cache_dir: str | os.PathLike | None = None) -> Source:
   """The source that a string names (see above). `cache_dir/tfds` keeps what TFDS prepares."""
   if source.startswith("tfds:"):
-    from plm_jax.data.tfds_text import open_tfds
-
     return open_tfds(source, Path(cache_dir or default_cache()) / "tfds")
   path = Path(os.path.expanduser(source))
   if not source or not path.exists():
@@ -214,34 +204,6 @@ def _decode(block: bytes, file: Path, line: int, offset: int) -> str:
     ) from None
 
 
-_TITLE = re.compile(r"= (?!=).*(?<!=) =")  # of an article; sections have "= = Title = ="
-
-
-class Layout(NamedTuple):
-  """How the lines of a text make up sentences and documents."""
-
-  wrapped: bool = False  # a line break within a paragraph means nothing
-  run: int = 1  # how many blank lines end a document
-  titles: bool = False  # lines "= Title =" begin documents, and nothing else does
-
-
-def _layout(lines: list[str]) -> Layout:
-  """Judge from the beginning of a text: see the head of this file for the rule."""
-  if sum(not a and _TITLE.fullmatch(b) is not None for a, b in pairwise(lines)) > 1:
-    return Layout(titles=True)
-  pairs = [(a, b) for a, b in pairwise(lines) if a and b]
-  if len(pairs) < 2 or max(map(len, lines)) > 120:
-    return Layout()
-  goes_on = sum(a[-1].isalnum() + a.endswith((",", ";")) > 0 and b[0].islower() for a, b in pairs)
-  inside = sum(len(split_sentences(line)) > 1 for line in lines)
-  if goes_on < 0.3 * len(pairs) or inside < 0.05 * len(pairs):
-    return Layout()
-  runs = sum(
-    not a and not b and c != "" for a, b, c in zip(lines, lines[1:], lines[2:], strict=False)
-  )
-  return Layout(wrapped=True, run=2 if runs > 1 else 1)
-
-
 def _probe(file: Path) -> Layout:
   lines, size = [], 0
   for line in _lines(file):
@@ -249,16 +211,7 @@ def _probe(file: Path) -> Layout:
     size += len(line.text) + 1
     if size > _PROBE:
       break
-  return _layout(lines)
-
-
-def _sentences(paragraph: list[str], wrapped: bool) -> list[str]:
-  if wrapped:
-    return split_sentences(" ".join(paragraph))
-  found = []
-  for line in paragraph:
-    found += split_sentences(line) if len(line) > LONG_LINE else [line]
-  return found
+  return layout_of(lines)
 
 
 def _from_text(file: Path, name: str) -> Iterator[Document]:
@@ -268,7 +221,7 @@ def _from_text(file: Path, name: str) -> Iterator[Document]:
   paragraph: list[str] = []
 
   def close() -> Document:
-    sentences.extend(_sentences(paragraph, layout.wrapped))
+    sentences.extend(sentences_of(paragraph, layout.wrapped))
     document = Document(f"{name}:{first}", tuple(sentences))
     sentences.clear()
     paragraph.clear()
@@ -278,10 +231,10 @@ def _from_text(file: Path, name: str) -> Iterator[Document]:
     if not line.text:
       blank += line.ends
       if paragraph:
-        sentences += _sentences(paragraph, layout.wrapped)
+        sentences += sentences_of(paragraph, layout.wrapped)
         paragraph.clear()
       continue
-    ends = _TITLE.fullmatch(line.text) if layout.titles else blank >= layout.run
+    ends = TITLE.fullmatch(line.text) if layout.titles else blank >= layout.run
     if blank and sentences and ends:
       yield close()
     if not sentences and not paragraph:
@@ -341,18 +294,3 @@ def read_json(text: str) -> Any:
   except UnicodeEncodeError as error:
     raise ValueError(f"half a character, \\u{ord(error.object[error.start]):04x}") from None
   return said
-
-
-def text_sentences(text: str) -> tuple[str, ...]:
-  """The sentences of a document held in one string, by the same rules as a file."""
-  lines = [" ".join(line.split()) for line in text.splitlines()]
-  wrapped = _layout(lines).wrapped
-  found: list[str] = []
-  paragraph: list[str] = []
-  for line in [*lines, ""]:
-    if line:
-      paragraph.append(line)
-    elif paragraph:
-      found += _sentences(paragraph, wrapped)
-      paragraph = []
-  return tuple(found)

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from plm_jax.data.segments import beginning, ending, filler, frame
 from plm_jax.errors import UserError
 
 if TYPE_CHECKING:
   from plm_jax.data.store import TokenStore
-  from plm_jax.data.tokenizers import Vocab
+  from plm_jax.data.vocab import Vocab
 
 STRETCH = np.dtype([("start", np.int64), ("length", np.int32)])
 
@@ -78,7 +77,7 @@ class PackedDocuments:
     place = table_rows["start"][:, None] + np.arange(length)
     padding = np.arange(length) >= table_rows["length"][:, None]
     input_ids, document = self._tokens(store, place, vocab)
-    np.copyto(input_ids, filler(vocab), where=padding)
+    np.copyto(input_ids, vocab.filler, where=padding)
     rows = {
       "input_ids": input_ids,
       "segment_ids": np.zeros_like(input_ids),
@@ -116,12 +115,12 @@ class PackedDocuments:
     return ids, document
 
   def _frame(self, vocab: Vocab) -> tuple[int, int]:
-    if not (beginning(vocab) and ending(vocab)):
+    if not (vocab.begin and vocab.end):
       raise UserError(
         "the tokenizer has no tokens that begin and end a text; set data.segments.framed=false for "
         "documents without them, or take another tokenizer"
       )
-    return frame(vocab, padding=False)  # published ones have none
+    return vocab.begin[0], vocab.end[0]
 
 
 def _bounds(store: TokenStore, framed: bool) -> _Bounds:

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from plm_jax.data.draws import Draws
-from plm_jax.data.segments import SPANS, frame, read_pairs, windows
+from plm_jax.data.segments import SPANS, read_pairs, windows
 from plm_jax.errors import UserError
 
 if TYPE_CHECKING:
   from plm_jax.data.store import TokenStore
-  from plm_jax.data.tokenizers import Vocab
+  from plm_jax.data.vocab import Vocab
 
 PACKED = np.dtype(
   [
@@ -73,7 +73,7 @@ class _Packed:
   ) -> dict[str, np.ndarray]:
     """The tokens of PACKED [B]: input_ids and segment_ids int32 [B, T]; length and pair_label int32
     [B]. There is one segment, and no pair: both are 0."""
-    cls, sep = frame(vocab)
+    cls, sep = vocab.frame()
     input_ids = windows(store.tokens, table_rows["start"] - 1, length).astype(np.int32)
     crossing = np.flatnonzero(table_rows["separators"])
     if crossing.size:

@@ -27,7 +27,9 @@ from plm_jax.data.packing import DocSentences, FullSentences, SentencePair
 from plm_jax.data.running_text import RunningText
 from plm_jax.data.segments import SegmentPair, pass_table
 from plm_jax.data.source_target import SourceTarget
-from plm_jax.data.tokenizers import BytePairs, Unigram, Vocab, WordPiece
+from plm_jax.data.store import TokenStore
+from plm_jax.data.tokenizers import TokenizerConfig, WordPiece
+from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 
 _EVALUATION_SEED = 0  # of its own, so that runs with different seeds are measured on the same masks
@@ -57,7 +59,7 @@ class Corpus:
   """
 
   source: str = "tfds:installed_text"
-  tokenizer: WordPiece | BytePairs | Unigram = WordPiece(vocab_size=4096)  # noqa: RUF009  frozen
+  tokenizer: TokenizerConfig = WordPiece(vocab_size=4096)  # noqa: RUF009  frozen
   segments: Segments = SegmentPair()  # noqa: RUF009  frozen
   length: int = 128
   held_out: float = 0.02
@@ -93,7 +95,7 @@ class Batches:
   whatever their number. Picklable; a copy in a worker process opens the same tables from disk.
   """
 
-  store: object  # TokenStore
+  store: TokenStore
   corpus: Corpus
   objectives: tuple
   vocab: Vocab

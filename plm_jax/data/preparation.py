@@ -16,10 +16,9 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from plm_jax.data.corpora import Document, Source, default_cache, open_source
 from plm_jax.data.encoding import Encoding, encoded
 from plm_jax.data.pieces import Pieces, in_pieces
 from plm_jax.data.store import PARTS, StoreWriter, TokenStore
+from plm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.progress import progress_bar
 
@@ -44,7 +44,7 @@ SAMPLE = 32 << 20  # characters that a tokenizer is trained on at most; counting
 class Prepared:
   """What training reads. `manifest`: hashes and counts, and what was dropped and why."""
 
-  tokenizer: Any  # plm_jax.data.tokenizers.Tokenizer
+  tokenizer: Tokenizer
   train: TokenStore
   valid: TokenStore
   manifest: dict
@@ -91,27 +91,19 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _finished(directory: Path) -> bool:
-  """Whether the manifest is there and the files have the sizes it says; damage starts it over."""
-  try:
-    manifest = json.loads((directory / "manifest.json").read_text())
-    sizes = {file: (directory / file).stat().st_size for file in manifest["files"]}
-  except FileNotFoundError:
-    manifest = None
-    if (directory / "manifest.json").exists():
-      shutil.rmtree(directory)
+  """Whether the manifest is there and the files have its sizes. Damage removes the directory."""
+  path = directory / "manifest.json"
+  if not path.exists():
     return False
-  except ValueError:
-    shutil.rmtree(directory)
-    return False
-  if all(sizes[file] == said["bytes"] for file, said in manifest["files"].items()):
-    return True
+  with suppress(FileNotFoundError, ValueError):
+    files = json.loads(path.read_text())["files"]
+    if all((directory / name).stat().st_size == file["bytes"] for name, file in files.items()):
+      return True
   shutil.rmtree(directory)
   return False
 
 
-def _open(directory: Path, tokenizer) -> Prepared:
-  from plm_jax.data.tokenizers import load_tokenizer
-
+def _open(directory: Path, tokenizer: Tokenizer | None) -> Prepared:
   tokenizer = tokenizer or load_tokenizer(directory / "tokenizer")
   manifest = json.loads((directory / "manifest.json").read_text())
   stores = (TokenStore(directory, split, tokenizer.vocab.size) for split in SPLITS)
@@ -158,9 +150,7 @@ class _Preparation:
 
   # The tokenizer.
 
-  def _trained(self):
-    from plm_jax.data.tokenizers import load_tokenizer
-
+  def _trained(self) -> Tokenizer:
     place = self.directory / "tokenizer"
     if not place.exists():
       self._check_split()

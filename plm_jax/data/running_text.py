@@ -18,7 +18,7 @@ from plm_jax.errors import UserError
 
 if TYPE_CHECKING:
   from plm_jax.data.store import TokenStore
-  from plm_jax.data.tokenizers import Vocab
+  from plm_jax.data.vocab import Vocab
 
 STRETCH = np.dtype([("start", np.int64), ("length", np.int32)])
 _SHORTEST = 2  # tokens: what is corrupted needs something that is not

@@ -28,7 +28,7 @@ from plm_jax.errors import UserError
 
 if TYPE_CHECKING:
   from plm_jax.data.store import TokenStore
-  from plm_jax.data.tokenizers import Vocab
+  from plm_jax.data.vocab import Vocab
 
 SPANS = np.dtype(
   [
@@ -99,7 +99,7 @@ def read_pairs(
 ) -> dict[str, np.ndarray]:
   """The tokens of SPANS [B]: input_ids and segment_ids int32 [B, T]; length and pair_label int32
   [B]. A span without B becomes "[CLS] A [SEP]"."""
-  cls, sep = frame(vocab)
+  cls, sep = vocab.frame()
   first_sep = spans["a_length"] + 1
   second_sep = first_sep + (separators - 1) * (spans["b_length"] > 0)
   last_sep = second_sep + (spans["b_length"] + 1) * (spans["b_length"] > 0)
@@ -123,38 +123,6 @@ def read_pairs(
     "length": (last_sep + 1).astype(np.int32),
     "pair_label": spans["label"].astype(np.int32),
   }
-
-
-def frame(vocab: Vocab, padding: bool = True) -> tuple[int, int]:
-  """What stands before and after a text: [CLS] and [SEP], <s> and </s>, or <|endoftext|>.
-
-  padding: whether a token for padding is needed too, which LLaMA's vocabulary lacks. Errors:
-  `UserError` where one of them is not there.
-  """
-  found = [*beginning(vocab), *ending(vocab)]
-  if len(found) < 2 or (padding and vocab.pad is None):
-    raise UserError(
-      "rows need a tokenizer with tokens for the begin and the end of a text and for padding, and "
-      "this one lacks one of them; take another tokenizer or train one"
-    )
-  return found[0], found[1]
-
-
-def beginning(vocab: Vocab) -> list[int]:
-  """What a text begins with: a token, or none where the vocabulary has none (GPT-1's)."""
-  token = vocab.bos if vocab.cls is None else vocab.cls
-  return [] if token is None else [token]
-
-
-def ending(vocab: Vocab) -> list[int]:
-  """What a text ends with: a token, or none where the vocabulary has none (GPT-1's)."""
-  token = vocab.eos if vocab.sep is None else vocab.sep
-  return [] if token is None else [token]
-
-
-def filler(vocab: Vocab) -> int:
-  """What stands behind a row, where nothing looks: padding, the end, or any token."""
-  return next(iter(ending(vocab)), 0) if vocab.pad is None else vocab.pad
 
 
 def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:

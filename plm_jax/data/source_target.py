@@ -13,7 +13,7 @@ from plm_jax.errors import UserError
 
 if TYPE_CHECKING:
   from plm_jax.data.store import TokenStore
-  from plm_jax.data.tokenizers import Vocab
+  from plm_jax.data.vocab import Vocab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,6 @@ class SourceTarget:
   ) -> dict[str, np.ndarray]:
     """The tokens of SPANS [B], as `read_pairs` lays them out; where a vocabulary has no token for
     the begin of a text (T5), that of padding stands there."""
-    if vocab.cls is None and vocab.bos is None:
+    if not vocab.begin:
       vocab = replace(vocab, cls=vocab.pad)
     return read_pairs(store, table_rows, length, vocab, 1)

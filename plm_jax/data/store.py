@@ -145,10 +145,3 @@ class StoreWriter:
       os.fsync(file.fileno())
       lengths[part] = os.fstat(file.fileno()).st_size
     return lengths
-
-
-def prepare(corpus, cache_dir=None, progress: bool = True):
-  """The tokenised corpus, from the cache or made now: see `plm_jax.data.preparation`."""
-  from plm_jax.data.preparation import prepare
-
-  return prepare(corpus, cache_dir, progress)

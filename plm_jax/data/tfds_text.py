@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from plm_jax.data import installed_text
 from plm_jax.data.documents import Document
+from plm_jax.data.layout import text_sentences
 from plm_jax.errors import UserError
 
 OWN = "installed_text"
@@ -176,8 +177,6 @@ class TfdsText(NamedTuple):
   def _sentences(self, text: str) -> tuple[str, ...]:
     if self.name == OWN:
       return tuple(text.split("\n"))
-    from plm_jax.data.corpora import text_sentences
-
     return text_sentences(text)
 
   def fingerprint(self) -> str:

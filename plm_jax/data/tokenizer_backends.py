@@ -99,7 +99,8 @@ class Fast:
     self.model.encode_special_tokens = True  # "[MASK]" in a text is seven characters
     rules = json.loads(definition)
     self._added = [token["id"] for token in rules["added_tokens"] if token["special"]]
-    self.kind = "word_piece" if rules["model"]["type"] == "WordPiece" else "byte_pairs"
+    self.is_word_piece = rules["model"]["type"] == "WordPiece"
+    self.kind = "word_piece" if self.is_word_piece else "byte_pairs"
     self.prefix = rules["model"].get("continuing_subword_prefix") or ""
     self.word_end = rules["model"].get("end_of_word_suffix") or ""
     self.lowercase = bool((rules["normalizer"] or {}).get("lowercase", False))
@@ -112,7 +113,7 @@ class Fast:
       and all(token["special"] for token in rules["added_tokens"])
     )
     self._words = _Words(self._encode_texts)
-    self.joint = " " if self.kind == "word_piece" or self.word_end else ""
+    self.joint = " " if self.is_word_piece or self.word_end else ""
 
   def __reduce__(self):
     return Fast, (self.model.to_str(),)
@@ -128,7 +129,7 @@ class Fast:
   @cached_property
   def roles(self) -> dict[str, int | None]:
     ids = self.model.get_vocab(with_added_tokens=True)
-    if self.kind == "word_piece":
+    if self.is_word_piece:
       wanted = {role: names[:1] for role, names in ROLE_NAMES.items() if names[0].startswith("[")}
     else:
       wanted = ROLE_NAMES
@@ -144,7 +145,7 @@ class Fast:
       return (
         None  # GPT-1 marks where words end; whether a token begins one depends on its neighbour
       )
-    if self.kind == "word_piece":
+    if self.is_word_piece:
       return np.array([not piece.startswith(self.prefix) for piece in self.pieces])
     return np.array([piece.startswith("Ġ") for piece in self.pieces])
 
@@ -182,7 +183,7 @@ class Fast:
     cls, sep = self.roles["cls"], self.roles["sep"]
     if cls is not None and sep is not None and published.post_processor is None:
       published.post_processor = self._sentence_frame(cls, sep)
-    if self.kind == "word_piece":
+    if self.is_word_piece:
       (folder / "vocab.txt").write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
     else:
       try:
@@ -196,7 +197,7 @@ class Fast:
 
   def _sentence_frame(self, cls: int, sep: int) -> processors.TemplateProcessing:
     c, s = self.pieces[cls], self.pieces[sep]
-    bert = self.kind == "word_piece"
+    bert = self.is_word_piece
     return processors.TemplateProcessing(
       single=f"{c} $A {s}",
       pair=f"{c} $A {s} $B:1 {s}:1" if bert else f"{c} $A {s} {s} $B {s}",

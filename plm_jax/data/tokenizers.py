@@ -12,46 +12,18 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
+from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 
 FORMAT = 1
 _FULL_STOPS = (".", "▁.", "Ġ.", ".</w>")
-
-
-@dataclass(frozen=True, eq=False)
-class Vocab:
-  """What objectives need to know of a vocabulary; numpy only, picklable.
-
-  `special` bool [V]: the token is no text. `word_start` bool [V]: the token begins a word or is
-  special; WordPiece: no "##"; byte pairs: begins with "Ġ" (fairseq's rule, so that the first word
-  of a text counts only with `prefix_space`); unigram: begins with "▁". None for GPT-1, whose
-  tokens mark ends of words. A role that the vocabulary lacks is None. `counts` int [V]: how often a
-  token is in the training text, where a run has filled it in. `sentinels` int32 [n]: the ids of
-  <extra_id_0>, <extra_id_1>, ... `languages`: the ids of language codes. `full_stop` bool [V]: the
-  token is a full stop.
-  """
-
-  size: int
-  pad: int | None
-  unk: int | None
-  cls: int | None
-  sep: int | None
-  mask: int | None
-  bos: int | None
-  eos: int | None
-  special: np.ndarray
-  word_start: np.ndarray | None
-  counts: np.ndarray | None = None
-  sentinels: np.ndarray | None = None
-  languages: dict[str, int] = field(default_factory=dict)
-  full_stop: np.ndarray | None = None
 
 
 class Tokenizer:
@@ -80,7 +52,7 @@ class Tokenizer:
 
   @property
   def kind(self) -> str:
-    """ "word_piece", "byte_pairs" or "unigram"."""
+    """The `kind` of its class of `TokenizerConfig`."""
     return self._backend.kind
 
   @property
@@ -173,7 +145,7 @@ class Tokenizer:
 
   def save(self, folder: str | Path) -> None:
     """Write the published format's files and the rules they leave open, for `load_tokenizer`."""
-    from plm_jax.data.tokenizer_files import RULES_FILE
+    from plm_jax.data import tokenizer_files as files
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,7 +153,7 @@ class Tokenizer:
     rules = {"format": FORMAT, "kind": self.kind, "lowercase": self.lowercase}
     rules |= self._added
     rules |= {"vocab_size": self.vocab.size, "fingerprint": self.fingerprint}
-    (folder / RULES_FILE).write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")
+    (folder / files.RULES_FILE).write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")
 
   @cached_property
   def _special_names(self) -> re.Pattern:
@@ -212,59 +184,65 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
   return tokenizer
 
 
-def _load(config, kind: str, **rules) -> Tokenizer:
-  from plm_jax.data.tokenizer_files import read_backend, read_rules
-
-  if config.path is None:
-    raise UserError(f"{type(config).__name__} has no path to load from; set path or train it.")
-  if read_rules(config.path):
-    tokenizer = load_tokenizer(config.path)  # checks its fingerprint
-  else:
-    backend = read_backend(config.path, **rules)
-    tokenizer = Tokenizer(backend, config.sentinels, config.languages)
-  if tokenizer.kind != kind:
-    other = {"word_piece": "WordPiece", "byte_pairs": "BytePairs", "unigram": "Unigram"}
-    raise UserError(
-      f"{config.path} holds a tokenizer of another kind; "
-      f"use {other[tokenizer.kind]}(path=...) instead of {type(config).__name__}."
-    )
-  found_rules = {name: getattr(tokenizer._backend, name) for name in rules}
-  languages = tuple(tokenizer.vocab.languages)
-  found_rules |= {"sentinels": tokenizer._sentinels, "languages": languages}
-  rules |= {"sentinels": config.sentinels, "languages": config.languages}
-  for name, wanted in rules.items():
-    if (found := found_rules[name]) != wanted:
-      raise UserError(
-        f"{config.path} was made with {name}={found}, and {type(config).__name__} asks for "
-        f"{wanted}; set {name}={found}."
-      )
-  return tokenizer
-
-
 @dataclass(frozen=True, kw_only=True)
 class Added:
-  """Special tokens behind a vocabulary: `sentinels` of them, <extra_id_0> and on, for what stands
-  for a span of text (T5 has 100), and a code for each of `languages` (mBART: "en_XX")."""
+  """The shared part of tokenizer configurations.
+
+  sentinels: the number of special tokens `<extra_id_0>` and on, after the vocabulary's own; each
+  stands for a span of text (T5 has 100). languages: codes of languages, after those (mBART:
+  "en_XX").
+  """
+
+  kind: ClassVar[str]
+  least: ClassVar[int] = 16  # tokens
 
   sentinels: int = 0
   languages: tuple[str, ...] = ()
 
+  def __post_init__(self):
+    name = type(self).__name__
+    if self.sentinels < 0 or len(set(self.languages)) < len(self.languages):
+      raise UserError(
+        f"{name} has sentinels={self.sentinels} and languages={self.languages}; give at least 0 "
+        "sentinels, and each language once."
+      )
+    if self.vocab_size < self.least:
+      raise UserError(f"{name}.vocab_size is {self.vocab_size}; it must be at least {self.least}.")
+
   @property
   def added(self) -> int:
-    """How many."""
+    """The number of special tokens that are added."""
     return self.sentinels + len(self.languages)
 
+  def load(self) -> Tokenizer:
+    """The published or saved vocabulary at `path`."""
+    from plm_jax.data import tokenizer_files as files
 
-def _refuse_small(config, least: int) -> None:
-  if config.sentinels < 0 or len(set(config.languages)) < len(config.languages):
-    raise UserError(
-      f"{type(config).__name__} has sentinels={config.sentinels} and languages="
-      f"{config.languages}; give at least 0 sentinels, and each language once."
-    )
-  if config.vocab_size < least:
-    raise UserError(
-      f"{type(config).__name__}.vocab_size is {config.vocab_size}; it must be at least {least}."
-    )
+    path, name = self.path, type(self).__name__
+    if path is None:
+      raise UserError(f"{name} has no path to load from; set path or train it.")
+    rules = {rule: getattr(self, rule, None) for rule in ("lowercase", "prefix_space")}
+    rules = {rule: value for rule, value in rules.items() if value is not None}
+    if files.read_rules(path):
+      tokenizer = load_tokenizer(path)  # checks its fingerprint
+    else:
+      backend = files.read_backend(path, **rules)
+      tokenizer = Tokenizer(backend, self.sentinels, self.languages)
+    if tokenizer.kind != self.kind:
+      raise UserError(
+        f"{path} holds a tokenizer of another kind; use {KINDS[tokenizer.kind].__name__}(path=...) "
+        f"instead of {name}."
+      )
+    has = {rule: getattr(tokenizer.backend, rule) for rule in rules}
+    has |= {"sentinels": tokenizer._sentinels, "languages": tuple(tokenizer.vocab.languages)}
+    rules |= {"sentinels": self.sentinels, "languages": self.languages}
+    for rule, wanted in rules.items():
+      if has[rule] != wanted:
+        raise UserError(
+          f"{path} was made with {rule}={has[rule]}, and {name} asks for {wanted}; "
+          f"set {rule}={has[rule]}."
+        )
+    return tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,23 +250,18 @@ class WordPiece(Added):
   """BERT's tokenizer. `vocab_size` is for training (fewer if the text gives no more); a `path`
   (vocab.txt, tokenizer.json or a folder) is taken at its own size."""
 
+  kind: ClassVar[str] = "word_piece"
+
   vocab_size: int = 30522
   lowercase: bool = True
   path: str | None = None
 
-  def __post_init__(self):
-    _refuse_small(self, 16)
-
   def train(self, sentences: Iterable[str]) -> Tokenizer:
     """Train on sentences; equal sentences give equal ids in every process."""
-    from plm_jax.data.tokenizer_training import train_word_piece
+    from plm_jax.data import tokenizer_training
 
-    trained = train_word_piece(sentences, self.vocab_size, self.lowercase)
+    trained = tokenizer_training.train_word_piece(sentences, self.vocab_size, self.lowercase)
     return Tokenizer(trained, self.sentinels, self.languages)
-
-  def load(self) -> Tokenizer:
-    """The published or saved vocabulary at `path`."""
-    return _load(self, "word_piece", lowercase=self.lowercase)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,25 +270,20 @@ class BytePairs(Added):
   it, so that its first word has the same tokens as any other. None: on when it is trained here,
   since every sentence is encoded on its own; at a `path` as the files say, or off, as published."""
 
+  kind: ClassVar[str] = "byte_pairs"
+  least: ClassVar[int] = 261  # 5 special tokens and 256 bytes
+
   vocab_size: int = 50257
   prefix_space: bool | None = None
   path: str | None = None
 
-  def __post_init__(self):
-    _refuse_small(self, 261)  # 5 special tokens and 256 bytes
-
   def train(self, sentences: Iterable[str]) -> Tokenizer:
     """Train on sentences; equal sentences give equal ids in every process."""
-    from plm_jax.data.tokenizer_training import train_byte_pairs
+    from plm_jax.data import tokenizer_training
 
     prefix_space = self.prefix_space is not False
-    trained = train_byte_pairs(sentences, self.vocab_size, prefix_space)
+    trained = tokenizer_training.train_byte_pairs(sentences, self.vocab_size, prefix_space)
     return Tokenizer(trained, self.sentinels, self.languages)
-
-  def load(self) -> Tokenizer:
-    """The published or saved vocabulary at `path`."""
-    said = {} if self.prefix_space is None else {"prefix_space": self.prefix_space}
-    return _load(self, "byte_pairs", **said)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,23 +291,28 @@ class Unigram(Added):
   """ALBERT's and T5's tokenizer. `lowercase` adds ALBERT's cleaning of the text (NFKD, no accents,
   lower case); `layout` fixes the special tokens of a trained model and their ids."""
 
+  kind: ClassVar[str] = "unigram"
+
   vocab_size: int = 30000
   lowercase: bool = False
   layout: Literal["albert", "t5"] = "albert"
   path: str | None = None
 
   def __post_init__(self):
-    _refuse_small(self, 16)
+    super().__post_init__()
     if self.layout not in ("albert", "t5"):
       raise UserError(f"Unigram.layout is {self.layout!r}; expected 'albert' or 't5'.")
 
   def train(self, sentences: Iterable[str]) -> Tokenizer:
     """Train on sentences; equal sentences give equal ids in every process."""
-    from plm_jax.data.tokenizer_training import train_unigram
+    from plm_jax.data import tokenizer_training
 
-    trained = train_unigram(sentences, self.vocab_size, self.lowercase, self.layout)
+    rules = self.lowercase, self.layout
+    trained = tokenizer_training.train_unigram(sentences, self.vocab_size, *rules)
     return Tokenizer(trained, self.sentinels, self.languages)
 
-  def load(self) -> Tokenizer:
-    """The published or saved model at `path`."""
-    return _load(self, "unigram", lowercase=self.lowercase)
+
+TokenizerConfig = WordPiece | BytePairs | Unigram
+"""A new kind is one class with a `kind`, named here."""
+
+KINDS: dict[str, type[TokenizerConfig]] = {c.kind: c for c in get_args(TokenizerConfig)}

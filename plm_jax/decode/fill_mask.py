@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from plm_jax.data.segments import frame
 from plm_jax.data.store import TokenStore
-from plm_jax.data.tokenizers import Tokenizer, Vocab
+from plm_jax.data.tokenizers import Tokenizer
+from plm_jax.data.vocab import Vocab
 from plm_jax.models.compute import Compute
 
 
@@ -77,7 +77,7 @@ def _blank(ids: np.ndarray, tokenizer: Tokenizer, vocab: Vocab) -> Blank | None:
   at = int(np.argmax(lengths[1:])) + 1  # not the first word, which nothing precedes
   if lengths[at] < 4:
     return None
-  first, last = frame(vocab)
+  first, last = vocab.frame()
   row = np.concatenate([[first], ids, [last]]).astype(np.int32)
   row[at + 1] = vocab.mask
   return Blank(row, at + 1, int(ids[at]))

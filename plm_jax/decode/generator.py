@@ -1,4 +1,4 @@
-"""What generation knows of a model's parameters.
+"""The protocol of a model that is ready for generation.
 
     generator = jax.jit(lambda model: model.generator(compute, rows))(model)   # once: a pytree
     cache = generator.start({"pad": pad_B}, capacity)
@@ -12,12 +12,9 @@ of every row, and a step costs one slice update instead of a scatter. Padding ch
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import jax
-
-if TYPE_CHECKING:
-  from plm_jax.data.tokenizers import Vocab
 
 
 class Cache(Protocol):
@@ -54,13 +51,3 @@ class Generator(Protocol):
   def extend(self, ids_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     """Reads T tokens: float32 logits `[B, V]` of the token after the last of them, and the cache
     with them. Encoder-decoders read the decoder's tokens, the first of which is its start token."""
-
-
-class SourceConfig(Protocol):
-  """What the config of an encoder-decoder says of its texts; a decoder has none of this."""
-
-  def source_ids(self, ids: list[int], vocab: Vocab) -> list[int]:
-    """The ids of a text with the special tokens that sources have."""
-
-  def decoder_start(self, vocab: Vocab) -> list[int]:
-    """What the decoder has read before the first token of a target."""

@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from plm_jax.data.segments import beginning
-from plm_jax.data.tokenizers import Tokenizer, Vocab
+from plm_jax.data.tokenizers import Tokenizer
+from plm_jax.data.vocab import Vocab
 from plm_jax.decode import beam, sampling
 from plm_jax.decode.generator import Cache, Generator
 from plm_jax.decode.rules import Rules
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
-
-if TYPE_CHECKING:
-  from plm_jax.train.trained import Trained
+from plm_jax.models.model import Model, Parameters
 
 ROWS = 32  # per batch at most
 _TOKENS = 8  # between two looks at a text that grows in a terminal
@@ -43,33 +41,32 @@ class Task(NamedTuple):
   source: list[int] | None = None
 
 
-def tasks(trained: Trained, texts: list[str]) -> list[Task]:
-  """One for every text, with the special tokens that the model knows texts with.
+def tasks(params: Parameters, config: Model, tokenizer: Tokenizer, texts: list[str]) -> list[Task]:
+  """A task for every text, with the special tokens that the model reads around texts.
 
-  Errors: `UserError` for a model that writes nothing, a text longer than its positions, and ids
+  Errors: `UserError` for a model that does not generate, a text longer than its positions, and ids
   that it does not have.
   """
-  model, config, vocab = trained.params.encoder(), trained.config, trained.tokenizer.vocab
-  if not hasattr(model, "generator"):
+  if not hasattr(params.encoder(), "generator"):
     raise UserError(
-      f"{trained.source.path} holds a {type(config).__name__}, which fills blanks and does not "
-      "write; take python -m plm_jax.fill_mask, or give a GPT, a LLaMA or an encoder-decoder"
+      f"a model of type {type(config).__name__} fills blanks and does not write; take python -m "
+      "plm_jax.fill_mask, or give a GPT, a LLaMA or an encoder-decoder"
     )
-  found = []
+  made = []
   for number, text in enumerate(texts, 1):
     if hasattr(config, "source_ids"):
-      ids = source_of(text, trained.tokenizer).tolist()
-      task = Task(config.decoder_start(vocab), config.source_ids(ids, vocab))
+      ids = source_of(text, tokenizer).tolist()
+      task = Task(config.decoder_start(tokenizer.vocab), config.source_ids(ids, tokenizer.vocab))
     else:
-      task = Task([*beginning(vocab), *trained.tokenizer.encode(text).tolist()])
+      task = Task([*tokenizer.vocab.begin, *tokenizer.encode(text).tolist()])
     if not task.prompt:
       raise UserError(
-        f"prompt {number} has no tokens, and {trained.source.path} knows none that begins a text; "
-        "give a --prompt with words in it"
+        f"prompt {number} has no tokens, and the vocabulary has none that begins a text; give a "
+        "--prompt with words in it"
       )
     check_ids(task.source or task.prompt, config, number)
-    found.append(task)
-  return found
+    made.append(task)
+  return made
 
 
 def source_of(text: str, tokenizer: Tokenizer) -> np.ndarray:
@@ -102,8 +99,11 @@ def ends(vocab: Vocab, causal: bool) -> np.ndarray:
 
 
 def write(
-  trained: Trained,
-  of: list[Task],
+  params: Parameters,
+  config: Model,
+  tokenizer: Tokenizer,
+  compute: Compute,
+  tasks: list[Task],
   rules: Rules,
   *,
   samples: int = 1,
@@ -112,8 +112,8 @@ def write(
 ) -> list[list[Generation]]:
   """`samples` texts for every task: drawn ones, or the best of a beam search, best first.
 
-  A drawn text depends on the seed, its task's number and its own, and on nothing else. watch: is
-  given the tokens so far while a single text grows.
+  config: of `params.encoder()`, which writes. A drawn text depends on the seed, its task's number
+  and its own number alone. watch: is given the tokens so far while a single text grows.
   """
   if samples > 1 and not rules.temperature and samples > rules.beams:
     raise UserError(
@@ -123,17 +123,19 @@ def write(
   if rules.beams > _BEAMS:
     raise UserError(f"beams={rules.beams} is more than {_BEAMS}; give fewer")
   # Beyond the positions nothing is written, and the cache need have no room for it.
-  most = max(1, min(rules.max_length, trained.config.positions))
+  most = max(1, min(rules.max_length, config.positions))
   rules = dataclasses.replace(rules, max_length=most, min_length=min(rules.min_length, most))
   each = samples if rules.temperature else 1
-  jobs = [(n, s) for n in range(len(of)) for s in range(each)]
-  found: dict[int, list[Generation]] = {n: [] for n in range(len(of))}
+  jobs = [(n, s) for n in range(len(tasks)) for s in range(each)]
+  written: dict[int, list[Generation]] = {n: [] for n in range(len(tasks))}
   rows = min(2, len(jobs) * rules.beams)  # 2: several
-  generator = ready(trained.params.encoder(), trained.compute, trained.tokenizer.vocab.size, rows)
-  for batch in batches(jobs, [(len(t.prompt), len(t.source or ())) for t in of]):
-    for (number, _), texts in zip(batch, _write(trained, generator, of, batch, rules, seed, watch)):
-      found[number] += texts[:samples]
-  return list(found.values())
+  generator = ready(params.encoder(), compute, tokenizer.vocab.size, rows)
+  for batch in batches(jobs, [(len(t.prompt), len(t.source or ())) for t in tasks]):
+    ends_E = ends(tokenizer.vocab, causal=tasks[batch[0][0]].source is None)
+    texts_of = _write(generator, config.positions, ends_E, tasks, batch, rules, seed, watch)
+    for (number, _), texts in zip(batch, texts_of):
+      written[number] += texts[:samples]
+  return list(written.values())
 
 
 def batches(jobs: list, lengths: list[tuple[int, int]]) -> Iterator[list]:
@@ -151,24 +153,26 @@ def bucket(length: int, least: int = 8) -> int:
   return max(least, 1 << (length - 1).bit_length()) if length else 0
 
 
-def _write(trained, generator, of, jobs, rules: Rules, seed: int, watch) -> list[list[Generation]]:
+def _write(
+  generator, positions: int, ends_E, tasks, jobs, rules: Rules, seed: int, watch
+) -> list[list[Generation]]:
   """The texts of each job of a batch."""
   rows = bucket(len(jobs), 1)
   filled = [*jobs, *[jobs[-1]] * (rows - len(jobs))]
-  causal = of[jobs[0][0]].source is None
+  causal = tasks[jobs[0][0]].source is None
   # What targets begin with is a token or two, alike for all.
-  prompt_BT, pad_B = padded([of[n].prompt for n, _ in filled], left=True, least=8 if causal else 1)
+  prompts = [tasks[n].prompt for n, _ in filled]
+  prompt_BT, pad_B = padded(prompts, left=True, least=8 if causal else 1)
   batch = {"pad": pad_B}
   if not causal:
-    ids_BS, pad = padded([of[n].source for n, _ in filled], left=False)
+    ids_BS, pad = padded([tasks[n].source for n, _ in filled], left=False)
     batch |= {"input_ids": ids_BS, "length": (ids_BS.shape[1] - pad).astype(np.int32)}
-  limit_B = trained.config.positions - (prompt_BT.shape[1] - pad_B)
-  ends_E = ends(trained.tokenizer.vocab, causal)
+  limit_B = positions - (prompt_BT.shape[1] - pad_B)
   if rules.beams > 1:
-    found = jax.device_get(_search(generator, batch, prompt_BT, limit_B, ends_E, rules))
+    best = jax.device_get(_search(generator, batch, prompt_BT, limit_B, ends_E, rules))
     return [
       [Generation(ids[:n].tolist(), float(score)) for ids, n, score in zip(*texts)]
-      for texts in list(zip(*found))[: len(jobs)]
+      for texts in list(zip(*best))[: len(jobs)]
     ]
   draws = np.uint32(seed), np.array(filled, np.uint32)
   state = grow(generator, batch, prompt_BT, limit_B, *draws, ends_E, rules, watch)
@@ -220,14 +224,14 @@ class TruncatedVocab:
   """A generator that writes only what its tokenizer has: a model's vocabulary may be larger, filled
   up to a round number or to what a tokenizer might have had at most."""
 
-  of: Generator
+  whole: Generator
   size: int = dataclasses.field(metadata={"static": True})
 
   def start(self, batch: dict, capacity: int) -> Cache:
-    return self.of.start(batch, capacity)
+    return self.whole.start(batch, capacity)
 
   def extend(self, ids_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-    logits_BV, cache = self.of.extend(ids_BT, cache)
+    logits_BV, cache = self.whole.extend(ids_BT, cache)
     return logits_BV[:, : self.size], cache
 
 
@@ -273,6 +277,5 @@ def continuation(tokenizer: Tokenizer, task: Task, ids: list[int]) -> str:
 
 def readable(tokenizer: Tokenizer, ids) -> str:
   """A source or a target as text: with sentinels and masks by name, without its frame."""
-  vocab = tokenizer.vocab
-  frame = {vocab.cls, vocab.sep, vocab.bos, vocab.eos, vocab.pad}
+  frame = tokenizer.vocab.frame_ids
   return tokenizer.decode([i for i in ids if i not in frame], special=True)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from plm_jax.errors import UserError
-from plm_jax.export.family import Family
+from plm_jax.export.family import Family, Published
 from plm_jax.export.heads import SIZED, tuned_entries, tuned_heads, tuned_outputs
 from plm_jax.export.names import Entry
 from plm_jax.export.options import Options, activation_name
 from plm_jax.models.compute import Compute
 from plm_jax.models.decoder import Decoder, DecoderModel
-
-if TYPE_CHECKING:
-  from plm_jax.export.hf import Pretrained
 
 UNSAID_DROPOUT = 0.1  # of transformers' decoders over classes of tokens
 
@@ -106,7 +103,7 @@ class DecoderFamily(Family):
   def limits(self, config: Decoder) -> dict[str, int]:
     return {"input_ids": config.vocab_size, "position_ids": config.positions}
 
-  def batch(self, model: Pretrained, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+  def batch(self, model: Published, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """A row ends at its last real token; its classes, as in transformers, at the last that is not
     `pad_token_id`, whatever the mask says. Where there is none a row has length 1."""
     real, pad = inputs["attention_mask"], model.document.get("pad_token_id")

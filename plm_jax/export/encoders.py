@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from plm_jax.errors import UserError
-from plm_jax.export.family import Family
+from plm_jax.export.family import Family, Published
 from plm_jax.export.heads import SIZED, TUNED, size_of, tuned_outputs
 from plm_jax.export.names import Entry, linear, norm, table
 from plm_jax.export.options import Options, activation_name
 from plm_jax.models.compute import Compute
 from plm_jax.models.encoder import Encoder, EncoderModel
-
-if TYPE_CHECKING:
-  from plm_jax.export.hf import Pretrained
 
 HEADS = ("pooler", "mlm", "nsp", "sop", "rtd", *TUNED)
 
@@ -181,7 +178,7 @@ class EncoderFamily(Family):
     found = [head for head in HEADS if getattr(params, head) is not None]
     return {head: size_of(params, head) for head in found}
 
-  def batch(self, model: Pretrained, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+  def batch(self, model: Published, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     batch = {"input_ids": ids, "attention_mask": mask, "length": mask.sum(axis=1, dtype=np.int32)}
     batch["segment_ids"] = inputs.get("token_type_ids", np.zeros_like(ids))

@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 import types
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -19,8 +19,16 @@ from plm_jax.export.options import Options
 from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model, Parameters
 
-if TYPE_CHECKING:
-  from plm_jax.export.hf import Pretrained
+
+class Published(Protocol):
+  """The part of a `Pretrained` (plm_jax/export/pretrained.py) that a family reads."""
+
+  config: Model
+  architecture: str | None
+  document: Mapping[str, Any]
+
+  @property
+  def heads(self) -> dict[str, int]: ...
 
 
 class Family(abc.ABC):
@@ -94,7 +102,7 @@ class Family(abc.ABC):
     return self.inputs
 
   @abc.abstractmethod
-  def batch(self, model: Pretrained, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+  def batch(self, model: Published, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """A batch of ours from transformers' inputs, which have been checked. Errors: `UserError` for
     what transformers could not run either."""
 

@@ -4,7 +4,7 @@
     hf.run(model, input_ids=[[101, 7592, 102]])     # {"prediction_logits": ..., ...}
     hf.save(model, "copy")                          # what transformers loads without a warning
 
-  python -m plm_jax.export.hf check DIR             compares with transformers, if it is installed
+`python -m plm_jax.check DIR` compares with transformers, where it is installed.
 
 What a family calls its options, tensors and outputs is in `families/`. Whatever is not understood,
 an option or a tensor, is refused by name.
@@ -12,7 +12,6 @@ an option or a tensor, is refused by name.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import sys
@@ -25,44 +24,15 @@ import numpy as np
 
 from plm_jax.errors import UserError
 from plm_jax.export import sentence
-from plm_jax.export.family import Family, family_of_config, family_of_type
+from plm_jax.export.family import Family, family_of_type
 from plm_jax.export.heads import SIZED, labelled
 from plm_jax.export.inputs import checked_inputs
 from plm_jax.export.names import Entry, to_ours, to_theirs, under
 from plm_jax.export.options import Options
+from plm_jax.export.pretrained import Pretrained, tops
 from plm_jax.export.tensors import SINGLE, read_json, read_tensors, write_safetensors
 from plm_jax.models.compute import Compute
-from plm_jax.models.model import Model, Parameters
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-  """A model of the project, and what a published directory says besides.
-
-  architecture: transformers' class; None is chosen by the heads. document: a config.json, kept for
-  what has no field of ours (names of labels, ids of special tokens). pooling: of a Sentence-BERT.
-  """
-
-  config: Model
-  params: Parameters
-  architecture: str | None = None
-  document: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  pooling: sentence.Pooling | None = None
-
-  def __post_init__(self):
-    if self.architecture is None:
-      chosen = _architecture_of(self.family, self.config, self.params)
-      object.__setattr__(self, "architecture", chosen)
-
-  @property
-  def heads(self) -> dict[str, int]:
-    """The heads of the architecture, with their sizes."""
-    return self.family.heads_of(self.params, self.architecture)
-
-  @property
-  def family(self) -> Family:
-    named = self.document.get("model_type")
-    return family_of_type(named, "config.json") if named else family_of_config(self.config)
+from plm_jax.models.model import Model
 
 
 def load(directory: str | Path) -> Pretrained:
@@ -118,7 +88,7 @@ def save(model: Pretrained, directory: str | Path) -> None:
   kept = {name: value for name, value in model.document.items() if name not in _OF_THE_FILE}
   document = kept | _labels(heads, kept) | document
   document |= {"architectures": [model.architecture], "model_type": family.model_type}
-  tensors = to_theirs(_entries(family, model.config, heads, bool(_tops(heads))), model.params)
+  tensors = to_theirs(_entries(family, model.config, heads, bool(tops(heads))), model.params)
   tensors |= {c: tensors[o] for c, o in family.spare(model.config, heads).items()}
   directory.mkdir(parents=True, exist_ok=True)
   write_safetensors(directory / SINGLE, tensors)
@@ -168,22 +138,6 @@ def _entries(family: Family, config: Model, heads: Collection[str], based: bool)
   if based:
     return entries
   return [entry._replace(theirs=entry.theirs.removeprefix(base)) for entry in entries]
-
-
-def _tops(heads: Collection[str]) -> set[str]:
-  """The heads that are no part of transformers' bare model."""
-  return set(heads) - {"pooler"}
-
-
-def _architecture_of(family: Family, config: Model, params: Parameters) -> str:
-  """The class whose heads a model has. Errors: `UserError` where transformers has none."""
-  heads = set(family.heads_of(params))
-  for name, needed in family.architectures.items():
-    if family.fits(config, name) and (heads == needed or not _tops(heads | needed)):
-      return name
-  raise UserError(
-    f"transformers' {family.model_type} has no class with the heads {', '.join(sorted(heads))}."
-  )
 
 
 def _architecture_in(document: dict[str, Any], family: Family, file: Path) -> str:
@@ -247,10 +201,3 @@ def _labels(heads: Mapping[str, int], kept: Mapping[str, Any]) -> dict[str, Any]
   if count in (None, len(kept.get("id2label") or {})):
     return {}
   return labelled([f"LABEL_{i}" for i in range(count)])
-
-
-if __name__ == "__main__":
-  from plm_jax import cli
-  from plm_jax.export.check import main
-
-  cli.run(main, words=("check", "DIR"))

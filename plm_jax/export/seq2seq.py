@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from plm_jax.errors import UserError
-from plm_jax.export.family import Family
+from plm_jax.export.family import Family, Published
 from plm_jax.export.heads import tuned_entries, tuned_heads, tuned_outputs
 from plm_jax.export.names import Entry, linear
 from plm_jax.models.compute import Compute
 from plm_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderModel
-
-if TYPE_CHECKING:
-  from plm_jax.export.hf import Pretrained
 
 SOURCE = ("input_ids", "attention_mask")
 
@@ -72,7 +69,7 @@ class Seq2SeqFamily(Family):
   def limits(self, config: EncoderDecoder) -> dict[str, int]:
     return {"input_ids": config.vocab_size, "decoder_input_ids": config.vocab_size}
 
-  def batch(self, model: Pretrained, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+  def batch(self, model: Published, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     config, document = model.config, model.document
     ids = inputs["input_ids"]
     batch = inputs | {"length": inputs["attention_mask"].sum(axis=1, dtype=np.int32)}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 
 from plm_jax.errors import UserError
 from plm_jax.models.activations import Activation
-from plm_jax.models.encoder_decoder import EncoderDecoder, edges
+from plm_jax.models.encoder_decoder import EncoderDecoder
 
 if TYPE_CHECKING:
-  from plm_jax.data.tokenizers import Vocab
+  from plm_jax.data.vocab import Vocab
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class MBart(Bart):
 
   def source_ids(self, ids: list[int], vocab: Vocab) -> list[int]:
     name = "language" if self.source_language is None else "source_language"
-    return [*ids, edges(vocab)[1], self._code(name, vocab)]
+    return [*ids, *vocab.end, self._code(name, vocab)]
 
   def decoder_start(self, vocab: Vocab) -> list[int]:
     return [self._code("language", vocab)]

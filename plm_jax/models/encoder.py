@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,9 @@ from plm_jax.models.transformer import (
   stack,
   streams,
 )
+
+if TYPE_CHECKING:
+  from plm_jax.data.vocab import Vocab
 
 Classifier = Literal["pooler", "dropout_pooler", "mean", "bilstm"]
 Initializer = Literal["truncated_normal", "normal"]
@@ -129,6 +132,11 @@ class Encoder:
   @property
   def frozen(self) -> tuple[str, ...]:
     return ()
+
+  def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
+    """[CLS] and [SEP]. Errors: `UserError` where the vocabulary lacks one of them."""
+    begin, end = vocab.frame(padding=False)
+    return [begin], [end]
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> EncoderModel:
     """Random parameters, with the named heads: `mlm`, `nsp`, `sop`, `rtd` and `span` (0 as size),

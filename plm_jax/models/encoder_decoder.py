@@ -33,7 +33,7 @@ from plm_jax.models.transformer import (
 )
 
 if TYPE_CHECKING:
-  from plm_jax.data.tokenizers import Vocab
+  from plm_jax.data.vocab import Vocab
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,13 +153,28 @@ class EncoderDecoder:
 
   def source_ids(self, ids: list[int], vocab: Vocab) -> list[int]:
     """The ids of a text with the special tokens that sources have."""
-    begin, end = edges(vocab)
-    return [*ids, end] if self.frame == "t5" else [begin, *ids, end]
+    return [*(() if self.frame == "t5" else vocab.begin), *ids, *vocab.end]
 
   def decoder_start(self, vocab: Vocab) -> list[int]:
     """What the decoder has read before the first token of a target."""
-    begin, end = edges(vocab)
-    return {"t5": [vocab.pad], "bart": [end, begin], "plain": [begin]}[self.frame]
+    starts = {"t5": [vocab.pad], "bart": [*vocab.end, *vocab.begin], "plain": vocab.begin}
+    return starts[self.frame]
+
+  @property
+  def has_decoder(self) -> bool:
+    return self.arrangement in ("two_stacks", "shared")
+
+  def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
+    """The special tokens around a source. Errors: `UserError` where the vocabulary lacks one."""
+    source, t5 = self.source_ids([-1], vocab), self.frame == "t5"
+    if len(source) < (2 if t5 else 3):
+      needed = "the end" if t5 else "the begin and the end"
+      raise UserError(
+        f"rows of a model with model.frame={self.frame} need a tokenizer with tokens for {needed} "
+        "of a text, and this one lacks them; take another tokenizer or train one"
+      )
+    at = source.index(-1)
+    return source[:at], source[at + 1 :]
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> Seq2SeqModel:
     """Random parameters, with the named heads: `lm` and `span` (0 as size), `classes` and
@@ -177,12 +192,6 @@ class EncoderDecoder:
     kinds = {"prefix": JoinedModel, "causal": JoinedModel, "encoder": SourceModel}
     model = kinds.get(self.arrangement, EncoderDecoderModel)(self, key, heads)
     return initialised(model, key, self.initializer, self.initializer_range)
-
-
-def edges(vocab: Vocab) -> tuple[int | None, int | None]:
-  """What stands before and after a text."""
-  begin = vocab.bos if vocab.cls is None else vocab.cls
-  return begin, vocab.eos if vocab.sep is None else vocab.sep
 
 
 class SourceModel(Seq2SeqModel):

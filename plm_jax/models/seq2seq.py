@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.heads import TokenHeads
 from plm_jax.models.layers import Embedding, Linear, scores
+from plm_jax.models.model import Model
 from plm_jax.models.transformer import streams
-
-if TYPE_CHECKING:
-  from plm_jax.models.encoder_decoder import EncoderDecoder
 
 
 class Seq2SeqModel(TokenHeads):
-  """The token table, the heads, and what is asked of them."""
+  """The token table and the heads of an `EncoderDecoder`."""
 
-  def __init__(self, config: EncoderDecoder, key: jax.Array, heads: dict[str, int]):
+  def __init__(self, config: Model, key: jax.Array, heads: dict[str, int]):
     token, _, _, lm, pooler, classes = jax.random.split(key, 6)
     c = config
     self.config = config

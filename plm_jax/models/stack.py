@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from flax import nnx
 
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.layers import Embedding, LayerNorm, RMSNorm
+from plm_jax.models.model import Model
 from plm_jax.models.positions import sinusoids
 from plm_jax.models.relative import RelativeBias
 from plm_jax.models.transformer import (
@@ -22,12 +22,9 @@ from plm_jax.models.transformer import (
   streams,
 )
 
-if TYPE_CHECKING:
-  from plm_jax.models.encoder_decoder import EncoderDecoder
-
 
 class Stack(nnx.Module):
-  """The layers of one side.
+  """The layers of one side of an `EncoderDecoder`.
 
   side: `encoder` or `decoder`, whose sizes may differ. cross: whether it reads another stack.
   bidirectional: whether relative positions tell sources before a target from those after it.
@@ -35,7 +32,7 @@ class Stack(nnx.Module):
   """
 
   def __init__(
-    self, config: EncoderDecoder, key, side: str, *, cross: bool, bidirectional: bool, blocks=True
+    self, config: Model, key, side: str, *, cross: bool, bidirectional: bool, blocks=True
   ):
     c, decodes = config, side == "decoder"
     in_position, in_relative, in_blocks = jax.random.split(key, 3)

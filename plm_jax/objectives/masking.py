@@ -27,7 +27,7 @@ from plm_jax.errors import UserError
 
 if TYPE_CHECKING:
   from plm_jax.data.draws import Draws
-  from plm_jax.data.tokenizers import Vocab
+  from plm_jax.data.vocab import Vocab
 
 _BELOW = (np.uint64(1) << np.arange(64, dtype=np.uint64)) - np.uint64(1)  # the lowest n of 64 bits
 _ORDER, _FATE, _LENGTH, _COUNT = 0, 1, 2, 3  # streams of draws
@@ -59,9 +59,8 @@ def candidates(input_ids: np.ndarray, vocab: Vocab) -> np.ndarray:
 
   [UNK] is a candidate, as in the original.
   """
-  never = {vocab.pad, vocab.cls, vocab.sep, vocab.bos, vocab.eos} - {None}
   allowed = np.ones(input_ids.shape, bool)
-  for token in never:
+  for token in vocab.frame_ids:
     allowed &= input_ids != token
   return allowed
 

@@ -16,7 +16,7 @@ import numpy as np
 
 if TYPE_CHECKING:
   from plm_jax.data.draws import Draws
-  from plm_jax.data.tokenizers import Vocab
+  from plm_jax.data.vocab import Vocab
   from plm_jax.models.dropout import Noise
   from plm_jax.objectives.baselines import Baseline
 

@@ -21,13 +21,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from plm_jax.errors import UserError
 from plm_jax.objectives.masking import random_order
 from plm_jax.objectives.seq2seq import Seq2Seq, compact, sides
+
+if TYPE_CHECKING:
+  from plm_jax.data.vocab import Vocab
 
 _NOISE, _TEXT, _IID, _RANDOM, _PREFIX, _SHUFFLE = 40, 41, 42, 43, 44, 45  # streams of draws
 _SURE = 6  # standard deviations of room; rows that need more are cut
@@ -146,7 +149,7 @@ class SpanCorruption(Seq2Seq):
       noise, text = _limited(noise, text, len(sentinels))
     shown, kept = self._shown(ids, noise, text, sentinels, draws, vocab)
     wide, narrow = self.lengths(columns)
-    end = ending(vocab)
+    end = checked_end(vocab)
     source = compact(shown, kept, wide, vocab.pad, end)
     if self.targets == "sentinels":
       target = compact(*marked(ids, text, noise, sentinels), narrow, vocab.pad, end)
@@ -245,7 +248,7 @@ class PrefixLM(Seq2Seq):
     ids, length, columns = batch["input_ids"], batch["length"], batch["input_ids"].shape[1]
     prefix = 1 + (draws.uniform(_PREFIX, 1)[:, 0] * (length - 1)).astype(np.int32)
     prefix = prefix * (self.prefix == "uniform")
-    column, end = np.arange(columns), ending(vocab)
+    column, end = np.arange(columns), checked_end(vocab)
     first = column < prefix[:, None]
     rest = (column < length[:, None]) & ~first
     source = compact(ids, first, columns, vocab.pad, end)
@@ -259,7 +262,7 @@ class Deshuffling(Seq2Seq):
 
   def corrupt(self, batch, draws, vocab) -> dict:
     ids, length, columns = batch["input_ids"], batch["length"], batch["input_ids"].shape[1]
-    real, end = np.arange(columns) < length[:, None], ending(vocab)
+    real, end = np.arange(columns) < length[:, None], checked_end(vocab)
     order, _ = random_order(real, draws, columns, _SHUFFLE)
     shuffled = np.take_along_axis(ids, order, axis=1)
     source = compact(shuffled, real, columns + 1, vocab.pad, end)
@@ -267,9 +270,8 @@ class Deshuffling(Seq2Seq):
     return sides(batch, *source, *target, vocab.pad)
 
 
-def ending(vocab) -> int:
-  """The token at the end of inputs and targets."""
-  end = vocab.sep if vocab.eos is None else vocab.eos
-  if end is None or vocab.pad is None:
+def checked_end(vocab: Vocab) -> int:
+  """The token at the end of inputs and targets. Errors: `UserError` if it or padding is missing."""
+  if not vocab.end or vocab.pad is None:
     raise UserError("the tokenizer needs a token for the end of a text and one for padding")
-  return end
+  return vocab.end[0]

@@ -1,7 +1,7 @@
 """From a checkpoint and a labelled task to one cell of the comparison: arm x labels x seed.
 
-Every cell of a model is an `Experiment` with a working directory of its own, trained by the same
-`fit` as pretraining: a stopped one goes on where it was, and a finished one is read, not repeated.
+Every cell of a model is an `Experiment` with a separate working directory, trained by the same
+`fit` as pretraining: a stopped one continues, and a finished one is read, not repeated.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from plm_jax.data.corpora import open_source
 from plm_jax.data.pipeline import iterate
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
+from plm_jax.experiment_flags import with_tokenizer
+from plm_jax.models.parameters import head_patterns, roles_of
+from plm_jax.runs import RunInfo, initial_record
 from plm_jax.tasks.bag_of_words import fit_bag_of_words
 from plm_jax.tasks.classification import predict, score
 from plm_jax.tasks.comparison import Cell
@@ -28,14 +31,7 @@ from plm_jax.tasks.labelled_text import LabelledText, Task, documents_of, read_t
 from plm_jax.tasks.rows import LabelledBatches
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.loop import Data, compile_experiment, fit
-from plm_jax.train.start import (
-  HEADS,
-  Source,
-  continued_from,
-  initial_record,
-  versions,
-  with_tokenizer,
-)
+from plm_jax.train.process import versions
 from plm_jax.train.workdir import Workdir, write_whole
 
 SCORES = "scores.json"
@@ -43,9 +39,9 @@ RESULTS = "results.json"
 
 
 class Plan(NamedTuple):
-  """What all cells share. recipe: (model, data, classes, examples) -> Experiment."""
+  """The settings that all cells share. recipe: (model, data, classes, examples) -> Experiment."""
 
-  source: Source
+  source: RunInfo
   recipe: Callable[..., Experiment]
   settings: list[str]
   data: LabelledText
@@ -63,7 +59,7 @@ class Plan(NamedTuple):
 
 
 def plan(
-  source: Source,
+  source: RunInfo,
   recipe: Callable[..., Experiment],
   settings: list[str],
   cache: Path,
@@ -72,14 +68,14 @@ def plan(
   """Reads the task. Errors: `UserError` for settings and text that make no task."""
   data = _chosen(source, recipe, settings, 2, 1).data.resolved()
   for name, flag in (("data.examples", "--labels"), ("seed", "--seeds")):
-    if given := [s for s in settings if s.partition("=")[0].strip() == name]:
-      raise UserError(f"--set={given[-1]} would have no effect: {flag} says it for all runs.")
+    if ignored := [s for s in settings if s.partition("=")[0].strip() == name]:
+      raise UserError(f"--set={ignored[-1]} would have no effect: {flag} says it for all runs.")
   data = dataclasses.replace(data, held_out=_held_out(data, source, cache))
   task = read_task(data, source.tokenizer, documents_of(data, cache))
   return Plan(source, recipe, settings, data, task, path)
 
 
-def _chosen(source: Source, recipe, settings, classes: int, examples: int) -> Experiment:
+def _chosen(source: RunInfo, recipe, settings, classes: int, examples: int) -> Experiment:
   model = source.experiment.model.encoder
   # Positions that pretraining never reached are as random as on the first day.
   data = LabelledText(length=min(LabelledText.length, source.experiment.data.length))
@@ -88,18 +84,18 @@ def _chosen(source: Source, recipe, settings, classes: int, examples: int) -> Ex
   return with_tokenizer(experiment, source, settings)
 
 
-def _held_out(data: LabelledText, source: Source, cache: Path) -> float:
+def _held_out(data: LabelledText, source: RunInfo, cache: Path) -> float:
   """The share of documents to test on: none that pretraining has read, where it read this text."""
   runs = [run for run in _history(source) if run.document.get("text", {}).get("source")]
   if data.is_table:
     if any(data.source == run.experiment.data.source for run in runs):
       print(f"note: pretraining has read {data.source}, without the labels", file=sys.stderr)
     return data.held_out or 0.1
-  found = open_source(data.source, cache).fingerprint()
+  fingerprint = open_source(data.source, cache).fingerprint()
   share = 1.0
   for run in runs:
     read = run.document["text"]["source"]
-    same = found == read.get("fingerprint")
+    same = fingerprint == read.get("fingerprint")
     if not same and data.source not in (read.get("given"), run.experiment.data.source):
       continue
     if not same:
@@ -118,12 +114,12 @@ def _held_out(data: LabelledText, source: Source, cache: Path) -> float:
   return data.held_out or (share if share < 1 else 0.1)
 
 
-def _history(source: Source) -> Iterator[Source]:
-  """The run, the one that it started from, and so on, as far as they are there."""
+def _history(source: RunInfo) -> Iterator[RunInfo]:
+  """The run, the one that it started from, and so on, as far as their directories exist."""
   yield source
   while (initial := source.document.get("initial")) and "from" in initial:
     try:
-      source = continued_from(initial["from"])
+      source = RunInfo.read(initial["from"])
     except UserError as error:
       print(f"note: what pretraining read before is not known: {error}", file=sys.stderr)
       return
@@ -131,7 +127,7 @@ def _history(source: Source) -> Iterator[Source]:
 
 
 def identity(plan: Plan) -> dict[str, Any]:
-  """What the numbers of a directory are of; labels and seeds may differ within it."""
+  """The record by which a directory's numbers belong together; labels and seeds may differ."""
   return {
     "checkpoint": checkpoint_record(plan.source),
     "text": plan.task.record(),
@@ -140,8 +136,8 @@ def identity(plan: Plan) -> dict[str, Any]:
 
 
 def earlier_cells(plan: Plan) -> list[Cell]:
-  """What commands with other labels or seeds have left in this directory. Errors: `UserError` if
-  it holds results of something else."""
+  """The cells that earlier commands left in this directory, with these or other labels and seeds.
+  Errors: `UserError` if it holds results of something else."""
   path = plan.path / RESULTS
   if not path.exists():
     return []
@@ -183,8 +179,8 @@ def model_cell(plan: Plan, arm: str, examples: int | None, seed: int, title: str
     return cell
 
 
-def checkpoint_record(source: Source) -> dict[str, Any]:
-  """Which parameters: the run by what determines it, and its step, for a path can be used again."""
+def checkpoint_record(source: RunInfo) -> dict[str, Any]:
+  """The parameters' origin: a hash of the run and its step, since a path can be used again."""
   run = {name: source.document.get(name) for name in ("experiment", "text", "initial")}
   digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
   step = Checkpoints(source.path / "checkpoints").steps()[-1:]
@@ -211,8 +207,8 @@ def _train_and_test(plan: Plan, arm, experiment: Experiment, workdir: Workdir, t
   workers = experiment.data.workers
   data = Data(lambda start: iterate(train, start, experiment.steps, workers), dev.evaluation())
   state, _ = fit(program, data, workdir, initial=initial, title=title)
-  found = predict(state.params, test.evaluation(), experiment.compute, program.mesh)
-  return score(task.test.label, found, len(task.classes))
+  predictions = predict(state.params, test.evaluation(), experiment.compute, program.mesh)
+  return score(task.test.label, predictions, len(task.classes))
 
 
 def global_shapes(batches: LabelledBatches) -> dict[str, Any]:
@@ -223,11 +219,12 @@ def global_shapes(batches: LabelledBatches) -> dict[str, Any]:
   }
 
 
-def restored(program, source: Source):
+def restored(program, source: RunInfo):
   """The parameters of the checkpoint's encoder with fresh heads, on the program's mesh."""
   fresh = program.create().params
   place = source.experiment.model.encoder_path
-  return restore_parameters(source.path, fresh, HEADS, HEADS, within=place)
+  heads = head_patterns(roles_of(fresh))
+  return restore_parameters(source.path, fresh, heads, heads, within=place)
 
 
 def words_cell(plan: Plan, examples: int | None, seed: int) -> Cell:

@@ -25,7 +25,7 @@ from plm_jax.data.documents import Document
 from plm_jax.data.draws import permute
 from plm_jax.data.pieces import in_pieces
 from plm_jax.data.preparation import share_of
-from plm_jax.data.tokenizers import BytePairs, Tokenizer, Unigram, WordPiece
+from plm_jax.data.tokenizers import Tokenizer, TokenizerConfig, WordPiece
 from plm_jax.errors import UserError
 from plm_jax.tasks.tables import TABLES, read_table
 from plm_jax.tasks.word_order import FEWEST, by_word_order
@@ -62,7 +62,7 @@ class LabelledText:
   task: Literal["label", "word_order"] | None = None
   dev: str | None = None
   test: str | None = None
-  tokenizer: WordPiece | BytePairs | Unigram = WordPiece(vocab_size=4096)  # noqa: RUF009  frozen
+  tokenizer: TokenizerConfig = WordPiece(vocab_size=4096)  # noqa: RUF009  frozen
   examples: int | None = None
   length: int = 40
   shortest: int = 8

@@ -8,11 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from plm_jax.data.draws import permute
-from plm_jax.data.segments import beginning, ending, filler, frame
-from plm_jax.data.tokenizers import Vocab
+from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
-from plm_jax.models.decoder import Decoder
-from plm_jax.models.encoder_decoder import EncoderDecoder, edges
 from plm_jax.models.model import Model
 from plm_jax.tasks.labelled_text import Examples
 
@@ -20,11 +17,11 @@ _ORDER = 1  # as in data.pipeline: tells the key of an epoch's order from others
 
 
 class Rows(NamedTuple):
-  """Of all examples: what is read, and for a model with a decoder what that reads.
+  """The input of all examples, and that of a decoder where the model has one.
 
-  input_ids: int32 [N, T]. lengths: int32 [N]. decoder_input_ids: int32 [N, T], the source behind
-  what the model's decoder begins with. decoder_lengths: int32 [N], where the source has its end;
-  the classes are read there (transformers' T5 and BART).
+  input_ids: int32 [N, T]. lengths: int32 [N]. decoder_input_ids: int32 [N, T], the source after the
+  token that the decoder begins with. decoder_lengths: int32 [N], the position after the source's
+  end token, where the classes are read (transformers' T5 and BART).
   """
 
   input_ids: np.ndarray
@@ -37,11 +34,10 @@ class Rows(NamedTuple):
 class LabelledBatches:
   """`batches(step)`: this process's rows of the global batch of that step.
 
-  input_ids, segment_ids int32 [B, T]: [CLS] text [SEP], padded, or as the model has its sources;
-  length, label int32 [B]; row_weight float32 [B] (0: the row only fills up). Where the model has a
-  decoder also decoder_input_ids int32 [B, T] and decoder_length int32 [B]. An epoch is one pass
-  over the examples in an order of its own; a batch may reach over its end, so that no example is
-  ever left out.
+  input_ids, segment_ids int32 [B, T]: texts in the model's frame, padded; length, label int32 [B];
+  row_weight float32 [B] (0: the row only fills up the batch). Where the model has a decoder also
+  decoder_input_ids int32 [B, T] and decoder_length int32 [B]. Every epoch is one pass over the
+  examples in another order. A batch may reach over its end, so that no example is left out.
   """
 
   rows: Rows
@@ -60,12 +56,11 @@ class LabelledBatches:
 
   @classmethod
   def of(
-    cls, examples: Examples, vocab: Vocab, length: int, model: Model | None = None, **settings
+    cls, examples: Examples, vocab: Vocab, length: int, model: Model, **settings
   ) -> LabelledBatches:
-    """model: what reads the rows; an encoder-decoder has a form of its own. Errors: `UserError` if
-    the tokenizer has no tokens for the begin and the end of a text, and the model needs them."""
-    make = source_rows if isinstance(model, EncoderDecoder) else framed_rows
-    return cls(make(examples, vocab, length, model), examples.label, **settings)
+    """model: it frames the rows. Errors: `UserError` if the tokenizer lacks a token for the begin
+    or the end of a text that the model needs."""
+    return cls(framed_rows(examples, vocab, length, model), examples.label, **settings)
 
   def __call__(self, step: int) -> dict[str, np.ndarray]:
     """The training batch of a step, arrays [B_local, ...]."""
@@ -74,8 +69,8 @@ class LabelledBatches:
     epochs, index = np.divmod(position, size)
     rows = np.empty_like(index)
     for epoch in np.unique(epochs):
-      here = epochs == epoch
-      rows[here] = permute(index[here], size, self.seed, _ORDER, int(epoch))
+      chosen = epochs == epoch
+      rows[chosen] = permute(index[chosen], size, self.seed, _ORDER, int(epoch))
     return self._batch(rows, np.ones(len(rows), np.float32))
 
   def check(self) -> None:
@@ -113,43 +108,14 @@ class LabelledBatches:
     }
 
 
-def text_frame(vocab: Vocab, model: Model | None = None) -> tuple[list[int], list[int]]:
-  """What stands before and after a text that is classified. Errors: `UserError` if the tokenizer
-  has no tokens for it, which a decoder can do without: it reads the last token (GPT-1's vocabulary
-  has neither)."""
-  if isinstance(model, EncoderDecoder):
-    source = model.source_ids([None], vocab)
-    at = source.index(None)
-    return source[:at], source[at + 1 :]
-  if isinstance(model, Decoder):
-    return beginning(vocab), ending(vocab)
-  first, last = frame(vocab, padding=False)
-  return [first], [last]
-
-
-def framed_rows(examples: Examples, vocab: Vocab, length: int, model: Model | None = None) -> Rows:
-  """[CLS] text [SEP], for a decoder as far as the vocabulary has them."""
-  first, last = text_frame(vocab, model)
-  room = length - len(first) - len(last)
-  sources = [[*first, *tokens[:room], *last] for tokens in examples.ids]
-  return Rows(*_padded(sources, filler(vocab), length))
-
-
-def source_rows(examples: Examples, vocab: Vocab, length: int, model: EncoderDecoder) -> Rows:
-  """Sources as the model has them in pretraining: "text </s>" (T5), "<s> text </s>" (BART)."""
-  _, end = edges(vocab)
-  pad = end if vocab.pad is None else vocab.pad
-  if None in model.source_ids([], vocab):
-    needed = "the end" if model.frame == "t5" else "the begin and the end"
-    raise UserError(
-      f"rows of a model with model.frame={model.frame} need a tokenizer with tokens for {needed} "
-      "of a text, and this one lacks them; take another tokenizer or train one"
-    )
-  room = length - len(model.source_ids([], vocab))
-  sources = [model.source_ids(list(tokens[:room]), vocab) for tokens in examples.ids]
-  if model.arrangement not in ("two_stacks", "shared"):
+def framed_rows(examples: Examples, vocab: Vocab, length: int, model: Model) -> Rows:
+  """The texts in the model's frame: "[CLS] text [SEP]" (BERT), "text </s>" (T5), cut to fit."""
+  before, after = model.text_frame(vocab)
+  room, pad = length - len(before) - len(after), vocab.filler
+  sources = [[*before, *tokens[:room], *after] for tokens in examples.ids]
+  if not getattr(model, "has_decoder", False):
     return Rows(*_padded(sources, pad, length))
-  start = model.decoder_start(vocab)[0]
+  start, end = model.decoder_start(vocab)[0], vocab.end[0]
   decoder, _ = _padded([[start, *source[:-1]] for source in sources], pad, length)
   ends = [len(source) - source[::-1].index(end) for source in sources]
   return Rows(*_padded(sources, pad, length), decoder, np.array(ends, np.int32))

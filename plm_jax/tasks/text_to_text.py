@@ -131,7 +131,6 @@ def read_examples(path: Path) -> Iterable[dict]:
 
 
 def define_flags() -> None:
-  """Not on import: several commands have flags of the same name."""
   flags.DEFINE_enum("task", None, sorted(TASKS), "Which task the examples are of.", required=True)
   flags.DEFINE_string("from", None, "A .jsonl file with the task's columns.", required=True)
   flags.DEFINE_string("to", None, "The .tsv file to write.", required=True)
@@ -147,5 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  define_flags()
   cli.run(main)

@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from plm_jax.errors import UserError
-from plm_jax.sharding import path_name
+from plm_jax.models.parameters import path_name
 from plm_jax.train.integrity import damage, sync_folder, write_manifest, write_text
 from plm_jax.train.stored_arrays import load_arrays, quiet_orbax, refuse_misfits, to_arrays
 
@@ -121,8 +122,6 @@ class Checkpoints:
     """
     found = self._find_latest() if jax.process_index() == 0 else 0
     if jax.process_count() > 1:  # all processes must continue from the same step
-      from jax.experimental import multihost_utils
-
       found = int(multihost_utils.broadcast_one_to_all(np.int64(found)))
     if found == _ALL_DAMAGED:
       reasons = "; ".join(f"{self._folder(s)} {why}" for s, why in self._damaged.items())

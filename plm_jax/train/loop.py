@@ -8,7 +8,7 @@ import functools
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -16,12 +16,14 @@ import numpy as np
 
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
+from plm_jax.models.model import Parameters
 from plm_jax.progress import progress_bar
 from plm_jax.sharding import batch_sharding, parameter_shardings, to_global
 from plm_jax.train.checkpoint import Checkpoints
+from plm_jax.train.metrics import JsonLines, Sink, Tee, TensorBoard
 from plm_jax.train.state import TrainState, create_state
 from plm_jax.train.step import evaluation_step, metric_names, train_step
-from plm_jax.train.workdir import Log, Workdir
+from plm_jax.train.workdir import Workdir
 
 
 class Stream(Protocol):
@@ -38,21 +40,22 @@ class Data(NamedTuple):
   """What a run reads. training(step): the batches from that step on, the position of the data in a
   checkpoint being the step alone. evaluation: held-out batches of the same shapes."""
 
-  training: Any  # Callable[[int], Stream]
+  training: Callable[[int], Stream]
   evaluation: list[dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """An experiment compiled for a mesh."""
+  """An experiment compiled for a mesh. step: donates the state. evaluate: float32 [2] per metric,
+  its sum and count. memory: bytes per device that the step needs, as XLA reports it."""
 
   experiment: Experiment
   mesh: jax.sharding.Mesh
   abstract: TrainState  # shapes, dtypes and shardings of the state
-  create: Any  # () -> TrainState
-  step: Any  # (TrainState, batch) -> TrainState, donates the state
-  evaluate: Any  # (parameters, batch) -> {name: float32 [2]}
-  memory: int  # bytes per device that the step needs, as XLA reports it
+  create: Callable[[], TrainState]
+  step: Callable[[TrainState, dict[str, jax.Array]], TrainState]
+  evaluate: Callable[[Parameters, dict[str, jax.Array]], dict[str, jax.Array]]
+  memory: int
 
 
 class Interrupted(KeyboardInterrupt):
@@ -65,8 +68,10 @@ def compile_experiment(
   """Compiles the step for batches like `batch` (arrays or shapes of a whole global batch).
 
   devices: None is all there are. With `compute.micro_batches=0` the number of parts is doubled
-  until the step fits in the memory that the device reports.
+  until the step fits in the memory that the device reports. Errors: `UserError` for an experiment
+  that trains nothing.
   """
+  experiment.check_trains()
   mesh = experiment.mesh.build(devices)
   check_batch_divides(experiment, mesh)
   transform = experiment.optim.transform(experiment.steps)
@@ -166,32 +171,38 @@ def fit(
   data: Data,
   workdir: Workdir,
   *,
-  initial: Any = None,
+  initial: Parameters | None = None,
+  sinks: Sequence[Sink] = (),
   quiet: bool = False,
   title: str = "training",
 ) -> tuple[TrainState, list[dict]]:
   """Trains to the end, from the last good checkpoint in `workdir` if there is one.
 
-  initial: parameters to start from instead of random ones. title: what the progress bar says.
+  initial: parameters to start from instead of random ones. sinks: further destinations of the
+  records, closed by their owner. title: what the progress bar says.
   Returns the final state and all metric records. Errors: `UserError` when the loss stops being
   finite, naming the step; `Interrupted` after SIGTERM or SIGINT, with everything saved.
   """
   experiment, schedule = program.experiment, program.experiment.schedule
   with contextlib.ExitStack() as stack:
+
+    def opened(resource):
+      return stack.enter_context(contextlib.closing(resource))
+
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", schedule.keep))
     state, start = restore_or_create(program, checkpoints, initial)
-    events = stack.enter_context(tensorboard(workdir))
     kept = start or -1  # a run that starts afresh writes its evaluation of step 0 again
-    metrics = stack.enter_context(contextlib.closing(Log(workdir / "metrics.jsonl", kept, events)))
-    timing = stack.enter_context(contextlib.closing(Log(workdir / "timing.jsonl", kept, events)))
+    sinks = (opened(TensorBoard(workdir / "tensorboard")), *sinks)
+    metrics = opened(JsonLines(workdir / "metrics.jsonl", kept))
+    timing = opened(JsonLines(workdir / "timing.jsonl", kept))
     stopping = stack.enter_context(Stopping())
-    reporter = Reporter(program, checkpoints, metrics, timing, start, quiet, title)
-    stack.enter_context(contextlib.closing(reporter))
+    written = Tee(metrics, *sinks), Tee(timing, *sinks)
+    reporter = opened(Reporter(program, checkpoints, *written, start, quiet, title))
     if start and not quiet:
       print(f"{title}: going on from step {start:,} of {experiment.steps:,}", file=sys.stderr)
     if start == 0:
       reporter.evaluated(0, evaluate(program, state.params, data.evaluation))
-    stream = stack.enter_context(contextlib.closing(data.training(start)))
+    stream = opened(data.training(start))
 
     for step in range(start + 1, experiment.steps + 1):
       batch = to_global(next(stream), program.mesh)
@@ -252,7 +263,7 @@ class Reporter:
   """Progress bar, metrics and timing. Reads a step's numbers only after the next step has been
   dispatched, so that the device never waits for the host."""
 
-  def __init__(self, program, checkpoints, metrics: Log, timing: Log, start: int, quiet, title):
+  def __init__(self, program, checkpoints, metrics: Sink, timing: Sink, start: int, quiet, title):
     experiment = program.experiment
     self._checkpoints, self._metrics, self._timing = checkpoints, metrics, timing
     self._empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.abstract.metrics)
@@ -304,9 +315,8 @@ class Reporter:
     self._window = (now, step, self._waited)
     speed = (step - step_then) * self._tokens / (now - then)
     waited = self._waited - waited_then
-    self._timing.write(
-      {"step": step, "tokens_per_second": speed, "seconds": now - then, "data_wait": waited}
-    )
+    record = {"step": step, "tokens_per_second": speed, "seconds": now - then, "data_wait": waited}
+    self._timing.write(record)
     self._bar.set_postfix_str(
       f"loss {loss:.3f}, {speed / 1000:.1f}k tokens/s, data wait {self._waited:.1f}s",
       refresh=False,  # the next step draws it, or a log would get a line each time
@@ -336,12 +346,3 @@ class Stopping:
     del frame
     self.asked = True
     signal.signal(number, self._before[number])
-
-
-@contextlib.contextmanager
-def tensorboard(workdir: Workdir):
-  """A writer of TensorBoard events under the working directory."""
-  from tensorboardX import SummaryWriter
-
-  with contextlib.closing(SummaryWriter(str(workdir / "tensorboard"))) as writer:
-    yield writer

@@ -1,4 +1,4 @@
-"""What a run prints and draws: its heading, costs, results, fillers and curves."""
+"""The printed report of a training run and its plots: heading, costs, results, examples, curves."""
 
 from __future__ import annotations
 
@@ -10,27 +10,23 @@ import jax
 import numpy as np
 
 from plm_jax.data.pipeline import Batches
-from plm_jax.data.segments import beginning
 from plm_jax.decode.fill_mask import blanks_from, fill
 from plm_jax.decode.rules import Rules
 from plm_jax.decode.writer import Task, continuation, readable, write
 from plm_jax.experiment import Experiment
-from plm_jax.models.decoder import Decoder
-from plm_jax.models.encoder_decoder import EncoderDecoder
+from plm_jax.models.model import Parameters
 from plm_jax.objectives.baselines import Baseline
 from plm_jax.objectives.objective import Objective
 from plm_jax.sharding import kept_whole
 from plm_jax.train.loop import Program
-from plm_jax.train.start import Source
 from plm_jax.train.state import trainable
-from plm_jax.train.trained import Trained
 from plm_jax.train.workdir import Workdir, read_records
 
 FEW = 100  # held-out rows: with fewer, a report says so
 
 
 def heading(record: dict[str, Any], experiment: Experiment) -> str:
-  """What is about to run, and how it differs from its base."""
+  """The experiment's name, and its differences from its base."""
   lines = [f"{record['reference']} at budget {record['budget']}, seed {experiment.seed}"]
   if record["diff"]:
     width = max(len(d["field"]) for d in record["diff"])
@@ -55,12 +51,12 @@ def costs(program: Program) -> str:
 
 
 def size(params) -> int:
-  """How many numbers."""
+  """The number of parameters."""
   return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
 
 def text_record(manifest: dict[str, Any]) -> dict[str, Any]:
-  """What config.json keeps of the text: enough to know it again."""
+  """The entry of config.json on the text: enough to recognise it."""
   return {name: manifest[name] for name in ("source", "tokenizer", "splits", "dropped")}
 
 
@@ -75,7 +71,7 @@ def text_line(manifest: dict[str, Any]) -> str:
 
 
 def rows_line(train: Batches) -> str:
-  """One line on the rows: what formats must have in common is batch x length x filled."""
+  """One line on the rows. Formats are comparable at the same batch x length x share filled."""
   rows, length, share = train.rows(), train.corpus.length, train.fill()
   tokens = train.global_batch * length * share
   return (
@@ -85,7 +81,7 @@ def rows_line(train: Batches) -> str:
 
 
 class Results(NamedTuple):
-  """What the final report is made of. counts: int `[V]`, unigram counts of the training text."""
+  """The data of the final report. counts: int `[V]`, unigram counts of the training text."""
 
   experiment: Experiment
   records: list[dict[str, Any]]
@@ -97,13 +93,13 @@ class Results(NamedTuple):
     return [(r["step"], r[metric]) for r in self.records if r["split"] == "valid" and metric in r]
 
   def baseline(self, objective: Objective) -> Baseline:
-    """What a model that looks at nothing scores."""
+    """The scores of the objective's trivial baseline."""
     scores = [record for record in self.records if record["split"] == "valid"][-1]
     return objective.baseline(self.counts, self.evaluation, scores)
 
 
 def results(run: Results) -> str:
-  """Held-out scores before and after training beside those of a model that looks at nothing."""
+  """Held-out scores before and after training, beside those of a trivial baseline."""
   rows = []
   for objective in run.experiment.objectives:
     kind, reference, unit = run.baseline(objective)
@@ -126,15 +122,15 @@ def _number(value: float) -> str:
   return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def examples(params, run: Results, prepared, count: int = 4) -> str:
-  """Held-out sentences with a blank and the model's five best fillers; of a decoder, how it goes on
-  with their beginnings; of an encoder-decoder, what it makes of sources; or why there are none."""
+def examples(params: Parameters, run: Results, prepared, count: int = 4) -> str:
+  """What the model writes for held-out text, or why it writes nothing: continuations of beginnings,
+  targets of sources, or the five best fillers of blanks."""
   experiment, tokenizer = run.experiment, prepared.tokenizer
-  model = params.masked_lm()
-  if isinstance(experiment.model, Decoder):
+  if writes(params):
+    if hasattr(experiment.model, "source_ids"):
+      return targets(params, run, tokenizer, count)
     return continuations(params, experiment, prepared, count)
-  if isinstance(experiment.model, EncoderDecoder) and writes(experiment):
-    return targets(params, run, tokenizer, count)
+  model = params.masked_lm()
   if model is None or tokenizer.vocab.mask is None:
     return "\nno blanks are filled: this model was not trained to predict a masked token"
   blanks = blanks_from(prepared.valid, tokenizer, count)
@@ -153,14 +149,13 @@ def examples(params, run: Results, prepared, count: int = 4) -> str:
   return "\n".join(lines)
 
 
-def writes(experiment: Experiment) -> bool:
-  """Whether `plm_jax.generate` takes the model: single stacks read and do not write."""
-  arrangement = getattr(experiment.model, "arrangement", "")
-  return isinstance(experiment.model, Decoder) or arrangement in ("two_stacks", "shared")
+def writes(params: Parameters) -> bool:
+  """Whether `plm_jax.generate` takes the model."""
+  return hasattr(params.encoder(), "generator")
 
 
-def continuations(params, experiment: Experiment, prepared, count: int) -> str:
-  """The first half of held-out sentences, and what a decoder writes behind it."""
+def continuations(params: Parameters, experiment: Experiment, prepared, count: int) -> str:
+  """The first half of held-out sentences, and the continuation that the model writes."""
   tokenizer, store = prepared.tokenizer, prepared.valid
   starts = np.asarray(store.sentence_starts)
   suitable = np.flatnonzero((np.diff(starts) >= 8) & (np.diff(starts) <= 24))
@@ -168,40 +163,41 @@ def continuations(params, experiment: Experiment, prepared, count: int) -> str:
     return "\nnothing is continued: no held-out sentence is of 8 to 24 tokens"
   chosen = suitable[np.linspace(0, len(suitable) - 1, count, dtype=int)]
   halves = [store.tokens[starts[i] : (starts[i] + starts[i + 1]) // 2].tolist() for i in chosen]
-  run = Trained(Source(Path(), {}, experiment, tokenizer), params, 0)
-  of = [Task([*beginning(tokenizer.vocab), *half]) for half in halves]
+  tasks = [Task([*tokenizer.vocab.begin, *half]) for half in halves]
   lines = ["", "beginnings of held-out sentences, and how the model goes on (temperature 0.7)"]
   rules = Rules(temperature=0.7, max_length=24)
-  for task, (text,) in zip(of, write(run, of, rules)):
+  model = params, experiment.model.encoder, tokenizer, experiment.compute
+  for task, (text,) in zip(tasks, write(*model, tasks, rules)):
     shown = tokenizer.decode(task.prompt), continuation(tokenizer, task, text.ids)
     lines.append("  " + " ____ ".join(" ".join(part.split()) for part in shown))
   return "\n".join(lines)
 
 
-def targets(params, run: Results, tokenizer, count: int) -> str:
-  """Held-out sources as they were evaluated, what the model writes for them, and their targets."""
+def targets(params: Parameters, run: Results, tokenizer, count: int) -> str:
+  """Held-out sources as they were evaluated, what the model writes, and the true targets."""
   names = ("input_ids", "length", "decoder_input_ids", "decoder_length", "seq2seq_targets")
   columns = [np.concatenate([batch[name] for batch in run.evaluation]) for name in names]
   real = np.flatnonzero(np.concatenate([batch["row_weight"] for batch in run.evaluation]))
   chosen = [
     tuple(c[i] for c in columns) for i in real[np.linspace(0, len(real) - 1, count, dtype=int)]
   ]
-  of = [Task([int(begun[0])], ids[:length].tolist()) for ids, length, begun, *_ in chosen]
+  tasks = [Task([int(begun[0])], ids[:length].tolist()) for ids, length, begun, *_ in chosen]
   rules = Rules(max_length=chosen[0][-1].size)
-  found = write(Trained(Source(Path(), {}, run.experiment, tokenizer), params, 0), of, rules)
+  model = params, run.experiment.model.encoder, tokenizer, run.experiment.compute
+  written = write(*model, tasks, rules)
 
   def shown(ids) -> str:
     return " ".join(readable(tokenizer, ids).split())
 
   lines = ["", "held-out sources, what the model writes, and what it was to write"]
-  for task, (text,), (*_, length, ids) in zip(of, found, chosen):
+  for task, (text,), (*_, length, ids) in zip(tasks, written, chosen):
     lines += [f"  {shown(task.source)}", f"    {shown(text.ids)}", f"    ({shown(ids[:length])})"]
   return "\n".join(lines)
 
 
 def draw_curves(run: Results, workdir: Workdir) -> None:
-  """`curves.png`: the loss and one more metric of every objective, training and held-out, with what
-  a model that looks at nothing scores."""
+  """`curves.png`: the loss and one more metric of every objective, training and held-out, with the
+  score of a trivial baseline."""
   import matplotlib
 
   matplotlib.use("Agg")
@@ -229,15 +225,14 @@ def draw_curves(run: Results, workdir: Workdir) -> None:
   figure.savefig(workdir / "curves.png", dpi=120)
 
 
-def goodbye(workdir: Path, experiment: Experiment) -> str:
-  """Where things are, how long it took, and what to try next."""
+def goodbye(workdir: Path, experiment: Experiment, params: Parameters) -> str:
+  """The seconds it took, the files it wrote, and a command to try next."""
   timing = read_records(workdir / "timing.jsonl")
   seconds = sum(r["seconds"] for r in timing)
   command = f"python run_finetune.py --from={workdir}"
-  if writes(experiment):
-    begins = isinstance(experiment.model, Decoder) and getattr(
-      experiment.data.segments, "framed", True
-    )
+  if writes(params):
+    reads_source = hasattr(experiment.model, "source_ids")
+    begins = not reads_source and getattr(experiment.data.segments, "framed", True)
     command = f"python -m plm_jax.generate --model={workdir}" + ' --prompt="..."' * (not begins)
   waited = sum(r["data_wait"] for r in timing)
   return (

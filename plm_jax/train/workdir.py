@@ -149,32 +149,6 @@ def write_whole(path: Path, text: str) -> None:
   partial.replace(path)
 
 
-class Log:
-  """Appends records to a `.jsonl` file and to TensorBoard.
-
-  On opening, records after `step` are dropped, and so is a line that a kill left half written: the
-  file goes on exactly where the checkpoint does.
-  """
-
-  def __init__(self, path: Path, step: int, events=None):
-    self.records = [r for r in read_records(path) if r["step"] <= step]
-    write_whole(path, "".join(json.dumps(r) + "\n" for r in self.records))
-    self._file = open(path, "a", buffering=1)  # noqa: SIM115  held as long as the object
-    self._events = events
-
-  def write(self, record: dict[str, Any]) -> None:
-    self.records.append(record)
-    self._file.write(json.dumps(record) + "\n")
-    if self._events is not None:
-      split = record.get("split", "speed")
-      for name, value in record.items():
-        if isinstance(value, float):
-          self._events.add_scalar(f"{split}/{name}", value, record["step"])
-
-  def close(self) -> None:
-    self._file.close()
-
-
 def read_records(path: Path) -> list[dict[str, Any]]:
   """The records of a `.jsonl` file; empty if there is none. A line that a killed writer left
   unfinished, or damage unreadable, is left out."""

@@ -13,7 +13,7 @@ from plm_jax.ablate import page, plots, report
 from plm_jax.ablate.plan import ROOT, Evaluation, Plan, Run, claim, workdir_of
 from plm_jax.ablate.table import METRICS
 from plm_jax.errors import UserError
-from plm_jax.train.start import versions
+from plm_jax.train.process import versions
 from plm_jax.train.workdir import FORMAT
 from tests.toy_run import TOY
 

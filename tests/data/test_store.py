@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from plm_jax.data import preparation, processes
-from plm_jax.data.store import TokenStore, prepare, token_type
+from plm_jax.data.preparation import prepare
+from plm_jax.data.store import TokenStore, token_type
 from plm_jax.data.tokenizers import WordPiece
 from plm_jax.errors import UserError
 from plm_jax.progress import progress_bar

@@ -19,7 +19,7 @@ import sentencepiece
 from plm_jax.data import tokenizer_backends
 from plm_jax.data.tokenizer_backends import flat
 from plm_jax.data.tokenizer_files import MBART_LANGUAGES, in_fairseq_order, read_backend
-from plm_jax.data.tokenizers import BytePairs, Tokenizer, Unigram, WordPiece, load_tokenizer
+from plm_jax.data.tokenizers import KINDS, BytePairs, Tokenizer, Unigram, WordPiece, load_tokenizer
 from plm_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -193,6 +193,11 @@ def test_word_starts_of_byte_pairs_are_the_words_after_a_space():
   for line in text.split("\n"):
     begins = tokenizer.vocab.word_start[tokenizer.encode(line)].sum()
     assert begins == len(line.split(" ")) - 1, line
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_tokenizer_is_of_the_kind_of_its_configuration(trained, name):
+  assert KINDS[trained[name].kind] is type(TRAINED[name])
 
 
 @pytest.mark.parametrize("name", ["byte_pairs_prefix", "unigram_albert", "unigram_t5"])

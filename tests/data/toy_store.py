@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from plm_jax.data.tokenizers import Vocab
+from plm_jax.data.vocab import Vocab
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 

@@ -15,14 +15,14 @@ import pytest
 from absl import flags
 
 from plm_jax import cli
-from plm_jax.ablate import evaluate
 from plm_jax.commands import fill_mask, generate, score
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.decode.writer import Task
+from plm_jax.evaluation import perplexity
 from plm_jax.models.gpt import Gpt2
 from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
-from plm_jax.train.trained import load
+from plm_jax.runs import Run
 from plm_jax.train.workdir import Workdir
 from tests import toy_run
 from tests.toy_run import TOY
@@ -119,7 +119,7 @@ def test_a_terminal_is_shown_a_text_piece_by_piece_and_never_half_a_letter(capsy
         errors="replace"
       )
 
-  terminal = generate.Terminal(types.SimpleNamespace(tokenizer=Letters()), Task([5]), "A")
+  terminal = generate.Terminal(Letters(), Task([5]), "A")
   for ids in ([8], [8, 6], [8, 6, 7]):
     terminal.show(ids)
   terminal.end([8, 6, 7, 8])
@@ -137,28 +137,28 @@ def test_a_bert_fills_every_blank_of_a_text(call, runs):
 
 @pytest.fixture(scope="module")
 def gpt(runs):
-  return evaluate.Trained(*load(runs / "gpt"), None)
+  return Run.load(runs / "gpt")
 
 
 def test_the_perplexity_of_a_short_text_is_that_of_the_forward_pass(gpt):
   text = "w1 w2 w3 w4 w1"
-  ids = np.array([[gpt.vocab.cls, *gpt.source.tokenizer.encode(text)]], np.int32)
+  ids = np.array([[gpt.tokenizer.vocab.cls, *gpt.tokenizer.encode(text)]], np.int32)
   logits = gpt.params.token_logits(gpt.params({"input_ids": ids}, gpt.compute))
   log_p = np.asarray(jax.nn.log_softmax(logits))[0, np.arange(5), ids[0, 1:]]
-  found = score.perplexity(gpt, text)
+  found = perplexity.perplexity(gpt, text)
   assert found["tokens"] == 5
   assert found["perplexity"] == pytest.approx(math.exp(-log_p.mean()), rel=1e-4)
   assert found["bits per byte"] == pytest.approx(-log_p.sum() / math.log(2) / 14, rel=1e-4)
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("count", [1, 30, 31, 32, 47, 200])
-def test_windows_predict_every_token_once(gpt, count, whole):
+def test_windows_predict_every_token_once(gpt, count, overlap):
   tokens = np.random.default_rng(0).integers(5, 20, count).astype(np.int32)
-  part, row, position = score.windows(gpt, tokens, whole)
+  part, row, position = perplexity.windows(gpt, tokens, overlap)
   np.testing.assert_array_equal(part["input_ids"][row, position], tokens)
   assert part["input_ids"].shape[1] <= 32 and (position < part["length"][row]).all()
-  if whole:  # all but the first window's are predicted from half a window at least
+  if overlap:  # all but the first window's are predicted from half a window at least
     assert (position[row > 0] > 15).all()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,6 @@ from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.gpt import Gpt2
 from plm_jax.models.llama import Llama
-from plm_jax.train.trained import Trained
 from tests.data.toy_store import CLS, SEP, toy_vocab
 
 VOCAB, BOS = 30, 1
@@ -27,23 +27,34 @@ PROMPTS = [[CLS, 7, 8, 9], [CLS, 20], [CLS, 5, 6, 7, 8, 9, 10, 11], [CLS, 11, 11
 TASKS = [Task(prompt) for prompt in PROMPTS]
 
 
-def trained_of(config, vocab=None):
-  """What the writer takes, with random parameters."""
+class Writer(NamedTuple):
+  """The first arguments of `write`."""
+
+  params: Any
+  config: Any
+  tokenizer: Any
+  compute: Compute
+
+
+def writer_of(config):
+  """A model with random parameters."""
   params = jax.jit(lambda key: config.init(key, {"lm": 0}))(jax.random.key(3))
-  experiment = types.SimpleNamespace(model=config, compute=Compute(dtype="float32"))
-  tokenizer = types.SimpleNamespace(vocab=vocab or dataclasses.replace(toy_vocab(VOCAB), bos=BOS))
-  source = types.SimpleNamespace(experiment=experiment, path="runs/toy", tokenizer=tokenizer)
-  return Trained(source, params, 0)
+  return Writer(params, config, with_vocab(bos=BOS), Compute(dtype="float32"))
+
+
+def with_vocab(**roles):
+  """A tokenizer that has nothing but its vocabulary."""
+  return types.SimpleNamespace(vocab=dataclasses.replace(toy_vocab(VOCAB), **roles))
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def trained(request):
-  return trained_of(CONFIGS[request.param])
+  return writer_of(CONFIGS[request.param])
 
 
 @pytest.fixture(scope="module")
 def gpt():
-  return trained_of(CONFIGS["gpt"])
+  return writer_of(CONFIGS["gpt"])
 
 
 @jax.jit
@@ -79,7 +90,7 @@ def by_full_forward(trained, prompt, rules, length):
   ids=["plain", "penalty and minimum"],
 )
 def test_greedy_search_is_the_argmax_of_the_full_forward_pass(trained, rules):
-  found = write(trained, TASKS, rules)
+  found = write(*trained, TASKS, rules)
   expected = [by_full_forward(trained, prompt, rules, 12) for prompt in PROMPTS]
   assert [texts[0].ids for texts in found] == expected
 
@@ -87,21 +98,18 @@ def test_greedy_search_is_the_argmax_of_the_full_forward_pass(trained, rules):
 def test_a_text_ends_before_the_first_token_that_ends_one(gpt):
   """Greedy search again, where a token that it found in the midst of a text is an end."""
   rules = Rules(max_length=12)
-  before = [texts[0].ids for texts in write(gpt, TASKS, rules)]
+  before = [texts[0].ids for texts in write(*gpt, TASKS, rules)]
   longest = max(before, key=len)
   end = longest[len(longest) // 2]
-  vocab = dataclasses.replace(gpt.tokenizer.vocab, sep=end)
-  source = types.SimpleNamespace(
-    experiment=gpt.source.experiment, path="", tokenizer=types.SimpleNamespace(vocab=vocab)
-  )
-  after = [texts[0].ids for texts in write(gpt._replace(source=source), TASKS, rules)]
+  ended = gpt._replace(tokenizer=with_vocab(bos=BOS, sep=end))
+  after = [texts[0].ids for texts in write(*ended, TASKS, rules)]
   assert after == [ids[: ids.index(end)] if end in ids else ids for ids in before]
   assert sum(map(len, after)) < sum(map(len, before))
 
 
 def test_one_beam_is_greedy_search_and_more_beams_find_more_probable_texts(gpt):
   trained, one = gpt, Rules(max_length=12)
-  greedy = write(trained, TASKS, one)
+  greedy = write(*trained, TASKS, one)
   generator = writer.ready(trained.params, trained.compute, VOCAB)
   prompt, pad = writer.padded([t.prompt for t in TASKS], left=True)
   limit = 40 - (prompt.shape[1] - pad)
@@ -110,7 +118,7 @@ def test_one_beam_is_greedy_search_and_more_beams_find_more_probable_texts(gpt):
   assert [ids[0, : n[0]].tolist() for ids, n in zip(found.ids_BKL, found.length_BK)] == [
     texts[0].ids for texts in greedy
   ]
-  several = write(trained, TASKS, Rules(max_length=10, beams=4, length_penalty=0.0), samples=4)
+  several = write(*trained, TASKS, Rules(max_length=10, beams=4, length_penalty=0.0), samples=4)
   for best, alone in zip(several, greedy, strict=True):
     scores = [text.score for text in best]
     assert scores == sorted(scores, reverse=True) and len(best) == 4
@@ -120,7 +128,8 @@ def test_one_beam_is_greedy_search_and_more_beams_find_more_probable_texts(gpt):
 def test_a_wide_beam_finds_the_most_probable_text_of_all():
   """Of a vocabulary of 7 and texts of up to 3 tokens, every one can be tried."""
   config = dataclasses.replace(CONFIGS["gpt"], vocab_size=7)
-  trained = trained_of(config, toy_vocab(7))
+  tokenizer = types.SimpleNamespace(vocab=toy_vocab(7))
+  trained = writer_of(config)._replace(tokenizer=tokenizer)
   task = Task([CLS, 5, 6])
   every = [[a, b, c] for a in range(7) for b in range(7) for c in range(7)]
   rows = np.array([[CLS, 5, 6, *text] for text in every], np.int32)
@@ -135,7 +144,7 @@ def test_a_wide_beam_finds_the_most_probable_text_of_all():
     )
   ordered = sorted(scores.items(), key=lambda item: -item[1])
   rules = Rules(max_length=3, beams=49, length_penalty=0.7)
-  found = write(trained, [task], rules, samples=1)[0][0]
+  found = write(*trained, [task], rules, samples=1)[0][0]
   assert tuple(found.ids) == ordered[0][0]
   assert found.score == pytest.approx(ordered[0][1], abs=1e-4)
 
@@ -150,22 +159,22 @@ def test_a_wide_beam_finds_the_most_probable_text_of_all():
   ids=["greedy", "drawn", "beams"],
 )
 def test_what_else_is_in_a_batch_changes_nothing(gpt, rules):
-  together = write(gpt, TASKS, rules, seed=5)
+  together = write(*gpt, TASKS, rules, seed=5)
   # Its number is kept, since the draws of a text are those of its number.
   others = [Task([CLS, 6]), TASKS[1], Task([CLS, 9, 9, 9, 9]), TASKS[3]]
-  elsewhere = write(gpt, others, rules, seed=5)
+  elsewhere = write(*gpt, others, rules, seed=5)
   for number in (1, 3):
     assert elsewhere[number][0].ids == together[number][0].ids
-  alone = write(gpt, [TASKS[0]], rules, seed=5)
+  alone = write(*gpt, [TASKS[0]], rules, seed=5)
   assert alone[0][0].ids == together[0][0].ids
   assert len({tuple(texts[0].ids) for texts in together}) > 1
 
 
 def test_a_seed_gives_the_same_texts_and_another_gives_others(gpt):
   rules = Rules(max_length=9, temperature=1.5, min_length=9)
-  first, again = (write(gpt, TASKS, rules, samples=3, seed=1) for _ in range(2))
+  first, again = (write(*gpt, TASKS, rules, samples=3, seed=1) for _ in range(2))
   assert first == again
-  assert first != write(gpt, TASKS, rules, samples=3, seed=2)
+  assert first != write(*gpt, TASKS, rules, samples=3, seed=2)
   assert len({tuple(text.ids) for text in first[0]}) == 3
 
 
@@ -174,7 +183,7 @@ def test_sampled_frequencies_follow_the_distribution(gpt):
   rules = Rules(max_length=1, temperature=1.7, top_k=6)
   scores = np.asarray(all_logits(gpt.params, np.array([PROMPTS[0]], np.int32)))[0, -1]
   probabilities = np.asarray(jax.nn.softmax(rules.drawn_from(jnp.asarray(scores)[None])[0]))
-  texts = write(gpt, [TASKS[0]], rules, samples=1600)[0]
+  texts = write(*gpt, [TASKS[0]], rules, samples=1600)[0]
   drawn = np.bincount([t.ids[0] if t.ids else SEP for t in texts], minlength=VOCAB) / 1600
   expected = probabilities.copy()
   expected[[BOS, CLS, SEP]] = 0, 0, probabilities[[BOS, CLS, SEP]].sum()
@@ -185,48 +194,48 @@ def test_sampled_frequencies_follow_the_distribution(gpt):
 
 def test_many_prompts_take_one_compilation(gpt):
   rules = Rules(max_length=5)
-  write(gpt, [Task([CLS, 5])], rules)
+  write(*gpt, [Task([CLS, 5])], rules)
   before = writer._begin._cache_size()
   for length in range(1, 8):
-    write(gpt, [Task([CLS, *range(5, 5 + length)])], rules)
+    write(*gpt, [Task([CLS, *range(5, 5 + length)])], rules)
   assert writer._begin._cache_size() == before
   assert [bucket(n) for n in (1, 8, 9, 16, 17, 100)] == [8, 8, 16, 16, 32, 128]
 
 
 def test_a_text_ends_where_the_positions_do(gpt):
   long = Task([CLS, *([9] * 35)])
-  found = write(gpt, [long, TASKS[0]], Rules(max_length=20, min_length=20))
+  found = write(*gpt, [long, TASKS[0]], Rules(max_length=20, min_length=20))
   assert [len(texts[0].ids) for texts in found] == [4, 20]
-  beams = write(gpt, [long], Rules(max_length=20, min_length=20, beams=2))
+  beams = write(*gpt, [long], Rules(max_length=20, min_length=20, beams=2))
   assert len(beams[0][0].ids) == 4
   most = Rules(max_length=10**9, min_length=10**9)  # the cache is not of that size
-  assert len(write(gpt, [long], most)[0][0].ids) == 4
+  assert len(write(*gpt, [long], most)[0][0].ids) == 4
 
 
 def test_a_cache_that_grows_changes_no_text(gpt, monkeypatch):
   """From 8 columns to 16 and 31, which is all; watched at other places than those."""
   rules = Rules(max_length=24, min_length=24)
-  whole, sizes = write(gpt, TASKS, rules), []
+  whole, sizes = write(*gpt, TASKS, rules), []
   widened = writer._widened
   monkeypatch.setattr(writer, "_COLUMNS", 8)
   monkeypatch.setattr(
     writer, "_widened", lambda state, n: (sizes.append(n), widened(state, columns=n))[1]
   )
-  grown = write(gpt, TASKS, rules)
+  grown = write(*gpt, TASKS, rules)
   assert [texts[0].ids for texts in grown] == [texts[0].ids for texts in whole]
   for ours, theirs in zip(grown, whole, strict=True):  # sums over other columns, in another order
     assert ours[0].score == pytest.approx(theirs[0].score, rel=1e-5)
   assert sizes == [16, 31]
-  assert write(gpt, TASKS[:1], rules, watch=lambda ids: None)[0][0].ids == whole[0][0].ids
+  assert write(*gpt, TASKS[:1], rules, watch=lambda ids: None)[0][0].ids == whole[0][0].ids
 
 
 def test_a_text_can_be_watched_while_it_grows(gpt):
   seen = []
   rules = Rules(max_length=20, min_length=20)
-  found = write(gpt, [TASKS[0]], rules, watch=lambda ids: seen.append(list(ids)))
+  found = write(*gpt, [TASKS[0]], rules, watch=lambda ids: seen.append(list(ids)))
   assert [len(ids) for ids in seen] == [8, 16]
   assert found[0][0].ids[:16] == seen[-1]
-  assert found == write(gpt, [TASKS[0]], rules)
+  assert found == write(*gpt, [TASKS[0]], rules)
 
 
 def test_generation_stops_when_all_rows_have_ended(gpt):
@@ -239,13 +248,10 @@ def test_generation_stops_when_all_rows_have_ended(gpt):
 
 
 def test_nothing_is_written_that_the_tokenizer_does_not_have(gpt):
-  small = types.SimpleNamespace(
-    experiment=gpt.source.experiment,
-    path="",
-    tokenizer=types.SimpleNamespace(vocab=dataclasses.replace(toy_vocab(15), bos=BOS)),
-  )
+  vocab = dataclasses.replace(toy_vocab(15), bos=BOS)
+  small = gpt._replace(tokenizer=types.SimpleNamespace(vocab=vocab))
   rules = Rules(max_length=9, temperature=1.5, min_length=9)
-  for found in (write(gpt, TASKS, rules), write(gpt._replace(source=small), TASKS[:1], rules)):
+  for found in (write(*gpt, TASKS, rules), write(*small, TASKS[:1], rules)):
     most = max(token for texts in found for token in texts[0].ids)
     assert (most < 15) == (len(found) == 1)
 
@@ -257,7 +263,7 @@ def test_prompts_that_the_model_cannot_read_are_refused(gpt):
   with pytest.raises(UserError, match=r"token id 30.*end at 29"):
     writer.check_ids([5, 30], config)
   with pytest.raises(UserError, match=r"samples=3.*1 beam"):
-    write(gpt, TASKS, Rules(), samples=3)
+    write(*gpt, TASKS, Rules(), samples=3)
 
 
 @pytest.mark.parametrize(("beams", "penalty", "least"), [(1, 1.1, 2), (3, 1.1, 2), (3, 1.4, 7)])
@@ -274,10 +280,7 @@ def test_texts_are_those_of_transformers_generate(beams, penalty, least, gpt):
   theirs = randomised(torch, transformers.GPT2LMHeadModel(their_config))
   state = {k: v.numpy() for k, v in theirs.state_dict().items()}
   same = gpt._replace(params=filled(gpt.params, ours_of_gpt(state, CONFIGS["gpt"])))
-  vocab = dataclasses.replace(toy_vocab(VOCAB), cls=None, bos=None)
-  tokenizer = types.SimpleNamespace(vocab=vocab)
-  source = types.SimpleNamespace(experiment=gpt.source.experiment, path="", tokenizer=tokenizer)
-  same = same._replace(source=source)
+  same = same._replace(tokenizer=with_vocab(cls=None, bos=None))
   width = max(map(len, PROMPTS))
   ids = torch.tensor([[0] * (width - len(p)) + p for p in PROMPTS])
   mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in PROMPTS])
@@ -289,7 +292,7 @@ def test_texts_are_those_of_transformers_generate(beams, penalty, least, gpt):
     max_length=10, beams=beams, repetition_penalty=penalty, min_length=least,
     **({"length_penalty": 0.8} if beams > 1 else {}),
   )  # fmt: skip
-  found = write(same, TASKS, rules)
+  found = write(*same, TASKS, rules)
   for ours, row in zip(found, expected, strict=True):
     new = row[width:]
     new = new[: new.index(SEP)] if SEP in new else new

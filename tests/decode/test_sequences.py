@@ -13,7 +13,7 @@ from plm_jax.models.compute import Compute
 from plm_jax.models.t5 import T5
 from tests import toy_run
 from tests.data.toy_store import CLS, PAD, SEP
-from tests.decode.test_generation import trained_of
+from tests.decode.test_generation import writer_of
 
 SIZES = {"vocab_size": 30, "layers": 1, "width": 16, "heads": 2, "hidden": 20}
 CONFIGS = {
@@ -31,7 +31,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def trained(name):
-  return trained_of(CONFIGS[name])
+  return writer_of(CONFIGS[name])
 
 
 @jax.jit
@@ -57,7 +57,7 @@ def by_full_forward(trained, source, start, steps):
 
 def test_greedy_search_is_the_argmax_of_the_full_forward_pass(trained, name):
   tasks = [Task(STARTS[name], source) for source in SOURCES]
-  texts = [texts[0] for texts in write(trained, tasks, Rules(max_length=8))]
+  texts = [texts[0] for texts in write(*trained, tasks, Rules(max_length=8))]
   expected = [by_full_forward(trained, source, STARTS[name], 8) for source in SOURCES]
   assert [text.ids for text in texts] == expected
   assert len({round(text.score, 5) for text in texts}) == 3  # they do read their sources
@@ -66,9 +66,9 @@ def test_greedy_search_is_the_argmax_of_the_full_forward_pass(trained, name):
 def test_the_beams_of_a_source_do_not_depend_on_other_sources(trained, name):
   tasks = [Task(STARTS[name], source) for source in SOURCES]
   rules = Rules(max_length=6, beams=3, length_penalty=0.6)
-  together = write(trained, tasks, rules, samples=3)
+  together = write(*trained, tasks, rules, samples=3)
   others = [tasks[0], Task(STARTS[name], [20, 21, SEP]), tasks[2]]
-  elsewhere = write(trained, others, rules, samples=3)
+  elsewhere = write(*trained, others, rules, samples=3)
   for number in (0, 2):
     for one, other in zip(together[number], elsewhere[number], strict=True):
       assert one.ids == other.ids and one.score == pytest.approx(other.score, abs=1e-5)

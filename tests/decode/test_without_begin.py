@@ -7,16 +7,19 @@ import jax
 import numpy as np
 import pytest
 
-from plm_jax.ablate import evaluate
-from plm_jax.commands import convert, score
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.decode.rules import Rules
 from plm_jax.decode.writer import continuation, tasks, write
 from plm_jax.errors import UserError
+from plm_jax.evaluation.minimal_pairs import framed, log_likelihood
+from plm_jax.evaluation.perplexity import perplexity, windows
+from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.export import hf
+from plm_jax.export.published_tokenizer import read_tokenizer
+from plm_jax.export.to_run import write_run
 from plm_jax.models.gpt import Gpt1
-from plm_jax.train.start import chosen_experiment, continued_from
-from plm_jax.train.trained import load
+from plm_jax.runs import Run, RunInfo
+from tests.export.peers import initial
 
 TEXT = "w1 w2 w3 w4 w1"
 POSITIONS = 12
@@ -31,19 +34,14 @@ def run(tmp_path_factory):
   (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
   (folder / "merges.txt").write_text("".join(f"w {d}</w>\n" for d in digits))
   config = Gpt1(layers=1, width=16, heads=2, vocab_size=len(names), positions=POSITIONS)
-  model = hf.Pretrained(config, config.init(jax.random.key(0), {"lm": 0}))
-  convert.write_run(model, convert._tokenizer(folder), folder / "run", folder)
+  model = hf.Pretrained(config, initial(config, {"lm": 0}))
+  write_run(model, read_tokenizer(folder), folder / "run", folder)
   return folder / "run"
 
 
 @pytest.fixture(scope="module")
 def trained(run):
-  return load(run)
-
-
-@pytest.fixture(scope="module")
-def measured(trained):
-  return evaluate.Trained(*trained, None)
+  return Run.load(run)
 
 
 def log_p_of(trained, ids):
@@ -60,9 +58,10 @@ def log_p_of(trained, ids):
 
 @pytest.mark.parametrize("rules", [Rules(max_length=5), Rules(max_length=5, beams=3)])
 def test_a_prompt_is_continued_to_the_length(trained, rules):
-  (task,) = tasks(trained, ["w1 w2"])
+  (task,) = tasks(trained.params, trained.config, trained.tokenizer, ["w1 w2"])
   assert trained.tokenizer.tokens(task.prompt) == ["w1</w>", "w2</w>"]
-  ((text,),) = write(trained, [task], rules)
+  model = trained.params, trained.config, trained.tokenizer, trained.compute
+  ((text,),) = write(*model, [task], rules)
   assert len(text.ids) == 5
   if rules.beams == 1:
     assert text.score == pytest.approx(log_p_of(trained, [*task.prompt, *text.ids])[1:].sum(), 1e-4)
@@ -71,11 +70,11 @@ def test_a_prompt_is_continued_to_the_length(trained, rules):
 
 def test_a_text_of_its_own_is_refused_in_a_sentence(trained):
   with pytest.raises(UserError, match=r"prompt 1 has no tokens, .* give a --prompt with words"):
-    tasks(trained, [""])
+    tasks(trained.params, trained.config, trained.tokenizer, [""])
 
 
-def test_all_tokens_but_the_first_are_scored(trained, measured):
-  found = score.perplexity(measured, TEXT)
+def test_all_tokens_but_the_first_are_scored(trained):
+  found = perplexity(trained, TEXT)
   log_p = log_p_of(trained, trained.tokenizer.encode(TEXT))
   assert found["tokens"] == len(log_p) == 4
   assert found["perplexity"] == pytest.approx(math.exp(-log_p.mean()), rel=1e-4)
@@ -83,29 +82,27 @@ def test_all_tokens_but_the_first_are_scored(trained, measured):
   bits = -log_p.sum() / math.log(2) / (len(TEXT) - 2)
   assert found["bits per byte"] == pytest.approx(bits, rel=1e-4)
   with pytest.raises(UserError, match="the text has one token"):
-    score.perplexity(measured, "w1")
+    perplexity(trained, "w1")
 
 
 @pytest.mark.parametrize("count", [2, 11, 12, 13, 40])
-def test_windows_predict_every_token_but_the_first_once(measured, count):
+def test_windows_predict_every_token_but_the_first_once(trained, count):
   tokens = np.random.default_rng(0).integers(1, 30, count).astype(np.int32)
-  part, row, position = score.windows(measured, tokens, whole=True)
+  part, row, position = windows(trained, tokens, overlap=True)
   np.testing.assert_array_equal(part["input_ids"][row, position], tokens[1:])
   assert part["input_ids"].shape[1] <= POSITIONS and (position < part["length"][row]).all()
   assert (position[row > 0] >= POSITIONS // 2).all() and position.min() == 1
 
 
-def test_a_sentence_scores_the_sum_over_all_its_tokens_but_the_first(trained, measured):
+def test_a_sentence_scores_the_sum_over_all_its_tokens_but_the_first(trained):
   sentences = [TEXT, "w5 w6"]
-  found = evaluate.left_to_right(
-    trained.params.encoder(), evaluate.framed(measured, sentences), measured
-  )
+  found = log_likelihood(trained, framed(trained, sentences))
   expected = [log_p_of(trained, trained.tokenizer.encode(s)).sum() for s in sentences]
   np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_pretraining_goes_on_with_documents_that_nothing_frames(run):
-  source = continued_from(run)
+  source = RunInfo.read(run)
   assert source.experiment.data.segments == PackedDocuments(framed=False)
   chosen = ("experiments/gpt.py:base", "", "smoke")
   experiment, _ = chosen_experiment(*chosen, [], None, source)

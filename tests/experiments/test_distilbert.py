@@ -13,26 +13,19 @@ from experiments import distilbert
 from plm_jax import cli, overrides
 from plm_jax.errors import UserError
 from plm_jax.experiment import BUDGETS
+from plm_jax.experiment_flags import with_teacher
 from plm_jax.models.bert import Bert
 from plm_jax.models.distilbert import DistilBert, Distilled
 from plm_jax.models.electra import Electra
 from plm_jax.objectives.distillation import Cosine, Distillation
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.rtd import RTD, GeneratorMLM
+from plm_jax.runs import HEADS, RunInfo, initial_parameters, taught_parameters, teacher_of
 from plm_jax.sharding import MeshShape
 from plm_jax.tasks.finetuning import _chosen
 from plm_jax.train.checkpoint import restore_parameters
+from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import compile_experiment, evaluate, fit
-from plm_jax.train.start import (
-  HEADS,
-  Source,
-  continued_from,
-  example_batch,
-  initial_parameters,
-  taught_parameters,
-  teacher_of,
-  with_teacher,
-)
 from plm_jax.train.workdir import Workdir
 from tests import toy_run
 from tests.toy_run import ONE_STRETCH, TOY
@@ -246,7 +239,7 @@ def test_a_distillation_goes_on_where_it_was_even_if_its_teacher_is_gone(tmp_pat
 @pytest.mark.slow
 def test_fine_tuning_starts_from_the_student_alone():
   folder, _, state, _ = distilled()
-  source = continued_from(folder)
+  source = RunInfo.read(folder)
   model = source.experiment.model
   assert type(model.encoder) is DistilBert
   config = model.encoder
@@ -260,7 +253,7 @@ def test_fine_tuning_starts_from_the_student_alone():
 @pytest.mark.slow
 def test_pretraining_goes_on_from_a_student_as_from_any_encoder():
   folder, _, state, _ = distilled()
-  source = continued_from(folder)
+  source = RunInfo.read(folder)
   plain = dataclasses.replace(
     TAUGHT, model=source.experiment.model.encoder, data=source.experiment.data
   )
@@ -291,7 +284,7 @@ def test_a_run_whose_encoder_predicts_no_tokens_cannot_teach(tmp_path):
 @pytest.mark.slow
 def test_a_composite_starts_from_its_own_kind_only():
   folder, program, _, _ = distilled()
-  encoder = Source(folder, {}, teacher()[1].experiment, None)
+  encoder = RunInfo(path=folder, experiment=teacher()[1].experiment, tokenizer=None)
   with pytest.raises(UserError, match="holds a Bert, from which a Distilled cannot start"):
     initial_parameters(program, encoder)
 
@@ -300,7 +293,7 @@ def test_a_composite_starts_from_its_own_kind_only():
 def test_fine_tuning_s_model_is_the_student():
   from experiments.finetune import recipe
 
-  source = continued_from(distilled()[0])
+  source = RunInfo.read(distilled()[0])
   chosen = _chosen(source, recipe, ["optim.layer_decay=0.8"], 3, 100)
   assert isinstance(chosen.model, DistilBert) and not isinstance(chosen.model, Distilled)
   assert chosen.optim.layer_decay == 0.8

@@ -9,7 +9,7 @@ from experiments import gpt, llama
 from plm_jax import cli, overrides
 from plm_jax.ablate.table import Table
 from plm_jax.experiment import BUDGETS
-from plm_jax.train.start import example_batch
+from plm_jax.train.example_batch import example_batch
 
 FILES = {"gpt": gpt, "llama": llama}
 ROWS = [

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from plm_jax.commands.check import compare
 from plm_jax.errors import UserError
 from plm_jax.export import hf
-from plm_jax.export.check import compare
 from plm_jax.export.families.llama import FAMILY
 from plm_jax.export.options import Options
 from tests.export.peers import assert_round_trip, difference, outputs, padded_rows, published

@@ -4,16 +4,16 @@ import importlib.util
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from plm_jax.commands import convert
 from plm_jax.errors import UserError
 from plm_jax.export import hf
+from plm_jax.export.published_tokenizer import read_tokenizer
 from plm_jax.export.sentence import Pooling
 from plm_jax.models.bert import Bert
+from tests.export.peers import initial
 
 IDS = np.array([[5, 6, 7, 8], [9, 10, 0, 0], [0, 11, 12, 13]])
 MASK = (IDS > 0).astype(int)
@@ -22,7 +22,7 @@ MASK = (IDS > 0).astype(int)
 @pytest.fixture
 def model():
   config = Bert(layers=1, width=8, heads=2, vocab_size=20, positions=6)
-  params = config.init(jax.random.key(0), {"pooler": 0})
+  params = initial(config, {"pooler": 0})
   return hf.Pretrained(config, params, pooling=Pooling(("cls", "max", "mean"), True, 6, True))
 
 
@@ -70,7 +70,7 @@ def test_a_real_one_tells_how_alike_sentences_are(shared_data):
   folder = Path(found.origin).parent / "model"
   lines = shared_data("pair", "stsb_subset", "dev.tsv").read_text().splitlines()[1:]
   rows = [line.split("\t") for line in lines]
-  model, tokenizer = hf.load(folder), convert._tokenizer(folder)
+  model, tokenizer = hf.load(folder), read_tokenizer(folder)
   texts = tokenizer.encode_batch([row[column] for column in (7, 8) for row in rows])
   vectors = embedded(model, tokenizer.vocab, texts).reshape(2, len(rows), -1)
   gold = np.array([float(row[9]) for row in rows])

@@ -21,7 +21,7 @@ from plm_jax.models.transformer import AttentionContext
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.sop import SOP
 from plm_jax.sharding import MeshShape, to_global
-from plm_jax.train.start import example_batch
+from plm_jax.train.example_batch import example_batch
 from tests import toy_run
 
 TOY = Albert(vocab_size=50, layers=4, width=16, heads=4, embedding=8, positions=12)

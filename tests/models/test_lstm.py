@@ -12,12 +12,19 @@ import pytest
 
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.errors import UserError
+from plm_jax.evaluation.held_out import held_out
+from plm_jax.evaluation.perplexity import perplexity
+from plm_jax.evaluation.scores import Scores
 from plm_jax.models.compute import Compute
 from plm_jax.models.lstm import Lstm
 from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
 from plm_jax.optim.adamw import AdamW
+from plm_jax.runs import Run
 from plm_jax.sharding import MeshShape
+from plm_jax.tasks.labelled_text import Examples
+from plm_jax.tasks.rows import LabelledBatches
+from plm_jax.train import report
 from tests import toy_run
 from tests.toy_run import TOY, assert_equal, run
 
@@ -162,3 +169,41 @@ def test_generation_follows_the_forward_pass_and_ignores_padding(model):
   swapped, _ = generator.extend(ids[:, :1], cache.take(jnp.array([1, 0])))
   straight, _ = generator.extend(ids[::-1, :1], cache)
   np.testing.assert_allclose(swapped, straight[::-1], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def lstm_run(tmp_path_factory):
+  """A directory of a run, read again."""
+  ready = toy_run.prepared()
+  experiment = ORDERED.resolve(ready.tokenizer.vocab.size)
+  params = jax.jit(experiment.init_parameters)(jax.random.key(0))
+  folder = tmp_path_factory.mktemp("lstm")
+  Run(experiment=experiment, params=params, tokenizer=ready.tokenizer).save(folder)
+  return Run.load(folder)
+
+
+def test_a_run_is_reported_with_continuations(lstm_run):
+  results = report.Results(lstm_run.experiment, [], None, [])
+  shown = report.examples(lstm_run.params, results, toy_run.prepared())
+  assert "beginnings of held-out sentences" in shown and shown.count("____") == 4
+  assert "plm_jax.generate" in report.goodbye(lstm_run.path, lstm_run.experiment, lstm_run.params)
+
+
+def test_texts_and_held_out_text_are_scored_from_the_left(lstm_run):
+  assert perplexity(lstm_run, "w1 w2 w3")["tokens"] == 3
+  scores = Scores.of(lstm_run)
+  held_out(lstm_run, toy_run.prepared(), scores)
+  assert scores.metrics["clm_perplexity"] == pytest.approx(
+    lstm_run.tokenizer.vocab.size, rel=0.05
+  )  # random parameters: nearly equal scores
+
+
+def test_rows_of_a_classification_are_framed_and_read(lstm_run):
+  vocab = lstm_run.tokenizer.vocab
+  examples = Examples(["x"], [np.array([5, 6])], np.zeros(1, np.int32), ["d"])
+  (batch,) = LabelledBatches.of(
+    examples, vocab, 6, lstm_run.config, seed=0, global_batch=1
+  ).evaluation()
+  assert batch["input_ids"][0, :4].tolist() == [vocab.cls, 5, 6, vocab.sep]
+  params = lstm_run.config.init(jax.random.key(1), {"classes": 3})
+  assert params.class_logits(params(batch, COMPUTE), batch, None).shape == (1, 3)

@@ -12,11 +12,12 @@ from plm_jax.data.draws import Draws
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.electra import Electra
+from plm_jax.models.parameters import path_name
 from plm_jax.objectives.replaced_mlm import ReplacedMLM, copying_cross_entropy
 from plm_jax.objectives.rtd import RTD, GeneratorMLM, original_ids
-from plm_jax.sharding import MeshShape, path_name, to_global
+from plm_jax.sharding import MeshShape, to_global
+from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import compile_experiment
-from plm_jax.train.start import example_batch
 from plm_jax.train.step import forward
 from tests.data.toy_store import toy_vocab
 from tests.train.test_step import TOY as BERT_TOY
@@ -251,7 +252,7 @@ def test_devices_and_micro_batches_cannot_change_the_samples(changed):
 
 @pytest.mark.slow
 def test_an_evaluation_in_bfloat16_stays_near_float32():
-  terms = forward(initial(), rows(), TOY.objectives, Compute(dtype="bfloat16"), None)
+  terms, _ = forward(initial(), rows(), TOY.objectives, Compute(dtype="bfloat16"), None)
   reference = terms_of(initial(), rows())
   for name in ("mlm/loss", "rtd/loss"):
     np.testing.assert_allclose(terms[name][0], reference[name][0], rtol=0.1)

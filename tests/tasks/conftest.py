@@ -13,10 +13,10 @@ from plm_jax.models.bert import Bert
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.nsp import NSP
 from plm_jax.optim.adamw import AdamW
+from plm_jax.runs import RunInfo
 from plm_jax.sharding import MeshShape
 from plm_jax.tasks.classification import Classification
 from plm_jax.train.checkpoint import Checkpoints
-from plm_jax.train.start import continued_from
 from plm_jax.train.state import create_state
 from plm_jax.train.workdir import Workdir
 
@@ -82,7 +82,7 @@ def source(tokenizer, tmp_path_factory):
     workdir.write_config(experiment, {"reference": "toy.py:toy", "initial": None, "text": text})
     tokenizer.save(workdir / "tokenizer")
     checkpoints.save(1, state, {"step": 1})
-  return continued_from(path)
+  return RunInfo.read(path)
 
 
 @pytest.fixture(scope="session")

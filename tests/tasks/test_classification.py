@@ -53,7 +53,7 @@ def reference(model, batch):
 
 
 def test_the_loss_is_that_of_a_double_precision_reference(model, batch):
-  terms = forward(model, batch, (Classification(labels=CLASSES),), COMPUTE, None)
+  terms, _ = forward(model, batch, (Classification(labels=CLASSES),), COMPUTE, None)
   loss, accuracy = reference(model, batch)
   assert float(terms["class/loss"][1]) == 11
   np.testing.assert_allclose(terms["class/loss"][0] / terms["class/loss"][1], loss, rtol=1e-6)
@@ -67,7 +67,7 @@ def test_the_head_has_dropout_in_training_only(model, batch):
   still = objectives[0].loss(model, hidden, batch, None)["loss"][0]
   noisy = objectives[0].loss(model, hidden, batch, noise)["loss"][0]
   assert float(still) != float(noisy)
-  assert float(still) == float(forward(model, batch, objectives, COMPUTE, None)["class/loss"][0])
+  assert float(still) == float(forward(model, batch, objectives, COMPUTE, None)[0]["class/loss"][0])
 
 
 def test_rows_that_fill_up_change_neither_loss_nor_predictions(model, batch):
@@ -77,7 +77,9 @@ def test_rows_that_fill_up_change_neither_loss_nor_predictions(model, batch):
   mesh = MeshShape().build()
   one, other = (
     (
-      float(forward(model, b, (Classification(labels=CLASSES),), COMPUTE, None)["class/loss"][0]),
+      float(
+        forward(model, b, (Classification(labels=CLASSES),), COMPUTE, None)[0]["class/loss"][0]
+      ),
       predict(model, [b, b], COMPUTE, mesh).tolist(),
     )
     for b in (batch, changed)

@@ -1,5 +1,7 @@
 """One cell of the comparison: what both arms share, resuming, and what is refused."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -74,15 +76,15 @@ def test_a_directory_of_other_cells_is_refused(planned, finished):
   with pytest.raises(UserError, match=r"holds another experiment: optim\.peak"):
     model_cell(other, "pretrained", 60, 0, "toy")
   document = {**planned.source.document, "text": "another"}
-  other = planned._replace(source=planned.source._replace(document=document))
+  other = planned._replace(source=dataclasses.replace(planned.source, document=document))
   with pytest.raises(UserError, match="with another start"):
     model_cell(other, "pretrained", 60, 0, "toy")
 
 
 def test_a_cell_is_a_run_that_others_can_start_from(planned, finished):
-  from plm_jax.train.start import continued_from
+  from plm_jax.runs import RunInfo
 
-  run = continued_from(planned.path / "pretrained-60-0")
+  run = RunInfo.read(planned.path / "pretrained-60-0")
   assert run.experiment == planned.experiment(60, 0)
   assert run.document["classes"] == ["animal", "colour", "number"]
 
@@ -127,12 +129,11 @@ def test_the_test_is_what_pretraining_held_out_and_never_more(
     plan(source, recipe, [*own, "data.held_out=0.3"], tmp_path, tmp_path)
   same = [own[0].replace("toy", "other"), *own[1:]]  # the same text under another name
   assert plan(source, recipe, same, tmp_path, tmp_path).data.held_out == 0.2
-  later = source._replace(
-    document={"initial": {"from": str(source.path)}, "text": {"source": {"fingerprint": "x"}}}
-  )
+  document = {"initial": {"from": str(source.path)}, "text": {"source": {"fingerprint": "x"}}}
+  later = dataclasses.replace(source, document=document)
   assert plan(later, recipe, own, tmp_path, tmp_path).data.held_out == 0.2
   assert not capsys.readouterr().err
-  gone = later._replace(document={"initial": {"from": str(tmp_path / "gone")}})
+  gone = dataclasses.replace(later, document={"initial": {"from": str(tmp_path / "gone")}})
   plan(gone, recipe, own, tmp_path, tmp_path)
   assert "what pretraining read before is not known" in capsys.readouterr().err
   toy.fingerprint = lambda: "changed"
@@ -145,7 +146,8 @@ def batches_of(planned, seed):
 
   task, experiment = planned.task.few(60, seed), planned.experiment(60, seed)
   vocab = planned.source.tokenizer.vocab
-  return LabelledBatches.of(task.train, vocab, 10, seed=seed, global_batch=experiment.global_batch)
+  settings = {"seed": seed, "global_batch": experiment.global_batch}
+  return LabelledBatches.of(task.train, vocab, 10, experiment.model, **settings)
 
 
 def equal(a, b):

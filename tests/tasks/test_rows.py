@@ -9,6 +9,7 @@ import pytest
 from plm_jax.data.tokenizers import WordPiece
 from plm_jax.errors import UserError
 from plm_jax.models.bart import Bart, MBart
+from plm_jax.models.bert import Bert
 from plm_jax.models.gpt import Gpt1
 from plm_jax.models.t5 import T5
 from plm_jax.models.vaswani import Transformer
@@ -16,12 +17,13 @@ from plm_jax.tasks.labelled_text import Examples
 from plm_jax.tasks.rows import LabelledBatches
 
 VOCAB = WordPiece(vocab_size=40).train(iter(["a b c d"] * 9)).vocab
+BERT = Bert(vocab_size=40)
 
 
 def batches(count=10, global_batch=4, **settings):
   ids = [np.arange(5, 6 + i % 7, dtype=np.int32) for i in range(count)]
   examples = Examples(["x"] * count, ids, np.arange(count, dtype=np.int32), ["d"] * count)
-  return LabelledBatches.of(examples, VOCAB, 6, seed=3, global_batch=global_batch, **settings)
+  return LabelledBatches.of(examples, VOCAB, 6, BERT, seed=3, global_batch=global_batch, **settings)
 
 
 def same(a, b):
@@ -59,7 +61,7 @@ def test_a_published_vocabulary_of_two_tokens_for_everything_frames_rows_too():
   """GPT-2 has <|endoftext|> alone, which ends a row and fills it up."""
   vocab = dataclasses.replace(VOCAB, cls=None, sep=None, pad=None, bos=1, eos=1)
   examples = Examples(["x"], [np.array([5, 6])], np.zeros(1, np.int32), ["d"])
-  made = LabelledBatches.of(examples, vocab, 6, seed=3, global_batch=1)
+  made = LabelledBatches.of(examples, vocab, 6, BERT, seed=3, global_batch=1)
   assert made.rows.input_ids.tolist() == [[1, 5, 6, 1, 1, 1]] and made.rows.lengths.tolist() == [4]
 
 
@@ -129,6 +131,7 @@ def test_a_tokenizer_without_cls_is_refused():
       Examples([], [], np.zeros(0, np.int32), []),
       VOCAB.__class__(**{**vars(VOCAB), "cls": None}),
       6,
+      BERT,
       seed=0,
       global_batch=1,
     )

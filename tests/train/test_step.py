@@ -17,8 +17,8 @@ from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.nsp import NSP
 from plm_jax.optim.adamw import AdamW
 from plm_jax.sharding import MeshShape, to_global
+from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import compile_experiment
-from plm_jax.train.start import example_batch
 
 TOY = Experiment(
   model=Bert(vocab_size=48, layers=2, width=16, heads=4, positions=16, dropout=0.0,

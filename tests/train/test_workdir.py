@@ -13,7 +13,7 @@ from plm_jax.errors import UserError
 from plm_jax.experiment import Intervals
 from plm_jax.optim.adamw import AdamW
 from plm_jax.sharding import MeshShape
-from plm_jax.train.workdir import Log, Workdir, read_config, read_records, write_whole
+from plm_jax.train.workdir import Workdir, read_config, write_whole
 from tests.test_cli import ROOT
 from tests.toy_run import TOY
 
@@ -169,23 +169,6 @@ def test_a_file_in_the_way_is_a_sentence(tmp_path):
   (tmp_path / "run").write_text("")
   with pytest.raises(UserError, match="cannot be written"):
     Workdir(tmp_path / "run")
-
-
-def test_a_log_goes_on_after_its_checkpoint_and_drops_a_torn_line(tmp_path):
-  path = tmp_path / "metrics.jsonl"
-  log = Log(path, -1)
-  for step in range(4):
-    log.write({"step": step, "loss": step / 7})
-  log.close()
-  whole = path.read_bytes()
-  path.write_bytes(whole + b'{"step": 4, "lo')
-  assert len(read_records(path)) == 4
-  again = Log(path, 1)
-  assert [r["step"] for r in again.records] == [0, 1]
-  for step in (2, 3):
-    again.write({"step": step, "loss": step / 7})
-  again.close()
-  assert path.read_bytes() == whole
 
 
 def test_a_file_is_replaced_whole(tmp_path, monkeypatch):

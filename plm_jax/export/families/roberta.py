@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from plm_jax.errors import UserError
 from plm_jax.export.encoders import BERT_ALWAYS, EncoderFamily
+from plm_jax.export.family import Published
 from plm_jax.export.heads import named
 from plm_jax.export.options import Options
 from plm_jax.models.encoder import Encoder
 from plm_jax.models.roberta import Roberta
-
-if TYPE_CHECKING:
-  from plm_jax.export.hf import Pretrained
 
 TOP = {"classes": "classifier.out_proj", "token_classes": "classifier", "span": "qa_outputs"}
 ALWAYS = {name: value for name, value in BERT_ALWAYS.items() if name != "first_position"}
@@ -66,7 +64,7 @@ class RobertaFamily(EncoderFamily):
   def pooler_name(self, heads: Collection[str]) -> str:
     return "classifier.dense" if "classes" in heads else super().pooler_name(heads)
 
-  def batch(self, model: Pretrained, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+  def batch(self, model: Published, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     padding = model.config.first_position - 1
     real = inputs["input_ids"] != padding
     counted = np.cumsum(real, axis=1, dtype=np.int32) * real + padding

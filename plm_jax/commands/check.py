@@ -1,6 +1,6 @@
-"""Compares a directory's outputs here with those of transformers.
+"""Compares the outputs of a published model here with those of transformers, where it is installed.
 
-  python -m plm_jax.export.hf check DIR
+  python -m plm_jax.check DIR
 
 Random tokens, in rows without padding and with padding on the right, on the left and on both sides.
 """
@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import flags
 
+from plm_jax import cli
 from plm_jax.errors import UserError
 from plm_jax.export import hf, sentence
 from plm_jax.export.seq2seq import SOURCE
 
-TOLERANCE = 1e-4  # of float32, and of dozens of layers
+FLAGS = flags.FLAGS
 
 
 class Comparison(NamedTuple):
@@ -28,19 +30,22 @@ class Comparison(NamedTuple):
   agreement: float | None
 
 
-def main(verb: str, directory: str) -> int:
-  """Prints a table; the exit code is 1 where an output differs by more than `TOLERANCE`."""
-  if verb != "check":
-    raise UserError(f"{verb!r} is not known; expected: python -m plm_jax.export.hf check DIR.")
-  found = compare(directory)
+def define_flags() -> None:
+  # The default is for float32, and for dozens of layers.
+  flags.DEFINE_float("tolerance", 1e-4, "The largest difference that is allowed.")
+
+
+def main(directory: str) -> int:
+  """Prints a table; the exit code is 1 where an output differs by more than the tolerance."""
+  compared, tolerance = compare(directory), FLAGS.tolerance
   print(f"{'output':28}{'rows':18}{'largest difference':>20}{'top-1 agreement':>18}")
-  for line in found:
+  for line in compared:
     agreement = "" if line.agreement is None else f"{line.agreement:.1%}"
     print(f"{line.output:28}{line.rows:18}{line.difference:>20.1e}{agreement:>18}")
-  worst = max(line.difference for line in found)
-  verdict = "agrees" if worst <= TOLERANCE else "DIFFERS"
-  print(f"{directory} {verdict}: {worst:.1e} at most, where {TOLERANCE:.0e} is allowed")
-  return int(worst > TOLERANCE)
+  worst = max(line.difference for line in compared)
+  verdict = "agrees" if worst <= tolerance else "DIFFERS"
+  print(f"{directory} {verdict}: {worst:.1e} at most, where {tolerance:.0e} is allowed")
+  return int(worst > tolerance)
 
 
 def compare(directory: str) -> list[Comparison]:
@@ -49,14 +54,14 @@ def compare(directory: str) -> list[Comparison]:
   reference = _reference(directory, model)
   if reference.config.pad_token_id is None:  # without, a decoder's classes are read in single rows
     reference.config.pad_token_id = _pad(model)
-  found = []
+  compared = []
   for rows, inputs in _inputs(model).items():
     ours, theirs = hf.run(model, **inputs), _outputs(reference, inputs)
     for name in ours.keys() & theirs.keys():
       mask = inputs["decoder_attention_mask" if "decoder_input_ids" in inputs else "attention_mask"]
       mask = inputs["attention_mask"] if name.startswith("encoder") else mask
-      found.append(_compared(name, rows, ours[name], theirs[name], mask))
-  return sorted(found)
+      compared.append(_compared(name, rows, ours[name], theirs[name], mask))
+  return sorted(compared)
 
 
 def _compared(name: str, rows: str, ours: np.ndarray, theirs: np.ndarray, mask) -> Comparison:
@@ -80,7 +85,7 @@ def _inputs(model: hf.Pretrained) -> dict[str, dict[str, np.ndarray]]:
   cut = length // 3
   kinds = {"not padded": (0, 0), "padded right": (0, cut), "padded left": (cut, 0)}
   kinds["padded on both"] = (cut // 2, cut // 2)
-  pad, found = _pad(model), {}
+  pad, made = _pad(model), {}
   for kind, (left, right) in kinds.items():
     inputs: dict[str, Any] = {}
     for name in ("input_ids", "decoder_input_ids"):
@@ -96,8 +101,8 @@ def _inputs(model: hf.Pretrained) -> dict[str, dict[str, np.ndarray]]:
         inputs[name.replace("input_ids", "attention_mask")] = mask
     if limits.get("token_type_ids"):
       inputs["token_type_ids"] = rng.integers(0, limits["token_type_ids"], mask.shape)
-    found[kind] = inputs
-  return found
+    made[kind] = inputs
+  return made
 
 
 def _pad(model: hf.Pretrained) -> int:
@@ -125,5 +130,9 @@ def _outputs(reference, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   import torch
 
   with torch.no_grad():
-    found = reference(**{name: torch.tensor(array) for name, array in inputs.items()})
-  return {name: x.numpy() for name, x in found.items() if isinstance(x, torch.Tensor)}
+    outputs = reference(**{name: torch.tensor(array) for name, array in inputs.items()})
+  return {name: x.numpy() for name, x in outputs.items() if isinstance(x, torch.Tensor)}
+
+
+if __name__ == "__main__":
+  cli.run(main, words=("DIR",))

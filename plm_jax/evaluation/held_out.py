@@ -1,0 +1,119 @@
+"""Scores on held-out text: rows that do not depend on a run's objectives, format or masking."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from plm_jax.data.pipeline import Batches
+from plm_jax.data.preparation import Prepared
+from plm_jax.data.segments import SegmentPair
+from plm_jax.evaluation.likelihood import TOKENS, masked_log_p
+from plm_jax.evaluation.scores import Scores, is_causal
+from plm_jax.models.compute import Compute
+from plm_jax.objectives import baselines
+from plm_jax.objectives.clm import CLM
+from plm_jax.objectives.mlm import MLM
+from plm_jax.objectives.seq2seq import Seq2Seq
+from plm_jax.runs import Run
+
+ROWS = 4096  # of held-out text at most, and pairs of each kind
+POSITIONS = 4  # of a row, on average, are masked one at a time
+
+
+def held_out(run: Run, prepared: Prepared, scores: Scores) -> None:
+  """mlm_* and pseudo_perplexity, or clm_*, or seq2seq_*."""
+  for objective in run.experiment.objectives:
+    if isinstance(objective, Seq2Seq):
+      return sequences(run, prepared, objective, scores)
+  if is_causal(run):
+    batches = held_out_rows(run, prepared, (CLM(),))
+    _add_losses("clm", run, run.params.encoder(), batches, CLM(), scores)
+    return
+  model = run.params.masked_lm()
+  if model is None:
+    scores.notes.append("it has no head that predicts masked tokens")
+    return
+  batches = held_out_rows(run, prepared, (MLM(),))
+  _add_losses("mlm", run, model, batches, MLM(), scores)
+  unigram = baselines.unigram(prepared.train.counts, batches, "mlm").scores
+  scores.references.update({f"mlm_{name}": float(value) for name, value in unigram.items()})
+  plain = held_out_rows(run, prepared, ())
+  log_p = one_at_a_time(run, plain)
+  scores.add("pseudo", {"perplexity": math.exp(-log_p.mean())}, len(log_p), plain)
+
+
+def sequences(run: Run, prepared: Prepared, objective: Seq2Seq, scores: Scores) -> None:
+  """seq2seq_* of the run's own sources and targets."""
+  objective = dataclasses.replace(objective, label_smoothing=0.0, z_loss=0.0)
+  batches = _batches(run, prepared, run.experiment.data, (objective,))
+  _add_losses("seq2seq", run, run.params, batches, objective, scores)
+
+
+def held_out_rows(run: Run, prepared: Prepared, objectives: tuple) -> list[dict[str, np.ndarray]]:
+  """Held-out rows in batches of one shape, with one draw of masks."""
+  segments = SegmentPair(next="none", short=0.0)
+  corpus = dataclasses.replace(run.experiment.data, segments=segments)
+  return _batches(run, prepared, corpus, objectives)
+
+
+def _batches(run: Run, prepared: Prepared, corpus, objectives: tuple) -> list[dict]:
+  return Batches(
+    prepared.valid,
+    dataclasses.replace(corpus, workers=0),
+    objectives,
+    run.tokenizer.vocab,
+    seed=0,
+    global_batch=rows_per_batch(run),
+  ).evaluation(row_limit(run))
+
+
+def row_limit(run: Run) -> int:
+  """Rows of held-out text at most: twice those of the evaluations in training, so that a run of
+  seconds is measured in seconds."""
+  return min(ROWS, 2 * run.experiment.schedule.evaluation_rows)
+
+
+def rows_per_batch(run: Run) -> int:
+  return max(8, TOKENS // run.experiment.data.length)
+
+
+def _add_losses(kind: str, run: Run, model, batches, objective, scores: Scores) -> None:
+  terms = mean_terms(model, batches, objective, run.compute)
+  loss, count = terms["loss"]
+  values = {"loss": loss, "perplexity": math.exp(loss), "accuracy": terms["accuracy"][0]}
+  scores.add(kind, values, int(count), batches)
+
+
+def mean_terms(model, batches: list[dict], objective, compute: Compute) -> dict[str, Any]:
+  """metric -> (mean, count) of an objective's loss over batches."""
+  sums = [_terms(model, batch, objective, compute) for batch in batches]
+  totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64)), *jax.device_get(sums))
+  return {name: (total / count, count) for name, (total, count) in totals.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "compute"))
+def _terms(model, batch, objective, compute):
+  return objective.loss(model, model(batch, compute), batch, None)
+
+
+def one_at_a_time(run: Run, batches: list[dict]) -> np.ndarray:
+  """log p of real tokens, each masked alone, float64 [N].
+
+  The rows are at equal distances, and as many as give about `POSITIONS` tokens for each row of
+  `row_limit`.
+  """
+  joined = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+  real = np.flatnonzero(joined["row_weight"] > 0)
+  tokens = joined["length"][real].mean()
+  count = min(len(real), math.ceil(POSITIONS * row_limit(run) / tokens))
+  chosen = real[np.linspace(0, len(real) - 1, count, dtype=int)]
+  rows = {name: joined[name][chosen] for name in ("input_ids", "segment_ids", "length")}
+  text = ~np.isin(rows["input_ids"], run.tokenizer.vocab.frame_ids)
+  text &= np.arange(rows["input_ids"].shape[1]) < rows["length"][:, None]
+  return masked_log_p(run, rows, *np.nonzero(text))

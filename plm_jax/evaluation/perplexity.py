@@ -1,0 +1,79 @@
+"""The perplexity of a text, or the pseudo-perplexity where a model predicts masked tokens.
+
+A left-to-right model predicts every token from those before it, in windows that overlap by half. A
+masked model predicts every token from all others, masked one at a time (Salazar et al. 2020).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from plm_jax.errors import UserError
+from plm_jax.evaluation.likelihood import masked_log_p, next_log_p
+from plm_jax.evaluation.scores import is_causal
+from plm_jax.runs import Run
+
+NO_BEGIN = "the vocabulary has no token that begins a text"
+
+
+def perplexity(run: Run, text: str) -> dict[str, float]:
+  """The scores of a text. Errors: `UserError` for a text without tokens, and for models that score
+  no text."""
+  tokens = run.tokenizer.encode(text)
+  if not len(tokens):
+    raise UserError("the text has no tokens; give one with words in it")
+  size = len(text.encode())
+  if is_causal(run):
+    if len(unscored := [] if run.tokenizer.vocab.begin else tokens[:1]) == len(tokens):
+      raise UserError(f"the text has one token, and {NO_BEGIN}; give a longer one")
+    size = max(1, size - len(run.tokenizer.decode(unscored).encode()))
+    rows, row, position = windows(run, tokens, overlap=True)
+    log_p, name = next_log_p(run, rows)[row, position - 1], "perplexity"
+  elif run.params.masked_lm() is not None:
+    log_p, name = masked_log_p(run, *windows(run, tokens, overlap=False)), "pseudo-perplexity"
+  else:
+    raise UserError(
+      f"{run.path} holds a {type(run.experiment.model).__name__}, which scores no text: it predicts"
+      " neither the next token nor a masked one"
+    )
+  return {
+    "tokens": float(len(log_p)),
+    name: math.exp(-log_p.mean()),
+    "nats per token": -log_p.mean(),
+    "bits per byte": -log_p.sum() / math.log(2) / size,
+  }
+
+
+def windows(
+  run: Run, tokens: np.ndarray, overlap: bool
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+  """Rows of the model's length over a text, and where each of its tokens is predicted: the batch
+  arrays, row int `[N]`, position int `[N]`.
+
+  overlap: rows are "<s> tokens" and overlap by half; every token is predicted in the first row that
+  has it, the text's first only where there is an <s>. Otherwise "<s> tokens </s>", without overlap.
+  """
+  vocab = run.tokenizer.vocab
+  before, after = (vocab.begin, []) if overlap else ([i] for i in vocab.frame(padding=False))
+  room = run.experiment.model.positions - len(before) - len(after)
+  room = max(1, min(room, len(tokens)))
+  step = max(1, room // 2) if overlap else room
+  count = max(0, -(-(len(tokens) - room) // step)) + 1
+  starts = step * np.arange(count)
+  at = starts[:, None] + np.arange(room)
+  real = at < len(tokens)
+  body = np.where(real, tokens[np.minimum(at, len(tokens) - 1)], vocab.filler)
+  begin = len(before)
+  ids = np.full((count, begin + room + len(after)), vocab.filler, np.int32)
+  ids[:, :begin], ids[:, begin : begin + room] = before, body
+  length = real.sum(axis=1) + begin
+  if not overlap:
+    ids[np.arange(count), length] = after
+    length = length + 1
+  fresh = real & ((np.arange(room) >= room - step) | (np.arange(count) == 0)[:, None])
+  fresh[0, 0] &= bool(before)
+  row, column = np.nonzero(fresh if overlap else real)
+  rows = {"input_ids": ids, "segment_ids": np.zeros_like(ids), "length": length.astype(np.int32)}
+  return rows, row, column + begin

@@ -1,0 +1,140 @@
+"""From the flags of a command line to the resolved experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from plm_jax import cli, overrides
+from plm_jax.data.packed_documents import PackedDocuments
+from plm_jax.data.vocab import Vocab
+from plm_jax.errors import UserError
+from plm_jax.experiment import Experiment
+from plm_jax.models.model import Model
+from plm_jax.runs import RunInfo, initial_record, teacher_of
+from plm_jax.train.process import versions
+
+
+def chosen_experiment(
+  reference: str | None,
+  default: str,
+  budget: str,
+  settings: list[str],
+  seed: int | None,
+  source: RunInfo | None = None,
+) -> tuple[Experiment, dict[str, Any]]:
+  """The resolved experiment of a command line, and the record of how it came about.
+
+  With a source, its experiment is the default and its tokenizer is kept; of a published model
+  (plm_jax/commands/convert.py) the model too, whatever the experiment has. The record names the
+  difference to the file's `base` at the same budget.
+  """
+  if reference is None:
+    reference = (source.document.get("reference") if source else None) or default
+  experiment = cli.load_experiment(reference, budget=budget)()
+  base = base_of(reference, budget) or experiment
+  if source is not None and "public" in source.document and not experiment.model.encoder_path:
+    experiment = with_model(experiment, source.experiment.model)
+  experiment = overrides.apply(experiment, settings)
+  if seed is not None:
+    experiment = dataclasses.replace(experiment, seed=seed)
+  if source is not None:
+    experiment = with_tokenizer(experiment, source, settings)
+  teacher = teacher_of(experiment, budget)
+  if teacher is not None:
+    if source is not None and source.tokenizer.fingerprint != teacher.tokenizer.fingerprint:
+      raise UserError(
+        f"--from={source.path} and model.teacher={teacher.path} have different tokenizers; a "
+        "student reads what its teacher reads"
+      )
+    experiment = with_teacher(experiment, teacher, settings)
+  experiment = experiment.resolve(vocab_size_of(experiment))
+  file, _, function = reference.partition(":")
+  suffix = "" if budget == "small" else f"_{budget}"
+  record = {
+    "name": f"{Path(file).stem}_{function}{suffix}",
+    "reference": reference,
+    "budget": budget,
+    "diff": [
+      {"field": path, "base": overrides.show(old), "here": overrides.show(new)}
+      for path, old, new in overrides.diff(experiment, base)
+      # These follow from the tokenizer and from the teacher.
+      if path not in ("model.vocab_size", "model.teacher_model")
+    ],
+    "initial": initial_record(source),
+    "teacher": initial_record(teacher),
+    "command": sys.argv,
+    "versions": versions(),
+  }
+  return experiment, record
+
+
+def with_model(experiment: Experiment, model: Model) -> Experiment:
+  """The experiment with a published model, and rows that are no longer than it can read."""
+  data = dataclasses.replace(experiment.data, length=min(experiment.data.length, model.positions))
+  return dataclasses.replace(experiment, model=model, data=data)
+
+
+def base_of(reference: str, budget: str) -> Experiment | None:
+  """The experiment that a file's rows derive from: its function `base`, if there is one."""
+  file, _, function = reference.partition(":")
+  if function == "base" or "base" not in cli.experiments_of(file):
+    return None
+  return cli.load_experiment(f"{file}:base", budget=budget)()
+
+
+def with_tokenizer(
+  experiment: Experiment, source: RunInfo, settings: list[str], role: str = "--from="
+) -> Experiment:
+  """The experiment with the source's tokenizer, without which its parameters mean nothing. role:
+  the source's name in an error."""
+  chosen = experiment.data.tokenizer
+  is_set = any(s.startswith("data.tokenizer") for s in settings)
+  if is_set and (chosen.path is None or chosen.load().fingerprint != source.tokenizer.fingerprint):
+    raise UserError(
+      f"the tokenizer does not fit the checkpoint: {role}{source.path} was trained with the one "
+      f"in {source.path / 'tokenizer'}; leave data.tokenizer out"
+    )
+  size = source.experiment.model.vocab_size
+  if experiment.model.vocab_size not in (None, size):
+    raise UserError(
+      f"model.vocab_size={experiment.model.vocab_size} does not fit the checkpoint: that of "
+      f"{role}{source.path} is {size}; leave model.vocab_size out"
+    )
+  kept = dataclasses.replace(
+    source.experiment.data.tokenizer, path=str((source.path / "tokenizer").absolute())
+  )
+  if not any(s.startswith("data.segments") for s in settings):
+    experiment = with_rows_of(experiment, source.tokenizer.vocab)
+  return dataclasses.replace(
+    experiment,
+    data=dataclasses.replace(experiment.data, tokenizer=kept),
+    model=dataclasses.replace(experiment.model, vocab_size=source.experiment.model.vocab_size),
+  )
+
+
+def with_rows_of(experiment: Experiment, vocab: Vocab) -> Experiment:
+  """The experiment with documents, if it packs any, that are framed only if the vocabulary has
+  tokens for it."""
+  segments = getattr(experiment.data, "segments", None)  # a labelled text has none
+  if not isinstance(segments, PackedDocuments) or (vocab.begin and vocab.end):
+    return experiment
+  data = dataclasses.replace(experiment.data, segments=dataclasses.replace(segments, framed=False))
+  return dataclasses.replace(experiment, data=data)
+
+
+def with_teacher(experiment: Experiment, teacher: RunInfo, settings: list[str]) -> Experiment:
+  """The experiment with its teacher's sizes and tokenizer, which both must share."""
+  model = dataclasses.replace(experiment.model, teacher_model=teacher.experiment.model.encoder)
+  experiment = dataclasses.replace(experiment, model=model)
+  return with_tokenizer(experiment, teacher, settings, "model.teacher=")
+
+
+def vocab_size_of(experiment: Experiment) -> int:
+  """The number of tokens that the tokenizer has, or will have at most once it is trained."""
+  tokenizer = experiment.data.tokenizer
+  if tokenizer.path is None:
+    return tokenizer.vocab_size + tokenizer.added
+  return tokenizer.load().vocab.size

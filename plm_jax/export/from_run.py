@@ -1,0 +1,71 @@
+"""A run becomes a published model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flax import nnx
+
+from plm_jax.data.tokenizers import Tokenizer
+from plm_jax.errors import UserError
+from plm_jax.export import hf, sentence
+from plm_jax.export.heads import labelled
+from plm_jax.export.published_tokenizer import write_tokenizer
+from plm_jax.models.electra import Electra
+from plm_jax.models.model import Model
+from plm_jax.runs import Run
+
+
+def from_run(run: Run, part: str = "discriminator") -> hf.Pretrained:
+  """The model of a run; of composite models the part that is kept. part: of an ELECTRA."""
+  config, public = run.experiment.model, run.document.get("public")
+  if public is not None:
+    return _imported(run, public)
+  document = special_tokens(run.tokenizer, config)
+  if names := run.document.get("classes"):  # of a run of run_finetune.py
+    document |= labelled(names)
+  if isinstance(config, Electra):
+    return hf.Pretrained(*electra_part(config, run.params, part), None, document)
+  return hf.Pretrained(config.encoder, run.params.encoder(), None, document)
+
+
+def _imported(run: Run, public: dict) -> hf.Pretrained:
+  """The model as it was imported."""
+  options = public["pooling"] and {**public["pooling"], "modes": tuple(public["pooling"]["modes"])}
+  pooling = sentence.Pooling(**options) if options else None
+  config, architecture = run.experiment.model, public["architecture"]
+  model = hf.Pretrained(config, run.params, architecture, public["config"], pooling)
+  if architecture not in model.family.architectures:
+    raise UserError(
+      f"{run.path / 'config.json'} names the architecture {architecture!r}, which "
+      f"{model.family.model_type} does not have; convert the published model again."
+    )
+  return model
+
+
+def electra_part(config: Electra, params, part: str):
+  if part == "generator":
+    return config.generator, params.masked_lm()
+  discriminator = params.discriminator
+  discriminator.rtd = nnx.data(params.rtd)
+  return config.encoder, discriminator
+
+
+def special_tokens(tokenizer: Tokenizer, config: Model) -> dict[str, int]:
+  """The entries of config.json for special tokens."""
+  vocab = tokenizer.vocab
+  ids = {role: getattr(vocab, role) for role in ("pad", "bos", "eos", "cls", "sep")}
+  if hasattr(config, "source_ids"):  # the tokens around sources and targets
+    starts = {"bos": vocab.begin, "eos": vocab.end, "decoder_start": config.decoder_start(vocab)}
+    ids |= {role: next(iter(tokens), None) for role, tokens in starts.items()}
+  return {f"{role}_token_id": i for role, i in ids.items() if i is not None}
+
+
+def write_directory(
+  model: hf.Pretrained, tokenizer: Tokenizer | None, target: Path, trained_here: bool = False
+) -> None:
+  """Writes the files of `hf.save`, and the tokenizer as transformers reads it. trained_here: texts
+  begin and end as in this project, not as for a published tokenizer."""
+  hf.save(model, target)
+  if tokenizer is not None:
+    write_tokenizer(model, tokenizer, target, trained_here)

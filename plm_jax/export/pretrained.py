@@ -1,0 +1,58 @@
+"""A published model: our configuration and parameters, and the rest of its directory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from plm_jax.errors import UserError
+from plm_jax.export import sentence
+from plm_jax.export.family import Family, family_of_config, family_of_type
+from plm_jax.models.model import Model, Parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """A model of the project, and what a published directory says besides.
+
+  architecture: transformers' class; None is chosen by the heads. document: a config.json, kept for
+  what has no field of ours (names of labels, ids of special tokens). pooling: of a Sentence-BERT.
+  """
+
+  config: Model
+  params: Parameters
+  architecture: str | None = None
+  document: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  pooling: sentence.Pooling | None = None
+
+  def __post_init__(self):
+    if self.architecture is None:
+      chosen = architecture_of(self.family, self.config, self.params)
+      object.__setattr__(self, "architecture", chosen)
+
+  @property
+  def heads(self) -> dict[str, int]:
+    """The heads of the architecture, with their sizes."""
+    return self.family.heads_of(self.params, self.architecture)
+
+  @property
+  def family(self) -> Family:
+    named = self.document.get("model_type")
+    return family_of_type(named, "config.json") if named else family_of_config(self.config)
+
+
+def tops(heads: Collection[str]) -> set[str]:
+  """The heads that are no part of transformers' bare model."""
+  return set(heads) - {"pooler"}
+
+
+def architecture_of(family: Family, config: Model, params: Parameters) -> str:
+  """The class whose heads a model has. Errors: `UserError` where transformers has none."""
+  heads = set(family.heads_of(params))
+  for name, needed in family.architectures.items():
+    if family.fits(config, name) and (heads == needed or not tops(heads | needed)):
+      return name
+  raise UserError(
+    f"transformers' {family.model_type} has no class with the heads {', '.join(sorted(heads))}."
+  )

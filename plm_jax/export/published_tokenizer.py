@@ -1,0 +1,153 @@
+"""Tokenizers of published directories: read into ours, and written as transformers reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from plm_jax.data.tokenizer_files import (
+  MBART_50_LANGUAGES,
+  MBART_LANGUAGES,
+  in_fairseq_order,
+  in_file_order,
+  read_backend,
+  read_rules,
+)
+from plm_jax.data.tokenizers import Tokenizer, Unigram, load_tokenizer
+from plm_jax.errors import UserError
+from plm_jax.export import hf, sentence
+from plm_jax.export.tensors import read_json
+from plm_jax.models.bart import MBart
+from plm_jax.models.model import Model
+from plm_jax.models.t5 import T5
+
+PUBLISHED_PIECES = {  # family -> the file and the class of transformers that reads it
+  "albert": ("spiece.model", "AlbertTokenizer"),
+  "t5": ("spiece.model", "T5Tokenizer"),
+  "llama": ("tokenizer.model", "LlamaTokenizer"),
+  "xlm-roberta": ("sentencepiece.bpe.model", "XLMRobertaTokenizer"),
+  "mbart": ("sentencepiece.bpe.model", "MBartTokenizer"),
+}
+
+
+def read_tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
+  """The tokenizer of a directory or file, ours or a published one. Errors: `UserError` where there
+  is none of a known kind."""
+  if read_rules(place):
+    return load_tokenizer(place)
+  lowercase = None
+  if place.is_dir():
+    place = sentence.body_of(place)
+    options = place / "tokenizer_config.json"
+    lowercase = read_json(options).get("do_lower_case") if options.is_file() else None
+    if not isinstance(lowercase, bool | None):
+      raise UserError(f"{options} sets do_lower_case={lowercase!r}; expected true or false.")
+    pieces = sorted(place.glob("*.model"))
+    if len(pieces) == 1:  # tokenizer.json repeats it in a form that is not read here
+      place = pieces[0]
+  elif place.suffix == ".bin":
+    raise UserError(
+      "a tokenizer is not read from a .bin file; give the .model of it by --tokenizer=FILE.model."
+    )
+  backend = read_backend(place, lowercase)
+  if model_type not in ("xlm-roberta", "mbart") or backend.kind != Unigram.kind:
+    return Tokenizer(backend)
+  return Tokenizer(in_fairseq_order(backend, MBART_LANGUAGES if model_type == "mbart" else ()))
+
+
+def check_not_mbart_50(tokenizer: Tokenizer, config: Model) -> None:
+  """A `UserError` for mBART-50: its 52 codes have the places of mBART's 25, and begin its texts
+  instead of ending them."""
+  more = config.vocab_size - tokenizer.vocab.size
+  if isinstance(config, MBart) and more == MBART_50_LANGUAGES - len(MBART_LANGUAGES):
+    raise UserError(
+      f"the model has {config.vocab_size} tokens, {more} more than mBART with its 25 languages: it "
+      "is mBART-50, whose texts begin with a language instead of ending with it, which no run of "
+      "this project does; plm_jax.export.hf loads and checks it."
+    )
+
+
+def with_sentinels(tokenizer: Tokenizer, config: Model) -> Tokenizer:
+  """T5's 100 sentinels follow the pieces of its file, which does not have them."""
+  pieces = tokenizer.vocab.size
+  if not isinstance(config, T5) or tokenizer.vocab.sentinels is not None:
+    return tokenizer
+  return Tokenizer(tokenizer.backend, min(100, max(config.vocab_size - pieces, 0)))
+
+
+def write_tokenizer(
+  model: hf.Pretrained, tokenizer: Tokenizer, target: Path, trained_here: bool
+) -> None:
+  """Writes a tokenizer in the form in which transformers reads it for the model's family; a note
+  says so where it has none. trained_here: texts begin and end as in this project."""
+  vocab, names = tokenizer.vocab, {}
+  for role in ("pad", "unk", "cls", "sep", "mask", "bos", "eos"):
+    if (i := getattr(vocab, role)) is not None:
+      names[f"{role}_token"] = tokenizer.token(i)
+  options = {**names, "model_max_length": model.family.longest(model.config)}
+  if tokenizer.kind != Unigram.kind:
+    tokenizer.save(target)
+    _add_to_file(target / "tokenizer.json", tokenizer, _frame(model, vocab, trained_here))
+    options["tokenizer_class"] = "PreTrainedTokenizerFast"
+  elif has_class(model.family.model_type, tokenizer):
+    file, options["tokenizer_class"] = PUBLISHED_PIECES[model.family.model_type]
+    (target / file).write_bytes(in_file_order(tokenizer.backend).proto)
+    if model.family.model_type == "albert":
+      options |= {"do_lower_case": tokenizer.lowercase, "keep_accents": not tokenizer.lowercase}
+    if model.family.model_type == "llama":
+      options |= {"add_bos_token": True, "add_eos_token": trained_here and "classes" in model.heads}
+      if tokenizer.backend.joins_spaces:
+        print("note: transformers' LlamaTokenizer keeps spaces in a row, which this one joins")
+    if model.family.model_type == "t5":
+      options["extra_ids"] = 0 if vocab.sentinels is None else len(vocab.sentinels)
+  else:
+    tokenizer.save(target)
+    print(f"note: transformers' {model.family.model_type} cannot read the tokenizer, spm.model")
+    return
+  (target / "tokenizer_config.json").write_text(json.dumps(options, indent=2) + "\n")
+
+
+def _frame(model: hf.Pretrained, vocab, trained_here: bool) -> tuple[list[int], list[int]] | None:
+  """The special tokens before and after a text; None keeps those of an encoder's tokenizer. A
+  decoder that writes goes on from its prompt."""
+  reads_source = hasattr(model.config, "source_ids")
+  writes = not reads_source and hasattr(model.params, "generator")
+  if not trained_here or not (reads_source or writes):
+    return None
+  before, after = model.config.text_frame(vocab)
+  return before, [] if writes and "classes" not in model.heads else after
+
+
+def has_class(family: str, tokenizer: Tokenizer) -> bool:
+  """Whether the family's class of transformers gives the ids of these pieces."""
+  v, backend = tokenizer.vocab, tokenizer.backend
+  fairseq = (v.bos, v.pad, v.eos, v.unk, v.mask) == (0, 1, 2, 3, len(backend.pieces) - 1)
+  fits = {
+    "albert": v.unk == 1,
+    "t5": (v.pad, v.eos, v.unk) == (0, 1, 2),
+    "llama": (v.unk, v.bos, v.eos) == (0, 1, 2) and backend.merges_pairs,
+    "xlm-roberta": fairseq and not backend.languages,
+    "mbart": fairseq and tuple(backend.languages) == MBART_LANGUAGES,
+  }
+  plain = not tokenizer.added_languages and (family == "t5" or v.sentinels is None)
+  return plain and fits.get(family, False) and (family == "albert" or not tokenizer.lowercase)
+
+
+def _add_to_file(
+  file: Path, tokenizer: Tokenizer, frame: tuple[list[int], list[int]] | None
+) -> None:
+  """Gives a tokenizer.json the sentinels and languages that follow the vocabulary, and the special
+  tokens of `frame` before and after a text."""
+  import tokenizers
+
+  definition = tokenizers.Tokenizer.from_file(str(file))
+  added = tokenizer.pieces[len(tokenizer.backend.pieces) :]
+  definition.add_special_tokens([tokenizers.AddedToken(name, special=True) for name in added])
+  if frame is not None:
+    before, after = ([tokenizer.token(i) for i in ids] for ids in frame)
+    definition.post_processor = tokenizers.processors.TemplateProcessing(
+      single=[*before, "$A", *after],
+      pair=[*before, "$A", *after, "$B", *after],
+      special_tokens=[(tokenizer.token(i), i) for i in {*frame[0], *frame[1]}],
+    )
+  file.write_text(definition.to_str(), encoding="utf-8")

@@ -1,0 +1,212 @@
+"""A run: an experiment with its parameters and its tokenizer, in memory or in a directory.
+
+    run = Run.load("runs/bert_tiny")    # the newest good checkpoint
+    run.save("copy")
+
+plm_jax/train/workdir.py lists the files of a directory. Everything that has parameters can be a
+run: a trained model, an imported one, a counted one (`steps=0`, `objectives=()`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from plm_jax import overrides
+from plm_jax.data.tokenizers import Tokenizer, load_tokenizer
+from plm_jax.errors import UserError
+from plm_jax.experiment import Experiment
+from plm_jax.models.compute import Compute
+from plm_jax.models.model import Model, Parameters
+from plm_jax.models.parameters import head_patterns, roles_of
+from plm_jax.train.checkpoint import Checkpoints, restore_parameters
+from plm_jax.train.process import versions
+from plm_jax.train.workdir import FORMAT, read_config, write_whole
+
+if TYPE_CHECKING:
+  from plm_jax.train.loop import Program
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunInfo:
+  """A run without its parameters.
+
+  path, document: its directory and what config.json holds; None and empty where the run is in
+  memory only.
+  """
+
+  experiment: Experiment
+  tokenizer: Tokenizer
+  path: Path | None = None
+  document: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @classmethod
+  def read(cls, path: str | Path) -> RunInfo:
+    """Errors: `UserError` if `path` is not the directory of a run."""
+    path = Path(path)
+    document = read_config(path)
+    return RunInfo(
+      experiment=overrides.from_json(document["experiment"]),
+      tokenizer=load_tokenizer(path / "tokenizer"),
+      path=path,
+      document=document,
+    )
+
+  @property
+  def config(self) -> Model:
+    """The model that is fine-tuned and evaluated: the discriminator of an ELECTRA."""
+    return self.experiment.model.encoder
+
+  @property
+  def compute(self) -> Compute:
+    return self.experiment.compute
+
+  @property
+  def heads(self) -> dict[str, int]:
+    """The heads in the checkpoint: those of the objectives, or of the imported architecture."""
+    public = self.document.get("public")
+    return self.experiment.heads if public is None else public["heads"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(RunInfo):
+  """A run with its parameters. step: of the checkpoint that they are from."""
+
+  params: Parameters
+  step: int = 0
+
+  @classmethod
+  def load(cls, path: str | Path) -> Run:
+    """The newest good checkpoint in a run's directory, on one device.
+
+    Errors: `UserError` if `path` is not the directory of a run, or has no good checkpoint.
+    """
+    info = RunInfo.read(path)
+    shapes = jax.eval_shape(
+      lambda key: info.experiment.model.init(key, info.heads), jax.random.key(0)
+    )
+    restored = restore_parameters(info.path, shapes)
+    return cls(**vars(info), params=restored.params, step=int(restored.folder.name))
+
+  def save(self, path: str | Path) -> None:
+    """Writes the run as a directory that every command reads, without an optimiser's state.
+
+    Errors: `UserError` if the directory holds a run already.
+    """
+    path = Path(path)
+    if (path / "config.json").exists():
+      raise UserError(f"{path} already holds a run or a model; choose another directory")
+    path.mkdir(parents=True, exist_ok=True)
+    self.tokenizer.save(path / "tokenizer")
+    with Checkpoints(path / "checkpoints") as checkpoints:
+      checkpoints.save(self.step, {"params": self.params}, {"step": self.step})
+    document = {
+      "name": path.name,
+      "diff": [],
+      "initial": None,
+      "teacher": None,
+      "command": sys.argv,
+      "versions": versions(),
+      **self.document,
+      "format": FORMAT,
+      "experiment": overrides.to_json(self.experiment),
+    }
+    write_whole(path / "config.json", json.dumps(document, indent=2) + "\n")
+
+
+def check_predicts_tokens(run: Run) -> None:
+  """A `UserError` for a run without a head that predicts tokens."""
+  if classes := run.experiment.heads.get("classes"):
+    raise UserError(
+      f"{run.path} was fine-tuned to tell {classes} classes apart, and predicts no tokens; "
+      f"python -m plm_jax.convert {run.path} DST makes a classifier of transformers of it"
+    )
+  public = run.document.get("public")
+  pretraining = jax.eval_shape(run.experiment.init_parameters, jax.random.key(0))
+  if public and jax.tree.structure(run.params) != jax.tree.structure(pretraining):
+    raise UserError(
+      f"{run.path} is a {public['architecture']}, which has no head that predicts tokens; "
+      "convert a checkpoint that has one, or train one with run_pretrain.py --from"
+    )
+
+
+# --- parameters that another run starts from ------------------------------------------------------
+
+
+def initial_record(source: RunInfo | None) -> dict[str, Any] | None:
+  """What config.json keeps of the run that another one started from."""
+  if source is None:
+    return None
+  return {"from": str(source.path.absolute()), "tokenizer": source.tokenizer.fingerprint}
+
+
+def initial_parameters(program: Program, source: RunInfo | None) -> Parameters | None:
+  """The source's parameters on the program's mesh, with new random heads where it lacks them.
+  Without a source those that a teacher gives, or None.
+
+  An encoder takes a composite model's encoder, a composite model of the same class everything.
+  Errors: `UserError` naming shapes that do not fit.
+  """
+  if source is None:
+    return taught_parameters(program)
+  model, stored = program.experiment.model, source.experiment.model
+  if model.encoder_path and type(model) is not type(stored):
+    raise UserError(
+      f"--from={source.path} holds a {type(stored).__name__}, from which a {type(model).__name__} "
+      f"cannot start; expected a run of a {type(model).__name__}."
+    )
+  place = "" if model.encoder_path else stored.encoder_path
+  fresh = program.create().params
+  heads = head_patterns(roles_of(fresh))
+  restored = restore_parameters(source.path, fresh, heads, heads, within=place)
+  for names, what in ((restored.fresh, "starts at random"), (restored.unused, "is left out")):
+    for name in names:
+      print(f"{name} {what}: --from={source.path} and this run have different heads")
+  return restored.params
+
+
+def taught_parameters(program: Program) -> Parameters | None:
+  """The first parameters of a distillation: its teacher's, and the student's from them.
+
+  They are part of the state and so of every checkpoint. A run continues with the teacher that it
+  began with, whatever has happened to the teacher's directory since.
+  """
+  teacher = teacher_of(program.experiment)
+  if teacher is None:
+    return None
+  fresh = program.create().params
+  place = teacher.experiment.model.encoder_path
+  heads = head_patterns(roles_of(fresh.teacher))
+  restored = restore_parameters(teacher.path, fresh.teacher, allow_unused=heads, within=place)
+  return fresh.taught(restored.params)
+
+
+def teacher_of(experiment: Experiment, budget: str = "small") -> RunInfo | None:
+  """The run that a distillation learns from; None for all other experiments.
+
+  Errors: `UserError` if the directory is missing, with the command that makes it, or if the run
+  predicts no masked tokens.
+  """
+  if not hasattr(experiment.model, "teacher"):
+    return None
+  path = Path(experiment.model.teacher)
+  if not (path / "config.json").exists():
+    raise UserError(
+      f"there is no teacher in {path}: train it with python run_pretrain.py "
+      f"--experiment=experiments/bert.py:base --budget={budget} --workdir={path}, or name another "
+      "run with --set=model.teacher=DIR"
+    )
+  teacher = RunInfo.read(path)
+  key = jax.random.key(0)
+  if jax.eval_shape(teacher.experiment.init_parameters, key).encoder().masked_lm() is None:
+    raise UserError(
+      f"the teacher in {path} cannot teach: its encoder has no masked-LM head; name a run with one "
+      "by --set=model.teacher=DIR"
+    )
+  return teacher

@@ -1,0 +1,71 @@
+"""Sinks for a run's records: `.jsonl` files that resume exactly, TensorBoard, or one's own.
+
+A record is a dict with a `step`, and a `split` ("train" or "valid") where it holds metrics; a
+record without one holds timing. `fit(..., sinks=[...])` writes every record to further sinks.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from plm_jax.train.workdir import read_records, write_whole
+
+
+class Sink(Protocol):
+  """A destination of records."""
+
+  def write(self, record: dict[str, Any]) -> None: ...
+  def close(self) -> None: ...
+
+
+class Tee:
+  """Writes every record to several sinks, which their owners close."""
+
+  def __init__(self, *sinks: Sink):
+    self._sinks = sinks
+
+  def write(self, record: dict[str, Any]) -> None:
+    for sink in self._sinks:
+      sink.write(record)
+
+  def close(self) -> None: ...
+
+
+class JsonLines:
+  """Appends records to a `.jsonl` file.
+
+  On opening, records after `step` are dropped, and so is a line that a kill left half written: the
+  file continues exactly where the checkpoint does.
+  """
+
+  def __init__(self, path: Path, step: int):
+    self.records = [r for r in read_records(path) if r["step"] <= step]
+    write_whole(path, "".join(json.dumps(r) + "\n" for r in self.records))
+    self._file = open(path, "a", buffering=1)  # noqa: SIM115  held as long as the object
+
+  def write(self, record: dict[str, Any]) -> None:
+    self.records.append(record)
+    self._file.write(json.dumps(record) + "\n")
+
+  def close(self) -> None:
+    self._file.close()
+
+
+class TensorBoard:
+  """Writes the numbers of records as events `SPLIT/NAME`; timing is under `speed`."""
+
+  def __init__(self, folder: Path):
+    from tensorboardX import SummaryWriter
+
+    self._writer = SummaryWriter(str(folder))
+
+  def write(self, record: dict[str, Any]) -> None:
+    split = record.get("split", "speed")
+    for name, value in record.items():
+      if isinstance(value, float):
+        self._writer.add_scalar(f"{split}/{name}", value, record["step"])
+
+  def close(self) -> None:
+    self._writer.close()

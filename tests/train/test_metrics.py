@@ -1,0 +1,58 @@
+"""Sinks for records: files that resume exactly, TensorBoard, and further ones."""
+
+import pytest
+import tensorboardX
+
+from plm_jax.train.loop import fit
+from plm_jax.train.metrics import JsonLines, TensorBoard
+from plm_jax.train.workdir import read_records
+from tests import toy_run
+
+
+def test_json_lines_continue_after_their_checkpoint_and_drop_a_torn_line(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  log = JsonLines(path, -1)
+  for step in range(4):
+    log.write({"step": step, "loss": step / 7})
+  log.close()
+  whole = path.read_bytes()
+  path.write_bytes(whole + b'{"step": 4, "lo')
+  assert len(read_records(path)) == 4
+  again = JsonLines(path, 1)
+  assert [r["step"] for r in again.records] == [0, 1]
+  for step in (2, 3):
+    again.write({"step": step, "loss": step / 7})
+  again.close()
+  assert path.read_bytes() == whole
+
+
+def test_tensorboard_has_the_numbers_of_a_record_under_its_split(tmp_path, monkeypatch):
+  events = []
+  monkeypatch.setattr(
+    tensorboardX.SummaryWriter, "add_scalar", lambda _, *event: events.append(event)
+  )
+  board = TensorBoard(tmp_path / "tensorboard")
+  board.write({"step": 3, "split": "valid", "loss": 0.5})
+  board.write({"step": 3, "seconds": 1.5})
+  board.close()
+  assert events == [("valid/loss", 0.5, 3), ("speed/seconds", 1.5, 3)]
+  assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+class Kept(list):
+  """A sink that keeps its records and refuses to be closed by others."""
+
+  write = list.append
+
+  def close(self):
+    pytest.fail("a sink is closed by its owner")
+
+
+def test_a_further_sink_is_given_the_records_of_both_files(tmp_path):
+  sink, folder = Kept(), tmp_path / "run"
+  with toy_run.Workdir(folder) as workdir:
+    fit(toy_run.program(), toy_run.data(), workdir, sinks=[sink], quiet=True)
+  for name in ("metrics", "timing"):
+    written = read_records(folder / f"{name}.jsonl")
+    assert written == [record for record in sink if ("split" in record) == (name == "metrics")]
+    assert written
