@@ -195,7 +195,7 @@ def _flag_help(flag: flags.Flag) -> str:
   text = re.sub(r"^<[^>]*>: ", "", text)
   text, repeats, _ = text.partition("; repeat this option to specify a list of values")
   if flag.default not in (None, "", [], False):
-    text += f" (default: {flag.default_as_str.strip(chr(39))})"
+    text += f" (default: {str(flag.default_as_str).strip(chr(39))})"
   return text + (" (repeatable)" if repeats else "")
 
 
@@ -306,6 +306,7 @@ def _import(path: Path) -> ModuleType:
   if str(_ROOT) not in sys.path:
     sys.path.append(str(_ROOT))  # so that a file of the user's can import from experiments.bert
   spec = importlib.util.spec_from_file_location(name, path)
+  assert spec is not None and spec.loader is not None  # the path ends in .py
   module = importlib.util.module_from_spec(spec)
   sys.modules[name] = module
   try:

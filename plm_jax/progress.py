@@ -21,10 +21,10 @@ def progress_bar(total: int | None, description: str, **settings: Any):
     "file": _Lines(sys.stderr),
     "mininterval": LOG_INTERVAL,
     "maxinterval": LOG_INTERVAL,
+    "miniters": 0,  # looks at the clock at every update, whatever its size
+    "ncols": 100,
   }
-  # A line per update of the bar must not depend on how large the updates are: miniters=0 looks at
-  # the clock each time.
-  return tqdm(total=total, desc=description, **{**logged, "miniters": 0, "ncols": 100, **settings})
+  return tqdm(total=total, desc=description, **logged | settings)
 
 
 class _Lines:

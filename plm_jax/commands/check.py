@@ -100,7 +100,7 @@ def _inputs(model: hf.Pretrained) -> dict[str, dict[str, np.ndarray]]:
           inputs[name][:, length - right - 1] = end
         inputs[name.replace("input_ids", "attention_mask")] = mask
     if limits.get("token_type_ids"):
-      inputs["token_type_ids"] = rng.integers(0, limits["token_type_ids"], mask.shape)
+      inputs["token_type_ids"] = rng.integers(0, limits["token_type_ids"], (4, length))
     made[kind] = inputs
   return made
 

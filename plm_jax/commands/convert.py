@@ -38,7 +38,7 @@ def define_flags() -> None:
   flags.DEFINE_enum("part", None, PARTS, "Which part of an ELECTRA (default: the discriminator).")
 
 
-def main(source: str, target: str) -> None:
+def main(source: str | Path, target: str | Path) -> None:
   source, target = Path(source), Path(target)
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise UserError(f"{target} is there already; choose a directory that is new or empty.")

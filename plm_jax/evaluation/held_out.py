@@ -42,7 +42,7 @@ def held_out(run: Run, prepared: Prepared, scores: Scores) -> None:
   batches = held_out_rows(run, prepared, (MLM(),))
   _add_losses("mlm", run, model, batches, MLM(), scores)
   unigram = baselines.unigram(prepared.train.counts, batches, "mlm").scores
-  scores.references.update({f"mlm_{name}": float(value) for name, value in unigram.items()})
+  scores.references.update({f"mlm_{name}": x for name, x in unigram.items() if x is not None})
   plain = held_out_rows(run, prepared, ())
   log_p = one_at_a_time(run, plain)
   scores.add("pseudo", {"perplexity": math.exp(-log_p.mean())}, len(log_p), plain)

@@ -25,7 +25,7 @@ def blimp(run: Run, folder: Path, limit: int | None, scores: Scores) -> None:
     return
   length = run.experiment.data.length
   rows = framed(run, [s for pairs in read.values() for pair in pairs for s in pair])
-  fits = (rows["length"] <= length).reshape(-1, 2).all(axis=1)
+  fits = np.all((rows["length"] <= length).reshape(-1, 2), axis=1)
   if not fits.all():
     scores.notes.append(f"{(~fits).sum()} BLiMP pairs are longer than its rows and were left out")
   kept = {name: values[np.repeat(fits, 2)] for name, values in rows.items()}

@@ -56,7 +56,8 @@ def with_languages(model: hf.Pretrained, tokenizer: Tokenizer) -> Model:
   languages = {i: name for name, i in tokenizer.vocab.languages.items()}
   if not isinstance(config, MBart) or languages.get(start, config.language) == config.language:
     return config
-  return dataclasses.replace(config, language=languages[start], source_language=config.language)
+  language = languages.get(start)
+  return dataclasses.replace(config, language=language, source_language=config.language)
 
 
 def _tokenizer_config(tokenizer: Tokenizer, path: Path) -> TokenizerConfig:

@@ -190,19 +190,19 @@ class SpanCorruption(Seq2Seq):
   def _sentinels(self, vocab, columns: int) -> np.ndarray:
     if self.inputs == "drop" and self.targets != "sentinels":
       return np.empty(0, np.int32)
-    have = 0 if vocab.sentinels is None else len(vocab.sentinels)
+    sentinels = np.empty(0, np.int32) if vocab.sentinels is None else vocab.sentinels
     need = 1
     if "sentinels" in (self.inputs, self.targets):
       runs, spread = expected_runs(columns, self.rate)
       need = math.ceil(runs + 3 * spread)
       if self.mean_span_length is not None:
         need = _lengths(columns, self.rate, self.mean_span_length)[0][1]
-    if have < need:
+    if len(sentinels) < need:
       raise UserError(
-        f"rows of {columns} tokens need {need} sentinels, and the tokenizer has {have}: set "
-        f"data.tokenizer.sentinels to {max(need, 100)}, or shorten data.length"
+        f"rows of {columns} tokens need {need} sentinels, and the tokenizer has {len(sentinels)}: "
+        f"set data.tokenizer.sentinels to {max(need, 100)}, or shorten data.length"
       )
-    return vocab.sentinels
+    return sentinels
 
 
 def expected_runs(tokens: int, rate: float) -> tuple[float, float]:

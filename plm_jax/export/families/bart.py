@@ -97,7 +97,7 @@ class BartFamily(Seq2SeqFamily):
       options.fixed(name, value)
     options.finish(self.silent)
     sizes = {head: options.labels(self.labels) if head in SIZED else 0 for head in heads}
-    return self.config(**self.always | fields), sizes
+    return self.config(**{**self.always, **fields}), sizes
 
   def document_of(self, config: EncoderDecoder, heads: Mapping[str, int]) -> dict[str, Any]:
     self.check_same_experiment(config)
