@@ -18,6 +18,7 @@ import sentencepiece as spm
 from plm_jax import overrides
 from plm_jax.commands import convert
 from plm_jax.data.tokenizers import Unigram, WordPiece, load_tokenizer
+from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 from plm_jax.export import hf
 from plm_jax.export.from_run import electra_part, from_run, special_tokens, write_directory
@@ -258,7 +259,8 @@ def test_transformers_reads_the_pieces_of_a_run_and_so_do_we(family, peers, tmp_
 
 def test_an_mbart_that_translates_begins_with_the_language_of_its_config():
   """As mbart-large-en-ro: sources end with en_XX, and the decoder begins with ro_RO."""
-  vocab = SimpleNamespace(languages={"en_XX": 30, "ro_RO": 31}, begin=[0], end=[2])
+  roles = {"bos": 0, "eos": 2, "languages": {"en_XX": 30, "ro_RO": 31}}
+  vocab = Vocab(size=40, special=np.zeros(40, bool), word_start=None, **roles)
   config = MBart(vocab_size=40, **SMALL)
   params = config.init(jax.random.key(0), {"lm": 0})
   for start, expected in ((31, [7, 2, 30, 31]), (30, [7, 2, 30, 30]), (2, [7, 2, 30, 30])):
