@@ -22,6 +22,7 @@ from absl import flags
 
 import data.installed_text  # noqa: F401  makes tfds:installed_text known
 from plm_jax import cli, overrides
+from plm_jax.ablate.table import list_rows
 from plm_jax.data.corpora import cache_folder
 from plm_jax.data.pipeline import Batches, iterate
 from plm_jax.data.preparation import Prepared, prepare
@@ -47,14 +48,14 @@ def define_flags() -> None:
   flags.DEFINE_string("from", None, "Start from the parameters and the tokenizer of this run.")
   flags.DEFINE_integer("seed", None, "Seed of parameters, dropout, data order and masks.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
-  flags.DEFINE_bool("list", False, "List all experiments and leave.")
+  flags.DEFINE_bool("list", False, "List all experiments with their published numbers, and leave.")
   flags.DEFINE_bool("dry_run", False, "Show the configuration and its costs, train nothing.")
 
 
 def main() -> None:
   keep_freed_memory()
   if FLAGS.list:
-    for reference, line in cli.list_experiments("experiments"):
+    for reference, line in list_rows("experiments"):
       print(f"{reference:45} {line}")
     return
   source = RunInfo.read(FLAGS["from"].value) if FLAGS["from"].value else None

@@ -1,19 +1,19 @@
-"""BART (Lewis et al. 2020, arXiv:1910.13461). Each function is a run; its docstring names the row that
-it reproduces and what was published for it. Numbers in a docstring are the paper's, not ours.
+"""BART (Lewis et al. 2020, arXiv:1910.13461). Each function is a run, as in experiments/bert.py.
 
-Table 1 compares noises with a base model of 6 + 6 layers. Columns: SQuAD 1.1 (F1), MNLI (accuracy),
-and perplexities of ELI5, XSum, ConvAI2 and CNN/DM. What a row does not name is fairseq's recipe as
-an author posted it (facebookresearch/fairseq issue #1899): 30% of the words, a rate of 4e-4 with
-10,000 steps of warmup, clip .1; and, ours, 256 rows of 512 tokens for as many steps as BERT had
-(a prepared TFDS Wikipedia stands in for the paper's texts).
+Table 1 compares kinds of noise with a base model of 6 + 6 layers: by SQuAD 1.1 (F1), MNLI
+(accuracy), and perplexities of ELI5, XSum, ConvAI2 and CNN/DM. All other settings are those of
+fairseq's recipe, as an author posted it (facebookresearch/fairseq issue #1899): 30% of the words, a
+rate of 4e-4 with 10,000 steps of warmup, clip .1. Deviations: 256 rows of 512 tokens, as many steps
+as BERT's, and a prepared TFDS Wikipedia instead of the paper's texts.
 
 `small` and `smoke` are those of experiments/budgets.py: the text and the 4,096 word pieces of
-experiments/bert.py. [CLS] and [SEP] stand for <s> and </s> there.
+experiments/bert.py, with [CLS] and [SEP] in the places of <s> and </s>.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from experiments.budgets import at
 from plm_jax.ablate.table import Arm, Better, NotWorse, Table
@@ -44,7 +44,7 @@ NOISE = 0.02  # of accuracy: a difference below is none
 
 
 def base(budget: Budget = "paper") -> Experiment:
-  """Table 1, text infilling and sentence shuffling, BART's own noise. Published: SQuAD 90.8, MNLI 83.8, ELI5 24.17, XSum 6.62, ConvAI2 11.12, CNNDM 5.41."""
+  """Table 1, text infilling and sentence shuffling, which is BART's own noise."""
   model = Bart()
   if budget != "paper":
     model = Bart(layers=2, width=256, heads=4)
@@ -70,7 +70,10 @@ def large(budget: Budget = "paper") -> Experiment:
 
 
 def mbart_large(budget: Budget = "paper") -> Experiment:
-  """mBART's architecture and noise on one language: 35% in spans of 3.5, all sentences permuted. Its tables are of translation, which is not measured here."""
+  """mBART's architecture and noise on one language: 35% in spans of 3.5, all sentences permuted.
+
+  Its tables are about translation, which is not measured here.
+  """
   experiment = large(budget)
   m = experiment.model
   tokenizer = replace(experiment.data.tokenizer, languages=("en_XX",))
@@ -85,7 +88,7 @@ def mbart_large(budget: Budget = "paper") -> Experiment:
 
 
 def tiny(budget: Budget = "small") -> Experiment:
-  """A BART of 2 + 2 layers of 128. At `small`, some minutes on a laptop, after which it fills in what is missing."""
+  """A BART of 2 + 2 layers of 128. At `small`, some minutes on a laptop, and it fills in masked spans."""
   experiment = base(budget)
   model = Bart(layers=2, width=128, heads=2)
   if budget != "small":
@@ -105,50 +108,48 @@ def tiny(budget: Budget = "small") -> Experiment:
 
 
 def table_1_token_masking(budget: Budget = "paper") -> Experiment:
-  """Table 1, token masking. Published: SQuAD 90.4, MNLI 84.1, ELI5 25.05, XSum 7.08, ConvAI2 11.73, CNNDM 6.10."""
+  """Table 1, token masking."""
   return _noise(budget, Denoising(unit="token", replace="each"))
 
 
 def table_1_token_deletion(budget: Budget = "paper") -> Experiment:
-  """Table 1, token deletion. Published: SQuAD 90.4, MNLI 84.1, ELI5 24.61, XSum 6.90, ConvAI2 11.46, CNNDM 5.87."""
+  """Table 1, token deletion."""
   return _noise(budget, Denoising(unit="token", replace="delete"))
 
 
 def table_1_text_infilling(budget: Budget = "paper") -> Experiment:
-  """Table 1, text infilling. Published: SQuAD 90.8, MNLI 84.0, ELI5 24.26, XSum 6.61, ConvAI2 11.05, CNNDM 5.83."""
+  """Table 1, text infilling."""
   return _noise(budget, Denoising())
 
 
 def table_1_rotation(budget: Budget = "paper") -> Experiment:
-  """Table 1, document rotation. Published: SQuAD 77.2, MNLI 75.3, ELI5 53.69, XSum 17.14, ConvAI2 19.87, CNNDM 10.59."""
+  """Table 1, document rotation."""
   return _noise(budget, Denoising(mask=0.0, rotate=1.0))
 
 
 def table_1_shuffling(budget: Budget = "paper") -> Experiment:
-  """Table 1, sentence shuffling. Published: SQuAD 85.4, MNLI 81.5, ELI5 41.87, XSum 10.93, ConvAI2 16.67, CNNDM 7.89."""
+  """Table 1, sentence shuffling."""
   return _noise(budget, Denoising(mask=0.0, permute=1.0))
 
 
 def table_1_infilling_and_shuffling(budget: Budget = "paper") -> Experiment:
-  """Table 1, text infilling and sentence shuffling. Published: SQuAD 90.8, MNLI 83.8, ELI5 24.17, XSum 6.62, ConvAI2 11.12, CNNDM 5.41."""
+  """Table 1, text infilling and sentence shuffling."""
   return base(budget)
 
 
 def table_1() -> Table:
   """Table 1: kinds of noise."""
+  arm = partial(Arm.of, columns=SCORES)
   return Table(
     title="BART, Table 1: kinds of noise",
     source="Lewis et al. 2020, arXiv:1910.13461, Table 1",
     arms=(
-      _arm("token-masking", table_1_token_masking, 90.4, 84.1, 25.05, 7.08, 11.73, "6.10"),
-      _arm("token-deletion", table_1_token_deletion, 90.4, 84.1, 24.61, "6.90", 11.46, 5.87),
-      _arm("text-infilling", table_1_text_infilling, 90.8, "84.0", 24.26, 6.61, 11.05, 5.83),
-      _arm("rotation", table_1_rotation, 77.2, 75.3, 53.69, 17.14, 19.87, 10.59),
-      _arm("shuffling", table_1_shuffling, 85.4, 81.5, 41.87, 10.93, 16.67, 7.89),
-      _arm(
-        *("infilling-and-shuffling", table_1_infilling_and_shuffling),
-        *(90.8, 83.8, 24.17, 6.62, 11.12, 5.41),
-      ),
+      arm(table_1_token_masking, 90.4, 84.1, 25.05, 7.08, 11.73, "6.10"),
+      arm(table_1_token_deletion, 90.4, 84.1, 24.61, "6.90", 11.46, 5.87),
+      arm(table_1_text_infilling, 90.8, "84.0", 24.26, 6.61, 11.05, 5.83),
+      arm(table_1_rotation, 77.2, 75.3, 53.69, 17.14, 19.87, 10.59),
+      arm(table_1_shuffling, 85.4, 81.5, 41.87, 10.93, 16.67, 7.89),
+      arm(table_1_infilling_and_shuffling, 90.8, 83.8, 24.17, 6.62, 11.12, 5.41),
     ),
     claims=(
       Better(METRIC, "text-infilling", than="rotation"),
@@ -162,13 +163,8 @@ def table_1() -> Table:
   )
 
 
-# What the rows share.
+# Shared parts of the rows.
 
 
 def _noise(budget: Budget, objective: Denoising) -> Experiment:
   return replace(base(budget), objectives=(objective,))
-
-
-def _arm(name: str, row, *scores: float | str) -> Arm:
-  """An arm with the numbers of its row's docstring."""
-  return Arm(name, row, dict(zip(SCORES, scores)))

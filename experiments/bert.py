@@ -1,15 +1,17 @@
-"""BERT (Devlin et al. 2019, arXiv:1810.04805). Each function is a run; its docstring names the row
-that it reproduces and what was published for it. Numbers in a docstring are the paper's, not ours.
+"""BERT (Devlin et al. 2019, arXiv:1810.04805). Each function is a run, and its docstring names the
+row that it reproduces. The tables have the published numbers of their rows; a row that is in no
+table has them in its docstring. All are the paper's, none is ours.
 
-Every function takes a budget. `paper` is as published: BooksCorpus and Wikipedia (a prepared TFDS
-Wikipedia stands in, since BooksCorpus is not distributed any more), 1M steps of 256 rows of 512
-tokens. `small` is what this project measures at: the corpus of installed text, a 4,096-piece
-vocabulary and models a third as wide and deep. `smoke` only shows that everything runs.
+Every function takes a budget. `paper` is the published recipe: 1M steps of 256 rows of 512 tokens.
+Its text is a prepared TFDS Wikipedia, because BooksCorpus is no longer distributed. This project
+measures at `small`: the corpus of installed text, a vocabulary of 4,096 pieces, and models a third
+as wide and deep. `smoke` only shows that everything runs.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from experiments.budgets import at, third
 from plm_jax.ablate.table import Arm, Better, NotWorse, Ordered, Table
@@ -34,12 +36,12 @@ SMALL_CORPUS = Corpus(
   tokenizer=WordPiece(vocab_size=4096),
   segments=SegmentPair(),
   length=64,
-  held_out=0.05,  # fine-tuning tests on these documents: 2% leaves 2 to 12 per package
+  held_out=0.05,  # fine-tuning is tested on these documents; 2% leaves only 2 to 12 per package
 )
 
 
 def base(budget: Budget = "paper") -> Experiment:
-  """BERT-base, section 3.1 and appendix A.2. Table 5 dev: MNLI 84.4, QNLI 88.4, MRPC 86.7, SST-2 92.7, SQuAD F1 88.5."""
+  """BERT-base, section 3.1 and appendix A.2."""
   return _run(budget, _scaled(budget, 12, 768, 12))
 
 
@@ -53,8 +55,8 @@ def tiny(budget: Budget = "small") -> Experiment:
   experiment = _run(budget, Bert(layers=2, width=128, heads=2))
   if budget != "small":
     return experiment
-  # Under two epochs in two minutes: no dropout, short rows, small steps and many predictions each
-  # (40% of the tokens, Wettig et al. 2023). docs/recipe.md
+  # Two minutes are less than two epochs. So it has no dropout, short rows, small batches and many
+  # predictions per row (40% of the tokens, Wettig et al. 2023). See docs/recipe.md.
   return replace(
     experiment,
     model=replace(experiment.model, dropout=0.0, attention_dropout=0.0, initializer_range=0.05),
@@ -83,7 +85,7 @@ def medium(budget: Budget = "paper") -> Experiment:
 
 
 def base_faithful(budget: Budget = "paper") -> Experiment:
-  """BERT-base as its code runs: Adam without bias correction, decay under warmup, 10 static masks."""
+  """BERT-base as in its code: Adam without bias correction, decay under warmup, 10 static masks."""
   experiment = base(budget)
   return replace(
     experiment,
@@ -97,42 +99,38 @@ def base_whole_word(budget: Budget = "paper") -> Experiment:
   return replace(base(budget), objectives=(MLM(unit="whole_word"), NSP()))
 
 
-# Table 5: pre-training tasks.
+# Table 5: pre-training tasks. SQuAD is 1.1, F1.
 
 
 def no_nsp(budget: Budget = "paper") -> Experiment:
-  """Table 5, "No NSP". Published: MNLI 83.9, QNLI 84.9, MRPC 86.5, SST-2 92.6, SQuAD F1 87.9."""
+  """Table 5, "No NSP"."""
   return replace(base(budget), objectives=(MLM(),))
 
 
 def ltr_no_nsp(budget: Budget = "paper") -> Experiment:
-  """Table 5, "LTR & No NSP". Published: MNLI 82.1, QNLI 84.3, MRPC 77.5, SST-2 92.1, SQuAD F1 77.8."""
+  """Table 5, "LTR & No NSP"."""
   causal = base(budget)
   return replace(causal, model=replace(causal.model, attention="causal"), objectives=(CLM(),))
 
 
 def ltr_no_nsp_bilstm(budget: Budget = "paper") -> Experiment:
-  """Table 5, "+ BiLSTM", for fine-tuning. Published: MNLI 82.1, QNLI 84.1, MRPC 75.7, SST-2 91.6, SQuAD F1 84.9."""
+  """Table 5, "+ BiLSTM", which is added for fine-tuning."""
   causal = ltr_no_nsp(budget)
   return replace(causal, model=replace(causal.model, classifier="bilstm"))
 
 
 def table_5() -> Table:
-  """Table 5: what next-sentence prediction and looking at both sides are worth."""
-  columns = ("MNLI-m", "QNLI", "MRPC", "SST-2", "SQuAD")
+  """Table 5: BERT without next-sentence prediction, and without the right context."""
+  arm = partial(Arm.of, columns=("MNLI-m", "QNLI", "MRPC", "SST-2", "SQuAD"))
+  same_pretraining = "differs from ltr-no-nsp in fine-tuning only"
   return Table(
     title="BERT, Table 5: pre-training tasks",
     source="Devlin et al. 2019, Table 5, BERT-base, dev sets",
     arms=(
-      Arm("bert-base", base, dict(zip(columns, (84.4, 88.4, 86.7, 92.7, 88.5)))),
-      Arm("no-nsp", no_nsp, dict(zip(columns, (83.9, 84.9, 86.5, 92.6, 87.9)))),
-      Arm("ltr-no-nsp", ltr_no_nsp, dict(zip(columns, (82.1, 84.3, 77.5, 92.1, 77.8)))),
-      Arm(
-        "ltr-no-nsp-bilstm",
-        ltr_no_nsp_bilstm,
-        dict(zip(columns, (82.1, 84.1, 75.7, 91.6, 84.9))),
-        note="differs from ltr-no-nsp in fine-tuning only",
-      ),
+      arm(base, 84.4, 88.4, 86.7, 92.7, 88.5, name="bert-base"),
+      arm(no_nsp, 83.9, 84.9, 86.5, 92.6, 87.9),
+      arm(ltr_no_nsp, 82.1, 84.3, 77.5, 92.1, 77.8),
+      arm(ltr_no_nsp_bilstm, 82.1, 84.1, 75.7, 91.6, 84.9, note=same_pretraining),
     ),
     claims=(
       Better("blimp", "no-nsp", than="ltr-no-nsp"),
@@ -145,60 +143,58 @@ def table_5() -> Table:
   )
 
 
-# Table 6: model size. Columns: MLM perplexity, then dev MNLI-m, MRPC, SST-2.
+# Table 6: model size.
 
 
 def table_6_l3_h768_a12(budget: Budget = "paper") -> Experiment:
-  """Table 6, L3 H768 A12. Published: perplexity 5.84, MNLI-m 77.9, MRPC 79.8, SST-2 88.4."""
+  """Table 6, L3 H768 A12."""
   return replace(base(budget), model=_scaled(budget, 3, 768, 12))
 
 
 def table_6_l6_h768_a3(budget: Budget = "paper") -> Experiment:
-  """Table 6, L6 H768 A3. Published: perplexity 5.24, MNLI-m 80.6, MRPC 82.2, SST-2 90.7."""
+  """Table 6, L6 H768 A3."""
   return replace(base(budget), model=_scaled(budget, 6, 768, 3))
 
 
 def table_6_l6_h768_a12(budget: Budget = "paper") -> Experiment:
-  """Table 6, L6 H768 A12. Published: perplexity 4.68, MNLI-m 81.9, MRPC 84.8, SST-2 91.3."""
+  """Table 6, L6 H768 A12."""
   return replace(base(budget), model=_scaled(budget, 6, 768, 12))
 
 
 def table_6_l12_h768_a12(budget: Budget = "paper") -> Experiment:
-  """Table 6, L12 H768 A12 (BERT-base). Published: perplexity 3.99, MNLI-m 84.4, MRPC 86.7, SST-2 92.9."""
+  """Table 6, L12 H768 A12 (BERT-base)."""
   return base(budget)
 
 
 def table_6_l12_h1024_a16(budget: Budget = "paper") -> Experiment:
-  """Table 6, L12 H1024 A16. Published: perplexity 3.54, MNLI-m 85.7, MRPC 86.9, SST-2 93.3."""
+  """Table 6, L12 H1024 A16."""
   return replace(base(budget), model=_scaled(budget, 12, 1024, 16))
 
 
 def table_6_l24_h1024_a16(budget: Budget = "paper") -> Experiment:
-  """Table 6, L24 H1024 A16 (BERT-large). Published: perplexity 3.23, MNLI-m 86.6, MRPC 87.8, SST-2 93.7."""
+  """Table 6, L24 H1024 A16 (BERT-large)."""
   return replace(base(budget), model=_scaled(budget, 24, 1024, 16))
 
 
 def table_6() -> Table:
   """Table 6: the larger the model, the lower its perplexity."""
-  columns = ("LM (ppl)", "MNLI-m", "MRPC", "SST-2")
+  arm = partial(Arm.of, columns=("LM (ppl)", "MNLI-m", "MRPC", "SST-2"), capitals=("L", "H", "A"))
+  arms = (
+    arm(table_6_l3_h768_a12, 5.84, 77.9, 79.8, 88.4),
+    arm(table_6_l6_h768_a3, 5.24, 80.6, 82.2, 90.7),
+    arm(table_6_l6_h768_a12, 4.68, 81.9, 84.8, 91.3),
+    arm(table_6_l12_h768_a12, 3.99, 84.4, 86.7, 92.9),
+    arm(table_6_l12_h1024_a16, 3.54, 85.7, 86.9, 93.3),
+    arm(table_6_l24_h1024_a16, 3.23, 86.6, 87.8, 93.7),
+  )
   return Table(
     title="BERT, Table 6: model size",
     source="Devlin et al. 2019, Table 6, dev sets",
-    arms=(
-      Arm("L3-H768-A12", table_6_l3_h768_a12, dict(zip(columns, (5.84, 77.9, 79.8, 88.4)))),
-      Arm("L6-H768-A3", table_6_l6_h768_a3, dict(zip(columns, (5.24, 80.6, 82.2, 90.7)))),
-      Arm("L6-H768-A12", table_6_l6_h768_a12, dict(zip(columns, (4.68, 81.9, 84.8, 91.3)))),
-      Arm("L12-H768-A12", table_6_l12_h768_a12, dict(zip(columns, (3.99, 84.4, 86.7, 92.9)))),
-      Arm("L12-H1024-A16", table_6_l12_h1024_a16, dict(zip(columns, (3.54, 85.7, 86.9, 93.3)))),
-      Arm("L24-H1024-A16", table_6_l24_h1024_a16, dict(zip(columns, (3.23, 86.6, 87.8, 93.7)))),
-    ),
+    arms=arms,
     claims=(
       Ordered(
         "mlm_perplexity",
-        (
-          *("L3-H768-A12", "L6-H768-A3", "L6-H768-A12", "L12-H768-A12"),
-          *("L12-H1024-A16", "L24-H1024-A16"),
-        ),
+        tuple(arm.name for arm in arms),
         sentence="the perplexity falls with every step in size",
       ),
       Better("mlm_perplexity", "L6-H768-A12", than="L3-H768-A12"),
@@ -212,57 +208,56 @@ def table_6() -> Table:
   )
 
 
-# Table 8: masking shares MASK / SAME / RND. Columns: MNLI fine-tuned, NER fine-tuned, NER features.
+# Table 8: masking shares MASK / SAME / RND.
 
 
 def table_8_80_10_10(budget: Budget = "paper") -> Experiment:
-  """Table 8, 80/10/10 (BERT). Published: MNLI 84.2, NER 95.4, NER features 94.9."""
+  """Table 8, 80/10/10 (BERT)."""
   return base(budget)
 
 
 def table_8_100_0_0(budget: Budget = "paper") -> Experiment:
-  """Table 8, 100/0/0. Published: MNLI 84.3, NER 94.9, NER features 94.0."""
+  """Table 8, 100/0/0."""
   return replace(base(budget), objectives=(MLM(mask=1.0, same=0.0, random=0.0), NSP()))
 
 
 def table_8_80_0_20(budget: Budget = "paper") -> Experiment:
-  """Table 8, 80/0/20. Published: MNLI 84.1, NER 95.2, NER features 94.6."""
+  """Table 8, 80/0/20."""
   return replace(base(budget), objectives=(MLM(mask=0.8, same=0.0, random=0.2), NSP()))
 
 
 def table_8_80_20_0(budget: Budget = "paper") -> Experiment:
-  """Table 8, 80/20/0. Published: MNLI 84.4, NER 95.2, NER features 94.7."""
+  """Table 8, 80/20/0."""
   return replace(base(budget), objectives=(MLM(mask=0.8, same=0.2, random=0.0), NSP()))
 
 
 def table_8_0_20_80(budget: Budget = "paper") -> Experiment:
-  """Table 8, 0/20/80. Published: MNLI 83.7, NER 94.8, NER features 94.6."""
+  """Table 8, 0/20/80."""
   return replace(base(budget), objectives=(MLM(mask=0.0, same=0.2, random=0.8), NSP()))
 
 
 def table_8_0_0_100(budget: Budget = "paper") -> Experiment:
-  """Table 8, 0/0/100. Published: MNLI 83.6, NER 94.9, NER features 94.6."""
+  """Table 8, 0/0/100."""
   return replace(base(budget), objectives=(MLM(mask=0.0, same=0.0, random=1.0), NSP()))
 
 
 def table_8() -> Table:
-  """Table 8: fine-tuning hardly depends on what stands in the masked positions."""
-  columns = ("MNLI", "NER fine-tuned", "NER features")
-  best = "80-10-10"
+  """Table 8: fine-tuning hardly depends on the tokens in the masked positions."""
+  arm = partial(Arm.of, columns=("MNLI", "NER fine-tuned", "NER features"))
   return Table(
     title="BERT, Table 8: masking shares MASK-SAME-RND",
     source="Devlin et al. 2019, Table 8, dev sets",
     arms=(
-      Arm(best, table_8_80_10_10, dict(zip(columns, (84.2, 95.4, 94.9)))),
-      Arm("100-0-0", table_8_100_0_0, dict(zip(columns, (84.3, 94.9, 94.0)))),
-      Arm("80-0-20", table_8_80_0_20, dict(zip(columns, (84.1, 95.2, 94.6)))),
-      Arm("80-20-0", table_8_80_20_0, dict(zip(columns, (84.4, 95.2, 94.7)))),
-      Arm("0-20-80", table_8_0_20_80, dict(zip(columns, (83.7, 94.8, 94.6)))),
-      Arm("0-0-100", table_8_0_0_100, dict(zip(columns, (83.6, 94.9, 94.6)))),
+      arm(table_8_80_10_10, 84.2, 95.4, 94.9),
+      arm(table_8_100_0_0, 84.3, 94.9, 94.0),
+      arm(table_8_80_0_20, 84.1, 95.2, 94.6),
+      arm(table_8_80_20_0, 84.4, 95.2, 94.7),
+      arm(table_8_0_20_80, 83.7, 94.8, 94.6),
+      arm(table_8_0_0_100, 83.6, 94.9, 94.6),
     ),
     claims=tuple(
-      NotWorse("finetune_all_accuracy", arm, than=best, margin=0.02)
-      for arm in ("100-0-0", "80-0-20", "80-20-0", "0-20-80", "0-0-100")
+      NotWorse("finetune_all_accuracy", name, than="80-10-10", margin=0.02)
+      for name in ("100-0-0", "80-0-20", "80-20-0", "0-20-80", "0-0-100")
     ),
     caveat="The held-out rows are masked 80-10-10 for all arms, and one at a time by [MASK] for "
     "pseudo_perplexity: both are what some arms were trained on and others never saw. The paper's "

@@ -1,7 +1,7 @@
-"""What the budgets have in common, so that the papers' experiments are measured alike.
+"""The budgets of all papers, which make their experiments comparable.
 
-`paper` is a paper's own recipe. `small` is what this project measures at: 3,000 steps of 64 rows of
-the corpus of installed text, at a peak of 1e-3 and models a third as wide and deep. `smoke` is ten
+`paper` is the published recipe. This project measures at `small`: 3,000 steps of 64 rows of the
+corpus of installed text, a peak rate of 1e-3, and models a third as wide and deep. `smoke` has ten
 steps, which only show that everything runs.
 """
 
@@ -17,7 +17,7 @@ from plm_jax.optim.adamw import AdamW
 def at(
   budget: Budget, paper: Experiment, data: Corpus, optim: AdamW, steps: int = 3_000
 ) -> Experiment:
-  """`paper`, or what it becomes with the text, the optimiser and the steps of `small`."""
+  """The experiment `paper` at a budget. data, optim, steps: those of `small`."""
   if budget == "paper":
     return paper
   small = replace(
@@ -40,8 +40,8 @@ def at(
 
 
 def third(layers: int, width: int, heads: int) -> dict[str, int]:
-  """A published size at `small` and `smoke`: a third of its layers, and of its width as far as it is
-  a multiple of 64 (768 -> 256, 1024 -> 320), so that the rows of a table keep their order."""
+  """A published size at `small` and `smoke`: a third of its layers, heads and width. The width is
+  rounded down to a multiple of 64 (768 -> 256, 1024 -> 320). Rows of a table keep their order."""
   return {
     "layers": max(1, layers // 3),
     "width": width // 3 // 64 * 64,

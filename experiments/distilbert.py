@@ -1,13 +1,12 @@
-"""DistilBERT (Sanh et al. 2019, arXiv:1910.01108). Each function is a run; its docstring names the
-row that it reproduces and what was published for it. Numbers in a docstring are the paper's, not ours.
+"""DistilBERT (Sanh et al. 2019, arXiv:1910.01108). Functions are runs, as in experiments/bert.py.
 
 The teacher is a finished run of experiments/bert.py:base at the same budget, in the directory that
-run_pretrain.py gives it; --set=model.teacher=DIR names another. Student and teacher share a
-tokenizer and, at the start, every second layer or so.
+run_pretrain.py gives it; --set=model.teacher=DIR names another. The student has the teacher's
+tokenizer, and starts from about every second of its layers.
 
-`paper` follows the repository's README: 3 epochs of Wikipedia and BooksCorpus in batches of 4,000
-rows. `small` is what this project measures at, with a student of 2 layers to a teacher of 4. `smoke`
-only shows that everything runs.
+The budgets are those of experiments/bert.py. `paper` follows the repository's README: 3 epochs of
+Wikipedia and BooksCorpus in batches of 4,000 rows. At `small` the student has 2 layers and the
+teacher 4.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ TEACHERS = {
 
 
 def base(budget: Budget = "paper") -> Experiment:
-  """DistilBERT, section 3: 5 x KL + 2 x MLM + 1 x cosine. Table 1, GLUE dev: 77.0 (BERT-base 79.5, ELMo 68.7)."""
+  """DistilBERT, section 3: 5 x KL + 2 x MLM + 1 x cosine. Table 1 also has ELMo, GLUE 68.7."""
   teacher = bert.base(budget)
   paper = Experiment(
     model=Distilled(
@@ -53,42 +52,42 @@ def base(budget: Budget = "paper") -> Experiment:
 
 
 def base_faithful(budget: Budget = "paper") -> Experiment:
-  """DistilBERT with its code's masking: positions drawn in proportion to count^-0.7 of their tokens."""
+  """DistilBERT with its code's masking: a token is chosen in proportion to its count^-0.7."""
   return replace(base(budget), objectives=(RareWordMLM(weight=2.0), Distillation(), Cosine()))
 
 
-# Table 4: what each part is worth. Column: change of the GLUE macro-score.
+# Table 4: the recipe without one of its parts.
 
 
 def no_distillation(budget: Budget = "paper") -> Experiment:
-  """Table 4, without the distillation loss. Published: GLUE -2.96."""
+  """Table 4, without the distillation loss."""
   return replace(base(budget), objectives=(MLM(weight=2.0), Cosine()))
 
 
 def no_cosine(budget: Budget = "paper") -> Experiment:
-  """Table 4, without the cosine loss. Published: GLUE -1.46."""
+  """Table 4, without the cosine loss."""
   return replace(base(budget), objectives=(MLM(weight=2.0), Distillation()))
 
 
 def no_mlm(budget: Budget = "paper") -> Experiment:
-  """Table 4, without the masked-LM loss; rows are masked all the same. Published: GLUE -0.31."""
+  """Table 4, without the masked-LM loss; the rows are still masked."""
   return replace(base(budget), objectives=(MLM(weight=0.0), Distillation(), Cosine()))
 
 
 def random_start(budget: Budget = "paper") -> Experiment:
-  """Table 4, triple loss with a student that starts at random. Published: GLUE -3.69."""
+  """Table 4, triple loss, with a randomly initialised student."""
   experiment = base(budget)
   return replace(experiment, model=replace(experiment.model, start="random"))
 
 
 def table_1() -> Table:
-  """Table 1: how much of its teacher the student keeps."""
+  """Table 1: the student beside its teacher."""
   return Table(
     title="DistilBERT, Table 1: the student beside its teacher",
     source="Sanh et al. 2019, Table 1, GLUE dev macro-score",
     arms=(
-      Arm("bert", bert.base, {"GLUE": 79.5}),
-      Arm("distilbert", base, {"GLUE": 77.0}, note="of one teacher for all seeds"),
+      Arm.of(bert.base, name="bert", GLUE=79.5),
+      Arm.of(base, name="distilbert", GLUE=77.0, note="of one teacher for all seeds"),
     ),
     claims=tuple(
       NotWorse(f"finetune_{labels}_accuracy", "distilbert", than="bert", margin=0.05)
@@ -99,17 +98,17 @@ def table_1() -> Table:
 
 
 def table_4() -> Table:
-  """Table 4: which part of the recipe the student owes its score to."""
+  """Table 4: losses and start."""
   arms = "random-start", "no-distillation", "distilbert"
   return Table(
     title="DistilBERT, Table 4: losses and start",
     source="Sanh et al. 2019, Table 4, change of the GLUE macro-score",
     arms=(
-      Arm("distilbert", base, {"GLUE": 0.0}),
-      Arm("no-distillation", no_distillation, {"GLUE": -2.96}),
-      Arm("no-cosine", no_cosine, {"GLUE": -1.46}),
-      Arm("no-mlm", no_mlm, {"GLUE": -0.31}),
-      Arm("random-start", random_start, {"GLUE": -3.69}),
+      Arm.of(base, name="distilbert", GLUE=0.0),
+      Arm.of(no_distillation, GLUE=-2.96),
+      Arm.of(no_cosine, GLUE=-1.46),
+      Arm.of(no_mlm, GLUE=-0.31),
+      Arm.of(random_start, GLUE=-3.69),
     ),
     claims=(
       Better("mlm_loss", "distilbert", than="random-start"),

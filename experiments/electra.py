@@ -1,13 +1,8 @@
-"""ELECTRA (Clark et al. 2020, arXiv:2003.10555). Each function is a run; its docstring names the row
-that it reproduces and what was published for it. Numbers in a docstring are the paper's, not ours.
+"""ELECTRA (Clark et al. 2020, arXiv:2003.10555). Each function is a run, as in experiments/bert.py.
 
-`paper` is as published: BooksCorpus and Wikipedia (a prepared TFDS Wikipedia stands in), ELECTRA-base
-for 766k steps of 256 rows of 512 tokens. `small` is what this project measures at: the corpus of
-installed text, a 4,096-piece vocabulary and models a third as wide and deep. `smoke` only shows that
-everything runs.
-
-A token costs more here than in BERT, since two models read it; the rows of one table have equal
-steps, as in the paper's own ablation.
+The budgets are those of experiments/bert.py. At `paper` ELECTRA-base takes 766k steps of 256 rows
+of 512 tokens. A token costs more than in BERT, because two models read it; the rows of one table
+have equal steps, as in the paper's own ablation.
 """
 
 from __future__ import annotations
@@ -27,7 +22,7 @@ from plm_jax.optim.adamw import AdamW
 
 
 def base(budget: Budget = "paper") -> Experiment:
-  """ELECTRA-base, section 3 and appendix A. Efficiency analysis: GLUE 85.0. Repository, dev: MNLI 88.8, QNLI 93.2, SST-2 95.1, CoLA 67.7."""
+  """ELECTRA-base, section 3 and appendix A. Repository, dev: MNLI 88.8, QNLI 93.2, SST-2 95.1, CoLA 67.7."""
   return _run(budget, _model(budget))
 
 
@@ -53,32 +48,32 @@ def large(budget: Budget = "paper") -> Experiment:
 
 
 def base_faithful(budget: Budget = "paper") -> Experiment:
-  """ELECTRA-base with the optimiser of its code: Adam without bias correction, decay under warmup."""
+  """ELECTRA-base as in its code: Adam without bias correction, decay under warmup."""
   experiment = base(budget)
   return replace(experiment, optim=experiment.optim.paper_faithful())
 
 
-# The efficiency analysis: where the gain over BERT comes from. Column: GLUE dev average.
+# The efficiency analysis: the sources of the gain over BERT.
 
 
 def electra_15(budget: Budget = "paper") -> Experiment:
-  """Efficiency analysis, "ELECTRA 15%": the discriminator's loss over the chosen 15% alone. Published: GLUE 82.4."""
+  """Efficiency analysis, "ELECTRA 15%": the discriminator's loss over the chosen 15% alone."""
   return replace(base(budget), objectives=(GeneratorMLM(), RTD(positions="masked")))
 
 
 def replace_mlm(budget: Budget = "paper") -> Experiment:
-  """Efficiency analysis, "Replace MLM": BERT's task, but tokens of a generator stand for [MASK]. Published: GLUE 82.4."""
+  """Efficiency analysis, "Replace MLM": BERT's task with a generator's tokens instead of [MASK]."""
   return replace(base(budget), objectives=(GeneratorMLM(), ReplacedMLM()))
 
 
 def all_tokens_mlm(budget: Budget = "paper") -> Experiment:
-  """Efficiency analysis, "All-Tokens MLM": Replace MLM that predicts all tokens, with copying. Published: GLUE 84.3."""
+  """Efficiency analysis, "All-Tokens MLM": Replace MLM on all tokens, with a copy mechanism."""
   every = ReplacedMLM(positions="all", copy=True)
   return replace(base(budget), objectives=(GeneratorMLM(), every))
 
 
 def bert(budget: Budget = "paper") -> Experiment:
-  """Efficiency analysis, "BERT": the discriminator alone, as a masked language model. Published: GLUE 82.2."""
+  """Efficiency analysis, "BERT": the discriminator alone, as a masked language model."""
   electra = base(budget)
   return replace(electra, model=electra.model.encoder, objectives=(MLM(),))
 
@@ -108,14 +103,14 @@ def table_5() -> Table:
     title="ELECTRA, efficiency analysis: what the gain comes from",
     source="Clark et al. 2020, ablations of ELECTRA-base, GLUE dev average",
     arms=(
-      Arm("electra", base, {"GLUE": 85.0}),
-      Arm("all-tokens-mlm", all_tokens_mlm, {"GLUE": 84.3}),
-      Arm("replace-mlm", replace_mlm, {"GLUE": 82.4}),
-      Arm("electra-15", electra_15, {"GLUE": 82.4}),
-      Arm("bert", bert, {"GLUE": 82.2}, note="the discriminator alone, so each step is cheaper"),
+      Arm.of(base, name="electra", GLUE=85.0),
+      Arm.of(all_tokens_mlm, GLUE=84.3),
+      Arm.of(replace_mlm, GLUE=82.4),
+      Arm.of(electra_15, GLUE=82.4),
+      Arm.of(bert, GLUE=82.2, note="the discriminator alone, so each step is cheaper"),
     ),
     claims=tuple(
-      Better(score, "electra", than=other) for score in scores for other in ("electra-15", "bert")
+      Better(score, "electra", than=arm) for score in scores for arm in ("electra-15", "bert")
     )
     + tuple(Better(score, "all-tokens-mlm", than="replace-mlm") for score in scores),
     caveat="Equal steps, not equal compute: a step with a generator costs more. Masked-LM scores "
@@ -131,9 +126,9 @@ def generator_sizes() -> Table:
     title="ELECTRA, generator sizes",
     source="Clark et al. 2020, section 3.2, GLUE against generator size (a figure: no numbers)",
     arms=(
-      Arm("quarter", generator_quarter),
-      Arm("half", generator_half),
-      Arm("equal", generator_equal),
+      Arm.of(generator_quarter, name="quarter"),
+      Arm.of(generator_half, name="half"),
+      Arm.of(generator_equal, name="equal"),
     ),
     claims=tuple(
       Better(score, arm, than="equal") for score in scores for arm in ("quarter", "half")
@@ -161,8 +156,8 @@ def _run(budget: Budget, model: Electra) -> Experiment:
 
 
 def _model(budget: Budget, layers=12, width=768, heads=12, generator_width=None) -> Electra:
-  """A published size, or a third of it. A third of 256 is no width for heads of 64, so the generator
-  of the base is a quarter there."""
+  """A published size, or a third of it. Heads of 64 do not fit a generator a third as wide as 256,
+  so it has a quarter of the width there."""
   if budget == "paper":
     share = generator_width or 1 / 3
     return Electra(layers=layers, width=width, heads=heads, generator_width=share)

@@ -1,15 +1,16 @@
 """Fine-tuning a checkpoint on a labelled task (Devlin et al. 2019, section 4 and appendix A.3).
 
-The paper: the pretrained model, a new classification layer on the pooled [CLS] state, everything
-trained; batch 16 or 32, peak rate 5e-5 to 2e-5, 2 to 4 epochs, warmup over a tenth. Its repository
-tunes small models with rates up to 3e-4 for 4 epochs.
+The paper trains all parameters of the pretrained model and a new classification layer on the
+pooled [CLS] state: batch 16 or 32, peak rate 5e-5 to 2e-5, 2 to 4 epochs, warmup over a tenth of
+the steps. Its repository fine-tunes small models with rates up to 3e-4 for 4 epochs.
 
-Deviation: the classes read the mean of the tokens' states, not the pooled [CLS], which only
-next-sentence prediction trains and a short pretraining hardly does. Both arms have it.
+Deviation: the classifier reads the mean of the tokens' states, not the pooled [CLS] state. Only
+next-sentence prediction trains that state, and a short pretraining hardly does. Both arms have this
+deviation.
 
-A decoder's classes are read at the last token. An encoder-decoder's decoder reads the source again,
-behind what it always begins with, and its classes are read at the end of the text by a dense layer
-and a linear map (Lewis et al. 2020, section 3.1; transformers' T5 has the same).
+A decoder's classifier reads the last token. In an encoder-decoder, the decoder reads the source
+again after its start token. The classifier, a dense layer and a linear map, reads the end of the
+text (Lewis et al. 2020, section 3.1; transformers' T5 has the same).
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ BATCH = 32
 def recipe(
   model: Model, data: LabelledText, *, classes: int, examples: int, peak: float = 1e-3
 ) -> Experiment:
-  """Both arms' experiment: they differ in the parameters that they start from and in nothing else.
+  """The experiment of both arms, which differ only in the parameters that they start from.
 
-  examples: how many labelled examples there are; few are seen more often.
+  examples: number of labelled examples; up to 2,000 are read for 4 epochs, more for 2.
   """
-  if "pooler" in getattr(model, "classifier", ""):  # a decoder reads its last token
+  if "pooler" in getattr(model, "classifier", ""):  # not of a decoder, which reads its last token
     model = replace(model, classifier="mean")
   rates = {"dropout": 0.1, "attention_dropout": 0.1}
   if getattr(model, "hidden_dropout", 0) or getattr(model, "final_dropout", False):
-    rates["hidden_dropout"] = 0.1  # T5 has one rate for all
+    rates["hidden_dropout"] = 0.1  # T5 has one rate for all places
   epochs = 2 if examples > 2000 else 4
   steps = max(1, epochs * examples // BATCH)
   return Experiment(

@@ -1,9 +1,9 @@
-"""LLaMA (Touvron et al. 2023, arXiv:2302.13971). Each function is a size of its Table 2; numbers in
-a docstring are the paper's.
+"""LLaMA (Touvron et al. 2023, arXiv:2302.13971). Each function is a size of its Table 2, with the
+paper's numbers in its docstring.
 
-`paper` is its recipe, batches of 4 million tokens on a prepared TFDS Wikipedia, a small part of what
-it read. Deviation: its learning rate falls to a tenth of the peak, here to 0. `small` and `smoke`
-are those of experiments/budgets.py.
+`paper` is the paper's recipe: batches of 4 million tokens. Deviations: the text is a prepared TFDS
+Wikipedia, a small part of the paper's; the learning rate falls to 0, not to a tenth of the peak.
+`small` and `smoke` are those of experiments/budgets.py.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def b65(budget: Budget = "paper") -> Experiment:
 def _run(
   budget: Budget, layers: int, width: int, heads: int, peak: float, tokens: float
 ) -> Experiment:
-  """The recipe of section 2.3 at a budget. At `small` an eighth of the published layers, and heads
-  and width of a sixteenth."""
+  """The recipe of section 2.3 at a budget. Models at `small` have an eighth of the published layers
+  and about a sixteenth of the width."""
   paper = Experiment(
     model=Llama(layers=layers, width=width, heads=heads),
     objectives=(CLM(),),

@@ -1,19 +1,20 @@
-"""RoBERTa (Liu et al. 2019, arXiv:1907.11692). Each function is a run; its docstring names the row
-that it reproduces and what was published for it. Numbers in a docstring are the paper's, not ours.
+"""RoBERTa (Liu et al. 2019, arXiv:1907.11692). Each function is a run, as in experiments/bert.py.
 
-`base` is the model of section 5. Tables 1 to 3 come before it in the paper: BERT-base's size and
-batch, BookCorpus and Wikipedia, rows never shorter than the text allows; what they share is in
-`_section_4`. Not published, and ours: the warmups of Tables 1 to 3 (BERT's 10,000 steps at a batch
-of 256, 8% of the steps at 2K and 8K, as in fairseq's public recipe for 2K), and the vocabulary of
-these tables (byte-level throughout; the paper decides for it in section 4.4 only).
+`base` is the model of section 5. Tables 1 to 3 come before it in the paper: they have BERT-base's
+size and batch, read BookCorpus and Wikipedia, and fill their rows as far as the text allows.
+`_section_4` is the part that they share. The paper leaves two settings of these tables open, and
+they are ours: the warmups (BERT's 10,000 steps at a batch of 256; 8% of the steps at 2K and 8K, as
+in fairseq's public recipe for 2K), and the byte-level vocabulary, which the paper chooses only in
+section 4.4.
 
-The budgets are those of experiments/bert.py: `paper` with a prepared Wikipedia in place of the 160
-GB (or 16 GB) of text, `small` what this project measures at, `smoke` to show that everything runs.
+The budgets are those of experiments/bert.py. `paper` reads a prepared Wikipedia instead of the 160
+GB (or 16 GB) of text.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from experiments.budgets import at, third
 from plm_jax.ablate.table import Arm, Better, NotWorse, Table
@@ -28,7 +29,7 @@ from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.nsp import NSP
 from plm_jax.optim.adamw import AdamW
 
-# One segmentation: as the paper's, a sequence is the same in every epoch, only its mask may differ.
+# One pass of segmentation: as in the paper, only the mask of a sequence may differ between epochs.
 PAPER_CORPUS = Corpus(
   source="tfds:wikipedia/20230601.en",
   tokenizer=BytePairs(vocab_size=50265),
@@ -58,37 +59,37 @@ def large(budget: Budget = "paper") -> Experiment:
 
 
 def base_faithful(budget: Budget = "paper") -> Experiment:
-  """RoBERTa-base as its code runs: masks by fairseq's rules, and decay of biases and gains too."""
+  """RoBERTa-base as in its code: masks by fairseq's rules, and decay of biases and gains too."""
   experiment = base(budget)
   optim = replace(experiment.optim, decays="all")
   return replace(experiment, optim=optim, objectives=(MLM(rules="fairseq"),))
 
 
-# Table 1: static and dynamic masking. Columns: SQuAD 2.0 F1, MNLI-m, SST-2. The pairs are those of
-# Table 2's first row, whose numbers are Table 1's. At `small` there are 7 epochs instead of 40: two
-# copies instead of ten keep "each mask seen four times".
+# Table 1: static and dynamic masking. SQuAD is F1. The pairs are those of Table 2's first row, and
+# `dynamic` has its numbers. `small` has 7 epochs instead of 40, and therefore two copies
+# instead of ten, so that each mask is again seen four times.
 
 
 def table_1_static(budget: Budget = "paper") -> Experiment:
-  """Table 1, static: ten masks for each sequence, each seen four times. Published: SQuAD 2.0 78.3, MNLI-m 84.3, SST-2 92.5."""
+  """Table 1, static: ten masks for each sequence, each seen four times."""
   static = MLM(masking="static", copies=10 if budget == "paper" else 2)
   return replace(table_1_dynamic(budget), objectives=(static, NSP()))
 
 
 def table_1_dynamic(budget: Budget = "paper") -> Experiment:
-  """Table 1, dynamic: a new mask every time. Published: SQuAD 2.0 78.7, MNLI-m 84.0, SST-2 92.9."""
+  """Table 1, dynamic: a new mask every time."""
   return _section_4(budget, SegmentPair(short=0.0, separators=2), NSP())
 
 
 def table_1() -> Table:
   """Table 1: static and dynamic masking."""
-  columns = ("SQuAD 2.0", "MNLI-m", "SST-2")
+  arm = partial(Arm.of, columns=("SQuAD 2.0", "MNLI-m", "SST-2"))
   return Table(
     title="RoBERTa, Table 1: static and dynamic masking",
     source="Liu et al. 2019, Table 1, BERT-base's size, dev sets, medians of 5 seeds",
     arms=(
-      Arm("static", table_1_static, dict(zip(columns, (78.3, 84.3, 92.5)))),
-      Arm("dynamic", table_1_dynamic, dict(zip(columns, (78.7, 84.0, 92.9)))),
+      arm(table_1_static, 78.3, 84.3, 92.5),
+      arm(table_1_dynamic, 78.7, 84.0, 92.9),
     ),
     claims=(NotWorse("mlm_loss", "dynamic", than="static", margin=NOISE),),
     caveat="The published differences (+.4, -.3, +.4) are noise: nothing better than 'not worse' is "
@@ -97,65 +98,49 @@ def table_1() -> Table:
   )
 
 
-# Table 2: input formats. Columns: SQuAD 1.1 and 2.0 F1, MNLI-m, SST-2, RACE.
+# Table 2: input formats. SQuAD is F1.
 
 
 def table_2_segment_pair_nsp(budget: Budget = "paper") -> Experiment:
-  """Table 2, SEGMENT-PAIR+NSP. Published: SQuAD 90.4/78.7, MNLI-m 84.0, SST-2 92.9, RACE 64.2."""
+  """Table 2, SEGMENT-PAIR+NSP."""
   return table_1_dynamic(budget)
 
 
 def table_2_sentence_pair_nsp(budget: Budget = "paper") -> Experiment:
-  """Table 2, SENTENCE-PAIR+NSP, with as many tokens per update as the row above. Published: SQuAD 88.7/76.2, MNLI-m 82.9, SST-2 92.1, RACE 63.0."""
+  """Table 2, SENTENCE-PAIR+NSP, with as many tokens per update as the row above."""
   experiment = _section_4(budget, SentencePair(), NSP())
-  # A row of 512 is 94% text with segments, one of 128 is 54% with sentences (WikiText-2); one of
-  # 64 is 96% and 64% (installed text).
+  # More rows make up for padding. On WikiText-2, 94% of a row of 512 is text with segments, and 54%
+  # of a row of 128 with sentences. On installed text it is 96% and 64% of a row of 64.
   rows, length = {"paper": (1792, 128), "small": (96, 64), "smoke": (24, 64)}[budget]
   return replace(experiment, global_batch=rows, data=replace(experiment.data, length=length))
 
 
 def table_2_full_sentences(budget: Budget = "paper") -> Experiment:
-  """Table 2, FULL-SENTENCES, without NSP. Published: SQuAD 90.4/79.1, MNLI-m 84.7, SST-2 92.5, RACE 64.8."""
+  """Table 2, FULL-SENTENCES, without NSP."""
   return _section_4(budget, FullSentences())
 
 
 def table_2_doc_sentences(budget: Budget = "paper") -> Experiment:
-  """Table 2, DOC-SENTENCES, without NSP, with as many tokens per update as the row above. Published: SQuAD 90.6/79.7, MNLI-m 84.7, SST-2 92.7, RACE 65.6."""
+  """Table 2, DOC-SENTENCES, without NSP, with as many tokens per update as the row above."""
   experiment = _section_4(budget, DocSentences())
-  # At 512, 96% of a row is text with FULL-, 91% with DOC-SENTENCES (WikiText-2, whose articles are
-  # long); at 64, 82% and 79% (installed text).
+  # On WikiText-2, whose articles are long, 96% of a row of 512 is text with FULL-SENTENCES and 91%
+  # with DOC-SENTENCES. On installed text it is 82% and 79% of a row of 64.
   return replace(experiment, global_batch=272) if budget == "paper" else experiment
 
 
 def table_2() -> Table:
   """Table 2: input formats, with and without next-sentence prediction."""
-  columns = ("SQuAD 1.1", "SQuAD 2.0", "MNLI-m", "SST-2", "RACE")
+  arm = partial(Arm.of, columns=("SQuAD 1.1", "SQuAD 2.0", "MNLI-m", "SST-2", "RACE"))
+  shorter = "shorter rows in larger batches: about the tokens per update of segment-pair-nsp"
+  larger = "at paper, larger batches: about the tokens per update of full-sentences"
   return Table(
     title="RoBERTa, Table 2: input formats",
     source="Liu et al. 2019, Table 2, BERT-base's size, dev sets, medians of 5 seeds",
     arms=(
-      Arm(
-        "segment-pair-nsp",
-        table_2_segment_pair_nsp,
-        dict(zip(columns, (90.4, 78.7, 84.0, 92.9, 64.2))),
-      ),
-      Arm(
-        "sentence-pair-nsp",
-        table_2_sentence_pair_nsp,
-        dict(zip(columns, (88.7, 76.2, 82.9, 92.1, 63.0))),
-        note="shorter rows in larger batches: about the tokens per update of segment-pair-nsp",
-      ),
-      Arm(
-        "full-sentences",
-        table_2_full_sentences,
-        dict(zip(columns, (90.4, 79.1, 84.7, 92.5, 64.8))),
-      ),
-      Arm(
-        "doc-sentences",
-        table_2_doc_sentences,
-        dict(zip(columns, (90.6, 79.7, 84.7, 92.7, 65.6))),
-        note="at paper, larger batches: about the tokens per update of full-sentences",
-      ),
+      arm(table_2_segment_pair_nsp, 90.4, 78.7, 84.0, 92.9, 64.2),
+      arm(table_2_sentence_pair_nsp, 88.7, 76.2, 82.9, 92.1, 63.0, note=shorter),
+      arm(table_2_full_sentences, 90.4, 79.1, 84.7, 92.5, 64.8),
+      arm(table_2_doc_sentences, 90.6, 79.7, 84.7, 92.7, 65.6, note=larger),
     ),
     claims=(
       Better("mlm_loss", "segment-pair-nsp", than="sentence-pair-nsp"),
@@ -170,36 +155,35 @@ def table_2() -> Table:
   )
 
 
-# Table 3: batch size at an equal number of epochs. Columns: perplexity on held-out text, MNLI-m,
-# SST-2. At `small` the batches are an eighth, and the rates, which the paper tuned for each batch,
-# grow with the square root of the batch instead: they were not tuned.
+# Table 3: batch size at an equal number of epochs. At `small` the batches are an eighth. The paper
+# tuned the rate for each batch; here the rates of `small` grow with the square root of the batch.
 
 
 def table_3_256(budget: Budget = "paper") -> Experiment:
-  """Table 3, batch 256, 1M steps, rate 1e-4. Published: perplexity 3.99, MNLI-m 84.7, SST-2 92.7."""
+  """Table 3, batch 256, 1M steps, rate 1e-4."""
   return _batch(budget, (256, 1_000_000, 1e-4, 10_000), (32, 6_000, 7e-4, 600))
 
 
 def table_3_2k(budget: Budget = "paper") -> Experiment:
-  """Table 3, batch 2K, 125K steps, rate 7e-4. Published: perplexity 3.68, MNLI-m 85.2, SST-2 92.9."""
+  """Table 3, batch 2K, 125K steps, rate 7e-4."""
   return _batch(budget, (2048, 125_000, 7e-4, 10_000), (256, 750, 2e-3, 75))
 
 
 def table_3_8k(budget: Budget = "paper") -> Experiment:
-  """Table 3, batch 8K, 31K steps, rate 1e-3. Published: perplexity 3.77, MNLI-m 84.6, SST-2 92.8."""
+  """Table 3, batch 8K, 31K steps, rate 1e-3."""
   return _batch(budget, (8192, 31_250, 1e-3, 2_500), (1024, 188, 4e-3, 19))
 
 
 def table_3() -> Table:
   """Table 3: batch size at an equal number of epochs."""
-  columns = ("ppl", "MNLI-m", "SST-2")
+  arm = partial(Arm.of, columns=("ppl", "MNLI-m", "SST-2"), capitals=("K",))
   return Table(
     title="RoBERTa, Table 3: batch size at an equal number of epochs",
     source="Liu et al. 2019, Table 3, BERT-base's size, held-out text and dev sets",
     arms=(
-      Arm("256", table_3_256, dict(zip(columns, (3.99, 84.7, 92.7)))),
-      Arm("2K", table_3_2k, dict(zip(columns, (3.68, 85.2, 92.9)))),
-      Arm("8K", table_3_8k, dict(zip(columns, (3.77, 84.6, 92.8)))),
+      arm(table_3_256, 3.99, 84.7, 92.7),
+      arm(table_3_2k, 3.68, 85.2, 92.9),
+      arm(table_3_8k, 3.77, 84.6, 92.8),
     ),
     claims=(
       Better("mlm_perplexity", "2K", than="256"),
@@ -212,11 +196,12 @@ def table_3() -> Table:
   )
 
 
-# What the rows share.
+# Shared parts of the rows.
 
 
 def _batch(budget: Budget, paper: tuple, small: tuple) -> Experiment:
-  """FULL-SENTENCES with (rows, steps, peak, warmup) of Table 3, those of `small` at `small`."""
+  """FULL-SENTENCES with the (rows, steps, peak, warmup) of a row of Table 3, one tuple for `paper`
+  and one for `small`."""
   experiment = _section_4(budget, FullSentences())
   rows, steps, peak, warmup = paper if budget == "paper" else small
   if budget == "smoke":
@@ -225,12 +210,13 @@ def _batch(budget: Budget, paper: tuple, small: tuple) -> Experiment:
   experiment = replace(experiment, optim=optim, global_batch=rows, steps=steps)
   if budget != "small":
     return experiment
-  # A CPU does not say how much memory it has: parts of 128 rows need 1.2 GB, all 1,024 at once 9.
+  # A batch of 1,024 rows needs 9 GB of memory at once, and 1.2 GB in parts of 128. A CPU does not
+  # report its memory, so the number of parts is given here.
   return replace(experiment, compute=Compute(micro_batches=max(1, rows // 128)))
 
 
 def _section_4(budget: Budget, segments, *objectives) -> Experiment:
-  """BERT-base's size, batch and steps (section 4), with a format and what is trained beside MLM."""
+  """BERT-base's size, batch and steps (section 4), with a format and objectives beside MLM."""
   experiment = base(budget)
   experiment = replace(
     experiment,

@@ -1,20 +1,20 @@
-"""T5 (Raffel et al. 2020, arXiv:1910.10683). Each function is a run; its docstring names the row that
-it reproduces and what was published for it. Numbers in a docstring are the paper's, not ours.
+"""T5 (Raffel et al. 2020, arXiv:1910.10683). Each function is a run, as in experiments/bert.py.
 
-`paper` is the study's baseline (section 3.1): 2^19 steps of 128 rows of 512 tokens by Adafactor
-(a prepared TFDS Wikipedia stands in for C4, and rows are cut from running text, not packed).
-Columns: GLUE, CNN/DM (ROUGE-2), SQuAD (EM), SuperGLUE, and translation from English to German,
-French and Romanian (BLEU). The paper's noise: over 10 runs of the baseline the standard deviation is
-.235, .065, .343, .416, .112, .090 and .108. The baseline drops tokens one by one; spans of 3, with
-which all released models were trained, are a row of Table 7.
+`paper` is the study's baseline (section 3.1): 2^19 steps of 128 rows of 512 tokens by Adafactor.
+Deviations: a prepared TFDS Wikipedia replaces C4, and rows are cut from running text, not packed.
+The tables have GLUE, CNN/DM (ROUGE-2), SQuAD (EM), SuperGLUE, and translation from English to
+German, French and Romanian (BLEU). Over 10 runs of the paper's baseline their standard deviations
+are .235, .065, .343, .416, .112, .090 and .108. The baseline drops tokens one by one; spans of 3,
+with which all released models were trained, are a row of Table 7.
 
 `small` and `smoke` are those of experiments/budgets.py: the text and the 4,096 word pieces of
-experiments/bert.py with 100 sentinels behind them, and 64 tokens of text in a row.
+experiments/bert.py, 100 sentinels after these, and 64 tokens of text in a row.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from experiments.budgets import at
 from plm_jax.ablate.table import Arm, Better, NotWorse, Ordered, Table
@@ -30,10 +30,10 @@ from plm_jax.optim.adafactor import Adafactor
 
 PAPER_CORPUS = Corpus(
   source="tfds:wikipedia/20230601.en",
-  # 128 runs of noise in 512 tokens is what Table 6's 50% needs; the published vocabulary has 100.
+  # Table 6's 50% needs 128 sentinels in 512 tokens; the published vocabulary has 100.
   tokenizer=Unigram(vocab_size=32_000, layout="t5", sentinels=200),
   segments=RunningText(),
-  length=511,  # and the end of the text
+  length=511,  # and the end-of-text token
 )
 SMALL_CORPUS = Corpus(
   source="tfds:installed_text",
@@ -45,7 +45,7 @@ SMALL_CORPUS = Corpus(
 SOURCE = "Raffel et al. 2020, arXiv:1910.10683, {}"
 SCORES = ("GLUE", "CNNDM", "SQuAD", "SGLUE", "EnDe", "EnFr", "EnRo")
 IID = SpanCorruption(mean_span_length=None, z_loss=1e-4)
-BASELINE = (83.28, 19.24, 80.88, 71.36, 26.98, 39.82, 27.65)
+BASELINE = (83.28, 19.24, 80.88, 71.36, 26.98, 39.82, 27.65)  # a row of Tables 2 and 5 to 7
 METRIC = "finetune_all_accuracy"
 NOISE = 0.02  # of accuracy: a difference below is none
 WITH_FINETUNING = (
@@ -55,7 +55,7 @@ WITH_FINETUNING = (
 
 
 def base(budget: Budget = "paper") -> Experiment:
-  """The baseline, Table 1 (12 + 12 layers, 220M). Published: GLUE 83.28, CNNDM 19.24, SQuAD 80.88, SGLUE 71.36, EnDe 26.98, EnFr 39.82, EnRo 27.65."""
+  """The baseline, Table 1 (12 + 12 layers, 220M), which is also a row of Tables 2 and 5 to 7."""
   paper = Experiment(
     model=_scaled(budget),
     objectives=(IID,),
@@ -69,7 +69,10 @@ def base(budget: Budget = "paper") -> Experiment:
 
 
 def tiny(budget: Budget = "small") -> Experiment:
-  """A T5 1.1 of 2 + 2 layers of 128 on spans of 3. At `small`, some minutes on a laptop: it learns to answer sentinel by sentinel, of what they stand for little."""
+  """A T5 1.1 of 2 + 2 layers of 128 on spans of 3. At `small`, some minutes on a laptop.
+
+  It learns the order of the sentinels, and little of the text between them.
+  """
   experiment = _spans(budget, 3.0)
   model = T5v11(layers=2, width=128, heads=2, hidden=256)
   if budget != "small":
@@ -87,7 +90,7 @@ def tiny(budget: Budget = "small") -> Experiment:
 
 
 def v11_base(budget: Budget = "paper") -> Experiment:
-  """T5 1.1 base: gated GELU, an output table of its own, no dropout, spans of 3. No ablation of the paper has it."""
+  """T5 1.1 base: gated GELU, a separate output table, no dropout, spans of 3. In no table."""
   experiment = _spans(budget, 3.0)
   sizes = {f: getattr(experiment.model, f) for f in ("layers", "width", "heads", "head_width")}
   hidden = 2048 if budget == "paper" else 682
@@ -95,7 +98,7 @@ def v11_base(budget: Budget = "paper") -> Experiment:
 
 
 def text_to_text(budget: Budget = "paper") -> Experiment:
-  """Fine-tuning on pairs of texts, section 2.4: constant rate 1e-3, 2^18 steps, --from=RUN and --set=data.source=PAIRS.tsv."""
+  """Fine-tuning on pairs of texts, section 2.4: --from=RUN and --set=data.source=PAIRS.tsv."""
   experiment = base(budget)
   steps = {"paper": 2**18, "small": 1_000, "smoke": 10}[budget]
   return replace(
@@ -108,93 +111,76 @@ def text_to_text(budget: Budget = "paper") -> Experiment:
   )
 
 
-# Table 2: architectures, by denoising and by language modelling.
+# Table 2: architectures, trained by denoising and by language modelling.
 
 
 def table_2_enc_dec_denoising(budget: Budget = "paper") -> Experiment:
-  """Table 2, encoder-decoder, denoising, 2P, M (the baseline). Published: GLUE 83.28, CNNDM 19.24, SQuAD 80.88, SGLUE 71.36, EnDe 26.98, EnFr 39.82, EnRo 27.65."""
+  """Table 2, encoder-decoder, denoising, 2P, M (the baseline)."""
   return base(budget)
 
 
 def table_2_shared_denoising(budget: Budget = "paper") -> Experiment:
-  """Table 2, encoder-decoder with shared layers, denoising, P, M. Published: GLUE 82.81, CNNDM 18.78, SQuAD 80.63, SGLUE 70.73, EnDe 26.72, EnFr 39.03, EnRo 27.46."""
+  """Table 2, encoder-decoder with shared layers, denoising, P, M."""
   return _arranged(base(budget), "shared")
 
 
 def table_2_six_layers_denoising(budget: Budget = "paper") -> Experiment:
-  """Table 2, encoder-decoder of 6 + 6 layers, denoising, P, M/2. Published: GLUE 80.88, CNNDM 18.97, SQuAD 77.59, SGLUE 68.42, EnDe 26.38, EnFr 38.40, EnRo 26.95."""
+  """Table 2, encoder-decoder of 6 + 6 layers, denoising, P, M/2."""
   return _halved(base(budget))
 
 
 def table_2_lm_denoising(budget: Budget = "paper") -> Experiment:
-  """Table 2, language model, denoising, P, M. Published: GLUE 74.70, CNNDM 17.93, SQuAD 61.14, SGLUE 55.02, EnDe 25.09, EnFr 35.28, EnRo 25.86."""
+  """Table 2, language model, denoising, P, M."""
   return _arranged(base(budget), "causal")
 
 
 def table_2_prefix_lm_denoising(budget: Budget = "paper") -> Experiment:
-  """Table 2, prefix LM, denoising, P, M. Published: GLUE 81.82, CNNDM 18.61, SQuAD 78.94, SGLUE 68.11, EnDe 26.43, EnFr 37.98, EnRo 27.39."""
+  """Table 2, prefix LM, denoising, P, M."""
   return _arranged(base(budget), "prefix")
 
 
 def table_2_enc_dec_lm(budget: Budget = "paper") -> Experiment:
-  """Table 2, encoder-decoder, LM, 2P, M. Published: GLUE 79.56, CNNDM 18.59, SQuAD 76.02, SGLUE 64.29, EnDe 26.27, EnFr 39.17, EnRo 26.86."""
+  """Table 2, encoder-decoder, LM, 2P, M."""
   return _with(base(budget), PrefixLM(z_loss=1e-4))
 
 
 def table_2_shared_lm(budget: Budget = "paper") -> Experiment:
-  """Table 2, encoder-decoder with shared layers, LM, P, M. Published: GLUE 79.60, CNNDM 18.13, SQuAD 76.35, SGLUE 63.50, EnDe 26.62, EnFr 39.17, EnRo 27.05."""
+  """Table 2, encoder-decoder with shared layers, LM, P, M."""
   return _arranged(table_2_enc_dec_lm(budget), "shared")
 
 
 def table_2_six_layers_lm(budget: Budget = "paper") -> Experiment:
-  """Table 2, encoder-decoder of 6 + 6 layers, LM, P, M/2. Published: GLUE 78.67, CNNDM 18.26, SQuAD 75.32, SGLUE 64.06, EnDe 26.13, EnFr 38.42, EnRo 26.89."""
+  """Table 2, encoder-decoder of 6 + 6 layers, LM, P, M/2."""
   return _halved(table_2_enc_dec_lm(budget))
 
 
 def table_2_lm_lm(budget: Budget = "paper") -> Experiment:
-  """Table 2, language model, LM, P, M. Published: GLUE 73.78, CNNDM 17.54, SQuAD 53.81, SGLUE 56.51, EnDe 25.23, EnFr 34.31, EnRo 25.38."""
+  """Table 2, language model, LM, P, M."""
   return _with(_arranged(base(budget), "causal"), PrefixLM(prefix="none", z_loss=1e-4))
 
 
 def table_2_prefix_lm_lm(budget: Budget = "paper") -> Experiment:
-  """Table 2, prefix LM, LM, P, M. Published: GLUE 79.68, CNNDM 17.84, SQuAD 76.87, SGLUE 64.86, EnDe 26.28, EnFr 37.51, EnRo 26.76."""
+  """Table 2, prefix LM, LM, P, M."""
   return _arranged(table_2_enc_dec_lm(budget), "prefix")
 
 
 def table_2() -> Table:
   """Table 2: architectures."""
+  arm = partial(Arm.of, columns=SCORES, capitals=("LM",))
   return Table(
     title="T5, Table 2: architectures",
     source=SOURCE.format("Table 2"),
     arms=(
-      _arm("enc-dec-denoising", table_2_enc_dec_denoising, *BASELINE),
-      _arm(
-        *("shared-denoising", table_2_shared_denoising),
-        *(82.81, 18.78, 80.63, 70.73, 26.72, 39.03, 27.46),
-      ),
-      _arm(
-        *("six-layers-denoising", table_2_six_layers_denoising),
-        *(80.88, 18.97, 77.59, 68.42, 26.38, 38.40, 26.95),
-      ),
-      _arm(
-        *("LM-denoising", table_2_lm_denoising),
-        *(74.70, 17.93, 61.14, 55.02, 25.09, 35.28, 25.86),
-      ),
-      _arm(
-        *("prefix-LM-denoising", table_2_prefix_lm_denoising),
-        *(81.82, 18.61, 78.94, 68.11, 26.43, 37.98, 27.39),
-      ),
-      _arm(*("enc-dec-LM", table_2_enc_dec_lm), *(79.56, 18.59, 76.02, 64.29, 26.27, 39.17, 26.86)),
-      _arm(*("shared-LM", table_2_shared_lm), *(79.60, 18.13, 76.35, 63.50, 26.62, 39.17, 27.05)),
-      _arm(
-        *("six-layers-LM", table_2_six_layers_lm),
-        *(78.67, 18.26, 75.32, 64.06, 26.13, 38.42, 26.89),
-      ),
-      _arm(*("LM-LM", table_2_lm_lm), *(73.78, 17.54, 53.81, 56.51, 25.23, 34.31, 25.38)),
-      _arm(
-        *("prefix-LM-LM", table_2_prefix_lm_lm),
-        *(79.68, 17.84, 76.87, 64.86, 26.28, 37.51, 26.76),
-      ),
+      arm(table_2_enc_dec_denoising, *BASELINE),
+      arm(table_2_shared_denoising, 82.81, 18.78, 80.63, 70.73, 26.72, 39.03, 27.46),
+      arm(table_2_six_layers_denoising, 80.88, 18.97, 77.59, 68.42, 26.38, 38.40, 26.95),
+      arm(table_2_lm_denoising, 74.70, 17.93, 61.14, 55.02, 25.09, 35.28, 25.86),
+      arm(table_2_prefix_lm_denoising, 81.82, 18.61, 78.94, 68.11, 26.43, 37.98, 27.39),
+      arm(table_2_enc_dec_lm, 79.56, 18.59, 76.02, 64.29, 26.27, 39.17, 26.86),
+      arm(table_2_shared_lm, 79.60, 18.13, 76.35, 63.50, 26.62, 39.17, 27.05),
+      arm(table_2_six_layers_lm, 78.67, 18.26, 75.32, 64.06, 26.13, 38.42, 26.89),
+      arm(table_2_lm_lm, 73.78, 17.54, 53.81, 56.51, 25.23, 34.31, 25.38),
+      arm(table_2_prefix_lm_lm, 79.68, 17.84, 76.87, 64.86, 26.28, 37.51, 26.76),
     ),
     claims=(
       Ordered(METRIC, ("LM-denoising", "prefix-LM-denoising", "enc-dec-denoising")),
@@ -212,29 +198,30 @@ def table_2() -> Table:
 
 
 def table_4_prefix_lm(budget: Budget = "paper") -> Experiment:
-  """Table 4, prefix language modelling. Published: GLUE 80.69, CNNDM 18.94, SQuAD 77.99, SGLUE 65.27, EnDe 26.86, EnFr 39.73, EnRo 27.49."""
+  """Table 4, prefix language modelling."""
   return _with(base(budget), PrefixLM(z_loss=1e-4))
 
 
 def table_4_bert_style(budget: Budget = "paper") -> Experiment:
-  """Table 4, BERT-style. Published: GLUE 82.96, CNNDM 19.17, SQuAD 80.65, SGLUE 69.85, EnDe 26.78, EnFr 40.03, EnRo 27.41."""
+  """Table 4, BERT-style."""
   return _with(base(budget), replace(IID, inputs="mask", random=0.1, targets="text"))
 
 
 def table_4_deshuffling(budget: Budget = "paper") -> Experiment:
-  """Table 4, deshuffling. Published: GLUE 73.17, CNNDM 18.59, SQuAD 67.61, SGLUE 58.47, EnDe 26.11, EnFr 39.30, EnRo 25.62."""
+  """Table 4, deshuffling."""
   return _with(base(budget), Deshuffling(z_loss=1e-4))
 
 
 def table_4() -> Table:
   """Table 4: three kinds of objectives."""
+  arm = partial(Arm.of, columns=SCORES, capitals=("LM", "BERT"))
   return Table(
     title="T5, Table 4: objectives",
     source=SOURCE.format("Table 4"),
     arms=(
-      _arm("prefix-LM", table_4_prefix_lm, 80.69, 18.94, 77.99, 65.27, 26.86, 39.73, 27.49),
-      _arm("BERT-style", table_4_bert_style, 82.96, 19.17, 80.65, 69.85, 26.78, 40.03, 27.41),
-      _arm("deshuffling", table_4_deshuffling, 73.17, 18.59, 67.61, 58.47, 26.11, 39.30, 25.62),
+      arm(table_4_prefix_lm, 80.69, 18.94, 77.99, 65.27, 26.86, 39.73, 27.49),
+      arm(table_4_bert_style, 82.96, 19.17, 80.65, 69.85, 26.78, 40.03, 27.41),
+      arm(table_4_deshuffling, 73.17, 18.59, 67.61, 58.47, 26.11, 39.30, 25.62),
     ),
     claims=(
       Better(METRIC, "BERT-style", than="deshuffling"),
@@ -248,35 +235,36 @@ def table_4() -> Table:
 
 
 def table_5_bert_style(budget: Budget = "paper") -> Experiment:
-  """Table 5, BERT-style. Published: GLUE 82.96, CNNDM 19.17, SQuAD 80.65, SGLUE 69.85, EnDe 26.78, EnFr 40.03, EnRo 27.41."""
+  """Table 5, BERT-style."""
   return table_4_bert_style(budget)
 
 
 def table_5_mass_style(budget: Budget = "paper") -> Experiment:
-  """Table 5, MASS-style. Published: GLUE 82.32, CNNDM 19.16, SQuAD 80.10, SGLUE 69.28, EnDe 26.79, EnFr 39.89, EnRo 27.55."""
+  """Table 5, MASS-style."""
   return _with(base(budget), replace(IID, inputs="mask", targets="text"))
 
 
 def table_5_replace_spans(budget: Budget = "paper") -> Experiment:
-  """Table 5, replace corrupted spans (the baseline). Published: GLUE 83.28, CNNDM 19.24, SQuAD 80.88, SGLUE 71.36, EnDe 26.98, EnFr 39.82, EnRo 27.65."""
+  """Table 5, replace corrupted spans (the baseline)."""
   return base(budget)
 
 
 def table_5_drop_tokens(budget: Budget = "paper") -> Experiment:
-  """Table 5, drop corrupted tokens. Published: GLUE 84.44, CNNDM 19.31, SQuAD 80.52, SGLUE 68.67, EnDe 27.07, EnFr 39.76, EnRo 27.82."""
+  """Table 5, drop corrupted tokens."""
   return _with(base(budget), replace(IID, inputs="drop", targets="noise"))
 
 
 def table_5() -> Table:
   """Table 5: variants of the BERT-style objective."""
+  arm = partial(Arm.of, columns=SCORES, capitals=("BERT", "MASS"))
   return Table(
     title="T5, Table 5: variants of the BERT-style objective",
     source=SOURCE.format("Table 5"),
     arms=(
-      _arm("BERT-style", table_5_bert_style, 82.96, 19.17, 80.65, 69.85, 26.78, 40.03, 27.41),
-      _arm("MASS-style", table_5_mass_style, 82.32, 19.16, 80.10, 69.28, 26.79, 39.89, 27.55),
-      _arm("replace-spans", table_5_replace_spans, *BASELINE),
-      _arm("drop-tokens", table_5_drop_tokens, 84.44, 19.31, 80.52, 68.67, 27.07, 39.76, 27.82),
+      arm(table_5_bert_style, 82.96, 19.17, 80.65, 69.85, 26.78, 40.03, 27.41),
+      arm(table_5_mass_style, 82.32, 19.16, 80.10, 69.28, 26.79, 39.89, 27.55),
+      arm(table_5_replace_spans, *BASELINE),
+      arm(table_5_drop_tokens, 84.44, 19.31, 80.52, 68.67, 27.07, 39.76, 27.82),
     ),
     caveat=WITH_FINETUNING
     + "The paper's four rows differ by about a point, and it claims no order: "
@@ -284,39 +272,40 @@ def table_5() -> Table:
   )
 
 
-# Table 6: how much is corrupted.
+# Table 6: corruption rate.
 
 
 def table_6_10(budget: Budget = "paper") -> Experiment:
-  """Table 6, 10%. Published: GLUE 82.82, CNNDM 19.00, SQuAD 80.38, SGLUE 69.55, EnDe 26.87, EnFr 39.28, EnRo 27.44."""
+  """Table 6, 10%."""
   return _with(base(budget), replace(IID, rate=0.10))
 
 
 def table_6_15(budget: Budget = "paper") -> Experiment:
-  """Table 6, 15% (the baseline). Published: GLUE 83.28, CNNDM 19.24, SQuAD 80.88, SGLUE 71.36, EnDe 26.98, EnFr 39.82, EnRo 27.65."""
+  """Table 6, 15% (the baseline)."""
   return base(budget)
 
 
 def table_6_25(budget: Budget = "paper") -> Experiment:
-  """Table 6, 25%. Published: GLUE 83.00, CNNDM 19.54, SQuAD 80.96, SGLUE 70.48, EnDe 27.04, EnFr 39.83, EnRo 27.47."""
+  """Table 6, 25%."""
   return _with(base(budget), replace(IID, rate=0.25))
 
 
 def table_6_50(budget: Budget = "paper") -> Experiment:
-  """Table 6, 50%. Published: GLUE 81.27, CNNDM 19.32, SQuAD 79.80, SGLUE 70.33, EnDe 27.01, EnFr 39.90, EnRo 27.49."""
+  """Table 6, 50%."""
   return _with(base(budget), replace(IID, rate=0.50))
 
 
 def table_6() -> Table:
-  """Table 6: how much is corrupted."""
+  """Table 6: corruption rate."""
+  arm = partial(Arm.of, columns=SCORES)
   return Table(
     title="T5, Table 6: corruption rate",
     source=SOURCE.format("Table 6"),
     arms=(
-      _arm("10", table_6_10, 82.82, 19.00, 80.38, 69.55, 26.87, 39.28, 27.44),
-      _arm("15", table_6_15, *BASELINE),
-      _arm("25", table_6_25, 83.00, 19.54, 80.96, 70.48, 27.04, 39.83, 27.47),
-      _arm("50", table_6_50, 81.27, 19.32, 79.80, 70.33, 27.01, 39.90, 27.49),
+      arm(table_6_10, 82.82, 19.00, 80.38, 69.55, 26.87, 39.28, 27.44),
+      arm(table_6_15, *BASELINE),
+      arm(table_6_25, 83.00, 19.54, 80.96, 70.48, 27.04, 39.83, 27.47),
+      arm(table_6_50, 81.27, 19.32, 79.80, 70.33, 27.01, 39.90, 27.49),
     ),
     claims=(
       NotWorse(METRIC, "10", than="15", margin=NOISE),
@@ -329,45 +318,46 @@ def table_6() -> Table:
   )
 
 
-# Table 7: how long the corrupted spans are.
+# Table 7: span length.
 
 
 def table_7_iid(budget: Budget = "paper") -> Experiment:
-  """Table 7, i.i.d. (the baseline). Published: GLUE 83.28, CNNDM 19.24, SQuAD 80.88, SGLUE 71.36, EnDe 26.98, EnFr 39.82, EnRo 27.65."""
+  """Table 7, i.i.d. (the baseline)."""
   return base(budget)
 
 
 def table_7_2(budget: Budget = "paper") -> Experiment:
-  """Table 7, spans of 2. Published: GLUE 83.54, CNNDM 19.39, SQuAD 82.09, SGLUE 72.20, EnDe 26.76, EnFr 39.99, EnRo 27.63."""
+  """Table 7, spans of 2."""
   return _spans(budget, 2.0)
 
 
 def table_7_3(budget: Budget = "paper") -> Experiment:
-  """Table 7, spans of 3. Published: GLUE 83.49, CNNDM 19.62, SQuAD 81.84, SGLUE 72.53, EnDe 26.86, EnFr 39.65, EnRo 27.62."""
+  """Table 7, spans of 3."""
   return _spans(budget, 3.0)
 
 
 def table_7_5(budget: Budget = "paper") -> Experiment:
-  """Table 7, spans of 5. Published: GLUE 83.40, CNNDM 19.24, SQuAD 82.05, SGLUE 72.23, EnDe 26.88, EnFr 39.40, EnRo 27.53."""
+  """Table 7, spans of 5."""
   return _spans(budget, 5.0)
 
 
 def table_7_10(budget: Budget = "paper") -> Experiment:
-  """Table 7, spans of 10. Published: GLUE 82.85, CNNDM 19.33, SQuAD 81.84, SGLUE 70.44, EnDe 26.79, EnFr 39.49, EnRo 27.69."""
+  """Table 7, spans of 10."""
   return _spans(budget, 10.0)
 
 
 def table_7() -> Table:
-  """Table 7: how long the corrupted spans are."""
+  """Table 7: span length."""
+  arm = partial(Arm.of, columns=SCORES)
   return Table(
     title="T5, Table 7: span length",
     source=SOURCE.format("Table 7"),
     arms=(
-      _arm("iid", table_7_iid, *BASELINE),
-      _arm("2", table_7_2, 83.54, 19.39, 82.09, 72.20, 26.76, 39.99, 27.63),
-      _arm("3", table_7_3, 83.49, 19.62, 81.84, 72.53, 26.86, 39.65, 27.62),
-      _arm("5", table_7_5, 83.40, 19.24, 82.05, 72.23, 26.88, 39.40, 27.53),
-      _arm("10", table_7_10, 82.85, 19.33, 81.84, 70.44, 26.79, 39.49, 27.69),
+      arm(table_7_iid, *BASELINE),
+      arm(table_7_2, 83.54, 19.39, 82.09, 72.20, 26.76, 39.99, 27.63),
+      arm(table_7_3, 83.49, 19.62, 81.84, 72.53, 26.86, 39.65, 27.62),
+      arm(table_7_5, 83.40, 19.24, 82.05, 72.23, 26.88, 39.40, 27.53),
+      arm(table_7_10, 82.85, 19.33, 81.84, 70.44, 26.79, 39.49, 27.69),
     ),
     claims=(
       NotWorse(METRIC, "3", than="iid", margin=NOISE),
@@ -378,7 +368,7 @@ def table_7() -> Table:
   )
 
 
-# What the rows share.
+# Shared parts of the rows.
 
 
 def _scaled(budget: Budget) -> T5:
@@ -389,7 +379,7 @@ def _scaled(budget: Budget) -> T5:
 
 
 def _pairs(budget: Budget) -> int:
-  """Positions of a pair: half of them for either side."""
+  """Positions of a source and its target, half of them for either side."""
   return 1024 if budget == "paper" else 128
 
 
@@ -406,13 +396,8 @@ def _halved(experiment: Experiment) -> Experiment:
 
 
 def _spans(budget: Budget, length: float) -> Experiment:
-  """Spans of a mean length, with as much text in a row as fills the inputs of the baseline."""
+  """Spans of a mean length; rows have the text that makes inputs as long as the baseline's."""
   experiment = base(budget)
   inputs = experiment.data.length + 1
   data = replace(experiment.data, length=tokens_for(inputs, mean_span_length=length)[0])
   return _with(replace(experiment, data=data), replace(IID, mean_span_length=length))
-
-
-def _arm(name: str, row, *scores: float) -> Arm:
-  """An arm with the numbers of its row's docstring."""
-  return Arm(name, row, dict(zip(SCORES, scores)))

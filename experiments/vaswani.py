@@ -1,17 +1,19 @@
-"""The Transformer (Vaswani et al. 2017, arXiv:1706.03762). Each function is a run; its docstring names
-the row that it reproduces and what was published for it. Numbers in a docstring are the paper's.
+"""The Transformer (Vaswani et al. 2017, arXiv:1706.03762). Each function is a run, as in
+experiments/bert.py.
 
 Table 3 varies the base model on newstest2013, English to German: perplexity per piece, BLEU, and
-parameters in millions. WMT's sentence pairs do not come with this project (`translation` takes a file
-of your own), so at every budget the table's task is to restore a text from one of which 30% of the
-words were replaced by masks, span by span; `paper` has the paper's recipe otherwise (100,000 steps of about 25,000 tokens on either side, Noam's schedule,
-label smoothing .1). Perplexities are of other text than the paper's, their order is what can be
-compared. `small` and `smoke` are those of experiments/budgets.py.
+parameters. Deviation: this project comes without WMT's sentence pairs (`translation` takes your
+file). So at every budget the task of the table is to restore a text from a copy in which masks
+replace spans, 30% of the words. Otherwise `paper` is the paper's recipe: 100,000 steps of about
+25,000 tokens on either side, Noam's schedule, label smoothing .1. Its perplexities are of a text
+that is not the paper's, so only their order can be compared. `small` and `smoke` are those of
+experiments/budgets.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from experiments.budgets import at
 from plm_jax.ablate.table import Arm, Better, NotWorse, Table
@@ -38,13 +40,12 @@ SMALL_CORPUS = Corpus(
   length=64,
   held_out=0.05,
 )
-SCORES = ("ppl", "BLEU", "params")
 METRIC = "seq2seq_perplexity"
 NOISE = 0.02  # of the logarithm of the perplexity: a difference below is none
 
 
 def base(budget: Budget = "paper") -> Experiment:
-  """Table 3, base: 6 + 6 layers, d 512, ff 2048, 8 heads. Published: ppl 4.92, BLEU 25.8, 65M parameters."""
+  """Table 3, base: 6 + 6 layers, d 512, ff 2048, 8 heads."""
   sizes = {} if budget == "paper" else {"layers": 2, "width": 256, "heads": 4}
   paper = Experiment(
     model=Transformer(positions=128, **sizes),
@@ -59,49 +60,49 @@ def base(budget: Budget = "paper") -> Experiment:
 
 
 def big(budget: Budget = "paper") -> Experiment:
-  """Table 3, big: d 1024, ff 4096, 16 heads, dropout .3, 300,000 steps. Published: ppl 4.33, BLEU 26.4, 213M parameters."""
+  """Table 3, big: d 1024, ff 4096, 16 heads, dropout .3, 300,000 steps."""
   experiment = table_3_d1024(budget)
   experiment = _changed(experiment, hidden=None, heads=16 if budget == "paper" else 8, dropout=0.3)
   return replace(experiment, steps=300_000) if budget == "paper" else experiment
 
 
 def translation(budget: Budget = "paper") -> Experiment:
-  """The base model on pairs of sentences of your own, --set=data.source=PAIRS.tsv."""
+  """The base model on your pairs of sentences, --set=data.source=PAIRS.tsv."""
   experiment = base(budget)
   pairs = replace(experiment.data, source="pairs.tsv", segments=SourceTarget())
   return replace(experiment, data=pairs, objectives=(Translation(label_smoothing=0.1),))
 
 
-# Table 3: variations of the base model.
+# Table 3: variations of the base model. Parameters are printed where they are not the base's.
 
 
 def table_3_heads_1(budget: Budget = "paper") -> Experiment:
-  """Table 3 (A), 1 head. Published: ppl 5.29, BLEU 24.9."""
+  """Table 3 (A), 1 head."""
   return _changed(base(budget), heads=1)
 
 
 def table_3_heads_16(budget: Budget = "paper") -> Experiment:
-  """Table 3 (A), 16 heads. Published: ppl 4.91, BLEU 25.8."""
+  """Table 3 (A), 16 heads."""
   return _changed(base(budget), heads=16)
 
 
 def table_3_heads_32(budget: Budget = "paper") -> Experiment:
-  """Table 3 (A), 32 heads. Published: ppl 5.01, BLEU 25.4."""
+  """Table 3 (A), 32 heads."""
   return _changed(base(budget), heads=32)
 
 
 def table_3_keys_16(budget: Budget = "paper") -> Experiment:
-  """Table 3 (B), keys of width 16 (here values too). Published: ppl 5.16, BLEU 25.1, 58M parameters."""
+  """Table 3 (B), keys of width 16 (here values too)."""
   return _changed(base(budget), head_width=16)
 
 
 def table_3_layers_2(budget: Budget = "paper") -> Experiment:
-  """Table 3 (C), 2 + 2 layers. Published: ppl 6.11, BLEU 23.7, 36M parameters."""
+  """Table 3 (C), 2 + 2 layers."""
   return _changed(base(budget), layers=2 if budget == "paper" else 1)
 
 
 def table_3_d1024(budget: Budget = "paper") -> Experiment:
-  """Table 3 (C), d 1024. Published: ppl 4.66, BLEU 26.0, 168M parameters."""
+  """Table 3 (C), d 1024."""
   width = 1024 if budget == "paper" else 512
   experiment = _changed(base(budget), width=width, hidden=2 * width)
   warmup = experiment.optim.warmup
@@ -109,49 +110,50 @@ def table_3_d1024(budget: Budget = "paper") -> Experiment:
 
 
 def table_3_ff_4096(budget: Budget = "paper") -> Experiment:
-  """Table 3 (C), ff 4096. Published: ppl 4.75, BLEU 26.2, 90M parameters."""
+  """Table 3 (C), ff 4096."""
   return _changed(base(budget), hidden=4096 if budget == "paper" else 2048)
 
 
 def table_3_no_dropout(budget: Budget = "paper") -> Experiment:
-  """Table 3 (D), dropout 0. Published: ppl 5.77, BLEU 24.6."""
+  """Table 3 (D), dropout 0."""
   return _changed(base(budget), dropout=0.0)
 
 
 def table_3_no_smoothing(budget: Budget = "paper") -> Experiment:
-  """Table 3 (D), no label smoothing. Published: ppl 4.67, BLEU 25.3."""
+  """Table 3 (D), no label smoothing."""
   return replace(base(budget), objectives=(Denoising(),))
 
 
 def table_3_smoothing_20(budget: Budget = "paper") -> Experiment:
-  """Table 3 (D), label smoothing .2. Published: ppl 5.47, BLEU 25.7."""
+  """Table 3 (D), label smoothing .2."""
   return replace(base(budget), objectives=(Denoising(label_smoothing=0.2),))
 
 
 def table_3_learned_positions(budget: Budget = "paper") -> Experiment:
-  """Table 3 (E), learned positions. Published: ppl 4.92, BLEU 25.7."""
+  """Table 3 (E), learned positions."""
   return _changed(base(budget), position="learned")
 
 
 def table_3() -> Table:
   """Table 3: variations of the Transformer."""
+  arm = partial(Arm.of, columns=("ppl", "BLEU"))
   return Table(
     title="Transformer, Table 3: variations",
     source="Vaswani et al. 2017, arXiv:1706.03762, Table 3, newstest2013",
     arms=(
-      _arm("base", base, 4.92, 25.8, "65M"),
-      _arm("heads-1", table_3_heads_1, 5.29, 24.9),
-      _arm("heads-16", table_3_heads_16, 4.91, 25.8),
-      _arm("heads-32", table_3_heads_32, 5.01, 25.4),
-      _arm("keys-16", table_3_keys_16, 5.16, 25.1, "58M"),
-      _arm("layers-2", table_3_layers_2, 6.11, 23.7, "36M"),
-      _arm("d1024", table_3_d1024, 4.66, "26.0", "168M"),
-      _arm("ff-4096", table_3_ff_4096, 4.75, 26.2, "90M"),
-      _arm("no-dropout", table_3_no_dropout, 5.77, 24.6),
-      _arm("no-smoothing", table_3_no_smoothing, 4.67, 25.3),
-      _arm("smoothing-20", table_3_smoothing_20, 5.47, 25.7),
-      _arm("learned-positions", table_3_learned_positions, 4.92, 25.7),
-      _arm("big", big, 4.33, 26.4, "213M"),
+      arm(base, 4.92, 25.8, params="65M"),
+      arm(table_3_heads_1, 5.29, 24.9),
+      arm(table_3_heads_16, 4.91, 25.8),
+      arm(table_3_heads_32, 5.01, 25.4),
+      arm(table_3_keys_16, 5.16, 25.1, params="58M"),
+      arm(table_3_layers_2, 6.11, 23.7, params="36M"),
+      arm(table_3_d1024, 4.66, "26.0", params="168M"),
+      arm(table_3_ff_4096, 4.75, 26.2, params="90M"),
+      arm(table_3_no_dropout, 5.77, 24.6),
+      arm(table_3_no_smoothing, 4.67, 25.3),
+      arm(table_3_smoothing_20, 5.47, 25.7),
+      arm(table_3_learned_positions, 4.92, 25.7),
+      arm(big, 4.33, 26.4, params="213M"),
     ),
     claims=(
       Better(METRIC, "base", than="heads-1"),
@@ -164,12 +166,12 @@ def table_3() -> Table:
   )
 
 
-# What the rows share.
+# Shared parts of the rows.
 
 
 def _noam(width: int, warmup: int) -> AdamW:
-  """Section 5.3: Adam with b2 .98 and eps 1e-9, the rate rising over the warmup and then falling as
-  the inverse root of the step."""
+  """Section 5.3: Adam with b2 .98 and eps 1e-9. The rate rises over the warmup, then falls with the
+  inverse root of the step."""
   return AdamW(
     peak=noam_peak(width, warmup),
     warmup=warmup,
@@ -183,8 +185,3 @@ def _noam(width: int, warmup: int) -> AdamW:
 
 def _changed(experiment: Experiment, **sizes) -> Experiment:
   return replace(experiment, model=replace(experiment.model, **sizes))
-
-
-def _arm(name: str, row, *scores: float | str) -> Arm:
-  """An arm with the numbers of its row's docstring; parameters only where they are not the base's."""
-  return Arm(name, row, dict(zip(SCORES, scores)))

@@ -65,8 +65,8 @@ def has_default(field: dataclasses.Field) -> bool:
 
 
 def _default(field: dataclasses.Field) -> Any:
-  is_plain = field.default is not dataclasses.MISSING
-  return field.default if is_plain else field.default_factory()
+  factory = field.default_factory
+  return field.default if factory is dataclasses.MISSING else factory()
 
 
 # --- for the reader ------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def from_json(data: Any, classes: Collection[type] = ()) -> Any:
   if not isinstance(data, dict):
     return data
   name = data.get("type")
-  kind = {_class_name(c): c for c in classes}.get(name) or _find_class(name)
+  kind = {_class_name(c): c for c in classes}.get(str(name)) or _find_class(name)
   fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
   unknown = [key for key in data if key != "type" and key not in fields]
   missing = [key for key, f in fields.items() if key not in data and not has_default(f)]

@@ -273,14 +273,16 @@ def _call(text: str, classes: dict[str, type]) -> _Call | None:
     return _Call(node.id, {})
   if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
     return None
-  if node.args or any(keyword.arg is None for keyword in node.keywords):
+  arguments = {keyword.arg: _source(keyword.value) for keyword in node.keywords if keyword.arg}
+  if node.args or len(arguments) < len(node.keywords):
     raise UserError(f"fields are given by name: {name}(field=value, ...).")
-  return _Call(node.func.id, {keyword.arg: _source(keyword.value) for keyword in node.keywords})
+  return _Call(node.func.id, arguments)
 
 
 def _source(node: ast.expr) -> str:
-  is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
-  return node.value if is_text else ast.unparse(node)
+  if isinstance(node, ast.Constant) and isinstance(node.value, str):
+    return node.value
+  return ast.unparse(node)
 
 
 def _construct(kind: type, arguments: dict[str, str]) -> Any:
@@ -336,7 +338,12 @@ def _element_annotation(annotation: Any, index: int) -> Any:
 
 
 def _expected(members: list[Any], classes: dict[str, type]) -> str:
-  names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+  names: dict[type, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+  }
   names[type(None)] = "none"
   options = [f"{name}(...)" for name in classes]
   for member in members:

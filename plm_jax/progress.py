@@ -15,9 +15,13 @@ def progress_bar(total: int | None, description: str, **settings: Any):
   from tqdm import tqdm
 
   if sys.stderr.isatty():
-    live = {"file": sys.stderr, "dynamic_ncols": True}
+    live: dict[str, Any] = {"file": sys.stderr, "dynamic_ncols": True}
     return tqdm(total=total, desc=description, **live | settings)
-  logged = {"file": _Lines(sys.stderr), "mininterval": LOG_INTERVAL, "maxinterval": LOG_INTERVAL}
+  logged: dict[str, Any] = {
+    "file": _Lines(sys.stderr),
+    "mininterval": LOG_INTERVAL,
+    "maxinterval": LOG_INTERVAL,
+  }
   # A line per update of the bar must not depend on how large the updates are: miniters=0 looks at
   # the clock each time.
   return tqdm(total=total, desc=description, **{**logged, "miniters": 0, "ncols": 100, **settings})

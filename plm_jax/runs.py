@@ -24,18 +24,13 @@ from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model, Parameters
+from plm_jax.models.parameters import head_patterns, roles_of
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.process import versions
 from plm_jax.train.workdir import FORMAT, read_config, write_whole
 
 if TYPE_CHECKING:
   from plm_jax.train.loop import Program
-
-# Heads come and go between runs, for example when continuing without next-sentence prediction.
-HEADS = (
-  *("mlm/*", "lm/*", "nsp/*", "sop/*", "rtd/*", "pooler/*", "classes/*", "bilstm/*"),
-  *("token_classes/*", "span/*"),
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,7 +162,9 @@ def initial_parameters(program: Program, source: RunInfo | None) -> Parameters |
       f"cannot start; expected a run of a {type(model).__name__}."
     )
   place = "" if model.encoder_path else stored.encoder_path
-  restored = restore_parameters(source.path, program.create().params, HEADS, HEADS, within=place)
+  fresh = program.create().params
+  heads = head_patterns(roles_of(fresh))
+  restored = restore_parameters(source.path, fresh, heads, heads, within=place)
   for names, what in ((restored.fresh, "starts at random"), (restored.unused, "is left out")):
     for name in names:
       print(f"{name} {what}: --from={source.path} and this run have different heads")
@@ -185,7 +182,8 @@ def taught_parameters(program: Program) -> Parameters | None:
     return None
   fresh = program.create().params
   place = teacher.experiment.model.encoder_path
-  restored = restore_parameters(teacher.path, fresh.teacher, allow_unused=HEADS, within=place)
+  heads = head_patterns(roles_of(fresh.teacher))
+  restored = restore_parameters(teacher.path, fresh.teacher, allow_unused=heads, within=place)
   return fresh.taught(restored.params)
 
 

@@ -1,14 +1,14 @@
-"""Devices as a mesh, and the one table that says how parameters and batches lie on it.
+"""Devices as a mesh, and the rules that say how parameters and batches lie on it.
 
 Three mesh axes, after the usual names (T5X, MaxText): `data` copies the parameters and splits the
 batch; `fsdp` splits the batch and also stores each parameter in pieces; `tensor` splits the heads,
 the feed-forward width and the vocabulary inside a layer. All three compute the same numbers.
 
-The way of a parameter: path -> logical axes (`ROWS`) -> mesh axes (`RULES`) -> `NamedSharding`.
+The way of a parameter: path -> logical axes (models/parameters.py) -> mesh axes (`RULES`) ->
+`NamedSharding`.
 Models know nothing of it. XLA inserts the communication (`AxisType.Auto`).
 """
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from plm_jax.errors import UserError
+from plm_jax.models.parameters import ROLES, Role, named, path_name, role, roles_of, stacked_axes
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -110,105 +111,25 @@ RULES: dict[str, str | None] = {
   "layers": None,  # the scan slices this axis; a split would make every layer wait for one device
 }
 
-# The end of a parameter's path (fnmatch per name) -> its logical axes. The first row that fits
-# counts. Parameters stacked under `blocks` have one more axis in front, `layers`.
-ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
-  ("token/table", ("vocab", "width")),
-  ("lm/table", ("vocab", "width")),
-  ("relative/table", ("positions", "heads")),
-  ("position/table", ("positions", "width")),
-  ("segment/table", ("segments", "width")),
-  ("norm/gain", ("norm",)),
-  ("norm/bias", ("norm",)),
-  ("*_norm/gain", ("norm",)),
-  ("*_norm/bias", ("norm",)),
-  *((f"{name}/kernel", ("width", "heads", "head_width")) for name in ("query", "key", "value")),
-  *((f"{name}/bias", ("heads", "head_width")) for name in ("query", "key", "value")),
-  ("output/kernel", ("heads", "head_width", "width")),
-  ("output/bias", ("norm",)),
-  ("feed_forward/gate/kernel", ("width", "feed_forward")),
-  ("feed_forward/gate/bias", ("feed_forward",)),
-  ("feed_forward/up/kernel", ("width", "feed_forward")),
-  ("feed_forward/up/bias", ("feed_forward",)),
-  ("feed_forward/down/kernel", ("feed_forward", "width")),
-  ("feed_forward/down/bias", ("norm",)),
-  ("pooler/kernel", ("width", "features")),
-  ("pooler/bias", ("features",)),
-  ("embed/project/kernel", ("features", "width")),
-  ("embed/project/bias", ("norm",)),
-  ("generator/project/kernel", ("features", "width")),
-  ("generator/project/bias", ("norm",)),
-  ("rtd/dense/kernel", ("width", "features")),
-  ("rtd/dense/bias", ("features",)),
-  ("rtd/score/kernel", ("width", "classes")),
-  ("rtd/score/bias", ("classes",)),
-  ("copying/kernel", ("width", "classes")),
-  ("copying/bias", ("classes",)),
-  ("mlm/dense/kernel", ("width", "features")),
-  ("mlm/dense/bias", ("features",)),
-  ("mlm/bias", ("vocab",)),
-  ("mlm/decoder/table", ("vocab", "width")),
-  ("nsp/kernel", ("width", "classes")),
-  ("nsp/bias", ("classes",)),
-  ("sop/kernel", ("width", "classes")),
-  ("sop/bias", ("classes",)),
-  ("classes/kernel", ("width", "classes")),
-  ("classes/bias", ("classes",)),
-  ("token_classes/kernel", ("width", "classes")),
-  ("token_classes/bias", ("classes",)),
-  ("span/kernel", ("width", "classes")),
-  ("span/bias", ("classes",)),
-  ("input/kernel", ("width", "gates", "features")),
-  ("input/bias", ("gates", "features")),
-  ("recurrent/kernel", ("features", "gates", "features")),
-)
 # Fields of a TrainState that are no parameters and are the same on every device.
 NOT_PARAMETERS = ("metrics",)
 # Parts of an optimiser's state that have fewer axes than the parameter, and are small beside it.
 REDUCED = {"v_row", "v_col"}
 
 
-def path_name(key_path: Sequence[Any]) -> str:
-  """`blocks/attention/query/kernel` from the key path of `jax.tree_util.tree_flatten_with_path`.
-
-  The final `value`, which nnx.Param adds as an attribute, is dropped; a dict key `value` is not.
-  """
-  last = key_path[-1] if key_path else None
-  if isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value":
-    key_path = key_path[:-1]
-  return jax.tree_util.keystr(tuple(key_path), simple=True, separator="/")
-
-
-def logical_axes(path: str, rank: int) -> tuple[str, ...]:
+def logical_axes(path: str, rank: int, roles: Mapping[str, Role] = ROLES) -> tuple[str, ...]:
   """The logical axis of each dimension of the parameter at `path`, which has `rank` dimensions.
 
   An optimiser's state is found by the end of its path (`opt_state/0/mu/blocks/...`), scalars have
-  no axes. Errors: `LookupError` where `ROWS` has no row, or one with another number of axes.
+  no axes. Errors: `LookupError` where `roles` has no row, or one with another number of axes.
   """
   if rank == 0:
     return ()
   names = path.split("/")
   if names[0] in NOT_PARAMETERS or REDUCED & set(names):
     return (REPLICATED,) * rank
-  for pattern, axes in ROWS:
-    if not _ends_with(names, pattern.split("/")):
-      continue
-    stacked = rank - len(axes) if "blocks" in names else 0
-    if stacked < 0 or stacked + len(axes) != rank:
-      raise LookupError(
-        f"the parameter {path} has {rank} dimensions, but its row in plm_jax/sharding.py, "
-        f"{pattern!r}, names {len(axes)}: {axes}."
-      )
-    return ("layers",) * stacked + axes
-  raise LookupError(
-    f"the parameter {path} has no row in the table ROWS of plm_jax/sharding.py; "
-    "add one that names its logical axes."
-  )
-
-
-def _ends_with(names: list[str], pattern: list[str]) -> bool:
-  tail = names[-len(pattern) :]
-  return len(tail) == len(pattern) and all(map(fnmatch.fnmatchcase, tail, pattern))
+  row = role(path, roles)
+  return ("layers",) * stacked_axes(path, row, rank) + row.axes
 
 
 def parameter_shardings(shapes: Any, mesh: Mesh) -> Any:
@@ -223,8 +144,10 @@ def parameter_shardings(shapes: Any, mesh: Mesh) -> Any:
   Errors: `LookupError` for a parameter without a row.
   """
 
+  roles = roles_of(shapes)
+
   def sharding(key_path, leaf):
-    return NamedSharding(mesh, _spec(_axes_of(key_path, leaf), leaf.shape, mesh))
+    return NamedSharding(mesh, _spec(_axes_of(path_name(key_path), leaf, roles), leaf.shape, mesh))
 
   return jax.tree_util.tree_map_with_path(sharding, shapes)
 
@@ -237,13 +160,14 @@ def kept_whole(shapes: Any, mesh: Mesh) -> list[str]:
   """
   split: set[str] = set()
   whole: dict[tuple[str, str, int], list[str]] = {}  # (mesh axis, logical axis, size) -> paths
-  for key_path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
-    axes = _axes_of(key_path, leaf)
+  roles = roles_of(shapes)
+  for path, leaf in named(shapes):
+    axes = _axes_of(path, leaf, roles)
     split.update(on for on in _spec(axes, leaf.shape, mesh) if on)
     for axis, size in zip(axes, leaf.shape, strict=True):
       on = RULES[axis]
       if on is not None and size % mesh.shape[on]:
-        whole.setdefault((on, axis, size), []).append(path_name(key_path))
+        whole.setdefault((on, axis, size), []).append(path)
   for name in ("fsdp", "tensor"):
     if mesh.shape[name] > 1 and name not in split:
       sizes = ", ".join(f"{axis} {size}" for on, axis, size in whole if on == name) or "nothing"
@@ -258,10 +182,10 @@ def kept_whole(shapes: Any, mesh: Mesh) -> list[str]:
   ]
 
 
-def _axes_of(key_path, leaf) -> tuple[str, ...]:
+def _axes_of(path: str, leaf, roles: Mapping[str, Role]) -> tuple[str, ...]:
   if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     return (REPLICATED,) * len(leaf.shape)
-  return logical_axes(path_name(key_path), len(leaf.shape))
+  return logical_axes(path, len(leaf.shape), roles)
 
 
 def _spec(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

@@ -3,6 +3,9 @@
 The settings are made here, before any test imports jax: afterwards they would be ignored.
 """
 
+import contextlib
+import ctypes
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 
 DEVICES = 8
+BEGAN = pytest.StashKey[float]()
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -29,9 +33,10 @@ FAST_COMPILATION = [
 if version("jaxlib") < "0.11":  # halves the rest; later ones abort at the flag
   FAST_COMPILATION.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FAST_COMPILATION])
-# Compiled programs are kept between sessions: most of the suite's time is compilation.
+# Compiled programs are kept for the other workers and for later sessions, small ones too: most of
+# the suite's time is compilation, and reading a small program takes half the time of compiling it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def pytest_sessionstart(session):
@@ -41,13 +46,59 @@ def pytest_sessionstart(session):
     pytest.exit(f"the tests need {DEVICES} simulated devices, jax has {jax.devices()}", 2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def programs_of_one_file():
-  """Compiled programs are dropped after each file: few are shared, and thousands fill memory."""
-  yield
-  import jax
+def pytest_collection_modifyitems(items):
+  """Files of much work first, so that no worker is left alone with one at the end: a slow test
+  counts as much as 40 others."""
+  work = {}
+  for item in items:
+    work.setdefault(item.path, 0)
+    work[item.path] += 40 if item.get_closest_marker("slow") else 1
+  items.sort(key=lambda item: (-work[item.path], str(item.path)))
 
-  jax.clear_caches()
+
+def processor_seconds() -> float:
+  """Of this process and of those that it started and waited for."""
+  return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+  item.stash[BEGAN] = processor_seconds()
+  return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+  """Writes the processor seconds of a test into the junit file, for `.ci/budget`."""
+  if call.when == "teardown":
+    seconds = processor_seconds() - item.stash[BEGAN]
+    item.user_properties.append(("processor_seconds", f"{seconds:.3f}"))
+  return (yield)
+
+
+def memory_is_full() -> bool:
+  """Whether this worker holds its share of half the memory, or 3 GiB; always where Linux's counts
+  are not there."""
+  try:
+    held = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+  except OSError:
+    return True
+  whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+  return held > min(3 << 30, whole / 2 / workers)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_in_memory():
+  """Compiled programs are kept from file to file, and dropped after a file that fills memory."""
+  yield
+  if memory_is_full():
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # of glibc, which else keeps what was freed
+      ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

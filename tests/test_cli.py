@@ -158,6 +158,9 @@ def test_libraries_are_heard_from_warnings_on(command):
 
 
 def waiting(command):
+  """A command that waits for its input. A shell's background jobs ignore SIGINT, and their
+  subprocesses would too: it is made the default of this process while the command starts."""
+  handler = signal.signal(signal.SIGINT, signal.default_int_handler)
   process = subprocess.Popen(
     [sys.executable, command, "--how=wait"],
     stdin=subprocess.PIPE,
@@ -166,6 +169,7 @@ def waiting(command):
     text=True,
     env={"PYTHONPATH": str(ROOT), "PATH": ""},
   )
+  signal.signal(signal.SIGINT, handler)
   assert process.stdout.readline() == "waiting\n"
   return process
 

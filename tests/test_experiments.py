@@ -165,6 +165,7 @@ def test_smoke_runs_end_in_seconds_and_report(name, main, tmp_path, capsys):
   code = main(
     *(f"--experiment=experiments/bert.py:{name}", "--budget=smoke", f"--workdir={tmp_path / 'r'}"),
     *(f"--set=data.source={text()}", "--set=data.held_out=0.1", "--set=compute.layers=scan"),
+    "--set=schedule.evaluation_rows=16",
   )
   shown = capsys.readouterr()
   assert code == 0, shown.err

@@ -137,6 +137,7 @@ def test_a_causal_model_comes_within_0_05_nats_of_the_entropy_rate(tmp_path):
     LEARNER,
     model=dataclasses.replace(LEARNER.model, attention="causal"),
     objectives=(CLM(),),
+    steps=500,  # the loss was 0.012 below `best` then, and 0.014 after twice as many
   )
   best = (23 * entropy_rate(LANGUAGE) + unigram_entropy(LANGUAGE)) / 26
   loss = loss_after_training(tmp_path / "run", causal)

@@ -180,9 +180,9 @@ def test_a_working_directory_that_cannot_be_written_is_a_sentence(command, tmp_p
 # What works.
 
 
-def test_the_list_has_every_experiment_with_its_first_line(command):
+def test_the_list_has_every_experiment_with_its_first_line_and_published_numbers(command):
   code, shown, _ = command("--list")
-  assert code == 0
+  assert code == 0 and 'Table 5, "No NSP". Published in BERT, Table 5: MNLI-m 83.9,' in shown
   for reference, line in cli.list_experiments("experiments"):
     assert f"{reference:45} {line}".strip() in shown
 

@@ -8,17 +8,17 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from plm_jax import sharding as mesh_module
 from plm_jax.errors import UserError
+from plm_jax.models.parameters import ROLES, path_name
 from plm_jax.sharding import (
   DATA_PARALLEL,
   FULLY_SHARDED,
+  RULES,
   TENSOR_PARALLEL,
   MeshShape,
   batch_sharding,
   kept_whole,
   parameter_shardings,
-  path_name,
   to_global,
 )
 
@@ -139,9 +139,9 @@ def test_a_parameter_without_a_row_is_named():
 
 
 def test_every_axis_of_a_row_has_a_rule_and_no_row_uses_a_mesh_axis_twice():
-  for pattern, axes in mesh_module.ROWS:
-    used = [mesh_module.RULES[axis] for axis in axes if mesh_module.RULES[axis]]
-    assert len(used) == len(set(used)), pattern
+  for path, role in ROLES.items():
+    used = [RULES[axis] for axis in role.axes if RULES[axis]]
+    assert len(used) == len(set(used)), path
 
 
 def test_an_odd_vocabulary_stays_whole_and_is_reported_while_the_rest_is_split():

@@ -4,10 +4,13 @@ A sentence has 12 words and a row room for two of them, so that nothing is ever 
 `SegmentPair(next="none", short=0)` a row is "[CLS] A [SEP] B [SEP]", A and B one unbroken stretch.
 """
 
+import contextlib
 import dataclasses
 import functools
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -65,13 +68,26 @@ def prepared(documents=60, tokenizer=TOY.data.tokenizer, path=None):
   return prepare(data, path.parent / "cache", progress=False)
 
 
+# XLA's defaults, against tests/conftest.py: a step takes 5 s longer to compile and half the time.
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+if version("jaxlib") < "0.11":
+  OPTIMISED["xla_cpu_use_fusion_emitters"] = True
+
+
+def optimised():
+  """A context in which compiled programs are optimised, for runs of hundreds of steps."""
+  compiled = functools.partialmethod(jax.stages.Lowered.compile, OPTIMISED)
+  return mock.patch.object(jax.stages.Lowered, "compile", compiled)
+
+
 @functools.cache
 def program(experiment=TOY):
   """The experiment compiled for as many devices as its mesh names."""
   mesh = experiment.mesh
   experiment = experiment.resolve(vocab_size_of(experiment))
   devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]
-  return compile_experiment(experiment, example_batch(experiment), devices)
+  with optimised() if experiment.steps >= 300 else contextlib.nullcontext():
+    return compile_experiment(experiment, example_batch(experiment), devices)
 
 
 def batches(experiment=TOY, documents=60, path=None) -> tuple[Batches, Batches]:

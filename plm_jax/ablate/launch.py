@@ -1,7 +1,7 @@
-"""Who starts the runs of a sweep: this machine, a Ray cluster or a Slurm queue.
+"""Launchers of the runs of a sweep: this machine, a Ray cluster or a Slurm queue.
 
-A launcher is `(out, plan, runs, jobs) -> runs that failed`, or None if it only hands them over.
-Every one of them starts `python -m plm_jax.ablate.task DIR ARM SEED`.
+A launcher is `(out, plan, runs, jobs) -> failed runs`, or None if it only submits them. Every
+launcher starts `python -m plm_jax.ablate.task DIR ARM SEED`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def environment() -> dict[str, str]:
 
 
 def local(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
-  """Up to `jobs` processes at a time, each with its share of the cores and of the GPUs."""
+  """Runs up to `jobs` processes at a time, each on its share of the cores and GPUs."""
   slots = shares(jobs, cores_here(), gpus())
   waiting, working, failed = list(runs), {}, []
   view = View(out, plan, runs, jobs)
@@ -58,7 +58,7 @@ def local(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
           failed.append(run)
           view.say(failure(out, run, process.returncode))
       if stopping.asked and not working:
-        raise KeyboardInterrupt(stopping.said)
+        raise KeyboardInterrupt(stopping.message)
       view.refresh(set(working))
       time.sleep(0.1)
   return failed
@@ -72,7 +72,7 @@ def _start(out: Path, run: Run, share: tuple[list[int], dict[str, str]], pinned:
   log = log_of(out, run)
   log.parent.mkdir(exist_ok=True)
   with open(log, "ab") as file:
-    # In a session of its own: Ctrl-C reaches the sweep alone, which hands it on once.
+    # A separate session: Ctrl-C reaches only the sweep, which forwards it once.
     return subprocess.Popen(
       words,
       stdin=subprocess.DEVNULL,
@@ -84,7 +84,7 @@ def _start(out: Path, run: Run, share: tuple[list[int], dict[str, str]], pinned:
 
 
 def failure(out: Path, run: Run, code: int) -> str:
-  """What a failed run printed last."""
+  """The last lines of a failed run's log."""
   lines = log_of(out, run).read_text(errors="replace").replace("\r", "\n").splitlines()
   tail = [line for line in lines if line.strip()][-_TAIL:]
   heading = f"{run} failed with exit code {code}; the end of {log_of(out, run)}:"
@@ -100,8 +100,8 @@ def cores_here() -> list[int]:
 def shares(
   jobs: int, cores: list[int], devices: list[str]
 ) -> list[tuple[list[int], dict[str, str]]]:
-  """Per job: its cores, and the variables that give it its GPUs and its part of their memory."""
-  found = []
+  """For each job: its cores, and the variables that set its GPUs and its part of their memory."""
+  parts = []
   for job in range(jobs):
     own = cores[job * len(cores) // jobs : (job + 1) * len(cores) // jobs]
     variables = {}
@@ -111,12 +111,12 @@ def shares(
       together = -(-jobs // len(devices))
       if together > 1 and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
         variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / together:.3f}"
-    found.append((own or [cores[job % len(cores)]], variables))
-  return found
+    parts.append((own or [cores[job % len(cores)]], variables))
+  return parts
 
 
 def gpus() -> list[str]:
-  """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+  """The GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
   if "CUDA_VISIBLE_DEVICES" in os.environ:
     return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
   try:
@@ -129,7 +129,7 @@ def gpus() -> list[str]:
 
 
 class _Stopping:
-  """The first SIGTERM or SIGINT asks all runs to save and end; the second one kills them."""
+  """Stops all runs: the first SIGTERM or SIGINT lets them save and end, the second kills them."""
 
   def __init__(self):
     self.asked = 0
@@ -146,7 +146,7 @@ class _Stopping:
       signal.signal(number, handler)
 
   @property
-  def said(self) -> str:
+  def message(self) -> str:
     if self.asked == 1:
       return "every run has saved its state; the same command goes on"
     return "the runs were killed; the same command goes on from their last checkpoints"
@@ -170,7 +170,7 @@ class _Stopping:
 
 
 def import_ray():
-  """Errors: `UserError` if it is not installed."""
+  """The module `ray`. Errors: `UserError` if it is not installed."""
   try:
     import ray
   except ImportError:
@@ -181,10 +181,10 @@ def import_ray():
 
 
 def ray(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
-  """The runs as Ray tasks, on the cluster of RAY_ADDRESS or on one that is started here.
+  """Runs them as Ray tasks, on the cluster of RAY_ADDRESS or on one that it starts.
 
-  `out` and the cache must be on a file system that all machines share. jobs: runs per machine, by
-  which a machine's cores and GPUs are divided.
+  `out` and the cache must be on a file system that all machines share. jobs: runs per machine; they
+  divide its cores and GPUs.
   """
   ray = import_ray()
   variables = {"PYTHONPATH": environment()["PYTHONPATH"]}
@@ -226,7 +226,7 @@ def ray(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
 
 
 def slurm(out: Path, plan: Plan, runs: list[Run], jobs: int) -> None:
-  """Writes a job array, a task per run, and says how to hand it in."""
+  """Writes a job array with a task per run, and prints how to submit it."""
   commands = out / "tasks.txt"
   commands.write_text("".join(shlex.join(task_command(out, run)) + "\n" for run in runs))
   (out / "logs").mkdir(exist_ok=True)
@@ -236,12 +236,10 @@ def slurm(out: Path, plan: Plan, runs: list[Run], jobs: int) -> None:
     path=shlex.quote(str(ROOT)), tasks=shlex.quote(str(commands.absolute())),
     logs=shlex.quote(str((out / "logs").absolute())),
   ))  # fmt: skip
-  print(f"\n{len(runs)} tasks are in {commands}, a command each; hand them in with")
+  print(f"\n{len(runs)} tasks are in {commands}, a command each; submit them with")
   print(f"  sbatch {shlex.quote(str(script))}")
-  print("after adding what your cluster asks for (partition, account, --gres=gpu:1, time).")
-  print(
-    "A task that was stopped goes on when the script is handed in again; what is done is skipped."
-  )
+  print("after adding the options of your cluster (partition, account, --gres=gpu:1, time).")
+  print("Submit the script again to continue stopped tasks; finished tasks are skipped.")
   print(f"then: python -m plm_jax.ablate.report {shlex.quote(str(out))}")
 
 

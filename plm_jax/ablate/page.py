@@ -1,6 +1,6 @@
-"""A page of a few kinds of blocks, written as Markdown and as one HTML file with its pictures.
+"""A page as a list of blocks, written as Markdown and as one HTML file with its figures.
 
-Inside texts, `code` and **strong** are marked as in Markdown.
+Texts mark `code` and **strong** as in Markdown.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Points(NamedTuple):
 
 
 class Grid(NamedTuple):
-  """A table; every column but the first `left` ones is set to the right."""
+  """A table. The first `left` columns are aligned left, the others right."""
 
   header: Sequence[str]
   rows: Sequence[Sequence[str]]
@@ -41,7 +41,7 @@ class Picture(NamedTuple):
 
 class Code(NamedTuple):
   text: str
-  folded: str = ""  # where not empty, HTML shows this line until it is clicked
+  folded: str = ""  # if not empty, HTML shows only this line until it is clicked
 
 
 Block = Heading | Text | Points | Grid | Picture | Code
@@ -72,7 +72,7 @@ def _markdown(block: Block) -> str:
 
 
 def page(title: str, blocks: Sequence[Block]) -> str:
-  """One HTML file that needs nothing else: styles and pictures are inside."""
+  """One HTML file that contains its styles and figures."""
   body = "\n".join(_html(block) for block in blocks)
   return (
     f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -94,9 +94,9 @@ def _html(block: Block) -> str:
       return _table(header, rows, left)
     case Picture(path, text):
       data = base64.b64encode(path.read_bytes()).decode()
-      said = html.escape(text, quote=True)
+      alt = html.escape(text, quote=True)
       return (
-        f'<figure><img alt="{said}" src="data:image/png;base64,{data}">'
+        f'<figure><img alt="{alt}" src="data:image/png;base64,{data}">'
         f"<figcaption>{_inline(text)}</figcaption></figure>"
       )
     case Code(text, folded):

@@ -1,13 +1,13 @@
-"""A sweep on disk: its arms and seeds, where each run lives, and the commands that make it.
+"""A sweep on disk: its arms and seeds, the directory of each run, and the run's commands.
 
-    DIR/sweep.json        what the sweep is; written once, a directory of another sweep is refused
-        ARM/SEED/         the working directory of one pretraining run, as run_pretrain.py keeps it
+    DIR/sweep.json        the `Plan`; the directory of another sweep is refused
+        ARM/SEED/         the working directory of one pretraining run, as run_pretrain.py makes it
         ARM/SEED/scores.json        its evaluation
-        logs/ARM.SEED.log           what its commands printed
+        logs/ARM.SEED.log           the output of its commands
         states/ARM.SEED.json        how its last attempt ended, if it failed
 
-Everything that runs here is a command that can also be given by hand: `Plan.commands` says them.
-Nothing in this file imports jax, so that the process that starts a run is small.
+A sweep only runs commands that a user can also type (`Plan.commands`). This file does not import
+jax, which keeps the process that starts a run small.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ class Run(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """What is measured of a trained run besides its held-out loss; the flags of
-  plm_jax/ablate/evaluate.py."""
+  """The flags of plm_jax/ablate/evaluate.py: measurements of a run besides its held-out loss."""
 
   blimp: str | None = None
   blimp_pairs: int | None = None
@@ -53,26 +52,27 @@ class Evaluation:
       raise UserError(f"--blimp_pairs={self.blimp_pairs} must be at least 1.")
     if self.blimp_pairs is not None and self.blimp is None:
       raise UserError(f"--blimp_pairs={self.blimp_pairs} says nothing without --blimp=FOLDER.")
-    self.labels  # noqa: B018  refuses what is no number
+    self.labels  # noqa: B018  raises if it cannot be parsed
 
   @property
   def labels(self) -> list[int | None]:
     return numbers_of_labels(self.finetune, "finetune") if self.finetune else []
 
   def beside(self, before: Evaluation) -> Evaluation:
-    """This one, and of `before` what this one does not speak of: a command that is given again
-    without a flag takes no number away."""
+    """These flags, and those of `before` that are not set here: a command that is repeated without
+    a flag keeps its measurements."""
     pairs = self if self.blimp else before
     return Evaluation(pairs.blimp, pairs.blimp_pairs, self.finetune or before.finetune)
 
   def flags(self) -> list[str]:
-    given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-    return [f"--{name}={value}" for name, value in given.items()]
+    values = dataclasses.asdict(self)
+    return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What sweep.json holds. references: arm -> `FILE:FUNCTION`; steps: arm -> steps of its runs."""
+  """The content of sweep.json. references: arm -> `FILE:FUNCTION`; steps: arm -> its number of
+  steps."""
 
   table: str
   budget: str
@@ -84,28 +84,24 @@ class Plan:
   cache: str | None = None
 
   def runs(self, arms: list[str] | None = None) -> list[Run]:
-    """Seed by seed, so that all arms can be compared as early as possible."""
+    """All runs, seed by seed, so that all arms can be compared as early as possible."""
     return [Run(arm, s) for s in range(self.seeds) for arm in arms or self.references]
 
   def commands(self, out: Path, run: Run) -> dict[str, list[str]]:
-    """What makes a run, in order: name -> words."""
-    workdir = out / run.arm / str(run.seed)
+    """The commands of a run, in their order: name -> words."""
+    workdir = workdir_of(out, run)
     cache = [f"--cache={self.cache}"] if self.cache else []
-    pretrain = [
-      *(f"--experiment={self.references[run.arm]}", f"--budget={self.budget}"),
-      *(f"--seed={run.seed}", f"--workdir={workdir}"),
-      *(f"--set={setting}" for setting in self.settings),
-    ]
+    pretrain = [f"--experiment={self.references[run.arm]}", f"--budget={self.budget}"]
+    pretrain += [f"--seed={run.seed}", f"--workdir={workdir}"]
+    pretrain += [f"--set={setting}" for setting in self.settings]
+    evaluate = ["-m", "plm_jax.ablate.evaluate", f"--from={workdir}", *self.evaluation.flags()]
     return {
       "pretraining": [sys.executable, _script(), *pretrain, *cache],
-      "evaluation": [
-        *(sys.executable, "-m", "plm_jax.ablate.evaluate", f"--from={workdir}"),
-        *(*self.evaluation.flags(), *cache),
-      ],
+      "evaluation": [sys.executable, *evaluate, *cache],
     }
 
   def shown(self, out: Path, run: Run) -> list[str]:
-    """The same commands as a reader would type them."""
+    """The same commands as a user would type them."""
     return [shlex.join(["python", *words[1:]]) for words in self.commands(out, run).values()]
 
   def record(self) -> dict[str, Any]:
@@ -135,12 +131,12 @@ def read_plan(out: Path) -> Plan:
 
 
 def claim(out: Path, plan: Plan) -> Plan:
-  """Makes `out` the directory of this sweep, or goes on with it.
+  """Makes `out` the directory of this sweep, or continues the sweep in it.
 
-  Seeds and evaluation may be extended later; neither ever shrinks, so that a report shows all that
-  was run. A sweep of which nothing was started may become another: a command that was refused, for
-  want of a teacher for example, and is given again, corrected, need not go elsewhere. Errors:
-  `UserError` if the directory holds something else.
+  Seeds and evaluation may be extended later. Neither ever shrinks, so a report shows all runs. A
+  sweep without any started run may be replaced by another: a command that was refused, because it
+  lacked a teacher for example, can be corrected and repeated in the same directory. Errors:
+  `UserError` if the directory contains something else.
   """
   others = [p.name for p in out.iterdir() if p.name not in (".lock", SWEEP, SWEEP + ".partial")]
   if others and not (out / SWEEP).exists():
@@ -150,7 +146,7 @@ def claim(out: Path, plan: Plan) -> Plan:
     names = {"table": "table", "budget": "budget", "settings": "set"}
     different = [name for name in names if getattr(before, name) != getattr(plan, name)]
     if different and others:
-      old, new = (_said(getattr(each, different[0])) for each in (before, plan))
+      old, new = (_shown(getattr(each, different[0])) for each in (before, plan))
       raise UserError(
         f"{out} holds another sweep: --{names[different[0]]} is {old} there and {new} here; "
         "choose another --out"
@@ -165,7 +161,7 @@ def claim(out: Path, plan: Plan) -> Plan:
   return plan
 
 
-def _said(value) -> str:
+def _shown(value) -> str:
   return " ".join(value) or "nothing" if isinstance(value, tuple) else str(value)
 
 
@@ -173,8 +169,8 @@ def _said(value) -> str:
 
 
 class State(NamedTuple):
-  """How far a run is. phase: waiting, starting, training, evaluating, done, failed or stopped.
-  evaluated_in: seconds that its evaluation took."""
+  """The progress of a run. phase: waiting, starting, training, evaluating, done, failed or stopped.
+  evaluated_in: seconds of its evaluation."""
 
   phase: str
   step: int = 0
@@ -197,7 +193,7 @@ def failure_of(out: Path, run: Run) -> Path:
 
 
 def is_trained(out: Path, run: Run, steps: int) -> bool:
-  """Whether the last checkpoint stands: its folder gets its name only when it is whole."""
+  """Whether the last checkpoint exists. Its folder gets its name only when it is complete."""
   return (workdir_of(out, run) / "checkpoints" / str(steps)).is_dir()
 
 
@@ -213,8 +209,8 @@ def read_scores(out: Path, run: Run) -> dict[str, Any] | None:
     return None
   except (OSError, ValueError) as error:
     raise UserError(f"{path} cannot be read: {error}; {_AGAIN}") from None
-  known = isinstance(scores, dict) and all(name in scores for name in _SCORES)
-  if not known or not all(isinstance(v, float | int) for v in scores["metrics"].values()):
+  complete = isinstance(scores, dict) and all(name in scores for name in _SCORES)
+  if not complete or not all(isinstance(v, float | int) for v in scores["metrics"].values()):
     raise UserError(f"{path} is no evaluation of this version; {_AGAIN}")
   return scores
 
@@ -223,13 +219,13 @@ _AGAIN = "delete it, and the sweep's command measures this run again"
 
 
 def is_done(out: Path, run: Run, plan: Plan) -> bool:
-  """Whether it was evaluated in every way that the sweep asks for."""
+  """Whether a run has all the measurements of the sweep."""
   scores = read_scores(out, run)
   return scores is not None and scores["asked"] == dataclasses.asdict(plan.evaluation)
 
 
 def state_of(out: Path, run: Run, plan: Plan, alive: bool = False) -> State:
-  """The state that the files tell. alive: whether a process works on it."""
+  """The state of a run by its files. alive: whether a process works on it."""
   step, loss, pace = _progress(workdir_of(out, run))
   steps = plan.steps[run.arm]
   if is_done(out, run, plan):
@@ -240,26 +236,26 @@ def state_of(out: Path, run: Run, plan: Plan, alive: bool = False) -> State:
     return State("evaluating" if trained else "training" if step else "starting", step, loss, pace)
   if failure_of(out, run).exists():
     why = ""
-    with contextlib.suppress(ValueError, KeyError, TypeError):  # its log says more
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # the log has the reason too
       why = json.loads(failure_of(out, run).read_text())["why"]
     return State("failed", step, loss, pace, why)
   return State("stopped" if step else "waiting", step, loss, pace)
 
 
 def _progress(workdir: Path) -> tuple[int, float | None, float | None]:
-  """(last reported step, its loss, seconds per step lately)."""
+  """(last reported step, its loss, recent seconds per step)."""
   records = [r for r in _last_records(workdir / "metrics.jsonl") if r.get("split") == "train"]
   timing = _last_records(workdir / "timing.jsonl")[-10:]
   if not records:
     return 0, None, None
   pace = None
-  if len(timing) > 1:  # the first window holds the start
+  if len(timing) > 1:  # the first window includes the start
     pace = sum(r["seconds"] for r in timing[1:]) / (timing[-1]["step"] - timing[0]["step"])
   return records[-1]["step"], records[-1]["loss"], pace
 
 
 def _last_records(path: Path, size: int = 1 << 14) -> list[dict[str, Any]]:
-  """The records in the last `size` bytes of a `.jsonl` file: a view looks once a second at all.
+  """The records in the last `size` bytes of a `.jsonl` file, which a view reads once a second.
   Damaged lines are left out."""
   try:
     with open(path, "rb") as file:
@@ -268,7 +264,7 @@ def _last_records(path: Path, size: int = 1 << 14) -> list[dict[str, Any]]:
       lines = file.read().split(b"\n")
   except FileNotFoundError:
     return []
-  # What stands after the last newline, and before the first where that is no beginning, is a part.
+  # The text after the last newline is a partial line, and so is the first one of a cut file.
   records = []
   for text in lines[1 if start else 0 : -1]:
     with contextlib.suppress(ValueError):

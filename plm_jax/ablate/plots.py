@@ -1,4 +1,4 @@
-"""The two pictures of a report: learning curves of all arms, and every metric with its seeds."""
+"""The two figures of a report: learning curves of all arms, and every metric with its seeds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _figure(panels: int, height: float):
 
 
 def colours(arms: Sequence[str]) -> dict[str, tuple]:
-  """One colour per arm, the same in both pictures; told apart without red against green."""
+  """One colour per arm, the same in both figures; no two differ only in red and green."""
   from matplotlib import colormaps
 
   palette = colormaps["tab10" if len(arms) <= 10 else "tab20"]
@@ -39,8 +39,8 @@ def colours(arms: Sequence[str]) -> dict[str, tuple]:
 
 
 def draw_curves(panels: Mapping[str, Curves], arms: Sequence[str], path: Path) -> None:
-  """panels: title -> curves. A line is the mean of the seeds that have got so far, the band their
-  range."""
+  """Draws a panel per metric. A line is the mean of the seeds that reached a step, a band is their
+  range. panels: title -> curves."""
   figure, axes = _figure(len(panels), 3.6)
   colour = colours(arms)
   for axis, (title, curves) in zip(axes, panels.items()):
@@ -51,7 +51,7 @@ def draw_curves(panels: Mapping[str, Curves], arms: Sequence[str], path: Path) -
         continue
       axis.plot(steps, mean, color=colour[arm], lw=1.4, label=arm)
       axis.fill_between(steps, low, high, color=colour[arm], alpha=0.18, lw=0)
-      late = steps >= 0.1 * steps[-1]  # the fall of the first steps would leave the rest no room
+      late = steps >= 0.1 * steps[-1]  # the steep first steps would flatten the others
       highest.append(high[late].max())
       lowest.append(low.min())
     room = 0.05 * (max(highest) - min(lowest)) or 0.1
@@ -70,15 +70,16 @@ def draw_curves(panels: Mapping[str, Curves], arms: Sequence[str], path: Path) -
 def spread(
   seeds: Mapping[int, Sequence[tuple[int, float]]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """(steps, mean, lowest, highest) over the seeds that have a value at a step."""
+  """(steps, mean, lowest, highest), at each step over the seeds that have a value there."""
   values: dict[int, list[float]] = {}
   for curve in seeds.values():
     for step, value in curve:
       if np.isfinite(value):
         values.setdefault(step, []).append(value)
   steps = sorted(values)
-  found = [(np.mean(values[s]), np.min(values[s]), np.max(values[s])) for s in steps]
-  return np.array(steps), *np.array(found).reshape(-1, 3).T
+  rows = [(np.mean(values[s]), np.min(values[s]), np.max(values[s])) for s in steps]
+  mean, lowest, highest = np.array(rows).reshape(-1, 3).T
+  return np.array(steps), mean, lowest, highest
 
 
 def draw_metrics(
@@ -88,8 +89,8 @@ def draw_metrics(
   references: Mapping[str, float],
   path: Path,
 ) -> None:
-  """A panel per metric, a row per arm: a dot for each seed, a bar at their mean, and a dashed line
-  for what looking at nothing scores."""
+  """Draws a panel per metric and a row per arm: a dot for each seed, a bar at their mean, and a
+  dashed line at the trivial baseline."""
   figure, axes = _figure(len(metrics), 0.9 + 0.32 * len(arms))
   colour = colours(arms)
   for axis, metric in zip(axes, metrics):
@@ -103,12 +104,12 @@ def draw_metrics(
     axis.set_yticks(range(len(arms)), arms)
     axis.set_ylim(len(arms) - 0.5, -0.5)
     axis.set_title(metric)
-    axis.locator_params(axis="x", nbins=6)  # more labels of four digits run into each other
+    axis.locator_params(axis="x", nbins=6)  # more labels of four digits would overlap
     axis.grid(alpha=0.3)
   figure.savefig(path, dpi=110)
 
 
 def _near(value: float, limits: tuple[float, float]) -> bool:
-  """Whether a reference line would not push the dots into a corner."""
+  """Whether a reference line fits without pushing the dots into a corner."""
   low, high = limits
   return low - 2 * (high - low) <= value <= high + 2 * (high - low)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import inspect
 import shlex
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +51,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("blimp_pairs", None, "At most this many pairs of each of its files.")
   flags.DEFINE_string("finetune", None, "Fine-tune on these numbers of labels, such as 500,all.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
-  flags.DEFINE_bool("list", False, "List all tables and leave.")
+  flags.DEFINE_bool("list", False, "List all tables with their published numbers, and leave.")
   flags.DEFINE_bool("dry_run", False, "Show every command, run nothing.")
 
 
@@ -62,7 +61,7 @@ def main() -> int:
   if FLAGS.list:
     for reference, line in cli.list_experiments("experiments", returns="Table"):
       print(f"{reference:45} {line}")
-      print(arms_line(cli.load_experiment(reference, returns="Table")()))
+      print(arm_lines(cli.load_experiment(reference, returns="Table")()))
     return 0
   table, plan, experiments = planned(FLAGS)
   arms = arms_of(table, FLAGS.arms)
@@ -124,11 +123,10 @@ def arms_of(table: Table, asked: list[str]) -> list[str]:
   return [table.arm(name).name for name in dict.fromkeys(chosen)] or names
 
 
-def arms_line(table: Table) -> str:
-  """The arms below their table, as `--list` shows them."""
-  names = ", ".join(arm.name for arm in table.arms)
-  shape = {"initial_indent": "  ", "subsequent_indent": "  ", "break_on_hyphens": False}
-  return textwrap.fill(names, 100, **shape)
+def arm_lines(table: Table) -> str:
+  """The arms of a table with their published numbers, a line each, as `--list` shows them."""
+  width = max(len(arm.name) for arm in table.arms)
+  return "\n".join(f"  {arm.name:{width}}  {arm.numbers}".rstrip() for arm in table.arms)
 
 
 def experiments_of(table: Table, asked) -> dict[str, Experiment]:

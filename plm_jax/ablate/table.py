@@ -1,23 +1,24 @@
-"""A table of a paper as data: its arms, the published numbers and the claims to be put to the test.
+"""A table of a paper as data: its arms, their published numbers, and claims that a sweep tests.
 
     def table_4() -> Table:
+      arm = partial(Arm.of, columns=("Parameters", "Avg"))
       return Table(
-        title="ALBERT, Table 4: what sharing costs",
+        title="ALBERT, Table 4: sharing",
         source="Lan et al. 2020, arXiv:1909.11942",
         arms=(
-          Arm("all-shared", all_shared, published={"Parameters": "12M", "Avg": 80.1}),
-          Arm("not-shared", not_shared, published={"Parameters": "89M", "Avg": 81.6}),
+          arm(all_shared, "12M", 80.1),
+          arm(not_shared, "89M", 81.6),
         ),
         claims=(Better("mlm_loss", "not-shared", than="all-shared"),),
       )
 
-`experiment` is a function of an experiment file, so that every arm is also a plain run_pretrain.py
-command. What can be measured, and so be named by a claim (plm_jax/ablate/evaluate.py):
+An arm's experiment is a function of an experiment file, so every arm is also a plain
+run_pretrain.py command. A claim names one of these metrics (plm_jax/ablate/evaluate.py):
 
     mlm_loss mlm_perplexity mlm_accuracy    held-out rows, one set of masks for all arms
     pseudo_perplexity                       one token masked at a time (Salazar et al. 2020)
     clm_loss clm_perplexity clm_accuracy    left-to-right arms only; comparable with no mlm_ metric
-    seq2seq_loss seq2seq_perplexity ...     encoder-decoders, on sources and targets of their own
+    seq2seq_loss seq2seq_perplexity ...     encoder-decoders, on each run's sources and targets
     nsp_accuracy nsp_majority               on random pairs; an SOP head is scored too
     sop_accuracy sop_majority               on swapped pairs; an NSP head is scored too
     blimp  blimp/PARADIGM                   share of minimal pairs (sweep with --blimp)
@@ -31,9 +32,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from plm_jax import cli
 from plm_jax.ablate.verdict import Scores, Tested, difference, level, student, usual_error
 from plm_jax.errors import UserError
 
@@ -45,8 +47,11 @@ METRICS = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-  """A row. name: also its directory. experiment: `row(budget) -> Experiment` of an experiment file.
-  published: column as printed -> number or text as printed. note: what a reader must know of it."""
+  """A row of a table.
+
+  name: also its directory. experiment: `row(budget) -> Experiment` of an experiment file.
+  published: column -> number or text, both as printed. note: a remark for the report.
+  """
 
   name: str
   experiment: Callable[..., Any]
@@ -58,6 +63,38 @@ class Arm:
       raise UserError(
         f"the arm {self.name!r} names a directory; take letters, digits and _ . + - only"
       )
+
+  @classmethod
+  def of(
+    cls,
+    row: Callable[..., Any],
+    *numbers: float | str | None,
+    columns: Sequence[str] = (),
+    capitals: Sequence[str] = (),
+    name: str = "",
+    note: str = "",
+    **more: float | str,
+  ) -> Arm:
+    """The arm of a row function, with the numbers that the paper prints for it.
+
+    numbers: one for each of `columns`, None where the paper prints none. more: further columns, if
+    their names are identifiers (`GLUE=84.3`). name: by default that of the function, without
+    `table_N_`, with dashes, and with the words of `capitals` in capitals: `table_4_e128_shared_ffn`
+    becomes E128-shared-FFN by ("E", "FFN").
+    Errors: `UserError` if there are more or fewer numbers than columns.
+    """
+    if not name:
+      words = re.split("([a-z]+)", re.sub(r"^table_\d+_", "", row.__name__).replace("_", "-"))
+      name = "".join(w.upper() if w.upper() in capitals else w for w in words)
+    if len(numbers) != len(columns):
+      raise UserError(f"the arm {name} has {len(numbers)} numbers for the columns {columns}")
+    printed = {column: x for column, x in zip(columns, numbers) if x is not None}
+    return cls(name, row, printed | more, note)
+
+  @property
+  def numbers(self) -> str:
+    """The published numbers on one line, such as `MNLI 83.9, QNLI 84.9`."""
+    return ", ".join(f"{column} {number}" for column, number in self.published.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +120,8 @@ class Better:
 
 @dataclasses.dataclass(frozen=True)
 class NotWorse:
-  """`arm` is not worse than `than` by `margin` or more (of a perplexity: of its logarithm)."""
+  """`arm` is worse than `than` by less than `margin`; for perplexities the margin is on their
+  logarithm."""
 
   metric: str
   arm: str
@@ -93,15 +131,15 @@ class NotWorse:
 
   def __post_init__(self):
     if not self.margin > 0:
-      raise UserError(f"NotWorse needs a margin above 0, but was given {self.margin}")
+      raise UserError(f"NotWorse needs a margin above 0, not {self.margin}")
 
   @property
   def arms(self) -> tuple[str, ...]:
     return (self.arm, self.than)
 
   def __str__(self) -> str:
-    said = f"the {self.metric} of {self.arm} is not worse than that of {self.than}"
-    return self.sentence or f"{said} by {self.margin:g}"
+    default = f"the {self.metric} of {self.arm} is not worse than that of {self.than}"
+    return self.sentence or f"{default} by {self.margin:g}"
 
   def test(self, scores: Scores) -> Tested:
     values = difference(scores, self.metric, self.arm, self.than)
@@ -110,7 +148,7 @@ class NotWorse:
 
 @dataclasses.dataclass(frozen=True)
 class Ordered:
-  """Each of `arms` is better than the one before it: from the worst to the best."""
+  """Each of `arms`, from the worst to the best, is better than the one before it."""
 
   metric: str
   arms: tuple[str, ...]
@@ -125,7 +163,8 @@ class Ordered:
     return self.sentence or f"{self.metric} becomes better from {' to '.join(self.arms)}"
 
   def test(self, scores: Scores) -> Tested:
-    """Supported by its weakest link; contradicted by its worst one, of as many as there are."""
+    """The order is as sure as its weakest link. The opposite is tested on the worst link, with
+    Bonferroni's correction for the number of links."""
     usual = usual_error(scores, self.metric)
     pairs = list(zip(self.arms[1:], self.arms))
     links = [student(difference(scores, self.metric, a, b), 0.0, usual) for a, b in pairs]
@@ -139,8 +178,10 @@ class Ordered:
 
 @dataclasses.dataclass(frozen=True)
 class AtChance:
-  """The metric of `arm` lies within `margin` of chance. chance: a number, or the metric that holds
-  it, such as "sop_majority"."""
+  """The metric of `arm` lies within `margin` of chance.
+
+  chance: a number, or the name of the metric that is chance, such as "sop_majority".
+  """
 
   metric: str
   arm: str
@@ -153,8 +194,8 @@ class AtChance:
     return (self.arm,)
 
   def __str__(self) -> str:
-    said = f"the {self.metric} of {self.arm} is within {self.margin:g} of chance"
-    return self.sentence or said
+    default = f"the {self.metric} of {self.arm} is within {self.margin:g} of chance"
+    return self.sentence or default
 
   def test(self, scores: Scores) -> Tested:
     """Two one-sided tests (Schuirmann 1987): above chance - margin, and below chance + margin."""
@@ -182,8 +223,8 @@ class AboveChance:
     return (self.arm,)
 
   def __str__(self) -> str:
-    said = f"the {self.metric} of {self.arm} is above chance by more than {self.margin:g}"
-    return self.sentence or said
+    default = f"the {self.metric} of {self.arm} is above chance by more than {self.margin:g}"
+    return self.sentence or default
 
   def test(self, scores: Scores) -> Tested:
     values = level(scores, self.metric, self.arm, self.chance)
@@ -198,8 +239,8 @@ Claim = Better | NotWorse | Ordered | AtChance | AboveChance
 class Table:
   """A table of a paper. source: where it was published.
 
-  beside: published column -> measured metric of the same kind, for a report to set side by side.
-  caveat: what a reader of the measured numbers must know.
+  beside: published column -> measured metric of the same kind; the report prints them side by side.
+  caveat: how the measured numbers differ from the published ones, for the reader of a report.
   """
 
   title: str
@@ -215,7 +256,7 @@ class Table:
       raise UserError(f"the table {self.title!r} needs arms with different names, not {names}")
     for claim in self.claims:
       for name in claim.arms:
-        self._known(name)
+        self.arm(name)
     for metric in [claim.metric for claim in self.claims] + list(self.beside.values()):
       if not METRICS.fullmatch(metric):
         raise UserError(
@@ -233,13 +274,27 @@ class Table:
     return list(dict.fromkeys(column for arm in self.arms for column in arm.published))
 
   def arm(self, name: str) -> Arm:
-    """Errors: `UserError` for a name that is no arm's."""
-    self._known(name)
-    return next(arm for arm in self.arms if arm.name == name)
-
-  def _known(self, name: str) -> None:
-    names = [arm.name for arm in self.arms]
-    if name not in names:
-      near = difflib.get_close_matches(name, names, n=1)
+    """The arm of this name. Errors: `UserError` if there is none."""
+    arms = {arm.name: arm for arm in self.arms}
+    if name not in arms:
+      near = difflib.get_close_matches(name, arms, n=1)
       meant = f" Did you mean {near[0]!r}?" if near else ""
-      raise UserError(f"{self.title!r} has no arm {name!r}.{meant} It has: {', '.join(names)}.")
+      raise UserError(f"{self.title!r} has no arm {name!r}.{meant} It has: {', '.join(arms)}.")
+    return arms[name]
+
+
+def list_rows(folder: str) -> list[tuple[str, str]]:
+  """(`experiments/bert.py:no_nsp`, its description and its published numbers) for every experiment
+  of a folder. Unlike `cli.list_experiments`, this imports the files."""
+  published: dict[Callable, str] = {}
+  for reference, _ in cli.list_experiments(folder, returns="Table"):
+    table: Table = cli.load_experiment(reference, returns="Table")()
+    place = table.title.partition(":")[0]
+    for arm in table.arms:
+      if arm.published:
+        earlier = published.get(arm.experiment, "")
+        published[arm.experiment] = f"{earlier} Published in {place}: {arm.numbers}."
+  return [
+    (reference, line + published.get(cli.load_experiment(reference), ""))
+    for reference, line in cli.list_experiments(folder)
+  ]

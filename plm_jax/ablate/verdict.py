@@ -1,23 +1,23 @@
-"""When a difference between arms is more than the luck of the seeds: the one test of all claims.
+"""The statistical test of all claims: is a difference between arms more than noise between seeds?
 
-An arm's score varies with the seed, so a claim is tested over seeds: the arms of a comparison share
+An arm's score varies with the seed, so a claim is tested over seeds. The arms of a comparison share
 their seeds (data order, masks, parameters), and Student's t is taken of the per-seed differences.
-Verdicts are "supported", "not supported" (the opposite is) and "undecided", and under the level
-alpha = 0.05 of a whole table: where no arm differs from any other, at most one report in twenty
-says anything but "undecided" (Holm's step-down over the claims; each p is two-sided).
+Verdicts are "supported", "not supported" (the opposite is supported) and "undecided". The level
+alpha = 0.05 holds for a whole table: where no arm differs from any other, at most one report in
+twenty has a verdict other than "undecided" (Holm's step-down over the claims; each p is two-sided).
 
-Why not a sign rule: with three seeds, three equal signs happen by luck one time in four (2 / 2^3),
-so an exact rule on signs has no level below 25%, and six seeds are the fewest at which it has 5%
-(2 / 2^6). Three seeds can say more only if something is assumed of the noise; t assumes that
-differences between seeds are about normal. It then has its level at any n, and pays with power: at
-n = 3 a single claim needs |mean| > 2.5 standard deviations of the differences, one of five claims
-5.7. Effects of the size that papers print are of that kind; a tenth of a point is not, and stays
-"undecided" until there are more seeds.
+Why not a rule on signs: three seeds have three equal signs by chance one time in four (2 / 2^3). So
+an exact rule on signs has no level below 25% with three seeds, and needs six for 5% (2 / 2^6). A
+test with three seeds needs an assumption about the noise. The t-test assumes that differences
+between seeds are about normal. Then its level is right at any n, but its power is low at a small n:
+at n = 3 a single claim needs |mean| > 2.5 standard deviations of the differences, and one of five
+claims 5.7. Effects as large as those that papers print often pass. A tenth of a point does not, and
+stays "undecided" until there are more seeds.
 
-Three differences can also agree by luck, and then t is huge. So a standard error below what is
-usual in the table (the median over all pairs of its arms, for the same metric) is replaced by that.
-This can only take verdicts away, never make one; it is what keeps a report silent in which arms
-were exchanged between seeds.
+Three differences can also agree by chance, which makes t huge. So the standard error is raised to
+the usual one of the table (the median over all pairs of its arms, for the same metric) if it is
+smaller. This can only remove verdicts, never add one. It keeps a report undecided where arms were
+exchanged between seeds.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ ALPHA = 0.05
 SEEDS = 3  # fewer give no verdict
 
 Scores = Mapping[str, Mapping[int, Mapping[str, float]]]
-"""arm -> seed -> metric -> value; what was not measured is not there."""
+"""arm -> seed -> metric -> value, of measured metrics only."""
 
 Outcome = Literal["supported", "not supported", "undecided"]
 
 
 class Tested(NamedTuple):
-  """One-sided p-values of a claim and of its opposite, and the numbers that they come from."""
+  """One-sided p-values of a claim and of its opposite, and their numbers as a text."""
 
   p_for: float
   p_against: float
@@ -46,7 +46,7 @@ class Tested(NamedTuple):
 
 
 class Verdict(NamedTuple):
-  """p: two-sided, of this claim alone; it is judged against `threshold`, Holm's share of alpha."""
+  """p: two-sided, of this claim alone. threshold: Holm's share of alpha, which p is compared to."""
 
   claim: object
   outcome: Outcome
@@ -60,32 +60,32 @@ def lower_is_better(metric: str) -> bool:
 
 
 def is_logarithmic(metric: str) -> bool:
-  """Perplexities are compared by their logarithms, where a seed's noise is about normal."""
+  """Perplexities are compared by their logarithms, whose noise between seeds is about normal."""
   return metric.endswith("perplexity")
 
 
 def measured(scores: Scores, metric: str, arm: str) -> dict[int, float]:
-  """seed -> finite value of a metric, as it is compared."""
-  found = {seed: values[metric] for seed, values in scores.get(arm, {}).items() if metric in values}
+  """seed -> finite value of a metric, or the logarithm of a perplexity."""
+  runs = {seed: values[metric] for seed, values in scores.get(arm, {}).items() if metric in values}
   if is_logarithmic(metric):
-    found = {seed: math.log(value) for seed, value in found.items() if value > 0}
-  return {seed: value for seed, value in sorted(found.items()) if math.isfinite(value)}
+    runs = {seed: math.log(value) for seed, value in runs.items() if value > 0}
+  return {seed: value for seed, value in sorted(runs.items()) if math.isfinite(value)}
 
 
 def is_measured(scores: Scores, metric: str) -> bool:
-  """Whether any run has it."""
+  """Whether any run has the metric."""
   return any(metric in values for seeds in scores.values() for values in seeds.values())
 
 
 def difference(scores: Scores, metric: str, arm: str, than: str) -> list[float]:
-  """Per common seed, by how much `arm` is better than `than`."""
-  one, other = measured(scores, metric, arm), measured(scores, metric, than)
+  """By how much `arm` is better than `than`, for each seed that both have."""
+  values, baseline = measured(scores, metric, arm), measured(scores, metric, than)
   sign = -1 if lower_is_better(metric) else 1
-  return [sign * (one[seed] - other[seed]) for seed in one if seed in other]
+  return [sign * (values[seed] - baseline[seed]) for seed in values if seed in baseline]
 
 
 def level(scores: Scores, metric: str, arm: str, chance: float | str) -> list[float]:
-  """Per seed, by how much the metric of `arm` is above chance."""
+  """By how much the metric of `arm` is above chance, for each seed."""
   values = measured(scores, metric, arm)
   if not isinstance(chance, str):
     return [value - chance for value in values.values()]
@@ -98,8 +98,8 @@ def standard_error(values: Sequence[float]) -> float:
 
 
 def usual_error(scores: Scores, metric: str, paired: bool = True) -> float:
-  """The median standard error of a metric over all pairs of arms (or, not paired, over all arms)
-  that have enough seeds; 0 if there are none."""
+  """The median standard error of a metric over all pairs of arms with enough seeds, or over single
+  arms if not paired; 0 if there are none."""
   if paired:
     samples = [difference(scores, metric, *pair) for pair in itertools.combinations(scores, 2)]
   else:
@@ -109,11 +109,10 @@ def usual_error(scores: Scores, metric: str, paired: bool = True) -> float:
 
 
 def student(values: Sequence[float], bound: float, usual: float, constant: bool = False) -> Tested:
-  """Is the mean above `bound`? t = (mean - bound) / error with n - 1 degrees of freedom, the error
-  being the standard error of `values`, but at least `usual`.
+  """Tests whether the mean is above `bound`: t = (mean - bound) / error, n - 1 degrees of freedom.
 
-  constant: whether values without any spread are an answer, as those of a head are that always says
-  the same. Otherwise they are no sample.
+  The error is the standard error of `values`, but at least `usual`. constant: whether values
+  without any spread can be tested, as those of a head that always gives the same answer.
   """
   from scipy.special import stdtr
 
@@ -137,10 +136,10 @@ def student(values: Sequence[float], bound: float, usual: float, constant: bool 
 
 def verdicts(claims: Sequence, scores: Scores, alpha: float = ALPHA) -> list[Verdict]:
   """The verdict of every claim, in their order, by Holm's (1979) procedure at level alpha for all
-  of them together.
+  claims together.
 
-  A claim of which seeds or arms are still missing counts as a test, so that what comes in late
-  makes no other verdict stricter than it was. One whose metric no run of the sweep has does not.
+  A claim whose seeds or arms are still missing counts as a test, so that results that arrive later
+  make no other verdict stricter. A claim whose metric no run of the sweep has does not count.
   """
   tests = [claim.test(scores) for claim in claims]
   p = [min(1.0, 2 * min(test.p_for, test.p_against)) for test in tests]

@@ -1,4 +1,4 @@
-"""One live view of all runs of a sweep, from the files that the runs write."""
+"""A live view of all runs of a sweep, read from the files that the runs write."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from plm_jax.ablate.plan import Plan, Run, State, state_of
 
-_EVERY = {True: 1.0, False: 60.0}  # seconds between two looks: in a terminal, in a log file
+_EVERY = {True: 1.0, False: 60.0}  # seconds between two updates: in a terminal, in a log file
 _WIDTH = 24  # of the bar
 
 
 class View:
-  """A table that is drawn over itself in a terminal; elsewhere plain lines, one for every change
-  and one a minute for every run at work."""
+  """A table that is redrawn in place in a terminal. Elsewhere it prints plain lines: one for every
+  change, and one a minute for every run that is working."""
 
   def __init__(self, out: Path, plan: Plan, runs: list[Run], jobs: int, stream=None):
     self._out, self._plan, self._runs, self._jobs = out, plan, runs, jobs
@@ -49,12 +49,12 @@ class View:
       self._print(f"{self._clock()} {run} {how} at step {state.step:,}{loss}")
 
   def say(self, text: str) -> None:
-    """Lines that stay, above the table."""
+    """Prints lines that stay above the table."""
     self._clear()
     self._print(text)
 
   def refresh(self, working: set[Run] | None) -> None:
-    """Draws anew if it is time. working: the runs with a process, None if the files must tell."""
+    """Redraws if it is time. working: the runs with a process; None to tell them by their files."""
     now = time.monotonic()
     if now - self._looked < _EVERY[self._live]:
       return
@@ -74,7 +74,7 @@ class View:
       self._print(f"{self._clock()} {self._summary(states)}")
 
   def _moves(self, run: Run) -> bool:
-    """Whether a run elsewhere has lately written."""
+    """Whether a run on another machine has begun and is not done."""
     state = state_of(self._out, run, self._plan, alive=True)
     return state.phase != "done" and state.step > 0
 
@@ -97,7 +97,7 @@ class View:
     size = shutil.get_terminal_size()
     lines = [line(run, state, self._plan.steps[run.arm]) for run, state in states.items()]
     room = max(3, size.lines - 3)
-    if len(lines) > room:  # what moves comes first
+    if len(lines) > room:  # working runs come first
       order = sorted(states, key=lambda run: run not in self._working)
       lines = [line(run, states[run], self._plan.steps[run.arm]) for run in order[: room - 1]]
       lines.append(f"  ... and {len(states) - room + 1} more")
@@ -120,7 +120,7 @@ class View:
 
 
 def line(run: Run, state: State, steps: int) -> str:
-  """One run: name, state, step, loss, time left."""
+  """The line of a run: name, state, step, loss, time left."""
   full = round(_WIDTH * state.step / steps)
   parts = [
     f"{run!s:26.26} {state.phase:10} |{'#' * full}{' ' * (_WIDTH - full)}|",
@@ -134,20 +134,20 @@ def line(run: Run, state: State, steps: int) -> str:
 
 
 def time_left(states: dict[Run, State], steps: dict[str, int], jobs: int) -> float | None:
-  """Seconds, from the pace of each arm; an arm without one takes the mean of the others. Evaluation
-  takes what it took on average, as soon as one is done."""
+  """Estimated seconds, from the pace of each arm, or the mean pace if an arm has none yet. The time
+  of an evaluation is the mean of those done so far."""
   paces: dict[str, list[float]] = {}
   for run, state in states.items():
     if state.seconds_per_step:
       paces.setdefault(run.arm, []).append(state.seconds_per_step)
   if not paces:
     return None
-  known = {arm: sum(values) / len(values) for arm, values in paces.items()}
-  usual = sum(known.values()) / len(known)
+  pace_of = {arm: sum(values) / len(values) for arm, values in paces.items()}
+  usual = sum(pace_of.values()) / len(pace_of)
   evaluations = [state.evaluated_in for state in states.values() if state.evaluated_in]
   after = sum(evaluations) / len(evaluations) if evaluations else 0.0
   left = [
-    (steps[run.arm] - state.step) * known.get(run.arm, usual) + after
+    (steps[run.arm] - state.step) * pace_of.get(run.arm, usual) + after
     for run, state in states.items()
     if state.phase not in ("done", "failed")
   ]

@@ -28,10 +28,8 @@ from plm_jax.errors import UserError
 # What comes with jax and documents the same things; read beside what the project asks for itself.
 _COMPANIONS = ("jaxlib", "scipy")
 _STANDARD_LIBRARY = "python"
-_SKIPPED_FOLDERS = (
-  "test tests testing idle_test site-packages dist-packages __pycache__ lib2to3 test_data"
-)
-_SKIPPED_FOLDERS = frozenset(_SKIPPED_FOLDERS.split())
+_SKIPPED = "test tests testing idle_test site-packages dist-packages __pycache__ lib2to3 test_data"
+_SKIPPED_FOLDERS = frozenset(_SKIPPED.split())
 
 
 class Module(NamedTuple):

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from plm_jax.data.sentences import split_sentences
 
 # Directives whose body is prose; the body of any other (code-block, math, plot ...) is dropped.
-_PROSE_DIRECTIVES = (
+_PROSE = (
   "note warning tip hint important caution attention danger admonition topic rubric deprecated "
   "versionadded versionchanged"
 )
-_PROSE_DIRECTIVES = frozenset(_PROSE_DIRECTIVES.split())
+_PROSE_DIRECTIVES = frozenset(_PROSE.split())
 _VERSIONED = frozenset(("deprecated", "versionadded", "versionchanged"))
 _DROPPED_SECTIONS = frozenset(("references", "see also", "methods", "routines", "license"))
 _ITEM_SECTIONS = (
@@ -101,7 +101,8 @@ class _Layout:
     return done
 
   def _directive(self, text: str, indent: int) -> str:
-    name, rest = _DIRECTIVE.match(text).groups() if _DIRECTIVE.match(text) else (None, "")
+    match = _DIRECTIVE.match(text)
+    name, rest = match.groups() if match else (None, "")
     done = self.flush()
     if name in _PROSE_DIRECTIVES:
       self.held = [rest] if rest and name not in _VERSIONED else []

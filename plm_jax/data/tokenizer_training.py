@@ -11,6 +11,7 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import sentencepiece
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -132,16 +133,15 @@ def train_byte_pairs(sentences: Iterable[str], vocab_size: int, prefix_space: bo
 
 def _vocab_and_merges(model: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
   rules = json.loads(model.to_str())["model"]
-  return rules["vocab"], [
-    tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in rules["merges"]
-  ]
+  pairs = (m.split(" ") if isinstance(m, str) else m for m in rules["merges"])
+  return rules["vocab"], [(left, right) for left, right in pairs]
 
 
 def train_unigram(
   sentences: Iterable[str], vocab_size: int, lowercase: bool, layout: str
 ) -> Pieces:
   """ALBERT's ids (pad 0, unk 1, [CLS] 2, [SEP] 3, [MASK] 4) or T5's (pad 0, eos 1, unk 2)."""
-  ids = {
+  ids: dict[str, Any] = {
     "albert": {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1},
     "t5": {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
   }[layout]

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from plm_jax.errors import UserError
-from plm_jax.sharding import path_name
+from plm_jax.models.parameters import path_name
 
 
 class Entry(NamedTuple):

@@ -32,6 +32,7 @@ from plm_jax.models.layers import (
   scores,
 )
 from plm_jax.models.model import refuse_below
+from plm_jax.models.parameters import map_roles
 from plm_jax.models.positions import RopeScaling, Rotation, document_positions, rotation
 from plm_jax.models.transformer import (
   Activation,
@@ -243,11 +244,10 @@ class DecoderModel(TokenHeads):
       return self.blocks
     layer = jnp.arange(1, self.config.layers + 1)
 
-    def scaled(path, leaf):
-      names = [getattr(entry, "name", None) for entry in path]
-      return leaf / layer.reshape(-1, *[1] * (leaf.ndim - 1)) if "query" in names else leaf
+    def scaled(path, role, leaf):
+      return leaf / layer.reshape(-1, *[1] * (leaf.ndim - 1)) if role.query else leaf
 
-    return jax.tree_util.tree_map_with_path(scaled, self.blocks)
+    return map_roles(scaled, self.blocks)
 
   def normed(self, x: jax.Array) -> jax.Array:
     return x if self.norm is None else self.norm(x)
@@ -320,9 +320,8 @@ class DecoderGenerator:
 def with_small_residuals(model: DecoderModel, layers: int) -> DecoderModel:
   """The model with the kernels that write to the residual stream divided by sqrt(2 layers)."""
 
-  def scaled(path, leaf):
-    names = {getattr(entry, "name", None) for entry in path}
-    ends = "kernel" in names and names & {"output", "down"}
+  def scaled(path, role, leaf):
+    ends = role.residual and role.kind == "kernel"
     return leaf * (2 * layers) ** -0.5 if ends else leaf
 
-  return jax.tree_util.tree_map_with_path(scaled, model)
+  return map_roles(scaled, model)

@@ -12,6 +12,7 @@ from flax import nnx
 
 from plm_jax.models.compute import Compute
 from plm_jax.models.layers import Linear, einsum_float32
+from plm_jax.models.parameters import map_roles
 from plm_jax.models.transformer import unstack
 
 
@@ -90,7 +91,7 @@ def _turned(block: nnx.Module, rows: int) -> nnx.Module:
 def in_dtype(module: nnx.Module, dtype) -> nnx.Module:
   """The module with kernels of the dtype that they are computed in anyway."""
 
-  def cast(path, leaf):
-    return leaf.astype(dtype) if "kernel" in {getattr(e, "name", None) for e in path} else leaf
+  def cast(path, role, leaf):
+    return leaf.astype(dtype) if role.kind == "kernel" else leaf
 
-  return jax.tree_util.tree_map_with_path(cast, module)
+  return map_roles(cast, module)

@@ -22,6 +22,7 @@ from plm_jax.models.activations import Activation
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise
 from plm_jax.models.encoder import Encoder, EncoderModel
+from plm_jax.models.parameters import is_stacked, named
 
 TEACHER, STUDENT = "teacher/", "student/"
 
@@ -149,7 +150,7 @@ class DistilledModel(nnx.Module):
 
   def taught(self, teacher: EncoderModel) -> DistilledModel:
     """This model with the given teacher, and its student as far as it starts from it."""
-    by_name = dict(_named(teacher))
+    by_name = dict(named(teacher))
     starts = self.config.start == "teacher"
     chosen = layer_selection(self.config.teacher_model.layers, self.config.layers)
 
@@ -159,14 +160,14 @@ class DistilledModel(nnx.Module):
       its = by_name.get(name.removeprefix(STUDENT))
       if not starts or its is None:  # a head that the teacher lacks
         return own
-      if "blocks" in name.split("/"):
+      if is_stacked(name):
         own_layers, its_layers = self.config.layers, self.config.teacher_model.layers
         firsts = [entry * own_layers // own.shape[0] for entry in range(own.shape[0])]
         return its[np.array([chosen[i] * its.shape[0] // its_layers for i in firsts])]
       return jnp.array(its)  # a copy: the train step donates its buffers, each of them once
 
     tree = jax.tree.structure(self)
-    return jax.tree.unflatten(tree, [leaf(name, own) for name, own in _named(self)])
+    return jax.tree.unflatten(tree, [leaf(name, own) for name, own in named(self)])
 
 
 def layer_selection(teacher: int, student: int) -> list[int]:
@@ -175,12 +176,3 @@ def layer_selection(teacher: int, student: int) -> list[int]:
   12 -> 6 is [0, 2, 4, 7, 9, 11], as in scripts/extract_distilbert.py.
   """
   return np.rint(np.linspace(0, teacher - 1, student)).astype(int).tolist()
-
-
-def _named(model: nnx.Module) -> list[tuple[str, jax.Array]]:
-  """(path, leaf) of every parameter; "blocks/attention/query/kernel"."""
-  leaves = jax.tree_util.tree_leaves_with_path(model)
-  return [
-    ("/".join(str(entry.name) for entry in path if entry.name != "value"), leaf)
-    for path, leaf in leaves
-  ]

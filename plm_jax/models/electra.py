@@ -139,10 +139,11 @@ class ElectraModel(nnx.Module):
     tokens = {"mlm": 0} if "tokens" in heads else {}
     self.discriminator = c.init(discriminator, tokens)
     self.generator = Generator(config.generator.init(generator, {"mlm": 0}))
-    scale = c.initializer_range / STDDEV
-    found, copying = ReplacedHead(rtd, c.width, c.activation), Linear(copy, (c.width,), (1,))
-    self.rtd = scaled_kernels(found, scale) if "rtd" in heads else None
-    self.copying = scaled_kernels(copying, scale) if "copy" in heads else None
+    own = {"rtd": ReplacedHead(rtd, c.width, c.activation)}
+    own["copying"] = Linear(copy, (c.width,), (1,))
+    own = scaled_kernels(own, c.initializer_range / STDDEV)
+    self.rtd = own["rtd"] if "rtd" in heads else None
+    self.copying = own["copying"] if "copy" in heads else None
 
   def encoder(self) -> EncoderModel:
     return self.discriminator

@@ -13,10 +13,10 @@ from typing import Literal
 import jax
 from flax import nnx
 
-from plm_jax.models.layers import normal_kernels
+from plm_jax.models.layers import normal_kernels, redrawn
+from plm_jax.models.parameters import ROLES, stacked_axes
 
 Initializer = Literal["normal", "t5", "xavier"]
-_HEADS = ("pooler", "classes", "token_classes", "span")  # of fine-tuning: 0.02 whatever the model
 
 
 def initialised(model: nnx.Module, key: jax.Array, kind: Initializer, stddev: float) -> nnx.Module:
@@ -27,30 +27,28 @@ def initialised(model: nnx.Module, key: jax.Array, kind: Initializer, stddev: fl
   """
   if kind == "normal":
     return normal_kernels(model, key, stddev)
-  draw = _t5 if kind == "t5" else _xavier
-  leaves, treedef = jax.tree_util.tree_flatten_with_path(model)
-  drawn = []
-  for number, (path, leaf) in enumerate(leaves):
-    names = [name for name in (getattr(entry, "name", None) for entry in path) if name != "value"]
-    if names[-1] in ("kernel", "table") and not set(names) & set(_HEADS):
-      shape = leaf.shape[1:] if "blocks" in names else leaf.shape
-      leaf = draw(jax.random.fold_in(key, number), names, leaf, shape, model.config)
-    drawn.append(leaf)
-  return jax.tree_util.tree_unflatten(treedef, drawn)
+  drawn = _t5 if kind == "t5" else _xavier
+
+  def draw(key, path, role, leaf):
+    if role.depth == "head" and role.kind == "kernel":  # of fine-tuning: 0.02 whatever the model
+      return leaf
+    shape = leaf.shape[stacked_axes(path, role, leaf.ndim) :]
+    return drawn(key, role, leaf, shape, model.config)
+
+  return redrawn(model, key, draw)
 
 
-def _t5(key, names, leaf, shape, config) -> jax.Array:
-  stddev = math.prod(shape[: 2 if names[-2] == "output" else 1]) ** -0.5
-  if names[-2] == "query" and config.attention_scale == 1:
+def _t5(key, role, leaf, shape, config) -> jax.Array:
+  stddev = math.prod(shape[: role.inputs]) ** -0.5
+  if role.query and config.attention_scale == 1:
     stddev *= shape[-1] ** -0.5
-  if names[-1] == "table":
-    stddev = 1.0 if names[-2] == "token" else config.width**-0.5
+  if role.kind == "table":
+    stddev = 1.0 if role == ROLES["token/table"] else config.width**-0.5
   return stddev * jax.random.normal(key, leaf.shape, leaf.dtype)
 
 
-def _xavier(key, names, leaf, shape, config) -> jax.Array:
-  if names[-1] == "table":
+def _xavier(key, role, leaf, shape, config) -> jax.Array:
+  if role.kind == "table":
     return config.width**-0.5 * jax.random.normal(key, leaf.shape, leaf.dtype)
-  inputs = 2 if names[-2] == "output" else 1
-  limit = math.sqrt(6 / (math.prod(shape[:inputs]) + math.prod(shape[inputs:])))
+  limit = math.sqrt(6 / (math.prod(shape[: role.inputs]) + math.prod(shape[role.inputs :])))
   return jax.random.uniform(key, leaf.shape, leaf.dtype, -limit, limit)

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from plm_jax.models.parameters import map_roles, with_roles
 
 STDDEV = 0.02  # of all initial kernels and tables, before a model rescales them
 
@@ -29,25 +32,27 @@ def truncated_normal(key: jax.Array, shape: tuple[int, ...], stddev: float = STD
 
 def scaled_kernels(model: nnx.Module, factor: float) -> nnx.Module:
   """The model with every kernel and table, but no bias or gain, multiplied by `factor`."""
+  return map_roles(lambda path, role, leaf: leaf * factor if role.is_weight else leaf, model)
 
-  def scaled(path, leaf):
-    names = {getattr(entry, "name", None) for entry in path}
-    return leaf * factor if names & {"kernel", "table"} else leaf
 
-  return jax.tree_util.tree_map_with_path(scaled, model)
+def redrawn(model: nnx.Module, key: jax.Array, draw: Callable) -> nnx.Module:
+  """The model with every kernel and table, but no bias or gain, replaced by
+  `draw(key, path, role, leaf)`, each with a key of its own."""
+  leaves = [
+    draw(jax.random.fold_in(key, number), path, role, leaf) if role.is_weight else leaf
+    for number, (path, role, leaf) in enumerate(with_roles(model))
+  ]
+  return jax.tree.unflatten(jax.tree.structure(model), leaves)
 
 
 def normal_kernels(model: nnx.Module, key: jax.Array, stddev: float) -> nnx.Module:
-  """The model with every kernel and table, but no bias or gain, drawn anew from a normal that is
-  not cut (fairseq, transformer_sentence_encoder.py `init_bert_params`)."""
-  leaves, treedef = jax.tree_util.tree_flatten_with_path(model)
-  drawn = []
-  for number, (path, leaf) in enumerate(leaves):
-    names = {getattr(entry, "name", None) for entry in path}
-    if names & {"kernel", "table"}:
-      leaf = stddev * jax.random.normal(jax.random.fold_in(key, number), leaf.shape, leaf.dtype)
-    drawn.append(leaf)
-  return jax.tree_util.tree_unflatten(treedef, drawn)
+  """The model with every kernel and table drawn anew from a normal that is not cut (fairseq,
+  transformer_sentence_encoder.py `init_bert_params`)."""
+
+  def draw(key, path, role, leaf):
+    return stddev * jax.random.normal(key, leaf.shape, leaf.dtype)
+
+  return redrawn(model, key, draw)
 
 
 class Linear(nnx.Module):

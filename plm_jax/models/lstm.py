@@ -8,7 +8,7 @@ Deviations: one bias per gate, and the forget gate's starts at 1 (Jozefowicz et 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.heads import TokenHeads
 from plm_jax.models.layers import STDDEV, Embedding, Linear, scaled_kernels, scores
 from plm_jax.models.model import refuse_below
+from plm_jax.models.parameters import linear_rows
 from plm_jax.models.recurrent import LSTM, LSTMState
 from plm_jax.models.transformer import stack, streams, unstack
 
@@ -87,6 +88,11 @@ LARGE = Lstm(width=1500, dropout=0.65)
 
 class LstmModel(TokenHeads):
   """The parameters of an LSTM language model and its forward pass."""
+
+  ROLES: ClassVar = {
+    **linear_rows("blocks/input", "layer", ("width",), ("gates", "features")),
+    **linear_rows("blocks/recurrent", "layer", ("features",), ("gates", "features")),
+  }
 
   def __init__(self, config: Lstm, key: jax.Array, heads: dict[str, int]):
     token, blocks, lm, classes = jax.random.split(key, 4)

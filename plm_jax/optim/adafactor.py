@@ -9,6 +9,7 @@ divided into, and each layer of a stack stands for itself, as the original has a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from plm_jax.errors import UserError
+from plm_jax.models.parameters import Role, map_roles, stacked_axes, with_roles
 
 _SMALLEST_SCALE = 1e-3  # of a tensor whose entries are nearly 0
 _EPSILON = 1e-30
@@ -86,21 +88,16 @@ class FactoredState(NamedTuple):
 def scale_by_factored_rms(decay_rate: float, factored: int) -> optax.GradientTransformation:
   """g / sqrt(the factored or the full mean of g^2)."""
 
-  def is_factored(path, leaf) -> bool:
-    shape = matrix_shape(path, leaf.shape)
-    return shape is not None and min(shape[-2:]) >= factored
-
   def init(params):
-    def zeros(path, leaf, part):
-      if not is_factored(path, leaf):
+    def zeros(path, role, leaf, part):
+      shape = matrix_shape(path, role, leaf.shape)
+      if shape is None or min(shape[-2:]) < factored:
         return jnp.zeros_like(leaf) if part == "v" else None
-      shape = matrix_shape(path, leaf.shape)
       sizes = {"v_row": shape[:-1], "v_col": (*shape[:-2], shape[-1])}
       return None if part == "v" else jnp.zeros(sizes[part], leaf.dtype)
 
     parts = (
-      jax.tree_util.tree_map_with_path(lambda p, x, part=part: zeros(p, x, part), params)
-      for part in ("v_row", "v_col", "v")
+      map_roles(functools.partial(zeros, part=part), params) for part in ("v_row", "v_col", "v")
     )
     return FactoredState(jnp.zeros((), jnp.int32), *parts)
 
@@ -108,15 +105,15 @@ def scale_by_factored_rms(decay_rate: float, factored: int) -> optax.GradientTra
     del params
     old = 1 - jnp.asarray(state.count + 1, jnp.float32) ** -decay_rate
     mean = lambda v, new: old * v + (1 - old) * new  # noqa: E731
-    leaves, tree = jax.tree_util.tree_flatten_with_path(grads)
+    tree = jax.tree.structure(grads)
     before = [tree.flatten_up_to(part) for part in (state.v_row, state.v_col, state.v)]
     updates, after = [], []
-    for (path, g), row, col, v in zip(leaves, *before, strict=True):
+    for (path, role, g), row, col, v in zip(with_roles(grads), *before, strict=True):
       if row is None:
         v = mean(v, jnp.square(g) + _EPSILON)
         u = g * jax.lax.rsqrt(v)
       else:
-        matrix = g.reshape(matrix_shape(path, g.shape))
+        matrix = g.reshape(matrix_shape(path, role, g.shape))
         square = jnp.square(matrix) + _EPSILON
         row, col = mean(row, square.mean(axis=-1)), mean(col, square.mean(axis=-2))
         by_row = jax.lax.rsqrt(row / row.mean(axis=-1, keepdims=True))
@@ -134,29 +131,20 @@ def scale_by_sizes(clip: float) -> optax.GradientTransformation:
   """u max(0.001, rms(w)) / max(1, rms(u) / clip), for every layer of a stack by itself."""
 
   def update(updates, state, params):
-    def scaled(path, u, w):
-      axes = tuple(range("blocks" in _names(path), u.ndim))
+    def scaled(path, role, u, w):
+      axes = tuple(range(stacked_axes(path, role, u.ndim), u.ndim))
       rms = lambda x: jnp.sqrt(jnp.square(x).mean(axes, keepdims=True))  # noqa: E731
       return u / jnp.maximum(1, rms(u) / clip) * jnp.maximum(_SMALLEST_SCALE, rms(w))
 
-    return jax.tree_util.tree_map_with_path(scaled, updates, params), state
+    return map_roles(scaled, updates, params), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def matrix_shape(path, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-  """[inputs, outputs] of a kernel or table, with the layers of a stack in front; None for others.
-
-  Attention's `output` contracts heads and their width, every other kernel its first axis.
-  """
-  names = [name for name in _names(path) if name != "value"]
-  if names[-1] not in ("kernel", "table"):
+def matrix_shape(path: str, role: Role, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+  """[inputs, outputs] of a kernel or table, with stacked layers in front; None for others."""
+  if not role.is_weight:
     return None
-  layers = shape[: "blocks" in names]
+  layers = shape[: stacked_axes(path, role, len(shape))]
   own = shape[len(layers) :]
-  inputs = len(own) - 1 if names[-2] == "output" else 1
-  return (*layers, math.prod(own[:inputs]), math.prod(own[inputs:]))
-
-
-def _names(path) -> list[str]:
-  return [getattr(entry, "name", getattr(entry, "key", None)) for entry in path]
+  return (*layers, math.prod(own[: role.inputs]), math.prod(own[role.inputs :]))

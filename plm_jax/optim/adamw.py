@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from plm_jax.errors import UserError
+from plm_jax.models.parameters import layer_of, map_roles, stacked_axes, with_roles
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,14 +134,14 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
   has a variable for each."""
 
   def update(updates, state, params):
-    def scaled(path, u, w):
-      if _kind(path) in ("bias", "gain"):
+    def scaled(path, role, u, w):
+      if not role.is_weight:
         return u
-      axes = tuple(range("blocks" in _names(path), u.ndim))
+      axes = tuple(range(stacked_axes(path, role, u.ndim), u.ndim))
       w_norm, u_norm = (jnp.sqrt(jnp.square(x).sum(axes, keepdims=True)) for x in (w, u))
       return u * jnp.where((w_norm > 0) & (u_norm > 0), w_norm / jnp.maximum(u_norm, 1e-30), 1.0)
 
-    return jax.tree_util.tree_map_with_path(scaled, updates, params), state
+    return map_roles(scaled, updates, params), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
@@ -159,39 +160,42 @@ def layer_rates(params, decay: float) -> object:
   """Each parameter's share of the learning rate: `decay ** (L + 2 - depth)`, arrays that broadcast.
 
   Depth is 0 for the embeddings, i + 1 for layer i of L, L + 2 for heads, so that the last layer's
-  exponent is 2 and not 1 (google-research/electra, model/optimization.py `_get_layer_lrs`). Shared
-  layers count once; an entry of a group has the depth of the last layer that reads it.
-  """
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  sizes = [leaf.shape[0] for path, leaf in leaves if "blocks" in _names(path)]
-  layers = max(sizes, default=0)
+  exponent is 2 and not 1 (google-research/electra, model/optimization.py `_get_layer_lrs`). The
+  final norm counts with the heads (microsoft/unilm, beit/optim_factory.py `get_num_layer_for_vit`).
+  Shared layers count once; an entry of a group has the depth of the last layer that reads it.
 
-  def rate(path, leaf):
-    names = _names(path)
-    if "embed" in names:
-      return jnp.full((), decay ** (layers + 2), leaf.dtype)
-    if "blocks" not in names:
+  An encoder and a decoder count from their own first layers, and L is the number of layers of the
+  deeper stack. ELECTRA's two models do the same. Both are our choice, as the sources have a single
+  stack. BEiT gives tables of relative positions the rate of a head; here they are embeddings.
+  """
+  layers_of: dict[str, int] = {}  # by stack
+
+  for path, role, leaf in with_roles(params):
+    if role.depth == "layer":
+      stack, layer = layer_of(path)
+      layers = leaf.shape[0] if layer is None else layer + 1
+      layers_of[stack] = max(layers_of.get(stack, 0), layers)
+  deepest = max(layers_of.values(), default=0)
+
+  def rate(path, role, leaf):
+    if role.depth == "embedding":
+      return jnp.full((), decay ** (deepest + 2), leaf.dtype)
+    if role.depth != "layer":
       return jnp.ones((), leaf.dtype)
+    stack, layer = layer_of(path)
+    if layer is not None:
+      return jnp.full((), decay ** (deepest + 1 - layer), leaf.dtype)
     own = leaf.shape[0]
-    last = (jnp.arange(1, own + 1) * layers) // own - 1
-    rates = decay ** (layers + 1.0 - last)
+    last = (jnp.arange(1, own + 1) * layers_of[stack]) // own - 1
+    rates = decay ** (deepest + 1.0 - last)
     return rates.astype(leaf.dtype).reshape(own, *(1,) * (leaf.ndim - 1))
 
-  return jax.tree_util.tree_map_with_path(rate, params)
-
-
-def _names(path) -> list[str]:
-  return [getattr(entry, "name", getattr(entry, "key", None)) for entry in path]
+  return map_roles(rate, params)
 
 
 def is_decayed(params) -> object:
-  """A tree of bools: True for kernels and tables, False for biases and gains, by parameter kind."""
-  kinds = {"kernel": True, "table": True, "bias": False, "gain": False}
-  return jax.tree_util.tree_map_with_path(lambda path, _: kinds[_kind(path)], params)
-
-
-def _kind(path) -> str:
-  return next(name for name in reversed(_names(path)) if name != "value")
+  """A tree of bools: True for kernels and tables, False for biases and gains."""
+  return map_roles(lambda path, role, leaf: role.is_weight, params)
 
 
 def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:

@@ -36,10 +36,10 @@ def fit_bag_of_words(task: Task) -> Fitted:
   if len(known := np.unique(task.train.label)) == 1:
     always = np.full(len(task.test.label), known[0])
     return Fitted(always, PENALTIES[0], float(np.mean(task.dev.label == known[0])))
-  best = None
-  for penalty in PENALTIES:
+
+  def fitted(penalty: float) -> Fitted:
     model = LogisticRegression(C=penalty, max_iter=1000).fit(train, task.train.label)
     accuracy = float(np.mean(model.predict(dev) == task.dev.label))
-    if best is None or accuracy > best.dev_accuracy:
-      best = Fitted(model.predict(test), penalty, accuracy)
-  return best
+    return Fitted(model.predict(test), penalty, accuracy)
+
+  return max(map(fitted, PENALTIES), key=lambda fit: fit.dev_accuracy)  # the first of equals

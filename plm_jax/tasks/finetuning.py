@@ -22,7 +22,8 @@ from plm_jax.data.pipeline import iterate
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.experiment_flags import with_tokenizer
-from plm_jax.runs import HEADS, RunInfo, initial_record
+from plm_jax.models.parameters import head_patterns, roles_of
+from plm_jax.runs import RunInfo, initial_record
 from plm_jax.tasks.bag_of_words import fit_bag_of_words
 from plm_jax.tasks.classification import predict, score
 from plm_jax.tasks.comparison import Cell
@@ -222,7 +223,8 @@ def restored(program, source: RunInfo):
   """The parameters of the checkpoint's encoder with fresh heads, on the program's mesh."""
   fresh = program.create().params
   place = source.experiment.model.encoder_path
-  return restore_parameters(source.path, fresh, HEADS, HEADS, within=place)
+  heads = head_patterns(roles_of(fresh))
+  return restore_parameters(source.path, fresh, heads, heads, within=place)
 
 
 def words_cell(plan: Plan, examples: int | None, seed: int) -> Cell:

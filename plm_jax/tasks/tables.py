@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from plm_jax.data.corpora import read_json
 from plm_jax.data.documents import Document
@@ -76,7 +77,9 @@ def _from_json(path: Path, text: str) -> Iterator[tuple[int, dict]]:
 def _from_columns(path: Path, text: str, labelled: bool) -> Iterator[tuple[int, dict]]:
   """With quotes as in RFC 4180 for commas; a tab-separated field is taken as it stands."""
   tabs = path.suffix == ".tsv"
-  settings = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+  settings: dict[str, Any] = (
+    {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+  )
   csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a text may be long
   reader = csv.DictReader(io.StringIO(text, newline=""), **settings)
   try:

@@ -26,7 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from plm_jax.errors import UserError
-from plm_jax.sharding import path_name
+from plm_jax.models.parameters import path_name
 from plm_jax.train.integrity import damage, sync_folder, write_manifest, write_text
 from plm_jax.train.stored_arrays import load_arrays, quiet_orbax, refuse_misfits, to_arrays
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from plm_jax.sharding import path_name
+from plm_jax.models.parameters import path_name
 
 
 @jax.tree_util.register_dataclass

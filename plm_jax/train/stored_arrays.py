@@ -15,7 +15,7 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from plm_jax.errors import UserError
-from plm_jax.sharding import path_name
+from plm_jax.models.parameters import path_name
 
 
 def to_arrays(state: Any) -> tuple[dict, dict[str, Any]]:

@@ -258,9 +258,15 @@ def test_arms_are_named_as_in_the_table_or_as_functions_and_run_once():
   given = ["no_nsp", "bert-base", "no-nsp"]
   assert sweep.arms_of(table, given) == ["no-nsp", "bert-base"]
   assert sweep.arms_of(table, []) == [arm.name for arm in table.arms]
-  assert sweep.arms_line(table) == "  bert-base, no-nsp, ltr-no-nsp, ltr-no-nsp-bilstm"
   with pytest.raises(UserError, match="Did you mean 'no-nsp'"):
     sweep.arms_of(table, ["no_nps"])
+
+
+def test_the_list_has_a_line_per_arm_with_its_published_numbers():
+  table = cli.load_experiment("experiments/distilbert.py:table_1", returns="Table")()
+  assert sweep.arm_lines(table) == "  bert        GLUE 79.5\n  distilbert  GLUE 77.0"
+  table = cli.load_experiment("experiments/electra.py:generator_sizes", returns="Table")()
+  assert sweep.arm_lines(table) == "  quarter\n  half\n  equal"
 
 
 def test_only_the_arms_that_are_asked_for_must_bear_the_settings(place):
@@ -424,9 +430,9 @@ def test_ray_that_is_not_installed_is_named_as_an_extra(tmp_path, monkeypatch):
 def test_runs_that_were_killed_are_not_said_to_have_saved_their_state():
   stopping = launch._Stopping()
   stopping._ask(15, None)
-  assert "saved its state" in stopping.said
+  assert "saved its state" in stopping.message
   stopping._ask(15, None)
-  assert "were killed" in stopping.said
+  assert "were killed" in stopping.message
 
 
 # The view.

@@ -19,6 +19,7 @@ from plm_jax.export.published_tokenizer import read_tokenizer
 from plm_jax.export.to_run import write_run
 from plm_jax.models.gpt import Gpt1
 from plm_jax.runs import Run, RunInfo
+from tests.export.peers import initial
 
 TEXT = "w1 w2 w3 w4 w1"
 POSITIONS = 12
@@ -33,7 +34,7 @@ def run(tmp_path_factory):
   (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
   (folder / "merges.txt").write_text("".join(f"w {d}</w>\n" for d in digits))
   config = Gpt1(layers=1, width=16, heads=2, vocab_size=len(names), positions=POSITIONS)
-  model = hf.Pretrained(config, config.init(jax.random.key(0), {"lm": 0}))
+  model = hf.Pretrained(config, initial(config, {"lm": 0}))
   write_run(model, read_tokenizer(folder), folder / "run", folder)
   return folder / "run"
 
@@ -46,8 +47,13 @@ def trained(run):
 def log_p_of(trained, ids):
   """log p of ids[1:], each given those before it."""
   ids = np.array([ids], np.int32)
-  logits = trained.params.token_logits(trained.params({"input_ids": ids}, trained.compute))
-  return np.asarray(jax.nn.log_softmax(logits))[0, np.arange(ids.shape[1] - 1), ids[0, 1:]]
+
+  @jax.jit
+  def log_p(params, ids):
+    return jax.nn.log_softmax(params.token_logits(params({"input_ids": ids}, trained.compute)))
+
+  table = np.asarray(log_p(trained.params, ids))
+  return table[0, np.arange(ids.shape[1] - 1), ids[0, 1:]]
 
 
 @pytest.mark.parametrize("rules", [Rules(max_length=5), Rules(max_length=5, beams=3)])

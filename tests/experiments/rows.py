@@ -1,5 +1,4 @@
-"""What the tests of every experiment file ask: what a row changes, and whether its numbers are said
-once and the same everywhere."""
+"""Rows of an experiment file for its tests: their names, their changes and their parameters."""
 
 import math
 
@@ -30,13 +29,3 @@ def parameters(config, vocab_size: int) -> int:
   config = config.resolve(vocab_size)
   shapes = jax.eval_shape(lambda: config.init_parameters(jax.random.key(0)))
   return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
-
-
-def unsaid(table) -> list[tuple[str, str]]:
-  """(arm, column) of the table's numbers that the docstring of the arm's row does not say."""
-  return [
-    (arm.name, column)
-    for arm in table.arms
-    for column in table.columns
-    if str(arm.published.get(column)) not in arm.experiment.__doc__
-  ]

@@ -120,14 +120,12 @@ def test_static_masks_are_seen_about_four_times_at_every_budget():
 
 
 @pytest.mark.parametrize("name", ["table_1", "table_2", "table_3"])
-def test_a_table_has_every_row_of_its_name_with_the_numbers_of_its_docstring(name):
+def test_a_table_has_every_row_of_its_name_with_all_columns(name):
   table = getattr(roberta, name)()
   arms = {arm.experiment.__name__ for arm in table.arms}
   assert arms == {row for row in ROWS if row.startswith(name + "_")}
   for arm in table.arms:
     assert set(arm.published) == set(table.columns)
-    for column, number in arm.published.items():
-      assert str(number) in arm.experiment.__doc__, (arm.name, column)
 
 
 # Through the loop.

@@ -1,10 +1,22 @@
 """transformers' models with random weights, to compare with: tests that need it are skipped where
 it is not installed."""
 
+import functools
+
 import jax
 import numpy as np
 
 from plm_jax.export import hf
+
+
+@functools.cache
+def initializer(config, heads):
+  return jax.jit(lambda key: config.init(key, dict(heads)))
+
+
+def initial(config, heads, seed=0):
+  """Random parameters, made by one program: else every operation is compiled on its own."""
+  return initializer(config, tuple(heads.items()))(jax.random.key(seed))
 
 
 def published(transformers, architecture, folder, seed=0, **options):

@@ -16,6 +16,7 @@ from plm_jax.export.tensors import read_tensors, write_safetensors
 from plm_jax.models.albert import Albert
 from plm_jax.models.bert import Bert
 from plm_jax.models.roberta import Roberta
+from tests.export.peers import initial
 
 CONFIG = Bert(layers=2, width=8, heads=2, vocab_size=20, positions=6)
 IDS = [[1, 2, 3]]
@@ -23,14 +24,14 @@ IDS = [[1, 2, 3]]
 
 @pytest.fixture
 def folder(tmp_path):
-  params = CONFIG.init(jax.random.key(0), {"mlm": 0})
+  params = initial(CONFIG, {"mlm": 0})
   hf.save(hf.Pretrained(CONFIG, params), tmp_path / "bert")
   return tmp_path / "bert"
 
 
 @pytest.fixture(scope="module")
 def model():
-  return hf.Pretrained(CONFIG, CONFIG.init(jax.random.key(0), {"mlm": 0}))
+  return hf.Pretrained(CONFIG, initial(CONFIG, {"mlm": 0}))
 
 
 def with_options(folder, **options):

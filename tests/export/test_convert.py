@@ -37,13 +37,15 @@ from plm_jax.models.bert import Bert
 from plm_jax.models.compute import Compute
 from plm_jax.models.electra import Electra
 from plm_jax.models.gpt import Gpt2
+from plm_jax.models.parameters import head_patterns
 from plm_jax.models.roberta import Roberta
 from plm_jax.models.t5 import T5
-from plm_jax.runs import HEADS, Run, RunInfo, check_predicts_tokens
+from plm_jax.runs import Run, RunInfo, check_predicts_tokens
 from plm_jax.tasks.labelled_text import Examples
 from plm_jax.tasks.rows import LabelledBatches
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from tests import toy_run
+from tests.export.peers import initial
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,7 +61,7 @@ def public(tokenizer, tmp_path_factory):
   """A directory as transformers writes it, of a random BERT with more rows than tokens."""
   folder = tmp_path_factory.mktemp("public") / "bert"
   config = Bert(layers=2, width=12, heads=3, vocab_size=tokenizer.vocab.size + 5, positions=40)
-  params = config.init(jax.random.key(0), {"mlm": 0})
+  params = initial(config, {"mlm": 0})
   hf.save(hf.Pretrained(config, params, None, {"pad_token_id": 0}), folder)
   tokenizer._backend.write(folder)
   (folder / "tokenizer.json").unlink()  # vocab.txt alone, as of old
@@ -96,7 +98,7 @@ def test_an_imported_run_has_the_model_the_tokenizer_and_the_numbers(public, run
 
 def test_a_published_model_that_predicts_no_tokens_is_one_sentence(public, tokenizer, tmp_path):
   config = hf.load(public).config
-  bare = hf.Pretrained(config, config.init(jax.random.key(0), {"pooler": 0}))
+  bare = hf.Pretrained(config, initial(config, {"pooler": 0}))
   write_run(bare, tokenizer, tmp_path / "bare", public)
   with pytest.raises(UserError, match="is a BertModel, which has no head that predicts tokens"):
     check_predicts_tokens(Run.load(tmp_path / "bare"))
@@ -110,8 +112,8 @@ def test_a_run_exported_again_is_the_same_directory(public, run, tmp_path):
 
 def test_fine_tuning_takes_the_encoder_and_draws_its_own_head(run):
   source = RunInfo.read(run)
-  fresh = source.experiment.model.init(jax.random.key(1), {"classes": 3})
-  restored = restore_parameters(run, fresh, HEADS, HEADS)
+  fresh = initial(source.experiment.model, {"classes": 3}, seed=1)
+  restored = restore_parameters(run, fresh, head_patterns(), head_patterns())
   assert {name.split("/")[0] for name in restored.fresh} == {"classes", "pooler"}
   assert {name.split("/")[0] for name in restored.unused} == {"mlm"}
 
@@ -119,10 +121,10 @@ def test_fine_tuning_takes_the_encoder_and_draws_its_own_head(run):
 def test_fine_tuning_draws_its_head_where_a_published_classifier_has_other_classes(tmp_path):
   config = Bert(layers=1, width=8, heads=2, vocab_size=20, positions=8)
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-    stored = config.init(jax.random.key(0), {"pooler": 0, "classes": 2})
+    stored = initial(config, {"pooler": 0, "classes": 2})
     checkpoints.save(0, {"params": stored}, {})
-  fresh = config.init(jax.random.key(1), {"pooler": 0, "classes": 3})
-  restored = restore_parameters(tmp_path, fresh, HEADS, HEADS)
+  fresh = initial(config, {"pooler": 0, "classes": 3}, seed=1)
+  restored = restore_parameters(tmp_path, fresh, head_patterns(), head_patterns())
   assert restored.fresh == ["classes/bias", "classes/kernel"] and not restored.unused
   assert restored.params.classes.bias.shape == (3,)
   with pytest.raises(UserError, match=r"classes/bias should be float32\[3\] and is float32\[2\]"):
@@ -262,7 +264,7 @@ def test_an_mbart_that_translates_begins_with_the_language_of_its_config():
   roles = {"bos": 0, "eos": 2, "languages": {"en_XX": 30, "ro_RO": 31}}
   vocab = Vocab(size=40, special=np.zeros(40, bool), word_start=None, **roles)
   config = MBart(vocab_size=40, **SMALL)
-  params = config.init(jax.random.key(0), {"lm": 0})
+  params = initial(config, {"lm": 0})
   for start, expected in ((31, [7, 2, 30, 31]), (30, [7, 2, 30, 30]), (2, [7, 2, 30, 30])):
     model = hf.Pretrained(config, params, None, {"decoder_start_token_id": start})
     found = with_languages(model, SimpleNamespace(vocab=vocab))
@@ -291,7 +293,7 @@ def test_sentinels_behind_word_pieces_are_in_the_file_for_transformers(peers, tm
   lines = [line for line in toy_run.text().read_text().splitlines() if line]
   own = WordPiece(vocab_size=90, sentinels=9).train(lines)
   config = T5(vocab_size=own.vocab.size, **SMALL)
-  model = hf.Pretrained(config, config.init(jax.random.key(0), {"lm": 0}))
+  model = hf.Pretrained(config, initial(config, {"lm": 0}))
   write_directory(model, own, tmp_path / "out")
   theirs = peers.AutoTokenizer.from_pretrained(tmp_path / "out")
   assert theirs.convert_tokens_to_ids("<extra_id_0>") == own.vocab.sentinels[0]
@@ -309,7 +311,7 @@ def test_a_classifier_reads_texts_in_transformers_as_it_did_in_training(config, 
   if config is Gpt2:
     own.vocab = dataclasses.replace(own.vocab, bos=own.vocab.sep, eos=own.vocab.sep, cls=None)
   config = config(vocab_size=own.vocab.size, initializer_range=0.5, **SMALL)
-  params = config.init(jax.random.key(0), {"classes": 3})
+  params = initial(config, {"classes": 3})
   model = hf.Pretrained(config, params, None, special_tokens(own, config))
   write_directory(model, own, tmp_path / "out", trained_here=True)
   examples = Examples(lines[:1], [own.encode(lines[0])], np.zeros(1, int), ["d"])
@@ -330,7 +332,7 @@ def test_a_model_that_writes_reads_prompts_in_transformers_as_it_does_here(confi
   """T5's "text </s>", BART's "<s> text </s>" and GPT's "<s> text", which goes on."""
   own = WordPiece(vocab_size=90).train(toy_run.text().read_text().splitlines())
   config = config(vocab_size=own.vocab.size, **SMALL)
-  model = hf.Pretrained(config, config.init(jax.random.key(0), {"lm": 0}))
+  model = hf.Pretrained(config, initial(config, {"lm": 0}))
   write_directory(model, own, tmp_path / "out", trained_here=True)
   tokens = own.encode("bab cab")
   is_decoder = isinstance(config, Gpt2)
@@ -378,7 +380,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(public, tmp_path
 
 def test_an_electra_is_exported_in_two_parts(tmp_path):
   config = Electra(layers=1, width=16, heads=2, embedding=8, vocab_size=20, positions=6)
-  params = config.init(jax.random.key(0), {"mlm": 0, "rtd": 0})
+  params = initial(config, {"mlm": 0, "rtd": 0})
   for part, architecture in (
     ("discriminator", "ElectraForPreTraining"),
     ("generator", "ElectraForMaskedLM"),

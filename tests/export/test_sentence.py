@@ -4,7 +4,6 @@ import importlib.util
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -14,6 +13,7 @@ from plm_jax.export import hf
 from plm_jax.export.published_tokenizer import read_tokenizer
 from plm_jax.export.sentence import Pooling
 from plm_jax.models.bert import Bert
+from tests.export.peers import initial
 
 IDS = np.array([[5, 6, 7, 8], [9, 10, 0, 0], [0, 11, 12, 13]])
 MASK = (IDS > 0).astype(int)
@@ -22,7 +22,7 @@ MASK = (IDS > 0).astype(int)
 @pytest.fixture
 def model():
   config = Bert(layers=1, width=8, heads=2, vocab_size=20, positions=6)
-  params = config.init(jax.random.key(0), {"pooler": 0})
+  params = initial(config, {"pooler": 0})
   return hf.Pretrained(config, params, pooling=Pooling(("cls", "max", "mean"), True, 6, True))
 
 

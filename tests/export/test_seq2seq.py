@@ -1,6 +1,5 @@
 """Encoder-decoders of transformers give the same numbers here, and go back as they came."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -12,7 +11,14 @@ from plm_jax.export.options import Options
 from plm_jax.export.tensors import read_tensors, write_safetensors
 from plm_jax.models.bart import Bart
 from plm_jax.models.t5 import T5 as T5Config
-from tests.export.peers import assert_round_trip, difference, outputs, padded_rows, published
+from tests.export.peers import (
+  assert_round_trip,
+  difference,
+  initial,
+  outputs,
+  padded_rows,
+  published,
+)
 
 VOCAB = 59
 T5 = {
@@ -143,7 +149,7 @@ def sources(rng, config):
 )
 def test_rows_whose_classes_have_no_place_are_refused(ids, more, sentence):
   config = Bart(layers=1, width=8, heads=2, vocab_size=20, positions=6)
-  params = config.init(jax.random.key(0), {"classes": 3})
+  params = initial(config, {"classes": 3})
   more = dict(more)
   model = hf.Pretrained(config, params, None, more.pop("document", {}))
   assert model.architecture == "BartForSequenceClassification"
@@ -154,12 +160,12 @@ def test_rows_whose_classes_have_no_place_are_refused(ids, more, sentence):
 def test_an_encoder_alone_takes_no_target_and_a_language_model_needs_one():
   sizes = {"layers": 1, "width": 8, "heads": 2, "vocab_size": 20}
   alone = T5Config(**sizes, arrangement="encoder")
-  model = hf.Pretrained(alone, alone.init(jax.random.key(0), {}))
+  model = hf.Pretrained(alone, initial(alone, {}))
   assert model.architecture == "T5EncoderModel"
   with pytest.raises(UserError, match="takes no decoder_input_ids; it takes input_ids"):
     hf.run(model, input_ids=[[3]], decoder_input_ids=[[0]])
   both = T5Config(**sizes)
-  model = hf.Pretrained(both, both.init(jax.random.key(0), {"lm": 0}))
+  model = hf.Pretrained(both, initial(both, {"lm": 0}))
   with pytest.raises(UserError, match="decoder_input_ids is missing"):
     hf.run(model, input_ids=[[3]])
 
@@ -167,7 +173,7 @@ def test_an_encoder_alone_takes_no_target_and_a_language_model_needs_one():
 @pytest.mark.parametrize("config", [T5Config, Bart])
 def test_classes_of_tokens_beside_a_decoder_have_no_form_in_transformers(config):
   config = config(layers=1, width=8, heads=2, vocab_size=20)
-  params = config.init(jax.random.key(0), {"token_classes": 3})
+  params = initial(config, {"token_classes": 3})
   with pytest.raises(UserError, match="has no class with the heads token_classes"):
     hf.Pretrained(config, params)
 

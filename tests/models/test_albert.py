@@ -175,7 +175,9 @@ def test_the_gradient_of_what_is_shared_is_the_sum_over_the_layers_that_use_it(s
 @pytest.mark.parametrize(("sharing", "groups"), SHARINGS)
 @pytest.mark.slow
 def test_scanned_unrolled_and_rematerialised_layers_agree(sharing, groups):
-  model, noise = initial(toy(sharing, groups)), Noise.create(jax.random.key(1), "hash")
+  """With two layers to a group: unrolled, every layer is compiled."""
+  model = initial(toy(sharing, groups, layers=2 * groups))
+  noise = Noise.create(jax.random.key(1), "hash")
 
   def norm_and_gradient(**compute):
     def loss(model):

@@ -13,7 +13,7 @@ from plm_jax.errors import UserError
 from plm_jax.models.bert import Bert
 from plm_jax.models.compute import Compute
 from plm_jax.models.distilbert import DistilBert, Distilled, layer_selection
-from plm_jax.sharding import path_name
+from plm_jax.models.parameters import path_name
 from tests.models import torch_encoder as torch_names
 
 FLOAT32 = Compute(dtype="float32")

@@ -96,7 +96,8 @@ def test_the_gradient_uses_the_mask_of_the_forward_pass(generator):
 
 @pytest.mark.parametrize("generator", GENERATORS)
 def test_scanned_and_unrolled_layers_draw_the_same_masks(generator):
-  model = Bert(layers=2, width=16, heads=2, vocab_size=32, positions=8).init(jax.random.key(0), {})
+  config = Bert(layers=2, width=16, heads=2, vocab_size=32, positions=8)
+  model = jax.jit(lambda key: config.init(key, {}))(jax.random.key(0))
   batch = {
     "input_ids": jnp.arange(16).reshape(2, 8),
     "segment_ids": jnp.zeros((2, 8), jnp.int32),

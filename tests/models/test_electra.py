@@ -13,7 +13,7 @@ from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.electra import BASE, LARGE, SMALL, Electra, put, sample_tokens
 from plm_jax.models.encoder import Encoder
-from plm_jax.sharding import path_name
+from plm_jax.models.parameters import path_name
 from tests.models import torch_encoder as torch_names
 
 FLOAT32 = Compute(dtype="float32")

@@ -49,18 +49,21 @@ def test_padding_does_not_reach_the_last_states():
 
 def test_a_causal_model_is_pooled_where_it_has_seen_everything():
   toy = Bert(vocab_size=30, layers=1, width=8, heads=2, positions=8, attention="causal")
-  model = toy.init(jax.random.key(0), {"classes": 3})
+  model = jax.jit(lambda: toy.init(jax.random.key(0), {"classes": 3}))()
   batch = {
     "input_ids": np.arange(5, 13, dtype=np.int32)[None],
     "segment_ids": np.zeros((1, 8), np.int32),
     "length": np.array([6], np.int32),
   }
 
+  @jax.jit
+  def classify(model, batch):
+    return model.class_logits(model(batch, Compute()), batch, None)
+
   def logits(position, token):
     ids = batch["input_ids"].copy()
     ids[0, position] = token
-    changed = batch | {"input_ids": ids}
-    return model.class_logits(model(changed, Compute()), changed, None)
+    return classify(model, batch | {"input_ids": ids})
 
   assert not np.array_equal(logits(5, 5), logits(5, 6))  # the last real token counts
   np.testing.assert_array_equal(logits(6, 5), logits(6, 6))  # padding does not

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from plm_jax.sharding import path_name
+from plm_jax.models.parameters import path_name
 
 ATTENTION = {"query": "query", "key": "key", "value": "value"}
 

@@ -12,9 +12,10 @@ from plm_jax.data.draws import Draws
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.electra import Electra
+from plm_jax.models.parameters import path_name
 from plm_jax.objectives.replaced_mlm import ReplacedMLM, copying_cross_entropy
 from plm_jax.objectives.rtd import RTD, GeneratorMLM, original_ids
-from plm_jax.sharding import MeshShape, path_name, to_global
+from plm_jax.sharding import MeshShape, to_global
 from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import compile_experiment
 from plm_jax.train.step import forward

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from plm_jax.errors import UserError
+from plm_jax.models.parameters import role
 from plm_jax.optim.adafactor import Adafactor, matrix_shape
 from plm_jax.optim.adamw import AdamW, noam_peak
 
@@ -33,13 +34,13 @@ def steps(transform, params, count=4):
 
 
 def test_matrices_and_vectors_are_updated_as_by_optax():
-  params = tree(up=("kernel", (12, 9)), token=("table", (20, 8)), norm=("gain", (9,)))
+  params = tree(pooler=("kernel", (12, 9)), token=("table", (20, 8)), norm=("gain", (9,)))
   ours, state = steps(Adafactor(factored=8, hold=2).transform(10), params)
   theirs = optax.adafactor(Adafactor(hold=2).learning_rate(10), min_dim_size_to_factor=8)
   expected, _ = steps(theirs, params)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), ours, expected)
-  assert state[0].v_row["up"]["kernel"].shape == (12,)
-  assert state[0].v["up"]["kernel"] is None and state[0].v_row["norm"]["gain"] is None
+  assert state[0].v_row["pooler"]["kernel"].shape == (12,)
+  assert state[0].v["pooler"]["kernel"] is None and state[0].v_row["norm"]["gain"] is None
 
 
 def test_a_stack_is_updated_as_its_layers_are_and_heads_as_one_matrix():
@@ -47,23 +48,25 @@ def test_a_stack_is_updated_as_its_layers_are_and_heads_as_one_matrix():
   stacked = jnp.asarray(rng.normal(0, [[[[0.1]]], [[[2.0]]]], (2, 12, 3, 4)), jnp.float32)
   optim = Adafactor(factored=8).transform(10)
   grads = jnp.asarray(rng.normal(0, 1, stacked.shape), jnp.float32)
-  whole = {"blocks": {"query": {"kernel": stacked}}}
-  found, _ = optim.update({"blocks": {"query": {"kernel": grads}}}, optim.init(whole), whole)
+  stack = lambda x: {"blocks": {"attention": {"query": {"kernel": x}}}}  # noqa: E731
+  whole = stack(stacked)
+  found, _ = optim.update(stack(grads), optim.init(whole), whole)
   for layer in range(2):
-    alone = {"up": {"kernel": stacked[layer].reshape(12, 12)}}
+    alone = {"pooler": {"kernel": stacked[layer].reshape(12, 12)}}
     update, _ = optim.update(
-      {"up": {"kernel": grads[layer].reshape(12, 12)}}, optim.init(alone), alone
+      {"pooler": {"kernel": grads[layer].reshape(12, 12)}}, optim.init(alone), alone
     )
-    got = found["blocks"]["query"]["kernel"][layer].reshape(12, 12)
-    np.testing.assert_allclose(got, update["up"]["kernel"], rtol=1e-5)
+    got = found["blocks"]["attention"]["query"]["kernel"][layer].reshape(12, 12)
+    np.testing.assert_allclose(got, update["pooler"]["kernel"], rtol=1e-5)
 
 
 def test_the_matrix_of_attention_s_output_contracts_heads_and_their_width():
-  key = lambda *names: tuple(jax.tree_util.DictKey(n) for n in names)  # noqa: E731
-  assert matrix_shape(key("blocks", "output", "kernel"), (2, 3, 4, 12)) == (2, 12, 12)
-  assert matrix_shape(key("blocks", "query", "kernel"), (2, 12, 3, 4)) == (2, 12, 12)
-  assert matrix_shape(key("token", "table"), (50, 12)) == (50, 12)
-  assert matrix_shape(key("norm", "gain"), (12,)) is None
+  matrix = lambda path, *shape: matrix_shape(path, role(path), shape)  # noqa: E731
+  assert matrix("blocks/attention/output/kernel", 2, 3, 4, 12) == (2, 12, 12)
+  assert matrix("blocks/attention/query/kernel", 2, 12, 3, 4) == (2, 12, 12)
+  assert matrix("blocks/inner/attention/output/kernel", 2, 5, 3, 4, 12) == (2, 5, 12, 12)
+  assert matrix("token/table", 50, 12) == (50, 12)
+  assert matrix("norm/gain", 12) is None
 
 
 def test_t5_s_learning_rate_is_a_hundredth_up_to_step_10_000_and_then_the_inverse_root():

@@ -15,9 +15,9 @@ from tests.toy_run import TOY
 
 def first_update(optim, gradient):
   transform = optim.transform(steps=1000)
-  params = {"kernel": jnp.zeros_like(gradient)}
-  updates, _ = transform.update({"kernel": gradient}, transform.init(params), params)
-  return np.asarray(updates["kernel"])
+  params = {"pooler": {"kernel": jnp.zeros_like(gradient)}}
+  updates, _ = transform.update({"pooler": {"kernel": gradient}}, transform.init(params), params)
+  return np.asarray(updates["pooler"]["kernel"])
 
 
 @pytest.mark.parametrize(("corrected", "factor"), [(False, 0.1 / np.sqrt(0.001)), (True, 1.0)])
@@ -37,15 +37,16 @@ def test_uncorrected_adam_follows_bert_s_formula_for_many_steps():
   rng = np.random.default_rng(0)
   w = rng.normal(size=5)
   m, v = np.zeros(5), np.zeros(5)
-  params = {"kernel": jnp.asarray(w, jnp.float32)}
+  params = {"pooler": {"kernel": jnp.asarray(w, jnp.float32)}}
   state = transform.init(params)
   for step in range(20):
     g = rng.normal(size=5)
     m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
     w = w - float(rate(step)) * (m / (np.sqrt(v) + 1e-6) + 0.01 * w)
-    updates, state = transform.update({"kernel": jnp.asarray(g, jnp.float32)}, state, params)
+    gradient = {"pooler": {"kernel": jnp.asarray(g, jnp.float32)}}
+    updates, state = transform.update(gradient, state, params)
     params = optax.apply_updates(params, updates)
-  np.testing.assert_allclose(params["kernel"], w, rtol=1e-5)
+  np.testing.assert_allclose(params["pooler"]["kernel"], w, rtol=1e-5)
 
 
 def test_bert_s_schedule_decays_under_its_warmup():
@@ -88,21 +89,21 @@ def test_biases_and_gains_of_norms_are_not_decayed_and_everything_else_is():
 def test_roberta_s_code_decays_biases_too(decays, bias):
   optim = AdamW(peak=0.1, warmup=0, schedule="constant", decay=0.5, clip=0, decays=decays)
   transform = optim.transform(10)
-  params = {"x": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}}
+  params = {"pooler": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}}
   zeros = jax.tree.map(jnp.zeros_like, params)
   updates, _ = transform.update(zeros, transform.init(params), params)
-  np.testing.assert_allclose(updates["x"]["bias"], bias, atol=1e-7)
-  np.testing.assert_allclose(updates["x"]["kernel"], -0.1 * 0.5, rtol=1e-6)
+  np.testing.assert_allclose(updates["pooler"]["bias"], bias, atol=1e-7)
+  np.testing.assert_allclose(updates["pooler"]["kernel"], -0.1 * 0.5, rtol=1e-6)
 
 
 def test_decay_is_scaled_by_the_learning_rate_once():
   optim = AdamW(peak=0.1, warmup=0, schedule="constant", decay=0.5, clip=0)
   transform = optim.transform(10)
-  params = {"kernel": jnp.array([2.0]), "bias": jnp.array([2.0])}
+  params = {"pooler": {"kernel": jnp.array([2.0]), "bias": jnp.array([2.0])}}
   zeros = jax.tree.map(jnp.zeros_like, params)
   updates, _ = transform.update(zeros, transform.init(params), params)
-  np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-6)
-  assert updates["bias"] == 0
+  np.testing.assert_allclose(updates["pooler"]["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-6)
+  assert updates["pooler"]["bias"] == 0
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_layer_decay_scales_the_whole_update_and_changes_nothing_else():
 
 def random_tree(seed):
   rng = np.random.default_rng(seed)
-  shapes = {"one": {"kernel": (3, 4)}, "two": {"kernel": (5,)}, "three": {"table": (6, 2)}}
+  shapes = {"pooler": {"kernel": (3, 4)}, "nsp": {"kernel": (5, 1)}, "token": {"table": (6, 2)}}
   return jax.tree.map(
     lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
     shapes,
@@ -196,7 +197,7 @@ def test_corrected_lamb_of_kernels_outside_of_stacks_is_optax_s():
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, after(theirs, random_tree(0))
   )
   without = after(optax.adamw(0.02, eps=1e-6, weight_decay=0.1), random_tree(0))
-  assert not np.allclose(without["one"]["kernel"], got["one"]["kernel"], rtol=0.01)
+  assert not np.allclose(without["pooler"]["kernel"], got["pooler"]["kernel"], rtol=0.01)
 
 
 def test_faithful_lamb_follows_the_formula_of_albert_s_code():
@@ -205,7 +206,7 @@ def test_faithful_lamb_follows_the_formula_of_albert_s_code():
   rng = np.random.default_rng(0)
   w = {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)}
   m, v = ({name: np.zeros_like(x) for name, x in w.items()} for _ in range(2))
-  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), w)
+  params = {"pooler": jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), w)}
   state = transform.init(params)
   for step in range(12):
     gradient = {name: rng.normal(size=x.shape) for name, x in w.items()}
@@ -216,10 +217,10 @@ def test_faithful_lamb_follows_the_formula_of_albert_s_code():
         update = update + 0.01 * w[name]
         update = update * np.linalg.norm(w[name]) / np.linalg.norm(update)
       w[name] = w[name] - float(rate(step)) * update
-    gradient = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradient)
+    gradient = {"pooler": jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradient)}
     updates, state = transform.update(gradient, state, params)
     params = optax.apply_updates(params, updates)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), params, w)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), params["pooler"], w)
 
 
 def adapted(params, updates):
@@ -228,13 +229,15 @@ def adapted(params, updates):
 
 
 def test_the_trust_ratio_is_one_for_norms_and_biases_and_where_a_norm_is_zero():
+  threes = 3.0 * jnp.ones((4, 1))
   params = {
-    name: {kind: 3.0 * jnp.ones(4) for kind in ("kernel", "bias", "gain")} for name in ("a", "b")
+    "pooler": {"kernel": threes, "bias": threes[:, 0]},
+    "norm": {"gain": threes[:, 0], "bias": threes[:, 0]},
+    "nsp": {"kernel": 0 * threes},
   }
-  params["b"]["kernel"] = jnp.zeros(4)
   got = adapted(params, jax.tree.map(jnp.ones_like, params))
-  assert (got["a"]["kernel"] == 3).all()
-  for ratio_of_one in (got["a"]["bias"], got["a"]["gain"], got["b"]["kernel"]):
+  assert (got["pooler"]["kernel"] == 3).all()
+  for ratio_of_one in (got["pooler"]["bias"], *got["norm"].values(), got["nsp"]["kernel"]):
     assert (ratio_of_one == 1).all()
   still = adapted(params, jax.tree.map(jnp.zeros_like, params))
   assert all((x == 0).all() for x in jax.tree.leaves(still))
@@ -242,10 +245,12 @@ def test_the_trust_ratio_is_one_for_norms_and_biases_and_where_a_norm_is_zero():
 
 def test_each_layer_of_a_stack_has_a_trust_ratio_of_its_own():
   weights, ones = np.array([1.0, 2.0, 5.0])[:, None, None] * np.ones((3, 2, 4)), np.ones((3, 2, 4))
-  got = adapted({"blocks": {"kernel": weights}}, {"blocks": {"kernel": ones}})
-  np.testing.assert_allclose(got["blocks"]["kernel"], weights, rtol=1e-6)
-  whole = adapted({"other": {"kernel": weights}}, {"other": {"kernel": ones}})
-  np.testing.assert_allclose(whole["other"]["kernel"], np.sqrt(10), rtol=1e-6)
+  stack = lambda x: {"blocks": {"feed_forward": {"up": {"kernel": x}}}}  # noqa: E731
+  got = adapted(stack(weights), stack(ones))
+  np.testing.assert_allclose(jax.tree.leaves(got)[0], weights, rtol=1e-6)
+  one = lambda x: {"attention": {"query": {"kernel": x}}}  # noqa: E731
+  whole = adapted(one(weights), one(ones))
+  np.testing.assert_allclose(jax.tree.leaves(whole)[0], np.sqrt(10), rtol=1e-6)
 
 
 def test_lamb_can_be_chosen_from_the_command_line():

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from plm_jax.models.bert import Bert
-from plm_jax.sharding import MeshShape, path_name, to_global
+from plm_jax.models.parameters import path_name
+from plm_jax.sharding import MeshShape, to_global
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.state import merge_frozen, trainable
 from tests.train.test_step import TOY, program_of, toy_batch

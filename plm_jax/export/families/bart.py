@@ -87,7 +87,7 @@ class BartFamily(Seq2SeqFamily):
   pretraining = "experiments/bart.py:base"
 
   def model_of(self, options: Options, heads: Collection[str]) -> tuple[Bart, dict[str, int]]:
-    fields = {name: options.take(*option) for name, option in OPTIONS.items()}
+    fields: dict[str, Any] = {name: options.take(*option) for name, option in OPTIONS.items()}
     fields["activation"] = options.activation(*OPTIONS["activation"])
     options.fixed("tie_word_embeddings", True)  # without, there would be four tables
     options.fixed("num_hidden_layers", fields["layers"])  # another name of the encoder's

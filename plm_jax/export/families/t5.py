@@ -85,7 +85,7 @@ class T5Family(Seq2SeqFamily):
     return super().start(ids_BS, {"decoder_start_token_id": pad, **_given(document)})
 
   def model_of(self, options: Options, heads: Collection[str]) -> tuple[T5, dict[str, int]]:
-    fields = {name: options.take(*option) for name, option in OPTIONS.items()}
+    fields: dict[str, Any] = {name: options.take(*option) for name, option in OPTIONS.items()}
     fields |= gated_activation(options)
     # transformers 5 writes the second, which is then what counts.
     scales = options.take("scale_decoder_outputs", options.take("tie_word_embeddings", True))
