@@ -17,8 +17,8 @@ from plm_jax.train.state import TrainState, merge_frozen, trainable
 def forward(
   model, batch, objectives, compute: Compute, noise: Noise | None, carry: Any = None
 ) -> tuple[dict, Any]:
-  """One forward pass, then every objective on it: {"mlm/loss": (sum, count), ...}; and the carry
-  after the batch, None where none was given."""
+  """The terms of every objective, {"mlm/loss": (sum, count), ...}, from one forward pass; and the
+  carry after the batch, None if `carry` is None."""
   in_model, in_heads = (None, None) if noise is None else (noise.fold(0), noise.fold(1))
   if carry is None:
     hidden = model(batch, compute, in_model)
@@ -44,9 +44,9 @@ def train_step(
 ) -> TrainState:
   """One update on one global batch of arrays `[B, ...]`.
 
-  The loss is the weighted sum over objectives of sum / count, the counts those of the whole global
-  batch, so neither the number of devices nor that of micro-batches can change it. Parameters under
-  `frozen` paths are read and neither differentiated nor changed.
+  The loss is the weighted sum over objectives of sum / count. Counts are those of the whole global
+  batch, so the loss does not depend on the number of devices or micro-batches. Parameters under
+  `frozen` paths are neither differentiated nor changed.
   """
   key = jax.random.fold_in(state.key, state.step)
   counts = {o.name: jnp.maximum(o.count(batch), 1.0) for o in objectives}
@@ -89,8 +89,8 @@ def train_step(
 
 
 def carried(state: TrainState, batch: dict) -> Any:
-  """What the rows of a batch are continued from: the state's carry, or the model's first one where
-  a row begins."""
+  """The carry that a batch's rows start from: the state's, or the model's initial one where a row
+  begins."""
   if state.carry is None:
     return None
   begins_B = batch["begins"]
@@ -136,7 +136,7 @@ def evaluation_step(params, batch, *, objectives, compute: Compute) -> dict[str,
 
 
 def metric_names(params, batch, *, objectives, compute: Compute) -> list[str]:
-  """The names that `train_step` sums up, found without computing anything."""
+  """The names of `train_step`'s metrics, from shapes alone."""
   terms = jax.eval_shape(
     lambda p, b: evaluation_step(p, b, objectives=objectives, compute=compute), params, batch
   )

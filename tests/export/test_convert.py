@@ -349,7 +349,7 @@ def test_a_damaged_record_of_an_import_is_one_sentence(entry, run, tmp_path):
   if entry is not None:
     entry = document["public"] | entry if entry else entry
   (tmp_path / "config.json").write_text(json.dumps(document | {"public": entry}))
-  with pytest.raises(UserError, match='has a damaged entry "public", which says what the run was'):
+  with pytest.raises(UserError, match='has a damaged entry "public", which names the published'):
     RunInfo.read(tmp_path)
 
 
