@@ -109,7 +109,7 @@ def describe(chosen: Plan) -> str:
 
 
 def compare(chosen: Plan, sizes: list[int | None], seeds: range) -> None:
-  """Every cell, then the table, results.json and results.png, with the directory's earlier cells."""
+  """Every cell, then the table and results.*, with the directory's earlier cells."""
   cells = {cell.place: cell for cell in earlier_cells(chosen)}
   for size in sizes:
     words = None
