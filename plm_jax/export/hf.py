@@ -84,7 +84,7 @@ def save(model: Pretrained, directory: str | Path) -> None:
   family, heads = model.family, model.heads
   document = family.document_of(model.config, heads)
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-    raise UserError(f"{directory} is there already; choose a directory that is new or empty.")
+    raise UserError(f"{directory} already exists; choose a new or empty directory.")
   kept = {name: value for name, value in model.document.items() if name not in _OF_THE_FILE}
   document = kept | _labels(heads, kept) | document
   document |= {"architectures": [model.architecture], "model_type": family.model_type}

@@ -162,7 +162,7 @@ def test_the_command_converts_there_and_back(public, tmp_path):
     assert "Bert, BertForMaskedLM" in done.stdout
   done = command("-m", "plm_jax.convert", public, "again", folder=tmp_path)
   assert done.returncode == 2
-  assert done.stderr == "error: again is there already; choose a directory that is new or empty.\n"
+  assert done.stderr == "error: again already exists; choose a new or empty directory.\n"
 
 
 def test_transformers_reads_what_a_run_was_exported_to(tokenizer, peers, tmp_path):
