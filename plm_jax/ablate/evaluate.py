@@ -22,7 +22,7 @@ each set, so that a report compares only numbers from the same set.
     finetune_LABELS_*     which package a sentence comes from: run_finetune.py from this run, with
               the run's seed and --set=data.task=label
 
-The sets and scores are made in plm_jax/evaluation/.
+The code of the sets and scores is in plm_jax/evaluation/.
 """
 
 from __future__ import annotations

@@ -130,8 +130,7 @@ def arm_lines(table: Table) -> str:
 
 
 def experiments_of(table: Table, asked) -> dict[str, Experiment]:
-  """Arm -> experiment, without arms that `--set` does not fit. Errors: `UserError` if --arms names
-  one of these."""
+  """Arm -> experiment, without arms that `--set` does not fit, an error if --arms names one."""
   experiments, refused = {}, {}
   for arm in table.arms:
     try:

@@ -1,4 +1,4 @@
-"""Compares the outputs of a published model here with those of transformers, where it is installed.
+"""Compares the outputs of a published model here with those of transformers, if it is installed.
 
   python -m plm_jax.check DIR
 

@@ -127,7 +127,7 @@ def _history(source: RunInfo) -> Iterator[RunInfo]:
 
 
 def identity(plan: Plan) -> dict[str, Any]:
-  """What all results in one directory share; labels and seeds may differ."""
+  """The settings that all results in one directory share; labels and seeds may differ."""
   return {
     "checkpoint": checkpoint_record(plan.source),
     "text": plan.task.record(),

@@ -17,7 +17,7 @@ from plm_jax.data.documents import Document
 
 CLASSES = ("in order", "shuffled")
 FEWEST = 5  # different words of a sentence; the order of fewer tells too little
-_WORD = re.compile(r"""(?<!\S)([(\["'`]*)(\w+)([.,;:!?)\]"'`]*)(?!\S)""")  # and what is around it
+_WORD = re.compile(r"""(?<!\S)([(\["'`]*)(\w+)([.,;:!?)\]"'`]*)(?!\S)""")  # and its punctuation
 
 
 def by_word_order(document: Document) -> list[Document]:

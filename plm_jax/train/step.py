@@ -51,21 +51,21 @@ def train_step(
   key = jax.random.fold_in(state.key, state.step)
   counts = {o.name: jnp.maximum(o.count(batch), 1.0) for o in objectives}
 
-  def loss_fn(own, rows, noise):
+  def loss_fn(params, rows, noise):
     batch, carry = rows
-    model = merge_frozen(own, state.params)
+    model = merge_frozen(params, state.params)
     terms, carry = forward(model, batch, objectives, compute, noise, carry)
     loss = sum(o.weight * terms[f"{o.name}/loss"][0] / counts[o.name] for o in objectives)
     return loss, ({name: jnp.stack(value) for name, value in terms.items()}, carry)
 
-  own = trainable(state.params, frozen)
+  params = trainable(state.params, frozen)
   rows = batch, carried(state, batch)
   loss, terms, carry, grads = accumulate(
-    jax.value_and_grad(loss_fn, has_aux=True), own, rows, key, compute
+    jax.value_and_grad(loss_fn, has_aux=True), params, rows, key, compute
   )
   grad_norm = optax.tree.norm(grads)
-  updates, opt_state = transform.update(grads, state.opt_state, own)
-  updated = optax.apply_updates(own, updates)
+  updates, opt_state = transform.update(grads, state.opt_state, params)
+  updated = optax.apply_updates(params, updates)
 
   good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (state.first_bad == 0)
   one = jnp.ones(())
@@ -75,7 +75,7 @@ def train_step(
     "learning_rate": jnp.stack([learning_rate(state.step), one]),
   }
   updated, opt_state = jax.tree.map(
-    lambda new, old: jnp.where(good, new, old), (updated, opt_state), (own, state.opt_state)
+    lambda new, old: jnp.where(good, new, old), (updated, opt_state), (params, state.opt_state)
   )
   return dataclasses.replace(
     state,

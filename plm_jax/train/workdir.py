@@ -103,7 +103,7 @@ def _is_place(path: str) -> bool:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-  """The config.json of a run. Errors: `UserError` if there is none, or it is not one of ours."""
+  """The config.json of a run. Errors: `UserError` if it is missing, or not that of a run."""
   path = Path(path)
   try:
     document = json.loads((path / "config.json").read_text())
