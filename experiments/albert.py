@@ -27,7 +27,7 @@ from plm_jax.data.segments import SegmentPair
 from plm_jax.data.tokenizers import Unigram, WordPiece
 from plm_jax.experiment import Budget, Experiment, Intervals
 from plm_jax.models.albert import Albert
-from plm_jax.models.transformer import Sharing
+from plm_jax.models.layer_loop import Sharing
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.nsp import NSP
 from plm_jax.objectives.sop import SOP

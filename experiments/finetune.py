@@ -35,7 +35,7 @@ def recipe(
   """
   if "pooler" in getattr(model, "classifier", ""):  # not of a decoder, which reads its last token
     model = replace(model, classifier="mean")
-  rates = {"dropout": 0.1, "attention_dropout": 0.1}
+  rates = {name: 0.1 for name in ("dropout", "attention_dropout") if hasattr(model, name)}
   if getattr(model, "hidden_dropout", 0) or getattr(model, "final_dropout", False):
     rates["hidden_dropout"] = 0.1  # T5 has one rate for all places
   epochs = 2 if examples > 2000 else 4

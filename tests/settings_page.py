@@ -81,7 +81,8 @@ def classes() -> dict[str, set[type]]:
 def base_of(kind: type) -> type | None:
   """The configuration that a model is settings of: Encoder of Bert."""
   above = kind.__mro__[1]
-  return above if dataclasses.is_dataclass(above) and "models" in kind.__module__ else None
+  is_model = dataclasses.is_dataclass(above) and hasattr(above, "init")
+  return above if is_model and "models" in kind.__module__ else None
 
 
 def table(kind: type, place: str) -> list[str]:

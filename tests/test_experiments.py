@@ -162,10 +162,11 @@ def main(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["tiny", "no_nsp", "ltr_no_nsp"])
 @pytest.mark.slow
 def test_smoke_runs_end_in_seconds_and_report(name, main, tmp_path, capsys):
+  """In batches of a quarter of the budget's rows, and 16 held-out rows."""
   code = main(
     *(f"--experiment=experiments/bert.py:{name}", "--budget=smoke", f"--workdir={tmp_path / 'r'}"),
     *(f"--set=data.source={text()}", "--set=data.held_out=0.1", "--set=compute.layers=scan"),
-    "--set=schedule.evaluation_rows=16",
+    *("--set=global_batch=4", "--set=schedule.evaluation_rows=16"),
   )
   shown = capsys.readouterr()
   assert code == 0, shown.err

@@ -17,6 +17,8 @@ from plm_jax.export.options import Options, activation_name
 from plm_jax.models.compute import Compute
 from plm_jax.models.decoder import Decoder, DecoderModel
 
+# Fields of ours that no decoder of transformers has.
+ALWAYS = {"first_position": 0, "window": None, "attention_scale": None, "hidden_dropout": 0.0}
 UNSAID_DROPOUT = 0.1  # of transformers' decoders over classes of tokens
 
 

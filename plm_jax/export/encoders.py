@@ -10,13 +10,11 @@ import numpy as np
 
 from plm_jax.errors import UserError
 from plm_jax.export.family import Family, Published
-from plm_jax.export.heads import SIZED, TUNED, size_of, tuned_outputs
+from plm_jax.export.heads import SIZED, size_of, tuned_outputs
 from plm_jax.export.names import Entry, linear, norm, table
 from plm_jax.export.options import Options, activation_name
 from plm_jax.models.compute import Compute
 from plm_jax.models.encoder import Encoder, EncoderModel
-
-HEADS = ("pooler", "mlm", "nsp", "sop", "rtd", *TUNED)
 
 # Within a layer: ours -> BERT's in transformers, which RoBERTa and ELECTRA copied.
 BERT_LAYER = {
@@ -49,6 +47,17 @@ BERT_OPTIONS = {
 }
 # What an encoder of BERT's kind always is. Fields of heads matter where the head is there.
 BERT_ALWAYS = {
+  "kv_heads": None,
+  "head_width": None,
+  "position": "learned",
+  "window": None,
+  "norm": "layer",
+  "norm_at": "post",
+  "gated": False,
+  "attention_bias": True,
+  "feed_forward_bias": True,
+  "attention_scale": None,
+  "hidden_dropout": 0.0,
   "attention": "bidirectional",
   "embedding": None,
   "first_position": 0,
@@ -102,11 +111,11 @@ class EncoderFamily(Family):
 
   def document_of(self, config: Encoder, heads: Mapping[str, int]) -> dict[str, Any]:
     for field, needed in self.always.items():
-      found = getattr(config, field)
+      value = getattr(config, field)
       if field == "head_activation":  # None is that of the layers
-        found, needed = found or config.activation, needed or config.activation
-      if found != needed and _OF_HEADS.get(field) in (None, *heads):
-        raise self.never(field, found, needed)
+        value, needed = value or config.activation, needed or config.activation
+      if value != needed and _OF_HEADS.get(field) in (None, *heads):
+        raise self.never(field, value, needed)
     document = {theirs: getattr(config, ours) for ours, (theirs, _) in self.options.items()}
     hidden, activation = self.options["hidden"][0], self.options["activation"][0]
     document[hidden] = config.hidden or 4 * config.width
@@ -175,8 +184,8 @@ class EncoderFamily(Family):
   # --- numbers
 
   def heads_of(self, params: EncoderModel, architecture: str | None = None) -> dict[str, int]:
-    found = [head for head in HEADS if getattr(params, head) is not None]
-    return {head: size_of(params, head) for head in found}
+    heads = [head for head in params.HEADS if getattr(params, head) is not None]
+    return {head: size_of(params, head) for head in heads}
 
   def batch(self, model: Published, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     ids, mask = inputs["input_ids"], inputs["attention_mask"]

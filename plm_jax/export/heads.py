@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 import jax
 
 from plm_jax.export.names import Entry, linear
+from plm_jax.models.heads import TUNED, Labels
 from plm_jax.models.model import Parameters
 
-SIZED = ("classes", "token_classes")
-TUNED = (*SIZED, "span")
+SIZED = tuple(name for name, head in TUNED.items() if head is Labels)
 
 
 def named(**architectures: str) -> dict[str, frozenset[str]]:

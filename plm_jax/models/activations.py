@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-# The first four are those of the papers; the others are what else transformers' encoders allow
-# (activations.py, without those that have parameters).
+# The papers here use the first four. The others are for import alone: transformers' encoders allow
+# them (activations.py, without those that have parameters).
 Activation = Literal[
   "gelu_tanh",
   "gelu_erf",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 from plm_jax.models.encoder import Encoder
-from plm_jax.models.transformer import Sharing
+from plm_jax.models.layer_loop import Sharing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ from flax import nnx
 
 from plm_jax.models.cache import KeyValues, KVStore
 from plm_jax.models.dropout import Noise, Part, dropout
-from plm_jax.models.layers import Linear, einsum_float32
+from plm_jax.models.layers import Linear
 from plm_jax.models.positions import Rotation, rotate
+from plm_jax.models.products import einsum_float32
 
 BLOCK = 64  # queries that are computed together where sources that follow them are left out
 MOST_BLOCKS = 8  # of one row: each is an operation of its own to compile
@@ -57,18 +58,20 @@ class Attention(nnx.Module):
     score_bias: jax.Array | None = None,
     rotation: Rotation | None = None,
     causal: bool = False,
+    window: int | None = None,
   ) -> jax.Array:
     """`[B, T, D] -> [B, T, D]`.
 
     mask: bool, broadcast to `[B, N, T, S]`, True = may attend. read: the keys and values to attend
     to, those of x itself where None. score_bias: float32, broadcast to `[B, N, T, S]`, added to
     the scores. rotation: of the queries, and of the keys that are made here. causal: of
-    self-attention, that the mask is False wherever the source follows the target.
+    self-attention, that the mask is False wherever the source follows the target; window: of causal
+    attention, that it is False too where the source is more than so many columns before the target.
     """
     q_BTNH = rotate(self.query(x_BTD), rotation)
     keys, values = read or self.key_values(x_BTD, rotation)
-    given = q_BTNH, keys, values, mask, dropout_rate, noise, self.scale, score_bias
-    return self.output((attend_causally if causal else attend)(*given))
+    inputs = q_BTNH, keys, values, mask, dropout_rate, noise, self.scale, score_bias
+    return self.output(attend_causally(*inputs, window=window) if causal else attend(*inputs))
 
   def key_values(self, x_BSD: jax.Array, rotation: Rotation | None = None) -> KeyValues:
     """The keys and values of the positions of x."""
@@ -101,12 +104,13 @@ def attend(
 
 
 def attend_causally(
-  q_BTNH, k_BTKH, v_BTKH, mask, dropout_rate, noise, scale=None, score_bias=None
+  q_BTNH, k_BTKH, v_BTKH, mask, dropout_rate, noise, scale=None, score_bias=None, window=None
 ) -> jax.Array:
-  """`attend` of a row to itself, by a mask that is False wherever the source follows the target.
+  """`attend` of a row to itself, by a mask that is False wherever the source follows the target,
+  and where it is more than `window` columns before the target.
 
-  On a CPU queries are taken in blocks, which leave out the sources that follow all of them: of the
-  products nearly half. The same weights are dropped.
+  On a CPU queries are taken in blocks, which leave out the sources that follow all of them (nearly
+  half of the products) and those before all of their windows. The same weights are dropped.
   """
   (B, T, N, _), width = q_BTNH.shape, max(BLOCK, -(-q_BTNH.shape[1] // MOST_BLOCKS))
   if jax.default_backend() != "cpu" or width >= T:
@@ -114,7 +118,8 @@ def attend_causally(
   mask = jnp.broadcast_to(mask, (*mask.shape[:2], T, T))
 
   def block(first: int) -> jax.Array:
-    targets, sources = slice(first, min(first + width, T)), slice(min(first + width, T))
+    end, begin = min(first + width, T), 0 if window is None else max(first - window, 0)
+    targets, sources = slice(first, end), slice(begin, end)
     return attend(
       q_BTNH[:, targets],
       k_BTKH[:, sources],
@@ -124,7 +129,7 @@ def attend_causally(
       noise,
       scale,
       None if score_bias is None else score_bias[:, :, targets, sources],
-      Part((B, N, T, T), (0, 0, first, 0)),
+      Part((B, N, T, T), (0, 0, first, begin)),
     )
 
   return jnp.concatenate([block(first) for first in range(0, T, width)], axis=1)
@@ -162,6 +167,13 @@ def padding_mask(length_B: jax.Array, positions: int) -> jax.Array:
 def causal_mask(positions: int) -> jax.Array:
   """bool `[1, 1, T, S]`: True where the source is not after the target."""
   return jnp.tril(jnp.ones((positions, positions), bool))[None, None]
+
+
+def window_mask(window: int, targets: int, sources: int, at: int | jax.Array = 0) -> jax.Array:
+  """bool `[1, 1, T, S]`: True where source and target are at most `window` columns apart. at: the
+  column of the first target."""
+  distance_TS = jnp.arange(sources) - (at + jnp.arange(targets))[:, None]
+  return (jnp.abs(distance_TS) <= window)[None, None]
 
 
 def document_mask(document_ids_BT: jax.Array) -> jax.Array:

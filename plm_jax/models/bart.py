@@ -8,11 +8,12 @@ Deviation: transformers' buffer of output biases, which is zero in every checkpo
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from plm_jax.errors import UserError
 from plm_jax.models.activations import Activation
-from plm_jax.models.encoder_decoder import EncoderDecoder
+from plm_jax.models.config import NormAt, Position
+from plm_jax.models.encoder_decoder import EncoderDecoder, Frame
 
 if TYPE_CHECKING:
   from plm_jax.data.vocab import Vocab
@@ -24,11 +25,11 @@ class Bart(EncoderDecoder):
 
   width: int = 768
   heads: int = 12
-  position: Literal["learned", "sinusoidal", "relative"] = "learned"
+  position: Position = "learned"
   first_position: int = 2
   embedding_norm: bool = True
   activation: Activation = "gelu_erf"
-  frame: Literal["t5", "bart", "plain"] = "bart"
+  frame: Frame = "bart"
   attention_dropout: float = 0.0
 
 
@@ -44,7 +45,7 @@ class MBart(Bart):
   layers: int = 12
   width: int = 1024
   heads: int = 16
-  norm_at: Literal["pre", "post"] = "pre"
+  norm_at: NormAt = "pre"
   embedding_scale: bool = True
   language: str = "en_XX"
   source_language: str | None = None

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plm_jax.models.compute import Compute
-from plm_jax.models.layers import Linear, einsum_float32
+from plm_jax.models.layer_loop import unstack
+from plm_jax.models.layers import Linear
 from plm_jax.models.parameters import map_roles
-from plm_jax.models.transformer import unstack
+from plm_jax.models.products import einsum_float32
 
 
 @jax.tree_util.register_dataclass

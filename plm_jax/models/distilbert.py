@@ -25,6 +25,11 @@ from plm_jax.models.encoder import Encoder, EncoderModel
 from plm_jax.models.parameters import is_stacked, named
 
 TEACHER, STUDENT = "teacher/", "student/"
+# Fields that a student shares with the teacher whose parameters it starts from.
+_FROM_TEACHER = (
+  *("width", "heads", "kv_heads", "head_width", "hidden", "embedding", "positions", "position"),
+  *("first_position", "norm", "norm_at", "gated", "attention_bias", "feed_forward_bias"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,8 +68,7 @@ class Distilled(DistilBert):
         f"{self.teacher}; lower it"
       )
     if self.start == "teacher":
-      names = ("width", "heads", "hidden", "embedding", "positions", "first_position")
-      for name in names:
+      for name in _FROM_TEACHER:
         own, its = getattr(self, name), getattr(teacher, name)
         if own != its:
           raise UserError(

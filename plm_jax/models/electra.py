@@ -88,6 +88,8 @@ class Electra(Encoder):
         layers=max(1, round(self.layers * self.generator_layers)),
         width=width,
         heads=heads,
+        kv_heads=None,
+        head_width=None,
         hidden=4 * width,
         embedding=self.embedding or self.width,
       )
@@ -139,8 +141,7 @@ class ElectraModel(nnx.Module):
     tokens = {"mlm": 0} if "tokens" in heads else {}
     self.discriminator = c.init(discriminator, tokens)
     self.generator = Generator(config.generator.init(generator, {"mlm": 0}))
-    own = {"rtd": ReplacedHead(rtd, c.width, c.activation)}
-    own["copying"] = Linear(copy, (c.width,), (1,))
+    own = {"rtd": ReplacedHead(rtd, c), "copying": Linear(copy, (c.width,), (1,))}
     own = scaled_kernels(own, c.initializer_range / STDDEV)
     self.rtd = own["rtd"] if "rtd" in heads else None
     self.copying = own["copying"] if "copy" in heads else None
@@ -181,10 +182,11 @@ class ElectraModel(nnx.Module):
 
 
 class Generator(nnx.Module):
-  """What the generator has for itself: all but tables and their norm."""
+  """The parameters that the generator does not share: all but tables and their norm."""
 
   def __init__(self, model: EncoderModel):
-    self.project, self.blocks, self.mlm = model.embed.project, model.blocks, model.mlm
+    self.project, self.blocks, self.norm = model.embed.project, model.blocks, model.norm
+    self.mlm = model.mlm
 
 
 class _Tables(Embeddings):
@@ -200,9 +202,8 @@ class _Assembled(EncoderModel):
   """An encoder put together from parts, with the masked-LM head alone."""
 
   def __init__(self, config: Encoder, embed: Embeddings, own: Generator):
-    self.config, self.embed, self.blocks, self.mlm = config, embed, own.blocks, own.mlm
-    self.pooler = self.nsp = self.sop = self.rtd = self.bilstm = None
-    self.classes = self.token_classes = self.span = None
+    self.config, self.embed, self.blocks, self.norm = config, embed, own.blocks, own.norm
+    self.set_heads({"mlm": own.mlm})
 
 
 def sample_tokens(logits_BPV: jax.Array, seeds_BP: jax.Array) -> jax.Array:

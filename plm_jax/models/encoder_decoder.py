@@ -8,7 +8,6 @@ google-research/mesh for T5; fairseq (3d262bb) models/bart/model.py. Every switc
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -20,98 +19,68 @@ from plm_jax.models.activations import Activation
 from plm_jax.models.attention import causal_mask, padding_mask
 from plm_jax.models.cache import Cache, KVStore, LayerCache, empty_cache
 from plm_jax.models.compute import Compute
+from plm_jax.models.config import Position, TransformerConfig
 from plm_jax.models.decoding_layout import Output, decoding_layout
 from plm_jax.models.dropout import Noise
-from plm_jax.models.initializers import Initializer, initialised
+from plm_jax.models.heads import LM_HEADS, refuse_unknown
+from plm_jax.models.initializers import initialised
+from plm_jax.models.layer_loop import extend_blocks
 from plm_jax.models.model import refuse_below
 from plm_jax.models.seq2seq import Seq2SeqModel
 from plm_jax.models.stack import Stack
-from plm_jax.models.transformer import (
-  AttentionContext,
-  run_blocks,
-  streams,
-)
+from plm_jax.models.transformer import AttentionContext, streams
 
 if TYPE_CHECKING:
   from plm_jax.data.vocab import Vocab
 
 
+Arrangement = Literal["two_stacks", "shared", "prefix", "causal", "encoder"]
+Frame = Literal["t5", "bart", "plain"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderDecoder:
+class EncoderDecoder(TransformerConfig):
   """The sizes and switches of an encoder-decoder; `init` makes its parameters.
 
-  layers: of the encoder. decoder_layers, decoder_heads, decoder_hidden: None is the encoder's.
-  hidden: feed-forward width; None is 4 * width. head_width: None is width / heads.
-  vocab_size: None takes the tokenizer's.
-  positions: longest row. position: `learned` and `sinusoidal` are added to the tokens, counted from
-    first_position on (BART: 2); `relative` are biases of the scores in relative_buckets, the last
-    of which begins before relative_distance (T5).
-  norm_at: `pre` normalises what each sublayer reads, and the last state; `post` each residual sum.
+  decoder_layers, decoder_heads, decoder_hidden: None is as in the encoder, whose sizes are layers,
+    heads and hidden.
+  relative_buckets: of relative positions; the last of them begins before relative_distance (T5).
   embedding_norm: after positions were added (BART). embedding_scale: tokens times sqrt(width).
-  gated: feed-forward `activation(x W_gate) * (x W_up)` instead of `activation(x W_up)`.
-  attention_bias, feed_forward_bias: whether their projections have biases.
-  attention_scale: of the scores; None is 1 / sqrt(head width).
-  tied: the token table is also the output's; else that is a table of its own.
   logit_scale: logits are divided by sqrt(width) (T5 1.0).
-  dropout: of embeddings and sublayers; with final_dropout also behind the last norm (T5).
-    hidden_dropout: within the feed-forward.
-    classifier_dropout: under classes; None is as elsewhere.
+  final_dropout: `dropout` also after the last norm (T5).
   arrangement: `shared` gives encoder and decoder one set of layers, beside which the decoder has
     its cross-attention; `prefix` and `causal` are a single stack of `layers` that reads source and
     target in one row, and sees all of the source, or nothing that follows (T5's Table 2);
-    `encoder` is the encoder alone, which predicts no tokens (transformers' T5EncoderModel).
+    `encoder`, for import alone, is the encoder without a decoder (transformers' T5EncoderModel).
   frame: how texts begin and end. `t5` is "text </s>", and the decoder begins with the token of
     padding; `bart` "<s> text </s>", and the decoder begins with </s>, then <s>; `plain` the same,
     and the decoder begins with <s>.
   """
+
+  POSITIONS = ("learned", "sinusoidal", "relative")
 
   layers: int = 6
   decoder_layers: int | None = None
   width: int = 512
   heads: int = 8
   decoder_heads: int | None = None
-  head_width: int | None = None
-  hidden: int | None = None
   decoder_hidden: int | None = None
-  vocab_size: int | None = None
-  positions: int = 1024
-  position: Literal["learned", "sinusoidal", "relative"] = "sinusoidal"
-  first_position: int = 0
+  position: Position = "sinusoidal"
   relative_buckets: int = 32
   relative_distance: int = 128
-  norm: Literal["layer", "rms"] = "layer"
-  norm_at: Literal["pre", "post"] = "post"
-  norm_eps: float = 1e-5
   embedding_norm: bool = False
   embedding_scale: bool = False
   activation: Activation = "relu"
-  gated: bool = False
-  attention_bias: bool = True
-  feed_forward_bias: bool = True
-  attention_scale: float | None = None
-  tied: bool = True
   logit_scale: bool = False
-  dropout: float = 0.1
-  attention_dropout: float = 0.1
-  hidden_dropout: float = 0.0
-  classifier_dropout: float | None = None
   final_dropout: bool = False
-  arrangement: Literal["two_stacks", "shared", "prefix", "causal", "encoder"] = "two_stacks"
-  frame: Literal["t5", "bart", "plain"] = "plain"
-  initializer: Initializer = "normal"
-  initializer_range: float = 0.02
+  arrangement: Arrangement = "two_stacks"
+  frame: Frame = "plain"
 
   def __post_init__(self):
-    refuse_below(self, 1, "layers", "width", "heads", "positions", "relative_distance")
-    refuse_below(self, 1, "decoder_layers", "decoder_heads", "head_width", "hidden")
-    refuse_below(self, 1, "decoder_hidden", "vocab_size")
-    refuse_below(self, 0, "first_position")
-    for heads in {self.heads, self.decoder_heads or self.heads}:
-      if self.head_width is None and self.width % heads:
-        raise UserError(
-          f"model.width={self.width} is not a multiple of {heads} heads; give model.head_width, or "
-          "every head gets width / heads dimensions"
-        )
+    super().__post_init__()
+    refuse_below(self, 1, "decoder_layers", "decoder_heads", "decoder_hidden", "relative_distance")
+    if self.decoder_heads is not None:
+      self.refuse_heads("decoder_heads")
     if self.relative_buckets < 4 or self.relative_buckets > 2 * self.relative_distance:
       raise UserError(
         f"model.relative_buckets={self.relative_buckets} must be at least 4 and at most twice "
@@ -130,26 +99,19 @@ class EncoderDecoder:
         f"model.arrangement={self.arrangement} reads source and target in one row, which a table "
         "of positions may not reach to; set model.position=relative or sinusoidal"
       )
-    for name in ("dropout", "attention_dropout", "hidden_dropout", "classifier_dropout"):
-      if not 0 <= (getattr(self, name) or 0.0) < 1:
-        raise UserError(f"model.{name}={getattr(self, name)} must be at least 0 and below 1")
-    if not (0 < self.norm_eps < 1 and 0 < self.initializer_range < math.inf):
-      raise UserError(
-        f"model.norm_eps={self.norm_eps} must be above 0 and below 1, and model.initializer_range="
-        f"{self.initializer_range} above 0 and finite"
-      )
 
   @property
-  def encoder(self) -> EncoderDecoder:
-    return self
-
-  @property
-  def encoder_path(self) -> str:
-    return ""
-
-  @property
-  def frozen(self) -> tuple[str, ...]:
-    return ()
+  def decoder_side(self) -> EncoderDecoder:
+    """This with the decoder's sizes in place of the encoder's."""
+    return dataclasses.replace(
+      self,
+      layers=self.decoder_layers or self.layers,
+      heads=self.decoder_heads or self.heads,
+      hidden=self.decoder_hidden or self.hidden,
+      decoder_layers=None,
+      decoder_heads=None,
+      decoder_hidden=None,
+    )
 
   def source_ids(self, ids: list[int], vocab: Vocab) -> list[int]:
     """The ids of a text with the special tokens that sources have."""
@@ -181,12 +143,8 @@ class EncoderDecoder:
     `token_classes` (the number of labels)."""
     if self.vocab_size is None:
       raise ValueError("vocab_size is not resolved: Experiment.resolve fills it from the tokenizer")
-    unknown = set(heads) - {"lm", "classes", "token_classes", "span"}
-    if unknown:
-      raise UserError(
-        f"an encoder-decoder has no head {sorted(unknown)[0]!r}; it has lm (objectives that make a "
-        "source and a target, as SpanCorruption does), classes, token_classes and span"
-      )
+    note = " (lm is for objectives that make a source and a target, as SpanCorruption does)"
+    refuse_unknown(heads, LM_HEADS, "an encoder-decoder", note)
     if "lm" in heads and self.arrangement == "encoder":
       raise UserError("model.arrangement=encoder has no decoder, so that it predicts no tokens")
     kinds = {"prefix": JoinedModel, "causal": JoinedModel, "encoder": SourceModel}
@@ -217,11 +175,10 @@ class SourceModel(Seq2SeqModel):
     """The encoder's states `[B, S, D]`. mask_BS: which tokens are real, where those are not the
     first `length_B` of a row."""
     encoder, S = self.encoder_stack, ids_BS.shape[1]
-    bias = None if encoder.bias is None else encoder.bias(S, S)
-    seen = AttentionContext(over_sources(mask_BS, length_B, S), score_bias=bias)
+    context = encoder.context(over_sources(mask_BS, length_B, S), jnp.arange(S))
     x_BSD = self.token(ids_BS, compute.activation_dtype)
     blocks = without_cross(self.decoder_stack.blocks) if self.encoder_stack.blocks is None else None
-    return encoder.run(x_BSD, jnp.arange(S), seen, compute, noise, blocks)
+    return encoder.run(x_BSD, jnp.arange(S), context, compute, noise, blocks)
 
 
 class EncoderDecoderModel(SourceModel):
@@ -248,15 +205,12 @@ class EncoderDecoderModel(SourceModel):
     decoder, mask = self.decoder_stack, causal_mask(T)
     if "decoder_attention_mask" in batch:
       mask &= over_sources(batch["decoder_attention_mask"])
-    seen = AttentionContext(
-      mask,
-      score_bias=None if decoder.bias is None else decoder.bias(T, T),
-      source=source_BSD,
-      source_mask=over_sources(mask_BS, batch["length"], source_BSD.shape[1]),
-      causal=True,
+    source_mask = over_sources(mask_BS, batch["length"], source_BSD.shape[1])
+    context = decoder.context(
+      mask, positions, source=source_BSD, source_mask=source_mask, causal=True
     )
     x_BTD = self.token(ids_BT, compute.activation_dtype)
-    return decoder.run(x_BTD, positions, seen, compute, in_decoder)
+    return decoder.run(x_BTD, positions, context, compute, in_decoder)
 
   def generator(self, compute: Compute, rows: int = 1) -> EncoderDecoderGenerator:
     return EncoderDecoderGenerator.of(self, compute, rows)
@@ -287,10 +241,10 @@ class JoinedModel(Seq2SeqModel):
     mask = causal_mask(both)
     if self.config.arrangement == "prefix":
       mask = mask | padding_mask(length_B, both)
-    bias = None if self.stack.bias is None else self.stack.bias(both, both)
-    seen = AttentionContext(mask, score_bias=bias, causal=self.config.arrangement == "causal")
+    causal = self.config.arrangement == "causal"
+    context = self.stack.context(mask, jnp.arange(both), causal=causal)
     x = self.token(ids, compute.activation_dtype)
-    hidden = self.stack.run(x, jnp.arange(both), seen, compute, noise)
+    hidden = self.stack.run(x, jnp.arange(both), context, compute, noise)
     if "decoder_input_ids" not in batch:
       return hidden
     at_BT = length_B[:, None] + jnp.arange(batch["decoder_input_ids"].shape[1])
@@ -337,16 +291,16 @@ class EncoderDecoderGenerator:
     return cls(model, *decoding_layout(*stack, model.output_table(), compute, rows), compute)
 
   def start(self, batch: dict, capacity: int) -> Cache:
-    c, pad_B, length_B = self.model.config, jnp.asarray(batch["pad"]), jnp.asarray(batch["length"])
+    c, pad_B = self.model.decoder_stack.config, jnp.asarray(batch["pad"])
+    length_B = jnp.asarray(batch["length"])
     source_BSD = self.model.encode(jnp.asarray(batch["input_ids"]), length_B, self.compute)
-    heads = c.decoder_heads or c.heads
-    sizes = (len(pad_B), capacity, heads, c.head_width or c.width // heads)
+    sizes = (len(pad_B), capacity, c.key_heads, c.width_of_heads)
     empty = lambda: KVStore.empty(*sizes, self.compute.activation_dtype)  # noqa: E731
     read = lambda block: KVStore.of(block.cross.key_values(source_BSD))  # noqa: E731
     if isinstance(self.blocks, list):
       layers = [LayerCache(empty(), read(block)) for block in self.blocks]
     else:
-      own = empty_cache(lambda: LayerCache(empty()), self.model.decoder_stack.layers, self.compute)
+      own = empty_cache(lambda: LayerCache(empty()), c.layers, self.compute)
       layers = LayerCache(own.own, jax.vmap(read)(self.blocks))
     mask = padding_mask(length_B, source_BSD.shape[1])
     return Cache(layers, pad_B, jnp.zeros((), jnp.int32), mask)
@@ -355,11 +309,19 @@ class EncoderDecoderGenerator:
     decoder, T = self.model.decoder_stack, ids_BT.shape[1]
     mask = cache.mask(T)
     bias = None if decoder.bias is None else decoder.bias.at(cache.at, T, mask.shape[-1])
-    seen = AttentionContext(mask, score_bias=bias, source_mask=cache.source_mask, at=cache.at)
+    position_ids = cache.position_ids(T)
+    context = AttentionContext.of(
+      decoder.config,
+      mask,
+      position_ids,
+      at=cache.at,
+      score_bias=bias,
+      source_mask=cache.source_mask,
+    )
     x_BTD = self.model.token(ids_BT, self.compute.activation_dtype)
-    x_BTD = decoder.embed(x_BTD, cache.position_ids(T), None)
-    x_BTD, layers = run_blocks(
-      self.blocks, decoder.layers, x_BTD, seen, self.compute, cache=cache.layers
+    x_BTD = decoder.embed(x_BTD, position_ids, None)
+    x_BTD, layers = extend_blocks(
+      self.blocks, decoder.layers, x_BTD, context, self.compute, cache.layers
     )
     x_BD = self.model.scaled(decoder.finish(x_BTD[:, -1], None))
     return self.output(x_BD), dataclasses.replace(cache, layers=layers, at=cache.at + T)

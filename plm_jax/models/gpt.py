@@ -2,16 +2,25 @@
 
 Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training"; Radford et al.
 2019, "Language Models are Unsupervised Multitask Learners"; Brown et al. 2020, arXiv:2005.14165.
+
+The forward pass of GPT-2 (decoder.py, DecoderModel; GPT-1 has BERT's layers, and no last norm):
+
+    x = token + position
+    x = x + attention(norm(x))                             transformer.py, PreNormBlock,
+    x = x + down(gelu(up(norm(x))))                          both lines in each of `layers`
+    logits = norm(x) @ token_table.T
+
 Sources: the papers; openai/finetune-transformer-lm train.py; openai/gpt-2 src/model.py.
-Deviations: GPT-1's code keeps positions as further rows of the token table, here they are a table
-of their own; GPT-3 alternates dense and locally banded sparse attention, here all of it is dense.
+Deviations: GPT-1's code keeps positions as further rows of the token table, here they have a
+separate table. GPT-3 alternates dense and locally banded sparse attention: window=W, global_every=2
+do so, but the paper prints no W, and the sizes below leave all of it dense.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
+from plm_jax.models.config import NormAt
 from plm_jax.models.decoder import Decoder
 
 
@@ -21,7 +30,7 @@ class Gpt1(Decoder):
   gives 116,534,784 parameters."""
 
   positions: int = 512
-  norm_at: Literal["pre", "post"] = "post"
+  norm_at: NormAt = "post"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,40 +1,42 @@
-"""What stands on top of a model."""
+"""Heads: the layers that read a model's states, one class for each.
+
+A head is made by `Head(key, config, size)`; size is the number of labels, where it has labels. A
+new one is a class here, an entry in the heads of the stacks that may have it, and a row for its
+parameters in `parameters.ROLES`.
+"""
 
 from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from plm_jax.models.activations import Activation, activate
+from plm_jax.errors import UserError
+from plm_jax.models.activations import activate
+from plm_jax.models.config import TransformerConfig
 from plm_jax.models.dropout import Noise, dropout
-from plm_jax.models.layers import Embedding, LayerNorm, Linear, scores
+from plm_jax.models.layers import NORMS, Embedding, Linear, scores
 
 
 class MaskedLMHead(nnx.Module):
   """Token scores from hidden states: dense, activation, norm, then the tied token table and a bias
   (google-research/bert, run_pretraining.py `get_masked_lm_output`). With factorised embeddings the
-  dense layer maps D to their width E (google-research/albert, run_pretraining.py).
+  dense layer maps D to their width E (google-research/albert, run_pretraining.py). config: an
+  `Encoder`."""
 
-  tied: without, the head has a table of its own and leaves the tokens' alone.
-  """
-
-  def __init__(
-    self,
-    key,
-    width: int,
-    embedding: int,
-    vocab_size: int,
-    activation: Activation,
-    eps: float,
-    tied: bool = True,
-  ):
+  def __init__(self, key, config: TransformerConfig, size: int = 0):
+    c, width = config, config.embedding or config.width
     own = jax.random.fold_in(key, 1)
-    self.decoder = None if tied else Embedding(own, vocab_size, embedding)
-    self.dense = Linear(key, (width,), (embedding,))
-    self.norm = LayerNorm(embedding, eps)
-    self.bias = nnx.Param(jnp.zeros((vocab_size,)))
-    self.activation = activation
+    self.decoder = None if c.tied else Embedding(own, c.vocab_size, width)
+    self.dense = Linear(key, (c.width,), (width,))
+    self.norm = NORMS[c.norm](width, c.norm_eps)
+    self.bias = nnx.Param(jnp.zeros((c.vocab_size,)))
+    self.activation = c.head_activation or c.activation
 
   def __call__(self, x: jax.Array, table_VE: jax.Array) -> jax.Array:
     """`[..., D] -> float32 [..., V]`."""
@@ -43,31 +45,108 @@ class MaskedLMHead(nnx.Module):
     return scores(x, table_VE) + self.bias[...]
 
 
+class OutputTable(Embedding):
+  """The table `[V, D]` of a left-to-right model whose token table is not the output's too."""
+
+  def __init__(self, key, config: TransformerConfig, size: int = 0):
+    super().__init__(key, config.vocab_size, config.width)
+
+
 class ReplacedHead(nnx.Module):
   """Dense, activation, and one score (google-research/electra, run_pretraining.py
   `_get_discriminator_output`)."""
 
-  def __init__(self, key, width: int, activation):
+  def __init__(self, key, config: TransformerConfig, size: int = 0):
     dense, score = jax.random.split(key)
-    self.dense = Linear(dense, (width,), (width,))
-    self.score = Linear(score, (width,), (1,))
-    self.activation = activation
+    self.dense = Linear(dense, (config.width,), (config.width,))
+    self.score = Linear(score, (config.width,), (1,))
+    self.activation = config.activation
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     """`[B, T, D] -> float32 [B, T]`."""
     return self.score(activate(self.dense(x_BTD), self.activation))[..., 0].astype(jnp.float32)
 
 
-class TokenHeads(nnx.Module):
-  """What may stand on the state of every token, of whatever model: a label for it, and whether an
-  answer begins and ends there. The model has a `config` with dropout and classifier_dropout."""
+class Pooler(Linear):
+  """The dense layer on the state of one token, under heads of whole rows."""
 
-  def make_token_heads(self, key: jax.Array, width: int, heads: dict[str, int]) -> None:
-    """Sets `token_classes` and `span`, each None where `heads` does not name it."""
-    tokens, span = jax.random.fold_in(key, 9), jax.random.fold_in(key, 10)
-    labels = heads.get("token_classes")
-    self.token_classes = Linear(tokens, (width,), (labels,)) if labels else None
-    self.span = Linear(span, (width,), (2,)) if "span" in heads else None
+  def __init__(self, key, config: TransformerConfig, size: int = 0):
+    super().__init__(key, (config.width,), (config.width,))
+
+
+class PairHead(Linear):
+  """Two scores of a pair of segments, from the pooled state."""
+
+  def __init__(self, key, config: TransformerConfig, size: int = 0):
+    super().__init__(key, (config.width,), (2,))
+
+
+class Labels(Linear):
+  """A score for each label, of a row or of every token."""
+
+  def __init__(self, key, config: TransformerConfig, size: int, bias: bool = True):
+    super().__init__(key, (config.width,), (size,), bias)
+
+
+class Span(Linear):
+  """Two scores of every token: that an answer starts here, and that it ends here."""
+
+  def __init__(self, key, config: TransformerConfig, size: int = 0):
+    super().__init__(key, (config.width,), (2,))
+
+
+Heads = Mapping[str, Callable[..., nnx.Module]]
+TUNED: Heads = {"classes": Labels, "token_classes": Labels, "span": Span}  # by fine-tuning
+ENCODER_HEADS: Heads = {
+  "mlm": MaskedLMHead,
+  "nsp": PairHead,
+  "sop": PairHead,
+  "rtd": ReplacedHead,
+  **TUNED,
+  "pooler": Pooler,
+}
+LM_HEADS: Heads = {"lm": OutputTable, **TUNED}
+DECODER_HEADS: Heads = {**LM_HEADS, "classes": partial(Labels, bias=False)}
+# Streams of random numbers. Any other head has the checksum of its name.
+_STREAMS = {"rtd": 8, "token_classes": 9, "span": 10}
+
+
+def refuse_unknown(heads: Collection[str], known: Heads, owner: str, note: str = "") -> None:
+  """Errors: `UserError` naming a head that no model of this kind has. note: on the known heads."""
+  for name in sorted(set(heads) - set(known)):
+    raise UserError(f"{owner} has no head {name!r}; it has {', '.join(known)}{note}")
+
+
+class HeadedModel(nnx.Module):
+  """A model with a `config` and heads: an attribute for each name in `HEADS`, None where the model
+  does not have that head."""
+
+  HEADS: Heads
+
+  def make_heads(self, key: jax.Array, keys: dict[str, jax.Array], heads: dict[str, int]) -> None:
+    """Sets the heads, each from its key in `keys` or from a stream of `key`."""
+    made = {}
+    for name, size in heads.items():
+      if name == "lm" and self.config.tied:
+        continue
+      stream = _STREAMS.get(name, zlib.crc32(name.encode()))
+      own = keys[name] if name in keys else jax.random.fold_in(key, stream)
+      made[name] = self.HEADS[name](own, self.config, size)
+    self.set_heads(made)
+
+  def set_heads(self, made: dict[str, nnx.Module]) -> None:
+    for name in self.HEADS:
+      setattr(self, name, made.get(name))
+
+  def encoder(self) -> Self:
+    return self
+
+  def masked_lm(self) -> HeadedModel | None:
+    return None
+
+  def token_logits_at(self, hidden_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
+    """float32 `[B, P, V]` at the given positions only."""
+    return self.token_logits(jnp.take_along_axis(hidden_BTD, positions_BP[..., None], axis=1))
 
   def token_class_logits(self, hidden_BTD: jax.Array, noise: Noise | None) -> jax.Array:
     """float32 `[B, T, classes]` (BERT, section 5.3)."""
@@ -81,6 +160,18 @@ class TokenHeads(nnx.Module):
 
   @property
   def classifier_dropout(self) -> float:
-    """The rate under classes: one of its own, or the model's."""
+    """The rate under classes."""
     own = self.config.classifier_dropout
     return self.config.dropout if own is None else own
+
+
+class LanguageModel(HeadedModel):
+  """A model that predicts the next token by its token table, or by the table of its head `lm`."""
+
+  def output_table(self) -> jax.Array:
+    """float32 `[V, D]`."""
+    return (self.token if self.lm is None else self.lm).table[...]
+
+  def token_logits(self, hidden: jax.Array) -> jax.Array:
+    """`[..., D] -> float32 [..., V]`: the scores of the next token."""
+    return scores(hidden, self.output_table())

@@ -13,18 +13,20 @@ from typing import Literal
 import jax
 from flax import nnx
 
-from plm_jax.models.layers import normal_kernels, redrawn
+from plm_jax.models.layers import STDDEV, normal_kernels, redrawn, scaled_kernels
 from plm_jax.models.parameters import ROLES, stacked_axes
 
-Initializer = Literal["normal", "t5", "xavier"]
+Initializer = Literal["truncated_normal", "normal", "t5", "xavier"]
 
 
 def initialised(model: nnx.Module, key: jax.Array, kind: Initializer, stddev: float) -> nnx.Module:
-  """The model with every kernel and table drawn anew.
+  """The model with every kernel and table rescaled (`truncated_normal`) or drawn anew.
 
   normal: with one standard deviation. t5: tokens N(0, 1), queries N(0, 1 / (D H)), all else
   N(0, 1 / fan-in). xavier: kernels uniform, variance 2 / (fan-in + fan-out); tables N(0, 1 / D).
   """
+  if kind == "truncated_normal":
+    return scaled_kernels(model, stddev / STDDEV)
   if kind == "normal":
     return normal_kernels(model, key, stddev)
   drawn = _t5 if kind == "t5" else _xavier

@@ -11,8 +11,6 @@ width, F feed-forward width, V vocabulary, L layers, P predicted positions.
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -20,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plm_jax.models.parameters import map_roles, with_roles
+from plm_jax.models.products import contract
 
 STDDEV = 0.02  # of all initial kernels and tables, before a model rescales them
 
@@ -65,85 +64,8 @@ class Linear(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """`[..., *inputs] -> [..., *outputs]` in the dtype of `x`."""
-    return project(x, self.kernel[...], self.axes, None if self.bias is None else self.bias[...])
-
-
-def scores(x: jax.Array, table_VD: jax.Array) -> jax.Array:
-  """`[..., D] -> float32 [..., V]`: the product with every row of a table."""
-  return project(x, table_VD.T, 1, None, jnp.float32)
-
-
-def project(
-  x: jax.Array,
-  kernel: jax.Array,
-  inputs: int,
-  bias: jax.Array | None,
-  result: jnp.dtype | None = None,
-) -> jax.Array:
-  """Contracts the last `inputs` axes of `x` with the first of `kernel`, as one matrix product.
-
-  Of two matrices: with several batch axes XLA transposes one side of the kernel's gradient on a CPU
-  and computes it three times as slowly (docs/speed.md). result: dtype; None is that of `x`.
-  """
-  batch, out = x.shape[: x.ndim - inputs], kernel.shape[inputs:]
-  contracted = math.prod(kernel.shape[:inputs])
-  kernel_KF = kernel.reshape(contracted, -1).astype(x.dtype)
-  y = product(x.reshape(-1, contracted), kernel_KF, result or x.dtype)
-  y = y.reshape(*batch, *out)
-  return y if bias is None else y + bias.astype(x.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x_RK: jax.Array, w_KF: jax.Array, result: jnp.dtype) -> jax.Array:
-  """`x w`, `[R, F]` in the dtype `result`; its gradient's products are in the operands' dtype, as
-  those of `einsum_float32`."""
-  return jnp.dot(x_RK, w_KF, preferred_element_type=result)
-
-
-def _product_forward(x_RK, w_KF, result):
-  return product(x_RK, w_KF, result), (x_RK, w_KF)
-
-
-def _product_backward(result, operands, cotangent_RF):
-  del result
-  x_RK, w_KF = operands
-  g_RF = cotangent_RF.astype(x_RK.dtype)
-  return g_RF @ w_KF.T, _kernel_gradient(x_RK, g_RF)
-
-
-product.defvjp(_product_forward, _product_backward)
-
-
-def _kernel_gradient(x_RK: jax.Array, g_RF: jax.Array) -> jax.Array:
-  """`x^T g`. On a CPU the narrower matrix is the one that is read transposed, which for the table
-  of a vocabulary takes half the time (docs/speed.md); the barrier keeps XLA from undoing it."""
-  if jax.default_backend() != "cpu":
-    return x_RK.T @ g_RF
-  if x_RK.shape[1] <= g_RF.shape[1]:
-    return jax.lax.optimization_barrier(x_RK.T @ g_RF)
-  return jax.lax.optimization_barrier(g_RF.T @ x_RK).T
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def einsum_float32(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  """An einsum of two arrays of one dtype with a float32 result, for scores of attention.
-
-  Its gradient's products are in the dtype of the operands: JAX's own rule would turn bfloat16
-  operands into float32 ones there, the slowest products of the whole step.
-  """
-  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
-
-
-def _einsum_float32_forward(subscripts, a, b):
-  return einsum_float32(subscripts, a, b), (a, b)
-
-
-def _einsum_float32_backward(subscripts, operands, cotangent):
-  _, pull_back = jax.vjp(functools.partial(jnp.einsum, subscripts), *operands)
-  return pull_back(cotangent.astype(operands[0].dtype))
-
-
-einsum_float32.defvjp(_einsum_float32_forward, _einsum_float32_backward)
+    y = contract(x, self.kernel[...], self.axes)
+    return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class Embedding(nnx.Module):
@@ -155,6 +77,11 @@ class Embedding(nnx.Module):
   def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """int `[...] -> dtype [..., D]`."""
     return self.table[...].astype(dtype)[ids]
+
+
+def scores(x: jax.Array, table_VD: jax.Array) -> jax.Array:
+  """`[..., D] -> float32 [..., V]`: the product with every row of a table."""
+  return contract(x, table_VD.T, 1, jnp.float32)
 
 
 class LayerNorm(nnx.Module):
@@ -191,3 +118,6 @@ class RMSNorm(nnx.Module):
     x32 = x.astype(jnp.float32)
     square = jnp.square(x32).mean(-1, keepdims=True)
     return (x32 * jax.lax.rsqrt(square + self.eps) * self.gain[...]).astype(x.dtype)
+
+
+NORMS = {"layer": LayerNorm, "rms": RMSNorm}

@@ -1,16 +1,19 @@
 """LLaMA: Open and Efficient Foundation Language Models (Touvron et al. 2023, arXiv:2302.13971),
 with what Llama 2 (arXiv:2307.09288) and Llama 3 (arXiv:2407.21783) changed in sizes.
 
+A layer is GPT-2's (gpt.py) with RMSNorm, rotary positions (positions.py, `rotate`), no biases, and
+the feed-forward `down(silu(gate(x)) * up(x))`.
+
 Sources: the paper, section 2.2 and Table 2; transformers, modeling_llama.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
+from plm_jax.models.activations import Activation
+from plm_jax.models.config import Norm, Position
 from plm_jax.models.decoder import Decoder
-from plm_jax.models.transformer import Activation
 
 
 def feed_forward_width(width: int, multiple_of: int = 256) -> int:
@@ -29,8 +32,8 @@ class Llama(Decoder):
   width: int = 4096
   heads: int = 32
   positions: int = 2048
-  position: Literal["learned", "rotary"] = "rotary"
-  norm: Literal["layer", "rms"] = "rms"
+  position: Position = "rotary"
+  norm: Norm = "rms"
   norm_eps: float = 1e-6
   activation: Activation = "silu"
   gated: bool = True

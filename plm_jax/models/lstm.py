@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout
-from plm_jax.models.heads import TokenHeads
-from plm_jax.models.layers import STDDEV, Embedding, Linear, scaled_kernels, scores
+from plm_jax.models.heads import LM_HEADS, LanguageModel, refuse_unknown
+from plm_jax.models.layer_loop import stack, unstack
+from plm_jax.models.layers import STDDEV, Embedding, scaled_kernels
 from plm_jax.models.model import refuse_below
 from plm_jax.models.parameters import linear_rows
 from plm_jax.models.recurrent import LSTM, LSTMState
-from plm_jax.models.transformer import stack, streams, unstack
+from plm_jax.models.transformer import streams
 
 if TYPE_CHECKING:
   from plm_jax.data.vocab import Vocab
@@ -72,12 +73,7 @@ class Lstm:
   def init(self, key: jax.Array, heads: dict[str, int]) -> LstmModel:
     """Random parameters, with the named heads: `lm` and `span` (0 as size), `classes` and
     `token_classes` (the number of labels)."""
-    unknown = sorted(set(heads) - {"lm", "classes", "token_classes", "span"})
-    if unknown:
-      raise UserError(
-        f"an LSTM language model has no head {unknown[0]!r}; it has lm (objective CLM), classes, "
-        "token_classes and span"
-      )
+    refuse_unknown(heads, LM_HEADS, "an LSTM language model", " (lm is for the objective CLM)")
     return scaled_kernels(LstmModel(self, key, heads), self.initializer_range / STDDEV)
 
 
@@ -86,9 +82,10 @@ MEDIUM = Lstm(width=650, dropout=0.5)
 LARGE = Lstm(width=1500, dropout=0.65)
 
 
-class LstmModel(TokenHeads):
+class LstmModel(LanguageModel):
   """The parameters of an LSTM language model and its forward pass."""
 
+  HEADS = LM_HEADS
   ROLES: ClassVar = {
     **linear_rows("blocks/input", "layer", ("width",), ("gates", "features")),
     **linear_rows("blocks/recurrent", "layer", ("features",), ("gates", "features")),
@@ -100,10 +97,7 @@ class LstmModel(TokenHeads):
     self.config = config
     self.token = Embedding(token, c.vocab_size, c.width)
     self.blocks = stack(blocks, c.layers, lambda key: LSTM(key, c.width, c.width))
-    self.lm = Embedding(lm, c.vocab_size, c.width) if "lm" in heads and not c.tied else None
-    labels = heads.get("classes")
-    self.classes = Linear(classes, (c.width,), (labels,)) if labels else None
-    self.make_token_heads(key, c.width, heads)
+    self.make_heads(key, {"lm": lm, "classes": classes}, heads)
 
   def carry(self, rows: int) -> LSTMState:
     """The state before any token, float32 `[B, L, U]` each."""
@@ -142,16 +136,6 @@ class LstmModel(TokenHeads):
       last.append(state)
     carry = jax.tree.map(lambda *x_BU: jnp.stack(x_BU, axis=1).astype(jnp.float32), *last)
     return x_BTU, carry
-
-  def encoder(self) -> LstmModel:
-    return self
-
-  def masked_lm(self) -> None:
-    return None
-
-  def token_logits(self, hidden: jax.Array) -> jax.Array:
-    """`[..., U] -> float32 [..., V]`: the scores of the next token."""
-    return scores(hidden, (self.token if self.lm is None else self.lm).table[...])
 
   def class_logits(self, hidden_BTU: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
     """float32 `[B, classes]` from the state after a row's last token."""

@@ -14,7 +14,8 @@ from __future__ import annotations
 import dataclasses
 
 from plm_jax.models.activations import Activation
-from plm_jax.models.encoder import Classifier, Encoder, Initializer
+from plm_jax.models.encoder import Classifier, Encoder
+from plm_jax.models.initializers import Initializer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,52 +1,35 @@
-"""What encoder-decoders and single stacks have in common: the token table and the heads."""
+"""The token table and the heads, which encoder-decoders and single stacks have in common."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
+from plm_jax.models.config import TransformerConfig
 from plm_jax.models.dropout import Noise, dropout
-from plm_jax.models.heads import TokenHeads
-from plm_jax.models.layers import Embedding, Linear, scores
-from plm_jax.models.model import Model
+from plm_jax.models.heads import LM_HEADS, LanguageModel, Pooler
+from plm_jax.models.layers import Embedding
 from plm_jax.models.transformer import streams
 
 
-class Seq2SeqModel(TokenHeads):
-  """The token table and the heads of an `EncoderDecoder`."""
+class Seq2SeqModel(LanguageModel):
+  """The token table and the heads of an `EncoderDecoder`, and their scores."""
 
-  def __init__(self, config: Model, key: jax.Array, heads: dict[str, int]):
+  HEADS = LM_HEADS
+
+  def __init__(self, config: TransformerConfig, key: jax.Array, heads: dict[str, int]):
     token, _, _, lm, pooler, classes = jax.random.split(key, 6)
-    c = config
     self.config = config
-    self.token = Embedding(token, c.vocab_size, c.width)
-    self.lm = Embedding(lm, c.vocab_size, c.width) if "lm" in heads and not c.tied else None
-    has_classes = "classes" in heads
-    self.pooler = Linear(pooler, (c.width,), (c.width,)) if has_classes else None
-    self.classes = Linear(classes, (c.width,), (heads["classes"],)) if has_classes else None
-    self.make_token_heads(key, c.width, heads)
-
-  def encoder(self) -> Seq2SeqModel:
-    return self
-
-  def masked_lm(self) -> None:
-    return None
-
-  def output_table(self) -> jax.Array:
-    """float32 `[V, D]`: the token table, or the output's own."""
-    return (self.token if self.lm is None else self.lm).table[...]
+    self.token = Embedding(token, config.vocab_size, config.width)
+    self.pooler = Pooler(pooler, config) if "classes" in heads else None
+    self.make_heads(key, {"lm": lm, "classes": classes}, heads)
 
   def scaled(self, hidden: jax.Array) -> jax.Array:
     """What the output's table is multiplied with."""
     return hidden * self.config.width**-0.5 if self.config.logit_scale else hidden
 
   def token_logits(self, hidden: jax.Array) -> jax.Array:
-    """`[..., D] -> float32 [..., V]`: the scores of the next token."""
-    return scores(self.scaled(hidden), self.output_table())
-
-  def token_logits_at(self, hidden_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
-    """float32 `[B, P, V]` at the given positions only."""
-    return self.token_logits(jnp.take_along_axis(hidden_BTD, positions_BP[..., None], axis=1))
+    return super().token_logits(self.scaled(hidden))
 
   def class_logits(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
     """float32 `[B, classes]` from the state at the row's last token, or where `decoder_length` of

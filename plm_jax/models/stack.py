@@ -1,26 +1,21 @@
-"""One side of an encoder-decoder: its layers with what stands before and behind them."""
+"""One side of an encoder-decoder: embedding, layers, and the last norm."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from plm_jax.models.config import TransformerConfig
 from plm_jax.models.dropout import Noise, dropout
-from plm_jax.models.layers import Embedding, LayerNorm, RMSNorm
-from plm_jax.models.model import Model
+from plm_jax.models.layer_loop import run_blocks, stack
+from plm_jax.models.layers import NORMS, Embedding
 from plm_jax.models.positions import sinusoids
 from plm_jax.models.relative import RelativeBias
-from plm_jax.models.transformer import (
-  AttentionContext,
-  PostNormBlock,
-  PreNormBlock,
-  run_blocks,
-  stack,
-  streams,
-)
+from plm_jax.models.transformer import AttentionContext, make_block, streams
 
 
 class Stack(nnx.Module):
@@ -32,43 +27,27 @@ class Stack(nnx.Module):
   """
 
   def __init__(
-    self, config: Model, key, side: str, *, cross: bool, bidirectional: bool, blocks=True
+    self,
+    config: TransformerConfig,
+    key,
+    side: str,
+    *,
+    cross: bool,
+    bidirectional: bool,
+    blocks=True,
   ):
-    c, decodes = config, side == "decoder"
+    c = config.decoder_side if side == "decoder" else config
     in_position, in_relative, in_blocks = jax.random.split(key, 3)
-    heads = (decodes and c.decoder_heads) or c.heads
-    hidden = (decodes and c.decoder_hidden) or c.hidden or 4 * c.width
-    self.config, self.layers = config, (decodes and c.decoder_layers) or c.layers
+    self.config, self.layers = c, c.layers
     rows = c.positions + c.first_position
     self.position = Embedding(in_position, rows, c.width) if c.position == "learned" else None
-    self.bias = (
-      RelativeBias(in_relative, c.relative_buckets, c.relative_distance, heads, bidirectional)
-      if c.position == "relative"
-      else None
-    )
-    normed = LayerNorm if c.norm == "layer" else RMSNorm
-    self.embed_norm = normed(c.width, c.norm_eps) if c.embedding_norm else None
-    block = PreNormBlock if c.norm_at == "pre" else PostNormBlock
-    make = lambda key: block(  # noqa: E731
-      key,
-      width=c.width,
-      heads=heads,
-      head_width=c.head_width,
-      hidden=hidden,
-      activation=c.activation,
-      gated=c.gated,
-      norm=c.norm,
-      eps=c.norm_eps,
-      bias=c.attention_bias,
-      feed_forward_bias=c.feed_forward_bias,
-      scale=c.attention_scale,
-      cross=cross,
-      dropout=c.dropout,
-      attention_dropout=c.attention_dropout,
-      inner_dropout=c.hidden_dropout,
-    )
-    self.blocks = stack(in_blocks, self.layers, make) if blocks else None
-    self.norm = normed(c.width, c.norm_eps) if c.norm_at == "pre" else None
+    relative = c.relative_buckets, c.relative_distance, c.heads, bidirectional
+    self.bias = RelativeBias(in_relative, *relative) if c.position == "relative" else None
+    norm = partial(NORMS[c.norm], c.width, c.norm_eps)
+    self.embed_norm = norm() if c.embedding_norm else None
+    make = partial(make_block, config=c, cross=cross)
+    self.blocks = stack(in_blocks, c.layers, make) if blocks else None
+    self.norm = norm() if c.norm_at == "pre" else None
 
   def embed(self, x_BTD: jax.Array, position_ids, noise: Noise | None) -> jax.Array:
     """`dropout(norm(scale * token + position))`, as far as there are any. position_ids: int
@@ -86,16 +65,21 @@ class Stack(nnx.Module):
     return dropout(x_BTD, c.dropout, noise)
 
   def finish(self, x_BTD: jax.Array, noise: Noise | None) -> jax.Array:
-    """What follows the last layer."""
+    """The last norm and dropout, where there are any."""
     x_BTD = x_BTD if self.norm is None else self.norm(x_BTD)
     return dropout(x_BTD, self.config.dropout, noise) if self.config.final_dropout else x_BTD
 
+  def context(self, mask: jax.Array, position_ids: jax.Array, **others) -> AttentionContext:
+    """The context of a row that begins at position 0."""
+    bias = None if self.bias is None else self.bias(position_ids.shape[-1], mask.shape[-1])
+    return AttentionContext.of(self.config, mask, position_ids, score_bias=bias, **others)
+
   def run(
-    self, x_BTD, position_ids, seen: AttentionContext, compute, noise, blocks=None
+    self, x_BTD, position_ids, context: AttentionContext, compute, noise, blocks=None
   ) -> jax.Array:
     """From embedded tokens to the last states. blocks: those of another stack, where shared."""
     in_embed, in_blocks, at_end = streams(noise, 3)
     x_BTD = self.embed(x_BTD, position_ids, in_embed)
     blocks = self.blocks if blocks is None else blocks
-    x_BTD = run_blocks(blocks, self.layers, x_BTD, seen, compute, in_blocks)
+    x_BTD = run_blocks(blocks, self.layers, x_BTD, context, compute, in_blocks)
     return self.finish(x_BTD, at_end)

@@ -1,5 +1,9 @@
 """T5: Exploring the Limits of Transfer Learning (Raffel et al. 2020, arXiv:1910.10683), and T5 1.1.
 
+The layers of both sides are GPT-2's (gpt.py) with RMSNorm, relu and no biases; the decoder's read
+the source between their two lines. Scores have a bias by distance (relative.py), and no layer adds
+positions.
+
 Sources: the paper, section 2.1; google-research/text-to-text-transfer-transformer (e081111)
 t5/models/gin and released_checkpoints.md; google-research/mesh for layers and initial weights.
 Attention scores are not divided by sqrt(d): the initial queries are so much smaller.
@@ -8,10 +12,10 @@ Attention scores are not divided by sqrt(d): the initial queries are so much sma
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 from plm_jax.models.activations import Activation
-from plm_jax.models.encoder_decoder import EncoderDecoder
+from plm_jax.models.config import Norm, NormAt, Position
+from plm_jax.models.encoder_decoder import EncoderDecoder, Frame
 from plm_jax.models.initializers import Initializer
 
 UNLIMITED = 2**15 - 1  # there is no table of positions that could end; rows count in 16 bits
@@ -25,9 +29,9 @@ class T5(EncoderDecoder):
   hidden: int | None = 2048
   head_width: int | None = 64
   positions: int = UNLIMITED
-  position: Literal["learned", "sinusoidal", "relative"] = "relative"
-  norm: Literal["layer", "rms"] = "rms"
-  norm_at: Literal["pre", "post"] = "pre"
+  position: Position = "relative"
+  norm: Norm = "rms"
+  norm_at: NormAt = "pre"
   norm_eps: float = 1e-6
   attention_bias: bool = False
   feed_forward_bias: bool = False
@@ -35,7 +39,7 @@ class T5(EncoderDecoder):
   logit_scale: bool = True
   hidden_dropout: float = 0.1
   final_dropout: bool = True
-  frame: Literal["t5", "bart", "plain"] = "t5"
+  frame: Frame = "t5"
   initializer: Initializer = "t5"
 
 

@@ -1,20 +1,20 @@
-"""Transformer blocks and the loop over them."""
+"""The layers of a Transformer: attention, feed-forward, norms, and what a layer is given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from plm_jax.models.activations import Activation, activate
-from plm_jax.models.attention import Attention
+from plm_jax.models.attention import Attention, window_mask
 from plm_jax.models.cache import LayerCache
-from plm_jax.models.compute import Compute
+from plm_jax.models.config import TransformerConfig
 from plm_jax.models.dropout import Noise, dropout
-from plm_jax.models.layers import LayerNorm, Linear, RMSNorm
+from plm_jax.models.layers import NORMS, Linear
 from plm_jax.models.positions import Rotation
 
 
@@ -51,14 +51,29 @@ class FeedForward(nnx.Module):
     return self.down(dropout(x_BTF, self.dropout, noise))
 
 
+class LocalContext(NamedTuple):
+  """What the layers with a window see.
+
+  near: bool `[1, 1, T, S]`, True where a source is at most `window` columns from its target.
+  rotation: None is that of the other layers. global_every: these layers see all, see
+  `TransformerConfig`.
+  """
+
+  near: jax.Array
+  window: int
+  global_every: int
+  rotation: Rotation | None
+
+
 class AttentionContext(NamedTuple):
-  """What all layers of a stack see besides the residual stream; masks and biases broadcast to
+  """The inputs of attention that all layers of a stack share; masks and biases broadcast to
   `[B, N, T, S]`.
 
   rotation: of queries and keys (RoPE). score_bias: float32, added to the scores of self-attention
   (T5). source, source_mask: the states `[B, S, D]` that cross-attention reads; no source is needed
   where its keys and values are cached. at: the column of the cache that the first target gets.
-  causal: the mask is False wherever the source follows the target.
+  causal: the mask is False wherever the source follows the target. local: of the layers with a
+  window. window: of this layer, where it is known when the program is compiled.
   """
 
   mask: jax.Array
@@ -68,81 +83,102 @@ class AttentionContext(NamedTuple):
   source_mask: jax.Array | None = None
   at: jax.Array | None = None
   causal: bool = False
+  local: LocalContext | None = None
+  window: int | None = None
+
+  @classmethod
+  def of(
+    cls, config: TransformerConfig, mask: jax.Array, position_ids: jax.Array, at=None, **others
+  ) -> AttentionContext:
+    """With the angles and the window of a configuration. position_ids: int `[T]` or `[B, T]`, of
+    the targets; the window counts columns. others: further fields."""
+    local = None
+    if config.window is not None:
+      targets, sources = position_ids.shape[-1], mask.shape[-1]
+      near = window_mask(config.window, targets, sources, 0 if at is None else at)
+      rotation = config.local_rotation(position_ids)
+      local = LocalContext(near, config.window, config.global_every, rotation)
+    return cls(mask, config.rotation(position_ids), at=at, local=local, **others)
+
+  def of_layer(self, layer: int | jax.Array) -> AttentionContext:
+    """The context of one layer, counted from 0: within its window, or all."""
+    local = self.local
+    if local is None:
+      return self
+    sees_all = local.global_every > 0 and layer % local.global_every == 0
+    if isinstance(sees_all, bool):  # known when the program is compiled
+      if sees_all:
+        return self._replace(local=None)
+      rotation = local.rotation or self.rotation
+      mask = self.mask & local.near
+      return self._replace(mask=mask, rotation=rotation, window=local.window, local=None)
+    rotation = self.rotation
+    if local.rotation is not None:
+      pairs = zip(rotation, local.rotation, strict=True)
+      rotation = Rotation(*(jnp.where(sees_all, wide, near) for wide, near in pairs))
+    return self._replace(mask=self.mask & (local.near | sees_all), rotation=rotation, local=None)
 
 
 class Block(nnx.Module):
   """A layer's parts: self-attention, perhaps cross-attention, feed-forward, and a norm for each.
-  Where the norms stand is said by `PostNormBlock` and `PreNormBlock`.
+  `PostNormBlock` and `PreNormBlock` say where the norms are.
 
-  norm: `layer` (LayerNorm) or `rms` (RMSNorm). cross: whether there is cross-attention.
-  bias: of attention; feed_forward_bias: None is the same. inner_dropout: within the feed-forward.
+  cross: whether there is cross-attention.
   """
 
-  def __init__(
-    self,
-    key,
-    *,
-    width: int,
-    heads: int,
-    hidden: int,
-    activation: Activation,
-    eps: float,
-    dropout: float,
-    attention_dropout: float,
-    norm: Literal["layer", "rms"] = "layer",
-    gated: bool = False,
-    bias: bool = True,
-    feed_forward_bias: bool | None = None,
-    kv_heads: int | None = None,
-    head_width: int | None = None,
-    scale: float | None = None,
-    cross: bool = False,
-    inner_dropout: float = 0.0,
-  ):
-    attention, feed_forward = jax.random.split(key)
-    normed = LayerNorm if norm == "layer" else RMSNorm
-    heads_of = {"kv_heads": kv_heads, "head_width": head_width, "scale": scale, "bias": bias}
-    self.attention = Attention(attention, width, heads, **heads_of)
-    self.attention_norm = normed(width, eps)
-    in_cross = jax.random.fold_in(key, 2)
-    self.cross = Attention(in_cross, width, heads, **heads_of) if cross else None
-    self.cross_norm = normed(width, eps) if cross else None
-    self.feed_forward = FeedForward(
-      feed_forward,
-      width,
-      hidden,
-      activation,
-      gated=gated,
-      bias=bias if feed_forward_bias is None else feed_forward_bias,
-      dropout=inner_dropout,
+  def __init__(self, key, config: TransformerConfig, cross: bool = False):
+    c = config
+    in_attention, in_feed_forward = jax.random.split(key)
+    attention = partial(
+      Attention,
+      width=c.width,
+      heads=c.heads,
+      kv_heads=c.kv_heads,
+      head_width=c.head_width,
+      scale=c.attention_scale,
+      bias=c.attention_bias,
     )
-    self.feed_forward_norm = normed(width, eps)
-    self.dropout, self.attention_dropout = dropout, attention_dropout
+    norm = partial(NORMS[c.norm], c.width, c.norm_eps)
+    self.attention, self.attention_norm = attention(in_attention), norm()
+    self.cross = attention(jax.random.fold_in(key, 2)) if cross else None
+    self.cross_norm = norm() if cross else None
+    self.feed_forward = FeedForward(
+      in_feed_forward,
+      c.width,
+      c.width_of_feed_forward,
+      c.activation,
+      gated=c.gated,
+      bias=c.feed_forward_bias,
+      dropout=c.hidden_dropout,
+    )
+    self.feed_forward_norm = norm()
+    self.dropout, self.attention_dropout = c.dropout, c.attention_dropout
 
-  def attend(self, x_BTD, seen: AttentionContext, noise, cache: LayerCache | None):
+  def attend(self, x_BTD, context: AttentionContext, noise, cache: LayerCache | None):
     """Self-attention, and the cache with the keys and values of x in it."""
-    own = self.attention.key_values(x_BTD, seen.rotation)
+    own = self.attention.key_values(x_BTD, context.rotation)
     if cache is not None:
-      own = cache.own.extended(own, seen.at)
+      own = cache.own.extended(own, context.at)
       cache = cache._replace(own=own)
     y_BTD = self.attention(
       x_BTD,
-      seen.mask,
+      context.mask,
       self.attention_dropout,
       noise,
       read=own,
-      score_bias=seen.score_bias,
-      rotation=seen.rotation,
-      causal=seen.causal,
+      score_bias=context.score_bias,
+      rotation=context.rotation,
+      causal=context.causal,
+      window=context.window,
     )
     return y_BTD, cache
 
   def attend_source(
-    self, x_BTD, seen: AttentionContext, noise, cache: LayerCache | None
+    self, x_BTD, context: AttentionContext, noise, cache: LayerCache | None
   ) -> jax.Array:
     """Cross-attention."""
-    read = self.cross.key_values(seen.source) if cache is None else cache.source
-    return self.cross(x_BTD, seen.source_mask, self.attention_dropout, noise, read=read)
+    read = self.cross.key_values(context.source) if cache is None else cache.source
+    return self.cross(x_BTD, context.source_mask, self.attention_dropout, noise, read=read)
 
 
 class PostNormBlock(Block):
@@ -151,17 +187,17 @@ class PostNormBlock(Block):
   def __call__(
     self,
     x_BTD: jax.Array,
-    seen: AttentionContext,
+    context: AttentionContext,
     noise: Noise | None,
     cache: LayerCache | None = None,
   ) -> tuple[jax.Array, LayerCache | None]:
     in_attention, after_attention, after_feed_forward, in_cross, after_cross, inside = streams(
       noise, 6
     )
-    y, cache = self.attend(x_BTD, seen, in_attention, cache)
+    y, cache = self.attend(x_BTD, context, in_attention, cache)
     x_BTD = self.attention_norm(x_BTD + dropout(y, self.dropout, after_attention))
     if self.cross is not None:
-      y = self.attend_source(x_BTD, seen, in_cross, cache)
+      y = self.attend_source(x_BTD, context, in_cross, cache)
       x_BTD = self.cross_norm(x_BTD + dropout(y, self.dropout, after_cross))
     y = self.feed_forward(x_BTD, inside)
     x_BTD = self.feed_forward_norm(x_BTD + dropout(y, self.dropout, after_feed_forward))
@@ -175,121 +211,28 @@ class PreNormBlock(Block):
   def __call__(
     self,
     x_BTD: jax.Array,
-    seen: AttentionContext,
+    context: AttentionContext,
     noise: Noise | None,
     cache: LayerCache | None = None,
   ) -> tuple[jax.Array, LayerCache | None]:
     in_attention, after_attention, after_feed_forward, in_cross, after_cross, inside = streams(
       noise, 6
     )
-    y, cache = self.attend(self.attention_norm(x_BTD), seen, in_attention, cache)
+    y, cache = self.attend(self.attention_norm(x_BTD), context, in_attention, cache)
     x_BTD = x_BTD + dropout(y, self.dropout, after_attention)
     if self.cross is not None:
-      y = self.attend_source(self.cross_norm(x_BTD), seen, in_cross, cache)
+      y = self.attend_source(self.cross_norm(x_BTD), context, in_cross, cache)
       x_BTD = x_BTD + dropout(y, self.dropout, after_cross)
     y = self.feed_forward(self.feed_forward_norm(x_BTD), inside)
     x_BTD = x_BTD + dropout(y, self.dropout, after_feed_forward)
     return x_BTD, cache
 
 
+def make_block(key: jax.Array, config: TransformerConfig, cross: bool = False) -> Block:
+  """The layer that a configuration describes."""
+  return (PreNormBlock if config.norm_at == "pre" else PostNormBlock)(key, config, cross)
+
+
 def streams(noise: Noise | None, count: int) -> list[Noise | None]:
   """`count` independent sources of noise, or as many Nones."""
   return [None if noise is None else noise.fold(i) for i in range(count)]
-
-
-def stack(
-  key: jax.Array, layers: int, make: Callable[[jax.Array], nnx.Module], first: int | None = None
-) -> nnx.Module:
-  """`layers` modules made by `make(key)`, as one whose parameters have a leading layer axis; where
-  `first` is given, only so many of them."""
-  return jax.vmap(make)(jax.random.split(key, layers)[:first])
-
-
-Sharing = Literal["none", "all", "attention", "ffn"]
-_SHARED = {
-  "none": (),
-  "attention": ("attention", "attention_norm"),
-  "ffn": ("feed_forward", "feed_forward_norm"),
-}
-_SHARED["all"] = _SHARED["attention"] + _SHARED["ffn"]
-
-
-def shared(blocks: PostNormBlock, sharing: Sharing, groups: int = 1) -> PostNormBlock:
-  """Stacked blocks whose shared parts have a leading axis of `groups` instead of layers: layer l of
-  L reads entry `l * groups // L` (google-research/albert, modeling.py `group_idx`).
-
-  Shared by structure: there is one array, so its gradient is the sum over the layers that read it.
-  """
-  for part in _SHARED[sharing]:
-    setattr(blocks, part, jax.tree.map(lambda x: x[:groups], getattr(blocks, part)))
-  return blocks
-
-
-def run_blocks(
-  blocks: nnx.Module | list[nnx.Module],
-  layers: int,
-  x: jax.Array,
-  seen: AttentionContext,
-  compute: Compute,
-  noise: Noise | None = None,
-  cache: Any = None,
-) -> jax.Array | tuple[jax.Array, Any]:
-  """Applies stacked blocks in order: `x = block_l(x, seen, noise_l)` for every layer l of `layers`.
-
-  Scanned or unrolled by `compute`; the parameters are stacked either way, so a checkpoint does not
-  depend on the choice. What fewer entries than layers have is shared, see `shared`.
-
-  With a cache, as `empty_cache` makes it, every block gets its layer's and the result is
-  (x, the cache after it). `blocks` may then be what `unstack` returns: inside the loop over tokens
-  taking a stack apart would copy all parameters for each.
-  """
-
-  def apply(x, layer):
-    block, index, cache = layer
-    return block(x, seen, None if noise is None else noise.fold(index), cache)
-
-  if compute.remat and cache is None:
-    apply = jax.checkpoint(apply)
-  if isinstance(blocks, list) or compute.unrolls(layers):
-    blocks = blocks if isinstance(blocks, list) else unstack(blocks, layers)
-    kept = []
-    for index, block in enumerate(blocks):
-      x, after = apply(x, (block, index, None if cache is None else cache[index]))
-      kept.append(after)
-    return x if cache is None else (x, kept)
-
-  leaves, treedef = jax.tree.flatten(blocks)
-  own = [leaf if leaf.shape[0] == layers else None for leaf in leaves]
-
-  def scanned(carry, layer):
-    x, cache = carry
-    own, index = layer
-    group = [index * leaf.shape[0] // layers if leaf.shape[0] > 1 else 0 for leaf in leaves]
-    block = [
-      leaf[g] if mine is None else mine for leaf, g, mine in zip(leaves, group, own, strict=True)
-    ]
-    x, after = apply(x, (jax.tree.unflatten(treedef, block), index, _entry(cache, index)))
-    return (x, _with_entry(cache, index, after)), None
-
-  x, kept = jax.lax.scan(scanned, (x, cache), (own, jnp.arange(layers)))[0]
-  return x if cache is None else (x, kept)
-
-
-def _entry(cache, index):
-  return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), cache)
-
-
-def _with_entry(cache, index, new):
-  put = jax.lax.dynamic_update_index_in_dim
-  return jax.tree.map(lambda all_, one: put(all_, one, index, 0), cache, new)
-
-
-def unstack(blocks: nnx.Module, layers: int) -> list[nnx.Module]:
-  """The single layers. `lax.split` is used because its gradient is one concatenation, where that
-  of indexing is a sum of `layers` padded arrays."""
-  leaves, treedef = jax.tree.flatten(blocks)
-  split = [[p[0] for p in jax.lax.split(leaf, (1,) * leaf.shape[0])] for leaf in leaves]
-  return [
-    jax.tree.unflatten(treedef, [parts[l * len(parts) // layers] for parts in split])
-    for l in range(layers)
-  ]

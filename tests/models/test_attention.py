@@ -14,7 +14,8 @@ from plm_jax.models.attention import (
   padding_mask,
 )
 from plm_jax.models.dropout import Noise
-from plm_jax.models.layers import project, scores
+from plm_jax.models.layers import scores
+from plm_jax.models.products import contract
 
 B, T, N, H = 2, 7, 3, 5
 D = N * H
@@ -131,7 +132,7 @@ def test_a_projection_and_its_gradients_equal_the_einsum(subscripts):
   w = random.normal(size=(D, N, H) if inputs == 1 else (N, H, D)).astype(np.float32)
 
   def ours(x, w):
-    return jnp.sin(project(x, w, inputs, None)).sum()
+    return jnp.sin(contract(x, w, inputs)).sum()
 
   def einsum(x, w):
     return jnp.sin(jnp.einsum(subscripts, x, w)).sum()
@@ -159,7 +160,7 @@ def test_scores_by_a_table_and_their_gradients_equal_the_einsum(wide, narrow):
 def test_the_gradient_of_a_kernel_is_one_product_of_two_matrices():
   # A stack of matrices here is three times as slow on a CPU (docs/speed.md).
   def loss(w, x):
-    return project(x, w, 1, None).sum()
+    return contract(x, w, 1).sum()
 
   jaxpr = jax.make_jaxpr(jax.grad(loss))(jnp.ones((D, N, H)), jnp.ones((B, T, D)))
   operands = [e.invars for e in jaxpr.jaxpr.eqns if e.primitive.name == "dot_general"]

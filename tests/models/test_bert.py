@@ -137,7 +137,7 @@ def test_impossible_sizes_are_refused(field, value):
 
 
 def test_the_two_gelus_differ_by_their_known_maximum():
-  from plm_jax.models.transformer import activate
+  from plm_jax.models.activations import activate
 
   x = jnp.linspace(-6, 6, 120_001)
   difference = np.abs(activate(x, "gelu_tanh") - activate(x, "gelu_erf"))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.finetune import recipe
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.errors import UserError
 from plm_jax.evaluation.held_out import held_out
@@ -22,7 +23,7 @@ from plm_jax.objectives.mlm import MLM
 from plm_jax.optim.adamw import AdamW
 from plm_jax.runs import Run
 from plm_jax.sharding import MeshShape
-from plm_jax.tasks.labelled_text import Examples
+from plm_jax.tasks.labelled_text import Examples, LabelledText
 from plm_jax.tasks.rows import LabelledBatches
 from plm_jax.train import report
 from tests import toy_run
@@ -207,3 +208,19 @@ def test_rows_of_a_classification_are_framed_and_read(lstm_run):
   assert batch["input_ids"][0, :4].tolist() == [vocab.cls, 5, 6, vocab.sep]
   params = lstm_run.config.init(jax.random.key(1), {"classes": 3})
   assert params.class_logits(params(batch, COMPUTE), batch, None).shape == (1, 3)
+
+
+def test_fine_tuning_reads_the_state_after_the_last_token():
+  experiment = recipe(SIZES, LabelledText(source="none.csv", length=12), classes=3, examples=10)
+  params = SIZES.init(jax.random.key(0), experiment.heads)
+  ids = np.random.default_rng(0).integers(5, 40, (2, 12))
+
+  def logits(column, token):
+    batch = rows(np.where(np.arange(12) == column, token, ids))
+    batch["length"] = np.array([12, 7], np.int32)
+    return params.class_logits(params(batch, COMPUTE), batch, None)
+
+  assert logits(6, 5).shape == (2, 3)
+  assert not np.allclose(logits(6, 5)[1], logits(6, 6)[1], atol=1e-4)  # the last token
+  np.testing.assert_array_equal(logits(7, 5)[1], logits(7, 6)[1])  # padding
+  assert not np.allclose(logits(7, 5)[0], logits(7, 6)[0], atol=1e-4)

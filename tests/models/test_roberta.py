@@ -43,7 +43,8 @@ def test_parameter_counts_are_those_of_the_released_models(config, heads, publis
 
 def test_positions_begin_at_two_and_padding_has_one():
   # Facts of fairseq's make_positions for [<s>, a, b, </s>, <pad>, <pad>]
-  assert position_ids(jnp.array([4]), 6, BASE.first_position).tolist() == [[2, 3, 4, 5, 1, 1]]
+  batch = {"input_ids": np.zeros((1, 6), int), "length": np.array([4])}
+  assert position_ids(batch, BASE.first_position).tolist() == [[2, 3, 4, 5, 1, 1]]
 
 
 def test_no_segment_is_told_from_another():

@@ -34,7 +34,8 @@ class Model(nnx.Module):
   def __init__(self, seed, heads=("nsp",), width=16):
     self.token = Leaf(seed, table=(31, width))
     self.blocks = Leaf(seed)
-    self.blocks.query = Leaf(seed, kernel=(2, width, 4, 4), bias=(2, 4, 4))
+    self.blocks.attention = Leaf(seed)
+    self.blocks.attention.query = Leaf(seed, kernel=(2, width, 4, 4), bias=(2, 4, 4))
     for name in heads:
       setattr(self, name, Leaf(seed, kernel=(width, 2), bias=(2,)))
 

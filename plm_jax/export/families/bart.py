@@ -32,6 +32,8 @@ OPTIONS = {
   "tied": ("tie_word_embeddings", True),
 }
 ALWAYS = {
+  "kv_heads": None,
+  "window": None,
   "head_width": None,
   "position": "learned",
   "first_position": 2,

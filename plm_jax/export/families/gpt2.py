@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from plm_jax.export.decoders import ALWAYS as DECODER_ALWAYS
 from plm_jax.export.decoders import DecoderFamily
 from plm_jax.export.heads import named
 from plm_jax.export.names import Entry, linear, norm, table
@@ -25,7 +26,7 @@ OPTIONS = {
   "initializer_range": ("initializer_range", 0.02),
   "tied": ("tie_word_embeddings", True),
 }
-ALWAYS = {
+ALWAYS = DECODER_ALWAYS | {
   "position": "learned",
   "rope_scaling": None,
   "kv_heads": None,

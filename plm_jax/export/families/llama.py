@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from plm_jax.errors import UserError
+from plm_jax.export.decoders import ALWAYS as DECODER_ALWAYS
 from plm_jax.export.decoders import DecoderFamily
 from plm_jax.export.heads import named
 from plm_jax.export.names import Entry, linear, norm, table
@@ -32,7 +33,7 @@ OPTIONS = {
   "initializer_range": ("initializer_range", 0.02),
   "tied": ("tie_word_embeddings", False),
 }
-ALWAYS = {
+ALWAYS = DECODER_ALWAYS | {
   "position": "rotary",
   "norm": "rms",
   "norm_at": "pre",

@@ -30,6 +30,8 @@ OPTIONS = {
   "classifier_dropout": ("classifier_dropout", 0.0),
 }
 ALWAYS = {
+  "kv_heads": None,
+  "window": None,
   "decoder_heads": None,
   "decoder_hidden": None,
   "position": "relative",
