@@ -122,7 +122,7 @@ def refused(result) -> str:
     (["--budget=large"], "smoke|small|paper"),
     (["--sede=1"], "did you mean --seed?"),
     (["--from=nowhere"], "nowhere is not the directory of a run"),
-    (["more"], "'more' stands alone"),
+    (["more"], "'more' was given without a flag"),
     (["--list=foo"], "--list=foo was given; this flag takes no value."),
     (["--cache=/dev/null/cache"], "the cache /dev/null/cache cannot be made"),
     (["--set=model.layers=0"], "model.layers=0 must be at least 1"),
