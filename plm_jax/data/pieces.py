@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from plm_jax.data.corpora import Source
 from plm_jax.data.documents import Document
 
-FEW = 20  # documents; texts with more are split by document
+FEW = 20  # documents; texts with this many are split by document
 _PIECES = 200  # target number of pieces, within the next two limits
 _SHORTEST, _LONGEST = 8, 64  # sentences of a piece
 

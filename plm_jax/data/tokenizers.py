@@ -319,6 +319,6 @@ class Unigram(Added):
 
 
 TokenizerConfig = WordPiece | BytePairs | Unigram
-"""A new kind is one class with a `kind`, named here."""
+"""To add a kind, write a class with a `kind` and add it here."""
 
 KINDS: dict[str, type[TokenizerConfig]] = {c.kind: c for c in get_args(TokenizerConfig)}

@@ -127,12 +127,12 @@ def _window(language: ToyLanguage, length: int) -> np.ndarray:
   return joint
 
 
-# --- given masked rows ---------------------------------------------------------------------------
+# --- best losses for given masked rows -----------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corruption:
-  """How a selected position is shown: [MASK], itself, or a random one of `drawn_from` tokens.
+  """The corruption of a selected position: [MASK], itself, or a random one of `drawn_from` tokens.
 
   drawn_from: number of tokens that the random one is drawn from, if more than the words of the
     language (a tokenizer's special tokens may be drawn too and are HIDDEN).

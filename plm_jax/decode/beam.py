@@ -127,7 +127,7 @@ def _extended(state: _Search, logits_BKV, limit_B, rules: Rules, ends_E) -> _Sea
 
 
 def _finished(state: _Search, ids_BCL, log_p_BC, ends_BC, finishes_BC, rules: Rules) -> BestTexts:
-  """The best of the earlier finished texts and of those that finish state."""
+  """The best of the earlier finished texts and of those that finish now."""
   beams = state.ids_BKL.shape[1]
   length = (state.step + 1).astype(jnp.float32)
   score_BC = jnp.where(finishes_BC, log_p_BC / length**rules.length_penalty, _NEVER)
