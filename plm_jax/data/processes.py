@@ -1,8 +1,8 @@
 """Worker processes for host work: child processes with pipes.
 
 `fork` is not safe with jax's threads, and `spawn` would run the user's main module again, whose
-import of jax takes seconds. A worker imports only the module of its function. It ends when its
-parent ends for any reason, because its stdin then closes.
+import of jax takes seconds. A worker imports only the module of its function. It ends with its
+parent, however that ends, because its stdin then closes.
 """
 
 import os

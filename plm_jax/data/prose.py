@@ -2,8 +2,7 @@
 
 `paragraphs` reads the layout of a docstring (reStructuredText, numpydoc, Google style and Markdown
 occur in one package) and keeps running text; `is_prose` then tests each sentence. `paragraphs` may
-let code pass, since `is_prose` refuses it; `is_prose` may be strict, since there is more text than
-needed.
+let code pass, since `is_prose` refuses it, which may be strict, since there is text enough.
 """
 
 import functools

@@ -17,8 +17,8 @@ class Vocab:
     (fairseq's rule: a text's first word counts only with `prefix_space`); unigram: "▁". None for
     GPT-1, whose tokens mark ends of words.
   counts: int [V], frequencies in the training text, if a run has set them.
-  sentinels: int32 [n], the ids of <extra_id_0>, <extra_id_1>, ...; languages: of language codes.
-  full_stop: bool [V], the token is a full stop.
+  sentinels: int32 [n], the ids of <extra_id_0>, <extra_id_1>, ...
+  languages: the ids of language codes. full_stop: bool [V], the token is a full stop.
   """
 
   size: int

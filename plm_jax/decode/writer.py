@@ -163,9 +163,8 @@ def _write(
   rows = bucket(len(jobs), 1)
   filled = [*jobs, *[jobs[-1]] * (rows - len(jobs))]
   causal = prompts[jobs[0][0]].source is None
-  # All targets begin with the same one or two tokens.
-  beginnings = [prompts[n].ids for n, _ in filled]
-  prompt_BT, pad_B = padded(beginnings, left=True, least=8 if causal else 1)
+  least = 8 if causal else 1  # all targets begin with the same one or two tokens
+  prompt_BT, pad_B = padded([prompts[n].ids for n, _ in filled], left=True, least=least)
   batch = {"pad": pad_B}
   if not causal:
     ids_BS, pad = padded([prompts[n].source for n, _ in filled], left=False)

@@ -516,7 +516,7 @@ def test_a_path_of_another_kind_or_with_other_rules_is_refused(trained, tmp_path
 
 
 @pytest.mark.parametrize("name", ["word_piece", "byte_pairs", "unigram_t5"])
-def test_sentinels_and_languages_have_the_ids_behind_the_vocabulary(trained, name, tmp_path):
+def test_sentinels_and_languages_have_the_ids_after_the_vocabulary(trained, name, tmp_path):
   config = replace(TRAINED[name], sentinels=100, languages=("en_XX", "de_DE"))
   tokenizer = Tokenizer(trained[name]._backend, config.sentinels, config.languages)
   own, vocab = trained[name].vocab.size, tokenizer.vocab
@@ -600,7 +600,7 @@ def test_a_file_of_xlm_r_has_the_ids_of_fairseq(tmp_path):
     in_fairseq_order(TRAINED["unigram_t5"].train(invented_text())._backend)
 
 
-def test_a_file_of_mbart_has_its_languages_and_the_mask_behind_the_pieces(tmp_path):
+def test_a_file_of_mbart_has_its_languages_and_the_mask_after_the_pieces(tmp_path):
   """The ids of transformers' MBartTokenizer, where it is installed."""
   (tmp_path / "text").write_text("\n".join(invented_text(100)))
   sentencepiece.SentencePieceTrainer.train(
