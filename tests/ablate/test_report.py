@@ -140,7 +140,7 @@ def test_published_and_measured_numbers_stand_side_by_side(sweep, tmp_path):
   header = next(line for line in lines if line.startswith("| arm | ppl"))
   assert header == "| arm | ppl, published | mlm_perplexity, measured | MNLI, published |"
   assert "| a | 5.84 | 31.00 ± 1.00 | 77.9 |" in lines
-  assert "| looking at nothing |  | 148.4 |  |" in lines
+  assert "| baseline |  | 148.4 |  |" in lines
 
 
 def test_an_arm_that_was_never_started_is_left_out_and_named(sweep, tmp_path):
@@ -259,7 +259,7 @@ def test_commands_of_a_report_can_be_pasted_and_settings_go_before_the_caveat(sw
   report.write(measured._replace(plan=plan, table=table), tmp_path)
   said = (tmp_path / "report.md").read_text()
   assert "'--set=objectives=MLM(rate=0.4), NSP()'" in said
-  assert "There are two layers. Sizes that are said here are those without `--set`" in said
+  assert "There are two layers. Sizes in this paragraph are those without `--set`" in said
 
 
 def test_every_metric_is_explained():

@@ -229,7 +229,7 @@ def test_a_second_sweep_in_the_same_directory_is_refused(place, tmp_path):
     ({"arms": ["bse"]}, "Did you mean 'base'?"),
     ({"set": ["optim.paek=1"]}, "arm base: --set optim.paek=1: there is no 'paek'"),
     ({"finetune": "some"}, "expected numbers or all"),
-    ({"blimp": "nowhere"}, "--blimp=nowhere is no folder with .jsonl files"),
+    ({"blimp": "nowhere"}, "--blimp=nowhere is not a folder with .jsonl files"),
     ({"blimp_pairs": 5}, "--blimp_pairs=5 says nothing without --blimp=FOLDER"),
     ({"set": ["model.width=3"]}, "arm base: --set model.width=3: model.width=3"),
     ({"set": ["steps=2"]}, "lower it too: --set=optim.warmup=0"),

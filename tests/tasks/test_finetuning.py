@@ -135,7 +135,7 @@ def test_the_test_is_what_pretraining_held_out_and_never_more(
   assert not capsys.readouterr().err
   gone = dataclasses.replace(later, document={"initial": {"from": str(tmp_path / "gone")}})
   plan(gone, recipe, own, tmp_path, tmp_path)
-  assert "what pretraining read before is not known" in capsys.readouterr().err
+  assert "the text of the pretraining before that is unknown" in capsys.readouterr().err
   toy.fingerprint = lambda: "changed"
   plan(source, recipe, own, tmp_path, tmp_path)
   assert "has changed since" in capsys.readouterr().err
