@@ -1,9 +1,9 @@
-"""What every command of the project shares: flags, errors as sentences, and finding experiments.
+"""Shared parts of every command: flags, errors as sentences, and finding experiments.
 
 A command is a module with a docstring, `define_flags()`, `main()`, and `cli.run(main)` as its last
-line. Flags are defined when a command runs and not on import, since several commands have flags of
-the same name. Exit codes: 0 done (`--help` included), 2 the user's mistake (one sentence on
-stderr), 130 interrupted, 1 a defect of ours (with its traceback).
+line. Flags are defined when a command runs, not on import, since several commands have flags of the
+same name. Exit codes: 0 success (`--help` included), 1 a bug of ours (with its traceback), 2 the
+user's mistake (one sentence on stderr), 130 interrupted, 141 closed pipe.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _HELP_FULL = ("--helpfull", "-helpfull")
 
 
 def run(main: Callable[..., int | None], words: tuple[str, ...] = ()) -> NoReturn:
-  """Parses the flags, calls `main()` and leaves with its return value or the error's exit code.
+  """Parses the flags, calls `main()` and exits with its return value or the error's exit code.
 
-  words: the names of the arguments without a flag, such as ("SRC", "DST"), which `main` is given.
+  words: the names of the positional arguments that `main` takes, such as ("SRC", "DST").
   """
   module = sys.modules[main.__module__]
   if not _own_flags(module):
@@ -57,11 +57,11 @@ def run(main: Callable[..., int | None], words: tuple[str, ...] = ()) -> NoRetur
   except _HelpShown:
     code = 0
   except BrokenPipeError:
-    # The reader (`| head`) has left: what is still buffered has nowhere to go.
+    # The reader (`| head`) has ended: discard the buffered output.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 141
   except OSError as error:
-    if error.errno not in _OF_THE_PLACE:
+    if error.errno not in _FILE_ERRORS:
       raise
     where = f": {error.filename}" if error.filename else ""
     own = {flag.name for flag in _own_flags(module)}
@@ -73,17 +73,17 @@ def run(main: Callable[..., int | None], words: tuple[str, ...] = ()) -> NoRetur
   sys.exit(code)
 
 
-# What a full, read-only, forbidden or impossible place for files says: the user's to mend. A file
-# that is missing is not among them: that may be a defect of ours.
-_OF_THE_PLACE = {
+# Errors of full, read-only, forbidden or impossible folders, which the user can fix. A missing file
+# is not among them: it may be a bug of ours.
+_FILE_ERRORS = {
   getattr(errno, name)
   for name in ("EACCES", "EDQUOT", "EFBIG", "EISDIR", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EPERM")
 } | {errno.EROFS}
 
 
 def _end_if_interrupted(unraisable) -> None:
-  """Ctrl-C may arrive in a callback whose exceptions Python only prints: jax's, after each
-  compilation. It ends the command all the same; what is on disk bears it as it bears a kill."""
+  """Exits on Ctrl-C in a callback whose exceptions Python only prints, such as jax's after each
+  compilation. Files on disk stay consistent, as after SIGKILL."""
   if unraisable.exc_type is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
     _say("interrupted")
     sys.stdout.flush()
@@ -100,8 +100,8 @@ def _say(sentence: str) -> None:
 
 
 def _parse_flags(module: ModuleType, argv: list[str], expected: tuple[str, ...] = ()) -> list[str]:
-  """Parses `argv` into absl's FLAGS; what stands alone is returned, as many words as expected.
-  Raises UserError for whatever cannot be parsed."""
+  """Parses `argv` into absl's FLAGS and returns the positional arguments, as many as `expected`.
+  Errors: `UserError` for anything that cannot be parsed."""
   before_end = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
   if any(word in _HELP for word in before_end):
     print(_help(module))
@@ -114,18 +114,18 @@ def _parse_flags(module: ModuleType, argv: list[str], expected: tuple[str, ...] 
   except flags.UnrecognizedFlagError as error:
     raise UserError(_unknown_flag(module, error.flagname)) from None
   except flags.Error as error:
-    if given := re.match(r"flag (--\S+): \('Non-boolean", str(error)):
-      raise UserError(f"{given[1]} was given; this flag takes no value.") from None
-    raise UserError(_ended(str(error))) from None
+    if match := re.match(r"flag (--\S+): \('Non-boolean", str(error)):
+      raise UserError(f"{match[1]} was given; this flag takes no value.") from None
+    raise UserError(_with_full_stop(str(error))) from None
   if expected and len(words) != len(expected):
-    given = " ".join(words) or "nothing"
-    raise UserError(f"{given} was given; expected {' '.join(expected)} (--help tells more).")
+    actual = " ".join(words) or "nothing"
+    raise UserError(f"{actual} was given; expected {' '.join(expected)} (--help tells more).")
   if words and not expected:
     raise UserError(
-      f"{words[0]!r} stands alone; every setting is written --flag=value (--help lists the flags)."
+      f"{words[0]!r} was given without a flag; write --flag=value (--help lists the flags)."
     )
   for flag in _own_flags(module):
-    if flag.present and flag.value == "":  # of a shell variable that is not set, mostly
+    if flag.present and flag.value == "":  # often an unset shell variable
       raise UserError(f"--{flag.name}= was given without a value; give one or leave it out.")
   _quiet_logs()
   return words
@@ -138,19 +138,19 @@ def _unknown_flag(module: ModuleType, name: str) -> str:
   return f"there is no flag --{name}{meant}"
 
 
-def _ended(sentence: str) -> str:
+def _with_full_stop(sentence: str) -> str:
   return sentence if sentence.endswith((".", "?", "!")) else sentence + "."
 
 
 def _quiet_logs() -> None:
-  """Libraries report warnings and errors only, unless --verbosity asks for more."""
+  """Limits logs to warnings and errors, unless --verbosity is given."""
   if flags.FLAGS["verbosity"].using_default_value:
     logging.set_verbosity(logging.WARNING)
 
 
 def read_text(path: str, flag: str) -> str:
-  """The text of a file that `flag` names. Errors: `UserError` for files that are not text, and for
-  devices, which may never end."""
+  """The text of the file `path`. Errors: `UserError`, with `flag`, for files that are not text, and
+  for devices, which may never end."""
   if Path(path).is_char_device():
     raise UserError(f"{flag}={path} is a device; expected a file of text.")
   try:
@@ -168,7 +168,7 @@ def _own_flags(module: ModuleType) -> list[flags.Flag]:
 
 
 def _help(module: ModuleType) -> str:
-  """The module's docstring and its own flags, a line each where they fit."""
+  """The module's docstring and its own flags, one line each if they fit."""
   own = _own_flags(module)
   usages = [_flag_usage(flag) for flag in own]
   width = min(max(map(len, usages), default=0), 28)
@@ -191,7 +191,7 @@ def _flag_usage(flag: flags.Flag) -> str:
 
 def _flag_help(flag: flags.Flag) -> str:
   text = " ".join((flag.help or "").split())
-  # absl puts an enum's values in front (the usage shows them) and a note on repeating behind.
+  # absl adds an enum's values in front (the usage has them) and a note on repeating at the end.
   text = re.sub(r"^<[^>]*>: ", "", text)
   text, repeats, _ = text.partition("; repeat this option to specify a list of values")
   if flag.default not in (None, "", [], False):
@@ -203,31 +203,31 @@ def _flag_help(flag: flags.Flag) -> str:
 
 
 def load_experiment(ref: str, returns: str = "Experiment", **arguments: Any) -> Callable:
-  """The function that `experiments/bert.py:no_nsp` names, with `arguments` bound if any are given.
+  """The function of a reference such as `experiments/bert.py:no_nsp`, with `arguments` bound.
 
-  The file is looked for from the current directory, then from the repository. An experiment is a
-  public function that is annotated to return Experiment, a table of experiments one that is
-  annotated to return Table. Raises UserError for an unknown file or function, naming what there is;
-  errors inside the file itself keep their traceback.
+  The file is searched in the current directory, then in the repository. An experiment is a public
+  function annotated to return Experiment, a table of experiments one annotated to return Table.
+  Errors: `UserError` for an unknown file or function, with the known names; errors inside the file
+  keep their traceback.
   """
   path_text, colon, name = ref.partition(":")
   path = _experiment_file(path_text)
   known = _experiments_in(path, returns)
-  what = returns.lower()
+  noun = returns.lower()
   if name not in known:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     meant = f" Did you mean {path_text}:{near[0]}?" if near else ""
-    given = f"has no {what} {name!r}" if colon else f"needs the name of {_a(what)} after a colon"
-    there = (
+    fault = f"has no {noun} {name!r}" if colon else f"needs the name of {_a(noun)} after a colon"
+    choices = (
       f" It has: {', '.join(known)}." if known else f" No function in it returns {_a(returns)}."
     )
-    raise UserError(f"{path_text} {given}.{meant}{there}")
+    raise UserError(f"{path_text} {fault}.{meant}{choices}")
   function = getattr(_import(path), name)
   if not arguments:
     return function
   unknown = [a for a in arguments if a not in inspect.signature(function).parameters]
   if unknown:
-    raise UserError(f"The {what} {ref} takes no {' and no '.join(unknown)}.")
+    raise UserError(f"The {noun} {ref} takes no {' and no '.join(unknown)}.")
   return functools.update_wrapper(functools.partial(function, **arguments), function)
 
 
@@ -236,23 +236,23 @@ def _a(word: str) -> str:
 
 
 def list_experiments(folder: str, returns: str = "Experiment") -> list[tuple[str, str]]:
-  """(`experiments/bert.py:no_nsp`, first line of its docstring) for every experiment (or table, by
-  what `returns` says) of a folder.
+  """(`experiments/bert.py:no_nsp`, first line of its docstring) for every function of a folder that
+  returns `returns`.
 
-  The files are read, not run. Order: files by name, functions as they stand in the file.
+  The files are read, not run. Order: files by name, functions as in the file.
   """
-  place = _find(folder, Path.is_dir)
-  if place is None:
+  root = _find(folder, Path.is_dir)
+  if root is None:
     raise UserError(f"There is no folder {folder} here or in {_ROOT}.")
   return [
-    (f"{Path(folder, path.relative_to(place)).as_posix()}:{name}", line)
-    for path in sorted(place.rglob("*.py"))
+    (f"{Path(folder, path.relative_to(root)).as_posix()}:{name}", line)
+    for path in sorted(root.rglob("*.py"))
     for name, line in _experiments_in(path, returns).items()
   ]
 
 
-def _find(text: str, is_there: Callable[[Path], bool]) -> Path | None:
-  return next((p.resolve() for p in (Path(text), _ROOT / text) if is_there(p)), None)
+def _find(text: str, exists: Callable[[Path], bool]) -> Path | None:
+  return next((p.resolve() for p in (Path(text), _ROOT / text) if exists(p)), None)
 
 
 def _experiment_file(text: str) -> Path:
@@ -267,14 +267,14 @@ def _experiment_file(text: str) -> Path:
   files = [f for f in files if not Path(f).name.startswith("_")]
   near = difflib.get_close_matches(text, files, n=1, cutoff=0.6)
   meant = f" Did you mean {near[0]}?" if near else ""
-  there = f" There is: {', '.join(files)}." if files else ""
-  what = "is not a Python file" if path else "is not there"
-  raise UserError(f"The experiment file {text or '(no name)'} {what}.{meant}{there}")
+  choices = f" There is: {', '.join(files)}." if files else ""
+  fault = "is not a Python file" if path else "does not exist"
+  raise UserError(f"The experiment file {text or '(no name)'} {fault}.{meant}{choices}")
 
 
 def _experiments_in(path: Path, returns: str = "Experiment") -> dict[str, str]:
-  """Name to first docstring line of the functions of one file that return an Experiment (or a
-  Table), without running it."""
+  """Names and first docstring lines of the functions of one file that return `returns`, without
+  running it."""
   try:
     tree = ast.parse(path.read_bytes(), str(path))
   except ValueError as error:
@@ -286,25 +286,24 @@ def _experiments_in(path: Path, returns: str = "Experiment") -> dict[str, str]:
   }
 
 
-def _returns(node: ast.FunctionDef, what: str) -> bool:
-  """Public, returns `what` (by name, so that nothing is imported), at most one argument."""
+def _returns(node: ast.FunctionDef, kind: str) -> bool:
+  """Whether it is public, returns `kind` (by name, without imports) and has 0 or 1 arguments."""
   if node.name.startswith("_") or node.returns is None:
     return False
   returns = ast.unparse(node.returns).strip("'\"").rpartition(".")[2]
-  of = node.args
-  arguments = len(of.posonlyargs) + len(of.args) + len(of.kwonlyargs)
-  return returns == what and arguments <= 1
+  arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+  return returns == kind and len(arguments) <= 1
 
 
 def _import(path: Path) -> ModuleType:
-  """The module of a file, once per file; its name is the dotted one where Python would know it."""
+  """The module of a file, imported once; in the repository it has its dotted name."""
   inside = path.is_relative_to(_ROOT)
   name = ".".join(path.relative_to(_ROOT).with_suffix("").parts) if inside else f"file:{path}"
   for module in (sys.modules.get(name), sys.modules.get("__main__")):
     if module is not None and getattr(module, "__file__", None) == str(path):
       return module
   if str(_ROOT) not in sys.path:
-    sys.path.append(str(_ROOT))  # so that a file of the user's can import from experiments.bert
+    sys.path.append(str(_ROOT))  # so that a user's file can import from experiments.bert
   spec = importlib.util.spec_from_file_location(name, path)
   assert spec is not None and spec.loader is not None  # the path ends in .py
   module = importlib.util.module_from_spec(spec)
@@ -318,7 +317,7 @@ def _import(path: Path) -> ModuleType:
 
 
 def load_module(name: str) -> ModuleType:
-  """A module of the repository, such as `experiments.finetune`, from whatever directory."""
+  """A module of the repository, such as `experiments.finetune`, from any directory."""
   if str(_ROOT) not in sys.path:
     sys.path.append(str(_ROOT))
   return importlib.import_module(name)

@@ -1,7 +1,7 @@
-"""A configuration as a tree of frozen dataclasses: its places, its text, its json, comparisons.
+"""A configuration as a tree of frozen dataclasses: places, text, JSON and comparisons.
 
 A place has a path such as `objectives.mlm.rate`: fields by name, elements of a tuple by their
-`.name` or index. Values are written as `--set` (`plm_jax.overrides`) takes them.
+`.name` or index. Values are written in the form that `--set` (`plm_jax.overrides`) reads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from plm_jax.errors import UserError
 
 @functools.cache
 def field_types(kind: type) -> dict[str, Any]:
-  """Field name to resolved annotation, for the fields that a constructor takes."""
+  """Resolved annotations by field name, for the fields of the constructor."""
   hints = typing.get_type_hints(kind)
   return {name: hints[name] for name in field_names(kind)}
 
@@ -30,7 +30,7 @@ def field_names(kind: Any) -> list[str]:
 
 
 def places(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-  """Paths and values of everything in a configuration, every dataclass before its own fields."""
+  """Paths and values of a whole configuration, every dataclass before its fields."""
   if path:
     yield path, config
   if dataclasses.is_dataclass(config):
@@ -42,12 +42,12 @@ def places(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_group(value: Any) -> bool:
-  """Whether it is a tuple of dataclasses, whose elements are places of their own."""
+  """Whether it is a tuple of dataclasses, whose elements are separate places."""
   return isinstance(value, tuple) and value != () and all(map(dataclasses.is_dataclass, value))
 
 
 def element_names(elements: tuple) -> list[str]:
-  """What elements of a tuple are called: their `.name` where no other has it, else the index."""
+  """The names of a tuple's elements: their `.name` if it is unique, else the index."""
   names = [getattr(element, "name", None) for element in elements]
   return [
     name if isinstance(name, str) and names.count(name) == 1 else str(index)
@@ -73,7 +73,7 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def diff(config: Any, base: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-  """Where two configurations differ, as deep as both go: (path, value in base, in config)."""
+  """The deepest differences of two configurations: (path, value in base, value in config)."""
   if type(config) is type(base) and dataclasses.is_dataclass(config):
     names = field_names(config)
     parts = [(getattr(config, n), getattr(base, n), join(path, n)) for n in names]
@@ -85,13 +85,13 @@ def diff(config: Any, base: Any, path: str = "") -> list[tuple[str, Any, Any]]:
 
 
 def format_diff(differences: list[tuple[str, Any, Any]]) -> str:
-  """`optim.peak   0.0001 -> 0.0002`, one aligned line a difference; empty for none."""
+  """One aligned line per difference, `optim.peak   0.0001 -> 0.0002`; empty without any."""
   width = max((len(path) for path, _, _ in differences), default=0)
   return "\n".join(f"{p:<{width}}   {show(b)} -> {show(c)}" for p, b, c in differences)
 
 
 def describe(config: Any) -> str:
-  """Every place on an aligned line: a dataclass as `Name(...)`, the rest as `--set` takes it."""
+  """One aligned line per place: a dataclass as `Name(...)`, other values as `--set` reads them."""
   lines = [
     (path, f"{type(value).__name__}(...)" if dataclasses.is_dataclass(value) else show(value))
     for path, value in places(config)
@@ -102,11 +102,11 @@ def describe(config: Any) -> str:
 
 
 def show(value: Any) -> str:
-  """A value as `--set` takes it; of a dataclass only what differs from its defaults."""
+  """A value as `--set` reads it; a dataclass with the fields that differ from their defaults."""
   if dataclasses.is_dataclass(value):
     fields = [f for f in dataclasses.fields(value) if f.init]
-    given = [f for f in fields if not has_default(f) or getattr(value, f.name) != _default(f)]
-    arguments = ", ".join(f"{f.name}={_shown_inside(getattr(value, f.name))}" for f in given)
+    shown = [f for f in fields if not has_default(f) or getattr(value, f.name) != _default(f)]
+    arguments = ", ".join(f"{f.name}={_shown_inside(getattr(value, f.name))}" for f in shown)
     return f"{type(value).__name__}({arguments})"
   if isinstance(value, tuple):
     return ",".join(map(show, value)) if value else "()"
@@ -114,7 +114,7 @@ def show(value: Any) -> str:
 
 
 def _shown_inside(value: Any) -> str:
-  """As `show`, for the inside of a call, where text has quotes and tuples brackets."""
+  """As `show`, inside a call, where text has quotes and tuples have brackets."""
   if isinstance(value, tuple):
     return "(" + "".join(_shown_inside(element) + "," for element in value) + ")"
   return repr(value) if isinstance(value, str) else show(value)
@@ -122,7 +122,7 @@ def _shown_inside(value: Any) -> str:
 
 # --- json ----------------------------------------------------------------------------------------
 
-# Where classes of stored configurations stand today.
+# Today's paths of classes in stored configurations.
 _MOVED = {
   "plm_jax.experiment.Schedule": "plm_jax.experiment.Intervals",
   "plm_jax.train.adafactor.Adafactor": "plm_jax.optim.adafactor.Adafactor",
@@ -134,7 +134,7 @@ _OTHER_VERSION = "the run was made by another version; use that one, or start a 
 
 
 def to_json(config: Any) -> Any:
-  """A tree of dataclasses as plain json values; every dataclass says its class under "type"."""
+  """A tree of dataclasses as plain JSON values; "type" is the class of a dataclass."""
   if dataclasses.is_dataclass(config):
     names = field_names(config)
     assert "type" not in names, f"{type(config).__name__} has a field 'type', which json needs"
@@ -150,8 +150,8 @@ def to_json(config: Any) -> Any:
 def from_json(data: Any, classes: Collection[type] = ()) -> Any:
   """Rebuilds what `to_json` wrote, running every `__post_init__`.
 
-  Only modules of plm_jax are imported; `classes` are admitted from elsewhere. A field that came
-  after the file was written takes its default. Raises UserError for unknown classes and fields.
+  Only modules of plm_jax are imported; `classes` are allowed from elsewhere. A field that is newer
+  than the file takes its default. Errors: `UserError` for unknown classes and fields.
   """
   if isinstance(data, list):
     return tuple(from_json(element, classes) for element in data)
@@ -163,9 +163,9 @@ def from_json(data: Any, classes: Collection[type] = ()) -> Any:
   unknown = [key for key in data if key != "type" and key not in fields]
   missing = [key for key, f in fields.items() if key not in data and not has_default(f)]
   if unknown or missing:
-    what = f"sets {', '.join(unknown)}" if unknown else f"does not set {', '.join(missing)}"
+    verb = f"sets {', '.join(unknown)}" if unknown else f"does not set {', '.join(missing)}"
     raise UserError(
-      f"The stored configuration {what} of {name}, unlike this version of plm_jax: {_OTHER_VERSION}"
+      f"The stored configuration {verb} of {name}, unlike this version of plm_jax: {_OTHER_VERSION}"
     )
   return kind(**{key: from_json(data[key], classes) for key in fields if key in data})
 
@@ -182,7 +182,7 @@ def _find_class(name: Any) -> type:
       kind = getattr(importlib.import_module(module), attribute, None)
     except ModuleNotFoundError as error:
       if not module.startswith(str(error.name)):
-        raise  # the module is there, what it imports is not
+        raise  # the module exists; one of its imports does not
   if isinstance(kind, type) and dataclasses.is_dataclass(kind):
     return kind
   raise UserError(

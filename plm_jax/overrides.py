@@ -1,13 +1,13 @@
-"""Settings from the command line: `--set optim.peak=2e-4`, for any tree of frozen dataclasses.
+"""Command-line settings, such as `--set optim.peak=2e-4`, for any tree of frozen dataclasses.
 
-A configuration is a tree of frozen dataclasses. An override names a field by its path and is read
-by the field's annotation (never by what the text looks like), and every edited dataclass is built
-anew with `dataclasses.replace`, so that each `__post_init__` says its word again. All overrides of
-one command are judged together: `model.width=96` and `model.heads=12` may come in any order.
+An override names a field by its path; the field's annotation, never the form of the text, decides
+how it is read. Every edited dataclass is rebuilt with `dataclasses.replace`, so every
+`__post_init__` validates again. All overrides of one command are validated together:
+`model.width=96` and `model.heads=12` may come in any order.
 
 `1_000` and `1e6` are integers, `true false yes no 1 0` booleans, `none` is None, `a,b` a tuple.
-Elements of a tuple go by index or by their `.name`: `objectives.mlm.rate=0.2`. Where dataclasses
-are admitted, one is built: `data.tokenizer=BytePairs(vocab_size=8192)`. Nothing is evaluated.
+Elements of a tuple are addressed by index or `.name`: `objectives.mlm.rate=0.2`. A field that
+takes dataclasses accepts `data.tokenizer=BytePairs(vocab_size=8192)`. Nothing is evaluated.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _STRICTEST_FIRST = (type(None), bool, int, float, tuple, str)
 
 @dataclasses.dataclass
 class _Edit:
-  """What the overrides ask of one place of the tree: a new value, and then edits below it."""
+  """The overrides of one place of the tree: a new value, and then edits below it."""
 
   text: str | None = None
   below: dict[str, _Edit] = dataclasses.field(default_factory=dict)
@@ -64,10 +64,10 @@ class _Edit:
 
 
 def apply(config: Any, overrides: Iterable[str]) -> Any:
-  """Returns the configuration with every `path=value` applied; of two for one path the later wins.
+  """The configuration with every `path=value` applied; the later of two for one path wins.
 
-  Raises UserError for an unknown path (with the nearest one), a value that the field's annotation
-  does not admit, and whatever a `__post_init__` refuses, each with the override named.
+  Errors: `UserError`, which names the override, for an unknown path (with the nearest one), a value
+  that the field's annotation does not allow, and a value that a `__post_init__` refuses.
   """
   root = _Edit()
   for override in overrides:
@@ -81,7 +81,7 @@ def apply(config: Any, overrides: Iterable[str]) -> Any:
     for name in path.split("."):
       edit = edit.below.setdefault(name, _Edit())
     edit.text = text.strip()
-    edit.below.clear()  # a whole new value outdates earlier edits of its parts
+    edit.below.clear()  # a new value replaces earlier edits of its parts
   return _edited(config, type(config), root, "")
 
 
@@ -133,7 +133,7 @@ def _edited_tuple(elements: tuple, annotation: Any, edit: _Edit, path: str) -> t
 
 
 def _unknown(owner: Any, path: str, name: str, names: list[str], edit: _Edit) -> UserError:
-  """The error for a name that is not there, with the nearest there, else anywhere below."""
+  """The error for an unknown name, with the nearest name here, else anywhere below."""
   near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
   if not near:
     ends = {p.rpartition(".")[2]: p for p, _ in reversed(list(places(owner)))}
@@ -150,14 +150,14 @@ def _unknown(owner: Any, path: str, name: str, names: list[str], edit: _Edit) ->
 
 
 class _Refused(Exception):
-  """This kind does not take this text; another member of the union may."""
+  """This type does not accept the text; another member of the union may."""
 
 
 def _parse(text: str, annotation: Any, current: tuple) -> Any:
-  """Reads `text` as the annotation says.
+  """Reads `text` according to the annotation.
 
-  `current` holds the values in place (of a tuple all elements): their types stand in where the
-  annotation says nothing, as `Any` or a protocol does, and their classes may always be named.
+  current: the present values (for a tuple, all elements). Their types are used if the annotation
+  gives none (`Any`, a protocol), and their classes are always allowed.
   """
   members = _members(annotation, current)
   classes = _classes(members, current)
@@ -229,7 +229,7 @@ def _tuple(text: str, annotation: Any, current: tuple) -> tuple:
 
 
 def _split(text: str) -> list[str]:
-  """`a,b` or `(a,b)` or `[a,b]` to its parts; commas inside brackets or quotes do not divide."""
+  """The parts of `a,b`, `(a,b)` or `[a,b]`; commas inside brackets or quotes do not separate."""
   if text[:1] + text[-1:] in ("()", "[]"):
     text = text[1:-1]
   parts, depth, quote = [""], 0, ""
@@ -259,7 +259,7 @@ class _Call(NamedTuple):
 
 
 def _call(text: str, classes: dict[str, type]) -> _Call | None:
-  """`Name` or `Name(field=value, ...)` as name and texts of arguments; None for all other text."""
+  """The name and argument texts of `Name` or `Name(field=value, ...)`; None for other text."""
   name = text.partition("(")[0].strip()
   if name not in classes:
     return None
@@ -309,22 +309,22 @@ def _construct(kind: type, arguments: dict[str, str]) -> Any:
 
 
 def _members(annotation: Any, current: tuple) -> list[Any]:
-  """The members of a union, flat; the types in place stand in for what says nothing of its own."""
+  """The members of a union, flat; the types of `current` are added to members such as `Any`."""
   if typing.get_origin(annotation) in (typing.Union, types.UnionType):
     return [m for part in typing.get_args(annotation) for m in _members(part, current)]
-  is_told = annotation in _STRICTEST_FIRST or _is_literal(annotation) or _is_tuple(annotation)
-  if is_told or dataclasses.is_dataclass(annotation):
+  is_specific = annotation in _STRICTEST_FIRST or _is_literal(annotation) or _is_tuple(annotation)
+  if is_specific or dataclasses.is_dataclass(annotation):
     return [annotation]
   return [annotation, *map(type, current)]
 
 
 def _classes(members: list[Any], current: tuple) -> dict[str, type]:
-  """The dataclasses that may be named: the annotation's, their subclasses, and those in place."""
-  found = [m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m)]
-  for kind in found:  # grows while it is walked: subclasses of subclasses
-    found.extend(s for s in kind.__subclasses__() if dataclasses.is_dataclass(s))
-  found.extend(type(value) for value in current if dataclasses.is_dataclass(value))
-  return {kind.__name__: kind for kind in found}
+  """The allowed dataclasses: the annotation's, their subclasses, and those of `current`."""
+  kinds = [m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m)]
+  for kind in kinds:  # grows during the loop: subclasses of subclasses
+    kinds.extend(s for s in kind.__subclasses__() if dataclasses.is_dataclass(s))
+  kinds.extend(type(value) for value in current if dataclasses.is_dataclass(value))
+  return {kind.__name__: kind for kind in kinds}
 
 
 def _element_annotation(annotation: Any, index: int) -> Any:

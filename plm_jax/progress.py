@@ -3,14 +3,14 @@
 import sys
 from typing import Any
 
-LOG_INTERVAL = 5.0  # seconds between two lines of a log; a terminal is redrawn ten times a second
+LOG_INTERVAL = 5.0  # seconds between two lines in a log file; a terminal is redrawn every 0.1 s
 
 
 def progress_bar(total: int | None, description: str, **settings: Any):
-  """A `tqdm` bar on stderr; `settings` are tqdm's own and win over what is set here.
+  """A `tqdm` bar on stderr; `settings` of tqdm override those set here.
 
-  Where stderr is no terminal a line that is drawn over would be a line more: there the bar writes
-  at most one every `LOG_INTERVAL` seconds, each ended by a newline, and the last when it closes.
+  If stderr is not a terminal, lines cannot be redrawn: the bar writes at most one line every
+  `LOG_INTERVAL` seconds, each with a newline, and the last when it closes.
   """
   from tqdm import tqdm
 
@@ -21,14 +21,14 @@ def progress_bar(total: int | None, description: str, **settings: Any):
     "file": _Lines(sys.stderr),
     "mininterval": LOG_INTERVAL,
     "maxinterval": LOG_INTERVAL,
-    "miniters": 0,  # looks at the clock at every update, whatever its size
+    "miniters": 0,  # checks the clock at every update, however large the updates are
     "ncols": 100,
   }
   return tqdm(total=total, desc=description, **logged | settings)
 
 
 class _Lines:
-  """A text stream in which every drawing of a bar is a line of its own."""
+  """A text stream that writes every drawing of a bar as a separate line."""
 
   def __init__(self, stream):
     self._stream = stream

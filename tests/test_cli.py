@@ -99,9 +99,9 @@ def test_the_value_of_main_is_the_exit_code(command):
     (["--count"], "count"),
     (["--name_of_the_directory="], "--name_of_the_directory= was given without a value"),
     (["--how=full"], "on device: tokens. Free some space, or choose another place."),
-    (["three"], "'three' stands alone"),
-    (["--count=1", "--dry_run", "false"], "'false' stands alone"),
-    (["--", "--count=3"], "'--count=3' stands alone"),
+    (["three"], "'three' was given without a flag"),
+    (["--count=1", "--dry_run", "false"], "'false' was given without a flag"),
+    (["--", "--count=3"], "'--count=3' was given without a flag"),
   ],
 )
 def test_the_users_mistakes_are_one_sentence_and_exit_code_2(command, words, said):
@@ -267,7 +267,7 @@ def test_arguments_are_bound_if_the_experiment_takes_them(folder):
       "papers/papr.py:base",
       "Did you mean papers/paper.py? There is: papers/other.py, papers/paper",
     ),
-    ("papers:base", "not a Python file|is not there"),
+    ("papers:base", "not a Python file|does not exist"),
     ("", "(no name)"),
   ],
 )

@@ -122,9 +122,9 @@ def refused(result) -> str:
     (["--budget=large"], "smoke|small|paper"),
     (["--sede=1"], "did you mean --seed?"),
     (["--from=nowhere"], "nowhere is not the directory of a run"),
-    (["more"], "'more' stands alone"),
+    (["more"], "'more' was given without a flag"),
     (["--list=foo"], "--list=foo was given; this flag takes no value."),
-    (["--cache=/dev/null/cache"], "the cache /dev/null/cache cannot be made"),
+    (["--cache=/dev/null/cache"], "the cache /dev/null/cache cannot be created"),
     (["--set=model.layers=0"], "model.layers=0 must be at least 1"),
   ],
 )
@@ -159,7 +159,7 @@ def test_a_corpus_smaller_than_a_batch_is_a_sentence(command):
 
 
 def test_a_folder_without_text_is_a_sentence(command, tmp_path):
-  assert "holds no text" in refused(command(f"--set=data.source={tmp_path}"))
+  assert "contains no text" in refused(command(f"--set=data.source={tmp_path}"))
 
 
 def test_a_mesh_that_does_not_divide_the_devices_is_a_sentence(command, monkeypatch):

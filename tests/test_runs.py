@@ -14,7 +14,7 @@ from flax import nnx
 
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.decode.rules import Rules
-from plm_jax.decode.writer import tasks, write
+from plm_jax.decode.writer import encode_prompts, write
 from plm_jax.errors import UserError
 from plm_jax.evaluation.held_out import held_out
 from plm_jax.evaluation.perplexity import perplexity
@@ -134,7 +134,7 @@ def test_a_run_without_objectives_is_saved_loaded_and_generates(tmp_path):
   again = Run.load(tmp_path / "run")
   model = again.params, again.config, again.tokenizer
   ((text,),) = write(
-    *model, again.compute, tasks(*model, ["w1"]), Rules(max_length=3, min_length=3)
+    *model, again.compute, encode_prompts(*model, ["w1"]), Rules(max_length=3, min_length=3)
   )
   assert len(text.ids) == 3 and is_causal(again)
 

@@ -20,7 +20,7 @@ from plm_jax import cli
 from plm_jax.data.corpora import default_cache
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.decode.rules import Rules
-from plm_jax.decode.writer import Task, continuation, tasks, write
+from plm_jax.decode.writer import Prompt, continuation, encode_prompts, write
 from plm_jax.errors import UserError
 from plm_jax.runs import Run, check_predicts_tokens
 from plm_jax.train.process import keep_compilations
@@ -55,17 +55,17 @@ def main() -> None:
       f"--samples={FLAGS.samples} must be from 1 to {_SAMPLES}, and --seed={FLAGS.seed} at least 0 "
       "and below 2**32."
     )
-  prompts = prompts_of_flags()
+  shown = prompts_of_flags()
   keep_compilations(default_cache())
   run = Run.load(FLAGS.model)
   check_predicts_tokens(run)
-  asked = tasks(run.params, run.config, run.tokenizer, [with_shots(prompt) for prompt in prompts])
-  if asked[0].source is not None and prompts == [""]:
+  prompts = encode_prompts(run.params, run.config, run.tokenizer, [*map(with_shots, shown)])
+  if prompts[0].source is not None and shown == [""]:
     raise UserError("an encoder-decoder needs a text to read: give --prompt or --prompts.")
-  single = len(asked) * FLAGS.samples == 1
-  terminal = Terminal(run.tokenizer, asked[0], prompts[0]) if single and streams(rules) else None
+  single = len(prompts) * FLAGS.samples == 1
+  terminal = Terminal(run.tokenizer, prompts[0], shown[0]) if single and streams(rules) else None
   written = write(
-    *(run.params, run.config, run.tokenizer, run.compute, asked, rules),
+    *(run.params, run.config, run.tokenizer, run.compute, prompts, rules),
     samples=FLAGS.samples,
     seed=FLAGS.seed,
     watch=terminal.show if terminal else None,
@@ -73,11 +73,11 @@ def main() -> None:
   if terminal:
     terminal.end(written[0][0].ids)
     return
-  for number, (prompt, task, texts) in enumerate(zip(prompts, asked, written, strict=True), 1):
-    for sample, text in enumerate(texts, 1):
+  for number, (text, prompt, outputs) in enumerate(zip(shown, prompts, written, strict=True), 1):
+    for sample, output in enumerate(outputs, 1):
       if not single:
-        print(f"--- {number}" + (f", text {sample} of {len(texts)}" if len(texts) > 1 else ""))
-      print(beginning(prompt, task) + continuation(run.tokenizer, task, text.ids))
+        print(f"--- {number}" + (f", text {sample} of {len(outputs)}" if len(outputs) > 1 else ""))
+      print(beginning(text, prompt) + continuation(run.tokenizer, prompt, output.ids))
 
 
 def rules_of_flags() -> Rules:
@@ -122,9 +122,9 @@ def with_shots(prompt: str) -> str:
   return shots + ("" if shots.endswith("\n") else "\n") + prompt
 
 
-def beginning(prompt: str, task: Task) -> str:
+def beginning(text: str, prompt: Prompt) -> str:
   """The text before a continuation; an encoder-decoder's text is shown alone."""
-  return "" if task.source is not None else prompt
+  return "" if prompt.source is not None else text
 
 
 def streams(rules: Rules) -> bool:
@@ -134,12 +134,12 @@ def streams(rules: Rules) -> bool:
 class Terminal:
   """Shows a text while it grows."""
 
-  def __init__(self, tokenizer: Tokenizer, task: Task, prompt: str):
-    self._tokenizer, self._task, self._shown = tokenizer, task, ""
-    print(beginning(prompt, task), end="", flush=True)
+  def __init__(self, tokenizer: Tokenizer, prompt: Prompt, text: str):
+    self._tokenizer, self._prompt, self._shown = tokenizer, prompt, ""
+    print(beginning(text, prompt), end="", flush=True)
 
   def show(self, ids: list[int]) -> None:
-    text = continuation(self._tokenizer, self._task, ids)
+    text = continuation(self._tokenizer, self._prompt, ids)
     # A letter of several bytes may not be complete, and a word may still grow another piece.
     if text.startswith(self._shown) and not text.endswith("\ufffd"):
       print(text[len(self._shown) :], end="", flush=True)

@@ -1,21 +1,20 @@
-"""Where text comes from: files of a user's own, and prepared TFDS data sets.
+"""Text sources: the user's files and prepared TFDS data sets.
 
 `open_source(source)` takes
 
 - a `.txt` file: a blank line between documents, a sentence or a paragraph per line;
 - a `.jsonl` file: one object with a "text" per line, a document each;
-- a `.tsv` file: a source and its target per line, with a tab between them, a document of two
-  sentences each, which are never split; what stands behind a second tab is not read;
-- any of them with `.gz` behind it;
+- a `.tsv` file: a source, a tab and its target per line; each line is a document of two sentences,
+  which are never split; text after a second tab is ignored;
+- any of them with `.gz` appended;
 - a folder of them: read recursively, in the order of the sorted paths;
 - `tfds:NAME[/CONFIG][:SPLIT]`: a TFDS data set (see `plm_jax.data.tfds_text`).
 
-`plm_jax.data.layout` says how lines make up sentences and documents.
+`plm_jax.data.layout` divides lines into sentences and documents. A text with fewer than
+20 documents is later cut into pieces (see `plm_jax.data.pieces`).
 
-A text with fewer than 20 documents is later cut into pieces (see `plm_jax.data.pieces`).
-
-Everything is read as a stream: memory holds one document, and a document is cut when it has
-`LONGEST_DOCUMENT` characters.
+Everything is read as a stream: memory holds one document; a document ends after
+`LONGEST_DOCUMENT` characters at the latest.
 """
 
 import gzip
@@ -35,47 +34,47 @@ from plm_jax.errors import UserError
 __all__ = ["Document", "Source", "TextFiles", "default_cache", "open_source"]
 
 LONGEST_DOCUMENT = 1 << 20  # characters
-_LONGEST_PIECE = 1 << 20  # bytes of a line that are read at once
-_PROBE = 1 << 18  # bytes at the beginning of a file that show how it is laid out
-_HASHED_WHOLE = 1 << 30  # bytes; of larger corpora the fingerprint takes sizes, times and samples
+_LONGEST_PIECE = 1 << 20  # bytes read at once; a longer line comes in pieces
+_PROBE = 1 << 18  # bytes read from the beginning of a file to recognise its layout
+_HASHED_WHOLE = 1 << 30  # bytes; larger corpora are fingerprinted by sizes, times and samples
 _SUFFIXES = (".txt", ".jsonl", ".tsv", ".txt.gz", ".jsonl.gz", ".tsv.gz")
 
 
 class Source(Protocol):
   """A text that can be read again and again in the same order."""
 
-  size: int  # bytes of text, about; 0 if not known
+  size: int  # approximate bytes of text; 0 if unknown
 
   def documents(self) -> Iterator[Document]:
-    """The documents, as a stream."""
+    """Streams the documents."""
 
   def fingerprint(self) -> str:
-    """Changes when the text changes."""
+    """A hash that changes when the text changes."""
 
   def record(self) -> dict:
-    """What is known about the text, for the manifest."""
+    """Facts about the text for the manifest."""
 
 
 def default_cache() -> Path:
-  """Where prepared text is kept: `PLM_JAX_CACHE`, else `~/.cache/plm_jax`."""
+  """The folder of prepared text: `PLM_JAX_CACHE`, else `~/.cache/plm_jax`."""
   return Path(os.environ.get("PLM_JAX_CACHE") or Path.home() / ".cache" / "plm_jax")
 
 
-def cache_folder(given: str | None) -> Path:
-  """What --cache=DIR names, or `default_cache`; made if it is not there. Errors: `UserError` if it
-  cannot be."""
-  folder = Path(given or default_cache())
+def cache_folder(path: str | None) -> Path:
+  """The folder of --cache=DIR, or `default_cache`; created if missing. Errors: `UserError` if that
+  fails."""
+  folder = Path(path or default_cache())
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(
-      f"the cache {folder} cannot be made ({error.strerror}); choose another --cache"
+      f"the cache {folder} cannot be created ({error.strerror}); choose another --cache"
     ) from error
   return folder
 
 
 def open_source(source: str, cache_dir: str | os.PathLike | None = None) -> Source:
-  """The source that a string names (see above). `cache_dir/tfds` keeps what TFDS prepares."""
+  """The source that a string names (see above). TFDS prepares its data in `cache_dir/tfds`."""
   if source.startswith("tfds:"):
     return open_tfds(source, Path(cache_dir or default_cache()) / "tfds")
   path = Path(os.path.expanduser(source))
@@ -92,18 +91,18 @@ def open_source(source: str, cache_dir: str | os.PathLike | None = None) -> Sour
     )
     if not files:
       raise UserError(
-        f"The folder {source!r} holds no text: expected {', '.join(_SUFFIXES)} files."
+        f"The folder {source!r} contains no text: expected {', '.join(_SUFFIXES)} files."
       )
     return TextFiles(path, tuple(files))
   if not path.name.endswith(_SUFFIXES):
     raise UserError(
-      f"The text {source!r} has an unknown kind of name: expected one of {', '.join(_SUFFIXES)}."
+      f"The text {source!r} has an unknown file suffix: expected one of {', '.join(_SUFFIXES)}."
     )
   return TextFiles(path.parent, (path,))
 
 
 class TextFiles(NamedTuple):
-  """One text file or several, below `root`."""
+  """One or more text files below `root`."""
 
   root: Path
   files: tuple[Path, ...]
@@ -123,8 +122,8 @@ class TextFiles(NamedTuple):
         empty = False
         yield document
     if empty:
-      given = self.files[0] if len(self.files) == 1 else self.root
-      raise UserError(f"The text {str(given)!r} is empty: expected at least two documents.")
+      path = self.files[0] if len(self.files) == 1 else self.root
+      raise UserError(f"The text {str(path)!r} is empty: expected at least two documents.")
 
   def fingerprint(self) -> str:
     digest = hashlib.blake2b(digest_size=16)
@@ -149,12 +148,12 @@ class TextFiles(NamedTuple):
 class _Line(NamedTuple):
   number: int  # from 1
   text: str
-  ends: bool  # False for the pieces of a very long line but the last
+  ends: bool  # False for all but the last piece of a very long line
 
 
 def _lines(file: Path, tabs: bool = False) -> Iterator[_Line]:
-  """The lines of a file, stripped; a very long one in pieces that end between words. tabs: whether
-  they are kept."""
+  """The stripped lines of a file; a very long line comes in pieces that end between words. tabs:
+  whether tabs are kept."""
 
   def stripped(text: str) -> str:
     return "\t".join(" ".join(x.split()) for x in (text.split("\t") if tabs else [text]))
@@ -183,7 +182,7 @@ def _lines(file: Path, tabs: bool = False) -> Iterator[_Line]:
 
 
 def _cut(block: bytes) -> int:
-  """Where to cut a block so that neither a word nor a character is torn: after the last space."""
+  """Where to cut a block without splitting a word or a character: after its last space."""
   cut = block.rfind(b" ") + 1
   if cut > len(block) // 2:
     return cut
@@ -254,20 +253,20 @@ def _from_pairs(file: Path, name: str) -> Iterator[Document]:
     target = rest.partition("\t")[0]
     if line.text and not (source and target):
       raise UserError(
-        f"Line {line.number} of {str(file)!r} is no pair: expected a source, a tab and a target."
+        f"Line {line.number} of {str(file)!r} is not a pair: expected a source, a tab and a target."
       )
     if line.text:
       yield Document(f"{name}:{line.number}", (source, target))
 
 
 def _from_json(file: Path, name: str) -> Iterator[Document]:
-  held: list[str] = []
+  pieces: list[str] = []
   for line in _lines(file):
-    held.append(line.text)
+    pieces.append(line.text)
     if not line.ends and line.text:
       continue
-    text = " ".join(held)
-    held = []
+    text = " ".join(pieces)
+    pieces = []
     if not text:
       continue
     where = f"The file {str(file)!r}, line {line.number},"
@@ -283,14 +282,14 @@ def _from_json(file: Path, name: str) -> Iterator[Document]:
 
 
 def read_json(text: str) -> Any:
-  """What a line of JSON says. Errors: `ValueError` also for brackets nested beyond reason, and for
-  half a character ("\\ud800" alone), which no encoding of text can hold."""
+  """The value of a line of JSON. Errors: `ValueError` also for brackets that are nested too deep,
+  and for half a character ("\\ud800" alone), which cannot be encoded."""
   try:
-    said = json.loads(text)
+    value = json.loads(text)
     if "\\u" in text:
-      json.dumps(said, ensure_ascii=False).encode()
+      json.dumps(value, ensure_ascii=False).encode()
   except RecursionError:
     raise ValueError("too many brackets within brackets") from None
   except UnicodeEncodeError as error:
     raise ValueError(f"half a character, \\u{ord(error.object[error.start]):04x}") from None
-  return said
+  return value

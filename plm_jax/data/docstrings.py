@@ -1,10 +1,10 @@
 """The docstrings of a Python file, without importing it and without parsing all of it.
 
-Building a syntax tree for every installed file takes longer than all the rest of reading them. So
-one regular expression walks over the lexical grammar (comments, strings) to the triple-quoted
-strings that open a body, and only these literals go to `ast`. Over the installed packages this
-finds 99.8% of the characters that a walk over the trees finds, and 0.01% that it does not:
-docstrings in single quotes are left out, strings that open other blocks come in.
+Building a syntax tree of every installed file takes longer than the rest of the reading. So one
+regular expression follows the lexical grammar (comments, strings) to the triple-quoted strings that
+open a body, and only these literals go to `ast`. Over the installed packages this finds 99.8% of
+the characters that a walk over the trees finds, all but docstrings in single quotes, and 0.01%
+others: strings that open other blocks.
 """
 
 import ast
@@ -24,7 +24,7 @@ _TRIPLE = re.compile(
 _BLANK = rb"(?:[ \t]*+(?:\#[^\n]*+)?\n)"
 _OPENS_BODY = re.compile(rb":" + _BLANK + rb"+[ \t]*+(?P<raw>[rRuU]?)\Z")
 _OPENS_FILE = re.compile(_BLANK + rb"*+[ \t]*+(?P<raw>[rRuU]?)")
-_LOOK_BACK = 200  # bytes between the colon of a header and the docstring, comments included
+_LOOK_BACK = 200  # bytes searched before a docstring for the colon of its header
 
 
 def docstrings(source: bytes) -> list[str]:
@@ -45,7 +45,7 @@ def docstrings(source: bytes) -> list[str]:
       literals.append(header["raw"] + source[quotes : match.end()])
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # other people's invalid escapes
+      warnings.simplefilter("ignore")  # invalid escapes in the packages
       return ast.literal_eval((b"[" + b",\n".join(literals) + b"]").decode("utf-8"))
   except (SyntaxError, ValueError):
-    return []  # another encoding, or no Python
+    return []  # another encoding, or not Python

@@ -1,4 +1,4 @@
-"""What a corpus is made of."""
+"""The documents of a corpus."""
 
 from typing import NamedTuple
 
@@ -8,4 +8,4 @@ class Document(NamedTuple):
 
   name: str
   sentences: tuple[str, ...]
-  label: str = ""  # where the text comes from, for tasks that ask for it
+  label: str = ""  # the origin of the text, for tasks that predict it

@@ -1,13 +1,13 @@
 """Random numbers that are a function of (seed, epoch, row, stream, column), for many rows at once.
 
-A `default_rng` per row costs more than the masking that it serves; a hash of a counter needs no
-state, so the same row gets the same numbers in any batch, on any worker and on any host.
+A `default_rng` per row costs more than the masking itself. A hash of a counter needs no state, so
+a row gets the same numbers in any batch, on any worker and on any host.
 
 Sources: SplitMix64 (Steele, Lea, Flood 2014) mixes the identity of a row into a 64-bit key; the
 32-bit finaliser with multipliers 0x21f0aaad, 0xd35a2d97 (github.com/skeeto/hash-prospector) turns
-key and column into bits, half of the key entering before the first multiplication and half after.
+key and column into bits; half of the key enters before the first multiplication, half after it.
 
-Streams are small integers. One purpose, one stream: objectives/masking.py has 0 to 3,
+Streams are small integers, one for each purpose: objectives/masking.py has 0 to 3,
 data/packing.py 8 to 10, objectives/rtd.py 16 to 18, objectives/rare_mlm.py 32,
 objectives/span_corruption.py 40 to 45, objectives/denoising.py 48 to 55.
 """
@@ -30,7 +30,7 @@ _MIX64 = [np.uint64(x) for x in (30, 0xBF58476D1CE4E5B9, 27, 0x94D049BB133111EB,
 class Draws:
   """Draws for a block of rows; `rows` int [B] are indices within the epoch, not within the batch.
 
-  `epoch` is an int, or int [B] where a batch reaches over the end of an epoch.
+  `epoch` is an int, or int [B] where a batch crosses the end of an epoch.
   """
 
   seed: int
@@ -42,17 +42,17 @@ class Draws:
     return self.bits_at(stream, np.arange(columns, dtype=np.uint32)[None])
 
   def uniform(self, stream: int, columns: int) -> np.ndarray:
-    """float32 [B, columns] in [0, 1): multiples of 2^-24, so that 1 is never reached."""
+    """float32 [B, columns] in [0, 1): multiples of 2^-24, so never 1."""
     return unit_interval(self.bits(stream, columns))
 
   def bits_at(self, stream: int, columns: np.ndarray) -> np.ndarray:
-    """uint32 [B, P]: what `bits` has at `columns`, uint32 [B, P] or [1, P], and nothing else."""
+    """uint32 [B, P]: the values of `bits` at `columns` (uint32 [B, P] or [1, P]) only."""
     key = _mix64(self._row_keys + np.uint64((stream + 1) * _GOLDEN64 & _U64))
     early, late = key.astype(np.uint32)[:, None], (key >> np.uint64(32)).astype(np.uint32)[:, None]
     return _mix32(columns * _GOLDEN32 + early, late)
 
   def repeat(self, copies: int) -> Draws:
-    """The draws of static corruption: the same again every `copies` epochs."""
+    """The draws of static corruption, which repeat every `copies` epochs."""
     return Draws(self.seed, self.epoch % copies, self.rows)
 
   @cached_property
@@ -83,7 +83,7 @@ def splitmix(x: int) -> int:
 
 
 class Sequence:
-  """One number after the other from a key: the plain SplitMix64 generator."""
+  """The sequential SplitMix64 generator, seeded by a key."""
 
   def __init__(self, *key: int):
     self._state = scalar_key(*key)
@@ -106,12 +106,12 @@ _ROUNDS = 6
 
 
 def permute(index: np.ndarray, size: int, *key: int) -> np.ndarray:
-  """Where each of `index` (int64, in [0, size)) stands in a pseudo-random permutation of `size`.
+  """The places int64 of `index` (in [0, size)) in a pseudo-random permutation of `size`.
 
   A Feistel network over the smallest near-square a x b that holds `size` (Black and Rogaway 2002),
-  walked until it falls below `size`, which it misses once in sqrt(size) times. It does what
-  `grain.experimental.index_shuffle` does, for a whole batch at once: 256 calls of that take 1.5 ms
-  (for corpora of some hundred rows 100 ms), longer than all other work on the batch.
+  repeated until the place is below `size`; one time in sqrt(size) it is not. It shuffles a whole
+  batch at once: 256 calls of `grain.experimental.index_shuffle` take 1.5 ms (100 ms for corpora of
+  some hundred rows), longer than all other work on the batch.
   """
   rows = math.isqrt(size - 1) + 1
   height, width = np.uint64(rows), np.uint64(-(-size // rows))
@@ -119,17 +119,17 @@ def permute(index: np.ndarray, size: int, *key: int) -> np.ndarray:
 
   def shuffled(x: np.ndarray) -> np.ndarray:
     row, column = np.divmod(x, width)
-    for for_row, for_column in zip(keys[::2], keys[1::2], strict=True):
-      row = (row + (_mix64(column + for_row) >> np.uint64(2))) % height
-      column = (column + (_mix64(row + for_column) >> np.uint64(2))) % width
+    for row_key, column_key in zip(keys[::2], keys[1::2], strict=True):
+      row = (row + (_mix64(column + row_key) >> np.uint64(2))) % height
+      column = (column + (_mix64(row + column_key) >> np.uint64(2))) % width
     return row * width + column
 
-  place = shuffled(np.asarray(index).astype(np.uint64))
-  outside = np.flatnonzero(place >= size)
+  places = shuffled(np.asarray(index).astype(np.uint64))
+  outside = np.flatnonzero(places >= size)
   while outside.size:
-    place[outside] = shuffled(place[outside])
-    outside = outside[place[outside] >= size]
-  return place.astype(np.int64)
+    places[outside] = shuffled(places[outside])
+    outside = outside[places[outside] >= size]
+  return places.astype(np.int64)
 
 
 @lru_cache(maxsize=64)
@@ -138,7 +138,7 @@ def _round_keys(key: tuple[int, ...]) -> list[np.uint64]:
 
 
 def _mix64(x: np.ndarray) -> np.ndarray:
-  """Its constants are made once: for some hundred rows that saves a quarter of the time."""
+  """SplitMix64's finaliser. Prebuilt constants save a quarter of the time for some hundred rows."""
   shift_1, factor_1, shift_2, factor_2, shift_3 = _MIX64
   x = (x ^ (x >> shift_1)) * factor_1
   x = (x ^ (x >> shift_2)) * factor_2
@@ -146,7 +146,7 @@ def _mix64(x: np.ndarray) -> np.ndarray:
 
 
 def _mix32(x: np.ndarray, late_key: np.ndarray) -> np.ndarray:
-  """In place, for 32-bit lanes are what makes this fast: 0.3 ns per element and operation."""
+  """The 32-bit finaliser. It overwrites `x`: 0.3 ns per element and operation."""
   shifted = x >> np.uint32(16)
   x ^= shifted
   x *= np.uint32(0x21F0AAAD)

@@ -1,6 +1,6 @@
-"""Texts to ids on all cores: whole chunks go to worker processes and come back in order.
+"""Encodes texts on all cores: worker processes take whole chunks; results keep their order.
 
-A chunk's ids do not depend on who encoded it, so the result is the same for any number of workers.
+A chunk's ids do not depend on the worker, so the result is the same for any number of workers.
 """
 
 import pickle
@@ -22,7 +22,7 @@ Chunk = TypeVar("Chunk")
 
 
 class Encoding(NamedTuple):
-  """Ids [N] of some texts, one after the other, and the length [S] of each."""
+  """The concatenated ids [N] of some texts, and the length [S] of each text."""
 
   ids: np.ndarray
   lengths: np.ndarray
@@ -31,10 +31,10 @@ class Encoding(NamedTuple):
 def encoded(
   chunks: Iterable[Chunk], texts: Callable[[Chunk], list[str]], tokenizer: Tokenizer, workers: int
 ) -> Iterator[tuple[Chunk, Encoding]]:
-  """Every chunk with the encoding of `texts(chunk)`, in order.
+  """Yields every chunk with the encoding of `texts(chunk)`, in order.
 
-  At most `workers` + 2 chunks are held at a time. With fewer than two workers all is done in this
-  process. Errors: `UserError` when a worker was killed.
+  At most `workers` + 2 chunks are held at a time. With fewer than two workers this process encodes.
+  Errors: `UserError` when a worker was killed.
   """
   if workers < 2:
     for chunk in chunks:
@@ -56,13 +56,13 @@ def encoded(
 
 
 class _Workers:
-  """Processes that encode; `encode` is called from as many threads."""
+  """Worker processes; as many threads call `encode`."""
 
   def __init__(self, tokenizer: Tokenizer, count: int):
     self._greeting = pickle.dumps(tokenizer)
-    # One thread each: the processes are the parallelism.
-    one = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    self._all = [processes.start(__name__, "work", **one) for _ in range(count)]
+    # One thread each: the processes already use all cores.
+    environment = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    self._all = [processes.start(__name__, "work", **environment) for _ in range(count)]
     self._idle: SimpleQueue = SimpleQueue()
     for process in self._all:
       self._idle.put((process, self._greeting))
@@ -72,10 +72,10 @@ class _Workers:
 
   def __exit__(self, *_):
     for process in self._all:
-      process.kill()  # it holds nothing; a thread that waits for it wakes up
+      process.kill()  # it has no state; a thread that waits for it wakes up
       process.wait()
       process.stdout.close()
-      with suppress(BrokenPipeError):  # what it did not read any more
+      with suppress(BrokenPipeError):  # input that it never read
         process.stdin.close()
 
   def encode(self, texts: list[str]) -> Encoding:
@@ -87,16 +87,16 @@ class _Workers:
       result = pickle.load(process.stdout)
     except (OSError, EOFError, pickle.UnpicklingError, ValueError):
       raise UserError(
-        f"A process that encoded the text was ended (exit code {process.wait()}; out of memory?): "
-        "give the same command again, the preparation goes on where it was."
+        f"A process that encoded the text was killed (exit code {process.wait()}; out of memory?): "
+        "run the same command again; the preparation resumes where it stopped."
       ) from None
     finally:
-      self._idle.put((process, b""))  # a dead one too: whoever waits for it must hear of it
+      self._idle.put((process, b""))  # even if dead: the next thread must get the error too
     return Encoding(*result)
 
 
 def work() -> None:
-  """A worker: a tokenizer and then lists of texts on stdin, (ids, lengths) on stdout, pickled."""
+  """A worker's loop. Pickled: stdin has a tokenizer, then lists of texts; stdout (ids, lengths)."""
   results = sys.stdout.buffer
   try:
     tokenizer = pickle.load(sys.stdin.buffer)
@@ -106,5 +106,5 @@ def work() -> None:
       pickle.dump((ids, lengths.astype(np.int32)), results, protocol=5)
       results.flush()
   except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-    # The parent has ended, cleanly or not. Nothing is left to flush to.
+    # The parent has ended, cleanly or not: there is nothing to flush to.
     sys.stdout = None

@@ -1,9 +1,9 @@
-"""English text that every installation already has: the documentation inside installed packages.
+"""English text from the documentation inside installed packages; every installation has it.
 
 Source: the docstrings of the Python standard library and of the project's own core dependencies,
-and the language reference in `pydoc_data.topics`. Nothing is imported, nothing is downloaded. One
-document is one module with its docstrings in source order (or one topic), labelled with the package
-it comes from. A sentence occurs once: where it comes first in the order of `modules()`.
+and the language reference in `pydoc_data.topics`. Nothing is imported or downloaded. A document
+is one module with its docstrings in source order (or one topic), labelled with its package. Only
+the first occurrence of a sentence, in the order of `modules()`, is kept.
 """
 
 import ast
@@ -25,7 +25,7 @@ from plm_jax.data import docstrings, processes, prose, sentences
 from plm_jax.data.documents import Document
 from plm_jax.errors import UserError
 
-# What comes with jax and documents the same things; read beside what the project asks for itself.
+# Packages that jax installs, with similar documentation; read in addition to the dependencies.
 _COMPANIONS = ("jaxlib", "scipy")
 _STANDARD_LIBRARY = "python"
 _SKIPPED = "test tests testing idle_test site-packages dist-packages __pycache__ lib2to3 test_data"
@@ -49,18 +49,18 @@ def distributions() -> tuple[tuple[str, str], ...]:
       "documentation is the text, are not known: run `pip install -e .` in its folder."
     ) from None
   names = {re.match(r"[\w.-]+", line)[0] for line in required if "extra ==" not in line}
-  found = []
+  versions = []
   for name in sorted(names | set(_COMPANIONS), key=str.lower):
     try:
-      found.append((name, importlib.metadata.version(name)))
+      versions.append((name, importlib.metadata.version(name)))
     except importlib.metadata.PackageNotFoundError:
-      continue  # a companion that a later release of jax does without
-  return tuple(found)
+      continue  # a companion that a later release of jax no longer needs
+  return tuple(versions)
 
 
 @functools.cache
 def version() -> str:
-  """A digest of everything the text depends on: Python, the dependencies and the reading itself."""
+  """A digest of everything the text depends on: Python, the dependencies and the code."""
   digest = hashlib.blake2b(digest_size=6)
   digest.update(repr((sys.version_info[:3], distributions())).encode())
   for part in (__file__, docstrings.__file__, prose.__file__, sentences.__file__):
@@ -69,11 +69,11 @@ def version() -> str:
 
 
 def modules() -> list[Module]:
-  """All modules that are read, in a fixed order: the standard library, then the dependencies."""
-  found = list(_standard_library())
+  """All modules to read, in a fixed order: the standard library, then the dependencies."""
+  modules = list(_standard_library())
   for name, _ in distributions():
-    found += _distribution(name)
-  return found
+    modules += _distribution(name)
+  return modules
 
 
 def _standard_library() -> Iterator[Module]:
@@ -87,17 +87,17 @@ def _standard_library() -> Iterator[Module]:
 
 
 def _distribution(name: str) -> list[Module]:
-  """The modules of one installed distribution; a stub counts only where there is no source."""
-  found = {}
+  """The modules of one installed distribution; a stub is read only where there is no source."""
+  modules = {}
   for file in importlib.metadata.files(name) or ():
     if file.suffix not in (".py", ".pyi") or _is_test(file.name):
       continue
     if not _SKIPPED_FOLDERS.isdisjoint(file.parts):
       continue
     dotted = _dotted(file.parts)
-    if file.suffix == ".py" or dotted not in found:
-      found[dotted] = Module(file.parts[0], dotted, os.fspath(file.locate()))
-  return sorted(found.values())
+    if file.suffix == ".py" or dotted not in modules:
+      modules[dotted] = Module(file.parts[0], dotted, os.fspath(file.locate()))
+  return sorted(modules.values())
 
 
 def _is_test(file: str) -> bool:
@@ -110,14 +110,14 @@ def _dotted(parts: Iterable[str]) -> str:
 
 
 def documents() -> tuple[list[Document], dict]:
-  """The whole text and its record: sha256, counts, what was dropped and why. Seconds of work."""
+  """The whole text and its record: sha256, counts, reasons for dropped text. Takes seconds."""
   dropped, seen, kept = Counter(), set(), []
   size, digest = 0, hashlib.sha256()
   for (label, name, _), texts, counts in _read_all():
     dropped.update(counts)
-    for part, found in texts:
-      new = [line for line in found if not (line.lower() in seen or seen.add(line.lower()))]
-      dropped["sentences seen before"] += len(found) - len(new)
+    for part, lines in texts:
+      new = [line for line in lines if not (line.lower() in seen or seen.add(line.lower()))]
+      dropped["sentences seen before"] += len(lines) - len(new)
       if not new:
         dropped["documents without a new sentence"] += 1
         continue
@@ -127,8 +127,8 @@ def documents() -> tuple[list[Document], dict]:
       digest.update(block)
   if not kept:
     raise UserError(
-      "No documentation was found in the installed packages (sources stripped?): give a text of "
-      "your own with --set data.source=PATH."
+      "No documentation was found in the installed packages (sources stripped?): give another text "
+      "with --set data.source=PATH."
     )
   record = {
     "sha256": digest.hexdigest(),
@@ -147,7 +147,7 @@ Texts = list[tuple[str, list[str]]]  # (part of the module, its sentences)
 
 
 def _read_all() -> Iterator[tuple[Module, Texts, dict[str, int]]]:
-  """Every module with its texts, in order; the parsing is spread over the processor cores."""
+  """Yields every module with its texts, in order; all processor cores parse."""
   todo = modules()
   workers = min(processes.cores(), 8)
   if workers == 1:
@@ -170,13 +170,13 @@ def _read_all() -> Iterator[tuple[Module, Texts, dict[str, int]]]:
 
 
 def read_part() -> None:
-  """The work of one subprocess: a list of modules on stdin to their texts on stdout, as JSON."""
+  """A subprocess's work: a list of modules on stdin, their texts on stdout, as JSON."""
   result = [read(Module(*fields)) for fields in json.load(sys.stdin)]
   json.dump(result, sys.stdout)
 
 
 def read(module: Module) -> tuple[Texts, dict[str, int]]:
-  """The prose of one file as [(part, sentences)], and what was dropped. Part is "" or the topic."""
+  """The prose of one file, [(part, sentences)], and drop counts. Part is "" or the topic."""
   try:
     source = Path(module.path).read_bytes()
   except OSError:
@@ -187,19 +187,19 @@ def read(module: Module) -> tuple[Texts, dict[str, int]]:
     texts = {"": docstrings.docstrings(source)}
   if not texts.get("", True):
     return [], {"files without documentation": 1}
-  found, refused = [], 0
+  parts, refused = [], 0
   for part, docs in texts.items():
     lines = []
     for doc in docs:
-      more, less = prose.sentences(doc)
-      lines += more
-      refused += less
-    found.append((part, lines))
-  return found, {"sentences that are not prose": refused}
+      kept, dropped = prose.sentences(doc)
+      lines += kept
+      refused += dropped
+    parts.append((part, lines))
+  return parts, {"sentences that are not prose": refused}
 
 
 def _topics(source: bytes) -> dict[str, list[str]]:
-  """`topics = {"assert": "text", ...}`: the language reference, one document per topic."""
+  """The language reference `topics = {"assert": "text", ...}`, one document per topic."""
   for node in ast.parse(source).body:
     if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
       return {key: [text] for key, text in sorted(ast.literal_eval(node.value).items())}

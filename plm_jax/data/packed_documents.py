@@ -2,9 +2,9 @@
 
     <s> text of a document </s><s> text of the nex | t document </s><s> ...
 
-GPT-2 and its successors train on such rows, GPT-2 with one token, <|endoftext|>, in both roles: it
-then stands twice between two documents, so that with `separate` every document has one of its own
-at both ends. GPT-1's published vocabulary has no such token: `framed=False` leaves it out.
+GPT-2 and its successors train on such rows. GPT-2 uses one token, <|endoftext|>, for both <s> and
+</s>: two of them separate documents, so that with `separate` every document has its own at both
+ends. GPT-1's published vocabulary has no such token: `framed=False` leaves it out.
 """
 
 from __future__ import annotations
@@ -25,27 +25,26 @@ STRETCH = np.dtype([("start", np.int64), ("length", np.int32)])
 
 
 class _Bounds(NamedTuple):
-  """Of the documents that have tokens. begins int64 [D + 1]: where each one begins, <s> and </s>
-  counted if they are framed, and where the last one ends; first int64 [D]: its first stored token.
-  """
+  """The bounds of documents that have tokens. begins int64 [D + 1]: the first position of each, <s>
+  and </s> counted if framed, and the end of the last; first int64 [D]: its first stored token."""
 
   begins: np.ndarray
   first: np.ndarray
 
 
-_bounds_of: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # per store: O(D) to make
+_bounds_of: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # per store: O(D) to compute
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedDocuments:
-  """All rows are full but the last; every token is in one row.
+  """All rows but the last are full; every token is in one row.
 
-  separate: rows have `document_ids`, so that a token sees its own document only, positions begin
-  anew with each, and the first token of one is not predicted from the last of another. Without it a
-  row is read as one text, as GPT-2 and GPT-3 did. A document that is cut goes on in the next row as
-  if it began there. All seeds and passes have the same rows.
-  framed: whether <s> and </s> stand around a document; else its tokens alone are its text.
-  ordered: every row of a batch continues the same row of the batch before it, for models that carry
+  separate: rows have `document_ids`: a token attends to its own document only, positions restart
+    with each document, and a document's first token is not predicted from the previous one. Without
+    it a row is read as one text, as in GPT-2 and GPT-3. A document that is cut continues in the
+    next row as if it began there. All seeds and passes have the same rows.
+  framed: whether <s> and </s> surround a document; else a row has only the documents' tokens.
+  ordered: every row of a batch continues the same row of the previous batch, for models that carry
     a state from batch to batch.
   """
 
@@ -58,22 +57,22 @@ class PackedDocuments:
   def table(self, store: TokenStore, length: int, seed: int, pass_: int) -> np.ndarray:
     """STRETCH [N]: the rows of the store; `start` counts <s> and </s>."""
     total = int(_bounds(store, self.framed).begins[-1])
-    starts = np.arange(0, total - 1, length)  # a last row of one token would predict nothing
+    starts = np.arange(0, total - 1, length)  # a row of one token predicts nothing
     rows = np.empty(len(starts), STRETCH)
     rows["start"], rows["length"] = starts, np.minimum(length, total - starts)
     return rows
 
   def tokens(self, rows: np.ndarray) -> np.ndarray:
-    """int [N]: how many positions of each row are no padding."""
+    """int [N]: the number of positions of each row that are not padding."""
     return rows["length"]
 
   def read(
     self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
   ) -> dict[str, np.ndarray]:
     """The tokens of STRETCH [B]: input_ids and segment_ids int32 [B, T]; length and pair_label
-    int32 [B]; where `separate`, document_ids int32 [B, T], 0 for a row's first document, -1 for
-    padding; where `ordered`, begins bool [B], whether the row begins a separate document, and
-    next_ids int32 [B], the token that continues it after its end, -1 where there is none."""
+    int32 [B]. `separate` adds document_ids int32 [B, T], 0 for a row's first document, -1 for
+    padding. `ordered` adds begins bool [B], whether the row begins a separate document, and
+    next_ids int32 [B], the token that continues the row, -1 where there is none."""
     place = table_rows["start"][:, None] + np.arange(length)
     padding = np.arange(length) >= table_rows["length"][:, None]
     input_ids, document = self._tokens(store, place, vocab)
@@ -100,8 +99,8 @@ class PackedDocuments:
   def _tokens(
     self, store: TokenStore, place: np.ndarray, vocab: Vocab
   ) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens at places of the whole text, <s> and </s> counted, int32; and the number of the
-    document that each is in. Places after the text's end give tokens of no meaning."""
+    """The tokens int32 at places of the whole text, <s> and </s> counted, and the number of each
+    token's document. Tokens of places after the text's end are arbitrary."""
     bounds = _bounds(store, self.framed)
     document = np.searchsorted(bounds.begins, place, side="right") - 1
     document = np.minimum(document, len(bounds.first) - 1)
@@ -117,18 +116,18 @@ class PackedDocuments:
   def _frame(self, vocab: Vocab) -> tuple[int, int]:
     if not (vocab.begin and vocab.end):
       raise UserError(
-        "the tokenizer has no tokens that begin and end a text; set data.segments.framed=false for "
-        "documents without them, or take another tokenizer"
+        "the tokenizer has no tokens that begin and end a text; set data.segments.framed=false, or "
+        "take another tokenizer"
       )
     return vocab.begin[0], vocab.end[0]
 
 
 def _bounds(store: TokenStore, framed: bool) -> _Bounds:
-  known = _bounds_of.setdefault(store, {})
-  if framed not in known:
+  bounds = _bounds_of.setdefault(store, {})
+  if framed not in bounds:
     starts = np.asarray(store.sentence_starts)[np.asarray(store.document_starts)]
     sizes = np.diff(starts)
     kept = sizes > 0
     begins = np.concatenate([[0], np.cumsum(sizes[kept] + 2 * framed)])
-    known[framed] = _Bounds(begins, starts[:-1][kept].astype(np.int64))
-  return known[framed]
+    bounds[framed] = _Bounds(begins, starts[:-1][kept].astype(np.int64))
+  return bounds[framed]

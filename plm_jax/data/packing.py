@@ -1,4 +1,4 @@
-"""RoBERTa's input formats beside segment pairs (Liu et al. 2019, section 4.2), as spans of a store.
+"""RoBERTa's other input formats (Liu et al. 2019, section 4.2), as spans of a store.
 
     FullSentences   <s> sentences of a document </s> and of the next </s>   FULL-SENTENCES
     DocSentences    <s> sentences of one document </s>                      DOC-SENTENCES
@@ -8,13 +8,13 @@ SEGMENT-PAIR+NSP is `SegmentPair(short=0, separators=2)`. Sources: the paper; fo
 fairseq (3d262bb) data/token_block_utils_fast.pyx, break modes `complete` and `complete_doc`.
 
 Rows of DocSentences end with their document, and pairs of sentences are short. The paper enlarges
-the batch "dynamically" to keep the tokens per update; here shapes are static, so that the batch of
-an experiment is chosen once, from the measured share of its positions that is text (`Batches.fill`,
-which a run prints at its start): global_batch * data.length * fill is to be that of the format it
-is compared with. For pairs of sentences a shorter data.length saves the padding.
+the batch "dynamically" to keep the tokens per update. Here shapes are static: choose the batch of
+an experiment once, from the share of positions that are not padding (`Batches.fill`, which a run
+prints at its start), so that formats to be compared have equal global_batch * data.length * fill.
+For pairs of sentences a shorter data.length saves the padding.
 
-Deviations: fairseq ends every line with </s>, here </s> stands only between documents, as the paper
-says; a sentence longer than a row is cut to pieces, where fairseq makes a row that is too long.
+Deviations: fairseq ends every line with </s>; here </s> only separates documents, as in the paper.
+A sentence longer than a row is cut to pieces; fairseq makes a row that is too long.
 """
 
 from __future__ import annotations
@@ -35,44 +35,44 @@ if TYPE_CHECKING:
 PACKED = np.dtype(
   [
     ("start", np.int64),  # offset into the stored tokens
-    ("document", np.int64),  # that the first token belongs to
+    ("document", np.int64),  # of the first token
     ("length", np.int32),  # stored tokens
-    ("separators", np.int32),  # documents that begin within the row, after its first token
+    ("separators", np.int32),  # documents that begin in the row, after its first token
   ]
 )
-_BLOCK = 1 << 20  # sentences that are looked at at once
+_BLOCK = 1 << 20  # sentences processed at once
 _COIN, _DOCUMENT, _SENTENCE = 8, 9, 10  # streams of draws
 
 
 class _Packed:
-  """Rows of as many whole sentences as fit, in the order of the text; every token is in one row.
+  """Rows of as many whole sentences as fit, in text order; every token is in one row.
 
   All seeds and passes have the same rows: only their order and their masks differ.
   """
 
   drawn = False
-  crosses: bool  # whether a row may go on with the next document, after a separator
+  crosses: bool  # whether a row may continue with the next document, after a separator
 
   def table(self, store: TokenStore, length: int, seed: int, pass_: int) -> np.ndarray:
     """PACKED [N]: the rows of the store."""
     blocks, begin, sentences = [np.empty(0, PACKED)], 0, _BLOCK
     while begin < store.sentence_starts[-1]:
       rows, stop = self._rows(store, begin, sentences, length - 2)
-      # A block with less than one row in it cannot end; a larger one will.
+      # A block shorter than one row completes no row; a larger block does.
       sentences = _BLOCK if stop > begin else 2 * sentences
       blocks.append(rows)
       begin = stop
     return np.concatenate(blocks)
 
   def tokens(self, rows: np.ndarray) -> np.ndarray:
-    """int [N]: how many positions of each row are no padding."""
+    """int [N]: the number of positions of each row that are not padding."""
     return rows["length"] + rows["separators"] + 2
 
   def read(
     self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
   ) -> dict[str, np.ndarray]:
     """The tokens of PACKED [B]: input_ids and segment_ids int32 [B, T]; length and pair_label int32
-    [B]. There is one segment, and no pair: both are 0."""
+    [B]. With one segment and no pair, segment_ids and pair_label are 0."""
     cls, sep = vocab.frame()
     input_ids = windows(store.tokens, table_rows["start"] - 1, length).astype(np.int32)
     crossing = np.flatnonzero(table_rows["separators"])
@@ -92,7 +92,7 @@ class _Packed:
   def _rows(
     self, store: TokenStore, begin: int, sentences: int, room: int
   ) -> tuple[np.ndarray, int]:
-    """The rows from the token `begin` on that are sure to end within so many sentences, and the
+    """The rows from the token `begin` on that end within the next `sentences` sentences, and the
     token after them."""
     first = int(np.searchsorted(store.sentence_starts, begin, side="right")) - 1
     bounds = np.asarray(store.sentence_starts[first : first + sentences + 1])
@@ -100,14 +100,14 @@ class _Packed:
     sentence = np.flatnonzero(np.diff(bounds))
     starts = np.maximum(bounds[sentence], begin)
     document = np.searchsorted(store.document_starts, sentence + first, side="right") - 1
-    # What is longer than a row is cut to pieces of one row each and a rest.
+    # A sentence longer than a row is cut into pieces of one row each and a remainder.
     sizes = bounds[sentence + 1] - starts
     pieces = -(-sizes // room)
     within = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     starts = np.repeat(starts, pieces) + room * within
     document = np.repeat(document, pieces)
     ends = np.append(starts[1:], bounds[-1])
-    # Counted with a separator before every document, a piece begins at starts + document.
+    # With a separator before every document, a piece begins at starts + document.
     until = np.searchsorted(ends + document, starts + document + room, side="right")
     if not self.crosses:
       until = np.minimum(until, np.searchsorted(document, document, side="right"))
@@ -124,25 +124,27 @@ class _Packed:
 
 @dataclass(frozen=True, kw_only=True)
 class FullSentences(_Packed):
-  """FULL-SENTENCES: rows are filled across documents, with a separator between two of them."""
+  """FULL-SENTENCES: rows continue across documents, with a separator between two documents."""
 
   crosses = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class DocSentences(_Packed):
-  """DOC-SENTENCES: a row ends with its document at the latest."""
+  """DOC-SENTENCES: a row ends at the latest with its document."""
 
   crosses = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class SentencePair:
-  """SENTENCE-PAIR+NSP: A is one sentence, B by a coin the next one (label 0) or one of another
-  document (label 1); the last sentence of a document gets a random B, as in `SegmentPair`.
+  """SENTENCE-PAIR+NSP: A is one sentence; a coin makes B the next one (label 0) or one of another
+  document (label 1). The last sentence of a document gets a random B, as in `SegmentPair`.
 
-  After a random B the text goes on behind A. Pairs that are too long lose the end of the longer
-  sentence. `separators` stand between A and B.
+  After a random B, the next pair starts right after A. Pairs that are too long lose the end of the
+  longer sentence.
+
+  separators: tokens between A and B.
   """
 
   separators: int = 2
@@ -167,7 +169,7 @@ class SentencePair:
     return _shortened(np.concatenate(blocks), length - 2 - self.separators)
 
   def tokens(self, rows: np.ndarray) -> np.ndarray:
-    """int [N]: how many positions of each row are no padding."""
+    """int [N]: the number of positions of each row that are not padding."""
     return rows["a_length"] + rows["b_length"] + 2 + self.separators
 
   def read(
@@ -186,17 +188,17 @@ class SentencePair:
     is_last = np.diff(document, append=-1) != 0
     is_random = is_last | (draws.bits(_COIN, 1)[:, 0] < np.uint32(1 << 31))
     a = _chain(np.arange(len(sentence)) + 2 - is_random, len(sentence))
-    # Another document: one of the others, counted without the own one where there are others.
+    # B's document: drawn from the documents other than A's, if there are any.
     own = np.searchsorted(readable, document)
-    other = _below(draws, _DOCUMENT, max(len(readable) - 1, 1))
-    other = readable[other + (other >= own) * (len(readable) > 1)]
-    elsewhere = bounds[other] + _below(draws, _SENTENCE, bounds[other + 1] - bounds[other])
-    b = np.where(is_random, elsewhere, np.append(sentence[1:], 0))[a]
+    drawn = _below(draws, _DOCUMENT, max(len(readable) - 1, 1))
+    drawn = readable[drawn + (drawn >= own) * (len(readable) > 1)]
+    random_b = bounds[drawn] + _below(draws, _SENTENCE, bounds[drawn + 1] - bounds[drawn])
+    b = np.where(is_random, random_b, np.append(sentence[1:], 0))[a]
     a, label = sentence[a], is_random[a]
     rows = np.empty(len(a), SPANS)
-    for name, chosen in (("a", a), ("b", b)):
-      rows[f"{name}_start"] = store.sentence_starts[chosen]
-      rows[f"{name}_length"] = store.sentence_starts[chosen + 1] - store.sentence_starts[chosen]
+    for name, picked in (("a", a), ("b", b)):
+      rows[f"{name}_start"] = store.sentence_starts[picked]
+      rows[f"{name}_length"] = store.sentence_starts[picked + 1] - store.sentence_starts[picked]
     rows["label"] = label
     return rows[rows["b_length"] > 0]
 
@@ -209,11 +211,11 @@ def _below(draws: Draws, stream: int, size) -> np.ndarray:
 
 def _chain(until: np.ndarray, size: int) -> np.ndarray:
   """0, until[0], until[until[0]], ... below `size`."""
-  until, at, found = until.tolist(), 0, []
+  until, at, visited = until.tolist(), 0, []
   while at < size:
-    found.append(at)
+    visited.append(at)
     at = until[at]
-  return np.array(found, np.int64)
+  return np.array(visited, np.int64)
 
 
 def _shortened(rows: np.ndarray, room: int) -> np.ndarray:
@@ -227,7 +229,7 @@ def _shortened(rows: np.ndarray, room: int) -> np.ndarray:
 
 
 def _across(store: TokenStore, rows: np.ndarray, length: int, sep: int) -> np.ndarray:
-  """int32 [B, T]: windows of rows in which documents begin, a separator before each of them."""
+  """int32 [B, T]: windows of rows that cross documents, with a separator before each new one."""
   row = np.repeat(np.arange(len(rows)), rows["separators"])
   number = np.arange(len(row)) - np.searchsorted(row, row)
   begins = store.sentence_starts[store.document_starts[rows["document"][row] + 1 + number]]

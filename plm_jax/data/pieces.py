@@ -1,8 +1,8 @@
 """A text with few documents, cut into pieces, so that some of it can be kept for evaluation.
 
-A book without a blank line is one document, and a split by document would have nothing to choose
-from. Its pieces are runs of consecutive sentences. Honesty has a price here: what is held out has
-the neighbours that are trained on, so the manifest says that the text was cut.
+A book without a blank line is one document, which cannot be split by document. Its pieces are runs
+of consecutive sentences. Held-out pieces then have neighbours in the training text, so the manifest
+records the cut.
 """
 
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from plm_jax.data.corpora import Source
 from plm_jax.data.documents import Document
 
-FEW = 20  # documents; a split of more needs no help
-_PIECES = 200  # pieces that are aimed at, within the next two limits
+FEW = 20  # documents; texts with this many are split by document
+_PIECES = 200  # target number of pieces, within the next two limits
 _SHORTEST, _LONGEST = 8, 64  # sentences of a piece
 
 
 def in_pieces(source: Source) -> "Source | Pieces":
-  """The source itself, or its documents in pieces if it has fewer than `FEW`."""
+  """The source itself, or its documents in pieces if there are fewer than `FEW`."""
   documents = sentences = 0
   for document in source.documents():
     documents, sentences = documents + 1, sentences + len(document.sentences)
@@ -54,8 +54,8 @@ class Pieces:
     return {**self.source.record(), **cut}
 
   def __str__(self) -> str:
-    given = f"The text has only {self.whole} document{'s' * (self.whole != 1)}"
+    size = f"{self.whole} document{'s' * (self.whole != 1)}"
     return (
-      f"{given}: cut into pieces of {self.length} sentences, of which some are kept for evaluation "
-      "(their neighbours are trained on; documents are separated by blank lines)."
+      f"The text has only {size}: cut into pieces of {self.length} sentences, some of "
+      "them kept for evaluation (training sees their neighbours; blank lines separate documents)."
     )

@@ -1,15 +1,15 @@
-"""From stored tokens to batches: which rows, in which order, corrupted how. Host only, numpy only.
+"""Batches from stored tokens: rows, their order and their corruption. Host only, numpy only.
 
     batches = Batches(store, corpus, objectives, vocab, seed=0, global_batch=256)
     for batch in iterate(batches, start_step, stop_step, corpus.workers): ...
 
 A batch is a pure function of its step, so the position of the data in a checkpoint is the step.
-Position g = step * global_batch + slot belongs to epoch e and row r: an epoch is one pass over the
-corpus in an order of its own, pass e % passes of the segmentation; rows are read, then handed to
-every objective's `corrupt` with the draws of (seed, e, r).
+Position g = step * global_batch + slot belongs to epoch e and row r. An epoch is one pass over the
+corpus, pass e % passes of the segmentation, in a separate order. Every objective's `corrupt` gets
+the rows with the draws of (seed, e, r).
 
 Ordered segments (`PackedDocuments(ordered=True)`) are read in lanes instead: the corpus is cut into
-`global_batch` equal stretches, and slot b of every batch continues the b-th of them.
+`global_batch` equal stretches, and slot b of every batch continues stretch b.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from plm_jax.data.tokenizers import TokenizerConfig, WordPiece
 from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 
-_EVALUATION_SEED = 0  # of its own, so that runs with different seeds are measured on the same masks
-_ORDER = 1  # tells the key of an epoch's order from other keys made of seed and epoch
+_EVALUATION_SEED = 0  # fixed, so that runs with different seeds are evaluated on the same masks
+_ORDER = 1  # salt for the order of an epoch
 
 
 Segments = (
@@ -49,12 +49,12 @@ Segments = (
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-  """The text, and how it becomes rows.
+  """The text and its division into rows.
 
   source: "tfds:NAME", or a text file, `.jsonl`, `.gz` of either, or a folder of them.
   length: tokens per row, special tokens included.
   held_out: share of the documents that is kept for evaluation.
-  passes: how many different segmentations before they repeat (BERT's dupe_factor).
+  passes: number of different segmentations before they repeat (BERT's dupe_factor).
   workers: Grain worker processes; 0 is a prefetching thread in this process.
   """
 
@@ -80,7 +80,7 @@ class Corpus:
       raise UserError(f"data.passes is {self.passes}; at least 1 pass over the corpus is needed.")
     if self.workers < 0:
       raise UserError(
-        f"data.workers is {self.workers}; give a number of processes, or 0 for a thread."
+        f"data.workers is {self.workers}; give the number of processes, or 0 for a thread."
       )
 
 
@@ -89,10 +89,10 @@ class Batches:
   """`batches(step)`: the rows of this process in the global batch of that step.
 
   Every batch has input_ids, segment_ids int32 [B, T], length, pair_label int32 [B],
-  row_weight float32 [B] (0: the row only fills up an evaluation batch) and what the objectives add.
-  Ordered segments add `begins` bool [B]: the row does not continue the slot's row before it.
-  Every process takes a contiguous slice, so that the slices of all make the same global batch
-  whatever their number. Picklable; a copy in a worker process opens the same tables from disk.
+  row_weight float32 [B] (0: the row only fills an evaluation batch), and the objectives' arrays.
+  Ordered segments add `begins` bool [B]: the row does not continue the slot's previous row.
+  Every process takes a contiguous slice: any number of processes makes the same global batch.
+  Picklable; a copy in a worker process opens the same tables from disk.
   """
 
   store: TokenStore
@@ -136,8 +136,8 @@ class Batches:
     return self._batch(spans, Draws(self.seed, epochs, rows), weight)
 
   def _lanes(self, step: int, slots: np.ndarray) -> dict[str, np.ndarray]:
-    """The next row of every slot's stretch. The remainder of the corpus, fewer rows than a batch,
-    is left out (pytorch/examples word_language_model, `batchify`)."""
+    """The next row of every slot's stretch. The last rows of the corpus, fewer than a batch, are
+    left out (pytorch/examples word_language_model, `batchify`)."""
     table = self._table(self.seed, 0)
     steps = len(table) // self.global_batch
     epoch, at = divmod(step, steps)
@@ -147,7 +147,7 @@ class Batches:
     return batch | {"begins": batch["begins"] | (at == 0)}
 
   def check(self) -> None:
-    """A UserError if one pass over the corpus does not fill one batch."""
+    """Errors: `UserError` if one pass over the corpus does not fill one batch."""
     rows = len(self._table(self.seed, 0))
     if rows < self.global_batch:
       raise UserError(
@@ -156,18 +156,18 @@ class Batches:
       )
 
   def rows(self) -> int:
-    """How many rows the first pass has."""
+    """The number of rows of the first pass."""
     return len(self._table(self.seed, 0))
 
   def fill(self) -> float:
-    """The share of a row's positions that is no padding, over the first pass."""
+    """The share of positions that are not padding, over the first pass."""
     table = self._table(self.seed, 0)
     return float(self.corpus.segments.tokens(table).mean() / self.corpus.length)
 
   def evaluation(self, max_rows: int | None = None) -> list[dict[str, np.ndarray]]:
-    """All rows in order with masks that never change, as batches of the training shape.
+    """All rows in order with fixed masks, as batches of the training shape.
 
-    Of more than `max_rows` rows, so many are taken at equal distances. The last batch is filled up
+    With `max_rows`, at most that many rows are taken, at equal distances. The last batch is filled
     with rows of row_weight 0, so that every row counts exactly once.
     """
     table = self._table(_EVALUATION_SEED, 0)
@@ -194,10 +194,9 @@ class Batches:
     return batch
 
   def _epoch_at(self, position: int) -> tuple[int, int]:
-    """The epoch that a position falls into, and the position at which that epoch begins.
+    """The epoch of a position, and the position at which that epoch begins.
 
-    Segmentations differ in their number of rows; those that no position has reached yet are not
-    made.
+    Segmentations differ in their number of rows; they are made only when a position reaches them.
     """
     first = 0
     for epoch in range(self.corpus.passes):
@@ -224,8 +223,8 @@ def ordered(segments: Segments) -> bool:
 
 
 class Stream:
-  """Batches in the order of their steps, made ahead of time; `waited` counts the seconds that the
-  consumer stood still for them."""
+  """Batches in the order of their steps, prefetched; `waited` counts the seconds that the consumer
+  waited for them."""
 
   def __init__(self, dataset):
     self._iterator = iter(dataset)
@@ -242,13 +241,13 @@ class Stream:
       self.waited += time.perf_counter() - start
 
   def close(self) -> None:
-    """Ends the prefetching thread or processes; safe to call twice."""
+    """Stops the prefetching thread or processes; safe to call twice."""
     if hasattr(self._iterator, "close"):
       self._iterator.close()
 
 
 def iterate(batches: Batches, start_step: int, stop_step: int, workers: int = 0) -> Stream:
-  """The batches of steps start_step to stop_step - 1, prepared by a thread or by processes."""
+  """The batches of steps start_step to stop_step - 1, prefetched by a thread or by processes."""
   import grain
 
   batches.check()
@@ -256,7 +255,7 @@ def iterate(batches: Batches, start_step: int, stop_step: int, workers: int = 0)
   ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
   dataset = dataset.to_iter_dataset(ahead)
   if workers:
-    # Grain asks absl for its flags when it starts processes; a notebook has parsed none.
+    # Grain reads absl's flags when it starts processes; a notebook has not parsed any.
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
     dataset = dataset.mp_prefetch(

@@ -1,9 +1,9 @@
-"""From text to token stores: split by document, train the tokenizer, encode, write.
+"""Token stores from text: split by document, train the tokenizer, encode, write.
 
-The text is read as a stream, in chunks; after each chunk a journal says how far the files are good.
-A preparation that was killed goes on there and ends with the same bytes. Arms of an ablation that
-share a text, a tokenizer and a split share one directory, named by a hash of these; a lock keeps
-two processes from writing it at once.
+The text is read as a stream, in chunks; after each chunk a journal records how much of each file is
+valid. A preparation that was killed resumes there and ends with the same bytes. Arms of an ablation
+that share a text, a tokenizer and a split share one directory, named by a hash of these; a lock
+keeps two processes from writing it at once.
 """
 
 import fcntl
@@ -31,18 +31,18 @@ from plm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.progress import progress_bar
 
-FORMAT = 2  # part of the directory's name: raise it when the stored bytes change
+FORMAT = 2  # part of the directory's name: increase it when the stored bytes change
 SPLITS = ("train", "valid")
-CHUNK = 4 << 20  # characters that are encoded at once, and between two entries of the journal
-# Bytes. Workers start in about a second and each learns its words anew: a third more CPU time.
-# Where they begin to pay on a quiet machine is not measured yet.
+CHUNK = 4 << 20  # characters encoded at once, and between two entries of the journal
+# Bytes from which worker processes encode: they start in about a second, and each fills a separate
+# cache of words (a third more CPU time). The break-even size on a quiet machine is not measured.
 LARGE = 24 << 20
-SAMPLE = 32 << 20  # characters that a tokenizer is trained on at most; counting takes 20 s of CPU
+SAMPLE = 32 << 20  # most characters to train a tokenizer on; counting them takes 20 s of CPU
 
 
 @dataclass(frozen=True)
 class Prepared:
-  """What training reads. `manifest`: hashes and counts, and what was dropped and why."""
+  """Prepared text. `manifest`: hashes, counts, and numbers of dropped items by reason."""
 
   tokenizer: Tokenizer
   train: TokenStore
@@ -54,7 +54,7 @@ class Prepared:
 def prepare(corpus, cache_dir: str | os.PathLike | None = None, progress: bool = True) -> Prepared:
   """The tokenised text of `corpus` (its source, tokenizer and held_out), prepared once.
 
-  `cache_dir`: see `corpora.default_cache`. Raises UserError for text that cannot be read or is too
+  cache_dir: see `corpora.default_cache`. Errors: `UserError` for text that cannot be read or is too
   small to be split.
   """
   cache = Path(cache_dir or default_cache())
@@ -91,7 +91,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _finished(directory: Path) -> bool:
-  """Whether the manifest is there and the files have its sizes. Damage removes the directory."""
+  """Whether the manifest exists and the files have its sizes. A damaged directory is removed."""
   path = directory / "manifest.json"
   if not path.exists():
     return False
@@ -111,17 +111,17 @@ def _open(directory: Path, tokenizer: Tokenizer | None) -> Prepared:
 
 
 def share_of(document: Document, purpose: bytes) -> float:
-  """A number in [0, 1) that depends on the document's text alone."""
+  """A hash in [0, 1) of the document's text."""
   text = "\n".join(document.sentences).encode()
   return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=purpose).digest()) / 2**64
 
 
 @dataclass
 class _Chunk:
-  """Documents that are encoded at once, and where the stream stands behind them."""
+  """Documents that are encoded at once, and the position of the stream after them."""
 
   documents: list[tuple[int, Document]]  # (0 train or 1 valid, document)
-  read: int  # documents of the source up to here
+  read: int  # documents of the source read so far
   size: int  # characters
 
   def texts(self) -> list[str]:
@@ -140,30 +140,30 @@ class _Preparation:
     self._finish(self._encode())
 
   @contextmanager
-  def _bar(self, what: str):
+  def _bar(self, title: str):
     with progress_bar(
-      self.source.size or None, what, unit="B", unit_scale=True, disable=not self.progress
+      self.source.size or None, title, unit="B", unit_scale=True, disable=not self.progress
     ) as bar:
       yield bar
       if bar.total:
-        bar.total = bar.n  # the size was an estimate: layout and compression are not text
+        bar.total = bar.n  # the size was an estimate: it counts layout and guesses compression
 
   # The tokenizer.
 
   def _trained(self) -> Tokenizer:
-    place = self.directory / "tokenizer"
-    if not place.exists():
+    folder = self.directory / "tokenizer"
+    if not folder.exists():
       self._check_split()
       with self._bar("Training the tokenizer") as bar:
         tokenizer = self.config.train(self._sample(bar))
       scratch = self.directory / "tokenizer.part"
       shutil.rmtree(scratch, ignore_errors=True)
       tokenizer.save(scratch)
-      scratch.rename(place)
-    return load_tokenizer(place)
+      scratch.rename(folder)
+    return load_tokenizer(folder)
 
   def _check_split(self) -> None:
-    """Say at once, and not after minutes, when a side would stay empty."""
+    """Raises at once, not after minutes, if a split would be empty."""
     sides, least, documents = set(), 1.0, 0
     for document in self.source.documents():
       share = share_of(document, b"split")
@@ -174,25 +174,24 @@ class _Preparation:
     raise self._one_sided(documents, least)
 
   def _one_sided(self, documents: int, least: float) -> UserError:
-    given = f"The text {self.name!r} has {documents} document{'s' * (documents != 1)}"
+    size = f"The text {self.name!r} has {documents} document{'s' * (documents != 1)}"
     if documents < 2:
       return UserError(
-        f"{given} of a few sentences, and at least two are needed, one of them to evaluate on: "
+        f"{size} of a few sentences, and at least two are needed, one of them to evaluate on: "
         "separate documents by a blank line, or give more text."
       )
     if least >= self.held_out:
       enough = np.ceil(least * 1000 + 1) / 1000
       hint = f", or set data.held_out to at least {enough:g}" if enough <= 0.5 else ""
       return UserError(
-        f"{given} and held_out={self.held_out} keeps none of them for evaluation: give more text"
-        f"{hint}."
+        f"{size} and held_out={self.held_out} keeps none for evaluation: give more text{hint}."
       )
     return UserError(
-      f"{given} and held_out={self.held_out} leaves none of them to train on: lower data.held_out."
+      f"{size} and held_out={self.held_out} leaves none to train on: lower data.held_out."
     )
 
   def _sample(self, bar) -> Iterator[str]:
-    """Sentences of train documents: all of a small text, an even sample of a large one."""
+    """Sentences of training documents: all of a small text, an even sample of a large one."""
     rate = min(1.0, SAMPLE / max(1, self.source.size))
     taken = 0
     for document in self.source.documents():
@@ -213,8 +212,8 @@ class _Preparation:
     journal = self._journal()
     with ExitStack() as stack, self._bar("Encoding") as bar:
       writers = [
-        stack.enter_context(StoreWriter(self.directory, split, self.tokenizer.vocab.size, said))
-        for split, said in zip(SPLITS, journal["lengths"], strict=True)
+        stack.enter_context(StoreWriter(self.directory, split, self.tokenizer.vocab.size, sizes))
+        for split, sizes in zip(SPLITS, journal["lengths"], strict=True)
       ]
       dropped = Counter(journal["dropped"])
       bar.update(journal["size"])
@@ -277,7 +276,7 @@ class _Preparation:
     for split in SPLITS:
       if (self.directory / f"{split}.tokens").stat().st_size == 0:
         raise UserError(
-          f"The text {self.name!r} has too little in it: no token for the {split} split is left."
+          f"The text {self.name!r} is too short: the {split} split has no tokens; give more text."
         )
       store = TokenStore(self.directory, split, vocab_size)
       counts = np.zeros(vocab_size, np.int64)
@@ -314,7 +313,7 @@ class _Preparation:
 
 
 def _replace(path: Path, content: dict) -> None:
-  """Write JSON so that a reader sees the old or the new content, never a part."""
+  """Writes JSON atomically: a reader sees the old or the new content."""
   scratch = path.with_suffix(".part")
   with scratch.open("w") as file:
     json.dump(content, file, indent=2)
@@ -324,7 +323,7 @@ def _replace(path: Path, content: dict) -> None:
 
 
 def _ahead(items: Iterator) -> Iterator:
-  """The items, read one ahead in a thread, while the last one is encoded."""
+  """The items, with the next one read in a thread while the last one is encoded."""
   ready: queue.Queue = queue.Queue(maxsize=1)
   stop = threading.Event()
 

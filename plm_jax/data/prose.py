@@ -1,9 +1,8 @@
-"""Docstrings to prose: what is left of one when doctests, code, tables and markup are gone.
+"""Prose of docstrings, without doctests, code, tables and markup.
 
-Two steps: `paragraphs` reads the layout of a docstring (reStructuredText, numpydoc, Google
-style and Markdown occur side by side in one package) and keeps running text; `is_prose` judges each
-sentence. The first may let code pass, since the second refuses it, and the second may be strict,
-since there is more text than is needed.
+`paragraphs` reads the layout of a docstring (reStructuredText, numpydoc, Google style and Markdown
+occur in one package) and keeps running text; `is_prose` then tests each sentence. `paragraphs` may
+let code pass, since `is_prose` refuses it, which may be strict, since there is text enough.
 """
 
 import functools
@@ -38,10 +37,10 @@ _GOOGLE_ITEM = re.compile(r"[`*]*[\w.]+[`*]*(?:,\s*[`*]*[\w.]+[`*]*)*(?:\s*\([^)
 
 
 def paragraphs(doc: str) -> Iterator[str]:
-  """The paragraphs of running text in a docstring, each one line, markup still in it."""
+  """The paragraphs of running text in a docstring, each on one line, with markup."""
   reader = _Layout()
   lines = [(line.strip(), len(line) - len(line.lstrip())) for line in doc.expandtabs().splitlines()]
-  # The first line stands behind the quotes, so that its own indentation says nothing.
+  # The first line follows the quotes, so its indentation means nothing.
   margin = min((indent for text, indent in lines[1:] if text), default=0)
   for text, indent in lines:
     done = reader.read(text, max(0, indent - margin))
@@ -53,16 +52,16 @@ def paragraphs(doc: str) -> Iterator[str]:
 
 
 class _Layout:
-  """Reads a docstring line by line; `read` returns a paragraph when the line ended one."""
+  """Reads a docstring line by line; `read` returns the paragraph that the line ends, else ""."""
 
   def __init__(self):
-    self.held: list[str] = []
+    self.lines: list[str] = []
     self.indent = 0
-    self.skip: int | None = None  # drop what is indented deeper than this
+    self.skip: int | None = None  # drop lines indented deeper than this
     self.until_blank = self.fence = self.dropped_section = self.items = False
 
   def flush(self) -> str:
-    text, self.held = "" if self.dropped_section else " ".join(self.held), []
+    text, self.lines = "" if self.dropped_section else " ".join(self.lines), []
     if text.endswith("::"):
       self.skip = self.indent
     return text
@@ -85,7 +84,7 @@ class _Layout:
     if first == text[-1] and not first.isalnum() and _UNDERLINE.match(text):
       return self._underline()
     if self.dropped_section:
-      self.held = [text]  # it may be the title of the next section
+      self.lines = [text]  # it may be the title of the next section
       return ""
     if text.startswith(".."):
       return self._directive(text, indent)
@@ -94,7 +93,7 @@ class _Layout:
     return self._line(text, indent)
 
   def _underline(self) -> str:
-    title = self.held.pop().lower() if self.held else ""
+    title = self.lines.pop().lower() if self.lines else ""
     done = self.flush()
     self.dropped_section = title in _DROPPED_SECTIONS
     self.items = True
@@ -105,7 +104,7 @@ class _Layout:
     name, rest = match.groups() if match else (None, "")
     done = self.flush()
     if name in _PROSE_DIRECTIVES:
-      self.held = [rest] if rest and name not in _VERSIONED else []
+      self.lines = [rest] if rest and name not in _VERSIONED else []
       self.indent = indent
     else:
       self.skip = indent
@@ -124,13 +123,13 @@ class _Layout:
       start = len(text)
     elif self.items and (header := _GOOGLE_ITEM.match(text)):
       start = header.end()
-    breaks = header is not None or (self.held and indent < self.indent)
+    breaks = header is not None or (self.lines and indent < self.indent)
     done = self.flush() if breaks else ""
     if self.skip is not None and indent <= self.skip:
       self.skip = None
     self.indent = indent
     if start < len(text):
-      self.held.append(text[start:])
+      self.lines.append(text[start:])
     return done
 
 
@@ -144,7 +143,7 @@ _QUOTES = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "\u00ad
 
 
 def strip_markup(text: str) -> str:
-  """Inline markup to the text it shows: roles, literals, links, emphasis, citations."""
+  """Replaces inline markup by its visible text: roles, literals, links, emphasis, citations."""
   if not text.isascii():
     text = unicodedata.normalize("NFKC", text).translate(_QUOTES)
   if "[" in text:
@@ -167,7 +166,7 @@ _WORD = re.compile(r"""(?<!\S)["'(]*[A-Za-z]+(?:['-][A-Za-z]+)*["').,:;!?-]*(?!\
 _NO_LETTER = re.compile(r"[^\sa-zA-Z\u00c0-\uffff]")
 _ASCII_LETTERS = (string.ascii_letters + string.whitespace).encode()
 _START = re.compile(r"[\"'(]?[A-Z0-9]")
-# An English sentence of five words without any of these is rare, a line of code with one too.
+# English sentences of five words rarely lack all of these; lines of code rarely have one.
 _FUNCTION_WORD = re.compile(
   r"\b(?:an?|the|of|to|in|is|are|be|and|or|for|if|it|this|that|with|as|on|by|from|at|not?|was|were|"
   r"has|have|will|can|may|must|should|when|which|you|we|they|its|all|any|but|into|than|so|do|does|"
@@ -182,8 +181,8 @@ _WORDS = 0.75  # share of the words that are letters only
 
 def is_prose(sentence: str) -> bool:
   """Whether a line reads like an English sentence and not like code, a title or a table row."""
-  # Three quarters of the time to read the installed text went into this function and the splitting
-  # before it: cheap questions come first, and the regular expressions settle the doubtful cases.
+  # This function and the splitting before it took three quarters of the time to read the installed
+  # text: cheap tests come first, and regular expressions decide the rest.
   if not _START.match(sentence) or not sentence.rstrip("\"')").endswith((".", "!", "?")):
     return False
   if _FORBIDDEN.search(sentence) or any(run in sentence for run in _FORBIDDEN_RUNS):
@@ -201,26 +200,26 @@ def is_prose(sentence: str) -> bool:
 
 
 def _no_letters(sentence: str) -> int:
-  """How many characters are neither letters nor white space."""
+  """The number of characters that are neither letters nor white space."""
   if sentence.isascii():
     return len(sentence.encode().translate(None, _ASCII_LETTERS))
   return len(_NO_LETTER.findall(sentence))
 
 
 def sentences(doc: str) -> tuple[list[str], int]:
-  """The prose sentences of a docstring in order, and how many candidates were refused."""
+  """The prose sentences of a docstring in order, and the number of refused candidates."""
   kept, refused = [], 0
   for paragraph in paragraphs(doc):
-    found, others = _paragraph_sentences(paragraph)
-    kept += found
-    refused += others
+    prose, dropped = _paragraph_sentences(paragraph)
+    kept += prose
+    refused += dropped
   return kept, refused
 
 
-@functools.lru_cache(maxsize=1 << 15)  # one paragraph in four is repeated: shared parameters
+@functools.lru_cache(maxsize=1 << 15)  # a quarter of the paragraphs repeat: shared parameters
 def _paragraph_sentences(paragraph: str) -> tuple[list[str], int]:
   if _MATH.search(paragraph):
     return [], 1
-  found = split_sentences(strip_markup(paragraph))
-  kept = [sentence for sentence in found if is_prose(sentence)]
-  return kept, len(found) - len(kept)
+  candidates = split_sentences(strip_markup(paragraph))
+  kept = [sentence for sentence in candidates if is_prose(sentence)]
+  return kept, len(candidates) - len(kept)

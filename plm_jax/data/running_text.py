@@ -1,9 +1,9 @@
-"""Rows of running text without special tokens, for objectives that lay out their own rows.
+"""Rows of running text without special tokens, for objectives that build their own rows.
 
 Source: google-research/text-to-text-transfer-transformer (e081111) t5/data/preprocessors.py,
-`reduce_concat_tokens` and `split_tokens`: documents one after the other with nothing between them,
-cut to pieces of one length. T5's rows are longer than its inputs, because a span of several tokens
-becomes one sentinel: `objectives/span_corruption.py` says how many tokens fill an input.
+`reduce_concat_tokens` and `split_tokens`: documents are joined without separators and cut into
+pieces of one length. T5's rows are longer than its inputs, because a span of several tokens becomes
+one sentinel: `objectives/span_corruption.py` computes the number of tokens that fill an input.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
   from plm_jax.data.vocab import Vocab
 
 STRETCH = np.dtype([("start", np.int64), ("length", np.int32)])
-_SHORTEST = 2  # tokens: what is corrupted needs something that is not
+_SHORTEST = 2  # tokens: one to corrupt and one to keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +42,16 @@ class RunningText:
     return rows
 
   def tokens(self, rows: np.ndarray) -> np.ndarray:
-    """int [N]: how many positions of each row are no padding."""
+    """int [N]: the number of positions of each row that are not padding."""
     return rows["length"]
 
   def read(
     self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
   ) -> dict[str, np.ndarray]:
     """The tokens of STRETCH [B]: input_ids and segment_ids int32 [B, T]; length and pair_label
-    int32 [B]. There is one segment, and no pair: both are 0."""
+    int32 [B]. segment_ids and pair_label are 0."""
     if vocab.pad is None:
-      raise UserError("rows need a tokenizer with a token for padding, and this one has none.")
+      raise UserError("rows need a tokenizer with a padding token, and this one has none.")
     input_ids = windows(store.tokens, table_rows["start"], length).astype(np.int32)
     np.copyto(input_ids, vocab.pad, where=np.arange(length) >= table_rows["length"][:, None])
     return {

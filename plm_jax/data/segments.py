@@ -1,11 +1,11 @@
 """BERT's and ALBERT's rows: "[CLS] A [SEP] B [SEP]", two runs of sentences; B follows A, precedes
-it, or comes from elsewhere.
+it, or comes from another document.
 
-Sources: google-research/bert (eedf571) create_pretraining_data.py and google-research/albert
-(b772393), the file of the same name, `create_instances_from_document` and `truncate_seq_pair`, as
-spans into the stored tokens instead of copied text: a truncated segment is still one contiguous
-span. Each document draws from its own generator, keyed by (seed, pass, document), so that its rows
-do not depend on the other documents' draws.
+Sources: google-research/bert (eedf571) and google-research/albert (b772393),
+create_pretraining_data.py, `create_instances_from_document` and `truncate_seq_pair`. Here segments
+are spans into the stored tokens, not copied text: a truncated segment is still one contiguous span.
+Each document draws from a separate generator, keyed by (seed, pass, document), so that its rows do
+not depend on the other documents' draws.
 
 The share of label 1 is above one half: a chunk of one sentence always gets a random B.
 """
@@ -39,28 +39,28 @@ SPANS = np.dtype(
     ("label", np.int32),  # 1: B is random, or A and B are swapped
   ]
 )
-_TABLE_FORMAT = 1  # raise when the rules change, so that kept tables are not reused
-_TRIES = 10  # to find another document for B
+_TABLE_FORMAT = 1  # increase it when the rules change, so that stored tables are not reused
+_TRIES = 10  # attempts to draw another document for B
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentPair:
   """Pairs of segments for next-sentence and sentence-order prediction.
 
-  next="random" is BERT: a coin decides whether B is what follows A or comes from another document.
-  next="swapped" is ALBERT: a coin decides whether A and what follows it change places (label 1).
-  With both, a chunk of one sentence gets a B from another document (label 1), as in both codes.
-  next="none" keeps the layout and always takes what follows (label 0); a chunk of one sentence
-  becomes "[CLS] A [SEP]".
-  `short` is the share of document passes with a target length drawn from [2, length - 3].
-  `separators` stand between A and B: one in BERT, two in RoBERTa ("<s> A </s></s> B </s>").
+  next: "random" is BERT: a coin decides whether B follows A or comes from another document (label
+    1). "swapped" is ALBERT: a coin decides whether A and B, which follows it, are swapped (label
+    1). With both, a chunk of one sentence gets a B from another document (label 1), as in both
+    sources. "none" keeps the layout: B always follows A (label 0), and a chunk of one sentence
+    becomes "[CLS] A [SEP]".
+  short: share of document passes with a target length drawn from [2, length - 3].
+  separators: tokens between A and B, one in BERT, two in RoBERTa ("<s> A </s></s> B </s>").
   """
 
   next: Literal["random", "swapped", "none"] = "random"
   short: float = 0.1
   separators: int = 1
 
-  drawn = True  # whether other seeds and passes have other rows
+  drawn = True  # whether the rows depend on the seed and the pass
 
   def __post_init__(self):
     if self.next not in ("random", "swapped", "none"):
@@ -84,7 +84,7 @@ class SegmentPair:
     return np.concatenate([*blocks, np.array(rows, SPANS)])
 
   def tokens(self, rows: np.ndarray) -> np.ndarray:
-    """int [N]: how many positions of each row are no padding."""
+    """int [N]: the number of positions of each row that are not padding."""
     return rows["a_length"] + rows["b_length"] + 2 + self.separators * (rows["b_length"] > 0)
 
   def read(
@@ -115,8 +115,8 @@ def read_pairs(
   np.copyto(input_ids, vocab.pad, where=padding)
   row = np.arange(len(spans))
   input_ids[:, 0] = cls
-  for at in (first_sep, second_sep, last_sep):
-    input_ids[row, at] = sep
+  for sep_column in (first_sep, second_sep, last_sep):
+    input_ids[row, sep_column] = sep
   return {
     "input_ids": input_ids,
     "segment_ids": (after_a & ~padding).astype(np.int32),
@@ -126,7 +126,7 @@ def read_pairs(
 
 
 def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-  """[B, length] of tokens from `starts` on; beyond the ends of the store the nearest token.
+  """[B, length]: the tokens from `starts` on; positions outside the store repeat its nearest token.
 
   Indexing a strided view copies whole windows, 6 times as fast as an index per token.
   """
@@ -145,10 +145,10 @@ def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
 
 
 def pass_table(store: TokenStore, segments, length: int, seed: int, pass_: int) -> np.ndarray:
-  """`segments.table(...)`, kept beside the store where that is on disk, and memory-mapped.
+  """`segments.table(...)`, memory-mapped from a file beside the store if that is on disk.
 
-  All processes of a run map one file. It is written under another name and then renamed, so that
-  nobody sees half of it; where the folder cannot be written to, the table stays in memory.
+  All processes of a run map one file. It is written under another name and then renamed, so that no
+  process reads half of it. If the folder is read-only, the table stays in memory.
   """
   if not segments.drawn:
     seed = pass_ = 0
@@ -172,7 +172,7 @@ def pass_table(store: TokenStore, segments, length: int, seed: int, pass_: int) 
 
 
 class _Pairing:
-  """The loop of the original over one document; lengths are in tokens without specials."""
+  """The loop of the sources over one document; lengths are in tokens without special tokens."""
 
   def __init__(self, config: SegmentPair, store: TokenStore, room: int):
     self._config = config
@@ -190,33 +190,33 @@ class _Pairing:
       target = 2 + draw.below(self._room - 1)
     rows, begin = [], 0
     while begin < sentences:
-      # Sentences until the target is reached; bisect gives the end of the document otherwise.
+      # Sentences until the target is reached, or else until the end of the document.
       end = bisect_left(starts, starts[begin] + target, begin + 1, sentences)
       a_end = begin + 1
       if end - begin > 1:
         a_end = begin + 1 + draw.below(end - begin - 1)
       a_start, b_start, b_stop, label = starts[begin], starts[a_end], starts[end], 0
       a_stop, kind = starts[a_end], self._config.next
-      is_lonely = end - begin == 1 and kind != "none"
-      if is_lonely or (kind == "random" and draw.chance(0.5)):
+      is_single = end - begin == 1 and kind != "none"
+      if is_single or (kind == "random" and draw.chance(0.5)):
         b_start, b_stop = self._elsewhere(document, target - (a_stop - a_start), draw)
         label, end = 1, a_end  # the unused sentences are put back
       elif kind == "swapped" and draw.chance(0.5):
         a_start, a_stop, b_start, b_stop, label = b_start, b_stop, a_start, a_stop, 1
       row = self._truncated(a_start, a_stop, b_start, b_stop, label, draw)
-      # Sentences without tokens do not make a pair.
+      # Sentences without tokens make no pair.
       if row[2] and (row[3] or self._config.next == "none"):
         rows.append(row)
       begin = end
     return rows
 
   def _elsewhere(self, document: int, target: int, draw: Sequence) -> tuple[int, int]:
-    """Sentences of another document, from a random one on, until `target` is reached."""
+    """A span of another document, from a random sentence on, until `target` is reached."""
     for _ in range(_TRIES):
-      other = self._readable[draw.below(len(self._readable))]
-      if other != document:
+      source = self._readable[draw.below(len(self._readable))]
+      if source != document:
         break
-    first, last = self._document_starts[other : other + 2].tolist()
+    first, last = self._document_starts[source : source + 2].tolist()
     begin = first + draw.below(last - first)
     start = int(self._sentence_starts[begin])
     end = bisect_left(self._sentence_starts, start + target, begin + 1, last)
@@ -239,7 +239,7 @@ class _Pairing:
 
 
 def _heads(tosses: int, draw: Sequence) -> int:
-  """How many of so many fair coins show heads: the tokens that go from the front."""
+  """The number of heads in `tosses` fair tosses: the tokens to cut from the front."""
   heads = 0
   while tosses > 0:
     heads += (draw.bits() & ((1 << min(tosses, 64)) - 1)).bit_count()

@@ -1,5 +1,5 @@
-"""Rows of pairs of texts, such as a sentence and its translation: documents of two sentences each,
-as a `.tsv` file has them (`data/corpora.py`)."""
+"""Rows of text pairs, such as a sentence and its translation, from documents of two sentences each,
+the documents of a `.tsv` file (`data/corpora.py`)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceTarget:
-  """Rows "[CLS] source [SEP] target [SEP]". Each text has up to half of `data.length` to itself,
-  beyond which it is cut. All seeds and passes have the same rows."""
+  """Rows "[CLS] source [SEP] target [SEP]". Each text is cut to `data.length // 2 - 2` tokens.
+  All seeds and passes have the same rows."""
 
   drawn = False
 
   def table(self, store: TokenStore, length: int, seed: int, pass_: int) -> np.ndarray:
-    """SPANS [N]: a row for every document of two sentences. Errors: `UserError` if none is."""
+    """SPANS [N]: a row for every document of two sentences. Errors: `UserError` without any."""
     documents = np.asarray(store.document_starts)
     first = documents[:-1][np.diff(documents) == 2]
     if not len(first):
@@ -40,14 +40,14 @@ class SourceTarget:
     return rows
 
   def tokens(self, rows: np.ndarray) -> np.ndarray:
-    """int [N]: how many positions of each row are no padding."""
+    """int [N]: the number of positions of each row that are not padding."""
     return rows["a_length"] + rows["b_length"] + 3
 
   def read(
     self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
   ) -> dict[str, np.ndarray]:
-    """The tokens of SPANS [B], as `read_pairs` lays them out; where a vocabulary has no token for
-    the begin of a text (T5), that of padding stands there."""
+    """The tokens of SPANS [B], as `read_pairs` lays them out. A vocabulary without a token that
+    begins a text (T5) uses its padding token instead."""
     if not vocab.begin:
       vocab = replace(vocab, cls=vocab.pad)
     return read_pairs(store, table_rows, length, vocab, 1)

@@ -7,7 +7,7 @@ A store is one split of a corpus in one directory, as flat little-endian arrays:
     SPLIT.documents   int64 [D + 1]   offsets into sentences
     SPLIT.names       UTF-8, "NAME\\tLABEL\\n" per document
     SPLIT.name_ends   int64 [D + 1]   offsets into names
-    SPLIT.counts      int64 [V]       how often each token occurs
+    SPLIT.counts      int64 [V]       frequency of each token
 """
 
 import os
@@ -23,7 +23,7 @@ PARTS = {"sentences": "<i8", "documents": "<i8", "name_ends": "<i8", "names": "u
 
 
 def token_type(vocab_size: int) -> np.dtype:
-  """The smallest type that holds every id."""
+  """The smallest type for the ids of a vocabulary."""
   return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
@@ -56,7 +56,7 @@ class TokenStore:
 
   @cached_property
   def counts(self) -> np.ndarray:
-    """int64 [V]: how often each token occurs, for the unigram baseline."""
+    """int64 [V]: the frequency of each token, for the unigram baseline."""
     return self._map("counts", "<i8")
 
   @property
@@ -72,16 +72,16 @@ class TokenStore:
     return self._map("names", PARTS["names"]), self._map("name_ends", PARTS["name_ends"])
 
   def name(self, document: int) -> str:
-    return self._described(document)[0]
+    return self._name_and_label(document)[0]
 
   def label(self, document: int) -> str:
-    return self._described(document)[1]
+    return self._name_and_label(document)[1]
 
   def labels(self) -> list[str]:
     """The label of every document."""
     return [self.label(document) for document in range(self.documents)]
 
-  def _described(self, document: int) -> list[str]:
+  def _name_and_label(self, document: int) -> list[str]:
     text, ends = self._names
     return bytes(text[ends[document] : ends[document + 1] - 1]).decode().split("\t")
 
@@ -95,14 +95,13 @@ class TokenStore:
 class StoreWriter:
   """Appends documents to the files of one split.
 
-  `lengths` says how many bytes of each file are good: what a killed writer left behind them is cut
-  off, and then the files go on as if nothing had been.
+  lengths: the valid bytes of each file; bytes that a killed writer left after them are cut off.
   """
 
   def __init__(self, directory: Path, split: str, vocab_size: int, lengths: dict[str, int]):
     types = {"tokens": token_type(vocab_size), **PARTS}
     self.types = {part: np.dtype(type_) for part, type_ in types.items()}
-    self.held = {part: [] for part in types}
+    self.buffers = {part: [] for part in types}
     self.files = {part: (directory / f"{split}.{part}").open("ab") for part in types}
     for part, file in self.files.items():
       file.truncate(lengths.get(part, 0))
@@ -111,7 +110,7 @@ class StoreWriter:
     self.sentences = max(0, size["sentences"] - 1)
     if not lengths:
       for part in ("sentences", "documents", "name_ends"):
-        self.held[part].append(np.zeros(1, np.int64))
+        self.buffers[part].append(np.zeros(1, np.int64))
 
   def __enter__(self):
     return self
@@ -121,26 +120,26 @@ class StoreWriter:
       file.close()
 
   def add(self, document: Document, ids: np.ndarray, lengths: np.ndarray) -> None:
-    """`ids` [N]: its sentences, one after the other; `lengths` [S] of every one, none zero."""
+    """Appends one document. ids [N]: its concatenated sentences; lengths [S]: theirs, none zero."""
     ends = self.tokens + np.cumsum(lengths, dtype=np.int64)
     self.tokens += len(ids)
     self.sentences += len(lengths)
     name = " ".join(document.name.split()) + "\t" + " ".join(document.label.split()) + "\n"
     name = np.frombuffer(name.encode(), np.uint8)
     self.names += len(name)
-    self.held["tokens"].append(ids.astype(self.types["tokens"]))
-    self.held["sentences"].append(ends)
-    self.held["documents"].append(np.array([self.sentences]))
-    self.held["names"].append(name)
-    self.held["name_ends"].append(np.array([self.names]))
+    self.buffers["tokens"].append(ids.astype(self.types["tokens"]))
+    self.buffers["sentences"].append(ends)
+    self.buffers["documents"].append(np.array([self.sentences]))
+    self.buffers["names"].append(name)
+    self.buffers["name_ends"].append(np.array([self.names]))
 
   def sync(self) -> dict[str, int]:
-    """Write what is held to the disk; the lengths of the files, for the journal."""
+    """Writes the buffers to disk and returns the lengths of the files, for the journal."""
     lengths = {}
     for part, file in self.files.items():
-      if self.held[part]:
-        file.write(np.concatenate(self.held[part]).astype(self.types[part]).tobytes())
-        self.held[part] = []
+      if self.buffers[part]:
+        file.write(np.concatenate(self.buffers[part]).astype(self.types[part]).tobytes())
+        self.buffers[part] = []
       file.flush()
       os.fsync(file.fileno())
       lengths[part] = os.fstat(file.fileno()).st_size

@@ -1,8 +1,8 @@
-"""Text of TFDS data sets, read through `as_data_source`: random access and no TensorFlow.
+"""Text of TFDS data sets, read through `as_data_source`: random access without TensorFlow.
 
-`tfds:NAME[/CONFIG][:SPLIT]` names one that is already prepared as ArrayRecord, below the
-folder in `TFDS_DATA_DIR`, TFDS's own `~/tensorflow_datasets` or the project's cache. The project's
-own builder `installed_text` is prepared on the spot when it is not there.
+`tfds:NAME[/CONFIG][:SPLIT]` names a data set that is already prepared as ArrayRecord in the folder
+of `TFDS_DATA_DIR` (default `~/tensorflow_datasets`) or in the project's cache. The project's own
+builder `installed_text` is prepared here if it is missing.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ from plm_jax.data.layout import text_sentences
 from plm_jax.errors import UserError
 
 OWN = "installed_text"
-_BLOCK = 256  # records that are read at once
+_BLOCK = 256  # records read at once
 _DAY = 86_400  # seconds
-_NAMES = ("name", "title", "id")  # features that name a document, the first that is there
+_NAMES = ("name", "title", "id")  # features that name a document; the first one present is used
 
 
 def open_tfds(source: str, cache: Path) -> "TfdsText":
-  """The data set that `source` names (see above); prepares the project's own into `cache`."""
+  """The data set that `source` names (see above); prepares `installed_text` in `cache`."""
   name, _, split = source.removeprefix("tfds:").partition(":")
   name, _, config = name.strip("/").partition("/")
   if name == OWN:
@@ -44,28 +44,28 @@ def open_tfds(source: str, cache: Path) -> "TfdsText":
     default = Path.home() / "tensorflow_datasets"
     folders = [Path(os.environ.get("TFDS_DATA_DIR") or default), cache]
   for folder in folders:
-    if found := _find(folder, name, config):
-      return TfdsText(name, found, split or "train")
+    if version := _find(folder, name, config):
+      return TfdsText(name, version, split or "train")
   raise UserError(
-    f"The TFDS data set {source!r} is not prepared: nothing of it lies in "
+    f"The TFDS data set {source!r} is not prepared: it is not in "
     f"{' or '.join(map(str, folders))}. Prepare it with `tfds build {name} "
     "--file_format=array_record` (this needs tensorflow), or name its folder in TFDS_DATA_DIR."
   )
 
 
 def _find(folder: Path, name: str, config: str) -> Path | None:
-  """The folder of the newest prepared version; without `config` there may be only one."""
+  """The folder of the newest prepared version; without `config` there must be only one."""
   within = folder / name / config if config else folder / name
-  found = list(within.glob("*/dataset_info.json"))
-  if not found and not config:
-    found = list(within.glob("*/*/dataset_info.json"))
-    configs = sorted({path.parts[-3] for path in found})
+  files = list(within.glob("*/dataset_info.json"))
+  if not files and not config:
+    files = list(within.glob("*/*/dataset_info.json"))
+    configs = sorted({path.parts[-3] for path in files})
     if len(configs) > 1:
       raise UserError(
-        f"The TFDS data set {name!r} has several configurations: say one of "
-        f"{', '.join(f'tfds:{name}/{one}' for one in configs)}."
+        f"The TFDS data set {name!r} has several configurations: give one of "
+        f"{', '.join(f'tfds:{name}/{config}' for config in configs)}."
       )
-  versions = sorted((_numbers(path.parent.name), path.parent) for path in found)
+  versions = sorted((_numbers(path.parent.name), path.parent) for path in files)
   return versions[-1][1] if versions else None
 
 
@@ -74,7 +74,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _prepare_own(cache: Path) -> None:
-  """Build `installed_text`; in a folder of its own first, so that two processes cannot collide."""
+  """Builds `installed_text` in a temporary folder first, so that two processes cannot collide."""
   import tensorflow_datasets as tfds
 
   print("Reading the documentation of the installed packages (once).", file=sys.stderr)
@@ -90,7 +90,7 @@ def _prepare_own(cache: Path) -> None:
       ) from None
     try:
       builder.download_and_prepare()
-    except RuntimeError as error:  # how ArrayRecord tells of a full disk
+    except RuntimeError as error:  # ArrayRecord's error for a full disk
       if os.strerror(errno.ENOSPC) not in str(error):
         raise
       raise UserError(
@@ -99,12 +99,12 @@ def _prepare_own(cache: Path) -> None:
     made = Path(builder.data_dir)
     target = cache / made.relative_to(scratch)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError):  # another process was faster: the same text
+    with contextlib.suppress(OSError):  # another process was faster, with the same text
       shutil.move(made, target) if not target.exists() else None
 
 
 def _remove_left_over(cache: Path) -> None:
-  """What preparations left that were killed: of a day ago, since another process may be at work."""
+  """Removes folders of killed preparations, a day old: younger ones may still be in use."""
   for folder in cache.glob(".preparing-*"):
     with contextlib.suppress(OSError):  # another process was faster
       if time.time() - folder.stat().st_mtime > _DAY:
@@ -113,7 +113,7 @@ def _remove_left_over(cache: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet():
-  """No progress bars and no chatter from TFDS (which prints); warnings and errors stay."""
+  """Silences TFDS's progress bars, prints and info logs; warnings and errors stay."""
   import tensorflow_datasets as tfds
 
   log = logging.getLogger("absl")
@@ -180,28 +180,28 @@ class TfdsText(NamedTuple):
     return text_sentences(text)
 
   def fingerprint(self) -> str:
-    """From the stored files: names and sizes, and the content unless there are gigabytes."""
+    """A hash of the stored files: names and sizes, and the content up to a gigabyte."""
     digest = hashlib.blake2b(f"{self.name}:{self.split}".encode(), digest_size=16)
-    if self.name == OWN:  # its builder hashed the text itself; the records' bytes may vary
+    if self.name == OWN:  # its builder hashed the text; the records' bytes may vary
       digest.update(self.record()["sha256"].encode())
       return digest.hexdigest()
     files = sorted(file for file in self.folder.iterdir() if file.is_file())
     whole = sum(file.stat().st_size for file in files) <= 1 << 30
     for file in files:
-      described = file.suffix == ".json"
-      digest.update(f"\0{file.name}\0{0 if described else file.stat().st_size}".encode())
-      if whole and not described:
+      is_json = file.suffix == ".json"
+      digest.update(f"\0{file.name}\0{0 if is_json else file.stat().st_size}".encode())
+      if whole and not is_json:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
   def record(self) -> dict:
     path = self.folder / "metadata.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    return {"data set": self.name, "version": self.folder.name, **known}
+    metadata = json.loads(path.read_text()) if path.exists() else {}
+    return {"data set": self.name, "version": self.folder.name, **metadata}
 
 
 def _features(features, name: str) -> tuple[str, str | None, str | None]:
-  """The features that hold the text, the name and the label of a document."""
+  """The features of a document's text, name and label."""
   import tensorflow_datasets as tfds
 
   texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]

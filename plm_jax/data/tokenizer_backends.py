@@ -1,8 +1,8 @@
-"""The two libraries under a `Tokenizer`, behind one small interface.
+"""One small interface to the two libraries of a `Tokenizer`.
 
 `Fast` is Hugging Face `tokenizers` (WordPiece, byte pairs), `Pieces` is `sentencepiece` (unigram).
-Both pickle by value, so they travel to worker processes, and both read a special token's name in a
-text as plain characters: a corpus that mentions "[MASK]" must not teach the model a mask.
+Both pickle by value, for worker processes. Both read a special token's name in a text as plain
+characters: a corpus that mentions "[MASK]" must not contain the mask token.
 """
 
 import json
@@ -20,7 +20,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import AddedToken, processors
 
-# Which names play which role, first match wins. GPT-2 has one token for both ends of a text.
+# The names of each role, first match wins. GPT-2 has one token for both ends of a text.
 ROLE_NAMES = {
   "pad": ("[PAD]", "<pad>"),
   "unk": ("[UNK]", "<unk>"),
@@ -31,31 +31,31 @@ ROLE_NAMES = {
   "eos": ("</s>", "<|endoftext|>"),
 }
 
-# Python splits words here, BERT's cleaning drops the character and joins them.
+# Python splits words at these characters; BERT's cleaning drops them and joins the words.
 NO_SPACE_FOR_BERT = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
 LANGUAGE = re.compile("[a-z]{2,3}_[A-Z]{2}")  # "en_XX"
-ADDED = re.compile(rf"<extra_id_\d+>|{LANGUAGE.pattern}")  # what stands behind vocabularies
-# Words, and characters in them, that are remembered before all is forgotten: about 100 MB. The
-# frequent ones are back after the next few sentences.
-MAX_REMEMBERED, MAX_REMEMBERED_CHARACTERS = 500_000, 8_000_000
+ADDED = re.compile(rf"<extra_id_\d+>|{LANGUAGE.pattern}")  # tokens added after vocabularies
+# Limits of the cache of words (about 100 MB), at which it is emptied. The next few sentences bring
+# the frequent words back.
+MAX_CACHED_WORDS, MAX_CACHED_CHARACTERS = 500_000, 8_000_000
 
 
 def flat(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-  """Lists of ids as int32 [N], one after the other, and their lengths int64 [S]."""
+  """Concatenates lists of ids to int32 [N]; also returns their lengths int64 [S]."""
   lengths = np.fromiter(map(len, rows), np.int64, len(rows))
   ids = np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum()))
   return ids, lengths
 
 
 class _Words:
-  """Remembers the ids of words. A text is then looked up word by word and gathered in numpy."""
+  """A cache of the ids of words; numpy gathers a text's ids from it, word by word."""
 
   def __init__(self, encode: Callable[[list[str]], list[list[int]]]):
     self._encode = encode
     self._lock = threading.Lock()
-    self._forget()
+    self._clear()
 
-  def _forget(self) -> None:
+  def _clear(self) -> None:
     self._number: dict[str, int] = {}
     self._characters = 0
     self._ids, self._ends = np.zeros(0, np.int32), np.zeros(1, np.int64)
@@ -63,20 +63,20 @@ class _Words:
   def encode(self, words: list[str], counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Ids [N] of texts that have `counts` of the words each, and the length [S] of each text."""
     with self._lock:
-      if len(self._number) > MAX_REMEMBERED or self._characters > MAX_REMEMBERED_CHARACTERS:
-        self._forget()
-      self._learn([word for word in set(words) if word not in self._number])
+      if len(self._number) > MAX_CACHED_WORDS or self._characters > MAX_CACHED_CHARACTERS:
+        self._clear()
+      self._add([word for word in set(words) if word not in self._number])
       numbers = np.fromiter(map(self._number.__getitem__, words), np.int64, len(words))
       ids, ends = self._ids, self._ends
     first = ends[numbers]
     lengths = ends[numbers + 1] - first
     until = np.concatenate([[0], np.cumsum(lengths)])
-    # The ids of word w stand at first[w], first[w] + 1, ...
+    # The ids of word w are at first[w], first[w] + 1, ...
     places = np.arange(until[-1]) + np.repeat(first - until[:-1], lengths)
     texts = until[np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])]
     return ids[places], np.diff(texts)
 
-  def _learn(self, words: list[str]) -> None:
+  def _add(self, words: list[str]) -> None:
     if not words:
       return
     ids, lengths = flat(self._encode(words))
@@ -87,16 +87,16 @@ class _Words:
 
 
 class Fast:
-  """A WordPiece or byte-pair tokenizer as the json of Hugging Face `tokenizers`."""
+  """A WordPiece or byte-pair tokenizer, defined by the JSON of Hugging Face `tokenizers`."""
 
-  languages: ClassVar[dict[str, int]] = {}  # its own have none
+  languages: ClassVar[dict[str, int]] = {}  # these formats have none
 
   def __init__(self, definition: str):
     self.model = tokenizers.Tokenizer.from_str(definition)
-    # A published tokenizer.json may pad to 128 and cut: our rows are packed by data/segments.
+    # A published tokenizer.json may pad and truncate to 128; data/segments builds our rows.
     self.model.no_padding()
     self.model.no_truncation()
-    self.model.encode_special_tokens = True  # "[MASK]" in a text is seven characters
+    self.model.encode_special_tokens = True  # "[MASK]" in a text is plain characters
     rules = json.loads(definition)
     self._added = [token["id"] for token in rules["added_tokens"] if token["special"]]
     self.is_word_piece = rules["model"]["type"] == "WordPiece"
@@ -105,7 +105,7 @@ class Fast:
     self.word_end = rules["model"].get("end_of_word_suffix") or ""
     self.lowercase = bool((rules["normalizer"] or {}).get("lowercase", False))
     self.prefix_space = bool((rules["pre_tokenizer"] or {}).get("add_prefix_space", False))
-    # BERT's rules act on characters and never across white space: a word has the same ids anywhere.
+    # BERT's rules never act across white space: a word has the same ids everywhere.
     self.word_by_word = (
       (rules["normalizer"] or {}).get("type") == "BertNormalizer"
       and rules["normalizer"]["clean_text"]
@@ -130,11 +130,11 @@ class Fast:
   def roles(self) -> dict[str, int | None]:
     ids = self.model.get_vocab(with_added_tokens=True)
     if self.is_word_piece:
-      wanted = {role: names[:1] for role, names in ROLE_NAMES.items() if names[0].startswith("[")}
+      allowed = {role: names[:1] for role, names in ROLE_NAMES.items() if names[0].startswith("[")}
     else:
-      wanted = ROLE_NAMES
-    found = {role: [ids[n] for n in names if n in ids] for role, names in wanted.items()}
-    return {role: (found.get(role) or [None])[0] for role in ROLE_NAMES}
+      allowed = ROLE_NAMES
+    matches = {role: [ids[n] for n in names if n in ids] for role, names in allowed.items()}
+    return {role: (matches.get(role) or [None])[0] for role in ROLE_NAMES}
 
   @cached_property
   def special_ids(self) -> list[int]:
@@ -142,9 +142,7 @@ class Fast:
 
   def word_starts(self) -> np.ndarray | None:
     if self.word_end:
-      return (
-        None  # GPT-1 marks where words end; whether a token begins one depends on its neighbour
-      )
+      return None  # GPT-1 marks ends of words; only a token's neighbour tells if it begins one
     if self.is_word_piece:
       return np.array([not piece.startswith(self.prefix) for piece in self.pieces])
     return np.array([piece.startswith("Ġ") for piece in self.pieces])
@@ -152,7 +150,7 @@ class Fast:
   def encode_flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     if not self.word_by_word:
       return flat(self._encode_texts(texts))
-    # Where Python would split a word and BERT would not, the whole text counts as one.
+    # A text that Python splits and BERT joins counts as one word.
     rows = [[t] if NO_SPACE_FOR_BERT.search(t) else t.split() for t in texts]
     return self._words.encode(list(chain.from_iterable(rows)), [len(row) for row in rows])
 
@@ -169,12 +167,12 @@ class Fast:
     return json.dumps([*parts, self.prefix, self.word_end], sort_keys=True).encode()
 
   def write(self, folder: Path) -> None:
-    """vocab.txt or vocab.json + merges.txt, and a tokenizer.json that transformers can load."""
+    """Writes vocab.txt or vocab.json + merges.txt, and a tokenizer.json for transformers."""
     published = tokenizers.Tokenizer.from_str(self.model.to_str())
     names = [self.pieces[i] for i in self.special_ids]
     mask = self.roles["mask"]
     published.add_special_tokens(
-      # "a <mask>": the blank takes the space before it (transformers' RoBERTa)
+      # "a <mask>": the mask includes the space before it (transformers' RoBERTa)
       [
         AddedToken(n, special=True, lstrip=self.joint == "" and n == self._name(mask))
         for n in names
@@ -188,7 +186,7 @@ class Fast:
     else:
       try:
         published.model.save(str(folder))
-      except Exception as error:  # of no more particular class, where the disk is full
+      except Exception as error:  # the library's only class of error, for a full disk too
         raise OSError(None, str(error), str(folder)) from None
     (folder / "tokenizer.json").write_text(published.to_str(), encoding="utf-8")
 
@@ -206,15 +204,15 @@ class Fast:
 
 
 class Pieces:
-  """A unigram tokenizer as a SentencePiece model.
+  """A unigram tokenizer, defined by a SentencePiece model.
 
-  With `lowercase` a text first goes through ALBERT's `preprocess_text`: quotes made plain, NFKD,
-  accents dropped, lower case (google-research/albert, tokenization.py).
+  `lowercase` first applies ALBERT's `preprocess_text` (`clean_like_albert`): plain quotes, NFKD, no
+  accents, lower case.
   """
 
   kind = "unigram"
   joint = " "
-  prefix_space = False  # "▁" before the first word is the model's own, and decoding drops it
+  prefix_space = False  # the model adds "▁" before the first word, and decoding drops it
 
   def __init__(self, proto: bytes, lowercase: bool = False):
     self.proto, self.lowercase = proto, lowercase
@@ -230,18 +228,18 @@ class Pieces:
   @cached_property
   def roles(self) -> dict[str, int | None]:
     model, ids = self.model, {piece: i for i, piece in enumerate(self.pieces)}
-    own = {"pad": model.pad_id(), "unk": model.unk_id(), "bos": model.bos_id()}
-    own["eos"] = model.eos_id()
-    roles = {role: i if i >= 0 else None for role, i in own.items()}
+    model_ids = {"pad": model.pad_id(), "unk": model.unk_id(), "bos": model.bos_id()}
+    model_ids["eos"] = model.eos_id()
+    roles = {role: i if i >= 0 else None for role, i in model_ids.items()}
     for role in ("cls", "sep", "mask"):
-      # <s> and </s> are this format's bos and eos; T5 and LLaMA have no cls and no sep.
+      # <s> and </s> are bos and eos in this format; T5 and LLaMA have no cls and no sep.
       named = [ids[n] for n in ROLE_NAMES[role] if n in ids and n not in ("<s>", "</s>")]
       roles[role] = named[0] if named else None
     return roles
 
   @property
   def merges_pairs(self) -> bool:
-    """Whether it is LLaMA's kind, byte pairs, and no unigram model."""
+    """Whether the model is LLaMA's kind, byte pairs, not unigram."""
     return self._model_proto.trainer_spec.model_type == self._model_proto.trainer_spec.BPE
 
   @property
@@ -257,12 +255,12 @@ class Pieces:
 
   @cached_property
   def special_ids(self) -> list[int]:
-    held = (i for i in range(len(self.pieces)) if self.model.is_control(i))
-    return sorted({*held, *(i for i in self.roles.values() if i is not None)})
+    control = (i for i in range(len(self.pieces)) if self.model.is_control(i))
+    return sorted({*control, *(i for i in self.roles.values() if i is not None)})
 
   @cached_property
   def languages(self) -> dict[str, int]:
-    """The ids of language codes among the pieces, as mBART has them."""
+    """The ids of language codes among the pieces (mBART)."""
     return {self.pieces[i]: i for i in self.special_ids if LANGUAGE.fullmatch(self.pieces[i])}
 
   def word_starts(self) -> np.ndarray:

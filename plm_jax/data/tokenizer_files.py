@@ -1,4 +1,4 @@
-"""Read published tokenizer files, and the directories that `Tokenizer.save` writes.
+"""Reads published tokenizer files, and the directories that `Tokenizer.save` writes.
 
 vocab.txt                                          BERT            WordPiece
 tokenizer.json                                     transformers    WordPiece or byte pairs
@@ -34,16 +34,15 @@ MBART_LANGUAGES = (  # mbart-large-cc25
   *("it_IT", "ja_XX", "kk_KZ", "ko_KR", "lt_LT", "lv_LV", "my_MM", "ne_NP", "nl_XX", "ro_RO"),
   *("ru_RU", "si_LK", "tr_TR", "vi_VN", "zh_CN"),
 )
-MBART_50_LANGUAGES = 52  # of mbart-large-50: these and 27 more
+MBART_50_LANGUAGES = 52  # mbart-large-50: these and 27 more
 
 
 def read_backend(path: str | Path, lowercase: bool | None = None, prefix_space: bool = False):
   """The tokenizer in a file or directory.
 
-  Args:
-    lowercase: for the formats that do not say it themselves, vocab.txt and *.model; None guesses
-      from vocab.txt (no capital in it: lower-cased) and takes *.model as it is.
-    prefix_space: for vocabulary + merges, which do not say it either.
+  lowercase: for the formats that do not contain it, vocab.txt and *.model; None guesses from
+    vocab.txt (lower case if it has no capital) and takes *.model as it is.
+  prefix_space: for vocabulary + merges, which do not contain it either.
   """
   file = _find(Path(path).expanduser())
   if file.name == "tokenizer.json":
@@ -56,22 +55,22 @@ def read_backend(path: str | Path, lowercase: bool | None = None, prefix_space: 
 
 
 def in_fairseq_order(pieces: Pieces, languages: tuple[str, ...] = ()) -> Pieces:
-  """The ids of XLM-R and mBART, which are not those of their file: <s>, <pad>, </s>, <unk>, then
-  the file's pieces from the fourth on, a code for each of `languages`, and <mask> (transformers,
-  tokenization_xlm_roberta.py and tokenization_mbart.py). Errors: `UserError` where the file does
-  not begin with <unk>, <s> and </s>."""
+  """Reorders the ids of a file for XLM-R and mBART: <s>, <pad>, </s>, <unk>, then the file's pieces
+  from the fourth on, a code for each of `languages`, and <mask> (transformers,
+  tokenization_xlm_roberta.py and tokenization_mbart.py). Errors: `UserError` if the file does not
+  begin with <unk>, <s> and </s>."""
   from sentencepiece import sentencepiece_model_pb2
 
   model = sentencepiece_model_pb2.ModelProto.FromString(pieces.proto)
-  unk, bos, eos, *others = model.pieces
+  unk, bos, eos, *words = model.pieces
   if [unk.piece, bos.piece, eos.piece] != ["<unk>", "<s>", "</s>"]:
     raise UserError(
-      "the .model file is none of XLM-R or mBART: its first pieces are not <unk>, <s> and </s>; "
-      "give the model's own by --tokenizer."
+      "the .model file is not one of XLM-R or mBART: its first pieces are not <unk>, <s> and </s>; "
+      "give the model's own file by --tokenizer."
     )
   control = {"score": 0.0, "type": bos.type}
-  pad, *behind = (type(bos)(piece=name, **control) for name in ("<pad>", *languages, "<mask>"))
-  ordered = [bos, pad, eos, unk, *others, *behind]
+  pad, *added = (type(bos)(piece=name, **control) for name in ("<pad>", *languages, "<mask>"))
+  ordered = [bos, pad, eos, unk, *words, *added]
   moved = sentencepiece_model_pb2.ModelProto(pieces=ordered)
   del model.pieces[:]
   model.MergeFrom(moved)
@@ -82,7 +81,7 @@ def in_fairseq_order(pieces: Pieces, languages: tuple[str, ...] = ()) -> Pieces:
 
 
 def in_file_order(pieces: Pieces) -> Pieces:
-  """The file that `in_fairseq_order` was given; another kind as it is."""
+  """Undoes `in_fairseq_order`; returns other tokenizers unchanged."""
   from sentencepiece import sentencepiece_model_pb2
 
   model = sentencepiece_model_pb2.ModelProto.FromString(pieces.proto)
@@ -90,9 +89,9 @@ def in_file_order(pieces: Pieces) -> Pieces:
     return pieces
   if pieces.roles["mask"] != len(model.pieces) - 1:
     return pieces
-  bos, _, eos, unk, *others = model.pieces
-  others = others[: -1 - len(pieces.languages)]
-  ordered = sentencepiece_model_pb2.ModelProto(pieces=[unk, bos, eos, *others])
+  bos, _, eos, unk, *words = model.pieces
+  words = words[: -1 - len(pieces.languages)]
+  ordered = sentencepiece_model_pb2.ModelProto(pieces=[unk, bos, eos, *words])
   del model.pieces[:]
   model.MergeFrom(ordered)
   spec = model.trainer_spec
@@ -102,7 +101,7 @@ def in_file_order(pieces: Pieces) -> Pieces:
 
 
 def read_rules(path: str | Path) -> dict:
-  """What `Tokenizer.save` wrote beside the published files; {} for a folder it did not write."""
+  """The rules that `Tokenizer.save` wrote beside the published files; {} for other folders."""
   file = Path(path).expanduser() / RULES_FILE
   return _json(file) if file.is_file() else {}
 
@@ -114,22 +113,22 @@ def _find(path: Path) -> Path:
         return _present(path.with_name(vocab), path)
     if path.name in (*PAIR_FILES, "tokenizer.json") or path.suffix in (".model", ".txt"):
       return path
-    raise UserError(f"{path} is no tokenizer file this project reads; expected {KNOWN}.")
+    raise UserError(f"{path} is not a tokenizer file that this project reads; expected {KNOWN}.")
   if not path.is_dir():
     raise UserError(f"There is no tokenizer at {path}; expected {KNOWN}, or a folder with them.")
   for name in ("tokenizer.json", "vocab.txt", *PAIR_FILES):
     if (path / name).is_file():
       return path / name
-  found = sorted(path.glob("*.model"))
-  if len(found) == 1:
-    return found[0]
-  what = f"{len(found)} .model files, give one of them" if found else f"none of {KNOWN}"
-  raise UserError(f"The folder {path} holds {what}.")
+  models = sorted(path.glob("*.model"))
+  if len(models) == 1:
+    return models[0]
+  content = f"{len(models)} .model files; give one of them" if models else f"none of {KNOWN}"
+  raise UserError(f"The folder {path} contains {content}.")
 
 
-def _present(file: Path, other: Path) -> Path:
+def _present(file: Path, partner: Path) -> Path:
   if not file.is_file():
-    raise UserError(f"{other.name} needs {file.name} beside it, and {file} does not exist.")
+    raise UserError(f"{partner.name} needs {file.name} beside it, and {file} does not exist.")
   return file
 
 
@@ -144,12 +143,12 @@ def _text(file: Path) -> str:
 
 def _json(file: Path) -> dict:
   try:
-    found = json.loads(_text(file))
+    content = json.loads(_text(file))
   except json.JSONDecodeError as e:
     raise UserError(f"The tokenizer file {file} is damaged: it is not JSON ({e}).") from None
-  if not isinstance(found, dict):
+  if not isinstance(content, dict):
     raise UserError(f"The tokenizer file {file} is damaged: expected a JSON object.")
-  return found
+  return content
 
 
 def _vocab_json(file: Path) -> dict[str, int]:
@@ -182,11 +181,11 @@ def _read_word_piece(file: Path, lowercase: bool | None) -> Fast:
     if token in vocab:
       raise UserError(
         f"{file} line {i + 1} repeats the token {token!r} of line {vocab[token] + 1}; "
-        "a vocab.txt holds one token to a line."
+        "a vocab.txt contains each token once, one to a line."
       )
     vocab[token] = i
   if "[UNK]" not in vocab:
-    raise UserError(f"{file} is no BERT vocabulary: it has no line [UNK]; expected a vocab.txt.")
+    raise UserError(f"{file} is not a BERT vocabulary: it has no line [UNK]; expected a vocab.txt.")
   if lowercase is None:
     lowercase = not any(t != t.lower() for t in vocab if t[0:1] not in ("[", "<"))
   return _build(file, word_piece_backend, vocab, lowercase)
@@ -214,7 +213,7 @@ def _read_byte_pairs(vocab_file: Path, merges_file: Path, prefix_space: bool) ->
 
 
 def _check_merges(file: Path, vocab: dict[str, int], merges: list[tuple[str, str]]) -> None:
-  """The library panics on some of these, with a backtrace, instead of raising."""
+  """Raises `UserError` for merges on which the library would panic with a backtrace."""
   for left, right in merges:
     for token in (left, right, left + right):
       if token not in vocab:
@@ -225,10 +224,10 @@ def _check_merges(file: Path, vocab: dict[str, int], merges: list[tuple[str, str
 
 
 def _gpt1_backend(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Fast:
-  """GPT-1: merges over characters, "</w>" at the end of a word; text as transformers reads it.
+  """GPT-1: merges over characters, "</w>" at the end of a word; text as in transformers.
 
-  The original cleaned with ftfy and split with spaCy; BERT's rules stand in, so contractions
-  ("don't") are split otherwise.
+  The original cleans with ftfy and splits with spaCy. BERT's rules replace both, and split
+  contractions ("don't") differently.
   """
   model = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", end_of_word_suffix="</w>"))
   model.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -246,8 +245,8 @@ def _definition(file: Path) -> Fast:
   kind = model.get("type")
   if kind not in ("WordPiece", "BPE"):
     raise UserError(
-      f"{file} holds a {kind or 'nameless'} model; expected WordPiece or BPE (a unigram model is "
-      "read from its .model file)."
+      f"{file} contains a {kind or 'nameless'} model; expected WordPiece or BPE; a unigram model "
+      "is read from its .model file."
     )
   if kind == "BPE" and not model.get("continuing_subword_prefix"):
     merges = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges", [])]
@@ -256,7 +255,7 @@ def _definition(file: Path) -> Fast:
 
 
 def _without_added(definition: str) -> str:
-  """A tokenizer.json without sentinels and languages: `Tokenizer` itself puts them there."""
+  """A tokenizer.json without sentinels and languages, which `Tokenizer` itself adds."""
   rules = json.loads(definition)
   added, size = rules["added_tokens"], len(rules["model"]["vocab"])
   kept = [t for t in added if t["id"] < size or not ADDED.fullmatch(t["content"])]

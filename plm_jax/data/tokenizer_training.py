@@ -1,8 +1,8 @@
-"""Train the three kinds of vocabulary, each a pure function of the sentences and the settings.
+"""Trains the three kinds of vocabulary, each a pure function of the sentences and the settings.
 
-WordPiece: byte-pair merges over characters with "##" inside words, as Hugging Face trains it; the
-original trainer was never published. Byte pairs: Radford et al. 2019, section 2.2. Unigram: Kudo
-2018, in the settings of ALBERT's published command or T5's layout of ids.
+WordPiece: byte-pair merges over characters with "##" inside words, as in Hugging Face's trainer;
+the original was never published. Byte pairs: Radford et al. 2019, section 2.2. Unigram: Kudo 2018,
+with the settings of ALBERT's published command or T5's layout of ids.
 """
 
 import io
@@ -22,14 +22,14 @@ from plm_jax.errors import UserError
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # fairseq's order of ids
 
-# A merge that one word alone asks for only memorises it.
+# A merge that occurs only once memorises a word.
 MIN_PAIR_COUNT = 2
-# Characters beyond this share of the vocabulary, the rarest, are left to [UNK].
+# Most characters, as a share of the vocabulary; rarer characters become [UNK].
 MAX_ALPHABET_SHARE = 1 / 4
 # Unigram training holds its sentences in memory and needs about 1 kB for each.
 MAX_UNIGRAM_SENTENCES = 2_000_000
 
-EMPTY = "The text to train a tokenizer on holds no words; give a corpus with text in it."
+EMPTY = "The text to train a tokenizer on contains no words; give a corpus with text in it."
 
 
 def word_piece_backend(vocab: dict[str, int], lowercase: bool) -> Fast:
@@ -51,12 +51,12 @@ def byte_pairs_backend(vocab: dict, merges: list[tuple[str, str]], prefix_space:
 
 
 def train_word_piece(sentences: Iterable[str], vocab_size: int, lowercase: bool) -> Fast:
-  """Specials (ids 0-4), characters, "##" characters, then merges in the order they were learnt.
+  """Specials (ids 0-4), characters, "##" characters, then merges in the order of training.
 
-  Hugging Face's trainer numbers the "##" characters in the order of a randomly seeded hash map
-  and breaks ties between pairs by these numbers, so that two runs differ (seen with 0.23, also on
-  one thread). Here it is given them numbered, in the one place it lets us number anything: among
-  the special tokens. This needs the alphabet beforehand, hence the count of words.
+  Hugging Face's trainer numbers the "##" characters in the order of a randomly seeded hash map and
+  breaks ties between pairs by these numbers, so that two runs differ (seen with 0.23, also on one
+  thread). Only special tokens keep their order, so the "##" characters are passed among them. This
+  needs the alphabet beforehand, hence the count of words.
   """
   words = count_words(sentences, lowercase)
   letters = Counter()
@@ -65,9 +65,9 @@ def train_word_piece(sentences: Iterable[str], vocab_size: int, lowercase: bool)
       letters[letter] += n
   ranked = sorted(letters, key=lambda c: (-letters[c], c))
   kept = set(ranked[: max(1, int(vocab_size * MAX_ALPHABET_SHARE))])
-  # A word with a left-out character is [UNK] as a whole: it must not shape the merges.
+  # A word with a left-out character becomes [UNK]: it must not affect the merges.
   words = {word: n for word, n in words.items() if kept.issuperset(word)}
-  # Common letters may stand inside words that the training text did not hold.
+  # Common letters may be inside words that are not in the training text.
   inside = kept & set(string.ascii_letters + string.digits)
   continuing = sorted("##" + c for c in inside.union(*(word[1:] for word in words)))
   trainer = trainers.WordPieceTrainer(
@@ -88,13 +88,13 @@ def train_word_piece(sentences: Iterable[str], vocab_size: int, lowercase: bool)
 
 
 def count_words(sentences: Iterable[str], lowercase: bool) -> Counter[str]:
-  """How often each word occurs after BERT's cleaning and splitting; memory grows with the words."""
+  """Word frequencies after BERT's cleaning and splitting; memory grows with the distinct words."""
   normalize = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=None).normalize_str
   split = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
   sentences, chunks = iter(sentences), Counter()
   while block := list(islice(sentences, 1000)):
-    # All rules act on characters and never across white space, so that it is enough to apply them
-    # once to each different chunk between spaces.
+    # The rules never act across white space: they are applied once to each distinct chunk between
+    # spaces.
     chunks.update(NO_SPACE_FOR_BERT.sub("", "\n".join(block)).split())
   words = Counter()
   for chunk, n in chunks.items():
@@ -109,14 +109,14 @@ def count_words(sentences: Iterable[str], lowercase: bool) -> Counter[str]:
 
 
 def _repeated(words: dict[str, int], at_once: int = 1000) -> Iterator[str]:
-  """The trainer takes text, not counts: give every word as often as it occurs."""
+  """Every word as often as it occurs, since the trainer takes text, not counts."""
   for word in sorted(words):
     for start in range(0, words[word], at_once):
       yield " ".join([word] * min(at_once, words[word] - start))
 
 
 def train_byte_pairs(sentences: Iterable[str], vocab_size: int, prefix_space: bool) -> Fast:
-  """RoBERTa's specials (ids 0-4), the 256 bytes, then merges in the order they were learnt."""
+  """RoBERTa's specials (ids 0-4), the 256 bytes, then merges in the order of training."""
   model = Tokenizer(models.BPE())
   model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
   trainer = trainers.BpeTrainer(
@@ -148,17 +148,17 @@ def train_unigram(
   if layout == "albert":
     ids["control_symbols"] = ["[CLS]", "[SEP]", "[MASK]"]
   clean = clean_like_albert if lowercase else str
-  held = thin_out(_some_text(map(clean, sentences)), MAX_UNIGRAM_SENTENCES)
+  sample = thin_out(_some_text(map(clean, sentences)), MAX_UNIGRAM_SENTENCES)
 
   def train(hard_vocab_limit: bool) -> Pieces:
     proto = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(held),
+      sentence_iterator=iter(sample),
       model_writer=proto,
       vocab_size=vocab_size,
       hard_vocab_limit=hard_vocab_limit,
       model_type="unigram",
-      # Sums over threads are added in the threads' order: their number is part of the result.
+      # Sums are added in the order of the threads, so their number affects the result.
       num_threads=16,
       max_sentence_length=1 << 16,
       minloglevel=2,
@@ -168,23 +168,23 @@ def train_unigram(
 
   try:
     return train(hard_vocab_limit=True)
-  except RuntimeError:  # "Vocabulary size too high": take as many as the text gives
+  except RuntimeError:  # "Vocabulary size too high": take as many pieces as the text has
     return train(hard_vocab_limit=False)
 
 
 def thin_out(sentences: Iterable[str], limit: int) -> list[str]:
-  """At most `limit` sentences at even distances, whatever the length of the stream."""
-  held, stride = [], 1
+  """At most `limit` sentences at equal distances, for a stream of unknown length."""
+  sample, stride = [], 1
   for i, sentence in enumerate(sentences):
     if i % stride == 0:
-      held.append(sentence)
-      if len(held) > limit:
-        held, stride = held[::2], stride * 2
-  return held
+      sample.append(sentence)
+      if len(sample) > limit:
+        sample, stride = sample[::2], stride * 2
+  return sample
 
 
 def _some_text(sentences: Iterable[str]) -> Iterator[str]:
-  """Pass sentences on; a stream without text is the user's mistake."""
+  """Passes sentences through. Errors: `UserError` for a stream without text."""
   empty = True
   for sentence in sentences:
     empty = empty and not sentence.strip()

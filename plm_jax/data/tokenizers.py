@@ -1,11 +1,11 @@
-"""Text to token ids and back: WordPiece, byte-level byte pairs and unigram, trained or published.
+"""Tokenizers: WordPiece, byte-level byte pairs and unigram, trained or published.
 
     tokenizer = WordPiece(vocab_size=4096).train(sentences)      # or WordPiece(path=...).load()
     tokenizer.encode_batch(["the cat sat"])                      # [int32 ids], no special tokens
 
 Sources: WordPiece as in google-research/bert tokenization.py (Devlin et al. 2019, section 3.1);
 byte-level BPE: Radford et al. 2019, section 2.2; unigram: Kudo 2018 as used by ALBERT and T5.
-The work is done by Hugging Face `tokenizers` and by `sentencepiece`, imported when first needed.
+Hugging Face `tokenizers` and `sentencepiece` do the work; they are imported when first needed.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ _FULL_STOPS = (".", "▁.", "Ġ.", ".</w>")
 class Tokenizer:
   """A vocabulary with its rules; picklable; equal fingerprints give equal ids.
 
-  `sentinels` special tokens and one for each of `languages` have the ids behind the vocabulary's
-  own, as T5 and mBART have them. <extra_id_0> is the last of the sentinels: they count down.
+  `sentinels` special tokens and one for each of `languages` follow the vocabulary's own ids, as in
+  T5 and mBART. The sentinels count down: <extra_id_0> is the last.
   """
 
   def __init__(self, backend, sentinels: int = 0, languages: tuple[str, ...] = ()):
@@ -42,12 +42,12 @@ class Tokenizer:
 
   @property
   def backend(self):
-    """The vocabulary without what was added behind it (plm_jax/data/tokenizer_backends.py)."""
+    """The vocabulary without added tokens (plm_jax/data/tokenizer_backends.py)."""
     return self._backend
 
   @property
   def added_languages(self) -> tuple[str, ...]:
-    """The language codes that were added behind the vocabulary."""
+    """The language codes that were added after the vocabulary."""
     return self._languages
 
   @property
@@ -94,15 +94,15 @@ class Tokenizer:
 
   @property
   def _added(self) -> dict[str, object]:
-    """What stands behind the vocabulary, as far as there is any."""
+    """The tokens added after the vocabulary; empty settings are left out."""
     added = {"sentinels": self._sentinels, "languages": self._languages}
     return {name: value for name, value in added.items() if value}
 
   def encode(self, text: str, special: bool = False) -> np.ndarray:
     """Ids int32 [T] of a text, without added special tokens.
 
-    With `special` the names of special tokens in the text, such as "[MASK]", stand for their ids
-    and a mask takes the space before it; without, they are characters like any other.
+    With `special`, names of special tokens in the text, such as "[MASK]", become their ids, and a
+    mask includes the space before it; without, they are plain characters.
     """
     if not special:
       return self.encode_batch([text])[0]
@@ -121,11 +121,11 @@ class Tokenizer:
     return [ids[start:end] for start, end in zip([0, *ends], ends)]
 
   def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The ids int32 [N] of all texts, one after the other, and the length int64 [S] of each."""
+    """The concatenated ids int32 [N] of all texts, and the length int64 [S] of each."""
     return self._backend.encode_flat(list(texts))
 
   def decode(self, ids: Iterable[int], special: bool = False) -> str:
-    """Readable text; special tokens are left out, or with `special` written by name."""
+    """The text of ids; special tokens are left out, or with `special` written by name."""
     runs, run = [], []
     for i in (int(i) for i in ids):
       if not self.vocab.special[i]:
@@ -144,7 +144,7 @@ class Tokenizer:
     return [self.token(i) for i in ids]
 
   def save(self, folder: str | Path) -> None:
-    """Write the published format's files and the rules they leave open, for `load_tokenizer`."""
+    """Writes the published format's files and the rules they lack, for `load_tokenizer`."""
     from plm_jax.data import tokenizer_files as files
 
     folder = Path(folder)
@@ -157,7 +157,7 @@ class Tokenizer:
 
   @cached_property
   def _special_names(self) -> re.Pattern:
-    """One group around a special token's name; a mask takes the white space on its left."""
+    """One group around a special token's name; a mask includes the white space before it."""
     names = {self.token(i): i == self.vocab.mask for i in np.flatnonzero(self.vocab.special)}
     longest_first = sorted(names, key=len, reverse=True)
     parts = [(r"\s*" if names[n] else "") + re.escape(n) for n in longest_first if n]
@@ -179,7 +179,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
   if rules and rules.get("fingerprint") != tokenizer.fingerprint:
     raise UserError(
       f"The tokenizer in {path} is not the one that was saved there: its files were changed or "
-      "damaged since; restore them or train it anew."
+      "damaged since; restore them or train it again."
     )
   return tokenizer
 
@@ -188,13 +188,13 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 class Added:
   """The shared part of tokenizer configurations.
 
-  sentinels: the number of special tokens `<extra_id_0>` and on, after the vocabulary's own; each
-  stands for a span of text (T5 has 100). languages: codes of languages, after those (mBART:
-  "en_XX").
+  sentinels: number of special tokens `<extra_id_0>` and on, after the vocabulary's own; each
+    replaces a span of text (T5 has 100).
+  languages: language codes, after the sentinels (mBART: "en_XX").
   """
 
   kind: ClassVar[str]
-  least: ClassVar[int] = 16  # tokens
+  least: ClassVar[int] = 16  # smallest vocab_size
 
   sentinels: int = 0
   languages: tuple[str, ...] = ()
@@ -230,25 +230,27 @@ class Added:
       tokenizer = Tokenizer(backend, self.sentinels, self.languages)
     if tokenizer.kind != self.kind:
       raise UserError(
-        f"{path} holds a tokenizer of another kind; use {KINDS[tokenizer.kind].__name__}(path=...) "
-        f"instead of {name}."
+        f"{path} contains a tokenizer of another kind; use {KINDS[tokenizer.kind].__name__}"
+        f"(path=...) instead of {name}."
       )
-    has = {rule: getattr(tokenizer.backend, rule) for rule in rules}
-    has |= {"sentinels": tokenizer._sentinels, "languages": tuple(tokenizer.vocab.languages)}
+    actual = {rule: getattr(tokenizer.backend, rule) for rule in rules}
+    actual |= {"sentinels": tokenizer._sentinels, "languages": tuple(tokenizer.vocab.languages)}
     rules |= {"sentinels": self.sentinels, "languages": self.languages}
     for rule, wanted in rules.items():
-      if has[rule] != wanted:
+      if actual[rule] != wanted:
         raise UserError(
-          f"{path} was made with {rule}={has[rule]}, and {name} asks for {wanted}; "
-          f"set {rule}={has[rule]}."
+          f"{path} was made with {rule}={actual[rule]}, and {name} asks for {wanted}; "
+          f"set {rule}={actual[rule]}."
         )
     return tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordPiece(Added):
-  """BERT's tokenizer. `vocab_size` is for training (fewer if the text gives no more); a `path`
-  (vocab.txt, tokenizer.json or a folder) is taken at its own size."""
+  """BERT's tokenizer.
+
+  vocab_size: for training (a small text gives fewer); a vocabulary at `path` keeps its own size.
+  path: vocab.txt, tokenizer.json or a folder."""
 
   kind: ClassVar[str] = "word_piece"
 
@@ -257,7 +259,7 @@ class WordPiece(Added):
   path: str | None = None
 
   def train(self, sentences: Iterable[str]) -> Tokenizer:
-    """Train on sentences; equal sentences give equal ids in every process."""
+    """Trains on sentences; equal sentences give equal ids in every process."""
     from plm_jax.data import tokenizer_training
 
     trained = tokenizer_training.train_word_piece(sentences, self.vocab_size, self.lowercase)
@@ -266,9 +268,11 @@ class WordPiece(Added):
 
 @dataclass(frozen=True, kw_only=True)
 class BytePairs(Added):
-  """GPT-2's and RoBERTa's tokenizer. With `prefix_space` a text is read as if a space stood before
-  it, so that its first word has the same tokens as any other. None: on when it is trained here,
-  since every sentence is encoded on its own; at a `path` as the files say, or off, as published."""
+  """GPT-2's and RoBERTa's tokenizer.
+
+  prefix_space: read a text as if it began with a space, so that its first word has the same tokens
+    as elsewhere. None: true if trained here, since sentences are encoded separately; at a `path` as
+    its files give it, else false, as published."""
 
   kind: ClassVar[str] = "byte_pairs"
   least: ClassVar[int] = 261  # 5 special tokens and 256 bytes
@@ -278,7 +282,7 @@ class BytePairs(Added):
   path: str | None = None
 
   def train(self, sentences: Iterable[str]) -> Tokenizer:
-    """Train on sentences; equal sentences give equal ids in every process."""
+    """Trains on sentences; equal sentences give equal ids in every process."""
     from plm_jax.data import tokenizer_training
 
     prefix_space = self.prefix_space is not False
@@ -288,8 +292,10 @@ class BytePairs(Added):
 
 @dataclass(frozen=True, kw_only=True)
 class Unigram(Added):
-  """ALBERT's and T5's tokenizer. `lowercase` adds ALBERT's cleaning of the text (NFKD, no accents,
-  lower case); `layout` fixes the special tokens of a trained model and their ids."""
+  """ALBERT's and T5's tokenizer.
+
+  lowercase: clean the text as ALBERT does (NFKD, no accents, lower case).
+  layout: the special tokens of a trained model and their ids."""
 
   kind: ClassVar[str] = "unigram"
 
@@ -304,7 +310,7 @@ class Unigram(Added):
       raise UserError(f"Unigram.layout is {self.layout!r}; expected 'albert' or 't5'.")
 
   def train(self, sentences: Iterable[str]) -> Tokenizer:
-    """Train on sentences; equal sentences give equal ids in every process."""
+    """Trains on sentences; equal sentences give equal ids in every process."""
     from plm_jax.data import tokenizer_training
 
     rules = self.lowercase, self.layout
@@ -313,6 +319,6 @@ class Unigram(Added):
 
 
 TokenizerConfig = WordPiece | BytePairs | Unigram
-"""A new kind is one class with a `kind`, named here."""
+"""To add a kind, write a class with a `kind` and add it here."""
 
 KINDS: dict[str, type[TokenizerConfig]] = {c.kind: c for c in get_args(TokenizerConfig)}

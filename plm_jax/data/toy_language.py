@@ -1,14 +1,14 @@
 """A language whose best achievable loss is known: a Markov source over a small vocabulary.
 
-A word depends on the `order` words before it. What the best model scores follows from the table of
-transitions in closed form (Cover & Thomas, Elements of Information Theory, section 4.2), or, for
-given masked rows, from the forward-backward recursion (Rabiner 1989, section III) with BERT's
-80/10/10 corruption (Devlin et al. 2019, section 3.1) as the noise of observation. No model can do
-better in expectation, and one that comes near has learnt what there is to learn.
+A word depends on the `order` words before it. The best loss follows in closed form from the table
+of transitions (Cover & Thomas, Elements of Information Theory, section 4.2), or, for given masked
+rows, from the forward-backward recursion (Rabiner 1989, section III) with BERT's 80/10/10
+corruption (Devlin et al. 2019, section 3.1) as the observation noise. No model has a lower expected
+loss, and a model near it has learnt the language.
 
-Losses are in nats per word. Words are numbers below V; what is no word of the language ([MASK],
-[CLS], padding) is shown as HIDDEN. Legend: B rows, T positions, V words, S = V**order states (the
-last `order` words, of which the newest is the fastest digit).
+Losses are in nats per word. Words are numbers below V; other tokens ([MASK], [CLS], padding) are
+HIDDEN. Legend: B rows, T positions, V words, S = V**order states (the last `order` words; the
+newest is the least significant digit).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HIDDEN = -1
 
 @dataclass(frozen=True, eq=False)
 class ToyLanguage:
-  """A stationary Markov source; `table` [V] * order + [V] holds p(next word | last words)."""
+  """A stationary Markov source; `table` [V] * order + [V] is p(next word | last words)."""
 
   table: np.ndarray
 
@@ -77,17 +77,17 @@ def random_language(
 ) -> ToyLanguage:
   """A fixed random language: p(word | context) is the softmax of `sharpness` * Gumbel noise.
 
-  `sharpness` 0 is uniform (nothing to learn beyond log V); 1 is a flat Dirichlet; above, few words
+  `sharpness` 0 is uniform (the best loss is log V); 1 is a flat Dirichlet; above 1, few words
   follow each context.
   """
   rng = np.random.Generator(np.random.PCG64(seed))
-  # Only .random() is drawn: numpy promises its stream, other distributions may change.
+  # Only .random(): numpy guarantees its stream; other distributions may change.
   exponential = -np.log1p(-rng.random((vocabulary,) * (order + 1)))
   weights = np.maximum(exponential, 1e-12) ** -sharpness
   return ToyLanguage(weights / weights.sum(axis=-1, keepdims=True))
 
 
-# --- what theory gives ---------------------------------------------------------------------------
+# --- best losses in theory -----------------------------------------------------------------------
 
 
 def entropy(probabilities: np.ndarray) -> float:
@@ -97,19 +97,19 @@ def entropy(probabilities: np.ndarray) -> float:
 
 
 def unigram_entropy(language: ToyLanguage) -> float:
-  """H(x_t): the loss of a model that knows only how often each word comes."""
+  """H(x_t): the loss of a model that knows only the word frequencies."""
   return entropy(_window(language, 1))
 
 
 def entropy_rate(language: ToyLanguage) -> float:
-  """H(x_t | x_<t), the best loss of a causal language model once it sees `order` words."""
+  """H(x_t | x_<t), the best loss of a causal language model after `order` words."""
   return entropy(_window(language, language.order + 1)) - entropy(_window(language, language.order))
 
 
 def masked_entropy(language: ToyLanguage) -> float:
-  """H(x_t | all other words), the best loss at a lone [MASK] away from the ends of a row.
+  """H(x_t | all other words), the best loss at a single [MASK] away from the ends of a row.
 
-  By the Markov property only `order` neighbours on either side matter, so it is the difference
+  By the Markov property only `order` neighbours on each side matter, so it is the difference
   H(x_1 .. x_2k+1) - H(the same without x_k+1).
   """
   window = _window(language, 2 * language.order + 1)
@@ -127,18 +127,18 @@ def _window(language: ToyLanguage, length: int) -> np.ndarray:
   return joint
 
 
-# --- given masked rows ---------------------------------------------------------------------------
+# --- best losses for given masked rows -----------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corruption:
-  """How a selected position is shown: [MASK], itself, or a random one of `drawn_from` tokens.
+  """The corruption of a selected position: [MASK], itself, or a random one of `drawn_from` tokens.
 
-  drawn_from: how many tokens the random one is drawn from, if not just the words of the language (a
-    tokenizer's special tokens are drawn too; they show as HIDDEN).
-  rate: None if the predictor is told which positions were selected, which bounds every model
-    from below; else the probability with which each position was selected independently, which is
-    what a model that sees only the shown row has to work with.
+  drawn_from: number of tokens that the random one is drawn from, if more than the words of the
+    language (a tokenizer's special tokens may be drawn too and are HIDDEN).
+  rate: None if the predictor knows the selected positions, a lower bound for every model; else the
+    probability with which each position was selected independently, for a predictor that sees only
+    the shown row, as a model does.
   """
 
   mask: float = 0.8
@@ -154,16 +154,16 @@ def bayes_posterior(
   selected_BT: np.ndarray,
   corruption: Corruption | None = None,
 ) -> np.ndarray:
-  """p(word at t | the shown row, t was selected), float64 [B, T, V]: what a perfect model predicts.
+  """p(word at t | the shown row, t was selected), float64 [B, T, V]: a perfect model's prediction.
 
-  Every row is a stretch of the stationary source. HIDDEN says nothing about the word (so padding at
-  the end, and [CLS] in front, change nothing). Exact, in O(B T S^2).
+  Every row is a stretch of the stationary source. HIDDEN carries no information, so padding at the
+  end and [CLS] in front change nothing. Exact, in O(B T S^2).
 
-  shown_BT: words as shown after corruption, HIDDEN where no word is shown.
+  shown_BT: words as shown after corruption, HIDDEN for other tokens.
   selected_BT: bool, the positions that were selected; read only where `corruption.rate` is None.
   """
   corruption = corruption or Corruption()
-  own_BTV, other_BTV = _likelihoods(language.vocabulary, shown_BT, selected_BT, corruption)
+  noisy_BTV, context_BTV = _likelihoods(language.vocabulary, shown_BT, selected_BT, corruption)
   rows, length = shown_BT.shape
   states = len(language.stationary_S)
   word_S = language.word_of_state_S
@@ -172,7 +172,7 @@ def bayes_posterior(
   message_BS = np.broadcast_to(language.stationary_S, (rows, states))
   for t in range(length):
     before_TBS[t] = message_BS
-    message_BS = _normalised(message_BS * other_BTV[:, t, word_S]) @ language.transition_SS
+    message_BS = _normalised(message_BS * context_BTV[:, t, word_S]) @ language.transition_SS
 
   posterior_BTV = np.empty((rows, length, language.vocabulary))
   message_BS = np.ones((rows, states))  # proportional to p(shown after t | state_t)
@@ -180,8 +180,8 @@ def bayes_posterior(
     joint_BS = before_TBS[t] * message_BS
     # A state is (older words, word): summing over the older ones leaves the word.
     joint_BV = joint_BS.reshape(rows, -1, language.vocabulary).sum(axis=1)
-    posterior_BTV[:, t] = _normalised(joint_BV * own_BTV[:, t])
-    message_BS = _normalised(message_BS * other_BTV[:, t, word_S]) @ language.transition_SS.T
+    posterior_BTV[:, t] = _normalised(joint_BV * noisy_BTV[:, t])
+    message_BS = _normalised(message_BS * context_BTV[:, t, word_S]) @ language.transition_SS.T
   return posterior_BTV
 
 
@@ -205,20 +205,20 @@ def bayes_mlm_loss(
 def _likelihoods(
   vocabulary: int, shown_BT: np.ndarray, selected_BT: np.ndarray, corruption: Corruption
 ) -> tuple[np.ndarray, np.ndarray]:
-  """p(shown | word) up to a factor, [B, T, V]: if the position was selected, and as is known."""
+  """p(shown | word) up to a factor, [B, T, V] twice: if selected, and given the known selection."""
   is_word_BT1 = (shown_BT >= 0)[..., None]
   equal_BTV = (shown_BT[..., None] == np.arange(vocabulary)).astype(np.float64)
   by_chance = corruption.random / (corruption.drawn_from or vocabulary)
-  own_BTV = np.where(is_word_BT1, corruption.same * equal_BTV + by_chance, 1.0)
+  noisy_BTV = np.where(is_word_BT1, corruption.same * equal_BTV + by_chance, 1.0)
   if corruption.rate is None:
     intact_BTV = np.where(is_word_BT1, equal_BTV, 1.0)
-    return own_BTV, np.where(selected_BT[..., None], own_BTV, intact_BTV)
-  mixed_BTV = (1 - corruption.rate) * equal_BTV + corruption.rate * own_BTV
-  return own_BTV, np.where(is_word_BT1, mixed_BTV, 1.0)
+    return noisy_BTV, np.where(selected_BT[..., None], noisy_BTV, intact_BTV)
+  mixed_BTV = (1 - corruption.rate) * equal_BTV + corruption.rate * noisy_BTV
+  return noisy_BTV, np.where(is_word_BT1, mixed_BTV, 1.0)
 
 
 def _normalised(weights: np.ndarray) -> np.ndarray:
-  """Rows that sum to 1, so that long rows do not underflow."""
+  """Rows scaled to sum to 1, so that long rows do not underflow."""
   return weights / weights.sum(axis=-1, keepdims=True)
 
 
@@ -235,8 +235,8 @@ def write_corpus(
 ) -> np.ndarray:
   """Writes text in the project's format: a sentence a line, a blank line between documents.
 
-  A document is one stretch of the source, its `sentences` lines of `words` words follow one another
-  without a break in it. Words read `w17`. Returns them, int32 [documents, sentences, words].
+  A document is one unbroken stretch of the source, in `sentences` lines of `words` words. Words are
+  written as `w17`. Returns their numbers, int32 [documents, sentences, words].
   """
   written = language.sample(documents, sentences * words, seed)
   written = written.reshape(documents, sentences, words)

@@ -1,4 +1,4 @@
-"""The roles of a vocabulary's tokens, for rows and objectives, and the tokens around a text."""
+"""A vocabulary's special roles, for rows and objectives, and the tokens around a text."""
 
 from dataclasses import dataclass, field
 
@@ -11,13 +11,14 @@ from plm_jax.errors import UserError
 class Vocab:
   """The size of a vocabulary and the roles of its tokens; numpy only, picklable.
 
-  `special` bool [V]: the token is no text. `word_start` bool [V]: the token begins a word or is
-  special; WordPiece: no "##"; byte pairs: begins with "Ġ" (fairseq's rule, so that the first word
-  of a text counts only with `prefix_space`); unigram: begins with "▁". None for GPT-1, whose
-  tokens mark ends of words. A role that the vocabulary lacks is None. `counts` int [V]: how often a
-  token is in the training text, where a run has filled it in. `sentinels` int32 [n]: the ids of
-  <extra_id_0>, <extra_id_1>, ... `languages`: the ids of language codes. `full_stop` bool [V]: the
-  token is a full stop.
+  A role that the vocabulary lacks is None.
+  special: bool [V], the token is not text.
+  word_start: bool [V], the token begins a word or is special. WordPiece: no "##"; byte pairs: "Ġ"
+    (fairseq's rule: a text's first word counts only with `prefix_space`); unigram: "▁". None for
+    GPT-1, whose tokens mark ends of words.
+  counts: int [V], frequencies in the training text, if a run has set them.
+  sentinels: int32 [n], the ids of <extra_id_0>, <extra_id_1>, ...
+  languages: the ids of language codes. full_stop: bool [V], the token is a full stop.
   """
 
   size: int
@@ -49,9 +50,9 @@ class Vocab:
     return [] if token is None else [token]
 
   def frame(self, padding: bool = True) -> tuple[int, int]:
-    """The tokens before and after a text, for rows that cannot do without them.
+    """The tokens before and after a text, for rows that require them.
 
-    padding: whether a token for padding is needed too, which LLaMA's vocabulary lacks. Errors:
+    padding: whether a padding token is required too, which LLaMA's vocabulary lacks. Errors:
     `UserError` if one of them is missing.
     """
     if not (self.begin and self.end) or (padding and self.pad is None):
@@ -63,7 +64,7 @@ class Vocab:
 
   @property
   def filler(self) -> int:
-    """The token after a row, where nothing attends: padding, else the end, else any."""
+    """The token that fills a row, to which nothing attends: padding, else the end, else any."""
     return next(iter(self.end), 0) if self.pad is None else self.pad
 
   @property

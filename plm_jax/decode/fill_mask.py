@@ -1,4 +1,4 @@
-"""What a masked language model puts into a blank."""
+"""The most probable tokens of a masked language model for blanks in sentences."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from plm_jax.models.compute import Compute
 
 
 class Blank(NamedTuple):
-  """A sentence with one token taken out."""
+  """A sentence with one token masked."""
 
   ids: np.ndarray  # int32 [T], [CLS] sentence [SEP] with [MASK] at `position`
   position: int
   answer: int
 
 
-class Filler(NamedTuple):
+class Candidate(NamedTuple):
   token: int
   probability: float
 
 
-def fill(model, blanks: list[Blank], compute: Compute, best: int = 5) -> list[list[Filler]]:
+def fill(model, blanks: list[Blank], compute: Compute, best: int = 5) -> list[list[Candidate]]:
   """The `best` most probable tokens of every blank, highest first. All sentences in one batch."""
   width = max(len(blank.ids) for blank in blanks)
   ids = np.zeros((len(blanks), width), np.int32)
@@ -46,13 +46,13 @@ def fill(model, blanks: list[Blank], compute: Compute, best: int = 5) -> list[li
     return jax.lax.top_k(jax.nn.softmax(logits_BV), best)
 
   probabilities, tokens = jax.device_get(top(model, batch))
-  return [[Filler(int(t), float(p)) for t, p in zip(*row)] for row in zip(tokens, probabilities)]
+  return [[Candidate(int(t), float(p)) for t, p in zip(*row)] for row in zip(tokens, probabilities)]
 
 
 def blanks_from(store: TokenStore, tokenizer: Tokenizer, count: int) -> list[Blank]:
-  """`count` sentences of `store`, spread over its documents, each without one whole word.
+  """`count` sentences of `store`, spread over its documents, each with one whole word masked.
 
-  The word is the longest that is a single token: function words would make an easy blank.
+  The word is the longest one that is a single token: function words would be easy.
   """
   vocab = tokenizer.vocab
   starts = np.asarray(store.sentence_starts)
@@ -74,7 +74,7 @@ def _blank(ids: np.ndarray, tokenizer: Tokenizer, vocab: Vocab) -> Blank | None:
   tokens = [token.lstrip("▁Ġ") for token in tokenizer.tokens(ids)]
   whole = vocab.word_start[ids] & np.append(vocab.word_start[ids[1:]], True)
   lengths = [len(t) if w and t.isalpha() else 0 for t, w in zip(tokens, whole)]
-  at = int(np.argmax(lengths[1:])) + 1  # not the first word, which nothing precedes
+  at = int(np.argmax(lengths[1:])) + 1  # not the first word, which has no left context
   if lengths[at] < 4:
     return None
   first, last = vocab.frame()

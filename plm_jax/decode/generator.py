@@ -1,13 +1,13 @@
-"""The protocol of a model that is ready for generation.
+"""The protocol of a model that is prepared for generation.
 
     generator = jax.jit(lambda model: model.generator(compute, rows))(model)   # once: a pytree
     cache = generator.start({"pad": pad_B}, capacity)
     logits_BV, cache = generator.extend(prompt_BT, cache)          # T > 1: the prompt
-    logits_BV, cache = generator.extend(token_B[:, None], cache)   # T = 1: one token more
+    logits_BV, cache = generator.extend(token_B[:, None], cache)   # T = 1: the next token
     cache = cache.take(rows)                                       # beams
 
 Prompts are padded on the left: all rows then write the same column, the last column is a real token
-of every row, and a step costs one slice update instead of a scatter. Padding changes no number.
+of every row, and a step costs one slice update, not a scatter. Padding changes no result.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import jax
 
 
 class Cache(Protocol):
-  """What a model keeps of the tokens that it has read: keys and values, or a recurrent state. A
-  pytree; a step takes one and returns the next."""
+  """The state of a model after the tokens it has read: keys and values, or a recurrent state. A
+  pytree; a step takes a cache and returns the next one."""
 
   def take(
     self,
@@ -28,26 +28,26 @@ class Cache(Protocol):
     same_prompts: bool = False,
     capacity: int | None = None,
   ) -> Cache:
-    """The given rows, int `[R]`, some of them perhaps more than once; None is all of them.
+    """The cache of `rows`, int `[R]`, possibly repeated; None is all rows.
 
-    same_prompts: every row is taken from the same prompt, as beams are, R being the number of rows.
-    capacity: the new number of columns, at least the old one. A cache that has none ignores it.
+    same_prompts: every row stays with its prompt, as in beam search; R is then the number of rows.
+    capacity: the new number of columns, at least the old one. A cache without columns ignores it.
     """
 
 
 class Generator(Protocol):
-  """A model made ready for generation by its `generator(compute, rows)`: layers taken apart,
-  kernels in the dtype of the activations and lying as so many rows read them fastest, once and not
-  for every token. A pytree, for use under jit."""
+  """A model prepared by its `generator(compute, rows)`, once and not for every token: layers are
+  unstacked, kernels have the activations' dtype and the fastest layout for `rows` rows. A pytree,
+  for use under jit."""
 
   def start(self, batch: dict, capacity: int) -> Cache:
-    """A cache with room for `capacity` tokens, and none in it.
+    """An empty cache with room for `capacity` tokens.
 
     batch: `pad` int `[B]`, the padding columns on the left of every row's prompt. Encoder-decoders
     also take the source, `input_ids` int `[B, S]` padded on the right and `length` int `[B]`: they
-    encode it here, and keep every layer's keys and values of it.
+    encode it here and keep its keys and values of every layer.
     """
 
   def extend(self, ids_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-    """Reads T tokens: float32 logits `[B, V]` of the token after the last of them, and the cache
-    with them. Encoder-decoders read the decoder's tokens, the first of which is its start token."""
+    """Reads T tokens and returns float32 logits `[B, V]` of the next token, and the new cache.
+    Encoder-decoders read the decoder's tokens, beginning with its start token."""

@@ -1,5 +1,5 @@
-"""What is done to the scores of the next token before one is chosen: small pure functions on
-float32 `[B, V]`. A token that is ruled out has the score -inf."""
+"""Transformations of the next token's scores before it is chosen: small pure functions on float32
+`[B, V]`. A token that is ruled out has the score -inf."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ RULED_OUT = -jnp.inf
 
 
 def temperature(logits_BV: jax.Array, value: float) -> jax.Array:
-  """Scores divided by `value`, above 0: below 1 the probable becomes more probable."""
+  """Scores divided by `value`, above 0; values below 1 sharpen the distribution."""
   return logits_BV / value
 
 
 def top_k(logits_BV: jax.Array, k: int) -> jax.Array:
-  """The k highest scores (Fan et al. 2018); of equal ones the lower id stays. 0 keeps all."""
+  """The k highest scores (Fan et al. 2018); of equal scores the lower id is kept. 0 keeps all."""
   if not 0 < k < logits_BV.shape[-1]:
     return logits_BV
   return jnp.where(_rank(logits_BV) < k, logits_BV, RULED_OUT)
@@ -27,27 +27,27 @@ def top_p(logits_BV: jax.Array, p: float) -> jax.Array:
     return logits_BV
   probabilities_BV = jax.nn.softmax(logits_BV)
   sorted_BV = -jnp.sort(-probabilities_BV)
-  before_BV = jnp.cumsum(sorted_BV, axis=-1) - sorted_BV  # of the tokens that are more probable
+  before_BV = jnp.cumsum(sorted_BV, axis=-1) - sorted_BV  # of the more probable tokens
   size_B = (before_BV < p).sum(axis=-1)
   return jnp.where(_rank(logits_BV) < size_B[:, None], logits_BV, RULED_OUT)
 
 
 def _rank(logits_BV: jax.Array) -> jax.Array:
-  """int `[B, V]`: how many tokens come before each one, from the highest score to the lowest."""
+  """int `[B, V]`: the rank of each token, 0 for the highest score."""
   order_BV = jnp.argsort(-logits_BV, stable=True)
   row = jnp.arange(len(logits_BV))[:, None]
-  places = jnp.broadcast_to(jnp.arange(logits_BV.shape[-1]), logits_BV.shape)
-  return jnp.zeros(logits_BV.shape, jnp.int32).at[row, order_BV].set(places)
+  ranks = jnp.broadcast_to(jnp.arange(logits_BV.shape[-1]), logits_BV.shape)
+  return jnp.zeros(logits_BV.shape, jnp.int32).at[row, order_BV].set(ranks)
 
 
 def repetition_penalty(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.Array:
-  """Scores of tokens that were seen (bool `[B, V]`), divided by `penalty` where positive and times
-  it where negative (Keskar et al. 2019, section 4.1)."""
+  """Scores of seen tokens (bool `[B, V]`), divided by `penalty` if positive and multiplied by it if
+  negative (Keskar et al. 2019, section 4.1)."""
   punished_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
   return jnp.where(seen_BV, punished_BV, logits_BV)
 
 
 def not_yet(logits_BV: jax.Array, ends_E: jax.Array, early: jax.Array) -> jax.Array:
-  """Without the tokens that end a text, where it is too early for them (bool `[]` or `[B, 1]`)."""
+  """Rules out the tokens that end a text where `early` (bool `[]` or `[B, 1]`)."""
   is_end_V = jnp.isin(jnp.arange(logits_BV.shape[-1]), ends_E)
   return jnp.where(early & is_end_V, RULED_OUT, logits_BV)

@@ -1,4 +1,4 @@
-"""How texts are generated, as opposed to by what and from what."""
+"""The rules of generation: greedy search, sampling or beam search, penalties and lengths."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 from plm_jax.decode import logits
 from plm_jax.errors import UserError
 
-# Beyond these, scores are no numbers of float32 any more.
+# Limits that keep scores finite in float32.
 _MOST = 1e6  # of a factor of scores, and of its inverse
 _STEEPEST = 5  # exponent of a length
 
@@ -18,11 +18,12 @@ _STEEPEST = 5  # exponent of a length
 class Rules:
   """Greedy search by default.
 
-  temperature: 0 takes the most probable token; above 0 one is drawn. top_k, top_p: of which tokens
-    one is drawn; 0 and 1 are all. beams: above 1 the most probable text is searched for by so many
-    at a time, texts being compared by (sum of log p) / length^length_penalty.
-  repetition_penalty: see `logits.repetition_penalty`; of the prompt's tokens and the text's.
-  min_length, max_length: new tokens; the token that ends a text is not counted.
+  temperature: 0 takes the most probable token; above 0 a token is drawn.
+  top_k, top_p: restrict the tokens to draw from; 0 and 1 allow all.
+  beams: above 1, the beams of a search for the most probable text, which compares texts by (sum of
+    log p) / length^length_penalty.
+  repetition_penalty: see `logits.repetition_penalty`; for tokens of the prompt and the text.
+  min_length, max_length: new tokens, without the token that ends a text.
   """
 
   temperature: float = 0.0
@@ -42,7 +43,7 @@ class Rules:
         f"top_k={self.top_k} must be at least 0, and top_p={self.top_p} above 0 and at most 1"
       )
     if self.temperature == 0 and (self.top_k or self.top_p < 1):
-      raise UserError("top_k and top_p are read where tokens are drawn; give a temperature above 0")
+      raise UserError("top_k and top_p are for drawn tokens only; give a temperature above 0")
     if self.beams < 1 or not abs(self.length_penalty) <= _STEEPEST:
       raise UserError(
         f"beams={self.beams} must be at least 1, and length_penalty={self.length_penalty} from "
@@ -57,17 +58,17 @@ class Rules:
       raise UserError("length_penalty compares the texts of a beam search; give beams above 1")
     if not 1 / _MOST <= self.repetition_penalty <= _MOST:
       raise UserError(
-        f"repetition_penalty={self.repetition_penalty} must be from {1 / _MOST} to {_MOST:g}; 1 is "
-        "none"
+        f"repetition_penalty={self.repetition_penalty} must be from {1 / _MOST} to {_MOST:g}; 1 "
+        "turns it off"
       )
     if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
       raise UserError(
         f"min_length={self.min_length} must be at least 0 and at most max_length="
-        f"{self.max_length}, and that at least 1"
+        f"{self.max_length}, which must be at least 1"
       )
 
   def applied(self, logits_BV: jax.Array, seen_BV, ends_E, step) -> jax.Array:
-    """The scores after penalty and minimum length, which every kind of search takes."""
+    """The scores after repetition penalty and minimum length, for every kind of search."""
     if self.repetition_penalty != 1:
       logits_BV = logits.repetition_penalty(logits_BV, seen_BV, self.repetition_penalty)
     if self.min_length:

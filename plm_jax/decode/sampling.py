@@ -1,11 +1,11 @@
-"""Greedy search and sampling: one token after the other, in a loop under one jit.
+"""Greedy search and sampling, one token at a time, in a loop under one jit.
 
     state = begin(generator, batch, prompt_BT, limit_B, keys_B, rules, ends_E, columns)
     state = advance(generator, state, rules, ends_E, stop)
 
-`advance` goes on until `stop` tokens are there, or all rows have ended, so that a terminal can show
-a text while it grows, and the cache can grow with it (`writer.grow`). A row's text is a function of
-its prompt and its key, whatever else is in the batch.
+`advance` stops after `stop` tokens, or when all rows have ended, so that a terminal can show a
+growing text, and the cache can grow with it (`writer.grow`). A row's text depends only on its
+prompt and its key, not on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from plm_jax.decode.rules import Rules
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-  """ids_BL: the new tokens, `max_length` columns, the end among them where it came. length_B: new
-  tokens so far, the end not counted. limit_B: how many there may be. log_p_B: their sum, the end's
-  included, under the scores before any temperature. seen_BV: bool, which tokens a row has had; None
-  without a penalty for it. The last token is not in the cache yet."""
+  """The texts so far. ids_BL: the new tokens, `max_length` columns, the end included. length_B: the
+  number of new tokens, without the end. limit_B: its maximum. log_p_B: the sum of log p, the end
+  included, before any temperature. seen_BV: bool, the tokens a row contains; None without a
+  repetition penalty. The last token is not in the cache yet."""
 
   ids_BL: jax.Array
   length_B: jax.Array
@@ -50,9 +50,9 @@ def begin(
 ) -> State:
   """Reads the prompts and chooses the first token of each.
 
-  batch: as `Generator.start` takes it. prompt_BT: int, padded on the left; for encoder-decoders the
-  beginning of the target. limit_B: new tokens that a row has room for. ends_E: the tokens that end
-  a text. columns: of the cache; with C of them `advance` may go on to C - T + 1 tokens.
+  batch: see `Generator.start`. prompt_BT: int, padded on the left; for encoder-decoders the
+  beginning of the target. limit_B: most new tokens of a row. ends_E: the tokens that end a text.
+  columns: of the cache; with C columns `advance` may stop at up to C - T + 1 tokens.
   """
   rows = len(prompt_BT)
   cache = generator.start(batch, columns)
@@ -69,27 +69,27 @@ def begin(
     seen_BV=seen_BV,
     cache=cache,
   )
-  return _chosen(state, logits_BV, rules, ends_E)
+  return _with_next_token(state, logits_BV, rules, ends_E)
 
 
 def advance(
   generator: Generator, state: State, rules: Rules, ends_E: jax.Array, stop: jax.Array
 ) -> State:
-  """The state when `stop` tokens are there or all rows have ended."""
+  """The state after `stop` tokens, or when all rows have ended."""
 
-  def goes_on(state):
+  def unfinished(state):
     return (state.step < jnp.minimum(stop, rules.max_length)) & ~state.done_B.all()
 
-  def one_more(state):
+  def step(state):
     last_B1 = jax.lax.dynamic_slice_in_dim(state.ids_BL, state.step - 1, 1, axis=1)
     logits_BV, cache = generator.extend(last_B1, state.cache)
-    return _chosen(dataclasses.replace(state, cache=cache), logits_BV, rules, ends_E)
+    return _with_next_token(dataclasses.replace(state, cache=cache), logits_BV, rules, ends_E)
 
-  return jax.lax.while_loop(goes_on, one_more, state)
+  return jax.lax.while_loop(unfinished, step, state)
 
 
-def _chosen(state: State, logits_BV: jax.Array, rules: Rules, ends_E: jax.Array) -> State:
-  """The state with a token more in every row that has not ended."""
+def _with_next_token(state: State, logits_BV: jax.Array, rules: Rules, ends_E: jax.Array) -> State:
+  """The state with one more token in every row that has not ended."""
   logits_BV = rules.applied(logits_BV, state.seen_BV, ends_E, state.step)
   if rules.temperature:
     keys_B = jax.vmap(jax.random.fold_in, (0, None))(state.keys_B, state.step)
@@ -99,11 +99,11 @@ def _chosen(state: State, logits_BV: jax.Array, rules: Rules, ends_E: jax.Array)
   token_B = token_B.astype(jnp.int32)
   row = jnp.arange(len(token_B))
   log_p_B = jax.nn.log_softmax(logits_BV)[row, token_B]
-  going_B = ~state.done_B
+  active_B = ~state.done_B
   ended_B = jnp.isin(token_B, ends_E)
-  length_B = state.length_B + (going_B & ~ended_B)
+  length_B = state.length_B + (active_B & ~ended_B)
   ids_BL = jax.lax.dynamic_update_slice_in_dim(
-    state.ids_BL, jnp.where(going_B, token_B, 0)[:, None], state.step, axis=1
+    state.ids_BL, jnp.where(active_B, token_B, 0)[:, None], state.step, axis=1
   )
   seen_BV = state.seen_BV
   return dataclasses.replace(
@@ -111,7 +111,7 @@ def _chosen(state: State, logits_BV: jax.Array, rules: Rules, ends_E: jax.Array)
     ids_BL=ids_BL,
     length_B=length_B,
     done_B=state.done_B | ended_B | (length_B >= state.limit_B),
-    log_p_B=state.log_p_B + jnp.where(going_B, log_p_B, 0.0),
+    log_p_B=state.log_p_B + jnp.where(active_B, log_p_B, 0.0),
     step=state.step + 1,
     seen_BV=None if seen_BV is None else seen_BV.at[row, token_B].set(True),
   )
@@ -120,7 +120,7 @@ def _chosen(state: State, logits_BV: jax.Array, rules: Rules, ends_E: jax.Array)
 def seen_tokens(
   prompt_BT: jax.Array, pad_B: jax.Array, vocabulary: int, rules: Rules
 ) -> jax.Array | None:
-  """bool `[B, V]`: the tokens of the prompts, padding not counted; None where nobody asks."""
+  """bool `[B, V]`: the tokens of the prompts, without padding; None without a penalty."""
   if rules.repetition_penalty == 1:
     return None
   real_BT = jnp.arange(prompt_BT.shape[1]) >= pad_B[:, None]

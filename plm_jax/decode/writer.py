@@ -1,4 +1,4 @@
-"""Prompts to texts: batches of like length, padded on the left; one compilation serves many."""
+"""Texts from prompts, in batches of similar length, padded on the left to few compiled shapes."""
 
 from __future__ import annotations
 
@@ -19,66 +19,69 @@ from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model, Parameters
 
-ROWS = 32  # per batch at most
-_TOKENS = 8  # between two looks at a text that grows in a terminal
-_BEAMS = 1024  # at most: every one has a cache
-_COLUMNS = 256  # of a cache at first, which is then doubled
+ROWS = 32  # most rows of a batch
+_TOKENS = 8  # between two updates of a growing text in a terminal
+_BEAMS = 1024  # most beams: each has a cache
+_COLUMNS = 256  # of a new cache, which is then doubled
 
 
 class Generation(NamedTuple):
-  """A text: its new tokens, the end left out, and log p of all of them or, of a beam search, the
-  score by which it was chosen."""
+  """A text: its new tokens without the end, and the sum of their log p or, in a beam search, the
+  score of `beam.BestTexts`."""
 
   ids: list[int]
   score: float
 
 
-class Task(NamedTuple):
-  """What one text is generated from. prompt: what the model has read, or for encoder-decoders what
-  the target begins with. source: what encoder-decoders read."""
+class Prompt(NamedTuple):
+  """The input for one text. ids: the beginning of the text, or for encoder-decoders of the target.
+  source: the ids that encoder-decoders read."""
 
-  prompt: list[int]
+  ids: list[int]
   source: list[int] | None = None
 
 
-def tasks(params: Parameters, config: Model, tokenizer: Tokenizer, texts: list[str]) -> list[Task]:
-  """A task for every text, with the special tokens that the model reads around texts.
+def encode_prompts(
+  params: Parameters, config: Model, tokenizer: Tokenizer, texts: list[str]
+) -> list[Prompt]:
+  """A prompt for every text, with the model's special tokens around it.
 
   Errors: `UserError` for a model that does not generate, a text longer than its positions, and ids
-  that it does not have.
+  outside its vocabulary.
   """
   if not hasattr(params.encoder(), "generator"):
     raise UserError(
-      f"a model of type {type(config).__name__} fills blanks and does not write; take python -m "
+      f"a model of type {type(config).__name__} fills blanks and does not generate; use python -m "
       "plm_jax.fill_mask, or give a GPT, a LLaMA or an encoder-decoder"
     )
-  made = []
+  prompts = []
   for number, text in enumerate(texts, 1):
     if hasattr(config, "source_ids"):
       ids = source_of(text, tokenizer).tolist()
-      task = Task(config.decoder_start(tokenizer.vocab), config.source_ids(ids, tokenizer.vocab))
+      source = config.source_ids(ids, tokenizer.vocab)
+      prompt = Prompt(config.decoder_start(tokenizer.vocab), source)
     else:
-      task = Task([*tokenizer.vocab.begin, *tokenizer.encode(text).tolist()])
-    if not task.prompt:
+      prompt = Prompt([*tokenizer.vocab.begin, *tokenizer.encode(text).tolist()])
+    if not prompt.ids:
       raise UserError(
         f"prompt {number} has no tokens, and the vocabulary has none that begins a text; give a "
         "--prompt with words in it"
       )
-    check_ids(task.source or task.prompt, config, number)
-    made.append(task)
-  return made
+    check_ids(prompt.source or prompt.ids, config, number)
+    prompts.append(prompt)
+  return prompts
 
 
 def source_of(text: str, tokenizer: Tokenizer) -> np.ndarray:
-  """int32 `[T]`: a text in which "[MASK]" and the names of special tokens, such as <extra_id_0>,
-  stand for them."""
+  """int32 `[T]`: the ids of a text; "[MASK]" and names of special tokens, such as <extra_id_0>,
+  become their ids."""
   if tokenizer.vocab.mask is not None:
     text = text.replace("[MASK]", tokenizer.token(tokenizer.vocab.mask))
   return tokenizer.encode(text, special=True)
 
 
 def check_ids(ids: list[int], config, number: int = 1) -> None:
-  """Errors: `UserError` if the model cannot read the ids and write a token more."""
+  """Errors: `UserError` if the model cannot read the ids and generate another token."""
   if len(ids) >= config.positions:
     raise UserError(
       f"prompt {number} has {len(ids)} tokens, its beginning included, and the model reads and "
@@ -88,12 +91,12 @@ def check_ids(ids: list[int], config, number: int = 1) -> None:
   if wrong:
     raise UserError(
       f"prompt {number} has the token id {wrong[0]}, and the model's ids end at "
-      f"{config.vocab_size - 1}; take the tokenizer that it was trained with"
+      f"{config.vocab_size - 1}; use the tokenizer that it was trained with"
     )
 
 
 def ends(vocab: Vocab, causal: bool) -> np.ndarray:
-  """int `[E]`: the tokens that end a text; for causal models the beginning of the next one too."""
+  """int `[E]`: the tokens that end a text; for causal models also those that begin the next one."""
   tokens = (vocab.sep, vocab.eos, *((vocab.cls, vocab.bos) if causal else ()))
   return np.array(sorted({t for t in tokens if t is not None}), np.int32)
 
@@ -103,17 +106,17 @@ def write(
   config: Model,
   tokenizer: Tokenizer,
   compute: Compute,
-  tasks: list[Task],
+  prompts: list[Prompt],
   rules: Rules,
   *,
   samples: int = 1,
   seed: int = 0,
   watch: Callable[[list[int]], None] | None = None,
 ) -> list[list[Generation]]:
-  """`samples` texts for every task: drawn ones, or the best of a beam search, best first.
+  """`samples` texts for every prompt: drawn texts, or the best of a beam search, best first.
 
-  config: of `params.encoder()`, which writes. A drawn text depends on the seed, its task's number
-  and its own number alone. watch: is given the tokens so far while a single text grows.
+  config: of `params.encoder()`, which generates. A drawn text depends only on the seed, the number
+  of its prompt and its own number. watch: called with the tokens so far while a single text grows.
   """
   if samples > 1 and not rules.temperature and samples > rules.beams:
     raise UserError(
@@ -122,50 +125,49 @@ def write(
     )
   if rules.beams > _BEAMS:
     raise UserError(f"beams={rules.beams} is more than {_BEAMS}; give fewer")
-  # Beyond the positions nothing is written, and the cache need have no room for it.
+  # No text goes beyond the positions, so the cache needs no room for more.
   most = max(1, min(rules.max_length, config.positions))
   rules = dataclasses.replace(rules, max_length=most, min_length=min(rules.min_length, most))
   each = samples if rules.temperature else 1
-  jobs = [(n, s) for n in range(len(tasks)) for s in range(each)]
-  written: dict[int, list[Generation]] = {n: [] for n in range(len(tasks))}
-  rows = min(2, len(jobs) * rules.beams)  # 2: several
+  jobs = [(n, s) for n in range(len(prompts)) for s in range(each)]
+  written: dict[int, list[Generation]] = {n: [] for n in range(len(prompts))}
+  rows = min(2, len(jobs) * rules.beams)  # 2 means several
   generator = ready(params.encoder(), compute, tokenizer.vocab.size, rows)
-  for batch in batches(jobs, [(len(t.prompt), len(t.source or ())) for t in tasks]):
-    ends_E = ends(tokenizer.vocab, causal=tasks[batch[0][0]].source is None)
-    texts_of = _write(generator, config.positions, ends_E, tasks, batch, rules, seed, watch)
-    for (number, _), texts in zip(batch, texts_of):
+  for batch in batches(jobs, [(len(p.ids), len(p.source or ())) for p in prompts]):
+    ends_E = ends(tokenizer.vocab, causal=prompts[batch[0][0]].source is None)
+    texts_per_job = _write(generator, config.positions, ends_E, prompts, batch, rules, seed, watch)
+    for (number, _), texts in zip(batch, texts_per_job):
       written[number] += texts[:samples]
   return list(written.values())
 
 
 def batches(jobs: list, lengths: list[tuple[int, int]]) -> Iterator[list]:
-  """Jobs of like length together, at most `ROWS` of them; the samples of a task in their order."""
-  like: dict = {}
+  """Batches of at most `ROWS` jobs of similar length; the samples of a prompt keep their order."""
+  groups: dict = {}
   for job in jobs:
-    like.setdefault(tuple(map(bucket, lengths[job[0]])), []).append(job)
-  for group in like.values():
+    groups.setdefault(tuple(map(bucket, lengths[job[0]])), []).append(job)
+  for group in groups.values():
     for first in range(0, len(group), ROWS):
       yield group[first : first + ROWS]
 
 
 def bucket(length: int, least: int = 8) -> int:
-  """The power of two, at least `least`, that holds so many."""
+  """The smallest power of two that is at least `length` and `least`; 0 for 0."""
   return max(least, 1 << (length - 1).bit_length()) if length else 0
 
 
 def _write(
-  generator, positions: int, ends_E, tasks, jobs, rules: Rules, seed: int, watch
+  generator, positions: int, ends_E, prompts, jobs, rules: Rules, seed: int, watch
 ) -> list[list[Generation]]:
   """The texts of each job of a batch."""
   rows = bucket(len(jobs), 1)
   filled = [*jobs, *[jobs[-1]] * (rows - len(jobs))]
-  causal = tasks[jobs[0][0]].source is None
-  # What targets begin with is a token or two, alike for all.
-  prompts = [tasks[n].prompt for n, _ in filled]
-  prompt_BT, pad_B = padded(prompts, left=True, least=8 if causal else 1)
+  causal = prompts[jobs[0][0]].source is None
+  least = 8 if causal else 1  # all targets begin with the same one or two tokens
+  prompt_BT, pad_B = padded([prompts[n].ids for n, _ in filled], left=True, least=least)
   batch = {"pad": pad_B}
   if not causal:
-    ids_BS, pad = padded([tasks[n].source for n, _ in filled], left=False)
+    ids_BS, pad = padded([prompts[n].source for n, _ in filled], left=False)
     batch |= {"input_ids": ids_BS, "length": (ids_BS.shape[1] - pad).astype(np.int32)}
   limit_B = positions - (prompt_BT.shape[1] - pad_B)
   if rules.beams > 1:
@@ -183,20 +185,20 @@ def _write(
 def grow(
   generator, batch, prompt_BT, limit_B, seed, numbers_B2, ends_E, rules: Rules, watch=None
 ) -> sampling.State:
-  """Whole texts, drawn by the seed and two numbers each; other arguments as of `sampling.begin`.
+  """Whole texts; the seed and two numbers key each draw. Other arguments as in `sampling.begin`.
 
-  A step reads the whole cache, so that it has few columns at first and is doubled when it is full.
-  Each size is compiled when a text first becomes so long.
+  A step reads the whole cache, so it begins with few columns and is doubled when it is full. Each
+  size is compiled when a text first needs it.
   """
   width, most = prompt_BT.shape[1], prompt_BT.shape[1] + rules.max_length - 1
   first = columns = min(most, bucket(width, _COLUMNS))
   state = _begin(generator, batch, prompt_BT, limit_B, seed, numbers_B2, ends_E, rules, columns)
-  looks = set(range(_TOKENS, rules.max_length, _TOKENS)) if watch else set()
+  stops = set(range(_TOKENS, rules.max_length, _TOKENS)) if watch else set()
   while columns < most:
-    looks.add(columns - width + 1)
+    stops.add(columns - width + 1)
     columns = min(most, 2 * columns)
   columns = first
-  for stop in sorted(looks | {rules.max_length}):
+  for stop in sorted(stops | {rules.max_length}):
     needed = min(most, bucket(width + stop - 1, _COLUMNS))
     if needed > columns:
       state, columns = _widened(state, needed), needed
@@ -209,35 +211,35 @@ def grow(
 
 
 def padded(rows: list[list[int]], left: bool, least: int = 8) -> tuple[np.ndarray, np.ndarray]:
-  """int32 `[B, T]`, T the bucket of the longest, and how many columns of each are padding."""
+  """int32 `[B, T]`, T the bucket of the longest, and the number of padding columns of each row."""
   width = bucket(max(map(len, rows)), least)
   ids = np.zeros((len(rows), width), np.int32)
   for row, tokens in enumerate(rows):
-    at = slice(width - len(tokens), None) if left else slice(len(tokens))
-    ids[row, at] = tokens
+    columns = slice(width - len(tokens), None) if left else slice(len(tokens))
+    ids[row, columns] = tokens
   return ids, np.array([width - len(tokens) for tokens in rows], np.int32)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TruncatedVocab:
-  """A generator that writes only what its tokenizer has: a model's vocabulary may be larger, filled
-  up to a round number or to what a tokenizer might have had at most."""
+  """A generator that only writes its tokenizer's ids: a model's vocabulary may be larger, padded to
+  a round number or to the largest size of a tokenizer."""
 
-  whole: Generator
+  generator: Generator
   size: int = dataclasses.field(metadata={"static": True})
 
   def start(self, batch: dict, capacity: int) -> Cache:
-    return self.whole.start(batch, capacity)
+    return self.generator.start(batch, capacity)
 
   def extend(self, ids_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-    logits_BV, cache = self.whole.extend(ids_BT, cache)
+    logits_BV, cache = self.generator.extend(ids_BT, cache)
     return logits_BV[:, : self.size], cache
 
 
 @functools.partial(jax.jit, static_argnames=("compute", "size", "rows"))
 def ready(model, compute: Compute, size: int, rows: int = 1) -> TruncatedVocab:
-  """The model made ready for writing the first `size` tokens of its vocabulary, to so many rows."""
+  """The model's generator for `rows` rows and the first `size` tokens of its vocabulary."""
   return TruncatedVocab(model.generator(compute, rows), size)
 
 
@@ -262,20 +264,20 @@ def _widened(state, columns: int) -> sampling.State:
 
 
 @functools.partial(jax.jit, static_argnames="rules")
-def _search(generator, batch, prompt, limit, ends_E, rules: Rules) -> beam.Found:
+def _search(generator, batch, prompt, limit, ends_E, rules: Rules) -> beam.BestTexts:
   return beam.search(generator, batch, prompt, limit, rules, ends_E)
 
 
-def continuation(tokenizer: Tokenizer, task: Task, ids: list[int]) -> str:
-  """The text of new tokens as it goes on from its prompt, with the space that is between them."""
-  if task.source is not None:
+def continuation(tokenizer: Tokenizer, prompt: Prompt, ids: list[int]) -> str:
+  """The text of new tokens after their prompt, including the space between them."""
+  if prompt.source is not None:
     return readable(tokenizer, ids)
-  before = tokenizer.decode(task.prompt)
-  whole = tokenizer.decode([*task.prompt, *ids])
+  before = tokenizer.decode(prompt.ids)
+  whole = tokenizer.decode([*prompt.ids, *ids])
   return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(ids)
 
 
 def readable(tokenizer: Tokenizer, ids) -> str:
-  """A source or a target as text: with sentinels and masks by name, without its frame."""
+  """A source or a target as text, with names of sentinels and masks, without begin and end."""
   frame = tokenizer.vocab.frame_ids
   return tokenizer.decode([i for i in ids if i not in frame], special=True)

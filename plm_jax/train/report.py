@@ -12,7 +12,7 @@ import numpy as np
 from plm_jax.data.pipeline import Batches
 from plm_jax.decode.fill_mask import blanks_from, fill
 from plm_jax.decode.rules import Rules
-from plm_jax.decode.writer import Task, continuation, readable, write
+from plm_jax.decode.writer import Prompt, continuation, readable, write
 from plm_jax.experiment import Experiment
 from plm_jax.models.model import Parameters
 from plm_jax.objectives.baselines import Baseline
@@ -163,12 +163,12 @@ def continuations(params: Parameters, experiment: Experiment, prepared, count: i
     return "\nnothing is continued: no held-out sentence is of 8 to 24 tokens"
   chosen = suitable[np.linspace(0, len(suitable) - 1, count, dtype=int)]
   halves = [store.tokens[starts[i] : (starts[i] + starts[i + 1]) // 2].tolist() for i in chosen]
-  tasks = [Task([*tokenizer.vocab.begin, *half]) for half in halves]
+  prompts = [Prompt([*tokenizer.vocab.begin, *half]) for half in halves]
   lines = ["", "beginnings of held-out sentences, and how the model goes on (temperature 0.7)"]
   rules = Rules(temperature=0.7, max_length=24)
   model = params, experiment.model.encoder, tokenizer, experiment.compute
-  for task, (text,) in zip(tasks, write(*model, tasks, rules)):
-    shown = tokenizer.decode(task.prompt), continuation(tokenizer, task, text.ids)
+  for prompt, (text,) in zip(prompts, write(*model, prompts, rules)):
+    shown = tokenizer.decode(prompt.ids), continuation(tokenizer, prompt, text.ids)
     lines.append("  " + " ____ ".join(" ".join(part.split()) for part in shown))
   return "\n".join(lines)
 
@@ -181,17 +181,17 @@ def targets(params: Parameters, run: Results, tokenizer, count: int) -> str:
   chosen = [
     tuple(c[i] for c in columns) for i in real[np.linspace(0, len(real) - 1, count, dtype=int)]
   ]
-  tasks = [Task([int(begun[0])], ids[:length].tolist()) for ids, length, begun, *_ in chosen]
+  prompts = [Prompt([int(begun[0])], ids[:length].tolist()) for ids, length, begun, *_ in chosen]
   rules = Rules(max_length=chosen[0][-1].size)
   model = params, run.experiment.model.encoder, tokenizer, run.experiment.compute
-  written = write(*model, tasks, rules)
+  written = write(*model, prompts, rules)
 
   def shown(ids) -> str:
     return " ".join(readable(tokenizer, ids).split())
 
   lines = ["", "held-out sources, what the model writes, and what it was to write"]
-  for task, (text,), (*_, length, ids) in zip(tasks, written, chosen):
-    lines += [f"  {shown(task.source)}", f"    {shown(text.ids)}", f"    ({shown(ids[:length])})"]
+  for prompt, (text,), (*_, length, ids) in zip(prompts, written, chosen):
+    lines += [f"  {shown(prompt.source)}", f"    {shown(text.ids)}", f"    ({shown(ids[:length])})"]
   return "\n".join(lines)
 
 

@@ -146,7 +146,7 @@ def test_missing_text_and_empty_folders_and_unprepared_data_sets_get_a_sentence(
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
   for source, word in [
     (str(tmp_path / "none.txt"), "does not exist"),
-    (str(tmp_path), "holds no text"),
+    (str(tmp_path), "contains no text"),
     ("tfds:wiki40b/en", "tfds build"),
   ]:
     with pytest.raises(UserError, match=word):

@@ -25,7 +25,7 @@ def test_a_line_of_a_tsv_file_is_a_document_of_a_source_and_a_target(tmp_path):
   found = list(open_source(str(path)).documents())
   assert [d.sentences for d in found] == [("Hi. All!", "Hallo. Alle!"), ("Run", "Lauf")]
   path.write_text("Hi\tHallo\nRun\n")
-  with pytest.raises(UserError, match=r"Line 2 of .* is no pair: expected a source, a tab"):
+  with pytest.raises(UserError, match=r"Line 2 of .* is not a pair: expected a source, a tab"):
     list(open_source(str(path)).documents())
 
 

@@ -260,7 +260,7 @@ def test_a_killed_worker_is_told_in_a_sentence_and_the_preparation_goes_on(
 
   with monkeypatch.context() as patch:
     patch.setattr(preparation._Preparation, "_write", kills)
-    with pytest.raises(UserError, match=r"was ended \(exit code -9"):
+    with pytest.raises(UserError, match=r"was killed \(exit code -9"):
       prepare(corpus(path), tmp_path / "cut", progress=False)
   cut = prepare(corpus(path), tmp_path / "cut", progress=False)
   monkeypatch.setattr(processes, "cores", lambda: 1)

@@ -287,7 +287,7 @@ def test_rare_characters_beyond_a_quarter_of_the_vocabulary_become_unknown():
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_text_without_words_is_refused_in_a_sentence(name):
-  with pytest.raises(UserError, match="holds no words"):
+  with pytest.raises(UserError, match="contains no words"):
     TRAINED[name].train(iter(["", "  "]))
 
 
@@ -326,7 +326,7 @@ def same(found, expected) -> bool:
 
 
 def test_forgotten_words_are_learnt_again(trained, monkeypatch):
-  monkeypatch.setattr(tokenizer_backends, "MAX_REMEMBERED", 50)
+  monkeypatch.setattr(tokenizer_backends, "MAX_CACHED_WORDS", 50)
   backend = pickle.loads(pickle.dumps(trained["word_piece"]))._backend
   texts = invented_text(100)
   for start in range(0, 100, 10):
@@ -451,9 +451,9 @@ def damage(folder: Path, name: str, content: bytes) -> Path:
 def test_missing_and_unknown_files_are_told_in_a_sentence(tmp_path):
   with pytest.raises(UserError, match="There is no tokenizer at"):
     load_tokenizer(tmp_path / "nothing")
-  with pytest.raises(UserError, match=r"holds none of vocab\.txt"):
+  with pytest.raises(UserError, match=r"contains none of vocab\.txt"):
     load_tokenizer(tmp_path)
-  with pytest.raises(UserError, match="no tokenizer file this project reads"):
+  with pytest.raises(UserError, match="not a tokenizer file that this project reads"):
     load_tokenizer(damage(tmp_path, "other.json", b"{}"))
   with pytest.raises(UserError, match=r"needs vocab\.bpe beside it"):
     load_tokenizer(damage(tmp_path, "encoder.json", b'{"a": 0}'))
@@ -516,7 +516,7 @@ def test_a_path_of_another_kind_or_with_other_rules_is_refused(trained, tmp_path
 
 
 @pytest.mark.parametrize("name", ["word_piece", "byte_pairs", "unigram_t5"])
-def test_sentinels_and_languages_have_the_ids_behind_the_vocabulary(trained, name, tmp_path):
+def test_sentinels_and_languages_have_the_ids_after_the_vocabulary(trained, name, tmp_path):
   config = replace(TRAINED[name], sentinels=100, languages=("en_XX", "de_DE"))
   tokenizer = Tokenizer(trained[name]._backend, config.sentinels, config.languages)
   own, vocab = trained[name].vocab.size, tokenizer.vocab
@@ -596,11 +596,11 @@ def test_a_file_of_xlm_r_has_the_ids_of_fairseq(tmp_path):
   np.testing.assert_array_equal(tokenizer.encode_flat(invented_text(9))[0], expected)
   tokenizer.save(tmp_path / "saved")
   assert load_tokenizer(tmp_path / "saved").fingerprint == tokenizer.fingerprint
-  with pytest.raises(UserError, match="none of XLM-R or mBART"):
+  with pytest.raises(UserError, match="not one of XLM-R or mBART"):
     in_fairseq_order(TRAINED["unigram_t5"].train(invented_text())._backend)
 
 
-def test_a_file_of_mbart_has_its_languages_and_the_mask_behind_the_pieces(tmp_path):
+def test_a_file_of_mbart_has_its_languages_and_the_mask_after_the_pieces(tmp_path):
   """The ids of transformers' MBartTokenizer, where it is installed."""
   (tmp_path / "text").write_text("\n".join(invented_text(100)))
   sentencepiece.SentencePieceTrainer.train(

@@ -17,7 +17,7 @@ from absl import flags
 from plm_jax import cli
 from plm_jax.commands import fill_mask, generate, score
 from plm_jax.data.packed_documents import PackedDocuments
-from plm_jax.decode.writer import Task
+from plm_jax.decode.writer import Prompt
 from plm_jax.evaluation import perplexity
 from plm_jax.models.gpt import Gpt2
 from plm_jax.objectives.clm import CLM
@@ -119,7 +119,7 @@ def test_a_terminal_is_shown_a_text_piece_by_piece_and_never_half_a_letter(capsy
         errors="replace"
       )
 
-  terminal = generate.Terminal(Letters(), Task([5]), "A")
+  terminal = generate.Terminal(Letters(), Prompt([5]), "A")
   for ids in ([8], [8, 6], [8, 6, 7]):
     terminal.show(ids)
   terminal.end([8, 6, 7, 8])

@@ -7,7 +7,7 @@ import pytest
 from plm_jax.data.tokenizers import WordPiece
 from plm_jax.decode import writer
 from plm_jax.decode.rules import Rules
-from plm_jax.decode.writer import Task, readable, source_of, write
+from plm_jax.decode.writer import Prompt, readable, source_of, write
 from plm_jax.models.bart import Bart
 from plm_jax.models.compute import Compute
 from plm_jax.models.t5 import T5
@@ -56,18 +56,18 @@ def by_full_forward(trained, source, start, steps):
 
 
 def test_greedy_search_is_the_argmax_of_the_full_forward_pass(trained, name):
-  tasks = [Task(STARTS[name], source) for source in SOURCES]
-  texts = [texts[0] for texts in write(*trained, tasks, Rules(max_length=8))]
+  prompts = [Prompt(STARTS[name], source) for source in SOURCES]
+  texts = [texts[0] for texts in write(*trained, prompts, Rules(max_length=8))]
   expected = [by_full_forward(trained, source, STARTS[name], 8) for source in SOURCES]
   assert [text.ids for text in texts] == expected
   assert len({round(text.score, 5) for text in texts}) == 3  # they do read their sources
 
 
 def test_the_beams_of_a_source_do_not_depend_on_other_sources(trained, name):
-  tasks = [Task(STARTS[name], source) for source in SOURCES]
+  prompts = [Prompt(STARTS[name], source) for source in SOURCES]
   rules = Rules(max_length=6, beams=3, length_penalty=0.6)
-  together = write(*trained, tasks, rules, samples=3)
-  others = [tasks[0], Task(STARTS[name], [20, 21, SEP]), tasks[2]]
+  together = write(*trained, prompts, rules, samples=3)
+  others = [prompts[0], Prompt(STARTS[name], [20, 21, SEP]), prompts[2]]
   elsewhere = write(*trained, others, rules, samples=3)
   for number in (0, 2):
     for one, other in zip(together[number], elsewhere[number], strict=True):

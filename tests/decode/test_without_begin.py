@@ -9,7 +9,7 @@ import pytest
 
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.decode.rules import Rules
-from plm_jax.decode.writer import continuation, tasks, write
+from plm_jax.decode.writer import continuation, encode_prompts, write
 from plm_jax.errors import UserError
 from plm_jax.evaluation.minimal_pairs import framed, log_likelihood
 from plm_jax.evaluation.perplexity import perplexity, windows
@@ -58,19 +58,19 @@ def log_p_of(trained, ids):
 
 @pytest.mark.parametrize("rules", [Rules(max_length=5), Rules(max_length=5, beams=3)])
 def test_a_prompt_is_continued_to_the_length(trained, rules):
-  (task,) = tasks(trained.params, trained.config, trained.tokenizer, ["w1 w2"])
-  assert trained.tokenizer.tokens(task.prompt) == ["w1</w>", "w2</w>"]
+  (prompt,) = encode_prompts(trained.params, trained.config, trained.tokenizer, ["w1 w2"])
+  assert trained.tokenizer.tokens(prompt.ids) == ["w1</w>", "w2</w>"]
   model = trained.params, trained.config, trained.tokenizer, trained.compute
-  ((text,),) = write(*model, [task], rules)
+  ((text,),) = write(*model, [prompt], rules)
   assert len(text.ids) == 5
   if rules.beams == 1:
-    assert text.score == pytest.approx(log_p_of(trained, [*task.prompt, *text.ids])[1:].sum(), 1e-4)
-  assert continuation(trained.tokenizer, task, text.ids).startswith(" ")
+    assert text.score == pytest.approx(log_p_of(trained, [*prompt.ids, *text.ids])[1:].sum(), 1e-4)
+  assert continuation(trained.tokenizer, prompt, text.ids).startswith(" ")
 
 
 def test_a_text_of_its_own_is_refused_in_a_sentence(trained):
   with pytest.raises(UserError, match=r"prompt 1 has no tokens, .* give a --prompt with words"):
-    tasks(trained.params, trained.config, trained.tokenizer, [""])
+    encode_prompts(trained.params, trained.config, trained.tokenizer, [""])
 
 
 def test_all_tokens_but_the_first_are_scored(trained):
