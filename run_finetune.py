@@ -34,7 +34,7 @@ from plm_jax.tasks.classification import score
 from plm_jax.tasks.comparison import ARMS, Comparison, draw, numbers_of_labels, table
 from plm_jax.tasks.finetuning import (
   RESULTS,
-  Plan,
+  FinetunePlan,
   earlier_cells,
   identity,
   model_cell,
@@ -87,7 +87,7 @@ def name_of(data: LabelledText) -> str:
   return f"{data.task}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', Path(data.source).name)}"
 
 
-def describe(chosen: Plan) -> str:
+def describe(chosen: FinetunePlan) -> str:
   """The task: classes, splits, and dropped classes with the reason."""
   task, data = chosen.task, chosen.data
   question = f"which of {len(task.classes)} classes?"
@@ -108,7 +108,7 @@ def describe(chosen: Plan) -> str:
   return "\n".join(lines)
 
 
-def compare(chosen: Plan, sizes: list[int | None], seeds: range) -> None:
+def compare(chosen: FinetunePlan, sizes: list[int | None], seeds: range) -> None:
   """Every cell, then the table and results.*, with the directory's earlier cells."""
   cells = {cell.place: cell for cell in earlier_cells(chosen)}
   for size in sizes:
@@ -135,7 +135,7 @@ def compare(chosen: Plan, sizes: list[int | None], seeds: range) -> None:
     print(f"\n{chosen.path}/results.png shows the table; {RESULTS} has every number")
 
 
-def majority_class(chosen: Plan) -> dict[str, float]:
+def majority_class(chosen: FinetunePlan) -> dict[str, float]:
   """Scores of always predicting the most frequent class of the training split."""
   task = chosen.task
   answer = np.bincount(task.train.label).argmax()

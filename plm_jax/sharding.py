@@ -1,12 +1,12 @@
-"""Devices as a mesh, and the rules that say how parameters and batches lie on it.
+"""The mesh of devices, and the rules that place parameters and batches on it.
 
-Three mesh axes, after the usual names (T5X, MaxText): `data` copies the parameters and splits the
-batch; `fsdp` splits the batch and also stores each parameter in pieces; `tensor` splits the heads,
-the feed-forward width and the vocabulary inside a layer. All three compute the same numbers.
+The three mesh axes have their usual names (T5X, MaxText): `data` copies the parameters and splits
+the batch; `fsdp` splits the batch and the parameters; `tensor` splits the heads, the feed-forward
+width and the vocabulary of a layer. All three compute the same numbers.
 
-The way of a parameter: path -> logical axes (models/parameters.py) -> mesh axes (`RULES`) ->
-`NamedSharding`.
-Models know nothing of it. XLA inserts the communication (`AxisType.Auto`).
+The path of a parameter determines its logical axes (models/parameters.py), these its mesh axes
+(`RULES`) and its `NamedSharding`. Models do not know them. XLA inserts the communication
+(`AxisType.Auto`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,11 +26,11 @@ AXES = ("data", "fsdp", "tensor")
 
 @dataclass(frozen=True, kw_only=True)
 class MeshShape:
-  """How many devices lie along each axis; one number may be -1, "all that are left".
+  """The number of devices along each axis; one of them may be -1, for all remaining devices.
 
-  The presets `DATA_PARALLEL`, `FULLY_SHARDED` and `TENSOR_PARALLEL` are below. Errors: `UserError`
-  for a number that is neither positive nor -1, for two times -1, and, in `build`, for a product
-  that is not the number of devices.
+  The presets are `DATA_PARALLEL`, `FULLY_SHARDED` and `TENSOR_PARALLEL`. Errors: `UserError` for a
+  number that is neither positive nor -1, for several -1, and in `build` for a product that is not
+  the number of devices.
   """
 
   data: int = -1
@@ -43,11 +43,11 @@ class MeshShape:
       if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
         raise UserError(
           f"mesh.{name} = {size!r} was given; expected a positive whole number of devices, "
-          "or -1 for all that are left."
+          "or -1 for all remaining devices."
         )
     if self._sizes().count(-1) > 1:
       raise UserError(
-        f"the mesh {self} has -1 more than once; only one axis can take the devices that are left: "
+        f"the mesh {self} has -1 more than once; only one axis can take the remaining devices: "
         "give the others a number."
       )
 
@@ -55,19 +55,19 @@ class MeshShape:
     """The mesh over `devices` (default: all), `tensor` innermost, where the links are fastest."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = self._sizes()
-    given = prod(size for size in sizes if size != -1)
-    if -1 not in sizes and given != len(devices):
+    product = prod(size for size in sizes if size != -1)
+    if -1 not in sizes and product != len(devices):
       raise UserError(
-        f"the mesh {self} has {given} places, but there {_are(len(devices), 'device')}; make the "
-        f"product {len(devices)}, or set one number to -1 for all that are left."
+        f"the mesh {self} has {product} places, but there {_are(len(devices), 'device')}; make the "
+        f"product {len(devices)}, or set one number to -1 for all remaining devices."
       )
-    if len(devices) % given:
+    if len(devices) % product:
       free = AXES[sizes.index(-1)]
       raise UserError(
         f"the mesh {self} does not divide the devices: there {_are(len(devices), 'device')}, and "
-        f"the product of the numbers beside {free}=-1 is {given}; {_which_fit(len(devices))}"
+        f"the product of the numbers beside {free}=-1 is {product}; {_which_fit(len(devices))}"
       )
-    sizes = tuple(len(devices) // given if size == -1 else size for size in sizes)
+    sizes = tuple(len(devices) // product if size == -1 else size for size in sizes)
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
   def __str__(self) -> str:
@@ -84,16 +84,16 @@ def _are(count: int, noun: str) -> str:
 def _which_fit(devices: int) -> str:
   if devices == 1:
     return "only 1 fits."
-  fit = [n for n in range(1, devices + 1) if devices % n == 0]
-  return f"what fits: {', '.join(map(str, fit[:-1]))} or {fit[-1]}."
+  divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+  return f"choose {', '.join(map(str, divisors[:-1]))} or {divisors[-1]}."
 
 
-DATA_PARALLEL = MeshShape()  # the fastest where the whole training state fits on one device
+DATA_PARALLEL = MeshShape()  # fastest if the whole training state fits on one device
 FULLY_SHARDED = MeshShape(data=1, fsdp=-1)  # state split over all devices: large models
 TENSOR_PARALLEL = MeshShape(data=1, tensor=-1)  # smallest memory per device, most communication
 
-REPLICATED = "replicated"  # of what is no parameter: counts, keys, sums of metrics
-# Where each logical axis lies on the mesh; None: never split.
+REPLICATED = "replicated"  # of counts, keys and sums of metrics, which are not parameters
+# The mesh axis of each logical axis; None: never split.
 RULES: dict[str, str | None] = {
   "vocab": "tensor",
   "heads": "tensor",
@@ -101,27 +101,27 @@ RULES: dict[str, str | None] = {
   "width": "fsdp",
   # A gain or bias of the residual stream is D floats: gathering it costs more than keeping it.
   "norm": None,
-  "features": None,  # the output of a square kernel of a head, small beside the layers
+  "features": None,  # the output of a head's square kernel, small compared with the layers
   "head_width": None,
   "positions": None,
   "segments": None,
   "classes": None,
   "gates": None,
   REPLICATED: None,
-  "layers": None,  # the scan slices this axis; a split would make every layer wait for one device
+  "layers": None,  # the scan slices this axis: a split would make every layer wait for one device
 }
 
-# Fields of a TrainState that are no parameters and are the same on every device.
+# Fields of a TrainState that are not parameters and are equal on all devices.
 NOT_PARAMETERS = ("metrics",)
-# Parts of an optimiser's state that have fewer axes than the parameter, and are small beside it.
+# Parts of an optimiser's state with fewer axes than the parameter: small, so replicated.
 REDUCED = {"v_row", "v_col"}
 
 
 def logical_axes(path: str, rank: int, roles: Mapping[str, Role] = ROLES) -> tuple[str, ...]:
   """The logical axis of each dimension of the parameter at `path`, which has `rank` dimensions.
 
-  An optimiser's state is found by the end of its path (`opt_state/0/mu/blocks/...`), scalars have
-  no axes. Errors: `LookupError` where `roles` has no row, or one with another number of axes.
+  The end of the path also identifies an optimiser's state (`opt_state/0/mu/blocks/...`); scalars
+  have no axes. Errors: `LookupError` if `roles` has no row, or a row of another rank.
   """
   if rank == 0:
     return ()
@@ -135,15 +135,13 @@ def logical_axes(path: str, rank: int, roles: Mapping[str, Role] = ROLES) -> tup
 def parameter_shardings(shapes: Any, mesh: Mesh) -> Any:
   """`NamedSharding` of each leaf of a tree of parameters, optimiser state or a whole train state.
 
-  `shapes`: arrays or `jax.ShapeDtypeStruct`s; random keys and scalars are replicated.
+  shapes: arrays or `jax.ShapeDtypeStruct`s; random keys and scalars are replicated.
 
-  A dimension that its mesh axis does not divide stays whole on every device of that axis: BERT's
-  30522 = 2 x 3 x 5087 tokens do not split over 4, and refusing would forbid the other three
-  quarters of the model to be split. Numbers are the same, memory is not, so it must be seen:
-  `kept_whole` lists these cases, and refuses an axis that splits nothing at all.
-  Errors: `LookupError` for a parameter without a row.
+  A dimension that its mesh axis does not divide is replicated along that axis: BERT's 30522 = 2 x 3
+  x 5087 tokens do not split over 4, but the other three quarters of the model do. The numbers are
+  the same, but it takes more memory: `kept_whole` lists these cases, and refuses an axis that
+  splits nothing at all. Errors: `LookupError` for a parameter without a row.
   """
-
   roles = roles_of(shapes)
 
   def sharding(key_path, leaf):
@@ -155,30 +153,31 @@ def parameter_shardings(shapes: Any, mesh: Mesh) -> Any:
 def kept_whole(shapes: Any, mesh: Mesh) -> list[str]:
   """A sentence for each logical axis that its mesh axis does not divide, naming the parameters.
 
-  Pass the model's parameters. Errors: `UserError` if the `fsdp` or `tensor` axis has several
-  devices and splits no parameter at all: these devices would repeat each other's work or memory.
+  shapes: the model's parameters. Errors: `UserError` if the `fsdp` or `tensor` axis has several
+  devices and splits no parameter: these devices would repeat each other's work or memory.
   """
   split: set[str] = set()
   whole: dict[tuple[str, str, int], list[str]] = {}  # (mesh axis, logical axis, size) -> paths
   roles = roles_of(shapes)
   for path, leaf in named(shapes):
     axes = _axes_of(path, leaf, roles)
-    split.update(on for on in _spec(axes, leaf.shape, mesh) if on)
+    split.update(mesh_axis for mesh_axis in _spec(axes, leaf.shape, mesh) if mesh_axis)
     for axis, size in zip(axes, leaf.shape, strict=True):
-      on = RULES[axis]
-      if on is not None and size % mesh.shape[on]:
-        whole.setdefault((on, axis, size), []).append(path)
+      mesh_axis = RULES[axis]
+      if mesh_axis is not None and size % mesh.shape[mesh_axis]:
+        whole.setdefault((mesh_axis, axis, size), []).append(path)
   for name in ("fsdp", "tensor"):
     if mesh.shape[name] > 1 and name not in split:
-      sizes = ", ".join(f"{axis} {size}" for on, axis, size in whole if on == name) or "nothing"
+      unsplit = [f"{axis} {size}" for mesh_axis, axis, size in whole if mesh_axis == name]
+      sizes = ", ".join(unsplit) or "nothing"
       raise UserError(
         f"the mesh has {name}={mesh.shape[name]}, which divides none of the sizes it could split "
         f"({sizes}); choose a divisor of one of them, or {name}=1."
       )
   return [
-    f"{axis} {size} is not divisible by {on}={mesh.shape[on]}, so each device along that axis "
-    f"keeps all of {', '.join(paths)}."
-    for (on, axis, size), paths in whole.items()
+    f"{axis} {size} is not divisible by {mesh_axis}={mesh.shape[mesh_axis]}, so each device along "
+    f"that axis keeps all of {', '.join(paths)}."
+    for (mesh_axis, axis, size), paths in whole.items()
   ]
 
 
@@ -191,16 +190,16 @@ def _axes_of(path: str, leaf, roles: Mapping[str, Role]) -> tuple[str, ...]:
 def _spec(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
   entries: list[str | None] = []
   for axis, size in zip(axes, shape, strict=True):
-    on = RULES[axis]
-    fits = on is not None and mesh.shape[on] > 1 and size % mesh.shape[on] == 0
-    entries.append(on if fits else None)
+    mesh_axis = RULES[axis]
+    devices = 1 if mesh_axis is None else mesh.shape[mesh_axis]
+    entries.append(mesh_axis if devices > 1 and size % devices == 0 else None)
   while entries and entries[-1] is None:  # P("fsdp", None) and P("fsdp") would compile twice
     entries.pop()
   return PartitionSpec(*entries)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows are split over `data` and `fsdp` together; devices along `tensor` see the same rows."""
+  """The sharding of rows: split over `data` and `fsdp`, the same along `tensor`."""
   return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 

@@ -68,7 +68,7 @@ def test_one_axis_takes_the_devices_that_are_left():
 @pytest.mark.parametrize(
   ("numbers", "sentence"),
   [
-    ({"fsdp": 3}, r"fsdp=3.* does not divide .* there are 8 devices.* fits: 1, 2, 4 or 8"),
+    ({"fsdp": 3}, r"fsdp=3.* does not divide .* there are 8 devices.* choose 1, 2, 4 or 8"),
     ({"data": 2}, r"data=2.* has 2 places, but there are 8 devices; make the product 8"),
     ({"data": 3, "fsdp": 3}, r"has 9 places, but there are 8 devices"),
     ({"fsdp": 16}, r"there are 8 devices, .* is 16"),

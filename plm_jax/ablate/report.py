@@ -23,10 +23,28 @@ from absl import flags
 
 from plm_jax import cli, overrides
 from plm_jax.ablate import plots
-from plm_jax.ablate.page import Block, Code, Grid, Heading, Picture, Points, Text, markdown, page
-from plm_jax.ablate.plan import Plan, Run, State, read_plan, read_scores, state_of, workdir_of
+from plm_jax.ablate.page import (
+  Code,
+  Grid,
+  Heading,
+  PageBlock,
+  Picture,
+  Points,
+  Text,
+  markdown,
+  page,
+)
+from plm_jax.ablate.plan import (
+  PlannedRun,
+  RunState,
+  SweepPlan,
+  read_plan,
+  read_scores,
+  state_of,
+  workdir_of,
+)
 from plm_jax.ablate.table import Arm, Table
-from plm_jax.ablate.verdict import ALPHA, SEEDS, Scores, Verdict, lower_is_better, verdicts
+from plm_jax.ablate.verdict import ALPHA, SEEDS, SeedScores, Verdict, lower_is_better, verdicts
 from plm_jax.ablate.view import duration
 from plm_jax.errors import UserError
 from plm_jax.train.workdir import read_config, read_records, write_whole
@@ -53,7 +71,7 @@ def main(directory: str) -> None:
   measured = gather(out)
   to = Path(FLAGS.to or out / "report")
   claim_folder(to, measured)
-  for name in write(measured, to):
+  for name in write_report(measured, to):
     print(to / name)
   for verdict in measured.verdicts:
     print(f"{verdict.outcome:14} {verdict.claim}")
@@ -85,12 +103,12 @@ class Measured(NamedTuple):
   """The content of a report, before its layout."""
 
   out: Path
-  plan: Plan
+  plan: SweepPlan
   table: Table
-  scores: Scores  # only those measured on the same set
-  records: dict[Run, dict[str, Any]]  # scores.json of every evaluated run
-  configs: dict[Run, dict[str, Any]]
-  states: dict[Run, State]
+  scores: SeedScores  # only those measured on the same set
+  records: dict[PlannedRun, dict[str, Any]]  # scores.json of every evaluated run
+  configs: dict[PlannedRun, dict[str, Any]]
+  states: dict[PlannedRun, RunState]
   references: dict[str, float]
   notes: list[str]
   verdicts: list[Verdict]
@@ -153,7 +171,7 @@ def gather(out: Path) -> Measured:
 
 
 def comparable(
-  records: dict[Run, dict[str, Any]], arms: list[str]
+  records: dict[PlannedRun, dict[str, Any]], arms: list[str]
 ) -> tuple[dict[str, dict[int, dict[str, float]]], dict[str, float], list[str]]:
   """The scores of every run and of trivial baselines, and notes. A metric of a run is omitted,
   with a note, if it was measured on another set than in most runs."""
@@ -192,13 +210,13 @@ def kind_of(metric: str, kinds: set[str]) -> str | None:
 # --- laying out -----------------------------------------------------------------------------------
 
 
-def write(measured: Measured, to: Path) -> list[str]:
+def write_report(measured: Measured, to: Path) -> list[str]:
   """Writes all files; returns their names."""
   # First: if this process is killed, a later one recognises the folder by this file.
   write_whole(to / "results.json", json.dumps(record_of(measured), indent=1) + "\n")
   pictures = []
   if panels := curves(measured):
-    plots.draw_curves(panels, [arm.name for arm in measured.arms], to / "curves.png")
+    plots.draw_learning_curves(panels, [arm.name for arm in measured.arms], to / "curves.png")
     caption = "Loss against steps. Lines: mean of the seeds; bands: their range."
     pictures.append(Picture(to / "curves.png", caption))
   if shown := [m for m in measured.metrics if not m.endswith("_majority")]:
@@ -232,7 +250,7 @@ def curves(measured: Measured) -> dict[str, plots.Curves]:
   return {title: panels[title] for title in sorted(panels) if len(steps[title]) > 2}
 
 
-def report(measured: Measured, pictures: list[Picture], to: Path) -> list[Block]:
+def report(measured: Measured, pictures: list[Picture], to: Path) -> list[PageBlock]:
   plan, table = measured.plan, measured.table
   done = sum(state.phase == "done" for state in measured.states.values())
   head = f"{table.source}. Budget `{plan.budget}`, {done} of {len(measured.states)} runs measured "
@@ -260,7 +278,7 @@ def report(measured: Measured, pictures: list[Picture], to: Path) -> list[Block]
   ]
 
 
-def verdict_blocks(measured: Measured) -> list[Block]:
+def verdict_blocks(measured: Measured) -> list[PageBlock]:
   if not measured.verdicts:
     return [Text("The table makes no claim.")]
   rows = [
@@ -277,7 +295,7 @@ def verdict_blocks(measured: Measured) -> list[Block]:
   return [Grid(("claim", "verdict", "numbers", "p (needed)"), rows, left=3), Text(method)]
 
 
-def table_blocks(measured: Measured) -> list[Block]:
+def table_blocks(measured: Measured) -> list[PageBlock]:
   """The paper's columns, each with the measured metric of its kind, then the other metrics."""
   table = measured.table
   header, columns = ["arm"], []
@@ -301,7 +319,7 @@ def table_blocks(measured: Measured) -> list[Block]:
     baselines = {f"{m}, measured": f"{number(v)}" for m, v in measured.references.items()}
     if any(name in baselines for name in header):
       rows.append(["baseline", *(baselines.get(name, "") for name in header[1:])])
-  blocks: list[Block] = [Grid(header, rows)]
+  blocks: list[PageBlock] = [Grid(header, rows)]
   legend = "Mean ± standard deviation over seeds; in brackets, their number if some are missing. "
   legend += "Perplexities and losses: lower is better; all other metrics: higher. Baselines are "
   legend += "trivial (unigram, majority class, chance). docs/ablation.md defines the metrics."
@@ -326,7 +344,7 @@ def missing_notes(measured: Measured) -> list[str]:
   return notes
 
 
-def numbers_block(measured: Measured) -> Block:
+def numbers_block(measured: Measured) -> PageBlock:
   arms = [arm.name for arm in measured.arms]
   metrics = [m for m in measured.metrics if not m.endswith("_majority")]
   if not metrics:
@@ -367,7 +385,7 @@ def show_published(value) -> str:
   return "" if value is None else str(value)
 
 
-def cost_blocks(measured: Measured) -> list[Block]:
+def cost_blocks(measured: Measured) -> list[PageBlock]:
   rows, hardware, software = [], Counter(), Counter()
   for arm in measured.arms:
     runs = [run for run in measured.configs if run.arm == arm.name]
@@ -398,7 +416,7 @@ def cost_blocks(measured: Measured) -> list[Block]:
   return [Grid(header, rows), Points(notes)]
 
 
-def trained_seconds(measured: Measured, run: Run) -> float:
+def trained_seconds(measured: Measured, run: PlannedRun) -> float:
   records = read_records(workdir_of(measured.out, run) / "timing.jsonl")
   return sum(record["seconds"] for record in records)
 
@@ -409,12 +427,12 @@ def tokens(config: dict[str, Any]) -> str:
   return f"{count / 1e6:,.1f}M"
 
 
-def recipe_blocks(measured: Measured) -> list[Block]:
+def recipe_blocks(measured: Measured) -> list[PageBlock]:
   """The differences of the arms from each other, and from the published recipes."""
   used = {
     arm.name: overrides.from_json(measured.configs[run]["experiment"])
     for arm in measured.arms
-    for run in [Run(arm.name, 0)]
+    for run in [PlannedRun(arm.name, 0)]
     if run in measured.configs
   }
   if not used:
@@ -423,7 +441,7 @@ def recipe_blocks(measured: Measured) -> list[Block]:
   first = used[arms[0].name]
   rows = [[arms[0].name, "(the others are compared with it)"]]
   rows += [[arm.name, differences(first, used[arm.name])] for arm in arms[1:]]
-  blocks: list[Block] = [Grid(("arm", "differs in"), rows, left=2)]
+  blocks: list[PageBlock] = [Grid(("arm", "differs in"), rows, left=2)]
   if measured.plan.budget != "paper":
     changed = {arm.name: changes(arm.experiment("paper"), used[arm.name]) for arm in arms}
     shared = [c for c in changed[arms[0].name] if all(c in fields for fields in changed.values())]
@@ -457,7 +475,7 @@ def differences(first, second) -> str:
   return "; ".join(fields) or "nothing: both have the same recipe"
 
 
-def command_blocks(measured: Measured, to: Path) -> list[Block]:
+def command_blocks(measured: Measured, to: Path) -> list[PageBlock]:
   plan = measured.plan
   sweep = [
     *("python", "-m", "plm_jax.ablate.sweep", f"--table={plan.table}", f"--budget={plan.budget}"),

@@ -22,7 +22,7 @@ from absl import flags
 
 from plm_jax import cli, overrides
 from plm_jax.ablate import launch
-from plm_jax.ablate.plan import ROOT, Evaluation, Plan, Run, claim, is_done
+from plm_jax.ablate.plan import ROOT, Evaluation, PlannedRun, SweepPlan, claim, is_done
 from plm_jax.ablate.table import Arm, Table
 from plm_jax.data.corpora import cache_folder
 from plm_jax.data.preparation import prepare
@@ -91,7 +91,7 @@ def main() -> int:
   return 1 if failed else 0
 
 
-def planned(asked) -> tuple[Table, Plan, dict[str, Experiment]]:
+def planned(asked) -> tuple[Table, SweepPlan, dict[str, Experiment]]:
   """The table, the sweep and its experiments. asked: the flags, as attributes. Errors: `UserError`
   for flags with which no arm can be run."""
   if not asked.table:
@@ -102,7 +102,7 @@ def planned(asked) -> tuple[Table, Plan, dict[str, Experiment]]:
     check_blimp(Path(asked.blimp))
   table: Table = cli.load_experiment(asked.table, returns="Table")()
   experiments = experiments_of(table, asked)
-  plan = Plan(
+  plan = SweepPlan(
     table=asked.table,
     budget=asked.budget,
     settings=tuple(asked.set),
@@ -164,12 +164,12 @@ def reference_of(arm: Arm) -> str:
   return f"{file.as_posix()}:{name}"
 
 
-def default_out(plan: Plan) -> Path:
+def default_out(plan: SweepPlan) -> Path:
   file, _, function = plan.table.partition(":")
   return Path("sweeps") / f"{Path(file).stem}_{function}_{plan.budget}"
 
 
-def heading(table: Table, plan: Plan, experiments, runs: list[Run], out: Path) -> str:
+def heading(table: Table, plan: SweepPlan, experiments, runs: list[PlannedRun], out: Path) -> str:
   """The table, and the runs that are about to start."""
   width = max(map(len, experiments))
   lines = [
@@ -194,7 +194,7 @@ def _many(number: int, noun: str) -> str:
   return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def flags_of_claims(table: Table, plan: Plan) -> list[str]:
+def flags_of_claims(table: Table, plan: SweepPlan) -> list[str]:
   """The flags without which some claim's metric is not measured."""
   metrics = {claim.metric for claim in table.claims}
   wanted = ["--blimp=FOLDER"] if "blimp" in metrics and not plan.evaluation.blimp else []

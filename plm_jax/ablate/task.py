@@ -22,8 +22,8 @@ from absl import flags
 from plm_jax import cli
 from plm_jax.ablate.plan import (
   ROOT,
-  Plan,
-  Run,
+  PlannedRun,
+  SweepPlan,
   failure_of,
   is_done,
   is_trained,
@@ -54,10 +54,10 @@ def main(out: str, arm: str, seed: str) -> int:
     raise UserError(f"{seed!r} is not a seed; expected a number")
   if FLAGS.cores:
     os.sched_setaffinity(0, [int(core) for core in FLAGS.cores])
-  return perform(Path(out), read_plan(Path(out)), Run(arm, int(seed)))
+  return perform(Path(out), read_plan(Path(out)), PlannedRun(arm, int(seed)))
 
 
-def perform(out: Path, plan: Plan, run: Run) -> int:
+def perform(out: Path, plan: SweepPlan, run: PlannedRun) -> int:
   """The exit code of the first command that failed, else 0."""
   failure_of(out, run).parent.mkdir(parents=True, exist_ok=True)
   failure_of(out, run).unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from plm_jax.export.seq2seq import SOURCE
 FLAGS = flags.FLAGS
 
 
-class Comparison(NamedTuple):
+class ParityResult(NamedTuple):
   """One output for one kind of rows. agreement: share of positions with the same best entry."""
 
   output: str
@@ -48,7 +48,7 @@ def main(directory: str) -> int:
   return int(worst > tolerance)
 
 
-def compare(directory: str) -> list[Comparison]:
+def compare(directory: str) -> list[ParityResult]:
   """Every output on every kind of rows. Errors: `UserError` without transformers."""
   model = hf.load(directory)
   reference = _reference(directory, model)
@@ -64,13 +64,13 @@ def compare(directory: str) -> list[Comparison]:
   return sorted(compared)
 
 
-def _compared(name: str, rows: str, ours: np.ndarray, theirs: np.ndarray, mask) -> Comparison:
+def _compared(name: str, rows: str, ours: np.ndarray, theirs: np.ndarray, mask) -> ParityResult:
   if ours.shape[:2] == mask.shape:
     ours, theirs = ours[mask == 1], theirs[mask == 1]
   agreement = None
   if name.endswith("logits") and ours.ndim == 2:
     agreement = float((ours.argmax(-1) == theirs.argmax(-1)).mean())
-  return Comparison(name, rows, float(np.abs(ours - theirs).max()), agreement)
+  return ParityResult(name, rows, float(np.abs(ours - theirs).max()), agreement)
 
 
 def _inputs(model: hf.Pretrained) -> dict[str, dict[str, np.ndarray]]:

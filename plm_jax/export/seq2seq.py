@@ -130,7 +130,5 @@ class Seq2SeqFamily(Family):
     outputs = outputs or {"last_hidden_state": hidden}
     if params.config.arrangement == "encoder":
       return outputs
-    mask = batch["attention_mask"]
     # The compiler merges this with the same computation in `params`.
-    source = params.encode(batch["input_ids"], batch["length"], compute, mask_BS=mask)
-    return outputs | {"encoder_last_hidden_state": source}
+    return outputs | {"encoder_last_hidden_state": params.encode(batch, compute)}

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-# The papers here use the first four. The others are for import alone: transformers' encoders allow
+# The papers here use the first four. The others are for import only: transformers' encoders allow
 # them (activations.py, without those that have parameters).
 Activation = Literal[
   "gelu_tanh",
@@ -32,8 +32,8 @@ Activation = Literal[
 
 
 def activate(x: jax.Array, name: Activation) -> jax.Array:
-  """BERT's TensorFlow code has the tanh GELU, transformers the exact one; they differ by up to
-  4.73e-4 (at |x| = 2.70), so the variant is a setting of the model."""
+  """The named nonlinearity of x. GELU has two variants, which differ by up to 4.73e-4 (at |x| =
+  2.70): tanh in BERT's TensorFlow code, exact in transformers."""
   return _FUNCTIONS[name](x)
 
 
@@ -42,7 +42,7 @@ def _gelu_erf(x: jax.Array) -> jax.Array:
 
 
 def _laplace(x: jax.Array) -> jax.Array:
-  """The normal distribution that comes nearest to a squared ReLU (Ma et al. 2022, MEGA)."""
+  """The normal distribution function closest to a squared ReLU (Ma et al. 2022, MEGA)."""
   return 0.5 * (1.0 + jax.lax.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0))))
 
 

@@ -2,8 +2,8 @@
 
 Sources: the paper, section 3 and Table 1; google-research/albert (b772393) modeling.py and the
 released configurations. A vocabulary of 30,000 gives the published counts.
-Deviation: where E equals the width the original code has no mapping between them, transformers has
-one; here `embedding=None` is the former and `embedding=width` the latter.
+Deviation: if E equals the width, the original code has no mapping between them (`embedding=None`
+here) and transformers has one (`embedding=width`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from plm_jax.models.layer_loop import Sharing
 class Albert(Encoder):
   """An encoder with tables of width E = 128 and one layer's parameters for all layers.
 
-  The defaults are ALBERT-base as the paper's tables have it. Version 2 of the released models was
-  trained without dropout (README of google-research/albert).
+  The defaults are ALBERT-base of the paper's tables. Version 2 of the released models was trained
+  without dropout (README of google-research/albert).
   """
 
   embedding: int | None = 128

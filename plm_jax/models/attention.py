@@ -1,5 +1,5 @@
 """Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2), of a row to itself or
-to another, with keys and values that are computed on the spot or kept from earlier steps."""
+to another row, with computed or cached keys and values; and the masks of attention."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from plm_jax.models.layers import Linear
 from plm_jax.models.positions import Rotation, rotate
 from plm_jax.models.products import einsum_float32
 
-BLOCK = 64  # queries that are computed together where sources that follow them are left out
-MOST_BLOCKS = 8  # of one row: each is an operation of its own to compile
+BLOCK = 64  # queries of a block of causal attention, at least
+MOST_BLOCKS = 8  # of one row: each block is compiled separately
 
-MASKED = -1e30  # finite, so that a row with every position masked gives no NaN
+MASKED = -1e30  # finite, so that a fully masked row gives no NaN
 
 
 class Attention(nnx.Module):
-  """`softmax(scale Q K^T + score bias) V` with N heads of width H, and W_O on top.
+  """`softmax(scale Q K^T + score bias) V W_O` with N heads of width H.
 
   kv_heads: K, key and value heads; each is read by N / K query heads (grouped-query attention,
     Ainslie et al. 2023). None is N.
@@ -63,10 +63,10 @@ class Attention(nnx.Module):
     """`[B, T, D] -> [B, T, D]`.
 
     mask: bool, broadcast to `[B, N, T, S]`, True = may attend. read: the keys and values to attend
-    to, those of x itself where None. score_bias: float32, broadcast to `[B, N, T, S]`, added to
-    the scores. rotation: of the queries, and of the keys that are made here. causal: of
-    self-attention, that the mask is False wherever the source follows the target; window: of causal
-    attention, that it is False too where the source is more than so many columns before the target.
+    to; None is those of x. score_bias: float32, broadcast to `[B, N, T, S]`, added to the scores.
+    rotation: of the queries, and of the keys of x. causal: promises for self-attention that the
+    mask is False wherever the source follows the target; window: promises for causal attention that
+    it is also False where the source is more than `window` columns before the target.
     """
     q_BTNH = rotate(self.query(x_BTD), rotation)
     keys, values = read or self.key_values(x_BTD, rotation)
@@ -92,8 +92,8 @@ def attend(
   """Attention itself, `[B, T, N, H]`: scores and softmax in float32, dropout on the weights. With
   fewer key than query heads, query head n reads key head `n * K // N`.
 
-  keys, values: `[B, S, K, H]`, or `[B K, S, H]` from a `KVStore`. part: the larger array
-  `[B, N, T, S]` that the weights are a piece of; they get the dropout of that piece."""
+  keys, values: `[B, S, K, H]`, or `[B K, S, H]` from a `KVStore`. part: the place of the weights in
+  a larger array `[B, N, T, S]`, which determines their dropout mask."""
   scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
   scores_BNTS = _scores(q_BTNH * scale, keys)
   if score_bias is not None:
@@ -106,11 +106,11 @@ def attend(
 def attend_causally(
   q_BTNH, k_BTKH, v_BTKH, mask, dropout_rate, noise, scale=None, score_bias=None, window=None
 ) -> jax.Array:
-  """`attend` of a row to itself, by a mask that is False wherever the source follows the target,
-  and where it is more than `window` columns before the target.
+  """`attend` of a row to itself, by a mask that is False wherever the source follows the target or
+  is more than `window` columns before it.
 
-  On a CPU queries are taken in blocks, which leave out the sources that follow all of them (nearly
-  half of the products) and those before all of their windows. The same weights are dropped.
+  On a CPU the queries are split into blocks. A block leaves out the sources after all of its
+  queries (nearly half of the products) and those before all of their windows. Dropout is the same.
   """
   (B, T, N, _), width = q_BTNH.shape, max(BLOCK, -(-q_BTNH.shape[1] // MOST_BLOCKS))
   if jax.default_backend() != "cpu" or width >= T:
@@ -159,8 +159,15 @@ def _weighted(weights_BNTS: jax.Array, values: jax.Array) -> jax.Array:
   return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, values).reshape(B, T, N, H)
 
 
+def real_tokens(batch: dict) -> jax.Array:
+  """bool `[B, T]`: False at padding, by the batch's `attention_mask` or else its `length`."""
+  if "attention_mask" in batch:
+    return batch["attention_mask"].astype(bool)
+  return jnp.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
+
+
 def padding_mask(length_B: jax.Array, positions: int) -> jax.Array:
-  """bool `[B, 1, 1, S]`: True at the real positions of rows that are `length_B` long."""
+  """bool `[B, 1, 1, S]`: True at the first `length_B` positions of each row."""
   return (jnp.arange(positions) < length_B[:, None])[:, None, None, :]
 
 

@@ -2,7 +2,7 @@
 
 Sources: fairseq (3d262bb) models/bart/model.py, examples/bart and examples/mbart. Unlike Vaswani's
 Transformer BART does not scale its embeddings; mBART does, and has its norms before the sublayers.
-Deviation: transformers' buffer of output biases, which is zero in every checkpoint, does not exist.
+Deviation: there are no output biases; in transformers they are a buffer, zero in every checkpoint.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class MBart(Bart):
   """mBART; the defaults are mBART-large, of 250,027 tokens (25 languages). mBART-50, of 250,054, is
   the same network, but its texts begin with their language.
 
-  language: the code that its decoder begins with. source_language: the one that sources end with;
-    None is the same.
+  language: the first token of the decoder. source_language: the last token of sources; None is
+    `language`.
   """
 
   layers: int = 12

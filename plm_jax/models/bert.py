@@ -1,15 +1,17 @@
 """BERT: Pre-training of Deep Bidirectional Transformers (Devlin et al. 2019, arXiv:1810.04805).
 
-The forward pass, in order, and the file of each line (dropout left out):
+The forward pass without dropout, and the file of each line. The first three lines are
+`EncoderModel.__call__` (encoder.py), in which layer_loop.py repeats the second and the third; the
+objectives call the two heads.
 
-    x = norm(token + position + segment)                   embeddings.py, Embeddings
-    x = norm(x + attention(x))                             transformer.py, PostNormBlock,
-    x = norm(x + down(gelu(up(x))))                          both lines in each of `layers`
-    mlm = norm(gelu(dense(x))) @ token_table.T + bias      heads.py, MaskedLMHead
-    nsp = linear(tanh(dense(x[CLS])))                      encoder.py, EncoderModel.pool; PairHead
+    x = norm(token + position + segment)                 embeddings.py, Embeddings
+    x = norm(x + attention(x))                           transformer.py, PostNormBlock; attention.py
+    x = norm(x + down(gelu(up(x))))                      transformer.py, PostNormBlock
+    mlm = norm(gelu(dense(x))) @ token_table.T + bias    heads.py, MaskedLMHead
+    nsp = linear(tanh(dense(x[CLS])))                    heads.py, Pooler and PairHead
 
 Sources: the paper, section 3 and appendix A; google-research/bert modeling.py.
-Deviation: none in the mathematics; the GELU variant is a setting because the original code and
+No deviation in the mathematics; the GELU variant is a setting because the original code and
 transformers differ.
 """
 

@@ -1,7 +1,7 @@
-"""What a model keeps between the steps of generation: keys and values of what it has read.
+"""The cache of generation: keys and values of the tokens read so far.
 
-A cache is a value: a step takes one and returns the next. In a loop under one `jax.jit` XLA changes
-it in place.
+A cache is a value: a step takes one and returns the next. In a loop within one `jax.jit` XLA
+changes it in place.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from plm_jax.models.compute import Compute
 
 
 class KeyValues(NamedTuple):
-  """What attention reads: keys and values of S positions, K heads of each (K < N: N / K query heads
-  share one)."""
+  """Keys and values of S positions, with K heads each; N / K query heads share one."""
 
   keys_BSKH: jax.Array
   values_BSKH: jax.Array
@@ -27,9 +26,8 @@ class KeyValues(NamedTuple):
 class KVStore(NamedTuple):
   """Keys and values that are read many times: R = B K, a row for every head of every text.
 
-  With one batch axis and positions behind it a product reads them where they lie; of `[B, S, K, H]`
-  XLA makes a transposed copy for every token, on a CPU six times what reading costs
-  (docs/speed.md).
+  A product reads this layout in place. XLA would make a transposed copy of `[B, S, K, H]` for every
+  token, which costs six times as much as reading on a CPU (docs/speed.md).
   """
 
   keys_RSH: jax.Array
@@ -37,7 +35,7 @@ class KVStore(NamedTuple):
 
   @classmethod
   def empty(cls, rows: int, positions: int, heads: int, head_width: int, dtype) -> KVStore:
-    """With nothing in it; what is not written yet must be masked."""
+    """A store of zeros; attention must mask the positions that are not written yet."""
     zeros_RSH = jnp.zeros((rows * heads, positions, head_width), dtype)
     return cls(zeros_RSH, zeros_RSH)
 
@@ -48,22 +46,21 @@ class KVStore(NamedTuple):
   def extended(self, new: KeyValues, at: jax.Array) -> KVStore:
     """This with the T positions of `new` written to columns `at`, ..., `at + T - 1`."""
     write = jax.lax.dynamic_update_slice_in_dim
-    both = zip(self, KVStore.of(new), strict=True)
-    return KVStore(*(write(old, x.astype(old.dtype), at, axis=1) for old, x in both))
+    pairs = zip(self, KVStore.of(new), strict=True)
+    return KVStore(*(write(old, x.astype(old.dtype), at, axis=1) for old, x in pairs))
 
 
 class LayerCache(NamedTuple):
-  """What one layer keeps between the steps of generation. own: of the columns written so far.
-  source: of the source, computed once."""
+  """Keys and values of one layer. own: of the columns written so far. source: of the source,
+  computed once."""
 
   own: KVStore
   source: KVStore | None = None
 
 
 def empty_cache(make: Callable[[], LayerCache], layers: int, compute: Compute) -> Any:
-  """What `run_blocks` keeps between steps: a list of the layers' caches where layers are unrolled,
-  one cache with a leading layer axis where they are scanned. In a loop both are changed in place.
-  """
+  """The empty cache of `extend_blocks`: a list of the layers' caches if layers are unrolled, one
+  cache with a leading layer axis if they are scanned. In a loop both are changed in place."""
   if compute.unrolls(layers):
     return [make() for _ in range(layers)]
   return jax.tree.map(lambda x: jnp.zeros((layers, *x.shape), x.dtype), jax.eval_shape(make))
@@ -71,13 +68,12 @@ def empty_cache(make: Callable[[], LayerCache], layers: int, compute: Compute) -
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Cache:
-  """The cache of a whole stack, for B rows that are padded on the left, so that all of them write
-  the same column at the same time.
+class AttentionCache:
+  """The cache of a stack for B rows that are padded on the left: all write the same column at once.
 
-  layers: as `empty_cache` makes it. pad_B: how many of a row's first columns are padding.
-  at: columns written so far, int32 `[]`. source_mask: bool `[B, 1, 1, S]`, of what cross-attention
-  reads; None where there is none.
+  layers: as `empty_cache` makes it. pad_B: number of padding columns at a row's beginning.
+  at: columns written so far, int32 `[]`. source_mask: bool `[B, 1, 1, S]` of cross-attention, or
+  None.
   """
 
   layers: Any
@@ -91,23 +87,23 @@ class Cache:
     *,
     same_prompts: bool = False,
     capacity: int | None = None,
-  ) -> Cache:
-    """See `plm_jax.decode.generator.Cache`. Within one prompt only the layers' own keys and values
-    move: padding and source are common to its beams."""
+  ) -> AttentionCache:
+    """See `plm_jax.decode.generator.Cache`. With same_prompts only the layers' own keys and values
+    move, since the beams of a prompt share padding and source."""
     cache = self
     if rows is not None and same_prompts:
       cache = cache._with_own(lambda x: self._of_rows(x, rows))
     elif rows is not None:
       mask = None if self.source_mask is None else self.source_mask[rows]
       layers = jax.tree.map(lambda x: self._of_rows(x, rows), self.layers)
-      cache = Cache(layers, self.pad_B[rows], self.at, mask)
+      cache = AttentionCache(layers, self.pad_B[rows], self.at, mask)
     if capacity is not None:
       empty = [(0, 0), (0, capacity - self.columns), (0, 0)]
       cache = cache._with_own(lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 3) + empty))
     return cache
 
-  def _with_own(self, change: Callable[[jax.Array], jax.Array]) -> Cache:
-    """With every layer's own keys and values changed."""
+  def _with_own(self, change: Callable[[jax.Array], jax.Array]) -> AttentionCache:
+    """The cache with `change` applied to every layer's own keys and values."""
 
     def changed(layer: LayerCache) -> LayerCache:
       return layer._replace(own=jax.tree.map(change, layer.own))
@@ -117,30 +113,29 @@ class Cache:
     return dataclasses.replace(self, layers=layers)
 
   def _of_rows(self, x_RSH: jax.Array, rows: jax.Array) -> jax.Array:
-    """The heads of the given rows; perhaps with an axis of layers in front."""
+    """The heads of the given rows; x may have a leading layer axis."""
     heads = x_RSH.shape[-3] // len(self.pad_B)
     chosen_R = (rows[:, None] * heads + jnp.arange(heads)).reshape(-1)
     return jnp.take(x_RSH, chosen_R, axis=x_RSH.ndim - 3)
 
   @property
   def columns(self) -> int:
-    """How many there are, written or not."""
+    """The number of columns, written or not."""
     return jax.tree.leaves(self.layers)[0].shape[-2]
 
   def mask(self, targets: int) -> jax.Array:
-    """bool `[B, 1, T, S]` over the columns of the cache, for the next T of them."""
+    """bool `[B, 1, T, S]` over the cache's S columns, for the next T columns."""
     return cache_mask(self.pad_B, self.at, targets, self.columns)
 
   def position_ids(self, targets: int) -> jax.Array:
-    """int `[B, T]`: the positions of the next T columns, a row's first real token being 0; padding
-    has 0 too."""
+    """int `[B, T]`: the positions of the next T columns, 0 for padding and a row's first token."""
     column = self.at + jnp.arange(targets)
     return jnp.maximum(column - self.pad_B[:, None], 0)
 
 
 def cache_mask(pad_B: jax.Array, at: jax.Array, targets: int, positions: int) -> jax.Array:
   """bool `[B, 1, T, S]` over the S columns of a cache, for the T columns from `at` on: True where
-  the source is not after the target, and not among the row's first `pad_B` columns, its padding."""
+  the source is not after the target and not padding (the row's first `pad_B` columns)."""
   source = jnp.arange(positions)
   causal_TS = source <= at + jnp.arange(targets)[:, None]
   return causal_TS[None, None] & (source >= pad_B[:, None])[:, None, None, :]

@@ -1,4 +1,4 @@
-"""How a model is computed, as opposed to what it computes: none of this changes the experiment."""
+"""Settings of the computation (precision, loops, memory), which do not change the experiment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from plm_jax.errors import UserError
-from plm_jax.models.dropout import Generator
+from plm_jax.models.dropout import MaskGenerator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,17 +18,18 @@ class Compute:
 
   dtype: of activations; parameters, norms, softmax and losses stay float32. `auto` is bfloat16 on
     accelerators and float32 on a CPU, where bfloat16 is emulated.
-  layers: `scan` compiles one layer (fast to compile, the only sane choice at 24 layers), `unroll`
-    compiles all of them (faster steps); `auto` unrolls on a CPU up to 12 layers, else scans.
+  layers: `scan` compiles one layer (fast to compile, the only practical choice at 24 layers),
+    `unroll` compiles all of them (faster steps); `auto` unrolls on a CPU up to 12 layers, else
+    scans.
   dropout: the mask generator, see `plm_jax.models.dropout`.
   remat: recompute each layer's activations in the backward pass: less memory, a third more work.
-  micro_batches: in how many parts a global batch is computed, gradients summed; 0 means as few as
-    fit in the device's memory (1 where the device does not tell its memory).
+  micro_batches: number of parts in which a global batch is computed, gradients summed; 0 means as
+    few as fit in the device's memory (1 if the device does not report its memory).
   """
 
   dtype: Literal["auto", "float32", "bfloat16"] = "auto"
   layers: Literal["auto", "scan", "unroll"] = "auto"
-  dropout: Generator = "hash"
+  dropout: MaskGenerator = "hash"
   remat: bool = False
   micro_batches: int = 0
 

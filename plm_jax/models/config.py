@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import jax
 
 from plm_jax.errors import UserError
 from plm_jax.models.activations import Activation
 from plm_jax.models.initializers import Initializer
-from plm_jax.models.model import refuse_below
+from plm_jax.models.model import SingleModel, refuse_below, refuse_rates
 from plm_jax.models.positions import RopeScaling, Rotation, rotation
 
 Position = Literal["learned", "sinusoidal", "relative", "rotary"]
@@ -20,7 +20,7 @@ NormAt = Literal["pre", "post"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
+class TransformerConfig(SingleModel):
   """The sizes and switches of a Transformer layer and of a stack of layers.
 
   kv_heads: key and value heads, each read by heads / kv_heads query heads; None is heads.
@@ -30,24 +30,24 @@ class TransformerConfig:
     cosines; `relative` adds a learned bias of the distance to the scores (T5); `rotary` turns
     queries and keys by angles of base rope_theta. Encoders and decoders have learned and rotary
     positions, encoder-decoders all but rotary ones.
-  first_position: id of a row's first position, and as many more rows in the table. Above 0 padding
-    of an encoder has the id before it (RoBERTa: 2, and 1 for padding).
+  first_position: id of a row's first position; the table has that many extra rows. If it is above
+    0, padding of an encoder has the id before it (RoBERTa: 2, and 1 for padding).
   rope_scaling: stretches the angles to longer rows. local_rope_theta: base of the layers with a
-    window, which rope_scaling leaves as they are (ModernBERT, Gemma 3); None is the same angles.
-  window: tokens to each side that a layer sees, for causal attention to the left; None is all.
-    global_every: of layers 0, 1, ... every n-th sees all in spite of the window, layer 0 first
-    (ModernBERT: 3; alternating layers: 2); 0 is no layer.
-  norm: LayerNorm or RMSNorm. norm_at: `pre` normalises what each sublayer reads, and the last
+    window, which rope_scaling does not change (ModernBERT, Gemma 3); None is the same angles.
+  window: tokens that a layer sees to each side, or to the left if attention is causal; None is all.
+    global_every: every n-th layer ignores the window, beginning with layer 0 (ModernBERT: 3;
+    alternating layers: 2); 0 is no layer.
+  norm: LayerNorm or RMSNorm. norm_at: `pre` normalises the input of each sublayer, and the last
     state; `post` normalises each residual sum.
   gated: feed-forward `activation(x W_gate) * (x W_up)` instead of `activation(x W_up)`.
   attention_bias, feed_forward_bias: whether their projections have biases.
-  attention_scale: of the scores; None is 1 / sqrt(head width).
-  tied: the token table also predicts tokens; otherwise the output has another table.
+  attention_scale: factor of the scores; None is 1 / sqrt(head width).
+  tied: the token table also predicts tokens; otherwise the output has a separate table.
   dropout: of embeddings and sublayers. hidden_dropout: within the feed-forward.
-    classifier_dropout: under classes; None is `dropout`.
+    classifier_dropout: before the head `classes`; None is `dropout`.
   initializer: of kernels and tables. `truncated_normal` (cut at two sigma, BERT's code) and
-    `normal` have the standard deviation initializer_range; `t5` and `xavier` have sizes that depend
-    on the kernel.
+    `normal` have the standard deviation initializer_range; the scale of `t5` and `xavier` depends
+    on the kernel's shape.
   """
 
   POSITIONS: ClassVar[tuple[Position, ...]] = ("learned", "rotary")
@@ -91,9 +91,7 @@ class TransformerConfig:
     self._refuse_positions()
     if self.global_every and self.window is None:
       raise UserError(f"model.global_every={self.global_every} needs model.window")
-    for name in ("dropout", "attention_dropout", "hidden_dropout", "classifier_dropout"):
-      if not 0 <= (getattr(self, name) or 0.0) < 1:
-        raise UserError(f"model.{name}={getattr(self, name)} must be at least 0 and below 1")
+    refuse_rates(self, "dropout", "attention_dropout", "hidden_dropout", "classifier_dropout")
     if not (0 < self.norm_eps < 1 and 0 < self.initializer_range < math.inf):
       raise UserError(
         f"model.norm_eps={self.norm_eps} must be above 0 and below 1, and model.initializer_range="
@@ -101,12 +99,12 @@ class TransformerConfig:
       )
 
   def refuse_heads(self, field: str) -> None:
-    """A `UserError` where this number of query heads does not fit the width or the key heads."""
+    """Errors: `UserError` if this number of query heads does not fit the width or the key heads."""
     heads = getattr(self, field)
     if self.head_width is None and self.width % heads:
       raise UserError(
-        f"model.width={self.width} is not a multiple of model.{field}={heads}; give "
-        "model.head_width, or every head gets width / heads dimensions"
+        f"model.width={self.width} is not a multiple of model.{field}={heads}; change one of them, "
+        "or set model.head_width"
       )
     if heads % (self.kv_heads or heads):
       raise UserError(
@@ -123,11 +121,11 @@ class TransformerConfig:
     rotary = self.position == "rotary"
     if rotary and self.width_of_heads % 2:
       raise UserError(
-        f"rotary positions turn pairs, so that heads must have an even width, not "
-        f"{self.width_of_heads}; change model.head_width"
+        f"rotary positions need heads of even width, not {self.width_of_heads}; change "
+        "model.head_width"
       )
     if self.rope_scaling is not None and not rotary:
-      raise UserError("model.rope_scaling is read with model.position=rotary only")
+      raise UserError("model.rope_scaling needs model.position=rotary")
     if self.local_rope_theta is not None and (not rotary or self.window is None):
       raise UserError(
         f"model.local_rope_theta={self.local_rope_theta} needs model.position=rotary and "
@@ -137,18 +135,6 @@ class TransformerConfig:
       theta = getattr(self, name)
       if theta is not None and not 1 < theta < math.inf:
         raise UserError(f"model.{name}={theta} must be above 1, and finite")
-
-  @property
-  def encoder(self) -> Self:
-    return self
-
-  @property
-  def encoder_path(self) -> str:
-    return ""
-
-  @property
-  def frozen(self) -> tuple[str, ...]:
-    return ()
 
   @property
   def key_heads(self) -> int:
@@ -169,7 +155,7 @@ class TransformerConfig:
     return rotation(position_ids, self.width_of_heads, self.rope_theta, self.rope_scaling)
 
   def local_rotation(self, position_ids: jax.Array) -> Rotation | None:
-    """The angles of layers with a window; None where they are those of all layers."""
+    """The angles of the layers with a window; None if all layers have the same angles."""
     if self.local_rope_theta is None:
       return None
     return rotation(position_ids, self.width_of_heads, self.local_rope_theta)

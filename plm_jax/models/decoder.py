@@ -1,9 +1,9 @@
-"""The Transformer decoder with its heads, of which GPT and LLaMA are settings.
+"""The Transformer decoder with its heads; GPT and LLaMA are settings of it.
 
 Sources: openai/finetune-transformer-lm train.py (GPT-1: norm after each sum, none at the end);
 openai/gpt-2 src/model.py (norm before each sublayer and at the end); Touvron et al. 2023 and
 transformers, modeling_llama.py (RMSNorm, rotary positions, gated feed-forward, no biases). Every
-switch is a field of `Decoder`; `gpt.py` and `llama.py` say which values are theirs.
+switch is a field of `Decoder`; `gpt.py` and `llama.py` have their values.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plm_jax.models.attention import causal_mask, document_mask
-from plm_jax.models.cache import Cache, KVStore, LayerCache, empty_cache
+from plm_jax.models.cache import AttentionCache, KVStore, LayerCache, empty_cache
 from plm_jax.models.compute import Compute
 from plm_jax.models.config import NormAt, TransformerConfig
 from plm_jax.models.decoding_layout import Output, decoding_layout
-from plm_jax.models.dropout import Noise, dropout
-from plm_jax.models.heads import DECODER_HEADS, LanguageModel, refuse_unknown
+from plm_jax.models.dropout import Noise, dropout, streams
+from plm_jax.models.heads import DECODER_HEADS, LanguageModel, check_heads
 from plm_jax.models.initializers import initialised
 from plm_jax.models.layer_loop import extend_blocks, run_blocks, stack
 from plm_jax.models.layers import NORMS, Embedding
 from plm_jax.models.parameters import map_roles
 from plm_jax.models.positions import document_positions
-from plm_jax.models.transformer import AttentionContext, make_block, streams
+from plm_jax.models.transformer import AttentionContext, make_block
 
 if TYPE_CHECKING:
   from plm_jax.data.vocab import Vocab
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 class Decoder(TransformerConfig):
   """The sizes and switches of a decoder; `init` makes its parameters. The defaults are GPT-2's.
 
-  inverse_layer_scale: for import alone; scores of layer l, counted from 1, are divided by l
+  inverse_layer_scale: for import only; scores of layer l, counted from 1, are divided by l
     (transformers' scale_attn_by_inverse_layer_idx).
-  residual_init: the projections that end in the residual stream start at 1 / sqrt(2 layers) of the
-    others (GPT-2, section 2.3; its released code does not).
+  residual_init: initial projections onto the residual stream are multiplied by 1 / sqrt(2 layers)
+    (GPT-2, section 2.3; its released code does not).
   """
 
   norm_at: NormAt = "pre"
@@ -49,16 +49,14 @@ class Decoder(TransformerConfig):
   residual_init: bool = False
 
   def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
-    """The tokens for begin and end, as far as the vocabulary has them (GPT-1's has neither): the
-    classes are read at the last token, whatever it is."""
+    """The tokens for begin and end that the vocabulary has (GPT-1's has neither): the classes read
+    the last token, whatever it is."""
     return vocab.begin, vocab.end
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> DecoderModel:
-    """Random parameters, with the named heads: `lm` and `span` (0 as size), `classes` and
-    `token_classes` (the number of labels)."""
-    if self.vocab_size is None:
-      raise ValueError("vocab_size is not resolved: Experiment.resolve fills it from the tokenizer")
-    refuse_unknown(heads, DECODER_HEADS, "a decoder", " (lm is for the objective CLM)")
+    """Random parameters with the named heads: `lm` and `span` (size 0), `classes` and
+    `token_classes` (number of labels)."""
+    check_heads(self, heads, DECODER_HEADS, "a decoder", " (lm is for the objective CLM)")
     model = DecoderModel(self, key, heads)
     model = initialised(model, key, self.initializer, self.initializer_range)
     return with_small_residuals(model, self.layers) if self.residual_init else model
@@ -83,9 +81,9 @@ class DecoderModel(LanguageModel):
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
     """Hidden states `[B, T, D]` after the last norm, in `compute.activation_dtype`.
 
-    batch: `input_ids` int `[B, T]`; rows are padded on the right. Where `document_ids` int `[B, T]`
-    is given, a token sees its own document only, and its positions begin there. `position_ids` int
-    `[B, T]` takes their place. `attention_mask` `[B, T]` is 0 where rows are padded otherwise.
+    batch: `input_ids` int `[B, T]`, padded on the right. Optional: with `document_ids` int `[B, T]`
+    a token sees its own document only, whose positions begin at 0; `position_ids` int `[B, T]`
+    replaces the positions; `attention_mask` `[B, T]` is 0 at padding elsewhere.
     """
     in_embed, in_blocks = streams(noise, 2)
     ids_BT = batch["input_ids"]
@@ -103,14 +101,14 @@ class DecoderModel(LanguageModel):
     return self.normed(run_blocks(blocks, self.config.layers, x_BTD, context, compute, in_blocks))
 
   def embed(self, ids_BT, position_ids, dtype, noise: Noise | None) -> jax.Array:
-    """`dropout(token + position)`, the latter where positions are learned."""
+    """`dropout(token + position)`; without learned positions `dropout(token)`."""
     x_BTD = self.token(ids_BT, dtype)
     if self.position is not None:
       x_BTD += self.position(position_ids + self.config.first_position, dtype)
     return dropout(x_BTD, self.config.dropout, noise)
 
   def scaled_blocks(self) -> nnx.Module:
-    """The blocks, the queries of layer l divided by l where scores are."""
+    """The blocks; with `inverse_layer_scale` the queries of layer l are divided by l."""
     if not self.config.inverse_layer_scale:
       return self.blocks
     layer = jnp.arange(1, self.config.layers + 1)
@@ -123,15 +121,10 @@ class DecoderModel(LanguageModel):
   def normed(self, x: jax.Array) -> jax.Array:
     return x if self.norm is None else self.norm(x)
 
-  def class_logits(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
-    """float32 `[B, classes]` from the state of a row's last token, the only one that has read all,
-    without a bias (GPT-1, section 3.2; its code has one)."""
-    last_B = batch["length"] - 1
-    state_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
-    return self.classes(dropout(state_BD, self.classifier_dropout, noise)).astype(jnp.float32)
-
   def generator(self, compute: Compute, rows: int = 1) -> DecoderGenerator:
-    return DecoderGenerator.of(self, compute, rows)
+    stack = self.scaled_blocks(), self.config.layers
+    layout = decoding_layout(*stack, self.output_table(), compute, rows)
+    return DecoderGenerator(self, *layout, compute)
 
 
 @jax.tree_util.register_dataclass
@@ -144,19 +137,14 @@ class DecoderGenerator:
   output: Output
   compute: Compute = dataclasses.field(metadata={"static": True})
 
-  @classmethod
-  def of(cls, model: DecoderModel, compute: Compute, rows: int) -> DecoderGenerator:
-    stack = model.scaled_blocks(), model.config.layers
-    return cls(model, *decoding_layout(*stack, model.output_table(), compute, rows), compute)
-
-  def start(self, batch: dict, capacity: int) -> Cache:
+  def start(self, batch: dict, capacity: int) -> AttentionCache:
     c, pad_B = self.model.config, jnp.asarray(batch["pad"])
     sizes = (len(pad_B), capacity, c.key_heads, c.width_of_heads)
     dtype = self.compute.activation_dtype
     layers = empty_cache(lambda: LayerCache(KVStore.empty(*sizes, dtype)), c.layers, self.compute)
-    return Cache(layers, pad_B, jnp.zeros((), jnp.int32))
+    return AttentionCache(layers, pad_B, jnp.zeros((), jnp.int32))
 
-  def extend(self, ids_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+  def extend(self, ids_BT: jax.Array, cache: AttentionCache) -> tuple[jax.Array, AttentionCache]:
     targets = ids_BT.shape[1]
     position_ids = cache.position_ids(targets)
     x_BTD = self.model.embed(ids_BT, position_ids, self.compute.activation_dtype, None)
@@ -171,7 +159,7 @@ def with_small_residuals(model: DecoderModel, layers: int) -> DecoderModel:
   """The model with the kernels that write to the residual stream divided by sqrt(2 layers)."""
 
   def scaled(path, role, leaf):
-    ends = role.residual and role.kind == "kernel"
-    return leaf * (2 * layers) ** -0.5 if ends else leaf
+    is_projection = role.residual and role.kind == "kernel"
+    return leaf * (2 * layers) ** -0.5 if is_projection else leaf
 
   return map_roles(scaled, model)

@@ -1,4 +1,4 @@
-"""Parameters as generation reads them: all of them for every token, by a row or a few."""
+"""Weight layouts for generation, where every token of one or a few rows reads all weights."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from plm_jax.models.products import einsum_float32
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TransposedLinear:
-  """A `Linear` whose kernel lies transposed, `[F, K]`, and is the left operand of its product: for
-  two rows and more that takes a CPU half the time, and for one where K > F (docs/speed.md)."""
+  """A `Linear` with a transposed kernel `[F, K]` as the left operand of its product. On a CPU that
+  takes half the time for two or more rows, and for one row if K > F (docs/speed.md)."""
 
   kernel_FK: jax.Array
   bias: jax.Array | None
@@ -39,7 +39,7 @@ class TransposedLinear:
     """`[..., *inputs] -> [..., *outputs]` in the dtype of `x`."""
     rows_RK = x.reshape(-1, self.kernel_FK.shape[1])
     y_FR = jnp.einsum("FK,RK->FR", self.kernel_FK.astype(x.dtype), rows_RK)
-    # The barrier keeps XLA from making it the right operand again.
+    # The barrier keeps XLA from swapping the operands again.
     y_RF = jax.lax.optimization_barrier(y_FR).T
     y = y_RF.reshape(*x.shape[: x.ndim - self.inputs], *self.outputs)
     return y if self.bias is None else y + self.bias.astype(x.dtype)
@@ -48,14 +48,14 @@ class TransposedLinear:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Output:
-  """The scores of the next token: the product with a table that lies as is read fastest."""
+  """The scores of the next token. table: `[V, D]` if it is the left operand, else `[D, V]`."""
 
   table: jax.Array
-  turned: bool = dataclasses.field(metadata={"static": True})
+  is_left: bool = dataclasses.field(metadata={"static": True})
 
   def __call__(self, x_BD: jax.Array) -> jax.Array:
     """float32 `[B, V]`."""
-    if self.turned:
+    if self.is_left:
       logits_VB = einsum_float32("VD,BD->VB", self.table, x_BD)
       return jax.lax.optimization_barrier(logits_VB).T
     return einsum_float32("BD,DV->BV", x_BD, self.table)
@@ -64,33 +64,34 @@ class Output:
 def decoding_layout(
   blocks: nnx.Module, layers: int, table_VD: jax.Array, compute: Compute, rows: int
 ) -> tuple[Any, Output]:
-  """The layers, one by one where they are unrolled, and the output's table, in the dtype that they
-  are computed in and lying as so many rows read them fastest."""
+  """The layers (a list if they are unrolled) and the output's table, in the activations' dtype and
+  in the layout that `rows` rows read fastest."""
   dtype, cpu = compute.activation_dtype, jax.default_backend() == "cpu"
-  turned, table = cpu and rows > 1, table_VD.astype(dtype)
-  output = Output(table if turned else table.T, turned)
+  is_left, table = cpu and rows > 1, table_VD.astype(dtype)
+  output = Output(table if is_left else table.T, is_left)
   blocks = in_dtype(blocks, dtype)
   if not compute.unrolls(layers):
     return blocks, output
   single = unstack(blocks, layers)
-  return [_turned(block, rows) for block in single] if cpu else single, output
+  return [_transposed(block, rows) for block in single] if cpu else single, output
 
 
-def _turned(block: nnx.Module, rows: int) -> nnx.Module:
-  """For a single row only the kernels that are higher than wide gain by it."""
+def _transposed(block: nnx.Module, rows: int) -> nnx.Module:
+  """The block with a `TransposedLinear` for each `Linear`, if that is faster: for one row only if
+  the kernel has more inputs than outputs."""
 
-  def turn(node):
+  def transpose(node):
     if not is_linear(node):
       return node
     contracted = math.prod(node.kernel.shape[: node.axes])
     return TransposedLinear.of(node) if rows > 1 or contracted**2 > node.kernel.size else node
 
   is_linear = lambda node: isinstance(node, Linear)  # noqa: E731
-  return jax.tree.map(turn, block, is_leaf=is_linear)
+  return jax.tree.map(transpose, block, is_leaf=is_linear)
 
 
 def in_dtype(module: nnx.Module, dtype) -> nnx.Module:
-  """The module with kernels of the dtype that they are computed in anyway."""
+  """The module with kernels cast to the dtype of the computation."""
 
   def cast(path, role, leaf):
     return leaf.astype(dtype) if role.kind == "kernel" else leaf

@@ -1,7 +1,7 @@
 """DistilBERT, a distilled version of BERT (Sanh et al. 2019, arXiv:1910.01108).
 
-Half of BERT's layers, without segments and without a pooler in pretraining; it starts from every
-second layer of its teacher or so, and learns to answer as the teacher does.
+Half of BERT's layers, without segments and without a pooler in pretraining. The student starts from
+about every second layer of its teacher and learns to predict the teacher's outputs.
 
 Sources: the paper; huggingface/transformers-research-projects (fccd0cd) distillation/train.py,
 distiller.py, scripts/extract_distilbert.py.
@@ -25,7 +25,7 @@ from plm_jax.models.encoder import Encoder, EncoderModel
 from plm_jax.models.parameters import is_stacked, named
 
 TEACHER, STUDENT = "teacher/", "student/"
-# Fields that a student shares with the teacher whose parameters it starts from.
+# Fields that must be equal if a student starts from its teacher's parameters.
 _FROM_TEACHER = (
   *("width", "heads", "kv_heads", "head_width", "hidden", "embedding", "positions", "position"),
   *("first_position", "norm", "norm_at", "gated", "attention_bias", "feed_forward_bias"),
@@ -44,12 +44,12 @@ class DistilBert(Encoder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distilled(DistilBert):
-  """A student, whose sizes are the encoder's own fields, beside its frozen teacher.
+  """A student, whose sizes are the encoder's fields, and its frozen teacher.
 
-  teacher: the directory of a run with a masked-LM head. teacher_model: its sizes; filled in from
-    that run. start: whether the student begins with the teacher's tables, head and some of its
-    layers (`layer_selection`), or at random (the paper's Table 4, last row).
-  freeze_positions: keep the positions that came from the teacher as they are (`--freeze_pos_embs`).
+  teacher: the directory of a run with a masked-LM head. teacher_model: its configuration, filled in
+    from that run. start: the student's first parameters; `teacher` copies the teacher's tables,
+    head and some of its layers (`layer_selection`), `random` is the paper's Table 4, last row.
+  freeze_positions: do not train the position table of the teacher (`--freeze_pos_embs`).
   """
 
   teacher: str
@@ -69,23 +69,24 @@ class Distilled(DistilBert):
       )
     if self.start == "teacher":
       for name in _FROM_TEACHER:
-        own, its = getattr(self, name), getattr(teacher, name)
-        if own != its:
+        student_value, teacher_value = getattr(self, name), getattr(teacher, name)
+        if student_value != teacher_value:
           raise UserError(
-            f"the student starts from its teacher in {self.teacher}, which has {name}={its}; set "
-            f"model.{name}={its} (here it is {own}), or model.start=random"
+            f"the student starts from its teacher in {self.teacher} and has model.{name}="
+            f"{student_value}; set model.{name}={teacher_value} as in the teacher, or "
+            "model.start=random"
           )
       if self.layers > teacher.layers or self.segments not in (0, teacher.segments):
         raise UserError(
           f"the student has {self.layers} layers and {self.segments} segments, its teacher in "
-          f"{self.teacher} {teacher.layers} and {teacher.segments}: it cannot have more layers, "
-          "nor other segments than those or 0"
+          f"{self.teacher} {teacher.layers} and {teacher.segments}: the student cannot have more "
+          "layers, and other segments only if it has 0"
         )
 
   @property
   def encoder(self) -> DistilBert:
-    own = {field.name: getattr(self, field.name) for field in dataclasses.fields(DistilBert)}
-    return DistilBert(**own)
+    values = {field.name: getattr(self, field.name) for field in dataclasses.fields(DistilBert)}
+    return DistilBert(**values)
 
   @property
   def encoder_path(self) -> str:
@@ -93,11 +94,11 @@ class Distilled(DistilBert):
 
   @property
   def frozen(self) -> tuple[str, ...]:
-    keeps = self.freeze_positions and self.start == "teacher"
-    return (TEACHER + "*", *([STUDENT + "embed/position/*"] if keeps else []))
+    positions = self.freeze_positions and self.start == "teacher"
+    return (TEACHER + "*", *([STUDENT + "embed/position/*"] if positions else []))
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> DistilledModel:
-    """Random parameters of both; `DistilledModel.taught` puts the teacher's in."""
+    """Random parameters of both; `DistilledModel.taught` replaces the teacher's."""
     if self.teacher_model is None:
       raise ValueError("the teacher is not resolved: experiment_flags.with_teacher fills it in")
     unknown = set(heads) - {"mlm", "teacher"}
@@ -110,14 +111,14 @@ class Distilled(DistilBert):
 
 
 class States(NamedTuple):
-  """What one forward pass leaves for the objectives, `[B, T, D]` each."""
+  """The result of a forward pass, `[B, T, D]` each."""
 
   student: jax.Array
   teacher: jax.Array
 
 
 class DistilledModel(nnx.Module):
-  """Student and teacher, who read the same rows."""
+  """Student and teacher, which read the same rows."""
 
   def __init__(self, config: Distilled, key: jax.Array, heads: dict[str, int]):
     student, teacher = jax.random.split(key)
@@ -143,7 +144,7 @@ class DistilledModel(nnx.Module):
   def both_logits(
     self, states: States, positions_BP: jax.Array | None
   ) -> tuple[jax.Array, jax.Array]:
-    """Student's and teacher's float32 `[B, P, V]`; at all positions where None are given."""
+    """The student's and the teacher's float32 `[B, P, V]`; positions None is all positions."""
     if positions_BP is None:
       student = self.student.token_logits(states.student)
       teacher = self.teacher.token_logits(states.teacher)
@@ -153,29 +154,29 @@ class DistilledModel(nnx.Module):
     return student, jax.lax.stop_gradient(teacher)
 
   def taught(self, teacher: EncoderModel) -> DistilledModel:
-    """This model with the given teacher, and its student as far as it starts from it."""
-    by_name = dict(named(teacher))
-    starts = self.config.start == "teacher"
-    chosen = layer_selection(self.config.teacher_model.layers, self.config.layers)
+    """The model with this teacher; with start="teacher" the student copies its parameters."""
+    of_teacher = dict(named(teacher))
+    layers, teacher_layers = self.config.layers, self.config.teacher_model.layers
+    chosen = layer_selection(teacher_layers, layers)
 
-    def leaf(name: str, own: jax.Array) -> jax.Array:
+    def leaf(name: str, random: jax.Array) -> jax.Array:
       if name.startswith(TEACHER):
-        return by_name[name.removeprefix(TEACHER)]
-      its = by_name.get(name.removeprefix(STUDENT))
-      if not starts or its is None:  # a head that the teacher lacks
-        return own
+        return of_teacher[name.removeprefix(TEACHER)]
+      source = of_teacher.get(name.removeprefix(STUDENT))
+      if self.config.start != "teacher" or source is None:  # a head that the teacher lacks
+        return random
       if is_stacked(name):
-        own_layers, its_layers = self.config.layers, self.config.teacher_model.layers
-        firsts = [entry * own_layers // own.shape[0] for entry in range(own.shape[0])]
-        return its[np.array([chosen[i] * its.shape[0] // its_layers for i in firsts])]
-      return jnp.array(its)  # a copy: the train step donates its buffers, each of them once
+        entries = random.shape[0]
+        firsts = [entry * layers // entries for entry in range(entries)]
+        return source[np.array([chosen[i] * source.shape[0] // teacher_layers for i in firsts])]
+      return jnp.array(source)  # a copy, since the train step donates every buffer
 
     tree = jax.tree.structure(self)
-    return jax.tree.unflatten(tree, [leaf(name, own) for name, own in named(self)])
+    return jax.tree.unflatten(tree, [leaf(name, random) for name, random in named(self)])
 
 
 def layer_selection(teacher: int, student: int) -> list[int]:
-  """Which of the teacher's layers the student starts with: from first to last at equal distances.
+  """The teacher's layers that the student copies: from first to last at equal distances.
 
   12 -> 6 is [0, 2, 4, 7, 9, 11], as in scripts/extract_distilbert.py.
   """

@@ -1,9 +1,9 @@
-"""Dropout (Srivastava et al. 2014) whose masks come from threefry or from a counter hash.
+"""Dropout (Srivastava et al. 2014) with masks from threefry or from a counter hash.
 
-Threefry is JAX's reference generator and costs more than the layer it regularises on a CPU. The
-hash mixes (seed, position) by two multiply-xorshift rounds: enough for independent-looking keep
-bits (tests/models/test_dropout.py checks rate, correlation and independence of streams), an order
-of magnitude cheaper, and fused by XLA into the operation that uses it. `Compute.dropout` chooses.
+Threefry is JAX's reference generator; on a CPU it costs more than the layer that it regularises.
+The hash mixes (seed, position) by two multiply-xorshift rounds. It is an order of magnitude
+cheaper, XLA fuses it into the operation that uses it, and its bits look independent
+(tests/models/test_dropout.py checks rate, correlation and streams). `Compute.dropout` chooses.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-Generator = Literal["hash", "threefry"]
+MaskGenerator = Literal["hash", "threefry"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Noise:
-  """A source of random bits for one forward pass; `fold` gives every use a stream of its own."""
+  """A source of random bits for one forward pass; `fold` gives every use a separate stream."""
 
   seed: jax.Array  # a typed key (threefry) or one uint32 (hash)
-  generator: Generator = dataclasses.field(metadata={"static": True}, default="hash")
+  generator: MaskGenerator = dataclasses.field(metadata={"static": True}, default="hash")
 
   @classmethod
-  def create(cls, key: jax.Array, generator: Generator) -> Noise:
+  def create(cls, key: jax.Array, generator: MaskGenerator) -> Noise:
     return cls(key if generator == "threefry" else jax.random.bits(key), generator)
 
   def fold(self, stream: int | jax.Array) -> Noise:
@@ -37,8 +37,8 @@ class Noise:
     return Noise(mix(self.seed + jnp.uint32(0x9E3779B9) * (_u32(stream) + 1)), self.generator)
 
   def keep(self, shape: tuple[int, ...], rate: float, part: Part | None = None) -> jax.Array:
-    """bool `shape`, True with probability `1 - rate`. part: where an array of this shape is in a
-    larger one, whose mask it gets its piece of."""
+    """bool `shape`, True with probability `1 - rate`. part: the place of this mask in the mask of a
+    larger array; None is the whole mask."""
     whole, begin = part or Part(shape, (0,) * len(shape))
     if self.generator == "threefry":
       mask = jax.random.bernoulli(self.seed, 1.0 - rate, whole)
@@ -48,18 +48,23 @@ class Noise:
 
 
 class Part(NamedTuple):
-  """Where an array is in a larger one: the shape of that, and where it begins there."""
+  """The place of an array in a larger one."""
 
-  whole: tuple[int, ...]
-  begin: tuple[int, ...]
+  whole: tuple[int, ...]  # shape of the larger array
+  begin: tuple[int, ...]  # index of the part's first element
 
 
 def dropout(x: jax.Array, rate: float, noise: Noise | None, part: Part | None = None) -> jax.Array:
   """Zeroes each element with probability `rate` and scales the rest; the identity without noise.
-  part: of which larger array x is a piece, whose mask is meant."""
+  part: as of `Noise.keep`."""
   if noise is None or rate == 0.0:
     return x
   return jnp.where(noise.keep(x.shape, rate, part), x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
+
+
+def streams(noise: Noise | None, count: int) -> list[Noise | None]:
+  """`count` independent sources of noise, or as many Nones."""
+  return [None if noise is None else noise.fold(i) for i in range(count)]
 
 
 def mix(x: jax.Array) -> jax.Array:
@@ -70,8 +75,7 @@ def mix(x: jax.Array) -> jax.Array:
 
 
 def _positions(shape: tuple[int, ...], whole: tuple[int, ...], begin: tuple[int, ...]) -> jax.Array:
-  """uint32 `shape`: the places of a part's elements in the whole, whose elements are counted in
-  row-major order (modulo 2**32)."""
+  """uint32 `shape`: the row-major indices of a part's elements in the whole, modulo 2**32."""
   strides = [math.prod(whole[axis + 1 :]) for axis in range(len(shape))]
   iotas = [jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape))]
   first = sum(b * s for b, s in zip(begin, strides, strict=True)) % 2**32

@@ -1,12 +1,12 @@
 """ELECTRA: Pre-training Text Encoders as Discriminators (Clark et al. 2020, arXiv:2003.10555).
 
-A small masked language model, the generator, fills the masked positions by sampling; the
-discriminator, which is kept, tells which tokens were replaced. One array holds the tables of both.
+A small masked language model, the generator, fills the masked positions by sampling. The
+discriminator finds the replaced tokens, and is fine-tuned later. The two share their tables.
 
 Sources: the paper, section 2 and appendix A; google-research/electra (8a46635) run_pretraining.py,
 model/modeling.py, pretrain/pretrain_helpers.py.
-Deviations: a position that was drawn twice is sampled once, where the original takes the rounded
-mean of the two sampled ids, which is a token of no meaning.
+Deviation: a position that was drawn twice is sampled once; the original takes the rounded mean of
+the two sampled ids, which is an arbitrary token.
 """
 
 from __future__ import annotations
@@ -21,27 +21,26 @@ from flax import nnx
 from plm_jax.errors import UserError
 from plm_jax.models.activations import Activation
 from plm_jax.models.compute import Compute
-from plm_jax.models.dropout import Noise, mix
+from plm_jax.models.dropout import Noise, mix, streams
 from plm_jax.models.embeddings import Embeddings
 from plm_jax.models.encoder import Encoder, EncoderModel
 from plm_jax.models.heads import ReplacedHead
 from plm_jax.models.layers import STDDEV, Linear, scaled_kernels
-from plm_jax.models.transformer import streams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ElectraEncoder(Encoder):
-  """A discriminator or a generator by itself, as they are published and fine-tuned."""
+  """A single discriminator or generator, as published and fine-tuned."""
 
   activation: Activation = "gelu_erf"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Electra(Encoder):
-  """The discriminator's sizes are the encoder's own fields; the defaults are ELECTRA-base.
+  """ELECTRA; the encoder's fields are the discriminator's, and the defaults are ELECTRA-base.
 
-  generator_width: share of `width` that the generator has (and 4 times that between its layers); a
-    head of the generator is 64 wide. generator_layers: share of `layers`.
+  generator_width: the generator's width as a share of `width`; its feed-forward is 4 times as wide
+    and its heads are 64 wide. generator_layers: its layers as a share of `layers`.
   """
 
   activation: Activation = "gelu_erf"
@@ -53,13 +52,13 @@ class Electra(Encoder):
     if not (0 < self.generator_width <= 1 and 0 < self.generator_layers <= 1):
       raise UserError(
         f"model.generator_width={self.generator_width} and model.generator_layers="
-        f"{self.generator_layers} are shares of the discriminator's: above 0 and at most 1"
+        f"{self.generator_layers} must be above 0 and at most 1: shares of the discriminator's"
       )
     width, heads = self.generator_size
     if width % heads:
       raise UserError(
         f"model.generator_width={self.generator_width} of {self.width} makes a generator of width "
-        f"{width}, which its {heads} heads (one per 64 dimensions) do not divide; choose another"
+        f"{width}, which its {heads} heads (one per 64 dimensions) do not divide; change it"
       )
 
   @property
@@ -70,9 +69,9 @@ class Electra(Encoder):
 
   @property
   def encoder(self) -> ElectraEncoder:
-    """The discriminator as an encoder of its own."""
-    own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Encoder)}
-    return _unprojected(ElectraEncoder(**own))
+    """The discriminator as a separate encoder."""
+    values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Encoder)}
+    return _unprojected(ElectraEncoder(**values))
 
   @property
   def encoder_path(self) -> str:
@@ -80,7 +79,7 @@ class Electra(Encoder):
 
   @property
   def generator(self) -> ElectraEncoder:
-    """The generator as an encoder of its own, with tables as wide as the discriminator's."""
+    """The generator as a separate encoder, with tables as wide as the discriminator's."""
     width, heads = self.generator_size
     return _unprojected(
       dataclasses.replace(
@@ -97,7 +96,7 @@ class Electra(Encoder):
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> ElectraModel:
     """Random parameters with the heads `rtd`, `tokens` or `copy` on the discriminator; the
-    generator's `mlm` is always there."""
+    generator always has `mlm`."""
     unknown = set(heads) - {"mlm", "rtd", "tokens", "copy"}
     if unknown:
       raise UserError(
@@ -106,7 +105,7 @@ class Electra(Encoder):
       )
     if not {"rtd", "tokens"} & set(heads):
       raise UserError(
-        "ELECTRA's discriminator learns nothing: objectives needs RTD or ReplacedMLM beside "
+        "nothing trains ELECTRA's discriminator; add RTD or ReplacedMLM to the objectives, beside "
         "GeneratorMLM"
       )
     return ElectraModel(self, key, heads)
@@ -118,13 +117,13 @@ LARGE = Electra(layers=24, width=1024, heads=16, generator_width=1 / 4)
 
 
 def _unprojected(config: ElectraEncoder) -> ElectraEncoder:
-  """Tables as wide as the layers need no mapping (modeling.py, `embeddings_project`)."""
-  same = config.embedding == config.width
-  return dataclasses.replace(config, embedding=None) if same else config
+  """No mapping if the tables are as wide as the layers (modeling.py, `embeddings_project`)."""
+  is_square = config.embedding == config.width
+  return dataclasses.replace(config, embedding=None) if is_square else config
 
 
 class Passes(NamedTuple):
-  """What one forward pass of both leaves for the objectives."""
+  """The result of a forward pass of both models."""
 
   generator_BPV: jax.Array  # float32, logits at the batch's `mlm_positions`
   corrupted_BT: jax.Array  # int32, the discriminator's input: samples at these positions
@@ -140,24 +139,23 @@ class ElectraModel(nnx.Module):
     self.config = config
     tokens = {"mlm": 0} if "tokens" in heads else {}
     self.discriminator = c.init(discriminator, tokens)
-    self.generator = Generator(config.generator.init(generator, {"mlm": 0}))
-    own = {"rtd": ReplacedHead(rtd, c), "copying": Linear(copy, (c.width,), (1,))}
-    own = scaled_kernels(own, c.initializer_range / STDDEV)
-    self.rtd = own["rtd"] if "rtd" in heads else None
-    self.copying = own["copying"] if "copy" in heads else None
+    self.generator = GeneratorLayers(config.generator.init(generator, {"mlm": 0}))
+    made = {"rtd": ReplacedHead(rtd, c), "copying": Linear(copy, (c.width,), (1,))}
+    made = scaled_kernels(made, c.initializer_range / STDDEV)
+    self.rtd = made["rtd"] if "rtd" in heads else None
+    self.copying = made["copying"] if "copy" in heads else None
 
   def encoder(self) -> EncoderModel:
     return self.discriminator
 
   def masked_lm(self) -> EncoderModel:
-    """The generator on the discriminator's tables: the same arrays, so that a gradient through
-    both is the sum of theirs."""
+    """The generator with the discriminator's tables: the same arrays, whose gradients add up."""
     tables = _Tables(self.discriminator.embed, self.generator.project)
     return _Assembled(self.config.generator, tables, self.generator)
 
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> Passes:
     """batch: an encoder's with [MASK] in it, `mlm_positions` int and `mlm_weights` `[B, P]`, and
-    `sample_seeds` uint32 `[B, P]`, which determine the samples."""
+    `sample_seeds` uint32 `[B, P]`, the seeds of the samples."""
     in_generator, in_discriminator = streams(noise, 2)
     generator = self.masked_lm()
     hidden_BTD = generator(batch, compute, in_generator)
@@ -168,7 +166,7 @@ class ElectraModel(nnx.Module):
     return Passes(logits_BPV, corrupted_BT, self.discriminator(filled, compute, in_discriminator))
 
   def token_logits_at(self, passes: Passes, positions_BP: jax.Array) -> jax.Array:
-    """The generator's float32 `[B, P, V]`; the positions are those that the pass has sampled at."""
+    """The generator's float32 `[B, P, V]`; the positions must be the batch's `mlm_positions`."""
     del positions_BP
     return passes.generator_BPV
 
@@ -177,11 +175,11 @@ class ElectraModel(nnx.Module):
     return self.rtd(passes.hidden_BTD)
 
   def copy_logits(self, passes: Passes) -> jax.Array:
-    """float32 `[B, T]` of the probability that a token stands as it was (efficiency analysis)."""
+    """float32 `[B, T]`: logits of keeping the input token (efficiency analysis)."""
     return self.copying(passes.hidden_BTD)[..., 0].astype(jnp.float32)
 
 
-class Generator(nnx.Module):
+class GeneratorLayers(nnx.Module):
   """The parameters that the generator does not share: all but tables and their norm."""
 
   def __init__(self, model: EncoderModel):
@@ -190,7 +188,7 @@ class Generator(nnx.Module):
 
 
 class _Tables(Embeddings):
-  """Another model's tables and norm under a mapping of one's own."""
+  """Another model's tables and norm with a separate mapping."""
 
   def __init__(self, tables: Embeddings, project: Linear | None):
     self.token, self.position, self.segment = tables.token, tables.position, tables.segment
@@ -199,9 +197,9 @@ class _Tables(Embeddings):
 
 
 class _Assembled(EncoderModel):
-  """An encoder put together from parts, with the masked-LM head alone."""
+  """An encoder made of existing parts, with only the masked-LM head."""
 
-  def __init__(self, config: Encoder, embed: Embeddings, own: Generator):
+  def __init__(self, config: Encoder, embed: Embeddings, own: GeneratorLayers):
     self.config, self.embed, self.blocks, self.norm = config, embed, own.blocks, own.norm
     self.set_heads({"mlm": own.mlm})
 
@@ -209,19 +207,19 @@ class _Assembled(EncoderModel):
 def sample_tokens(logits_BPV: jax.Array, seeds_BP: jax.Array) -> jax.Array:
   """int32 `[B, P]` drawn from `softmax(logits)` by the Gumbel trick, without a gradient.
 
-  The noise is a hash of (seed, token): no device, micro-batch or other row has a part in it.
+  The noise is a hash of (seed, token), independent of device, micro-batch and other rows.
   """
   counter = jax.lax.broadcasted_iota(jnp.uint32, logits_BPV.shape, logits_BPV.ndim - 1)
   seeds = seeds_BP[..., None]
   bits = mix(mix(counter ^ seeds) + seeds)
-  # 23 bits and a half: never 0 and never 1 in float32, whose logarithms are not finite.
+  # The half keeps the 23 bits from 0 and 1 in float32, where the logarithms are not finite.
   uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
   gumbel = -jnp.log(-jnp.log(uniform))
   return jnp.argmax(jax.lax.stop_gradient(logits_BPV) + gumbel, axis=-1).astype(jnp.int32)
 
 
 def put(ids_BT: jax.Array, batch: dict, tokens_BP: jax.Array) -> jax.Array:
-  """`ids_BT` with `tokens_BP` at the batch's `mlm_positions`; slots of no weight write nothing."""
+  """`ids_BT` with `tokens_BP` at the batch's `mlm_positions`, except at slots of weight 0."""
   rows, columns = ids_BT.shape
   at_BP = jnp.where(batch["mlm_weights"] > 0, batch["mlm_positions"], columns)
   ids_BT = jnp.asarray(ids_BT)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from plm_jax.models.attention import real_tokens
 from plm_jax.models.config import TransformerConfig
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.layers import NORMS, Embedding, Linear
@@ -13,7 +14,7 @@ from plm_jax.models.layers import NORMS, Embedding, Linear
 
 class Embeddings(nnx.Module):
   """`dropout(norm(token + position + segment))` (BERT, section 3); rotary positions are not added.
-  Mapped from the width E of the tables to D where the config, an `Encoder`, has an `embedding`
+  config: an `Encoder`; with its `embedding` the result is mapped from the tables' width E to D
   (ALBERT, section 3.1)."""
 
   def __init__(self, key, config: TransformerConfig):
@@ -45,19 +46,19 @@ class Embeddings(nnx.Module):
 
 def position_ids(batch: dict, first: int) -> jax.Array:
   """int `[T]` counted from 0, or `[B, T]` counted from `first` with `first - 1` at padding (fairseq
-  `make_positions`: [<s>, a, b, </s>, pad, pad] -> [2, 3, 4, 5, 1, 1]). `position_ids` of the batch
-  take their place."""
+  `make_positions`: [<s>, a, b, </s>, pad, pad] -> [2, 3, 4, 5, 1, 1]); or the batch's
+  `position_ids`."""
   if "position_ids" in batch:
     return batch["position_ids"]
   column = jnp.arange(batch["input_ids"].shape[1])
   if not first:
     return column
+  real_BT = real_tokens(batch)
   if "attention_mask" in batch:
-    real_BT = batch["attention_mask"].astype(jnp.int32)
-    return jnp.cumsum(real_BT, axis=1) * real_BT + first - 1
-  return jnp.where(column < batch["length"][:, None], column + first, first - 1)
+    column = jnp.cumsum(real_BT, axis=1) - 1
+  return jnp.where(real_BT, column + first, first - 1)
 
 
 def segment_ids(batch: dict, segments: int) -> jax.Array:
-  """int `[B, T]`; all 0 where the model knows one segment only."""
+  """int `[B, T]`; all 0 if the model has one segment only."""
   return batch["segment_ids"] if segments > 1 else jnp.zeros_like(batch["input_ids"])

@@ -1,8 +1,8 @@
-"""The Transformer encoder with its heads, of which BERT and its successors are settings.
+"""The Transformer encoder with its heads; BERT and its successors are settings of it.
 
 Sources: google-research/bert modeling.py; google-research/albert modeling.py (factorised embedding,
-sharing); fairseq roberta (positions). Every switch is a field of `Encoder`, never a constant; a
-paper's file (`bert.py`, `roberta.py`, `albert.py`, ...) says which values are its own.
+sharing); fairseq roberta (positions). Every switch is a field of `Encoder`; the file of a paper
+(`bert.py`, `roberta.py`, `albert.py`, ...) has its values.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from flax import nnx
 
 from plm_jax.errors import UserError
 from plm_jax.models.activations import Activation, activate
-from plm_jax.models.attention import causal_mask
+from plm_jax.models.attention import causal_mask, real_tokens
 from plm_jax.models.compute import Compute
 from plm_jax.models.config import TransformerConfig
-from plm_jax.models.dropout import Noise, dropout
+from plm_jax.models.dropout import Noise, dropout, streams
 from plm_jax.models.embeddings import Embeddings, position_ids
-from plm_jax.models.heads import ENCODER_HEADS, HeadedModel, PairHead, refuse_unknown
+from plm_jax.models.heads import ENCODER_HEADS, HeadedModel, PairHead, check_heads, state_at
 from plm_jax.models.initializers import Initializer, initialised
 from plm_jax.models.layer_loop import Sharing, run_blocks, shared, stack
 from plm_jax.models.layers import NORMS
 from plm_jax.models.model import refuse_below
 from plm_jax.models.recurrent import BiLSTM
-from plm_jax.models.transformer import AttentionContext, make_block, streams
+from plm_jax.models.transformer import AttentionContext, make_block
 
 if TYPE_CHECKING:
   from plm_jax.data.vocab import Vocab
@@ -40,19 +40,19 @@ Classifier = Literal["pooler", "dropout_pooler", "mean", "bilstm"]
 class Encoder(TransformerConfig):
   """The sizes and switches of an encoder; `init` makes its parameters.
 
-  embedding: width E of the tables, mapped to `width` after their norm, and back under the masked-LM
+  embedding: width E of the tables, mapped to `width` after their norm, and back in the masked-LM
     head (ALBERT, section 3.1); None is `width` without a mapping.
   segments: rows of the segment table; 0 is no segments.
-  sharing: which parameters the layers have in common, in `groups` of consecutive layers (ALBERT).
-  inner_layers: for import alone; with sharing=all, how many different layers run one after the
-    other in place of each (google-research/albert, `inner_group_num`).
-  attention: `causal` is the left-to-right model of BERT's Table 5. It is pooled at its last token,
+  sharing: parameters that the layers share, in `groups` of consecutive layers (ALBERT).
+  inner_layers: for import only; with sharing=all, the number of different layers that replace each
+    layer, one after the other (google-research/albert, `inner_group_num`).
+  attention: `causal` is the left-to-right model of BERT's Table 5. Its pooler reads the last token,
     the only one that sees all.
-  classifier: the layers under the classes. `pooler` is the paper's, which only next-sentence
+  classifier: the layers before the classes. `pooler` is the paper's, which only next-sentence
     prediction trains; `dropout_pooler` is fairseq's for RoBERTa, with dropout before the pooler
-    too; `mean` is the mean of the real tokens' states; `bilstm` is a randomly
-    initialised BiLSTM (BERT's Table 5, "+ BiLSTM"). The last two belong to that head alone.
-  pooler_activation: DistilBERT's, under its classes alone, is `relu`, ELECTRA's there `gelu_erf`.
+    too; `mean` is the mean of the real tokens' states; `bilstm` is a randomly initialised BiLSTM
+    (BERT's Table 5, "+ BiLSTM"). Only the head `classes` reads the last two.
+  pooler_activation: for `classes`, DistilBERT has `relu` and ELECTRA `gelu_erf`.
   head_activation: of the masked-LM head; None is that of the layers.
   """
 
@@ -75,32 +75,29 @@ class Encoder(TransformerConfig):
     refuse_below(self, 0, "segments")
     if self.layers < self.groups or (self.groups > 1 and self.sharing == "none"):
       raise UserError(
-        f"model.groups={self.groups} needs model.sharing, and cannot be more than model.layers="
+        f"model.groups={self.groups} needs model.sharing, and must be at most model.layers="
         f"{self.layers}"
       )
     if self.inner_layers > 1 and self.sharing != "all":
       raise UserError(f"model.inner_layers={self.inner_layers} needs model.sharing=all")
 
   def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
-    """[CLS] and [SEP]. Errors: `UserError` where the vocabulary lacks one of them."""
+    """[CLS] and [SEP]. Errors: `UserError` if the vocabulary lacks one of them."""
     begin, end = vocab.frame(padding=False)
     return [begin], [end]
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> EncoderModel:
-    """Random parameters, with the named heads: `mlm`, `nsp`, `sop`, `rtd` and `span` (0 as size),
-    `classes` and `token_classes` (the number of labels). The pooler exists where a head needs it or
-    it is named.
-    """
-    if self.vocab_size is None:
-      raise ValueError("vocab_size is not resolved: Experiment.resolve fills it from the tokenizer")
-    if "lm" in heads:  # a left-to-right encoder predicts by the head that a masked one has
+    """Random parameters with the named heads: `mlm`, `nsp`, `sop`, `rtd` and `span` (size 0),
+    `classes` and `token_classes` (number of labels). There is a pooler if a head needs it or it is
+    named."""
+    if "lm" in heads:  # a left-to-right encoder predicts by the masked-LM head
       if self.attention != "causal":
         raise UserError(
-          "clm predicts the next token, which model.attention=bidirectional lets the model see; "
+          "with model.attention=bidirectional the model sees the next token, which clm predicts; "
           "set model.attention=causal or train a decoder"
         )
       heads = {"mlm" if name == "lm" else name: size for name, size in heads.items()}
-    refuse_unknown(heads, ENCODER_HEADS, "an encoder")
+    check_heads(self, heads, ENCODER_HEADS, "an encoder")
     model = EncoderModel(self, key, heads)
     return initialised(model, key, self.initializer, self.initializer_range)
 
@@ -128,13 +125,13 @@ class EncoderModel(HeadedModel):
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
     """Hidden states `[B, T, D]` of the last layer, in `compute.activation_dtype`.
 
-    batch: `input_ids` and `segment_ids` int `[B, T]`, `length` int `[B]`; where real tokens are not
-    the first of a row, `attention_mask` `[B, T]` says which are. Without noise there is no dropout.
+    batch: `input_ids` and `segment_ids` int `[B, T]`, `length` int `[B]`; optional `attention_mask`
+    `[B, T]` for padding that is not at the end of a row. Without noise there is no dropout.
     """
     if "document_ids" in batch:
       raise UserError(
-        "an encoder does not tell the documents of a row apart, which data.segments.separate=true "
-        "asks of it; set data.segments.separate=false or train a decoder"
+        "an encoder cannot separate the documents of a row (data.segments.separate=true); set "
+        "data.segments.separate=false or train a decoder"
       )
     in_embed, in_blocks = streams(noise, 2)
     c, mask = self.config, real_tokens(batch)[:, None, None, :]
@@ -151,13 +148,12 @@ class EncoderModel(HeadedModel):
     return self if self.mlm is not None and self.config.attention == "bidirectional" else None
 
   def pool(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None = None) -> jax.Array:
-    """`[B, D]`: dense and `pooler_activation` on the state of [CLS], or of the last token where
-    attention is causal; trained only through a head on top of it. With noise the state is dropped
-    out first."""
+    """`[B, D]`: dense and `pooler_activation` on the state of [CLS], or of the last token if
+    attention is causal. With noise there is dropout on the state first."""
     causal = self.config.attention == "causal"
-    at_B = batch["length"] - 1 if causal else jnp.zeros_like(batch["length"])
-    state_BD = jnp.take_along_axis(hidden_BTD, at_B[:, None, None], axis=1)[:, 0]
-    pooled_BD = self.pooler(dropout(state_BD, self.config.dropout, noise))
+    position_B = batch["length"] - 1 if causal else jnp.zeros_like(batch["length"])
+    state_BD = dropout(state_at(hidden_BTD, position_B), self.config.dropout, noise)
+    pooled_BD = self.pooler(state_BD)
     return activate(pooled_BD, self.config.pooler_activation)
 
   def token_logits(self, hidden: jax.Array) -> jax.Array:
@@ -188,12 +184,12 @@ class EncoderModel(HeadedModel):
     return self.classes(pooled_BD).astype(jnp.float32)
 
   def replaced_logits(self, hidden_BTD: jax.Array) -> jax.Array:
-    """float32 `[B, T]`: above 0, the token is taken for replaced (ELECTRA)."""
+    """float32 `[B, T]`: above 0, the model takes the token for a replaced one (ELECTRA)."""
     return self.rtd(hidden_BTD)
 
 
 class InnerBlocks(nnx.Module):
-  """Different layers that run one after the other where a shared one would."""
+  """Several different layers in place of one shared layer (`Encoder.inner_layers`)."""
 
   def __init__(self, key: jax.Array, count: int, make):
     self.inner = stack(key, count, make)
@@ -210,16 +206,9 @@ def _blocks(c: Encoder, key: jax.Array) -> nnx.Module:
   block = partial(make_block, config=c)
   if c.inner_layers > 1:
     return stack(key, c.layers, lambda key: InnerBlocks(key, c.inner_layers, block), c.groups)
-  # Of 12 layers of the size of ALBERT-xxlarge, 11 would be drawn to be thrown away.
+  # Without `first`, 11 of the 12 layers of ALBERT-xxlarge would be drawn and thrown away.
   layers = stack(key, c.layers, block, first=c.groups if c.sharing == "all" else None)
   return shared(layers, c.sharing, c.groups)
-
-
-def real_tokens(batch: dict) -> jax.Array:
-  """bool `[B, T]`: all but padding, by `attention_mask` or else by `length`."""
-  if "attention_mask" in batch:
-    return batch["attention_mask"].astype(bool)
-  return jnp.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
 
 
 def mean_of_tokens(hidden_BTD: jax.Array, real_BT: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
-"""The Transformer encoder-decoder, of which Vaswani's Transformer, T5, BART and mBART are settings.
+"""The Transformer encoder-decoder; Vaswani's Transformer, T5, BART and mBART are settings of it.
 
 Sources: Vaswani et al. 2017; google-research/text-to-text-transfer-transformer (e081111) and
 google-research/mesh for T5; fairseq (3d262bb) models/bart/model.py. Every switch is a field of
-`EncoderDecoder`; `vaswani.py`, `t5.py` and `bart.py` say which values are theirs.
+`EncoderDecoder`; `vaswani.py`, `t5.py` and `bart.py` have their values.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from flax import nnx
 
 from plm_jax.errors import UserError
 from plm_jax.models.activations import Activation
-from plm_jax.models.attention import causal_mask, padding_mask
-from plm_jax.models.cache import Cache, KVStore, LayerCache, empty_cache
+from plm_jax.models.attention import causal_mask, padding_mask, real_tokens
+from plm_jax.models.cache import AttentionCache, KVStore, LayerCache, empty_cache
 from plm_jax.models.compute import Compute
 from plm_jax.models.config import Position, TransformerConfig
 from plm_jax.models.decoding_layout import Output, decoding_layout
-from plm_jax.models.dropout import Noise
-from plm_jax.models.heads import LM_HEADS, refuse_unknown
+from plm_jax.models.dropout import Noise, streams
+from plm_jax.models.heads import LM_HEADS, check_heads
 from plm_jax.models.initializers import initialised
 from plm_jax.models.layer_loop import extend_blocks
 from plm_jax.models.model import refuse_below
 from plm_jax.models.seq2seq import Seq2SeqModel
 from plm_jax.models.stack import Stack
-from plm_jax.models.transformer import AttentionContext, streams
+from plm_jax.models.transformer import AttentionContext
 
 if TYPE_CHECKING:
   from plm_jax.data.vocab import Vocab
@@ -45,16 +45,16 @@ class EncoderDecoder(TransformerConfig):
   decoder_layers, decoder_heads, decoder_hidden: None is as in the encoder, whose sizes are layers,
     heads and hidden.
   relative_buckets: of relative positions; the last of them begins before relative_distance (T5).
-  embedding_norm: after positions were added (BART). embedding_scale: tokens times sqrt(width).
+  embedding_norm: a norm after adding positions (BART). embedding_scale: tokens times sqrt(width).
   logit_scale: logits are divided by sqrt(width) (T5 1.0).
   final_dropout: `dropout` also after the last norm (T5).
-  arrangement: `shared` gives encoder and decoder one set of layers, beside which the decoder has
-    its cross-attention; `prefix` and `causal` are a single stack of `layers` that reads source and
-    target in one row, and sees all of the source, or nothing that follows (T5's Table 2);
-    `encoder`, for import alone, is the encoder without a decoder (transformers' T5EncoderModel).
-  frame: how texts begin and end. `t5` is "text </s>", and the decoder begins with the token of
-    padding; `bart` "<s> text </s>", and the decoder begins with </s>, then <s>; `plain` the same,
-    and the decoder begins with <s>.
+  arrangement: `shared` gives encoder and decoder one set of layers, and the decoder cross-attention
+    besides; `prefix` and `causal` are a single stack of `layers` that reads source and target in
+    one row, with attention to all of the source or to earlier tokens only (T5's Table 2);
+    `encoder`, for import only, is the encoder without a decoder (transformers' T5EncoderModel).
+  frame: special tokens of a text. `t5` is "text </s>", and the decoder begins with the padding
+    token; `bart` "<s> text </s>", and the decoder begins with </s>, then <s>; `plain` the same, and
+    the decoder begins with <s>.
   """
 
   POSITIONS = ("learned", "sinusoidal", "relative")
@@ -86,23 +86,22 @@ class EncoderDecoder(TransformerConfig):
         f"model.relative_buckets={self.relative_buckets} must be at least 4 and at most twice "
         f"model.relative_distance={self.relative_distance}"
       )
-    alike = {None, self.layers} >= {self.decoder_layers} and (
-      {None, self.heads} >= {self.decoder_heads} and {None, self.hidden} >= {self.decoder_hidden}
-    )
-    if self.arrangement != "two_stacks" and not alike:
+    pairs = ("layers", "decoder_layers"), ("heads", "decoder_heads"), ("hidden", "decoder_hidden")
+    differs = any(getattr(self, b) not in (None, getattr(self, a)) for a, b in pairs)
+    if self.arrangement != "two_stacks" and differs:
       raise UserError(
         f"model.arrangement={self.arrangement} has one set of layers; leave model.decoder_layers, "
-        ".decoder_heads and .decoder_hidden at none"
+        "model.decoder_heads and model.decoder_hidden at none"
       )
     if self.arrangement in ("prefix", "causal") and self.position == "learned":
       raise UserError(
-        f"model.arrangement={self.arrangement} reads source and target in one row, which a table "
-        "of positions may not reach to; set model.position=relative or sinusoidal"
+        f"model.arrangement={self.arrangement} reads source and target in one row, which may be "
+        "longer than a table of positions; set model.position=relative or sinusoidal"
       )
 
   @property
   def decoder_side(self) -> EncoderDecoder:
-    """This with the decoder's sizes in place of the encoder's."""
+    """The config with the decoder's sizes in place of the encoder's."""
     return dataclasses.replace(
       self,
       layers=self.decoder_layers or self.layers,
@@ -114,11 +113,11 @@ class EncoderDecoder(TransformerConfig):
     )
 
   def source_ids(self, ids: list[int], vocab: Vocab) -> list[int]:
-    """The ids of a text with the special tokens that sources have."""
+    """The ids of a text with the special tokens of a source."""
     return [*(() if self.frame == "t5" else vocab.begin), *ids, *vocab.end]
 
   def decoder_start(self, vocab: Vocab) -> list[int]:
-    """What the decoder has read before the first token of a target."""
+    """The tokens that the decoder reads before the first token of a target."""
     starts = {"t5": [vocab.pad], "bart": [*vocab.end, *vocab.begin], "plain": vocab.begin}
     return starts[self.frame]
 
@@ -127,26 +126,24 @@ class EncoderDecoder(TransformerConfig):
     return self.arrangement in ("two_stacks", "shared")
 
   def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
-    """The special tokens around a source. Errors: `UserError` where the vocabulary lacks one."""
+    """The special tokens around a source. Errors: `UserError` if the vocabulary lacks one."""
     source, t5 = self.source_ids([-1], vocab), self.frame == "t5"
     if len(source) < (2 if t5 else 3):
       needed = "the end" if t5 else "the begin and the end"
       raise UserError(
-        f"rows of a model with model.frame={self.frame} need a tokenizer with tokens for {needed} "
-        "of a text, and this one lacks them; take another tokenizer or train one"
+        f"model.frame={self.frame} needs a tokenizer with tokens for {needed} of a text, and this "
+        "one lacks them; take another tokenizer or train one"
       )
-    at = source.index(-1)
-    return source[:at], source[at + 1 :]
+    text = source.index(-1)
+    return source[:text], source[text + 1 :]
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> Seq2SeqModel:
-    """Random parameters, with the named heads: `lm` and `span` (0 as size), `classes` and
-    `token_classes` (the number of labels)."""
-    if self.vocab_size is None:
-      raise ValueError("vocab_size is not resolved: Experiment.resolve fills it from the tokenizer")
+    """Random parameters with the named heads: `lm` and `span` (size 0), `classes` and
+    `token_classes` (number of labels)."""
     note = " (lm is for objectives that make a source and a target, as SpanCorruption does)"
-    refuse_unknown(heads, LM_HEADS, "an encoder-decoder", note)
+    check_heads(self, heads, LM_HEADS, "an encoder-decoder", note)
     if "lm" in heads and self.arrangement == "encoder":
-      raise UserError("model.arrangement=encoder has no decoder, so that it predicts no tokens")
+      raise UserError("model.arrangement=encoder has no decoder, so it predicts no tokens")
     kinds = {"prefix": JoinedModel, "causal": JoinedModel, "encoder": SourceModel}
     model = kinds.get(self.arrangement, EncoderDecoderModel)(self, key, heads)
     return initialised(model, key, self.initializer, self.initializer_range)
@@ -158,27 +155,23 @@ class SourceModel(Seq2SeqModel):
   def __init__(self, config: EncoderDecoder, key: jax.Array, heads: dict[str, int]):
     super().__init__(config, key, heads)
     _, encoder, *_ = jax.random.split(key, 6)
-    own = config.arrangement != "shared"
+    blocks = config.arrangement != "shared"
     self.encoder_stack = Stack(
-      config, encoder, "encoder", cross=False, bidirectional=True, blocks=own
+      config, encoder, "encoder", cross=False, bidirectional=True, blocks=blocks
     )
 
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
-    """The states `[B, S, D]` of the tokens `input_ids` int `[B, S]`, in
-    `compute.activation_dtype`. `length` int `[B]`, or `attention_mask`, says which are real."""
-    mask_BS = batch.get("attention_mask")
-    return self.encode(batch["input_ids"], batch["length"], compute, noise, mask_BS)
+    """The states `[B, S, D]` of `input_ids` int `[B, S]`, in `compute.activation_dtype`. Padding is
+    marked by `length` int `[B]`, or by `attention_mask` `[B, S]`."""
+    return self.encode(batch, compute, noise)
 
-  def encode(
-    self, ids_BS, length_B, compute: Compute, noise: Noise | None = None, mask_BS=None
-  ) -> jax.Array:
-    """The encoder's states `[B, S, D]`. mask_BS: which tokens are real, where those are not the
-    first `length_B` of a row."""
-    encoder, S = self.encoder_stack, ids_BS.shape[1]
-    context = encoder.context(over_sources(mask_BS, length_B, S), jnp.arange(S))
-    x_BSD = self.token(ids_BS, compute.activation_dtype)
-    blocks = without_cross(self.decoder_stack.blocks) if self.encoder_stack.blocks is None else None
-    return encoder.run(x_BSD, jnp.arange(S), context, compute, noise, blocks)
+  def encode(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
+    """The encoder's states, as `SourceModel.__call__` returns them."""
+    encoder, positions = self.encoder_stack, jnp.arange(batch["input_ids"].shape[1])
+    context = encoder.context(over_sources(batch), positions)
+    x_BSD = self.token(batch["input_ids"], compute.activation_dtype)
+    blocks = without_cross(self.decoder_stack.blocks) if encoder.blocks is None else None
+    return encoder.run(x_BSD, positions, context, compute, noise, blocks)
 
 
 class EncoderDecoderModel(SourceModel):
@@ -193,27 +186,26 @@ class EncoderDecoderModel(SourceModel):
     """The decoder's states `[B, T, D]` after the last norm, in `compute.activation_dtype`.
 
     batch: `input_ids` int `[B, S]` and `length` int `[B]`, the source; `decoder_input_ids` int
-    `[B, T]`. Without the latter the decoder reads the source, moved by one behind its last token
-    (fairseq's and transformers' BART, where a row is to be classified). `attention_mask` and
-    `decoder_attention_mask` are 0 at padding that is elsewhere than at the end.
+    `[B, T]`, by default the source's last token and then the source (fairseq's and transformers'
+    BART for classification). Optional: `attention_mask` and `decoder_attention_mask`, 0 at padding
+    elsewhere than at the end.
     """
     in_encoder, in_decoder = streams(noise, 2)
-    mask_BS = batch.get("attention_mask")
-    source_BSD = self.encode(batch["input_ids"], batch["length"], compute, in_encoder, mask_BS)
+    source_BSD = self.encode(batch, compute, in_encoder)
     ids_BT = decoder_ids(batch)
     T, positions = ids_BT.shape[1], jnp.arange(ids_BT.shape[1])
     decoder, mask = self.decoder_stack, causal_mask(T)
     if "decoder_attention_mask" in batch:
-      mask &= over_sources(batch["decoder_attention_mask"])
-    source_mask = over_sources(mask_BS, batch["length"], source_BSD.shape[1])
-    context = decoder.context(
-      mask, positions, source=source_BSD, source_mask=source_mask, causal=True
-    )
+      mask &= batch["decoder_attention_mask"].astype(bool)[:, None, None, :]
+    source = {"source": source_BSD, "source_mask": over_sources(batch)}
+    context = decoder.context(mask, positions, **source, causal=True)
     x_BTD = self.token(ids_BT, compute.activation_dtype)
     return decoder.run(x_BTD, positions, context, compute, in_decoder)
 
   def generator(self, compute: Compute, rows: int = 1) -> EncoderDecoderGenerator:
-    return EncoderDecoderGenerator.of(self, compute, rows)
+    stack = self.decoder_stack.blocks, self.decoder_stack.layers
+    layout = decoding_layout(*stack, self.output_table(), compute, rows)
+    return EncoderDecoderGenerator(self, *layout, compute)
 
 
 class JoinedModel(Seq2SeqModel):
@@ -222,44 +214,42 @@ class JoinedModel(Seq2SeqModel):
   def __init__(self, config: EncoderDecoder, key: jax.Array, heads: dict[str, int]):
     super().__init__(config, key, heads)
     _, stack, *_ = jax.random.split(key, 6)
-    # With a visible prefix sources may be after a target.
+    # In the visible prefix a source may be after its target.
     self.stack = Stack(
       config, stack, "encoder", cross=False, bidirectional=config.arrangement == "prefix"
     )
 
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
-    """The states `[B, T, D]` of the target's positions, or without a target of the source's."""
+    """The states `[B, T, D]` of the target's positions, or of the source's without a target."""
     ids, length_B = batch["input_ids"], batch["length"]
     S = ids.shape[1]
     if "decoder_input_ids" in batch:
       ids = jnp.concatenate([ids, batch["decoder_input_ids"]], axis=1)
-      # The target follows the last token of its source, and padding follows both.
+      # The target begins right after its source; padding comes last.
       column = jnp.arange(ids.shape[1])
       after = jnp.minimum(column - length_B[:, None] + S, ids.shape[1] - 1)
       ids = jnp.take_along_axis(ids, jnp.where(column < length_B[:, None], column, after), axis=1)
-    both = ids.shape[1]
-    mask = causal_mask(both)
+    positions = jnp.arange(ids.shape[1])
+    mask = causal_mask(ids.shape[1])
     if self.config.arrangement == "prefix":
-      mask = mask | padding_mask(length_B, both)
+      mask = mask | padding_mask(length_B, ids.shape[1])
     causal = self.config.arrangement == "causal"
-    context = self.stack.context(mask, jnp.arange(both), causal=causal)
+    context = self.stack.context(mask, positions, causal=causal)
     x = self.token(ids, compute.activation_dtype)
-    hidden = self.stack.run(x, jnp.arange(both), context, compute, noise)
+    hidden = self.stack.run(x, positions, context, compute, noise)
     if "decoder_input_ids" not in batch:
       return hidden
     at_BT = length_B[:, None] + jnp.arange(batch["decoder_input_ids"].shape[1])
     return jnp.take_along_axis(hidden, at_BT[..., None], axis=1)
 
 
-def over_sources(mask_BS, length_B=None, positions: int = 0) -> jax.Array:
-  """bool `[B, 1, 1, S]`: the mask, or without one the first `length_B` of so many positions."""
-  if mask_BS is None:
-    return padding_mask(length_B, positions)
-  return mask_BS.astype(bool)[:, None, None, :]
+def over_sources(batch: dict) -> jax.Array:
+  """bool `[B, 1, 1, S]`: True at the real tokens of the source."""
+  return real_tokens(batch)[:, None, None, :]
 
 
 def decoder_ids(batch: dict) -> jax.Array:
-  """int `[B, T]`: what the decoder reads, by default the source behind its own last token."""
+  """int `[B, T]`: the decoder's input, by default the source's last token and then the source."""
   if "decoder_input_ids" in batch:
     return batch["decoder_input_ids"]
   ids_BS = batch["input_ids"]
@@ -268,7 +258,7 @@ def decoder_ids(batch: dict) -> jax.Array:
 
 
 def without_cross(blocks: nnx.Module) -> nnx.Module:
-  """A decoder's stacked blocks as those of an encoder: the same arrays, no cross-attention."""
+  """A decoder's stacked blocks without cross-attention, for its encoder: the same arrays."""
   leaves, treedef = jax.tree.flatten(blocks)
   blocks = jax.tree.unflatten(treedef, leaves)
   blocks.cross = blocks.cross_norm = None
@@ -285,15 +275,10 @@ class EncoderDecoderGenerator:
   output: Output
   compute: Compute = dataclasses.field(metadata={"static": True})
 
-  @classmethod
-  def of(cls, model: EncoderDecoderModel, compute: Compute, rows: int) -> EncoderDecoderGenerator:
-    stack = model.decoder_stack.blocks, model.decoder_stack.layers
-    return cls(model, *decoding_layout(*stack, model.output_table(), compute, rows), compute)
-
-  def start(self, batch: dict, capacity: int) -> Cache:
+  def start(self, batch: dict, capacity: int) -> AttentionCache:
     c, pad_B = self.model.decoder_stack.config, jnp.asarray(batch["pad"])
-    length_B = jnp.asarray(batch["length"])
-    source_BSD = self.model.encode(jnp.asarray(batch["input_ids"]), length_B, self.compute)
+    source = {name: jnp.asarray(batch[name]) for name in ("input_ids", "length")}
+    source_BSD = self.model.encode(source, self.compute)
     sizes = (len(pad_B), capacity, c.key_heads, c.width_of_heads)
     empty = lambda: KVStore.empty(*sizes, self.compute.activation_dtype)  # noqa: E731
     read = lambda block: KVStore.of(block.cross.key_values(source_BSD))  # noqa: E731
@@ -302,10 +287,9 @@ class EncoderDecoderGenerator:
     else:
       own = empty_cache(lambda: LayerCache(empty()), c.layers, self.compute)
       layers = LayerCache(own.own, jax.vmap(read)(self.blocks))
-    mask = padding_mask(length_B, source_BSD.shape[1])
-    return Cache(layers, pad_B, jnp.zeros((), jnp.int32), mask)
+    return AttentionCache(layers, pad_B, jnp.zeros((), jnp.int32), over_sources(source))
 
-  def extend(self, ids_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+  def extend(self, ids_BT: jax.Array, cache: AttentionCache) -> tuple[jax.Array, AttentionCache]:
     decoder, T = self.model.decoder_stack, ids_BT.shape[1]
     mask = cache.mask(T)
     bias = None if decoder.bias is None else decoder.bias.at(cache.at, T, mask.shape[-1])

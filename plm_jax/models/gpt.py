@@ -12,8 +12,8 @@ The forward pass of GPT-2 (decoder.py, DecoderModel; GPT-1 has BERT's layers, an
 
 Sources: the papers; openai/finetune-transformer-lm train.py; openai/gpt-2 src/model.py.
 Deviations: GPT-1's code keeps positions as further rows of the token table, here they have a
-separate table. GPT-3 alternates dense and locally banded sparse attention: window=W, global_every=2
-do so, but the paper prints no W, and the sizes below leave all of it dense.
+separate table. GPT-3 alternates dense and locally banded sparse attention (window=W,
+global_every=2); the paper prints no W, so the sizes below have dense attention only.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from plm_jax.models.decoder import Decoder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpt1(Decoder):
-  """GPT-1: norms after the residual sums, none at the end. Its vocabulary has 40,478 tokens, which
-  gives 116,534,784 parameters."""
+  """GPT-1: norms after the residual sums, none at the end. With its vocabulary of 40,478 tokens it
+  has 116,534,784 parameters."""
 
   positions: int = 512
   norm_at: NormAt = "post"
@@ -35,8 +35,8 @@ class Gpt1(Decoder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpt2(Decoder):
-  """GPT-2; the defaults are its smallest size. A vocabulary of 50,257 gives the released counts,
-  which are not the paper's (117M, 345M, 762M, 1,542M)."""
+  """GPT-2; the defaults are its smallest size. With 50,257 tokens the sizes have the released
+  counts of parameters, not the paper's (117M, 345M, 762M, 1,542M)."""
 
   residual_init: bool = True
 
@@ -46,9 +46,9 @@ MEDIUM = Gpt2(layers=24, width=1024, heads=16)  # 354,823,168
 LARGE = Gpt2(layers=36, width=1280, heads=20)  # 774,030,080
 XL = Gpt2(layers=48, width=1600, heads=25)  # 1,557,611,200
 
-# GPT-3, Table 2.1, as printed: name -> size. Two rows contradict themselves: XL prints 24 heads of
-# 128, which is 3,072 and not its width of 2,048; 13B prints a width of 5,140, and 40 heads of 128
-# are 5,120. Both can be computed: attention is as wide as its heads, and is projected back.
+# GPT-3, Table 2.1, as printed: name -> size. In two rows heads and width disagree: XL has 24 heads
+# of 128, which is 3,072, and a width of 2,048; 13B has 40 heads of 128, which is 5,120, and a width
+# of 5,140. Both can be computed: attention is as wide as its heads, and is projected back.
 GPT3 = {
   "125M": Gpt2(layers=12, width=768, heads=12, head_width=64, positions=2048),
   "350M": Gpt2(layers=24, width=1024, heads=16, head_width=64, positions=2048),

@@ -1,8 +1,8 @@
-"""Heads: the layers that read a model's states, one class for each.
+"""Heads: the layers that read a model's last states, one class for each.
 
-A head is made by `Head(key, config, size)`; size is the number of labels, where it has labels. A
-new one is a class here, an entry in the heads of the stacks that may have it, and a row for its
-parameters in `parameters.ROLES`.
+`Head(key, config, size)` makes a head; size is the number of labels of a head with labels. A new
+head is a class here, an entry in the `Heads` of each kind of model that may have it, and rows for
+its parameters in `parameters.ROLES`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class MaskedLMHead(nnx.Module):
 
   def __init__(self, key, config: TransformerConfig, size: int = 0):
     c, width = config, config.embedding or config.width
-    own = jax.random.fold_in(key, 1)
-    self.decoder = None if c.tied else Embedding(own, c.vocab_size, width)
+    decoder = jax.random.fold_in(key, 1)
+    self.decoder = None if c.tied else Embedding(decoder, c.vocab_size, width)
     self.dense = Linear(key, (c.width,), (width,))
     self.norm = NORMS[c.norm](width, c.norm_eps)
     self.bias = nnx.Param(jnp.zeros((c.vocab_size,)))
@@ -46,7 +46,7 @@ class MaskedLMHead(nnx.Module):
 
 
 class OutputTable(Embedding):
-  """The table `[V, D]` of a left-to-right model whose token table is not the output's too."""
+  """The output's table `[V, D]` of a left-to-right model that is not tied."""
 
   def __init__(self, key, config: TransformerConfig, size: int = 0):
     super().__init__(key, config.vocab_size, config.width)
@@ -68,7 +68,7 @@ class ReplacedHead(nnx.Module):
 
 
 class Pooler(Linear):
-  """The dense layer on the state of one token, under heads of whole rows."""
+  """The dense layer on the state of one token, before the heads that read whole rows."""
 
   def __init__(self, key, config: TransformerConfig, size: int = 0):
     super().__init__(key, (config.width,), (config.width,))
@@ -82,14 +82,14 @@ class PairHead(Linear):
 
 
 class Labels(Linear):
-  """A score for each label, of a row or of every token."""
+  """A score for each label, for a row or for every token."""
 
   def __init__(self, key, config: TransformerConfig, size: int, bias: bool = True):
     super().__init__(key, (config.width,), (size,), bias)
 
 
 class Span(Linear):
-  """Two scores of every token: that an answer starts here, and that it ends here."""
+  """Two scores of every token: that an answer starts there, and that it ends there."""
 
   def __init__(self, key, config: TransformerConfig, size: int = 0):
     super().__init__(key, (config.width,), (2,))
@@ -106,20 +106,24 @@ ENCODER_HEADS: Heads = {
   "pooler": Pooler,
 }
 LM_HEADS: Heads = {"lm": OutputTable, **TUNED}
+# GPT-1's code has a bias on its classes, the paper (section 3.2) has none.
 DECODER_HEADS: Heads = {**LM_HEADS, "classes": partial(Labels, bias=False)}
-# Streams of random numbers. Any other head has the checksum of its name.
+# Streams of random numbers; the stream of any other head is the checksum of its name.
 _STREAMS = {"rtd": 8, "token_classes": 9, "span": 10}
 
 
-def refuse_unknown(heads: Collection[str], known: Heads, owner: str, note: str = "") -> None:
-  """Errors: `UserError` naming a head that no model of this kind has. note: on the known heads."""
+def check_heads(config, heads: Collection[str], known: Heads, owner: str, note: str = "") -> None:
+  """Errors: `UserError` naming a head that no model of this kind has; `ValueError` while the
+  config's `vocab_size` is None. note: on the known heads."""
+  if config.vocab_size is None:
+    raise ValueError("vocab_size is not resolved: Experiment.resolve fills it from the tokenizer")
   for name in sorted(set(heads) - set(known)):
     raise UserError(f"{owner} has no head {name!r}; it has {', '.join(known)}{note}")
 
 
 class HeadedModel(nnx.Module):
-  """A model with a `config` and heads: an attribute for each name in `HEADS`, None where the model
-  does not have that head."""
+  """A model with a `config` and heads: an attribute for each name in `HEADS`, None if the model
+  lacks that head."""
 
   HEADS: Heads
 
@@ -130,8 +134,8 @@ class HeadedModel(nnx.Module):
       if name == "lm" and self.config.tied:
         continue
       stream = _STREAMS.get(name, zlib.crc32(name.encode()))
-      own = keys[name] if name in keys else jax.random.fold_in(key, stream)
-      made[name] = self.HEADS[name](own, self.config, size)
+      head_key = keys[name] if name in keys else jax.random.fold_in(key, stream)
+      made[name] = self.HEADS[name](head_key, self.config, size)
     self.set_heads(made)
 
   def set_heads(self, made: dict[str, nnx.Module]) -> None:
@@ -154,19 +158,19 @@ class HeadedModel(nnx.Module):
     return self.token_classes(hidden_BTD).astype(jnp.float32)
 
   def span_logits(self, hidden_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float32 `[B, T]` each: that an answer starts here, and that it ends here (section 4.2)."""
+    """float32 `[B, T]` each: scores of an answer's start and end (BERT, section 4.2)."""
     logits_BT2 = self.span(hidden_BTD).astype(jnp.float32)
     return logits_BT2[..., 0], logits_BT2[..., 1]
 
   @property
   def classifier_dropout(self) -> float:
-    """The rate under classes."""
-    own = self.config.classifier_dropout
-    return self.config.dropout if own is None else own
+    """The dropout rate before the head `classes`."""
+    rate = self.config.classifier_dropout
+    return self.config.dropout if rate is None else rate
 
 
 class LanguageModel(HeadedModel):
-  """A model that predicts the next token by its token table, or by the table of its head `lm`."""
+  """A model that predicts the next token by its token table or by the table of its head `lm`."""
 
   def output_table(self) -> jax.Array:
     """float32 `[V, D]`."""
@@ -175,3 +179,14 @@ class LanguageModel(HeadedModel):
   def token_logits(self, hidden: jax.Array) -> jax.Array:
     """`[..., D] -> float32 [..., V]`: the scores of the next token."""
     return scores(hidden, self.output_table())
+
+  def class_logits(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
+    """float32 `[B, classes]` from the state of a row's last token, the only one that has read all
+    (GPT-1, section 3.2)."""
+    state_BD = state_at(hidden_BTD, batch["length"] - 1)
+    return self.classes(dropout(state_BD, self.classifier_dropout, noise)).astype(jnp.float32)
+
+
+def state_at(hidden_BTD: jax.Array, position_B: jax.Array) -> jax.Array:
+  """`[B, D]`: the state at one position of each row."""
+  return jnp.take_along_axis(hidden_BTD, position_B[:, None, None], axis=1)[:, 0]

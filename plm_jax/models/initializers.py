@@ -1,8 +1,8 @@
-"""Initial weights whose size depends on what a kernel does.
+"""Initial weights, by the role of each parameter.
 
-Sources: google-research/mesh, mesh_tensorflow transformer_layers.py and t5/models/gin (T5: what
-attention does not divide by is in the kernels); tensorflow/tensor2tensor, models/transformer.py
-(Vaswani: `uniform_unit_scaling`, tables at 1 / sqrt(D)).
+Sources: google-research/mesh, mesh_tensorflow transformer_layers.py and t5/models/gin (T5: the
+factor 1 / sqrt(H) of attention is in the initial queries); tensorflow/tensor2tensor,
+models/transformer.py (Vaswani: `uniform_unit_scaling`, tables at 1 / sqrt(D)).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Initializer = Literal["truncated_normal", "normal", "t5", "xavier"]
 
 
 def initialised(model: nnx.Module, key: jax.Array, kind: Initializer, stddev: float) -> nnx.Module:
-  """The model with every kernel and table rescaled (`truncated_normal`) or drawn anew.
+  """The model with every kernel and table rescaled (`truncated_normal`) or drawn again.
 
   normal: with one standard deviation. t5: tokens N(0, 1), queries N(0, 1 / (D H)), all else
   N(0, 1 / fan-in). xavier: kernels uniform, variance 2 / (fan-in + fan-out); tables N(0, 1 / D).
@@ -32,7 +32,7 @@ def initialised(model: nnx.Module, key: jax.Array, kind: Initializer, stddev: fl
   drawn = _t5 if kind == "t5" else _xavier
 
   def draw(key, path, role, leaf):
-    if role.depth == "head" and role.kind == "kernel":  # of fine-tuning: 0.02 whatever the model
+    if role.depth == "head" and role.kind == "kernel":  # 0.02 for fine-tuning, in all models
       return leaf
     shape = leaf.shape[stacked_axes(path, role, leaf.ndim) :]
     return drawn(key, role, leaf, shape, model.config)

@@ -1,7 +1,7 @@
 """The loop over the layers of a stack: scanned or unrolled, with shared layers and with a cache.
 
-The parameters of a stack's layers are arrays with a leading layer axis. What layers share has fewer
-entries on that axis.
+A stack's parameters are arrays with a leading layer axis. Shared parameters have fewer entries on
+that axis.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from plm_jax.models.transformer import AttentionContext, Block
 def stack(
   key: jax.Array, layers: int, make: Callable[[jax.Array], nnx.Module], first: int | None = None
 ) -> nnx.Module:
-  """`layers` modules made by `make(key)`, as one whose parameters have a leading layer axis; where
-  `first` is given, only so many of them."""
+  """`layers` modules made by `make(key)`, as one module whose parameters have a leading layer axis;
+  only the first `first` of them if that is given."""
   return jax.vmap(make)(jax.random.split(key, layers)[:first])
 
 
@@ -40,7 +40,7 @@ def shared(blocks: Block, sharing: Sharing, groups: int = 1) -> Block:
   """Stacked blocks whose shared parts have a leading axis of `groups` instead of layers: layer l of
   L reads entry `l * groups // L` (google-research/albert, modeling.py `group_idx`).
 
-  Shared by structure: there is one array, so its gradient is the sum over the layers that read it.
+  The layers read one array, so its gradient is the sum over them.
   """
   for part in _SHARED[sharing]:
     setattr(blocks, part, jax.tree.map(lambda x: x[:groups], getattr(blocks, part)))
@@ -57,8 +57,8 @@ def run_blocks(
 ) -> jax.Array:
   """Applies stacked blocks in order: `x = block_l(x, context_l, noise_l)` for each of `layers`.
 
-  Scanned or unrolled by `compute`; the parameters are stacked either way, so a checkpoint does not
-  depend on the choice. Blocks with fewer entries than layers are shared, see `shared`.
+  `compute` chooses between scan and unrolling; the parameters are stacked either way, so a
+  checkpoint does not depend on the choice. Parts with fewer entries than layers are `shared`.
   """
 
   def apply(layer, block, x, cache):
@@ -75,10 +75,10 @@ def extend_blocks(
   compute: Compute,
   cache: Any,
 ) -> tuple[jax.Array, Any]:
-  """`run_blocks` with a cache, as `empty_cache` makes it: a block reads its layer's and extends it.
+  """`run_blocks` with a cache from `empty_cache`: each block reads and extends its layer's cache.
 
-  `blocks` may be the list that `unstack` returns: inside the loop over tokens taking a stack apart
-  would copy all parameters for each.
+  `blocks` may be the list that `unstack` returns: unstacking inside the loop over tokens would copy
+  all parameters for each token.
   """
 
   def apply(layer, block, x, cache):
@@ -93,42 +93,42 @@ def _loop(apply, blocks, layers, x, cache, compute: Compute, remat: bool = False
 
 
 def _unroll(apply, blocks, layers, x, cache, remat):
-  """Every layer is compiled by itself. cache: a list of the layers', or None."""
+  """Compiles every layer separately. cache: a list of the layers' caches, or None."""
   blocks = blocks if isinstance(blocks, list) else unstack(blocks, layers)
   caches = [None] * layers if cache is None else cache
   after = []
   for layer, (block, before) in enumerate(zip(blocks, caches, strict=True)):
-    one = partial(apply, layer)  # its number stays an int
-    x, written = (jax.checkpoint(one) if remat else one)(block, x, before)
-    after.append(written)
+    apply_layer = partial(apply, layer)  # the layer's number stays an int
+    x, extended = (jax.checkpoint(apply_layer) if remat else apply_layer)(block, x, before)
+    after.append(extended)
   return x, after
 
 
 def _scan(apply, blocks, layers, x, cache, remat):
-  """One layer is compiled, and run `layers` times. cache: with a leading layer axis, or None."""
+  """Compiles one layer and runs it `layers` times. cache: with a leading layer axis, or None."""
   apply = jax.checkpoint(apply) if remat else apply
-  own, entry_of = _scanned(blocks, layers)
+  unshared, block_of = _scanned(blocks, layers)
 
   def body(carry, xs):
-    (x, cache), (own, layer) = carry, xs
-    x, after = apply(layer, entry_of(layer, own), x, _entry(cache, layer))
+    (x, cache), (entries, layer) = carry, xs
+    x, after = apply(layer, block_of(layer, entries), x, _entry(cache, layer))
     return (x, _with_entry(cache, layer, after)), None
 
-  return jax.lax.scan(body, (x, cache), (own, jnp.arange(layers)))[0]
+  return jax.lax.scan(body, (x, cache), (unshared, jnp.arange(layers)))[0]
 
 
 def _scanned(blocks: nnx.Module, layers: int) -> tuple[list, Callable]:
-  """The arrays with an entry for each layer, which are scanned, and how a layer is made of its
-  entries and of the arrays that layers share, which are read in place."""
+  """The unshared arrays, which have an entry for each layer and are scanned; and a function from a
+  layer's number and entries to its block, which reads the shared arrays in place."""
   leaves, treedef = jax.tree.flatten(blocks)
-  own = [leaf if leaf.shape[0] == layers else None for leaf in leaves]
+  unshared = [leaf if leaf.shape[0] == layers else None for leaf in leaves]
 
-  def entry_of(layer, own):
-    group = [layer * leaf.shape[0] // layers if leaf.shape[0] > 1 else 0 for leaf in leaves]
-    entries = zip(own, leaves, group, strict=True)
-    return treedef.unflatten([leaf[g] if mine is None else mine for mine, leaf, g in entries])
+  def block_of(layer, entries):
+    groups = [layer * leaf.shape[0] // layers if leaf.shape[0] > 1 else 0 for leaf in leaves]
+    parts = zip(entries, leaves, groups, strict=True)
+    return treedef.unflatten([leaf[g] if entry is None else entry for entry, leaf, g in parts])
 
-  return own, entry_of
+  return unshared, block_of
 
 
 def _entry(cache, index):
@@ -137,12 +137,12 @@ def _entry(cache, index):
 
 def _with_entry(cache, index, new):
   put = jax.lax.dynamic_update_index_in_dim
-  return jax.tree.map(lambda all_, one: put(all_, one, index, 0), cache, new)
+  return jax.tree.map(lambda layers, layer: put(layers, layer, index, 0), cache, new)
 
 
 def unstack(blocks: nnx.Module, layers: int) -> list[nnx.Module]:
-  """The single layers. `lax.split` is used because its gradient is one concatenation, where that
-  of indexing is a sum of `layers` padded arrays."""
+  """The single layers, by `lax.split`: its gradient is one concatenation, that of indexing a sum of
+  `layers` padded arrays."""
   leaves, treedef = jax.tree.flatten(blocks)
   split = [[p[0] for p in jax.lax.split(leaf, (1,) * leaf.shape[0])] for leaf in leaves]
   return [

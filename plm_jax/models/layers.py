@@ -1,6 +1,6 @@
-"""Every layer that owns parameters, and nothing else does.
+"""The basic layers, which own all parameters: linear, embedding, norms.
 
-The layers are `flax.nnx` modules used as plain pytrees: `jax.jit`, `jax.grad`, `jax.vmap` and
+They are `flax.nnx` modules used as plain pytrees: `jax.jit`, `jax.grad`, `jax.vmap` and
 `jax.lax.scan` act on them directly, keys are arguments and the forward pass is a pure function.
 Parameters are float32; a layer computes in the dtype of its input. A parameter's last name is its
 kind: `kernel` (contracted with the input), `table` (indexed), `bias`, `gain`.
@@ -36,7 +36,7 @@ def scaled_kernels(model: nnx.Module, factor: float) -> nnx.Module:
 
 def redrawn(model: nnx.Module, key: jax.Array, draw: Callable) -> nnx.Module:
   """The model with every kernel and table, but no bias or gain, replaced by
-  `draw(key, path, role, leaf)`, each with a key of its own."""
+  `draw(key, path, role, leaf)`, each with a separate key."""
   leaves = [
     draw(jax.random.fold_in(key, number), path, role, leaf) if role.is_weight else leaf
     for number, (path, role, leaf) in enumerate(with_roles(model))
@@ -45,7 +45,7 @@ def redrawn(model: nnx.Module, key: jax.Array, draw: Callable) -> nnx.Module:
 
 
 def normal_kernels(model: nnx.Module, key: jax.Array, stddev: float) -> nnx.Module:
-  """The model with every kernel and table drawn anew from a normal that is not cut (fairseq,
+  """The model with every kernel and table drawn again from a normal that is not cut (fairseq,
   transformer_sentence_encoder.py `init_bert_params`)."""
 
   def draw(key, path, role, leaf):
@@ -87,7 +87,7 @@ def scores(x: jax.Array, table_VD: jax.Array) -> jax.Array:
 class LayerNorm(nnx.Module):
   """`gain * (x - mean) / sqrt(variance + eps) + bias` over the last axis (Ba et al. 2016).
 
-  Statistics are float32 whatever the dtype of `x`: BERT's eps of 1e-12 means nothing in bfloat16.
+  Statistics are float32 whatever the dtype of `x`: BERT's eps of 1e-12 is lost in bfloat16.
   """
 
   def __init__(self, width: int, eps: float):

@@ -1,5 +1,5 @@
-"""LLaMA: Open and Efficient Foundation Language Models (Touvron et al. 2023, arXiv:2302.13971),
-with what Llama 2 (arXiv:2307.09288) and Llama 3 (arXiv:2407.21783) changed in sizes.
+"""LLaMA: Open and Efficient Foundation Language Models (Touvron et al. 2023, arXiv:2302.13971), and
+the sizes of Llama 2 (arXiv:2307.09288) and Llama 3 (arXiv:2407.21783).
 
 A layer is GPT-2's (gpt.py) with RMSNorm, rotary positions (positions.py, `rotate`), no biases, and
 the feed-forward `down(silu(gate(x)) * up(x))`.
@@ -17,13 +17,14 @@ from plm_jax.models.decoder import Decoder
 
 
 def feed_forward_width(width: int, multiple_of: int = 256) -> int:
-  """2/3 of 4 * width, so that three matrices have the size of two, rounded up to a multiple."""
+  """2/3 of 4 * width, rounded up to a multiple: three such matrices are as large as two of 4 *
+  width."""
   return -(-int(8 * width / 3) // multiple_of) * multiple_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama(Decoder):
-  """LLaMA; the defaults are its 7B. A vocabulary of 32,000 gives 6,738,415,616 parameters.
+  """LLaMA; the defaults are its 7B, which has 6,738,415,616 parameters with 32,000 tokens.
 
   hidden: None is `feed_forward_width(width)`.
   """
@@ -57,7 +58,7 @@ LLAMA2_70B = Llama(
 )
 # 128,256 tokens.
 LLAMA3_8B = Llama(kv_heads=8, hidden=14336, positions=8192, norm_eps=1e-5, rope_theta=500_000.0)
-# karpathy/tinyllamas, stories260K: 512 tokens, the token table is also the output's.
+# karpathy/tinyllamas, stories260K: 512 tokens.
 STORIES_260K = Llama(
   layers=5,
   width=64,

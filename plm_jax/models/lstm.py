@@ -13,30 +13,28 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
-from plm_jax.models.dropout import Noise, dropout
-from plm_jax.models.heads import LM_HEADS, LanguageModel, refuse_unknown
+from plm_jax.models.dropout import Noise, dropout, streams
+from plm_jax.models.heads import LM_HEADS, LanguageModel, check_heads
 from plm_jax.models.layer_loop import stack, unstack
 from plm_jax.models.layers import STDDEV, Embedding, scaled_kernels
-from plm_jax.models.model import refuse_below
+from plm_jax.models.model import SingleModel, refuse_below, refuse_rates
 from plm_jax.models.parameters import linear_rows
 from plm_jax.models.recurrent import LSTM, LSTMState
-from plm_jax.models.transformer import streams
 
 if TYPE_CHECKING:
   from plm_jax.data.vocab import Vocab
 
-UNLIMITED = 2**15 - 1  # no table of positions ends a row; rows count in 16 bits
+UNLIMITED = 2**15 - 1  # there is no table of positions; row lengths are stored in 16 bits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lstm:
+class Lstm(SingleModel):
   """An LSTM language model.
 
-  width: of the tokens' vectors and of every layer. vocab_size: None takes the tokenizer's.
+  width: of the token table and of every layer. vocab_size: None takes the tokenizer's.
   positions: longest row. tied: the token table is also the output's (Press and Wolf 2017).
-  classifier_dropout: under classes; None is `dropout`.
+  classifier_dropout: before the head `classes`; None is `dropout`.
   """
 
   layers: int = 2
@@ -50,30 +48,17 @@ class Lstm:
 
   def __post_init__(self):
     refuse_below(self, 1, "layers", "width", "vocab_size", "positions")
-    for name in ("dropout", "classifier_dropout"):
-      if not 0 <= (getattr(self, name) or 0.0) < 1:
-        raise UserError(f"model.{name}={getattr(self, name)} must be at least 0 and below 1")
-
-  @property
-  def encoder(self) -> Lstm:
-    return self
-
-  @property
-  def encoder_path(self) -> str:
-    return ""
-
-  @property
-  def frozen(self) -> tuple[str, ...]:
-    return ()
+    refuse_rates(self, "dropout", "classifier_dropout")
 
   def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
-    """The tokens for begin and end, as far as the vocabulary has them."""
+    """The tokens for begin and end that the vocabulary has."""
     return vocab.begin, vocab.end
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> LstmModel:
-    """Random parameters, with the named heads: `lm` and `span` (0 as size), `classes` and
-    `token_classes` (the number of labels)."""
-    refuse_unknown(heads, LM_HEADS, "an LSTM language model", " (lm is for the objective CLM)")
+    """Random parameters with the named heads: `lm` and `span` (size 0), `classes` and
+    `token_classes` (number of labels)."""
+    note = " (lm is for the objective CLM)"
+    check_heads(self, heads, LM_HEADS, "an LSTM language model", note)
     return scaled_kernels(LstmModel(self, key, heads), self.initializer_range / STDDEV)
 
 
@@ -104,17 +89,18 @@ class LstmModel(LanguageModel):
     return LSTMState.zeros((rows, self.config.layers, self.config.width))
 
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
-    """States of the last layer `[B, T, U]` in `compute.activation_dtype`, every row from zeros.
+    """States of the last layer `[B, T, U]` in `compute.activation_dtype`; every row begins with a
+    state of zeros.
 
-    batch: `input_ids` int `[B, T]`, `length` int `[B]`; `document_ids` int `[B, T]` where a row has
-    several documents: each begins with zeros.
+    batch: `input_ids` int `[B, T]`, `length` int `[B]`; optional `document_ids` int `[B, T]`: every
+    document of a row begins with zeros too.
     """
     return self.continued(batch, compute, noise, self.carry(len(batch["input_ids"])))[0]
 
   def continued(
     self, batch: dict, compute: Compute, noise: Noise | None, carry: LSTMState
   ) -> tuple[jax.Array, LSTMState]:
-    """As `__call__`, from the state that the tokens before have left; and the state after."""
+    """`__call__` from the state `carry`, and the state after the batch."""
     ids_BT = batch["input_ids"]
     real_BT = jnp.arange(ids_BT.shape[1]) < batch["length"][:, None]
     begins_BT = None
@@ -124,24 +110,21 @@ class LstmModel(LanguageModel):
     return self.read(layers, ids_BT, real_BT, begins_BT, compute, noise, carry)
 
   def read(self, layers, ids_BT, real_BT, begins_BT, compute: Compute, noise, carry: LSTMState):
-    """All layers, one after the other, over T tokens."""
+    """The states of the last layer after T tokens, and the carry of all layers.
+
+    begins_BT: bool, True at tokens before which the state becomes zeros.
+    """
     dtype = compute.activation_dtype
-    in_layers = streams(noise, len(layers) + 1)
-    x_BTU = dropout(self.token(ids_BT, dtype), self.config.dropout, in_layers[-1])
+    *after_layers, in_embed = streams(noise, len(layers) + 1)
+    x_BTU = dropout(self.token(ids_BT, dtype), self.config.dropout, in_embed)
     last = []
-    for index, (layer, own) in enumerate(zip(layers, in_layers)):
+    for index, (layer, after_layer) in enumerate(zip(layers, after_layers, strict=True)):
       start = jax.tree.map(lambda x_BLU, l=index: x_BLU[:, l].astype(dtype), carry)
       x_BTU, state = layer(x_BTU, real_BT, start=start, begins_BT=begins_BT)
-      x_BTU = dropout(x_BTU, self.config.dropout, own)
+      x_BTU = dropout(x_BTU, self.config.dropout, after_layer)
       last.append(state)
     carry = jax.tree.map(lambda *x_BU: jnp.stack(x_BU, axis=1).astype(jnp.float32), *last)
     return x_BTU, carry
-
-  def class_logits(self, hidden_BTU: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
-    """float32 `[B, classes]` from the state after a row's last token."""
-    last_B = batch["length"] - 1
-    state_BU = jnp.take_along_axis(hidden_BTU, last_B[:, None, None], axis=1)[:, 0]
-    return self.classes(dropout(state_BU, self.classifier_dropout, noise)).astype(jnp.float32)
 
   def generator(self, compute: Compute, rows: int = 1) -> LstmGenerator:
     del rows
@@ -151,7 +134,7 @@ class LstmModel(LanguageModel):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LstmCache:
-  """The state after the tokens read so far. pad_B: padding columns before every row's prompt.
+  """The state after the tokens read so far. pad_B: number of padding columns before each prompt.
   at: columns read so far, int32 `[]`."""
 
   state: LSTMState

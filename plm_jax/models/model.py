@@ -1,31 +1,31 @@
-"""The protocol of a model: what its configuration and its parameters must have, for each use.
+"""The protocol of a model: the attributes of its configuration and parameters that each use needs.
 
-Nothing asks for a model's class. A model in one new file is at home everywhere if it has
+No code asks for a model's class. A model in one new file works everywhere if it has
 
   to train        config: `vocab_size`, `positions`, `encoder`, `encoder_path`, `frozen`, `init`.
-                  parameters: the forward pass, `encoder()`, `masked_lm()`, and the scores that its
-                  objectives read: `token_logits` and `token_logits_at` for CLM and MLM.
+                  parameters: the forward pass, `encoder()`, `masked_lm()`, and its objectives'
+                  scores: `token_logits` and `token_logits_at` for CLM and MLM.
   to carry state  parameters: `carry(rows)` and `continued(batch, compute, noise, carry)`.
-  to generate     parameters: `generator(compute, rows)` (plm_jax/decode/generator.py). A config
-                  that reads a source before it writes also has `source_ids` and `decoder_start`.
+  to generate     parameters: `generator(compute, rows)` (plm_jax/decode/generator.py). The config
+                  of a model with a source also has `source_ids` and `decoder_start`.
   to be scored    left to right: `generator`, or CLM among the objectives; `token_logits`.
                   masked: `masked_lm()` returns parameters with `token_logits`.
-                  on pairs: `nsp` or `sop`, each None without the head, and
+                  on pairs: `nsp` or `sop`, None without that head, and
                   `next_sentence_logits` or `sentence_order_logits`.
   to be           config: `text_frame`. parameters: `class_logits` (sentences),
-  fine-tuned      `token_class_logits` (tokens), `span_logits` (answers); `init` makes the heads
-                  `classes`, `token_classes` and `span`, where they are named.
-  to be exported  a family in plm_jax/export/families/, which names the config's class.
+  fine-tuned      `token_class_logits` (tokens), `span_logits` (answers); `init` can make the
+                  heads `classes`, `token_classes` and `span`.
+  to be exported  a file in plm_jax/export/families/ that names the config's class.
   to be           config: `teacher` (the directory of a run) and `teacher_model`. parameters:
   distilled       `teacher`, `taught(teacher)`.
 
-`carry`, `generator`, `source_ids`, `has_decoder` and `teacher` are optional: their presence is the
-answer (`hasattr`). `generator` is asked of `params.encoder()`.
+`carry`, `generator`, `source_ids`, `has_decoder` and `teacher` are optional: callers test for them
+by `hasattr`. `generator` is an attribute of `params.encoder()`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import jax
 
@@ -38,11 +38,35 @@ if TYPE_CHECKING:
 
 
 def refuse_below(config: object, least: int, *names: str) -> None:
-  """A `UserError` for a field of a model's configuration that is given, and less than `least`."""
+  """Errors: `UserError` for a named field of a model's configuration that is below `least`; None
+  is allowed."""
   for name in names:
     size = getattr(config, name)
     if size is not None and size < least:
       raise UserError(f"model.{name}={size} must be at least {least}")
+
+
+def refuse_rates(config: object, *names: str) -> None:
+  """Errors: `UserError` for a named dropout rate outside [0, 1); None is allowed."""
+  for name in names:
+    if not 0 <= (getattr(config, name) or 0.0) < 1:
+      raise UserError(f"model.{name}={getattr(config, name)} must be at least 0 and below 1")
+
+
+class SingleModel:
+  """A configuration that is not composite: all of it is fine-tuned and nothing is frozen."""
+
+  @property
+  def encoder(self) -> Self:
+    return self
+
+  @property
+  def encoder_path(self) -> str:
+    return ""
+
+  @property
+  def frozen(self) -> tuple[str, ...]:
+    return ()
 
 
 class Model(Protocol):
@@ -57,51 +81,51 @@ class Model(Protocol):
 
   @property
   def encoder_path(self) -> str:
-    """Where that model's parameters are among these: "" or a path such as "discriminator/"."""
+    """The path of the sub-model's parameters: "", or a prefix such as "discriminator/"."""
 
   @property
   def frozen(self) -> tuple[str, ...]:
-    """Path patterns of parameters that get no gradient, no update and no moments ("teacher/*")."""
+    """Path patterns of parameters without gradient, update and moments, such as "teacher/*"."""
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> Parameters:
-    """Random parameters, with the named heads: `{"mlm": 0, "classes": 3}`, sizes where they have
-    one. Errors: `UserError` for a head that the model does not have."""
+    """Random parameters with the named heads and their sizes, 0 for heads without a size:
+    `{"mlm": 0, "classes": 3}`. Errors: `UserError` for a head that the model does not have."""
 
   def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
-    """The special tokens before and after a text that is classified. Errors: `UserError` where the
-    vocabulary lacks one that the model needs."""
+    """The special tokens before and after a text that is classified. Errors: `UserError` if the
+    vocabulary lacks a special token that the model needs."""
 
 
 class SourceConfig(Model, Protocol):
   """The configuration of a model that reads a source before it writes."""
 
-  has_decoder: bool  # apart from the source's stack; without, a single stack reads both
+  has_decoder: bool  # False: a single stack reads source and target
 
   def source_ids(self, ids: list[int], vocab: Vocab) -> list[int]:
-    """The ids of a text with the special tokens that sources have."""
+    """The ids of a text with the special tokens of a source."""
 
   def decoder_start(self, vocab: Vocab) -> list[int]:
-    """The tokens that the decoder has read before the first token of a target."""
+    """The tokens that the decoder reads before the first token of a target."""
 
 
 class Parameters(Protocol):
   """The parameters of a model and its forward pass: an `nnx.Module` used as a plain pytree."""
 
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
-    """One forward pass; every objective's loss reads its result.
+    """One forward pass, which the losses of all objectives read.
 
-    Of a composite model that is a tuple of states. Otherwise hidden states `[B, T, D]`, for a batch
-    with `input_ids` int `[B, T]` and `length` int `[B]`.
+    batch: `input_ids` int `[B, T]`, `length` int `[B]`. Returns hidden states `[B, T, D]`, or a
+    tuple of states if the model is composite.
     """
 
   def encoder(self) -> Parameters:
     """The parameters of the config's `encoder`."""
 
   def masked_lm(self) -> Parameters | None:
-    """The parameters that predict a masked token by `token_logits`; None where nothing does."""
+    """The parameters whose `token_logits` predict a masked token; None if there are none."""
 
   def token_logits(self, hidden: jax.Array) -> jax.Array:
-    """`[..., D] -> float32 [..., V]`: scores of the next token, or of a masked one."""
+    """`[..., D] -> float32 [..., V]`: scores of the next or the masked token."""
 
   def token_logits_at(self, hidden: jax.Array, positions_BP: jax.Array) -> jax.Array:
     """float32 `[B, P, V]` at the given positions only."""
@@ -113,17 +137,16 @@ class Parameters(Protocol):
     """float32 `[B, T, classes]`."""
 
   def span_logits(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float32 `[B, T]` each: that an answer begins here, and that it ends here."""
+    """float32 `[B, T]` each: scores that an answer begins at a token, and that it ends there."""
 
   def generator(self, compute: Compute, rows: int = 1) -> Any:
-    """A `Generator` (plm_jax/decode/generator.py): the model ready for generation. Models that do
-    not write lack it."""
+    """A `Generator` (plm_jax/decode/generator.py): the model ready for generation. Optional."""
 
   def carry(self, rows: int) -> Any:
-    """The state before any token, a pytree of arrays `[rows, ...]`. Models that carry no state from
-    batch to batch lack it."""
+    """The state before any token, a pytree of arrays `[rows, ...]`. Optional: only for models that
+    carry a state from batch to batch."""
 
   def continued(
     self, batch: dict, compute: Compute, noise: Noise | None, carry: Any
   ) -> tuple[jax.Array, Any]:
-    """The result of `__call__` and the state after the batch. Models without `carry` lack it."""
+    """The result of `__call__` and the state after the batch. Only for models with `carry`."""

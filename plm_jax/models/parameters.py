@@ -1,8 +1,8 @@
-"""The table of parameters: which axes each has, which kind it is, and how deep in the model it is.
+"""The table of parameters: the axes, the kind and the depth of each.
 
-Sharding, optimisers, initial weights, decoding and `--from` read it, so that a parameter is
-described once. A row is found by the end of a parameter's path; the longest end counts. A model
-adds rows by an attribute `ROLES` of any of its module classes, next to the layers that they name:
+Sharding, optimisers, initial weights, decoding and `--from` read it. The row of a parameter is the
+one that matches the longest end of its path. A model adds rows by an attribute `ROLES` of any of
+its module classes:
 
     class LstmModel(nnx.Module):
       ROLES: ClassVar = linear_rows("blocks/input", "layer", ("width",), ("gates", "features"))
@@ -22,13 +22,13 @@ Depth = Literal["embedding", "layer", "end", "head"]
 class Role(NamedTuple):
   """One row of the table.
 
-  axes: the logical axis of each dimension (plm_jax/sharding.py, `RULES`), without the axes of
-    layers that stacking puts in front.
+  axes: the logical axis of each dimension (plm_jax/sharding.py, `RULES`), without leading layer
+    axes.
   kind: the last name of the path; a `kernel` is contracted with the input, a `table` indexed.
-  depth: `end` is after the last layer of every model (the final norm); a `head` exists where an
-    objective needs it. A table that is also the output's is an `embedding`.
-  inputs: how many axes of a kernel are contracted with the input; 1 for a table.
-  query: whether it makes the queries of attention, which the scores are proportional to.
+  depth: `end` is after the last layer of every model (the final norm); a `head` exists if an
+    objective needs it. A tied token table is an `embedding`.
+  inputs: the number of axes of a kernel that are contracted with the input; 1 for a table.
+  query: whether it makes the queries of attention, to which the scores are proportional.
   residual: whether its product is added to the residual stream.
   """
 
@@ -48,7 +48,7 @@ class Role(NamedTuple):
 def linear_rows(
   path: str, depth: Depth, inputs: tuple[str, ...], outputs: tuple[str, ...], **more
 ) -> dict[str, Role]:
-  """The rows of a `Linear`. A bias of the residual stream is placed like those of norms."""
+  """The rows of a `Linear`. A bias of width D is sharded like those of norms."""
   bias = ("norm",) if outputs == ("width",) else outputs
   return {
     f"{path}/kernel": Role((*inputs, *outputs), "kernel", depth, len(inputs), **more),
@@ -114,7 +114,7 @@ ROLES: dict[str, Role] = {
 
 
 def role(path: str, roles: Mapping[str, Role] = ROLES) -> Role:
-  """The row of the parameter at `path`. Errors: `LookupError` where there is none."""
+  """The row of the parameter at `path`. Errors: `LookupError` if there is none."""
   names = path.split("/")
   for start in range(len(names)):
     row = roles.get("/".join(names[start:]))
@@ -129,7 +129,7 @@ def role(path: str, roles: Mapping[str, Role] = ROLES) -> Role:
 def roles_of(tree: Any) -> dict[str, Role]:
   """`ROLES` and the rows that the classes of modules in `tree` add to it.
 
-  Gradients, moments and shardings are trees of the same modules, so that their rows are found too.
+  Gradients, moments and shardings are trees of the same modules.
   """
   added: dict[str, Role] = {}
 
@@ -156,8 +156,8 @@ def map_roles(f: Callable, params: Any, *rest: Any) -> Any:
 
 
 def head_patterns(roles: Mapping[str, Role] = ROLES) -> tuple[str, ...]:
-  """Path patterns of the heads, which come and go between runs: `("lm/*", "mlm/*", ...)`. The row
-  of a head begins with the name that the head has in its model."""
+  """Path patterns of the heads, which differ between runs: `("lm/*", "mlm/*", ...)`. The row of a
+  head begins with the head's name."""
   heads = (tail for tail, row in roles.items() if row.depth == "head")
   return tuple(dict.fromkeys(tail.split("/")[0] + "/*" for tail in heads))
 
@@ -185,9 +185,9 @@ def is_stacked(path: str) -> bool:
 
 
 def stacked_axes(path: str, role: Role, rank: int) -> int:
-  """How many leading axes of layers the parameter at `path` has: those that its row does not name.
+  """The number of leading layer axes of the parameter at `path`: those that its row does not name.
 
-  Errors: `LookupError` where the row does not fit the rank.
+  Errors: `LookupError` if the row does not fit the rank.
   """
   stacked = rank - len(role.axes)
   if stacked < 0 or (stacked and not is_stacked(path)):
@@ -200,11 +200,11 @@ def stacked_axes(path: str, role: Role, rank: int) -> int:
 
 
 def layer_of(path: str) -> tuple[str, int | None]:
-  """The stack of layers that the parameter at `path` belongs to, and the number of its layer.
+  """The stack and the layer number of the parameter at `path`.
 
-  `lstm/1/input/kernel` -> ("lstm", 1). The number is None where the leading axis has all layers:
-  `student/blocks/attention/query/kernel` -> ("student/blocks", None). Without a number there is a
-  single layer.
+  `lstm/1/input/kernel` -> ("lstm", 1). The number is None if the leading axis has all layers:
+  `student/blocks/attention/query/kernel` -> ("student/blocks", None). Any other path is layer 0 of
+  the stack "".
   """
   names = path.split("/")
   numbered = [at for at, name in enumerate(names) if name.isdecimal()]

@@ -1,4 +1,4 @@
-"""Positions that are computed and not learned."""
+"""Computed positions: rotary, sinusoidal, and positions within documents."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LinearScaling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama3Scaling:
-  """Low frequencies divided by `factor`, high ones kept, a linear passage between (Llama 3.1;
+  """Low frequencies divided by `factor`, high ones kept, with a linear transition (Llama 3.1;
   transformers, modeling_rope_utils.py `_compute_llama3_parameters`)."""
 
   factor: float = 8.0
@@ -71,8 +71,8 @@ def rotation(
 ) -> Rotation:
   """Rotary embedding (Su et al. 2021): pair i of a head turns by `position * theta^(-2i / H)`.
 
-  position_ids: int `[B or 1, T]`. Angles are float32 whatever the activations: bfloat16 cannot
-  tell position 257 from 256.
+  position_ids: int `[B or 1, T]`. Angles are always float32: bfloat16 cannot tell position 257 from
+  256.
   """
   frequencies = theta ** (-np.arange(0, head_width, 2) / head_width)
   if scaling is not None:
@@ -82,8 +82,8 @@ def rotation(
 
 
 def rotate(x_BTNH: jax.Array, rotation: Rotation | None) -> jax.Array:
-  """x turned by the angles; element i is paired with i + H / 2, as in transformers (llama2.c and
-  Meta's files pair 2i with 2i + 1: their kernels are permuted on import)."""
+  """x turned by the angles. Element i is paired with i + H / 2, as in transformers; llama2.c and
+  Meta's files pair 2i with 2i + 1, so import permutes their kernels."""
   if rotation is None:
     return x_BTNH
   cos, sin = (angle[..., None, :] for angle in rotation)
@@ -93,15 +93,15 @@ def rotate(x_BTNH: jax.Array, rotation: Rotation | None) -> jax.Array:
 
 
 def document_positions(document_ids_BT: jax.Array) -> jax.Array:
-  """int `[B, T]`: how far a token is from the first of its document in this row."""
+  """int `[B, T]`: the distance of a token from its document's first token in the row."""
   column = jnp.arange(document_ids_BT.shape[1])
   begins_BT = jnp.diff(document_ids_BT, axis=1, prepend=document_ids_BT[:, :1] - 1) != 0
   return column - jax.lax.cummax(jnp.where(begins_BT, column, 0), axis=1)
 
 
 def sinusoids(position_ids: jax.Array, width: int) -> jax.Array:
-  """float32 `[..., D]`: `sin(p / 10000^(2i / D))` for i below D / 2, and then the cosines (Vaswani
-  et al. 2017, section 3.5; in this order tensor2tensor and Marian)."""
+  """float32 `[..., D]`: `sin(p / 10000^(2i / D))` for i below D / 2, then the cosines (Vaswani et
+  al. 2017, section 3.5; in the order of tensor2tensor and Marian)."""
   half = -(-width // 2)
   frequencies = 10_000.0 ** (-2 * np.arange(half) / width)
   angles = position_ids[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 def contract(
   x: jax.Array, kernel: jax.Array, axes: int, result: jnp.dtype | None = None
 ) -> jax.Array:
-  """Contracts the last `axes` axes of `x` with the first of `kernel`, as one matrix product.
+  """Contracts the last `axes` axes of `x` with the first of `kernel`, as a product of two matrices.
 
-  Of two matrices: with several batch axes XLA transposes one side of the kernel's gradient on a CPU
-  and computes it three times as slowly. result: dtype; None is that of `x`.
+  With several batch axes XLA on a CPU transposes one side of the kernel's gradient, which is three
+  times as slow. result: dtype; None is that of `x`.
   """
   batch, out = x.shape[: x.ndim - axes], kernel.shape[axes:]
   contracted = math.prod(kernel.shape[:axes])
@@ -29,8 +29,8 @@ def contract(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x_RK: jax.Array, w_KF: jax.Array, result: jnp.dtype) -> jax.Array:
-  """`x w`, `[R, F]` in the dtype `result`; its gradient's products are in the operands' dtype, as
-  those of `einsum_float32`."""
+  """`x w`, `[R, F]` in the dtype `result`. The products of its gradient are in the operands' dtype,
+  as in `einsum_float32`."""
   return jnp.dot(x_RK, w_KF, preferred_element_type=result)
 
 
@@ -49,8 +49,8 @@ product.defvjp(_product_forward, _product_backward)
 
 
 def _kernel_gradient(x_RK: jax.Array, g_RF: jax.Array) -> jax.Array:
-  """`x^T g`. On a CPU the narrower matrix is read transposed, which for the table of a vocabulary
-  takes half the time; the barrier keeps XLA from undoing it."""
+  """`x^T g`. On a CPU the narrower matrix is read transposed, which takes half the time for the
+  table of a vocabulary; the barrier keeps XLA from undoing it."""
   if jax.default_backend() != "cpu":
     return x_RK.T @ g_RF
   if x_RK.shape[1] <= g_RF.shape[1]:
@@ -60,10 +60,10 @@ def _kernel_gradient(x_RK: jax.Array, g_RF: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def einsum_float32(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  """An einsum of two arrays of one dtype with a float32 result, for scores of attention.
+  """An einsum of two arrays of one dtype with a float32 result, for attention scores.
 
-  Its gradient's products are in the dtype of the operands: JAX's own rule would turn bfloat16
-  operands into float32 ones there, the slowest products of the whole step.
+  The products of its gradient are in the operands' dtype. JAX's rule would convert bfloat16
+  operands to float32, which makes them the slowest products of the whole step.
   """
   return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 

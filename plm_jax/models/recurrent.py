@@ -12,7 +12,7 @@ from plm_jax.models.layers import Linear
 
 
 class LSTMState(NamedTuple):
-  """Output and memory cell after a token, `[B, U]` each, or with more axes of several layers."""
+  """Output and memory cell after a token, `[B, U]` each, or `[B, L, U]` for several layers."""
 
   h_BU: jax.Array
   c_BU: jax.Array
@@ -46,18 +46,17 @@ class LSTM(nnx.Module):
     start: LSTMState | None = None,
     begins_BT: jax.Array | None = None,
   ) -> tuple[jax.Array, LSTMState]:
-    """States `[B, T, U]` and the last one in reading order, which `reverse` turns round.
+    """Outputs `[B, T, U]` and the state after the last token, or after the first with `reverse`.
 
-    real_BT: bool; at padding the state stands still, so its number changes nothing. start: the
-    state before the first token; None is zeros. begins_BT: bool, where the state is zeros again
-    before the token is read.
+    real_BT: bool; padding does not change the state. start: the state before the first token; None
+    is zeros. begins_BT: bool, True at tokens before which the state becomes zeros.
     """
     from_input = self.input(x_BTD)
     units = from_input.shape[-1]
     state = LSTMState.zeros((x_BTD.shape[0], units), x_BTD.dtype) if start is None else start
 
-    def step(state, now):
-      gates, real, begins = now
+    def step(state, inputs):
+      gates, real, begins = inputs
       h, c = state if begins is None else jax.tree.map(lambda s: jnp.where(begins, 0, s), state)
       i, f, g, o = jnp.moveaxis(gates + self.recurrent(h), -2, 0)
       new_c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -81,7 +80,7 @@ class BiLSTM(nnx.Module):
     self.backward = LSTM(backward, width, width // 2)
 
   def last(self, x_BTD: jax.Array, length_B: jax.Array) -> jax.Array:
-    """`[B, D]`: the last state of either direction, side by side."""
+    """`[B, D]`: the last outputs of both directions, concatenated."""
     real_BT = jnp.arange(x_BTD.shape[1]) < length_B[:, None]
     _, forward = self.forward(x_BTD, real_BT)
     _, backward = self.backward(x_BTD, real_BT, reverse=True)

@@ -1,6 +1,6 @@
 """T5's relative positions: a learned bias of the scores for every head and distance (Raffel et al.
 2020, section 2.1; google-research/mesh, mesh_tensorflow transformer_layers.py
-`_relative_position_bucket`). One table serves all layers of a stack."""
+`_relative_position_bucket`). All layers of a stack share one table."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from plm_jax.models.layers import Embedding
 
 
 def buckets_of(distances: int, buckets: int, furthest: int) -> np.ndarray:
-  """int32 `[distances]`: the bucket of every distance from 0 on, of so many buckets in one
+  """int32 `[distances]`: the buckets of the distances from 0 on, with `buckets` buckets in one
   direction. Half of them hold one distance each, the others grow logarithmically up to `furthest`.
 
-  float32, as in the original: with 32 buckets up to 128 in one direction they begin at 0, 1, ..,
+  Computed in float32, as in the original: 32 buckets up to 128 in one direction begin at 0, 1, ..,
   15, 16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113.
   """
   exact = buckets // 2
@@ -32,8 +32,8 @@ def buckets_of(distances: int, buckets: int, furthest: int) -> np.ndarray:
 class RelativeBias(nnx.Module):
   """`bias[n, t, s] = table[bucket(s - t), n]`.
 
-  bidirectional: half of the buckets are for sources after the target; otherwise those all have
-  bucket 0, and are masked.
+  bidirectional: half of the buckets are for sources after the target; otherwise such sources have
+  bucket 0 and must be masked.
   """
 
   def __init__(self, key, buckets: int, furthest: int, heads: int, bidirectional: bool):
@@ -41,7 +41,7 @@ class RelativeBias(nnx.Module):
     self.buckets, self.furthest, self.bidirectional = buckets, furthest, bidirectional
 
   def bucket(self, relative: jax.Array) -> jax.Array:
-    """int like `relative`, source position minus target position."""
+    """int like `relative`, which is source position minus target position."""
     one_way = self.buckets // 2 if self.bidirectional else self.buckets
     table = jnp.asarray(buckets_of(self.furthest + 1, one_way, self.furthest))
     before = jnp.abs(relative) if self.bidirectional else jnp.maximum(-relative, 0)
@@ -49,10 +49,10 @@ class RelativeBias(nnx.Module):
     return table[jnp.minimum(before, self.furthest)] + after
 
   def __call__(self, targets: int, sources: int) -> jax.Array:
-    """float32 `[1, N, T, S]` for rows that both begin at position 0.
+    """float32 `[1, N, T, S]` for targets and sources that begin at position 0.
 
     The biases of all T + S - 1 distances are looked up once, and each target's row is a window of
-    them: a reshape, whose gradient is a sum, where that of T * S look-ups is a scatter.
+    them by a reshape. Its gradient is a sum; that of T * S look-ups would be a scatter.
     """
     T, S = targets, sources
     by_distance_LN = self.relative.table[...][self.bucket(jnp.arange(1 - T, S))]
@@ -63,11 +63,7 @@ class RelativeBias(nnx.Module):
   def at(self, begin: jax.Array, targets: int, sources: int) -> jax.Array:
     """float32 `[1, N, T, S]` for targets from column `begin` on, as in a cache."""
     relative_TS = jnp.arange(sources) - (begin + jnp.arange(targets))[:, None]
-    return self.of(relative_TS[None])
-
-  def of(self, relative_BTS: jax.Array) -> jax.Array:
-    """float32 `[B, N, T, S]` for any distances."""
-    return self.relative.table[...][self.bucket(relative_BTS)].transpose(0, 3, 1, 2)
+    return self.relative.table[...][self.bucket(relative_TS)].transpose(2, 0, 1)[None]
 
   @property
   def heads(self) -> int:

@@ -2,11 +2,11 @@
 
 Sources: the paper; fairseq (3d262bb) models/roberta/model.py and, for the initial weights,
 modules/transformer_sentence_encoder.py. The architecture is BERT's with the exact GELU, eps 1e-5, a
-byte-level vocabulary, and positions counted from 2 on: ids 0 and 1 of fairseq's dictionary are <s>
-and padding, and it counts positions from behind the id of padding.
-Deviations: there is one segment row, added to every token, as in transformers' checkpoints, where
-fairseq has none (`segments=0`); the embedding rows of padding start at random instead of at zero,
-since no real position ever reads them.
+byte-level vocabulary, and positions counted from 2 on: fairseq counts them from the id after that
+its positions begin after the id of padding.
+Deviations: one segment row is added to every token, as in transformers' checkpoints; fairseq has
+none (`segments=0`). The embedding rows of padding start at random instead of at zero; no real
+position reads them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The token table and the heads, which encoder-decoders and single stacks have in common."""
+"""The token table and the heads that encoder-decoders and single stacks share."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from plm_jax.models.config import TransformerConfig
-from plm_jax.models.dropout import Noise, dropout
-from plm_jax.models.heads import LM_HEADS, LanguageModel, Pooler
+from plm_jax.models.dropout import Noise, dropout, streams
+from plm_jax.models.heads import LM_HEADS, LanguageModel, Pooler, state_at
 from plm_jax.models.layers import Embedding
-from plm_jax.models.transformer import streams
 
 
 class Seq2SeqModel(LanguageModel):
@@ -25,17 +24,16 @@ class Seq2SeqModel(LanguageModel):
     self.make_heads(key, {"lm": lm, "classes": classes}, heads)
 
   def scaled(self, hidden: jax.Array) -> jax.Array:
-    """What the output's table is multiplied with."""
+    """The states divided by sqrt(width) if the config has `logit_scale`."""
     return hidden * self.config.width**-0.5 if self.config.logit_scale else hidden
 
   def token_logits(self, hidden: jax.Array) -> jax.Array:
     return super().token_logits(self.scaled(hidden))
 
   def class_logits(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
-    """float32 `[B, classes]` from the state at the row's last token, or where `decoder_length` of
-    the batch ends: dropout, dense, tanh, dropout, linear (fairseq, `BARTClassificationHead`)."""
+    """float32 `[B, classes]` from the state of the last token, by `decoder_length` of the batch or
+    else `length`: dropout, dense, tanh, dropout, linear (fairseq, `BARTClassificationHead`)."""
     before, after = streams(noise, 2)
-    last_B = batch.get("decoder_length", batch["length"]) - 1
-    state_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
+    state_BD = state_at(hidden_BTD, batch.get("decoder_length", batch["length"]) - 1)
     state_BD = jnp.tanh(self.pooler(dropout(state_BD, self.classifier_dropout, before)))
     return self.classes(dropout(state_BD, self.classifier_dropout, after)).astype(jnp.float32)

@@ -10,20 +10,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plm_jax.models.config import TransformerConfig
-from plm_jax.models.dropout import Noise, dropout
+from plm_jax.models.dropout import Noise, dropout, streams
 from plm_jax.models.layer_loop import run_blocks, stack
 from plm_jax.models.layers import NORMS, Embedding
 from plm_jax.models.positions import sinusoids
 from plm_jax.models.relative import RelativeBias
-from plm_jax.models.transformer import AttentionContext, make_block, streams
+from plm_jax.models.transformer import AttentionContext, make_block
 
 
 class Stack(nnx.Module):
   """The layers of one side of an `EncoderDecoder`.
 
-  side: `encoder` or `decoder`, whose sizes may differ. cross: whether it reads another stack.
-  bidirectional: whether relative positions tell sources before a target from those after it.
-  blocks: whether it has layers of its own, or is run with those of another stack.
+  side: `encoder` or `decoder`, whose sizes may differ. cross: whether there is cross-attention.
+  bidirectional: whether relative positions distinguish sources before and after the target.
+  blocks: False if the stack runs the layers of another stack.
   """
 
   def __init__(
@@ -50,8 +50,8 @@ class Stack(nnx.Module):
     self.norm = norm() if c.norm_at == "pre" else None
 
   def embed(self, x_BTD: jax.Array, position_ids, noise: Noise | None) -> jax.Array:
-    """`dropout(norm(scale * token + position))`, as far as there are any. position_ids: int
-    `[T]` or `[B, T]`, counted from 0."""
+    """`dropout(norm(scale * token + position))`; scale, position and norm depend on the config.
+    position_ids: int `[T]` or `[B, T]`, counted from 0."""
     c = self.config
     if c.embedding_scale:
       x_BTD = x_BTD * jnp.asarray(math.sqrt(c.width), x_BTD.dtype)
@@ -65,7 +65,7 @@ class Stack(nnx.Module):
     return dropout(x_BTD, c.dropout, noise)
 
   def finish(self, x_BTD: jax.Array, noise: Noise | None) -> jax.Array:
-    """The last norm and dropout, where there are any."""
+    """The last norm and dropout, if the config has them."""
     x_BTD = x_BTD if self.norm is None else self.norm(x_BTD)
     return dropout(x_BTD, self.config.dropout, noise) if self.config.final_dropout else x_BTD
 
@@ -77,7 +77,7 @@ class Stack(nnx.Module):
   def run(
     self, x_BTD, position_ids, context: AttentionContext, compute, noise, blocks=None
   ) -> jax.Array:
-    """From embedded tokens to the last states. blocks: those of another stack, where shared."""
+    """From embedded tokens to the last states. blocks: the layers of another stack, if shared."""
     in_embed, in_blocks, at_end = streams(noise, 3)
     x_BTD = self.embed(x_BTD, position_ids, in_embed)
     blocks = self.blocks if blocks is None else blocks

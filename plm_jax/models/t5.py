@@ -1,12 +1,12 @@
 """T5: Exploring the Limits of Transfer Learning (Raffel et al. 2020, arXiv:1910.10683), and T5 1.1.
 
-The layers of both sides are GPT-2's (gpt.py) with RMSNorm, relu and no biases; the decoder's read
-the source between their two lines. Scores have a bias by distance (relative.py), and no layer adds
-positions.
+The layers of both sides are GPT-2's (gpt.py) with RMSNorm, relu and no biases; in the decoder
+cross-attention is between the two lines. Scores have a bias by distance (relative.py); tokens have
+no positions.
 
 Sources: the paper, section 2.1; google-research/text-to-text-transfer-transformer (e081111)
 t5/models/gin and released_checkpoints.md; google-research/mesh for layers and initial weights.
-Attention scores are not divided by sqrt(d): the initial queries are so much smaller.
+Attention scores are not divided by sqrt(H); the initial queries are, instead.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from plm_jax.models.config import Norm, NormAt, Position
 from plm_jax.models.encoder_decoder import EncoderDecoder, Frame
 from plm_jax.models.initializers import Initializer
 
-UNLIMITED = 2**15 - 1  # there is no table of positions that could end; rows count in 16 bits
+UNLIMITED = 2**15 - 1  # there is no table of positions; row lengths are stored in 16 bits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5(EncoderDecoder):
   """T5 1.0; the defaults are T5-small. Its vocabulary has 32,128 rows: 32,000 pieces, 100 sentinels
-  and 28 that nothing uses."""
+  and 28 unused rows."""
 
   hidden: int | None = 2048
   head_width: int | None = 64
@@ -45,8 +45,8 @@ class T5(EncoderDecoder):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5v11(T5):
-  """T5 1.1; the defaults are its small. Gated GELU, an output table of its own without scaling, and
-  no dropout in pretraining."""
+  """T5 1.1; the defaults are its small size. Gated GELU, a separate output table without scaling,
+  and no dropout in pretraining."""
 
   layers: int = 8
   heads: int = 6

@@ -1,4 +1,4 @@
-"""The layers of a Transformer: attention, feed-forward, norms, and what a layer is given."""
+"""The layers of a Transformer (attention, feed-forward, norms) and the context of attention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plm_jax.models.activations import Activation, activate
 from plm_jax.models.attention import Attention, window_mask
 from plm_jax.models.cache import LayerCache
 from plm_jax.models.config import TransformerConfig
-from plm_jax.models.dropout import Noise, dropout
+from plm_jax.models.dropout import Noise, dropout, streams
 from plm_jax.models.layers import NORMS, Linear
 from plm_jax.models.positions import Rotation
 
@@ -21,8 +21,8 @@ from plm_jax.models.positions import Rotation
 class FeedForward(nnx.Module):
   """`activation(x W_up + b_up) W_down + b_down` (Vaswani et al. 2017, section 3.3).
 
-  gated: `(activation(x W_gate) * (x W_up)) W_down`, SwiGLU where the activation is SiLU and GEGLU
-  where it is GELU (Shazeer 2020). dropout: on what W_down reads (T5).
+  gated: `(activation(x W_gate) * (x W_up)) W_down`, which is SwiGLU with SiLU and GEGLU with GELU
+  (Shazeer 2020). dropout: of the input of W_down (T5).
   """
 
   def __init__(
@@ -52,11 +52,10 @@ class FeedForward(nnx.Module):
 
 
 class LocalContext(NamedTuple):
-  """What the layers with a window see.
+  """The context of the layers with a window.
 
   near: bool `[1, 1, T, S]`, True where a source is at most `window` columns from its target.
-  rotation: None is that of the other layers. global_every: these layers see all, see
-  `TransformerConfig`.
+  rotation: None is that of the other layers. global_every: as in `TransformerConfig`.
   """
 
   near: jax.Array
@@ -70,10 +69,10 @@ class AttentionContext(NamedTuple):
   `[B, N, T, S]`.
 
   rotation: of queries and keys (RoPE). score_bias: float32, added to the scores of self-attention
-  (T5). source, source_mask: the states `[B, S, D]` that cross-attention reads; no source is needed
-  where its keys and values are cached. at: the column of the cache that the first target gets.
-  causal: the mask is False wherever the source follows the target. local: of the layers with a
-  window. window: of this layer, where it is known when the program is compiled.
+  (T5). source, source_mask: the states `[B, S, D]` that cross-attention reads, not needed if their
+  keys and values are cached. at: the cache column of the first target. causal: the mask is False
+  wherever the source follows the target. local: of the layers with a window. window: of this layer,
+  if it is known when the program is compiled.
   """
 
   mask: jax.Array
@@ -90,8 +89,8 @@ class AttentionContext(NamedTuple):
   def of(
     cls, config: TransformerConfig, mask: jax.Array, position_ids: jax.Array, at=None, **others
   ) -> AttentionContext:
-    """With the angles and the window of a configuration. position_ids: int `[T]` or `[B, T]`, of
-    the targets; the window counts columns. others: further fields."""
+    """A context with the angles and the window of a configuration. position_ids: int `[T]` or
+    `[B, T]`, of the targets; the window counts columns. others: further fields."""
     local = None
     if config.window is not None:
       targets, sources = position_ids.shape[-1], mask.shape[-1]
@@ -101,7 +100,7 @@ class AttentionContext(NamedTuple):
     return cls(mask, config.rotation(position_ids), at=at, local=local, **others)
 
   def of_layer(self, layer: int | jax.Array) -> AttentionContext:
-    """The context of one layer, counted from 0: within its window, or all."""
+    """The context of one layer, counted from 0, with the layer's window applied."""
     local = self.local
     if local is None:
       return self
@@ -120,8 +119,8 @@ class AttentionContext(NamedTuple):
 
 
 class Block(nnx.Module):
-  """A layer's parts: self-attention, perhaps cross-attention, feed-forward, and a norm for each.
-  `PostNormBlock` and `PreNormBlock` say where the norms are.
+  """A layer's parts: self-attention, optional cross-attention, feed-forward, and a norm for each.
+  `PostNormBlock` and `PreNormBlock` place the norms.
 
   cross: whether there is cross-attention.
   """
@@ -155,17 +154,17 @@ class Block(nnx.Module):
     self.dropout, self.attention_dropout = c.dropout, c.attention_dropout
 
   def attend(self, x_BTD, context: AttentionContext, noise, cache: LayerCache | None):
-    """Self-attention, and the cache with the keys and values of x in it."""
-    own = self.attention.key_values(x_BTD, context.rotation)
+    """Self-attention, and the cache extended by the keys and values of x."""
+    key_values = self.attention.key_values(x_BTD, context.rotation)
     if cache is not None:
-      own = cache.own.extended(own, context.at)
-      cache = cache._replace(own=own)
+      key_values = cache.own.extended(key_values, context.at)
+      cache = cache._replace(own=key_values)
     y_BTD = self.attention(
       x_BTD,
       context.mask,
       self.attention_dropout,
       noise,
-      read=own,
+      read=key_values,
       score_bias=context.score_bias,
       rotation=context.rotation,
       causal=context.causal,
@@ -206,7 +205,7 @@ class PostNormBlock(Block):
 
 class PreNormBlock(Block):
   """A Transformer layer whose sublayers read a normalised residual stream (GPT-2, section 2.3). The
-  stream itself is never normalised, so that the stack needs a norm at its end."""
+  stream itself is never normalised, so the stack needs a norm at its end."""
 
   def __call__(
     self,
@@ -231,8 +230,3 @@ class PreNormBlock(Block):
 def make_block(key: jax.Array, config: TransformerConfig, cross: bool = False) -> Block:
   """The layer that a configuration describes."""
   return (PreNormBlock if config.norm_at == "pre" else PostNormBlock)(key, config, cross)
-
-
-def streams(noise: Noise | None, count: int) -> list[Noise | None]:
-  """`count` independent sources of noise, or as many Nones."""
-  return [None if noise is None else noise.fold(i) for i in range(count)]

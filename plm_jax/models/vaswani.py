@@ -1,8 +1,8 @@
 """The Transformer: Attention Is All You Need (Vaswani et al. 2017, arXiv:1706.03762).
 
 Sources: the paper; tensorflow/tensor2tensor, models/transformer.py, for the initial weights.
-Deviations: the sines of all positions stand before the cosines, as in tensor2tensor and Marian,
-where the paper alternates them: the same numbers in another order of the dimensions.
+Deviation: all sines are before all cosines, as in tensor2tensor and Marian; the paper alternates
+them. This only reorders the dimensions.
 """
 
 from __future__ import annotations

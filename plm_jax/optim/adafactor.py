@@ -1,9 +1,9 @@
-"""Adafactor (Shazeer and Stern 2018) as T5 was trained with it.
+"""Adafactor (Shazeer and Stern 2018), in T5's variant.
 
 Source: google-research/mesh, mesh_tensorflow optimize.py `AdafactorOptimizer`. `optax.adafactor`
-has the same mathematics, but takes the two largest axes of an array for its matrix and one root
-mean square over all of it. Here a kernel is its matrix [inputs, outputs], whatever heads it is
-divided into, and each layer of a stack stands for itself, as the original has a variable for each.
+has the same mathematics, but factors the two largest axes of an array and takes one root mean
+square over all of it. Here a kernel is a matrix [inputs, outputs], with heads merged, and each
+layer of a stack is separate, because the original has a variable for each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import optax
 from plm_jax.errors import UserError
 from plm_jax.models.parameters import Role, map_roles, stacked_axes, with_roles
 
-_SMALLEST_SCALE = 1e-3  # of a tensor whose entries are nearly 0
+_SMALLEST_SCALE = 1e-3  # for tensors whose entries are nearly 0
 _EPSILON = 1e-30
 
 
@@ -33,8 +33,8 @@ class Adafactor:
       u = u / max(1, rms(u) / clip)           w = w - lr max(0.001, rms(w)) u
 
   peak: highest learning rate, relative to the size of the weights. warmup: steps of linear increase
-  from 0. schedule: `inverse_sqrt` stays at the peak for `hold` steps and then is peak sqrt(hold /
-  step): with the defaults 1 / sqrt(max(step, 10,000)), T5's for pretraining. `constant` is T5's for
+  from 0. schedule: `inverse_sqrt` is the peak for `hold` steps, then peak sqrt(hold / step); the
+  defaults give 1 / sqrt(max(step, 10,000)), T5's for pretraining. `constant` is T5's for
   fine-tuning.
   """
 
@@ -76,8 +76,8 @@ class Adafactor:
 
 
 class FactoredState(NamedTuple):
-  """Means of squared gradients: of a factored matrix [.., I, O] `v_row` [.., I] and `v_col`
-  [.., O], of anything else `v`; None elsewhere."""
+  """Means of squared gradients: `v_row` [.., I] and `v_col` [.., O] of a factored matrix
+  [.., I, O], `v` of any other parameter; the rest is None."""
 
   count: jax.Array
   v_row: Any
@@ -128,7 +128,7 @@ def scale_by_factored_rms(decay_rate: float, factored: int) -> optax.GradientTra
 
 
 def scale_by_sizes(clip: float) -> optax.GradientTransformation:
-  """u max(0.001, rms(w)) / max(1, rms(u) / clip), for every layer of a stack by itself."""
+  """u max(0.001, rms(w)) / max(1, rms(u) / clip), for each layer of a stack separately."""
 
   def update(updates, state, params):
     def scaled(path, role, u, w):
@@ -142,9 +142,9 @@ def scale_by_sizes(clip: float) -> optax.GradientTransformation:
 
 
 def matrix_shape(path: str, role: Role, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-  """[inputs, outputs] of a kernel or table, with stacked layers in front; None for others."""
+  """[inputs, outputs] of a kernel or table, after its layer axes; None for biases and gains."""
   if not role.is_weight:
     return None
   layers = shape[: stacked_axes(path, role, len(shape))]
-  own = shape[len(layers) :]
-  return (*layers, math.prod(own[: role.inputs]), math.prod(own[role.inputs :]))
+  axes = shape[len(layers) :]
+  return (*layers, math.prod(axes[: role.inputs]), math.prod(axes[role.inputs :]))

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, as optax chains built from a frozen configuration."""
+"""AdamW and LAMB with learning-rate schedules, as optax chains from a frozen configuration."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class AdamW:
       m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2
       w = w - lr (m / (sqrt(v) + eps) + decay w)      with m, v bias-corrected or not
 
-  Biases and the gains of norms are decayed only with decays="all", as by RoBERTa's code (fairseq,
-  optim/adam.py, leaves no parameter out). `paper_faithful` keeps the quirks of BERT's own
-  optimiser: no bias correction (its first step is .1 / sqrt(.001) = 3.162 lr per coordinate instead
-  of 1 lr) and a decay line that runs under the warmup.
+  Biases and the gains of norms are decayed only with decays="all", as in RoBERTa's code (fairseq,
+  optim/adam.py). `paper_faithful` has the quirks of BERT's optimiser: no bias correction (its first
+  step is .1 / sqrt(.001) = 3.162 lr per coordinate instead of 1 lr), and a linear decay that starts
+  at step 0, under the warmup.
 
   peak: highest learning rate. warmup: steps of linear increase from 0. clip: global gradient norm,
-  0 is off. schedule: what follows the warmup, to 0 at the last step; `wsd` (warmup, stable, decay;
-  Hu et al. 2024) stays at the peak and falls in the last fifth, `constant` does not fall, and
-  `inverse_sqrt` is peak sqrt(warmup / step): with `noam_peak(width, warmup)` that is width^-0.5
+  0 is off. schedule: the decay after the warmup, to 0 at the last step; `wsd` (warmup, stable,
+  decay; Hu et al. 2024) stays at the peak and falls in the last fifth, `constant` does not fall,
+  and `inverse_sqrt` is peak sqrt(warmup / step): with `noam_peak(width, warmup)` that is width^-0.5
   min(step^-0.5, step warmup^-1.5) (Vaswani et al. 2017, section 5.3).
   layer_decay: the learning rate of a layer as a share of that of the layer above it, 1 is off; see
   `layer_rates`.
@@ -58,11 +58,12 @@ class AdamW:
       raise UserError(f"optim.b1={self.b1} and optim.b2={self.b2} must be at least 0 and below 1")
     if self.decay_under_warmup and self.schedule != "linear":
       raise UserError(
-        "optim.decay_under_warmup is BERT's linear schedule; set optim.schedule=linear"
+        "optim.decay_under_warmup needs BERT's linear schedule; set optim.schedule=linear"
       )
 
   def paper_faithful(self) -> Self:
-    """google-research/bert (eedf571) and google-research/albert (b772393), optimization.py."""
+    """The schedule and update of google-research/bert (eedf571) and google-research/albert
+    (b772393), optimization.py."""
     return dataclasses.replace(
       self, schedule="linear", bias_correction=False, decay_under_warmup=True
     )
@@ -70,8 +71,8 @@ class AdamW:
   def learning_rate(self, steps: int) -> optax.Schedule:
     """Update number (0 for the first) -> learning rate, for a run of `steps` updates.
 
-    The recommended line rises over updates 1..warmup and reaches 0 after the last one; BERT's has
-    lr(0) = 0, lr(warmup) = peak (1 - warmup / steps) and lr(steps) = 0.
+    The default rises over updates 1..warmup and reaches 0 after the last update; BERT's has lr(0) =
+    0, lr(warmup) = peak (1 - warmup / steps) and lr(steps) = 0.
     """
 
     def schedule(update):
@@ -93,7 +94,7 @@ class AdamW:
     return schedule
 
   def adaptation(self) -> tuple[optax.GradientTransformation, ...]:
-    """What comes between the decayed direction and the learning rate."""
+    """Transformations between the decayed direction and the learning rate."""
     return ()
 
   def transform(self, steps: int) -> optax.GradientTransformation:
@@ -130,7 +131,7 @@ class LAMB(AdamW):
 
 
 def scale_by_trust_ratio() -> optax.GradientTransformation:
-  """u |w| / |u| for kernels and tables; each layer of a stack has norms of its own, as the original
+  """u |w| / |u| for kernels and tables, for each layer of a stack separately, because the original
   has a variable for each."""
 
   def update(updates, state, params):
@@ -164,9 +165,9 @@ def layer_rates(params, decay: float) -> object:
   final norm counts with the heads (microsoft/unilm, beit/optim_factory.py `get_num_layer_for_vit`).
   Shared layers count once; an entry of a group has the depth of the last layer that reads it.
 
-  An encoder and a decoder count from their own first layers, and L is the number of layers of the
-  deeper stack. ELECTRA's two models do the same. Both are our choice, as the sources have a single
-  stack. BEiT gives tables of relative positions the rate of a head; here they are embeddings.
+  Encoder and decoder, and ELECTRA's two models, count from their own first layers, and L is the
+  number of layers of the deeper stack: our choice, because the sources have a single stack. BEiT
+  gives tables of relative positions the rate of a head; here they are embeddings.
   """
   layers_of: dict[str, int] = {}  # by stack
 
@@ -185,10 +186,10 @@ def layer_rates(params, decay: float) -> object:
     stack, layer = layer_of(path)
     if layer is not None:
       return jnp.full((), decay ** (deepest + 1 - layer), leaf.dtype)
-    own = leaf.shape[0]
-    last = (jnp.arange(1, own + 1) * layers_of[stack]) // own - 1
+    entries = leaf.shape[0]
+    last = (jnp.arange(1, entries + 1) * layers_of[stack]) // entries - 1
     rates = decay ** (deepest + 1.0 - last)
-    return rates.astype(leaf.dtype).reshape(own, *(1,) * (leaf.ndim - 1))
+    return rates.astype(leaf.dtype).reshape(entries, *(1,) * (leaf.ndim - 1))
 
   return map_roles(rate, params)
 

@@ -38,7 +38,7 @@ SCORES = "scores.json"
 RESULTS = "results.json"
 
 
-class Plan(NamedTuple):
+class FinetunePlan(NamedTuple):
   """The settings that all cells share. recipe: (model, data, classes, examples) -> Experiment."""
 
   source: RunInfo
@@ -64,7 +64,7 @@ def plan(
   settings: list[str],
   cache: Path,
   path: Path,
-) -> Plan:
+) -> FinetunePlan:
   """Reads the task. Errors: `UserError` for settings or text without one."""
   data = _chosen(source, recipe, settings, 2, 1).data.resolved()
   for name, flag in (("data.examples", "--labels"), ("seed", "--seeds")):
@@ -72,7 +72,7 @@ def plan(
       raise UserError(f"--set={ignored[-1]} would have no effect: {flag} sets it for all runs.")
   data = dataclasses.replace(data, held_out=_held_out(data, source, cache))
   task = read_task(data, source.tokenizer, documents_of(data, cache))
-  return Plan(source, recipe, settings, data, task, path)
+  return FinetunePlan(source, recipe, settings, data, task, path)
 
 
 def _chosen(source: RunInfo, recipe, settings, classes: int, examples: int) -> Experiment:
@@ -126,7 +126,7 @@ def _history(source: RunInfo) -> Iterator[RunInfo]:
     yield source
 
 
-def identity(plan: Plan) -> dict[str, Any]:
+def identity(plan: FinetunePlan) -> dict[str, Any]:
   """The settings that all results in one directory share; labels and seeds may differ."""
   return {
     "checkpoint": checkpoint_record(plan.source),
@@ -135,7 +135,7 @@ def identity(plan: Plan) -> dict[str, Any]:
   }
 
 
-def earlier_cells(plan: Plan) -> list[Cell]:
+def earlier_cells(plan: FinetunePlan) -> list[Cell]:
   """The cells that earlier commands left in this directory, with these or other labels and seeds.
   Errors: `UserError` if it holds results of another comparison."""
   path = plan.path / RESULTS
@@ -152,7 +152,7 @@ def earlier_cells(plan: Plan) -> list[Cell]:
   )
 
 
-def model_cell(plan: Plan, arm: str, examples: int | None, seed: int, title: str) -> Cell:
+def model_cell(plan: FinetunePlan, arm: str, examples: int | None, seed: int, title: str) -> Cell:
   """Trains and tests one arm ("pretrained" or "random"), or reads its stored scores."""
   experiment = plan.experiment(examples, seed)
   labels = str(examples or "all")
@@ -187,7 +187,9 @@ def checkpoint_record(source: RunInfo) -> dict[str, Any]:
   return initial_record(source) | {"run": digest, "step": step}
 
 
-def _train_and_test(plan: Plan, arm, experiment: Experiment, workdir: Workdir, title) -> dict:
+def _train_and_test(
+  plan: FinetunePlan, arm, experiment: Experiment, workdir: Workdir, title
+) -> dict:
   task = plan.task.few(experiment.data.examples, experiment.seed)
   train, dev, test = (
     LabelledBatches.of(
@@ -227,7 +229,7 @@ def restored(program, source: RunInfo):
   return restore_parameters(source.path, fresh, heads, heads, within=place)
 
 
-def words_cell(plan: Plan, examples: int | None, seed: int) -> Cell:
+def words_cell(plan: FinetunePlan, examples: int | None, seed: int) -> Cell:
   """The bag of words on the same examples."""
   task = plan.task.few(examples, seed)
   fitted = fit_bag_of_words(task)

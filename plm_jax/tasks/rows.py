@@ -16,7 +16,7 @@ from plm_jax.tasks.labelled_text import Examples
 _ORDER = 1  # salt for the order of an epoch, as in data.pipeline
 
 
-class Rows(NamedTuple):
+class EncodedRows(NamedTuple):
   """The input of all examples, and of the decoder if the model has one.
 
   input_ids: int32 [N, T]. lengths: int32 [N]. decoder_input_ids: int32 [N, T], the decoder's
@@ -40,7 +40,7 @@ class LabelledBatches:
   examples in a new order. A batch may span two epochs, so that no example is skipped.
   """
 
-  rows: Rows
+  rows: EncodedRows
   labels: np.ndarray  # int32 [N]
   seed: int
   global_batch: int
@@ -108,17 +108,17 @@ class LabelledBatches:
     }
 
 
-def framed_rows(examples: Examples, vocab: Vocab, length: int, model: Model) -> Rows:
+def framed_rows(examples: Examples, vocab: Vocab, length: int, model: Model) -> EncodedRows:
   """The texts with special tokens: "[CLS] text [SEP]" (BERT), "text </s>" (T5), cut to fit."""
   before, after = model.text_frame(vocab)
   room, pad = length - len(before) - len(after), vocab.filler
   sources = [[*before, *tokens[:room], *after] for tokens in examples.ids]
   if not getattr(model, "has_decoder", False):
-    return Rows(*_padded(sources, pad, length))
+    return EncodedRows(*_padded(sources, pad, length))
   start, end = model.decoder_start(vocab)[0], vocab.end[0]
   decoder, _ = _padded([[start, *source[:-1]] for source in sources], pad, length)
   ends = [len(source) - source[::-1].index(end) for source in sources]
-  return Rows(*_padded(sources, pad, length), decoder, np.array(ends, np.int32))
+  return EncodedRows(*_padded(sources, pad, length), decoder, np.array(ends, np.int32))
 
 
 def _padded(rows: list[list[int]], pad: int, length: int) -> tuple[np.ndarray, np.ndarray]:

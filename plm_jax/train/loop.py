@@ -26,7 +26,7 @@ from plm_jax.train.step import evaluation_step, metric_names, train_step
 from plm_jax.train.workdir import Workdir
 
 
-class Stream(Protocol):
+class BatchStream(Protocol):
   """An iterator of host-local batches that counts the seconds its consumer waited."""
 
   waited: float
@@ -40,7 +40,7 @@ class Data(NamedTuple):
   """Batches of a run. training(step): an iterator from that step on; the step is the only data
   position in a checkpoint. evaluation: held-out batches of the same shapes."""
 
-  training: Callable[[int], Stream]
+  training: Callable[[int], BatchStream]
   evaluation: list[dict[str, np.ndarray]]
 
 

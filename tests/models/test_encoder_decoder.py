@@ -105,7 +105,7 @@ def test_the_bias_of_a_pair_is_that_of_its_distance(bidirectional):
   bias.relative.table[...] = jax.random.normal(jax.random.key(1), (32, 3))
   made = bias(130, 150)
   relative = np.arange(150) - np.arange(130)[:, None]
-  np.testing.assert_array_equal(made, bias.of(relative[None]))
+  np.testing.assert_array_equal(made, bias.at(jnp.int32(0), 130, 150))
   np.testing.assert_array_equal(made[:, :, 4:7], bias.at(jnp.int32(4), 3, 150))
   bucket = np.asarray(bias.bucket(relative))
   sixteen = buckets_of(200, 16, 128)
@@ -210,8 +210,7 @@ def test_shared_layers_are_one_set_of_arrays_with_the_gradients_of_both_sides():
   assert sum(x.size for x in leaves) == cross + stack
 
   def source_loss(model):
-    batch = toy_batch()
-    return jnp.square(model.encode(batch["input_ids"], batch["length"], FLOAT32)).sum()
+    return jnp.square(model.encode(toy_batch(), FLOAT32)).sum()
 
   gradient = jax.jit(jax.grad(source_loss))(model).decoder_stack.blocks
   assert jnp.abs(gradient.attention.query.kernel[...]).max() > 0

@@ -192,7 +192,7 @@ def test_both_sides_of_an_encoder_decoder_have_windows(kind, loop):
   ids = np.random.default_rng(0).integers(5, 50, (2, T)).astype(np.int32)
   changed, length = ids.copy(), np.full(2, T, np.int32)
   changed[:, 0] = 3
-  encode = jax.jit(lambda model, ids: model.encode(ids, length, compute))
+  encode = jax.jit(lambda model, ids: model.encode({"input_ids": ids, "length": length}, compute))
   before, after = encode(model, ids), encode(model, changed)
   np.testing.assert_array_equal(before[:, 4:], after[:, 4:])
   assert (np.abs(before - after)[:, :4].max(axis=-1) > 1e-4).all()
