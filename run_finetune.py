@@ -1,8 +1,8 @@
-"""Fine-tunes a checkpoint on a labelled task, beside the same model from random initialisation and
-a bag of words.
+"""Fine-tunes a checkpoint on a labelled task; compares it with the same model from random
+initialisation and with a bag of words.
 
-With no flag but --from: were the words of a sentence of the installed text shuffled? With 500
-labels and with all, three seeds each. --set=data.task=label asks which package it comes from.
+The default task: were the words of a sentence of the installed text shuffled? It is trained on 500
+labels and on all, three seeds each. --set=data.task=label asks which package it comes from.
 
   python run_finetune.py --from=runs/bert_tiny
   python run_finetune.py --from=runs/bert_tiny --set=data.task=label
@@ -34,7 +34,7 @@ from plm_jax.tasks.classification import score
 from plm_jax.tasks.comparison import ARMS, Comparison, draw, numbers_of_labels, table
 from plm_jax.tasks.finetuning import (
   RESULTS,
-  Plan,
+  FinetunePlan,
   earlier_cells,
   identity,
   model_cell,
@@ -51,8 +51,8 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   flags.DEFINE_string("from", None, "The pretraining run whose checkpoint is fine-tuned.")
   flags.DEFINE_multi_string("set", [], "FIELD=VALUE, such as data.source=reviews.csv. Repeatable.")
-  flags.DEFINE_string("labels", "500,all", "How many labelled examples, with commas between.")
-  flags.DEFINE_integer("seeds", 3, "How many seeds: of examples, order, dropout, fresh parameters.")
+  flags.DEFINE_string("labels", "500,all", "Numbers of labelled examples, separated by commas.")
+  flags.DEFINE_integer("seeds", 3, "Number of seeds, for examples, order, dropout, new parameters.")
   flags.DEFINE_string("workdir", None, "Where the runs are kept (default: FROM/finetune/TASK).")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
   flags.DEFINE_bool("dry_run", False, "Show the task and the configuration, train nothing.")
@@ -71,7 +71,7 @@ def main() -> None:
   if not FLAGS.workdir:
     chosen = chosen._replace(path=chosen.path / name_of(chosen.data))
   sizes = numbers_of_labels(FLAGS.labels, "labels")
-  experiments = [chosen.experiment(size, 0) for size in sizes]  # refuses what is too few
+  experiments = [chosen.experiment(size, 0) for size in sizes]  # refuses too few examples
   print(describe(chosen), flush=True)
   if FLAGS.dry_run:
     for experiment in experiments:
@@ -81,26 +81,26 @@ def main() -> None:
 
 
 def name_of(data: LabelledText) -> str:
-  """Of a task's directory: word_order, label, label-reviews.csv."""
+  """The name of a task's directory: word_order, label, label-reviews.csv."""
   if data.source == INSTALLED_TEXT:
     return data.task
   return f"{data.task}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', Path(data.source).name)}"
 
 
-def describe(chosen: Plan) -> str:
-  """The task: classes, splits and what has no part in it."""
+def describe(chosen: FinetunePlan) -> str:
+  """The task: classes, splits, and dropped classes with the reason."""
   task, data = chosen.task, chosen.data
-  asked = f"which of {len(task.classes)} classes"
+  question = f"which of {len(task.classes)} classes?"
   if data.task == "word_order":
-    asked = "are the words of a sentence in order or shuffled?"
-  lines = [f"{data.source}: {asked}", "  " + ", ".join(task.classes)]
+    question = "are the words of a sentence in order or shuffled?"
+  lines = [f"{data.source}: {question}", "  " + ", ".join(task.classes)]
   for name in ("train", "dev", "test"):
     examples = getattr(task, name)
     documents = len(set(examples.documents))
-    lines.append(f"  {name:6}{len(examples.texts):7,} examples of {documents:,} documents")
+    lines.append(f"  {name:6}{len(examples.texts):7,} examples from {documents:,} documents")
   lines.append(
-    f"  at most {data.per_class} to train and {data.test_per_class} to test of a class; cut at "
-    f"{data.length} tokens"
+    f"  at most {data.per_class} training and {data.test_per_class} test examples per class; texts "
+    f"are cut at {data.length} tokens"
   )
   if task.left_out:
     why = "; ".join(f"{label} ({why})" for label, why in task.left_out.items())
@@ -108,8 +108,8 @@ def describe(chosen: Plan) -> str:
   return "\n".join(lines)
 
 
-def compare(chosen: Plan, sizes: list[int | None], seeds: range) -> None:
-  """Every cell, then the table, results.json and results.png, with what this directory held."""
+def compare(chosen: FinetunePlan, sizes: list[int | None], seeds: range) -> None:
+  """Every cell, then the table and results.*, with the directory's earlier cells."""
   cells = {cell.place: cell for cell in earlier_cells(chosen)}
   for size in sizes:
     words = None
@@ -119,7 +119,7 @@ def compare(chosen: Plan, sizes: list[int | None], seeds: range) -> None:
         title = f"{arm}, {size or 'all'} labels, seed {seed}"
         if arm == "words":
           cell = words._replace(seed=seed) if words else words_cell(chosen, size, seed)
-          words = cell if size is None else None  # of all labels every seed has the same
+          words = cell if size is None else None  # with all labels every seed has the same examples
         else:
           cell = model_cell(chosen, arm, size, seed, title)
         cells[cell.place] = cell
@@ -127,16 +127,16 @@ def compare(chosen: Plan, sizes: list[int | None], seeds: range) -> None:
         print(f"{title:36} {shown}  ({time.perf_counter() - start:.0f} s)", flush=True)
   if jax.process_index() == 0:
     comparison = Comparison([cells[place] for place in sorted(cells)])
-    chance = most_frequent(chosen)
+    chance = majority_class(chosen)
     print(table(comparison, chance))
     record = {"of": identity(chosen), **comparison.record()}
     write_whole(chosen.path / RESULTS, json.dumps(record, indent=2) + "\n")
     draw(comparison, chosen.path / "results.png", chance)
-    print(f"\n{chosen.path}/results.png shows them; {RESULTS} has every number")
+    print(f"\n{chosen.path}/results.png shows the table; {RESULTS} has every number")
 
 
-def most_frequent(chosen: Plan) -> dict[str, float]:
-  """What it scores to always answer the most frequent class of the training split."""
+def majority_class(chosen: FinetunePlan) -> dict[str, float]:
+  """Scores of always predicting the most frequent class of the training split."""
   task = chosen.task
   answer = np.bincount(task.train.label).argmax()
   return score(task.test.label, np.full(len(task.test.label), answer), len(task.classes))

@@ -48,7 +48,7 @@ def define_flags() -> None:
   flags.DEFINE_string("from", None, "Start from the parameters and the tokenizer of this run.")
   flags.DEFINE_integer("seed", None, "Seed of parameters, dropout, data order and masks.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
-  flags.DEFINE_bool("list", False, "List all experiments with their published numbers, and leave.")
+  flags.DEFINE_bool("list", False, "List all experiments with their published numbers, and exit.")
   flags.DEFINE_bool("dry_run", False, "Show the configuration and its costs, train nothing.")
 
 

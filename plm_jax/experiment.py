@@ -1,4 +1,4 @@
-"""What an experiment is: everything that determines a run's numbers, as one frozen dataclass.
+"""Experiment: everything that determines a run's numbers, as one frozen dataclass.
 
 An experiment file has one function per row of a paper's table. Each takes a budget and returns an
 `Experiment`, derived from the file's `base` with `dataclasses.replace`:
@@ -6,8 +6,8 @@ An experiment file has one function per row of a paper's table. Each takes a bud
     def no_nsp(budget: Budget = "paper") -> Experiment:
       return replace(base(budget), objectives=(MLM(),))
 
-The budget is an argument and not a later rescaling because a row may change what the budget scales
-(Table 6 of BERT is about size itself), and so that each function shows what it runs.
+The budget is an argument, not a later rescaling, because a row may change a field that the budget
+scales (Table 6 of BERT is about size itself), and so that each function shows its own settings.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ BUDGETS: tuple[Budget, ...] = ("smoke", "small", "paper")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Intervals:
-  """What happens besides training, and when. None of it changes the parameters.
+  """Intervals of logging, evaluation and checkpoints. None of them changes the parameters.
 
   log: steps between two lines of metrics. evaluate: steps between two evaluations on held-out
-  documents (0: only before and after). evaluation_rows: at most so many held-out rows. save: steps
-  between checkpoints. keep: how many checkpoints are kept.
+  documents (0: only before and after). evaluation_rows: the most held-out rows. save: steps between
+  checkpoints. keep: the number of checkpoints kept.
   """
 
   log: int = 10
@@ -57,7 +57,7 @@ class Intervals:
 
 
 class Rows(Protocol):
-  """Where rows come from: a frozen dataclass, `Corpus` for text and `LabelledText` for a task."""
+  """The source of the rows: a frozen dataclass, `Corpus` for text, `LabelledText` for a task."""
 
   tokenizer: TokenizerConfig
   length: int  # tokens per row, special tokens included
@@ -66,11 +66,11 @@ class Rows(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-  """A run. `global_batch` rows per update, whatever the devices; `steps` updates.
+  """A run. `global_batch` rows per update on any number of devices; `steps` updates.
 
   The loss is the sum over `objectives` of weight * mean. `seed` determines parameters, dropout,
-  data order and corruption. A model whose parameters come from elsewhere (a counted one, an import)
-  has `steps=0`; then `objectives` may be empty, and `optim` is not read.
+  data order and corruption. A model that is not trained (made from counts, imported) has `steps=0`;
+  then `objectives` may be empty, and `optim` is not read.
   """
 
   model: Model
@@ -89,16 +89,16 @@ class Experiment:
       raise UserError(
         f"global_batch={self.global_batch} must be at least 1, and steps={self.steps} at least 0"
       )
-    if max(self.global_batch, self.steps) >= 2**31:  # beyond what devices count with
+    if max(self.global_batch, self.steps) >= 2**31:  # devices count in int32
       raise UserError(
         f"global_batch={self.global_batch} and steps={self.steps} must both be below 2**31"
       )
     if self.steps and self.optim.warmup > self.steps:
       raise UserError(
-        f"optim.warmup={self.optim.warmup} is more than steps={self.steps}, so that the learning "
-        f"rate would never reach optim.peak; lower it too: --set=optim.warmup={self.steps // 10}"
+        f"optim.warmup={self.optim.warmup} is more than steps={self.steps}, so the learning rate "
+        f"would never reach optim.peak; lower it too: --set=optim.warmup={self.steps // 10}"
       )
-    if not 0 <= self.seed < 2**32:  # beyond, different seeds would give the same parameters
+    if not 0 <= self.seed < 2**32:  # beyond it different seeds give the same parameters
       raise UserError(f"seed={self.seed} must be at least 0 and below 2**32")
     if self.steps and not self.objectives:
       raise UserError("an experiment with steps needs at least one objective, for example MLM")
@@ -167,6 +167,6 @@ def check_pairs(objective: Objective, data: Rows) -> None:
   has_field = made and "next" in {f.name for f in dataclasses.fields(data.segments)}
   remedy = f".next={needed}" if has_field else f"=SegmentPair(next='{needed}')"
   raise UserError(
-    f"{rows} {because}, so that {objective.name} could not learn what it is for; set "
+    f"{rows} {because}, so {objective.name} could not learn its task; set "
     f"data.segments{remedy} or leave {objective.name} out of objectives"
   )

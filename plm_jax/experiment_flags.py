@@ -1,4 +1,4 @@
-"""From the flags of a command line to the resolved experiment."""
+"""The resolved experiment of a command line's flags."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def chosen_experiment(
   seed: int | None,
   source: RunInfo | None = None,
 ) -> tuple[Experiment, dict[str, Any]]:
-  """The resolved experiment of a command line, and the record of how it came about.
+  """The resolved experiment of a command line, and its record for config.json.
 
-  With a source, its experiment is the default and its tokenizer is kept; of a published model
-  (plm_jax/commands/convert.py) the model too, whatever the experiment has. The record names the
-  difference to the file's `base` at the same budget.
+  With a source, its experiment is the default and its tokenizer is kept; a published model
+  (plm_jax/commands/convert.py) also replaces the experiment's model. The record lists the
+  differences from the file's `base` at the same budget.
   """
   if reference is None:
     reference = (source.document.get("reference") if source else None) or default
@@ -47,7 +47,7 @@ def chosen_experiment(
     if source is not None and source.tokenizer.fingerprint != teacher.tokenizer.fingerprint:
       raise UserError(
         f"--from={source.path} and model.teacher={teacher.path} have different tokenizers; a "
-        "student reads what its teacher reads"
+        "student needs its teacher's tokenizer"
       )
     experiment = with_teacher(experiment, teacher, settings)
   experiment = experiment.resolve(vocab_size_of(experiment))
@@ -72,7 +72,7 @@ def chosen_experiment(
 
 
 def with_model(experiment: Experiment, model: Model) -> Experiment:
-  """The experiment with a published model, and rows that are no longer than it can read."""
+  """The experiment with a published model, and rows no longer than the model's positions."""
   data = dataclasses.replace(experiment.data, length=min(experiment.data.length, model.positions))
   return dataclasses.replace(experiment, model=model, data=data)
 
@@ -116,8 +116,8 @@ def with_tokenizer(
 
 
 def with_rows_of(experiment: Experiment, vocab: Vocab) -> Experiment:
-  """The experiment with documents, if it packs any, that are framed only if the vocabulary has
-  tokens for it."""
+  """The experiment, with begin and end tokens around packed documents only if the vocabulary has
+  both."""
   segments = getattr(experiment.data, "segments", None)  # a labelled text has none
   if not isinstance(segments, PackedDocuments) or (vocab.begin and vocab.end):
     return experiment
@@ -133,7 +133,7 @@ def with_teacher(experiment: Experiment, teacher: RunInfo, settings: list[str]) 
 
 
 def vocab_size_of(experiment: Experiment) -> int:
-  """The number of tokens that the tokenizer has, or will have at most once it is trained."""
+  """The number of the tokenizer's tokens; before its training, the most that it can have."""
   tokenizer = experiment.data.tokenizer
   if tokenizer.path is None:
     return tokenizer.vocab_size + tokenizer.added

@@ -3,8 +3,8 @@
     run = Run.load("runs/bert_tiny")    # the newest good checkpoint
     run.save("copy")
 
-plm_jax/train/workdir.py lists the files of a directory. Everything that has parameters can be a
-run: a trained model, an imported one, a counted one (`steps=0`, `objectives=()`).
+plm_jax/train/workdir.py lists the files of a directory. Every model with parameters can be a run:
+trained, imported, or made from counts (`steps=0`, `objectives=()`).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 class RunInfo:
   """A run without its parameters.
 
-  path, document: its directory and what config.json holds; None and empty where the run is in
-  memory only.
+  path, document: its directory and the content of config.json; None and empty for a run in
+  memory.
   """
 
   experiment: Experiment
@@ -76,7 +76,7 @@ class RunInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(RunInfo):
-  """A run with its parameters. step: of the checkpoint that they are from."""
+  """A run with its parameters. step: that of their checkpoint."""
 
   params: Parameters
   step: int = 0
@@ -124,8 +124,8 @@ def check_predicts_tokens(run: Run) -> None:
   """A `UserError` for a run without a head that predicts tokens."""
   if classes := run.experiment.heads.get("classes"):
     raise UserError(
-      f"{run.path} was fine-tuned to tell {classes} classes apart, and predicts no tokens; "
-      f"python -m plm_jax.convert {run.path} DST makes a classifier of transformers of it"
+      f"{run.path} was fine-tuned to predict {classes} classes, not tokens; python -m "
+      f"plm_jax.convert {run.path} DST makes it a classifier for transformers"
     )
   public = run.document.get("public")
   pretraining = jax.eval_shape(run.experiment.init_parameters, jax.random.key(0))
@@ -140,7 +140,7 @@ def check_predicts_tokens(run: Run) -> None:
 
 
 def initial_record(source: RunInfo | None) -> dict[str, Any] | None:
-  """What config.json keeps of the run that another one started from."""
+  """The entry of config.json for the run that parameters were taken from."""
   if source is None:
     return None
   return {"from": str(source.path.absolute()), "tokenizer": source.tokenizer.fingerprint}
@@ -148,9 +148,9 @@ def initial_record(source: RunInfo | None) -> dict[str, Any] | None:
 
 def initial_parameters(program: Program, source: RunInfo | None) -> Parameters | None:
   """The source's parameters on the program's mesh, with new random heads where it lacks them.
-  Without a source those that a teacher gives, or None.
+  Without a source: the teacher's and the student's, or None without a teacher.
 
-  An encoder takes a composite model's encoder, a composite model of the same class everything.
+  An encoder starts from a composite model's encoder, a composite model from one of the same class.
   Errors: `UserError` naming shapes that do not fit.
   """
   if source is None:
@@ -165,17 +165,17 @@ def initial_parameters(program: Program, source: RunInfo | None) -> Parameters |
   fresh = program.create().params
   heads = head_patterns(roles_of(fresh))
   restored = restore_parameters(source.path, fresh, heads, heads, within=place)
-  for names, what in ((restored.fresh, "starts at random"), (restored.unused, "is left out")):
+  for names, fate in ((restored.fresh, "starts at random"), (restored.unused, "is left out")):
     for name in names:
-      print(f"{name} {what}: --from={source.path} and this run have different heads")
+      print(f"{name} {fate}: --from={source.path} and this run have different heads")
   return restored.params
 
 
 def taught_parameters(program: Program) -> Parameters | None:
-  """The first parameters of a distillation: its teacher's, and the student's from them.
+  """The initial parameters of a distillation: the teacher's, and the student's made from them.
 
-  They are part of the state and so of every checkpoint. A run continues with the teacher that it
-  began with, whatever has happened to the teacher's directory since.
+  They are in the state and so in every checkpoint: a run resumes with its original teacher, even
+  if the teacher's directory has changed.
   """
   teacher = teacher_of(program.experiment)
   if teacher is None:

@@ -18,11 +18,11 @@ each set, so that a report compares only numbers from the same set.
               sentence, which are always random
     sop_*     consecutive pairs, every other one swapped
     blimp     BLiMP (Warstadt et al. 2020): share of pairs whose grammatical sentence has the higher
-              pseudo-log-likelihood, or log-likelihood for left-to-right models; ties are half
+              pseudo-log-likelihood, or log-likelihood for left-to-right models; ties count half
     finetune_LABELS_*     which package a sentence comes from: run_finetune.py from this run, with
               the run's seed and --set=data.task=label
 
-The sets and scores are made in plm_jax/evaluation/.
+The code of the sets and scores is in plm_jax/evaluation/.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def measured(run: Run, asked: Evaluation, cache: Path) -> Scores:
-  """The scores that every run has, and those that were asked for."""
+  """The scores of every run, and the optional ones in `asked`."""
   prepared = prepare(run.experiment.data, cache)
   scores = Scores.of(run)
   if run.step < run.experiment.steps and "public" not in run.document:
@@ -111,8 +111,8 @@ def finetune(
   scores: Scores,
   settings: tuple[str, ...] = (),
 ) -> None:
-  """finetune_LABELS_accuracy and _macro_f1: run_finetune.py with --set=data.task=label and the
-  further `settings`."""
+  """Adds finetune_LABELS_accuracy and _macro_f1 to `scores`: those of run_finetune.py with
+  --set=data.task=label and `settings`."""
   recipe = cli.load_module("experiments.finetune").recipe
   chosen = plan(run, recipe, ["data.task=label", *settings], cache, run.path / "finetune")
   for size in labels:

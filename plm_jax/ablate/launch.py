@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from plm_jax.ablate.plan import ROOT, Plan, Run, failure_of, log_of
+from plm_jax.ablate.plan import ROOT, PlannedRun, SweepPlan, failure_of, log_of
 from plm_jax.ablate.view import View
 from plm_jax.errors import UserError
 
@@ -22,7 +22,7 @@ PINS = hasattr(os, "sched_setaffinity")  # Linux
 _TAIL = 15  # lines of a failed run's log
 
 
-def task_command(out: Path, run: Run) -> list[str]:
+def task_command(out: Path, run: PlannedRun) -> list[str]:
   return [sys.executable, "-m", "plm_jax.ablate.task", str(out), run.arm, str(run.seed)]
 
 
@@ -34,7 +34,7 @@ def environment() -> dict[str, str]:
 # --- this machine ---------------------------------------------------------------------------------
 
 
-def local(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
+def local(out: Path, plan: SweepPlan, runs: list[PlannedRun], jobs: int) -> list[PlannedRun]:
   """Runs up to `jobs` processes at a time, each on its share of the cores and GPUs."""
   slots = shares(jobs, cores_here(), gpus())
   waiting, working, failed = list(runs), {}, []
@@ -64,7 +64,7 @@ def local(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
   return failed
 
 
-def _start(out: Path, run: Run, share: tuple[list[int], dict[str, str]], pinned: bool):
+def _start(out: Path, run: PlannedRun, share: tuple[list[int], dict[str, str]], pinned: bool):
   cores, variables = share
   words = [*task_command(out, run), f"--die_with={os.getpid()}"]
   if pinned:
@@ -83,7 +83,7 @@ def _start(out: Path, run: Run, share: tuple[list[int], dict[str, str]], pinned:
     )
 
 
-def failure(out: Path, run: Run, code: int) -> str:
+def failure(out: Path, run: PlannedRun, code: int) -> str:
   """The last lines of a failed run's log."""
   lines = log_of(out, run).read_text(errors="replace").replace("\r", "\n").splitlines()
   tail = [line for line in lines if line.strip()][-_TAIL:]
@@ -180,7 +180,7 @@ def import_ray():
   return ray
 
 
-def ray(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
+def ray(out: Path, plan: SweepPlan, runs: list[PlannedRun], jobs: int) -> list[PlannedRun]:
   """Runs them as Ray tasks, on the cluster of RAY_ADDRESS or on one that it starts.
 
   `out` and the cache must be on a file system that all machines share. jobs: runs per machine; they
@@ -206,7 +206,7 @@ def ray(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
     return done.returncode
 
   here = str(Path.cwd())
-  failed: list[Run] = []
+  failed: list[PlannedRun] = []
   with View(out, plan, runs, jobs * len(nodes)) as view:
     tasks = {perform.remote(task_command(out.absolute(), run), here): run for run in runs}
     while tasks:
@@ -225,7 +225,7 @@ def ray(out: Path, plan: Plan, runs: list[Run], jobs: int) -> list[Run]:
 # --- Slurm ----------------------------------------------------------------------------------------
 
 
-def slurm(out: Path, plan: Plan, runs: list[Run], jobs: int) -> None:
+def slurm(out: Path, plan: SweepPlan, runs: list[PlannedRun], jobs: int) -> None:
   """Writes a job array with a task per run, and prints how to submit it."""
   commands = out / "tasks.txt"
   commands.write_text("".join(shlex.join(task_command(out, run)) + "\n" for run in runs))

@@ -44,14 +44,14 @@ class Code(NamedTuple):
   folded: str = ""  # if not empty, HTML shows only this line until it is clicked
 
 
-Block = Heading | Text | Points | Grid | Picture | Code
+PageBlock = Heading | Text | Points | Grid | Picture | Code
 
 
-def markdown(blocks: Sequence[Block]) -> str:
+def markdown(blocks: Sequence[PageBlock]) -> str:
   return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
-def _markdown(block: Block) -> str:
+def _markdown(block: PageBlock) -> str:
   match block:
     case Heading(text, level):
       return f"{'#' * level} {text}"
@@ -71,7 +71,7 @@ def _markdown(block: Block) -> str:
       return f"```\n{text}\n```"
 
 
-def page(title: str, blocks: Sequence[Block]) -> str:
+def page(title: str, blocks: Sequence[PageBlock]) -> str:
   """One HTML file that contains its styles and figures."""
   body = "\n".join(_html(block) for block in blocks)
   return (
@@ -82,7 +82,7 @@ def page(title: str, blocks: Sequence[Block]) -> str:
   )
 
 
-def _html(block: Block) -> str:
+def _html(block: PageBlock) -> str:
   match block:
     case Heading(text, level):
       return f"<h{level}>{_inline(text)}</h{level}>"

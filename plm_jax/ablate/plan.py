@@ -1,13 +1,13 @@
 """A sweep on disk: its arms and seeds, the directory of each run, and the run's commands.
 
-    DIR/sweep.json        the `Plan`; the directory of another sweep is refused
+    DIR/sweep.json        the `SweepPlan`; the directory of another sweep is refused
         ARM/SEED/         the working directory of one pretraining run, as run_pretrain.py makes it
         ARM/SEED/scores.json        its evaluation
         logs/ARM.SEED.log           the output of its commands
         states/ARM.SEED.json        how its last attempt ended, if it failed
 
-A sweep only runs commands that a user can also type (`Plan.commands`). This file does not import
-jax, which keeps the process that starts a run small.
+A sweep only runs commands that a user can also type (`SweepPlan.commands`). This file does not
+import jax, which keeps the process that starts a run small.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SWEEP, SCORES = "sweep.json", "scores.json"
 
 
-class Run(NamedTuple):
+class PlannedRun(NamedTuple):
   """One arm with one seed."""
 
   arm: str
@@ -70,7 +70,7 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SweepPlan:
   """The content of sweep.json. references: arm -> `FILE:FUNCTION`; steps: arm -> its number of
   steps."""
 
@@ -83,11 +83,11 @@ class Plan:
   evaluation: Evaluation = Evaluation()
   cache: str | None = None
 
-  def runs(self, arms: list[str] | None = None) -> list[Run]:
+  def runs(self, arms: list[str] | None = None) -> list[PlannedRun]:
     """All runs, seed by seed, so that all arms can be compared as early as possible."""
-    return [Run(arm, s) for s in range(self.seeds) for arm in arms or self.references]
+    return [PlannedRun(arm, s) for s in range(self.seeds) for arm in arms or self.references]
 
-  def commands(self, out: Path, run: Run) -> dict[str, list[str]]:
+  def commands(self, out: Path, run: PlannedRun) -> dict[str, list[str]]:
     """The commands of a run, in their order: name -> words."""
     workdir = workdir_of(out, run)
     cache = [f"--cache={self.cache}"] if self.cache else []
@@ -100,7 +100,7 @@ class Plan:
       "evaluation": [sys.executable, *evaluate, *cache],
     }
 
-  def shown(self, out: Path, run: Run) -> list[str]:
+  def shown(self, out: Path, run: PlannedRun) -> list[str]:
     """The same commands as a user would type them."""
     return [shlex.join(["python", *words[1:]]) for words in self.commands(out, run).values()]
 
@@ -113,7 +113,7 @@ def _script() -> str:
   return script.name if Path.cwd() == ROOT else str(script)
 
 
-def read_plan(out: Path) -> Plan:
+def read_plan(out: Path) -> SweepPlan:
   """The sweep of a directory. Errors: `UserError` if it holds none."""
   try:
     record = json.loads((out / SWEEP).read_text())
@@ -125,12 +125,12 @@ def read_plan(out: Path) -> Plan:
     raise UserError(f"{out / SWEEP} is not a sweep of this version")
   try:
     record["evaluation"] = Evaluation(**record["evaluation"])
-    return Plan(**record | {"settings": tuple(record["settings"])})
+    return SweepPlan(**record | {"settings": tuple(record["settings"])})
   except (KeyError, TypeError):
     raise UserError(f"{out / SWEEP} is not a sweep of this version") from None
 
 
-def claim(out: Path, plan: Plan) -> Plan:
+def claim(out: Path, plan: SweepPlan) -> SweepPlan:
   """Makes `out` the directory of this sweep, or continues the sweep in it.
 
   Seeds and evaluation may be extended later. Neither ever shrinks, so a report shows all runs. A
@@ -168,7 +168,7 @@ def _shown(value) -> str:
 # --- one run's state ------------------------------------------------------------------------------
 
 
-class State(NamedTuple):
+class RunState(NamedTuple):
   """The progress of a run. phase: waiting, starting, training, evaluating, done, failed or stopped.
   evaluated_in: seconds of its evaluation."""
 
@@ -180,19 +180,19 @@ class State(NamedTuple):
   evaluated_in: float | None = None
 
 
-def workdir_of(out: Path, run: Run) -> Path:
+def workdir_of(out: Path, run: PlannedRun) -> Path:
   return out / run.arm / str(run.seed)
 
 
-def log_of(out: Path, run: Run) -> Path:
+def log_of(out: Path, run: PlannedRun) -> Path:
   return out / "logs" / f"{run.arm}.{run.seed}.log"
 
 
-def failure_of(out: Path, run: Run) -> Path:
+def failure_of(out: Path, run: PlannedRun) -> Path:
   return out / "states" / f"{run.arm}.{run.seed}.json"
 
 
-def is_trained(out: Path, run: Run, steps: int) -> bool:
+def is_trained(out: Path, run: PlannedRun, steps: int) -> bool:
   """Whether the last checkpoint exists. Its folder gets its name only when it is complete."""
   return (workdir_of(out, run) / "checkpoints" / str(steps)).is_dir()
 
@@ -200,7 +200,7 @@ def is_trained(out: Path, run: Run, steps: int) -> bool:
 _SCORES = ("asked", "metrics", "counts", "sets", "references", "notes", "parameters")
 
 
-def read_scores(out: Path, run: Run) -> dict[str, Any] | None:
+def read_scores(out: Path, run: PlannedRun) -> dict[str, Any] | None:
   """The evaluation of a run; None if there is none. Errors: `UserError` if it is damaged."""
   path = workdir_of(out, run) / SCORES
   try:
@@ -218,28 +218,30 @@ def read_scores(out: Path, run: Run) -> dict[str, Any] | None:
 _AGAIN = "delete it, and the sweep's command measures this run again"
 
 
-def is_done(out: Path, run: Run, plan: Plan) -> bool:
+def is_done(out: Path, run: PlannedRun, plan: SweepPlan) -> bool:
   """Whether a run has all the measurements of the sweep."""
   scores = read_scores(out, run)
   return scores is not None and scores["asked"] == dataclasses.asdict(plan.evaluation)
 
 
-def state_of(out: Path, run: Run, plan: Plan, alive: bool = False) -> State:
+def state_of(out: Path, run: PlannedRun, plan: SweepPlan, alive: bool = False) -> RunState:
   """The state of a run by its files. alive: whether a process works on it."""
   step, loss, pace = _progress(workdir_of(out, run))
   steps = plan.steps[run.arm]
   if is_done(out, run, plan):
     seconds = read_scores(out, run).get("seconds")
-    return State("done", steps, loss, pace, evaluated_in=seconds)
+    return RunState("done", steps, loss, pace, evaluated_in=seconds)
   if alive:
     trained = is_trained(out, run, steps)
-    return State("evaluating" if trained else "training" if step else "starting", step, loss, pace)
+    return RunState(
+      "evaluating" if trained else "training" if step else "starting", step, loss, pace
+    )
   if failure_of(out, run).exists():
     why = ""
     with contextlib.suppress(ValueError, KeyError, TypeError):  # the log has the reason too
       why = json.loads(failure_of(out, run).read_text())["why"]
-    return State("failed", step, loss, pace, why)
-  return State("stopped" if step else "waiting", step, loss, pace)
+    return RunState("failed", step, loss, pace, why)
+  return RunState("stopped" if step else "waiting", step, loss, pace)
 
 
 def _progress(workdir: Path) -> tuple[int, float | None, float | None]:

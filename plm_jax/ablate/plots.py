@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plm_jax.ablate.verdict import Scores
+from plm_jax.ablate.verdict import SeedScores
 
 Curves = Mapping[str, Mapping[int, Sequence[tuple[int, float]]]]
 """arm -> seed -> (step, value) of one metric."""
@@ -38,7 +38,7 @@ def colours(arms: Sequence[str]) -> dict[str, tuple]:
   return {arm: palette(number % palette.N) for number, arm in enumerate(arms)}
 
 
-def draw_curves(panels: Mapping[str, Curves], arms: Sequence[str], path: Path) -> None:
+def draw_learning_curves(panels: Mapping[str, Curves], arms: Sequence[str], path: Path) -> None:
   """Draws a panel per metric. A line is the mean of the seeds that reached a step, a band is their
   range. panels: title -> curves."""
   figure, axes = _figure(len(panels), 3.6)
@@ -83,7 +83,7 @@ def spread(
 
 
 def draw_metrics(
-  scores: Scores,
+  scores: SeedScores,
   metrics: Sequence[str],
   arms: Sequence[str],
   references: Mapping[str, float],

@@ -1,11 +1,11 @@
-"""The report of a sweep: the paper's table beside what was measured, and a verdict on each claim.
+"""The report of a sweep: published and measured numbers in one table, a verdict on each claim.
 
   python -m plm_jax.ablate.report sweeps/bert_table_6_small
   python -m plm_jax.ablate.report sweeps/bert_table_6_small --to=results/bert_table_6
 
 Writes report.md, report.html (one file with everything in it), results.json, metrics.png and, where
-a run reported more than twice, curves.png. A sweep that is not finished gives the report of what
-there is.
+a run reported more than twice, curves.png. The report of an unfinished
+sweep has the runs that are measured.
 """
 
 from __future__ import annotations
@@ -23,10 +23,28 @@ from absl import flags
 
 from plm_jax import cli, overrides
 from plm_jax.ablate import plots
-from plm_jax.ablate.page import Block, Code, Grid, Heading, Picture, Points, Text, markdown, page
-from plm_jax.ablate.plan import Plan, Run, State, read_plan, read_scores, state_of, workdir_of
+from plm_jax.ablate.page import (
+  Code,
+  Grid,
+  Heading,
+  PageBlock,
+  Picture,
+  Points,
+  Text,
+  markdown,
+  page,
+)
+from plm_jax.ablate.plan import (
+  PlannedRun,
+  RunState,
+  SweepPlan,
+  read_plan,
+  read_scores,
+  state_of,
+  workdir_of,
+)
 from plm_jax.ablate.table import Arm, Table
-from plm_jax.ablate.verdict import ALPHA, SEEDS, Scores, Verdict, lower_is_better, verdicts
+from plm_jax.ablate.verdict import ALPHA, SEEDS, SeedScores, Verdict, lower_is_better, verdicts
 from plm_jax.ablate.view import duration
 from plm_jax.errors import UserError
 from plm_jax.train.workdir import read_config, read_records, write_whole
@@ -38,13 +56,13 @@ def define_flags() -> None:
   flags.DEFINE_string("to", None, "Where the report is written (default: DIR/report).")
 
 
-# Shown in the table itself, in this order, where they were measured; all others come below it.
+# Metrics of the main table, in this order, if they were measured; a table below has all others.
 HEADLINES = (
   *("mlm_perplexity", "pseudo_perplexity", "mlm_accuracy", "clm_perplexity"),
   *("nsp_accuracy", "sop_accuracy", "blimp"),
 )
 MISSING = "missing"
-UNSET = " Sizes that are said here are those without `--set`; what was run stands below."
+UNSET = " Sizes in this paragraph are those without `--set`; the recipes below have the others."
 FILES = ("report.md", "report.html", "curves.png", "metrics.png", "results.json")
 
 
@@ -53,53 +71,53 @@ def main(directory: str) -> None:
   measured = gather(out)
   to = Path(FLAGS.to or out / "report")
   claim_folder(to, measured)
-  for name in write(measured, to):
+  for name in write_report(measured, to):
     print(to / name)
   for verdict in measured.verdicts:
     print(f"{verdict.outcome:14} {verdict.claim}")
 
 
 def claim_folder(to: Path, measured: Measured) -> None:
-  """Makes the folder. Errors: `UserError` if it holds files of these names that are no report of
-  this sweep, whose place they would take."""
+  """Makes the folder. Errors: `UserError` if it holds files of these names that are not a report
+  of this sweep and would be overwritten."""
   try:
     to.mkdir(parents=True, exist_ok=True)
   except FileExistsError:
     raise UserError(f"--to={to} is a file; a report needs a folder") from None
-  there = [name for name in FILES if (to / name).exists()]
-  if not there:
+  existing = [name for name in FILES if (to / name).exists()]
+  if not existing:
     return
   before = {}
   with contextlib.suppress(OSError, ValueError):
     before = json.loads((to / "results.json").read_text())
   plan = measured.plan
-  here = {"table": plan.table, "budget": plan.budget, "settings": list(plan.settings)}
-  if not isinstance(before, dict) or here != {name: before.get(name) for name in here}:
+  sweep = {"table": plan.table, "budget": plan.budget, "settings": list(plan.settings)}
+  if not isinstance(before, dict) or sweep != {name: before.get(name) for name in sweep}:
     raise UserError(
-      f"{to / there[0]} is not from a report of this sweep; take another folder by --to, or move "
-      "it away"
+      f"{to / existing[0]} is not from a report of this sweep; take another folder by --to, or "
+      "move it away"
     )
 
 
 class Measured(NamedTuple):
-  """All that a report says, before it is laid out."""
+  """The content of a report, before its layout."""
 
   out: Path
-  plan: Plan
+  plan: SweepPlan
   table: Table
-  scores: Scores  # only what was measured on one set
-  records: dict[Run, dict[str, Any]]  # scores.json of every evaluated run
-  configs: dict[Run, dict[str, Any]]
-  states: dict[Run, State]
+  scores: SeedScores  # only those measured on the same set
+  records: dict[PlannedRun, dict[str, Any]]  # scores.json of every evaluated run
+  configs: dict[PlannedRun, dict[str, Any]]
+  states: dict[PlannedRun, RunState]
   references: dict[str, float]
   notes: list[str]
   verdicts: list[Verdict]
 
   @property
   def arms(self) -> list[Arm]:
-    """Those that were asked for: an arm of which nothing was ever started is left out."""
-    asked = {run.arm for run in self.states}
-    return [arm for arm in self.table.arms if arm.name in asked]
+    """The arms with a started run, or all arms if no run was started."""
+    started = {run.arm for run in self.states}
+    return [arm for arm in self.table.arms if arm.name in started]
 
   @property
   def left_out(self) -> list[str]:
@@ -110,9 +128,9 @@ class Measured(NamedTuple):
 
   @property
   def metrics(self) -> list[str]:
-    """All that were measured: headlines first, then by name."""
-    found = {m for seeds in self.scores.values() for values in seeds.values() for m in values}
-    return [m for m in HEADLINES if m in found] + sorted(found - set(HEADLINES))
+    """All measured metrics: headlines first, then by name."""
+    names = {m for seeds in self.scores.values() for values in seeds.values() for m in values}
+    return [m for m in HEADLINES if m in names] + sorted(names - set(HEADLINES))
 
 
 # --- gathering ------------------------------------------------------------------------------------
@@ -125,7 +143,7 @@ def gather(out: Path) -> Measured:
   names = [arm.name for arm in table.arms]
   if unknown := [name for name in plan.references if name not in names]:
     raise UserError(
-      f"{out} has runs of the arm {unknown[0]!r}, which {plan.table} has no longer; it has: "
+      f"{out} has runs of the arm {unknown[0]!r}, which {plan.table} no longer has; it has: "
       f"{', '.join(names)}"
     )
   runs = [run for run in plan.runs() if run.arm in names]
@@ -153,10 +171,10 @@ def gather(out: Path) -> Measured:
 
 
 def comparable(
-  records: dict[Run, dict[str, Any]], arms: list[str]
+  records: dict[PlannedRun, dict[str, Any]], arms: list[str]
 ) -> tuple[dict[str, dict[int, dict[str, float]]], dict[str, float], list[str]]:
-  """The metrics of every run and what looking at nothing scores, without what was measured on
-  another set than most runs' was, and a note on each of these."""
+  """The scores of every run and of trivial baselines, and notes. A metric of a run is omitted,
+  with a note, if it was measured on another set than in most runs."""
   kinds = {kind for record in records.values() for kind in record["sets"]}
   usual = {
     kind: Counter(
@@ -167,17 +185,17 @@ def comparable(
   scores: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in arms}
   references, notes = {}, {}
   for run, record in records.items():
-    other = {kind for kind, found in record["sets"].items() if found != usual[kind]}
+    unusual = {kind for kind, digest in record["sets"].items() if digest != usual[kind]}
 
-    def same(values, other=other):
-      return {m: value for m, value in values.items() if kind_of(m, kinds) not in other}
+    def same(values, unusual=unusual):
+      return {m: value for m, value in values.items() if kind_of(m, kinds) not in unusual}
 
     scores[run.arm][run.seed] = same(record["metrics"])
     references |= same(record["references"])
-    for kind in sorted(other):
+    for kind in sorted(unusual):
       notes[
-        f"{run.arm}: `{kind}` was measured on another set (its text, tokenizer or row length is "
-        "another), so it is left out here."
+        f"{run.arm}: `{kind}` was measured on another set (with another text, tokenizer or row "
+        "length), so it is omitted here."
       ] = None
     for note in record["notes"]:
       notes[f"{run.arm}: {note}."] = None
@@ -192,21 +210,21 @@ def kind_of(metric: str, kinds: set[str]) -> str | None:
 # --- laying out -----------------------------------------------------------------------------------
 
 
-def write(measured: Measured, to: Path) -> list[str]:
+def write_report(measured: Measured, to: Path) -> list[str]:
   """Writes all files; returns their names."""
-  # First, since by it a later report knows the folder as its own, should this one be killed.
+  # First: if this process is killed, a later one recognises the folder by this file.
   write_whole(to / "results.json", json.dumps(record_of(measured), indent=1) + "\n")
   pictures = []
   if panels := curves(measured):
-    plots.draw_curves(panels, [arm.name for arm in measured.arms], to / "curves.png")
-    said = "Loss against steps. Lines: mean of the seeds; bands: their range."
-    pictures.append(Picture(to / "curves.png", said))
+    plots.draw_learning_curves(panels, [arm.name for arm in measured.arms], to / "curves.png")
+    caption = "Loss against steps. Lines: mean of the seeds; bands: their range."
+    pictures.append(Picture(to / "curves.png", caption))
   if shown := [m for m in measured.metrics if not m.endswith("_majority")]:
     names = [arm.name for arm in measured.arms]
     shown = [m for m in shown if not m.startswith("blimp/") and not m.endswith("_loss")]
     plots.draw_metrics(measured.scores, shown, names, measured.references, to / "metrics.png")
-    said = "Dots: seeds; bars: their mean; dashed, where near: what looking at nothing scores."
-    pictures.append(Picture(to / "metrics.png", said))
+    caption = "Dots: seeds; bars: their mean; dashed line, if within the axis: trivial baseline."
+    pictures.append(Picture(to / "metrics.png", caption))
   blocks = report(measured, pictures, to)
   write_whole(to / "report.md", markdown(blocks))
   write_whole(to / "report.html", page(measured.table.title, blocks))
@@ -214,32 +232,32 @@ def write(measured: Measured, to: Path) -> list[str]:
 
 
 def curves(measured: Measured) -> dict[str, plots.Curves]:
-  """Panel -> arm -> seed -> (step, loss), of every objective that some arm has; held-out losses
-  too where they were evaluated on the way."""
-  found: dict[str, dict[str, dict[int, list]]] = {}
+  """Panel -> arm -> seed -> (step, loss), for every objective of any arm; held-out losses too if
+  they were evaluated during training."""
+  panels: dict[str, dict[str, dict[int, list]]] = {}
   for run in measured.states:
     for record in read_records(workdir_of(measured.out, run) / "metrics.jsonl"):
       for name, value in record.items():
         if name.endswith("/loss"):
           split = "training" if record["split"] == "train" else "held out"
           title = f"{name.removesuffix('/loss').upper()} loss, {split}"
-          seeds = found.setdefault(title, {}).setdefault(run.arm, {})
+          seeds = panels.setdefault(title, {}).setdefault(run.arm, {})
           seeds.setdefault(run.seed, []).append((record["step"], value))
   steps = {
     title: {step for seeds in arms.values() for curve in seeds.values() for step, _ in curve}
-    for title, arms in found.items()
+    for title, arms in panels.items()
   }
-  return {title: found[title] for title in sorted(found) if len(steps[title]) > 2}
+  return {title: panels[title] for title in sorted(panels) if len(steps[title]) > 2}
 
 
-def report(measured: Measured, pictures: list[Picture], to: Path) -> list[Block]:
+def report(measured: Measured, pictures: list[Picture], to: Path) -> list[PageBlock]:
   plan, table = measured.plan, measured.table
   done = sum(state.phase == "done" for state in measured.states.values())
   head = f"{table.source}. Budget `{plan.budget}`, {done} of {len(measured.states)} runs measured "
-  of = f" of {len(table.arms)}" if measured.left_out else ""
-  head += f"({len(measured.arms)}{of} arms, {plan.seeds} seed{'s' * (plan.seeds != 1)})."
+  total = f" of {len(table.arms)}" if measured.left_out else ""
+  head += f"({len(measured.arms)}{total} arms, {plan.seeds} seed{'s' * (plan.seeds != 1)})."
   if plan.budget == "smoke":
-    head += " **Runs of this budget show that everything runs, and nothing else.**"
+    head += " **Runs of this budget test the software; their scores mean nothing.**"
   return [
     Heading(table.title, 1),
     Text(head),
@@ -253,36 +271,36 @@ def report(measured: Measured, pictures: list[Picture], to: Path) -> list[Block]
     numbers_block(measured),
     Heading("Cost"),
     *cost_blocks(measured),
-    Heading("What was run"),
+    Heading("Recipes"),
     *recipe_blocks(measured),
     Heading("Commands", 3),
     *command_blocks(measured, to),
   ]
 
 
-def verdict_blocks(measured: Measured) -> list[Block]:
+def verdict_blocks(measured: Measured) -> list[PageBlock]:
   if not measured.verdicts:
     return [Text("The table makes no claim.")]
   rows = [
     [str(v.claim), f"**{v.outcome}**", v.numbers, f"{v.p:.2g} ({v.threshold:.2g})"]
     for v in measured.verdicts
   ]
-  said = (
-    "By Student's t over seeds of the differences between arms of one seed, two-sided, at level "
-    f"{ALPHA:g} for all claims together (Holm); at least {SEEDS} seeds, and no standard error "
-    "below the median of this table's. p stands beside what it has to fall below. Positive means "
-    "are in favour; perplexities are compared by their logarithms. docs/ablation.md says what a "
-    "verdict means, and that undecided is not the same as equal."
+  method = (
+    "Two-sided Student's t tests over seeds, on the differences between arms of the same seed, at "
+    f"level {ALPHA:g} for all claims together (Holm), with at least {SEEDS} seeds, and a standard "
+    "error no smaller than the median of this table's. A claim is decided if p is below the number "
+    "in brackets. Positive means favour the claim; perplexities are compared by their logarithms. "
+    "docs/ablation.md explains the verdicts; undecided is not the same as equal."
   )
-  return [Grid(("claim", "verdict", "numbers", "p (needed)"), rows, left=3), Text(said)]
+  return [Grid(("claim", "verdict", "numbers", "p (needed)"), rows, left=3), Text(method)]
 
 
-def table_blocks(measured: Measured) -> list[Block]:
-  """The paper's columns, each with the measured metric of its kind beside it, then the others."""
+def table_blocks(measured: Measured) -> list[PageBlock]:
+  """The paper's columns, each with the measured metric of its kind, then the other metrics."""
   table = measured.table
   header, columns = ["arm"], []
   beside = [metric for metric in table.beside.values() if metric in measured.metrics]
-  # A loss says the same as its perplexity, which papers print.
+  # A loss is redundant with its perplexity, which papers print.
   twice = {m.replace("perplexity", "loss") for m in measured.metrics if m.endswith("perplexity")}
   for column in table.columns:
     header.append(f"{column}, published")
@@ -298,14 +316,14 @@ def table_blocks(measured: Measured) -> list[Block]:
       columns.append(lambda arm, m=metric: cell(measured, arm.name, m))
   rows = [[arm.name, *(column(arm) for column in columns)] for arm in measured.arms]
   if measured.references:
-    looking = {f"{m}, measured": f"{number(v)}" for m, v in measured.references.items()}
-    if any(name in looking for name in header):
-      rows.append(["looking at nothing", *(looking.get(name, "") for name in header[1:])])
-  blocks: list[Block] = [Grid(header, rows)]
-  how = "Mean ± standard deviation; in brackets, how many seeds, where not all are there. "
-  how += "Perplexities and losses are better when lower, all else when higher. docs/ablation.md "
-  how += "says what each of them is."
-  blocks.append(Text(how))
+    baselines = {f"{m}, measured": f"{number(v)}" for m, v in measured.references.items()}
+    if any(name in baselines for name in header):
+      rows.append(["baseline", *(baselines.get(name, "") for name in header[1:])])
+  blocks: list[PageBlock] = [Grid(header, rows)]
+  legend = "Mean ± standard deviation over seeds; in brackets, their number if some are missing. "
+  legend += "Perplexities and losses: lower is better; all other metrics: higher. Baselines are "
+  legend += "trivial (unigram, majority class, chance). docs/ablation.md defines the metrics."
+  blocks.append(Text(legend))
   notes = [f"{arm.name}: {arm.note}." for arm in measured.arms if arm.note]
   if measured.left_out:
     notes.append(f"Not run: {', '.join(measured.left_out)}.")
@@ -320,13 +338,13 @@ def missing_notes(measured: Measured) -> list[str]:
     if run not in measured.records:
       steps = measured.plan.steps[run.arm]
       why = f" ({state.why})" if state.why else ""
-      # A report does not know whether a process is at work on it just now.
+      # A report cannot know whether a process is still working on the run.
       phase = "not finished" if state.phase == "stopped" else state.phase
       notes.append(f"{run} is {MISSING}: {phase} at step {state.step:,} of {steps:,}{why}.")
   return notes
 
 
-def numbers_block(measured: Measured) -> Block:
+def numbers_block(measured: Measured) -> PageBlock:
   arms = [arm.name for arm in measured.arms]
   metrics = [m for m in measured.metrics if not m.endswith("_majority")]
   if not metrics:
@@ -337,11 +355,11 @@ def numbers_block(measured: Measured) -> Block:
     reference = measured.references.get(metric)
     shown = "" if reference is None else number(reference)
     rows.append([f"`{metric}`", best, *(cell(measured, arm, metric) for arm in arms), shown])
-  return Grid(("metric", "better", *arms, "looking at nothing"), rows, left=2)
+  return Grid(("metric", "better", *arms, "baseline"), rows, left=2)
 
 
 def cell(measured: Measured, arm: str, metric: str) -> str:
-  """`3.21 ± 0.04`, with the number of seeds where it is not all of them."""
+  """`3.21 ± 0.04`, with the number of seeds if some are missing."""
   values = measured.values(arm, metric)
   if not values:
     evaluated = any(run.arm == arm for run in measured.records)
@@ -367,7 +385,7 @@ def show_published(value) -> str:
   return "" if value is None else str(value)
 
 
-def cost_blocks(measured: Measured) -> list[Block]:
+def cost_blocks(measured: Measured) -> list[PageBlock]:
   rows, hardware, software = [], Counter(), Counter()
   for arm in measured.arms:
     runs = [run for run in measured.configs if run.arm == arm.name]
@@ -389,16 +407,16 @@ def cost_blocks(measured: Measured) -> list[Block]:
       software[", ".join(f"{name} {version}" for name, version in versions.items())] += 1
   header = ("arm", "parameters", "steps", "tokens read", "wall time of a run", "runs")
   total = sum(trained_seconds(measured, run) for run in measured.configs)
-  said = [
-    f"{duration(total)} of training in all, as the sum over runs; runs beside each other share a "
-    "machine, which makes each of them slower",
+  notes = [
+    f"{duration(total)} of training, summed over all runs; runs that were trained at the same time "
+    "share a machine, which makes each of them slower",
     *(f"{count} runs on {name}" for name, count in hardware.items()),
     *software,
   ]
-  return [Grid(header, rows), Points(said)]
+  return [Grid(header, rows), Points(notes)]
 
 
-def trained_seconds(measured: Measured, run: Run) -> float:
+def trained_seconds(measured: Measured, run: PlannedRun) -> float:
   records = read_records(workdir_of(measured.out, run) / "timing.jsonl")
   return sum(record["seconds"] for record in records)
 
@@ -409,12 +427,12 @@ def tokens(config: dict[str, Any]) -> str:
   return f"{count / 1e6:,.1f}M"
 
 
-def recipe_blocks(measured: Measured) -> list[Block]:
-  """In what the arms differ from each other, and all of them from what was published."""
+def recipe_blocks(measured: Measured) -> list[PageBlock]:
+  """The differences of the arms from each other, and from the published recipes."""
   used = {
     arm.name: overrides.from_json(measured.configs[run]["experiment"])
     for arm in measured.arms
-    for run in [Run(arm.name, 0)]
+    for run in [PlannedRun(arm.name, 0)]
     if run in measured.configs
   }
   if not used:
@@ -423,41 +441,41 @@ def recipe_blocks(measured: Measured) -> list[Block]:
   first = used[arms[0].name]
   rows = [[arms[0].name, "(the others are compared with it)"]]
   rows += [[arm.name, differences(first, used[arm.name])] for arm in arms[1:]]
-  blocks: list[Block] = [Grid(("arm", "differs in"), rows, left=2)]
+  blocks: list[PageBlock] = [Grid(("arm", "differs in"), rows, left=2)]
   if measured.plan.budget != "paper":
     changed = {arm.name: changes(arm.experiment("paper"), used[arm.name]) for arm in arms}
-    shared = [c for c in changed[arms[0].name] if all(c in found for found in changed.values())]
+    shared = [c for c in changed[arms[0].name] if all(c in fields for fields in changed.values())]
     blocks.append(Heading("Overridden from the published recipe", 3))
     if shared:
       blocks += [Text("In all arms:"), Grid(("field", "published", "here"), shared, left=3)]
-    own = [
-      [arm, *change] for arm, found in changed.items() for change in found if change not in shared
+    rest = [
+      [arm, *change] for arm, fields in changed.items() for change in fields if change not in shared
     ]
-    if not shared and not own:
+    if not shared and not rest:
       blocks.append(Text("Nothing."))
-    if own:
-      blocks += [Text("In some:"), Grid(("arm", "field", "published", "here"), own, left=4)]
+    if rest:
+      blocks += [Text("In some arms:"), Grid(("arm", "field", "published", "here"), rest, left=4)]
   return blocks
 
 
-# Where a run is computed, and when it reports, is no part of a recipe.
+# Not part of a recipe: where a run is computed, and when it reports.
 _APART = ("seed", "mesh", "compute", "schedule", "data.workers", "model.vocab_size")
 
 
-def changes(published, here) -> list[list[str]]:
+def changes(published, used) -> list[list[str]]:
   return [
     [f"`{path}`", overrides.show(old), overrides.show(new)]
-    for path, old, new in overrides.diff(here, published)
+    for path, old, new in overrides.diff(used, published)
     if not any(path == a or path.startswith(a + ".") for a in _APART)
   ]
 
 
-def differences(first, other) -> str:
-  found = [f"{path} {new} (not {old})" for path, old, new in changes(first, other)]
-  return "; ".join(found) or "nothing: it is the same run"
+def differences(first, second) -> str:
+  fields = [f"{path} {new} (not {old})" for path, old, new in changes(first, second)]
+  return "; ".join(fields) or "nothing: both have the same recipe"
 
 
-def command_blocks(measured: Measured, to: Path) -> list[Block]:
+def command_blocks(measured: Measured, to: Path) -> list[PageBlock]:
   plan = measured.plan
   sweep = [
     *("python", "-m", "plm_jax.ablate.sweep", f"--table={plan.table}", f"--budget={plan.budget}"),
@@ -476,7 +494,7 @@ def command_blocks(measured: Measured, to: Path) -> list[Block]:
 
 
 def record_of(measured: Measured) -> dict[str, Any]:
-  """results.json: every number of the report."""
+  """The content of results.json: every number of the report."""
   return {
     "table": measured.plan.table,
     "title": measured.table.title,

@@ -5,7 +5,7 @@
   python -m plm_jax.ablate.sweep --table=... --budget=smoke --seeds=3 --jobs=2 --out=DIR
   python -m plm_jax.ablate.sweep --table=... --out=DIR --arms=no-nsp,base --set=steps=2000
 
-The same command continues, after a kill too. Then: python -m plm_jax.ablate.report DIR
+The same command resumes a stopped or killed sweep. Then: python -m plm_jax.ablate.report DIR
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from absl import flags
 
 from plm_jax import cli, overrides
 from plm_jax.ablate import launch
-from plm_jax.ablate.plan import ROOT, Evaluation, Plan, Run, claim, is_done
+from plm_jax.ablate.plan import ROOT, Evaluation, PlannedRun, SweepPlan, claim, is_done
 from plm_jax.ablate.table import Arm, Table
 from plm_jax.data.corpora import cache_folder
 from plm_jax.data.preparation import prepare
@@ -37,21 +37,21 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   flags.DEFINE_string("table", None, "FILE:FUNCTION of the table.")
   flags.DEFINE_enum("budget", "small", BUDGETS, "Scale: seconds, minutes, or as published.")
-  flags.DEFINE_integer("seeds", 3, "How many seeds: 0, 1, 2, ...")
+  flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, 2, ...")
   flags.DEFINE_string(
     "out", None, "Where the sweep is kept (default: sweeps/FILE_FUNCTION_BUDGET)."
   )
-  flags.DEFINE_list("arms", [], "Only these arms, with commas between (default: all).")
+  flags.DEFINE_list("arms", [], "Only these arms, separated by commas (default: all).")
   flags.DEFINE_multi_string(
     "set", [], "FIELD=VALUE for all arms, for example steps=2000. Repeatable."
   )
-  flags.DEFINE_integer("jobs", 1, "How many runs at a time; they share the cores and the GPUs.")
+  flags.DEFINE_integer("jobs", 1, "Number of runs at a time; they share the cores and the GPUs.")
   flags.DEFINE_enum("launcher", "local", launch.LAUNCHERS, "Who starts the runs.")
   flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files to evaluate on.")
   flags.DEFINE_integer("blimp_pairs", None, "At most this many pairs of each of its files.")
   flags.DEFINE_string("finetune", None, "Fine-tune on these numbers of labels, such as 500,all.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
-  flags.DEFINE_bool("list", False, "List all tables with their published numbers, and leave.")
+  flags.DEFINE_bool("list", False, "List all tables with their published numbers, and exit.")
   flags.DEFINE_bool("dry_run", False, "Show every command, run nothing.")
 
 
@@ -91,9 +91,9 @@ def main() -> int:
   return 1 if failed else 0
 
 
-def planned(asked) -> tuple[Table, Plan, dict[str, Experiment]]:
-  """The table, the sweep and its experiments, from flags: `asked` has an attribute for each.
-  Errors: `UserError` for flags that no arm can be run with."""
+def planned(asked) -> tuple[Table, SweepPlan, dict[str, Experiment]]:
+  """The table, the sweep and its experiments. asked: the flags, as attributes. Errors: `UserError`
+  for flags with which no arm can be run."""
   if not asked.table:
     raise UserError("--table=FILE:FUNCTION is needed; --list shows all tables.")
   if asked.seeds < 1 or asked.jobs < 1:
@@ -102,7 +102,7 @@ def planned(asked) -> tuple[Table, Plan, dict[str, Experiment]]:
     check_blimp(Path(asked.blimp))
   table: Table = cli.load_experiment(asked.table, returns="Table")()
   experiments = experiments_of(table, asked)
-  plan = Plan(
+  plan = SweepPlan(
     table=asked.table,
     budget=asked.budget,
     settings=tuple(asked.set),
@@ -116,7 +116,7 @@ def planned(asked) -> tuple[Table, Plan, dict[str, Experiment]]:
 
 
 def arms_of(table: Table, asked: list[str]) -> list[str]:
-  """The arms of `--arms`, each once, or all; `_` stands for `-` too, as in a function's name."""
+  """The arms of `--arms`, each once, or all; `_` also matches `-`, as in a function's name."""
   names = [arm.name for arm in table.arms]
   meant = {name.replace("_", "-"): name for name in names} | {name: name for name in names}
   chosen = [meant.get(name) or meant.get(name.replace("_", "-"), name) for name in asked]
@@ -130,7 +130,7 @@ def arm_lines(table: Table) -> str:
 
 
 def experiments_of(table: Table, asked) -> dict[str, Experiment]:
-  """Arm -> its experiment, without arms that `--set` does not fit, unless --arms names them."""
+  """Arm -> experiment, without arms that `--set` does not fit, an error if --arms names one."""
   experiments, refused = {}, {}
   for arm in table.arms:
     try:
@@ -164,12 +164,12 @@ def reference_of(arm: Arm) -> str:
   return f"{file.as_posix()}:{name}"
 
 
-def default_out(plan: Plan) -> Path:
+def default_out(plan: SweepPlan) -> Path:
   file, _, function = plan.table.partition(":")
   return Path("sweeps") / f"{Path(file).stem}_{function}_{plan.budget}"
 
 
-def heading(table: Table, plan: Plan, experiments, runs: list[Run], out: Path) -> str:
+def heading(table: Table, plan: SweepPlan, experiments, runs: list[PlannedRun], out: Path) -> str:
   """The table, and the runs that are about to start."""
   width = max(map(len, experiments))
   lines = [
@@ -184,17 +184,17 @@ def heading(table: Table, plan: Plan, experiments, runs: list[Run], out: Path) -
   ]
   if wanted := flags_of_claims(table, plan):
     lines.append(
-      f"claims of this table also need {' and '.join(wanted)}; they can be added later, and leave "
-      "those claims undecided until then"
+      f"some claims of this table need {' and '.join(wanted)}, and stay undecided without; they "
+      "can be added later"
     )
   return "\n".join(lines)
 
 
-def _many(number: int, what: str) -> str:
-  return f"{number} {what}{'s' * (number != 1)}"
+def _many(number: int, noun: str) -> str:
+  return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def flags_of_claims(table: Table, plan: Plan) -> list[str]:
+def flags_of_claims(table: Table, plan: SweepPlan) -> list[str]:
   """The flags without which some claim's metric is not measured."""
   metrics = {claim.metric for claim in table.claims}
   wanted = ["--blimp=FOLDER"] if "blimp" in metrics and not plan.evaluation.blimp else []
@@ -215,10 +215,10 @@ def prepare_texts(experiments: list[Experiment], cache: Path) -> None:
 
 @contextmanager
 def held(out: Path) -> Iterator[None]:
-  """The directory, for one sweep at a time."""
+  """Locks the directory, so that one sweep at a time works in it."""
   try:
     out.mkdir(parents=True, exist_ok=True)
-    # Opened to append: in a folder that will be refused, a `.lock` may be somebody's own.
+    # Opened to append: in a folder that is then refused, `.lock` may be another program's file.
     lock = open(out / ".lock", "a")  # noqa: SIM115  held as long as the sweep
   except OSError as error:
     raise UserError(f"the directory {out} cannot be written: {error.strerror}") from error

@@ -36,7 +36,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from plm_jax import cli
-from plm_jax.ablate.verdict import Scores, Tested, difference, level, student, usual_error
+from plm_jax.ablate.verdict import SeedScores, Tested, difference, level, student, usual_error
 from plm_jax.errors import UserError
 
 METRICS = re.compile(
@@ -113,7 +113,7 @@ class Better:
   def __str__(self) -> str:
     return self.sentence or f"{self.arm} has a better {self.metric} than {self.than}"
 
-  def test(self, scores: Scores) -> Tested:
+  def test(self, scores: SeedScores) -> Tested:
     values = difference(scores, self.metric, self.arm, self.than)
     return student(values, 0.0, usual_error(scores, self.metric))
 
@@ -141,7 +141,7 @@ class NotWorse:
     default = f"the {self.metric} of {self.arm} is not worse than that of {self.than}"
     return self.sentence or f"{default} by {self.margin:g}"
 
-  def test(self, scores: Scores) -> Tested:
+  def test(self, scores: SeedScores) -> Tested:
     values = difference(scores, self.metric, self.arm, self.than)
     return student(values, -self.margin, usual_error(scores, self.metric))
 
@@ -162,7 +162,7 @@ class Ordered:
   def __str__(self) -> str:
     return self.sentence or f"{self.metric} becomes better from {' to '.join(self.arms)}"
 
-  def test(self, scores: Scores) -> Tested:
+  def test(self, scores: SeedScores) -> Tested:
     """The order is as sure as its weakest link. The opposite is tested on the worst link, with
     Bonferroni's correction for the number of links."""
     usual = usual_error(scores, self.metric)
@@ -197,7 +197,7 @@ class AtChance:
     default = f"the {self.metric} of {self.arm} is within {self.margin:g} of chance"
     return self.sentence or default
 
-  def test(self, scores: Scores) -> Tested:
+  def test(self, scores: SeedScores) -> Tested:
     """Two one-sided tests (Schuirmann 1987): above chance - margin, and below chance + margin."""
     values = level(scores, self.metric, self.arm, self.chance)
     usual = usual_error(scores, self.metric, paired=False)
@@ -226,7 +226,7 @@ class AboveChance:
     default = f"the {self.metric} of {self.arm} is above chance by more than {self.margin:g}"
     return self.sentence or default
 
-  def test(self, scores: Scores) -> Tested:
+  def test(self, scores: SeedScores) -> Tested:
     values = level(scores, self.metric, self.arm, self.chance)
     usual = usual_error(scores, self.metric, paired=False)
     return student(values, self.margin, usual, constant=True)

@@ -2,8 +2,8 @@
 
   python -m plm_jax.ablate.task DIR ARM SEED
 
-The same for every launcher: a sweep, a Ray task or a job array starts it. Finished steps are not
-repeated. It ends when the process that started it ends (`--die_with`).
+A sweep, a Ray task or a job array starts it. Finished steps are not repeated. With `--die_with` it
+ends when its parent process ends.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from absl import flags
 from plm_jax import cli
 from plm_jax.ablate.plan import (
   ROOT,
-  Plan,
-  Run,
+  PlannedRun,
+  SweepPlan,
   failure_of,
   is_done,
   is_trained,
@@ -54,10 +54,10 @@ def main(out: str, arm: str, seed: str) -> int:
     raise UserError(f"{seed!r} is not a seed; expected a number")
   if FLAGS.cores:
     os.sched_setaffinity(0, [int(core) for core in FLAGS.cores])
-  return perform(Path(out), read_plan(Path(out)), Run(arm, int(seed)))
+  return perform(Path(out), read_plan(Path(out)), PlannedRun(arm, int(seed)))
 
 
-def perform(out: Path, plan: Plan, run: Run) -> int:
+def perform(out: Path, plan: SweepPlan, run: PlannedRun) -> int:
   """The exit code of the first command that failed, else 0."""
   failure_of(out, run).parent.mkdir(parents=True, exist_ok=True)
   failure_of(out, run).unlink(missing_ok=True)
@@ -66,7 +66,7 @@ def perform(out: Path, plan: Plan, run: Run) -> int:
     "evaluation": lambda: is_done(out, run, plan),
   }
   with Child() as child:
-    _wait_for_the_last_one(workdir_of(out, run), child)
+    _wait_for_lock(workdir_of(out, run), child)
     for name, words in plan.commands(out, run).items():
       if child.stopped:
         return 143
@@ -82,8 +82,8 @@ def perform(out: Path, plan: Plan, run: Run) -> int:
   return 0
 
 
-def _wait_for_the_last_one(workdir: Path, child: Child) -> None:
-  """Returns when no process holds the directory: that of a killed sweep still saves its state."""
+def _wait_for_lock(workdir: Path, child: Child) -> None:
+  """Returns when no process locks the directory: one of a killed sweep may still be saving."""
   lock = workdir / ".lock"
   if not lock.exists():
     return
@@ -97,7 +97,7 @@ def _wait_for_the_last_one(workdir: Path, child: Child) -> None:
 
 
 class Child:
-  """Runs commands, one at a time, and hands on the signal to stop."""
+  """Runs commands, one at a time, and passes on the signal to stop."""
 
   def __init__(self):
     self.stopped = False
@@ -134,7 +134,7 @@ class Child:
         env={**settings, **os.environ, "PYTHONPATH": path},
         preexec_fn=_die_with_parent,  # noqa: PLW1509  one thread here, and no jax
       )
-      if self.stopped:  # asked between two commands
+      if self.stopped:  # the signal came between two commands
         self._process.send_signal(signal.SIGTERM)
       code = self._process.wait()
       self._process = None
@@ -142,7 +142,7 @@ class Child:
 
 
 def _die_with_parent() -> None:
-  """Asks Linux for a SIGTERM when the parent ends, however it ends; elsewhere nothing happens."""
+  """Asks Linux for a SIGTERM when the parent ends, even by a kill; does nothing elsewhere."""
   if hasattr(_LIBC, "prctl"):
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

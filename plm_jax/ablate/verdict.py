@@ -31,7 +31,7 @@ from typing import Literal, NamedTuple
 ALPHA = 0.05
 SEEDS = 3  # fewer give no verdict
 
-Scores = Mapping[str, Mapping[int, Mapping[str, float]]]
+SeedScores = Mapping[str, Mapping[int, Mapping[str, float]]]
 """arm -> seed -> metric -> value, of measured metrics only."""
 
 Outcome = Literal["supported", "not supported", "undecided"]
@@ -64,7 +64,7 @@ def is_logarithmic(metric: str) -> bool:
   return metric.endswith("perplexity")
 
 
-def measured(scores: Scores, metric: str, arm: str) -> dict[int, float]:
+def measured(scores: SeedScores, metric: str, arm: str) -> dict[int, float]:
   """seed -> finite value of a metric, or the logarithm of a perplexity."""
   runs = {seed: values[metric] for seed, values in scores.get(arm, {}).items() if metric in values}
   if is_logarithmic(metric):
@@ -72,19 +72,19 @@ def measured(scores: Scores, metric: str, arm: str) -> dict[int, float]:
   return {seed: value for seed, value in sorted(runs.items()) if math.isfinite(value)}
 
 
-def is_measured(scores: Scores, metric: str) -> bool:
+def is_measured(scores: SeedScores, metric: str) -> bool:
   """Whether any run has the metric."""
   return any(metric in values for seeds in scores.values() for values in seeds.values())
 
 
-def difference(scores: Scores, metric: str, arm: str, than: str) -> list[float]:
+def difference(scores: SeedScores, metric: str, arm: str, than: str) -> list[float]:
   """By how much `arm` is better than `than`, for each seed that both have."""
   values, baseline = measured(scores, metric, arm), measured(scores, metric, than)
   sign = -1 if lower_is_better(metric) else 1
   return [sign * (values[seed] - baseline[seed]) for seed in values if seed in baseline]
 
 
-def level(scores: Scores, metric: str, arm: str, chance: float | str) -> list[float]:
+def level(scores: SeedScores, metric: str, arm: str, chance: float | str) -> list[float]:
   """By how much the metric of `arm` is above chance, for each seed."""
   values = measured(scores, metric, arm)
   if not isinstance(chance, str):
@@ -97,7 +97,7 @@ def standard_error(values: Sequence[float]) -> float:
   return statistics.stdev(values) / math.sqrt(len(values))
 
 
-def usual_error(scores: Scores, metric: str, paired: bool = True) -> float:
+def usual_error(scores: SeedScores, metric: str, paired: bool = True) -> float:
   """The median standard error of a metric over all pairs of arms with enough seeds, or over single
   arms if not paired; 0 if there are none."""
   if paired:
@@ -134,7 +134,7 @@ def student(values: Sequence[float], bound: float, usual: float, constant: bool 
   return Tested(float(stdtr(n - 1, -t)), float(stdtr(n - 1, t)), f"{numbers}, t = {t:.2f}")
 
 
-def verdicts(claims: Sequence, scores: Scores, alpha: float = ALPHA) -> list[Verdict]:
+def verdicts(claims: Sequence, scores: SeedScores, alpha: float = ALPHA) -> list[Verdict]:
   """The verdict of every claim, in their order, by Holm's (1979) procedure at level alpha for all
   claims together.
 

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from plm_jax.ablate.plan import Plan, Run, State, state_of
+from plm_jax.ablate.plan import PlannedRun, RunState, SweepPlan, state_of
 
 _EVERY = {True: 1.0, False: 60.0}  # seconds between two updates: in a terminal, in a log file
 _WIDTH = 24  # of the bar
@@ -17,15 +17,15 @@ class View:
   """A table that is redrawn in place in a terminal. Elsewhere it prints plain lines: one for every
   change, and one a minute for every run that is working."""
 
-  def __init__(self, out: Path, plan: Plan, runs: list[Run], jobs: int, stream=None):
+  def __init__(self, out: Path, plan: SweepPlan, runs: list[PlannedRun], jobs: int, stream=None):
     self._out, self._plan, self._runs, self._jobs = out, plan, runs, jobs
     self._stream = stream or sys.stdout
     self._live = self._stream.isatty()
     self._drawn = 0  # lines on the screen that belong to the table
     self._looked = 0.0
     self._began = time.monotonic()
-    self._working: set[Run] = set()
-    self._phases: dict[Run, str] = {}
+    self._working: set[PlannedRun] = set()
+    self._phases: dict[PlannedRun, str] = {}
 
   def __enter__(self) -> View:
     return self
@@ -35,12 +35,12 @@ class View:
       self._draw()
     self._stream.flush()
 
-  def started(self, run: Run) -> None:
+  def started(self, run: PlannedRun) -> None:
     self._working.add(run)
     if not self._live:
       self._print(f"{self._clock()} {run} starts")
 
-  def ended(self, run: Run, code: int) -> None:
+  def ended(self, run: PlannedRun, code: int) -> None:
     self._working.discard(run)
     state = state_of(self._out, run, self._plan)
     if not self._live:
@@ -53,7 +53,7 @@ class View:
     self._clear()
     self._print(text)
 
-  def refresh(self, working: set[Run] | None) -> None:
+  def refresh(self, working: set[PlannedRun] | None) -> None:
     """Redraws if it is time. working: the runs with a process; None to tell them by their files."""
     now = time.monotonic()
     if now - self._looked < _EVERY[self._live]:
@@ -73,17 +73,17 @@ class View:
           self._print(f"{self._clock()} {line(run, states[run], self._plan.steps[run.arm])}")
       self._print(f"{self._clock()} {self._summary(states)}")
 
-  def _moves(self, run: Run) -> bool:
+  def _moves(self, run: PlannedRun) -> bool:
     """Whether a run on another machine has begun and is not done."""
     state = state_of(self._out, run, self._plan, alive=True)
     return state.phase != "done" and state.step > 0
 
-  def _states(self) -> dict[Run, State]:
+  def _states(self) -> dict[PlannedRun, RunState]:
     return {
       run: state_of(self._out, run, self._plan, alive=run in self._working) for run in self._runs
     }
 
-  def _summary(self, states: dict[Run, State]) -> str:
+  def _summary(self, states: dict[PlannedRun, RunState]) -> str:
     done = sum(state.phase == "done" for state in states.values())
     failed = sum(state.phase == "failed" for state in states.values())
     left = time_left(states, self._plan.steps, self._jobs)
@@ -119,7 +119,7 @@ class View:
     return duration(time.monotonic() - self._began)
 
 
-def line(run: Run, state: State, steps: int) -> str:
+def line(run: PlannedRun, state: RunState, steps: int) -> str:
   """The line of a run: name, state, step, loss, time left."""
   full = round(_WIDTH * state.step / steps)
   parts = [
@@ -133,7 +133,7 @@ def line(run: Run, state: State, steps: int) -> str:
   return "  ".join([*parts, state.why]).rstrip()
 
 
-def time_left(states: dict[Run, State], steps: dict[str, int], jobs: int) -> float | None:
+def time_left(states: dict[PlannedRun, RunState], steps: dict[str, int], jobs: int) -> float | None:
   """Estimated seconds, from the pace of each arm, or the mean pace if an arm has none yet. The time
   of an evaluation is the mean of those done so far."""
   paces: dict[str, list[float]] = {}

@@ -1,8 +1,8 @@
-"""Compares the outputs of a published model here with those of transformers, where it is installed.
+"""Compares the outputs of a published model here with those of transformers, if it is installed.
 
   python -m plm_jax.check DIR
 
-Random tokens, in rows without padding and with padding on the right, on the left and on both sides.
+Inputs are random tokens, in rows without padding, and with padding right, left and on both sides.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from plm_jax.export.seq2seq import SOURCE
 FLAGS = flags.FLAGS
 
 
-class Comparison(NamedTuple):
-  """One output on one kind of rows. agreement: share of positions with the same best entry."""
+class ParityResult(NamedTuple):
+  """One output for one kind of rows. agreement: share of positions with the same best entry."""
 
   output: str
   rows: str
@@ -44,15 +44,15 @@ def main(directory: str) -> int:
     print(f"{line.output:28}{line.rows:18}{line.difference:>20.1e}{agreement:>18}")
   worst = max(line.difference for line in compared)
   verdict = "agrees" if worst <= tolerance else "DIFFERS"
-  print(f"{directory} {verdict}: {worst:.1e} at most, where {tolerance:.0e} is allowed")
+  print(f"{directory} {verdict}: largest difference {worst:.1e}, tolerance {tolerance:.0e}")
   return int(worst > tolerance)
 
 
-def compare(directory: str) -> list[Comparison]:
+def compare(directory: str) -> list[ParityResult]:
   """Every output on every kind of rows. Errors: `UserError` without transformers."""
   model = hf.load(directory)
   reference = _reference(directory, model)
-  if reference.config.pad_token_id is None:  # without, a decoder's classes are read in single rows
+  if reference.config.pad_token_id is None:  # a decoder needs it to classify several rows
     reference.config.pad_token_id = _pad(model)
   compared = []
   for rows, inputs in _inputs(model).items():
@@ -64,18 +64,18 @@ def compare(directory: str) -> list[Comparison]:
   return sorted(compared)
 
 
-def _compared(name: str, rows: str, ours: np.ndarray, theirs: np.ndarray, mask) -> Comparison:
+def _compared(name: str, rows: str, ours: np.ndarray, theirs: np.ndarray, mask) -> ParityResult:
   if ours.shape[:2] == mask.shape:
     ours, theirs = ours[mask == 1], theirs[mask == 1]
   agreement = None
   if name.endswith("logits") and ours.ndim == 2:
     agreement = float((ours.argmax(-1) == theirs.argmax(-1)).mean())
-  return Comparison(name, rows, float(np.abs(ours - theirs).max()), agreement)
+  return ParityResult(name, rows, float(np.abs(ours - theirs).max()), agreement)
 
 
 def _inputs(model: hf.Pretrained) -> dict[str, dict[str, np.ndarray]]:
-  """Kind of rows -> inputs by transformers' names. Where a class reads its state at the end of a
-  text, every row has one end, and the decoder is left to read the source."""
+  """Kind of rows -> inputs by transformers' names. If classes are read at the end token of a
+  source, every row has one, and the decoder gets no inputs."""
   rng, limits = np.random.default_rng(0), model.family.limits(model.config)
   names = model.family.inputs_of(model.config)
   end = None
@@ -85,7 +85,7 @@ def _inputs(model: hf.Pretrained) -> dict[str, dict[str, np.ndarray]]:
   cut = length // 3
   kinds = {"not padded": (0, 0), "padded right": (0, cut), "padded left": (cut, 0)}
   kinds["padded on both"] = (cut // 2, cut // 2)
-  pad, made = _pad(model), {}
+  pad, inputs_by_kind = _pad(model), {}
   for kind, (left, right) in kinds.items():
     inputs: dict[str, Any] = {}
     for name in ("input_ids", "decoder_input_ids"):
@@ -101,12 +101,12 @@ def _inputs(model: hf.Pretrained) -> dict[str, dict[str, np.ndarray]]:
         inputs[name.replace("input_ids", "attention_mask")] = mask
     if limits.get("token_type_ids"):
       inputs["token_type_ids"] = rng.integers(0, limits["token_type_ids"], (4, length))
-    made[kind] = inputs
-  return made
+    inputs_by_kind[kind] = inputs
+  return inputs_by_kind
 
 
 def _pad(model: hf.Pretrained) -> int:
-  """The id of padding: of config.json, or of the family, or one that then is in no other place."""
+  """The padding id of config.json, else of the family, else 0."""
   pad = model.document.get("pad_token_id")
   return model.family.ids.get("pad_token_id", 0) if pad is None else pad
 

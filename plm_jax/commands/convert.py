@@ -1,7 +1,7 @@
 """Converts between published checkpoints and runs of this project.
 
   python -m plm_jax.convert bert-base-uncased runs/bert        a published model becomes a run
-  python -m plm_jax.convert runs/bert_tiny exported            a run becomes what transformers loads
+  python -m plm_jax.convert runs/bert_tiny exported            a run becomes a published model
   python -m plm_jax.convert stories260K.bin runs/stories --tokenizer=tok512.model
 
 SRC is a directory of transformers or Sentence-BERT, a llama2.c file, or a run; DST is new. The new
@@ -33,21 +33,21 @@ PARTS = ("discriminator", "generator")
 
 
 def define_flags() -> None:
-  flags.DEFINE_enum("to", None, ("run", "hf"), "The form of DST (default: the other than SRC's).")
-  flags.DEFINE_string("tokenizer", None, "A tokenizer in place of SRC's, or where SRC has none.")
+  flags.DEFINE_enum("to", None, ("run", "hf"), "The form of DST (default: not SRC's).")
+  flags.DEFINE_string("tokenizer", None, "The tokenizer to use instead of SRC's.")
   flags.DEFINE_enum("part", None, PARTS, "Which part of an ELECTRA (default: the discriminator).")
 
 
 def main(source: str | Path, target: str | Path) -> None:
   source, target = Path(source), Path(target)
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
-    raise UserError(f"{target} is there already; choose a directory that is new or empty.")
+    raise UserError(f"{target} already exists; choose a new or empty directory.")
   run = Run.load(source) if is_run(source) else None
   to = FLAGS.to or ("hf" if run else "run")
   if run and to == "run":
-    raise UserError(f"{source} is a run already.")
+    raise UserError(f"{source} is already a run.")
   if FLAGS.part and not (run and hasattr(run.experiment.model, "generator")):
-    raise UserError(f"--part={FLAGS.part} is of an ELECTRA that was trained here; leave it out.")
+    raise UserError(f"--part={FLAGS.part} needs an ELECTRA that was trained here; leave it out.")
   model = from_run(run, FLAGS.part or PARTS[0]) if run else published(source)
   tokenizer = chosen_tokenizer(source, run, model, to)
   with new_directory(target):
@@ -57,7 +57,7 @@ def main(source: str | Path, target: str | Path) -> None:
       trained_here = run is not None and "public" not in run.document
       write_directory(model, tokenizer, target, trained_here)
   if tokenizer is None:
-    print("note: no tokenizer was written; copy that of SRC, or give it by --tokenizer")
+    print("note: no tokenizer was written; copy SRC's, or name one with --tokenizer")
   print(f"{source} is now in {target}: {type(model.config).__name__}, {model.architecture}")
 
 
@@ -75,7 +75,7 @@ def published(source: Path) -> hf.Pretrained:
 def chosen_tokenizer(
   source: Path, run: Run | None, model: hf.Pretrained, to: str
 ) -> Tokenizer | None:
-  """That of --tokenizer, or else of SRC; None where a published directory stays one."""
+  """The tokenizer of --tokenizer, else of SRC; None if SRC and DST are both published."""
   place = Path(FLAGS.tokenizer or source)
   if to == "run":
     tokenizer = read_tokenizer(place, model.family.model_type)
@@ -89,8 +89,8 @@ def chosen_tokenizer(
 
 @contextlib.contextmanager
 def new_directory(target: Path) -> Iterator[None]:
-  """Makes a directory to write within, and leaves nothing of it where that fails. Errors:
-  `UserError` where it cannot be made or written."""
+  """Makes a directory for the `with` block; empties or removes it if the block fails. Errors:
+  `UserError` if it cannot be made or written."""
   was_there = target.exists()
   try:
     target.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def new_directory(target: Path) -> Iterator[None]:
         target.rmdir()
     if isinstance(error, OSError):
       raise UserError(
-        f"{target} cannot be written ({error.strerror or error}); choose another DST, or make room."
+        f"{target} cannot be written ({error.strerror or error}); free space or choose another DST."
       ) from None
     raise
 

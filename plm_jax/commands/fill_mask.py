@@ -2,8 +2,8 @@
 
   python -m plm_jax.fill_mask --model=runs/bert_tiny --text="the [MASK] of the function"
 
-[MASK] stands for the tokenizer's own mask, whatever its name. Several blanks are filled each on its
-own, the others being blank.
+[MASK] stands for the tokenizer's mask token, whatever its name. Several blanks are filled
+separately: each is predicted while the others stay masked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   flags.DEFINE_string("model", None, "The directory of a run, or of an imported model.")
   flags.DEFINE_multi_string("text", [], "A text with [MASK] in it. Repeatable.")
-  flags.DEFINE_integer("best", 5, "How many fillers are shown for each blank.")
+  flags.DEFINE_integer("best", 5, "Number of fillers shown for each blank.")
 
 
 def main() -> None:
@@ -40,8 +40,8 @@ def main() -> None:
   model = run.params.masked_lm()
   if model is None:
     raise UserError(
-      f"{run.path} was not trained to predict a masked token; take a BERT or one of its "
-      "successors, or python -m plm_jax.generate for a model that writes (a T5 fills <extra_id_0>)"
+      f"{run.path} was not trained to predict a masked token; use a BERT or one of its "
+      "successors, or python -m plm_jax.generate with this model (a T5 fills <extra_id_0>)"
     )
   blanks = [blanks_of(text, run.tokenizer, run.config.positions) for text in FLAGS.text]
   best = min(FLAGS.best, run.tokenizer.vocab.size)
@@ -60,7 +60,7 @@ def blanks_of(text: str, tokenizer: Tokenizer, positions: int) -> list[Blank]:
   """The blanks of a text. Errors: `UserError` if there is none, or the text is too long."""
   vocab = tokenizer.vocab
   if vocab.mask is None:
-    raise UserError("this model's tokenizer has no token for a blank")
+    raise UserError("this model's tokenizer has no mask token")
   first, last = vocab.frame()
   ids = np.array([first, *source_of(text, tokenizer), last], np.int32)
   if len(ids) > positions:

@@ -5,9 +5,9 @@
   python -m plm_jax.generate --model=DIR --prompts=FILE --beams=4 --length_penalty=0.6
   python -m plm_jax.generate --model=DIR --shots=examples.txt --prompt="sea otter =>"
 
-Without a prompt a left-to-right model begins a text of its own. The most probable token is taken
-unless a temperature is given; with the same seed a prompt gives the same texts again. In a terminal
-a single text appears while it is written.
+Without a prompt a left-to-right model starts a new text. Without a temperature every token is the
+most probable one; the same seed and prompt give the same texts again. In a terminal a single text
+appears while it is written.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from plm_jax.runs import Run, check_predicts_tokens
 from plm_jax.train.process import keep_compilations
 
 FLAGS = flags.FLAGS
-_SAMPLES = 100_000  # all texts are held until the last is written
+_SAMPLES = 100_000  # all texts are in memory until the last is written
 
 
 def define_flags() -> None:
   flags.DEFINE_string("model", None, "The directory of a run, or of an imported model.")
   flags.DEFINE_multi_string("prompt", [], "A text to go on from. Repeatable.")
   flags.DEFINE_string("prompts", None, "A file with a prompt in every line.")
-  flags.DEFINE_string("shots", None, "A file whose text stands before every prompt, as examples.")
+  flags.DEFINE_string("shots", None, "A file of examples, put before every prompt.")
   flags.DEFINE_float("temperature", 0.0, "0: take the most probable token; above: draw one.")
-  flags.DEFINE_integer("top_k", 0, "Draw among so many most probable tokens; 0 is all.")
-  flags.DEFINE_float("top_p", 1.0, "Draw among the fewest tokens that are so probable together.")
-  flags.DEFINE_integer("beams", 1, "Search for the most probable text with so many beams.")
+  flags.DEFINE_integer("top_k", 0, "Draw among this many most probable tokens; 0 is all.")
+  flags.DEFINE_float("top_p", 1.0, "Draw among the fewest tokens with this total probability.")
+  flags.DEFINE_integer("beams", 1, "Search for the most probable text with this many beams.")
   flags.DEFINE_float("length_penalty", 1.0, "Beams: compare log p / length^penalty.")
-  flags.DEFINE_float("repetition_penalty", 1.0, "Above 1: tokens that were there are less likely.")
+  flags.DEFINE_float("repetition_penalty", 1.0, "Above 1: earlier tokens become less likely.")
   flags.DEFINE_integer("min_length", 0, "New tokens at least.")
   flags.DEFINE_integer("max_length", 64, "New tokens at most.")
   flags.DEFINE_integer("samples", 1, "Texts for every prompt: drawn ones, or the best beams.")
-  flags.DEFINE_integer("seed", 0, "Of the drawn tokens.")
+  flags.DEFINE_integer("seed", 0, "Seed of the drawn tokens.")
 
 
 def main() -> None:
@@ -97,11 +97,11 @@ def rules_of_flags() -> Rules:
 
 
 def prompts_of_flags() -> list[str]:
-  """The prompts; one that is empty where none is given. Errors: `UserError` for empty ones, and
-  files that are no text."""
+  """The prompts; a single empty one without flags. Errors: `UserError` for an empty prompt, and
+  for a file that is not text."""
   prompts = list(FLAGS.prompt)
   if FLAGS.prompts:
-    # Not splitlines(), which also parts a prompt at U+2028 and at a page's end.
+    # Not splitlines(), which would also split a prompt at U+2028 and at a form feed.
     lines = cli.read_text(FLAGS.prompts, "--prompts").removesuffix("\n").split("\n")
     prompts += lines
     if lines == [""]:
@@ -109,7 +109,7 @@ def prompts_of_flags() -> list[str]:
   for number, prompt in enumerate(prompts, 1):
     if not prompt.strip():
       raise UserError(
-        f"prompt {number} is empty; leave --prompt out to let a model begin a text of its own."
+        f"prompt {number} is empty; leave --prompt out to let a model start a new text."
       )
   return prompts or [""]
 
@@ -123,7 +123,7 @@ def with_shots(prompt: str) -> str:
 
 
 def beginning(text: str, prompt: Prompt) -> str:
-  """The text before a continuation; an encoder-decoder's text is shown alone."""
+  """The text to print before a continuation; none for an encoder-decoder."""
   return "" if prompt.source is not None else text
 
 

@@ -4,13 +4,12 @@
   python -m plm_jax.score --model=runs/bert_tiny --text="the cat sat on the mat"
   python -m plm_jax.score --model=DIR --blimp=FOLDER --blimp_pairs=100
 
-A left-to-right model predicts every token from those before it: the text is read in windows that
-overlap by half, so that all but its beginning are predicted from half a window at least. Where no
-token of the vocabulary begins texts (GPT-1's), nothing predicts the first, which is not scored. A
-masked model predicts every token from all others, masked one at a time: its pseudo-perplexity
-(Salazar et al. 2020) is lower by nature, and to be compared with its like only. Bits per byte can
-be compared between tokenizers. BLiMP (Warstadt et al. 2020): how often a grammatical sentence
-scores higher than its ungrammatical twin.
+A left-to-right model predicts every token from those before it, in windows that overlap by half: at
+least half a window, except at the beginning of the text. Without a token that begins texts (GPT-1)
+the first token is not scored. A masked model predicts every token from all others, masked one at a
+time: its pseudo-perplexity (Salazar et al. 2020) is lower by nature, and comparable with other
+pseudo-perplexities only. Bits per byte are comparable between tokenizers. BLiMP (Warstadt et al.
+2020): how often a grammatical sentence scores higher than its ungrammatical twin.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ def ordered(segments: Segments) -> bool:
   return getattr(segments, "ordered", False)
 
 
-class Stream:
+class PrefetchedBatches:
   """Batches in the order of their steps, prefetched; `waited` counts the seconds that the consumer
   waited for them."""
 
@@ -246,7 +246,9 @@ class Stream:
       self._iterator.close()
 
 
-def iterate(batches: Batches, start_step: int, stop_step: int, workers: int = 0) -> Stream:
+def iterate(
+  batches: Batches, start_step: int, stop_step: int, workers: int = 0
+) -> PrefetchedBatches:
   """The batches of steps start_step to stop_step - 1, prefetched by a thread or by processes."""
   import grain
 
@@ -261,4 +263,4 @@ def iterate(batches: Batches, start_step: int, stop_step: int, workers: int = 0)
     dataset = dataset.mp_prefetch(
       grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
     )
-  return Stream(dataset)
+  return PrefetchedBatches(dataset)

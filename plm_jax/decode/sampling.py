@@ -21,7 +21,7 @@ from plm_jax.decode.rules import Rules
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class State:
+class SamplingState:
   """The texts so far. ids_BL: the new tokens, `max_length` columns, the end included. length_B: the
   number of new tokens, without the end. limit_B: its maximum. log_p_B: the sum of log p, the end
   included, before any temperature. seen_BV: bool, the tokens a row contains; None without a
@@ -47,7 +47,7 @@ def begin(
   rules: Rules,
   ends_E: jax.Array,
   columns: int,
-) -> State:
+) -> SamplingState:
   """Reads the prompts and chooses the first token of each.
 
   batch: see `Generator.start`. prompt_BT: int, padded on the left; for encoder-decoders the
@@ -58,7 +58,7 @@ def begin(
   cache = generator.start(batch, columns)
   logits_BV, cache = generator.extend(prompt_BT, cache)
   seen_BV = seen_tokens(prompt_BT, batch["pad"], logits_BV.shape[-1], rules)
-  state = State(
+  state = SamplingState(
     ids_BL=jnp.zeros((rows, rules.max_length), jnp.int32),
     length_B=jnp.zeros(rows, jnp.int32),
     limit_B=jnp.minimum(limit_B, rules.max_length),
@@ -73,8 +73,8 @@ def begin(
 
 
 def advance(
-  generator: Generator, state: State, rules: Rules, ends_E: jax.Array, stop: jax.Array
-) -> State:
+  generator: Generator, state: SamplingState, rules: Rules, ends_E: jax.Array, stop: jax.Array
+) -> SamplingState:
   """The state after `stop` tokens, or when all rows have ended."""
 
   def unfinished(state):
@@ -88,7 +88,9 @@ def advance(
   return jax.lax.while_loop(unfinished, step, state)
 
 
-def _with_next_token(state: State, logits_BV: jax.Array, rules: Rules, ends_E: jax.Array) -> State:
+def _with_next_token(
+  state: SamplingState, logits_BV: jax.Array, rules: Rules, ends_E: jax.Array
+) -> SamplingState:
   """The state with one more token in every row that has not ended."""
   logits_BV = rules.applied(logits_BV, state.seen_BV, ends_E, state.step)
   if rules.temperature:

@@ -184,7 +184,7 @@ def _write(
 
 def grow(
   generator, batch, prompt_BT, limit_B, seed, numbers_B2, ends_E, rules: Rules, watch=None
-) -> sampling.State:
+) -> sampling.SamplingState:
   """Whole texts; the seed and two numbers key each draw. Other arguments as in `sampling.begin`.
 
   A step reads the whole cache, so it begins with few columns and is doubled when it is full. Each
@@ -246,7 +246,7 @@ def ready(model, compute: Compute, size: int, rows: int = 1) -> TruncatedVocab:
 @functools.partial(jax.jit, static_argnames=("rules", "columns"))
 def _begin(
   generator, batch, prompt, limit, seed, numbers_B2, ends_E, rules: Rules, columns: int
-) -> sampling.State:
+) -> sampling.SamplingState:
   key = jax.random.key(seed)
   fold = jax.random.fold_in
   keys_B = jax.vmap(lambda number: fold(fold(key, number[0]), number[1]))(numbers_B2)
@@ -254,12 +254,12 @@ def _begin(
 
 
 @functools.partial(jax.jit, static_argnames="rules", donate_argnames="state")
-def _advance(generator, state, ends_E, stop, rules: Rules) -> sampling.State:
+def _advance(generator, state, ends_E, stop, rules: Rules) -> sampling.SamplingState:
   return sampling.advance(generator, state, rules, ends_E, stop)
 
 
 @functools.partial(jax.jit, static_argnames="columns")
-def _widened(state, columns: int) -> sampling.State:
+def _widened(state, columns: int) -> sampling.SamplingState:
   return dataclasses.replace(state, cache=state.cache.take(capacity=columns))
 
 

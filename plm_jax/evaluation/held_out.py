@@ -22,12 +22,12 @@ from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.seq2seq import Seq2Seq
 from plm_jax.runs import Run
 
-ROWS = 4096  # of held-out text at most, and pairs of each kind
-POSITIONS = 4  # of a row, on average, are masked one at a time
+ROWS = 4096  # the most rows of held-out text, and the most pairs of each kind
+POSITIONS = 4  # per row, on average, that are masked one at a time
 
 
 def held_out(run: Run, prepared: Prepared, scores: Scores) -> None:
-  """mlm_* and pseudo_perplexity, or clm_*, or seq2seq_*."""
+  """Adds mlm_* and pseudo_perplexity, or clm_*, or seq2seq_*, to `scores`."""
   for objective in run.experiment.objectives:
     if isinstance(objective, Seq2Seq):
       return sequences(run, prepared, objective, scores)
@@ -49,7 +49,7 @@ def held_out(run: Run, prepared: Prepared, scores: Scores) -> None:
 
 
 def sequences(run: Run, prepared: Prepared, objective: Seq2Seq, scores: Scores) -> None:
-  """seq2seq_* of the run's own sources and targets."""
+  """Adds seq2seq_* of the run's own sources and targets to `scores`."""
   objective = dataclasses.replace(objective, label_smoothing=0.0, z_loss=0.0)
   batches = _batches(run, prepared, run.experiment.data, (objective,))
   _add_losses("seq2seq", run, run.params, batches, objective, scores)
@@ -74,7 +74,7 @@ def _batches(run: Run, prepared: Prepared, corpus, objectives: tuple) -> list[di
 
 
 def row_limit(run: Run) -> int:
-  """Rows of held-out text at most: twice those of the evaluations in training, so that a run of
+  """The most rows of held-out text: twice those of the evaluations in training, so that a run of
   seconds is measured in seconds."""
   return min(ROWS, 2 * run.experiment.schedule.evaluation_rows)
 
@@ -105,8 +105,7 @@ def _terms(model, batch, objective, compute):
 def one_at_a_time(run: Run, batches: list[dict]) -> np.ndarray:
   """log p of real tokens, each masked alone, float64 [N].
 
-  The rows are at equal distances, and as many as give about `POSITIONS` tokens for each row of
-  `row_limit`.
+  The rows are evenly spaced, and as many as give about `POSITIONS * row_limit(run)` tokens.
   """
   joined = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
   real = np.flatnonzero(joined["row_weight"] > 0)

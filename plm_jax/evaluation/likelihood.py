@@ -12,7 +12,7 @@ from plm_jax.models.compute import Compute
 from plm_jax.objectives.objective import token_log_p
 from plm_jax.runs import Run
 
-TOKENS = 8192  # per batch: its scores need memory in proportion
+TOKENS = 8192  # per batch, which bounds the memory of its scores
 
 
 def masked_log_p(

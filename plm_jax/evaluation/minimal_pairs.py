@@ -18,7 +18,7 @@ from plm_jax.runs import Run
 
 
 def blimp(run: Run, folder: Path, limit: int | None, scores: Scores) -> None:
-  """blimp/PARADIGM for every file, of at most `limit` pairs, and their mean."""
+  """Adds blimp/PARADIGM for every file (at most `limit` pairs), and their mean, to `scores`."""
   read = {file.stem: read_minimal_pairs(file)[:limit] for file in pair_files(folder)}
   if not is_causal(run) and run.params.masked_lm() is None:
     scores.notes.append("it has no head that scores sentences, so BLiMP was left out")
@@ -36,8 +36,8 @@ def blimp(run: Run, folder: Path, limit: int | None, scores: Scores) -> None:
   likelihood[fits] = score(run, kept).reshape(-1, 2)
   first = 0
   for name, pairs in read.items():
-    own = slice(first, first + len(pairs))
-    good, bad = likelihood[own][fits[own]].T
+    rows_of_file = slice(first, first + len(pairs))
+    good, bad = likelihood[rows_of_file][fits[rows_of_file]].T
     first += len(pairs)
     if len(good):
       scores.metrics[f"blimp/{name}"] = float((good > bad).mean() + (good == bad).mean() / 2)
@@ -52,10 +52,10 @@ def blimp(run: Run, folder: Path, limit: int | None, scores: Scores) -> None:
 
 
 def pair_files(folder: Path) -> list[Path]:
-  """The files of a folder, by name. Errors: `UserError` where there are none."""
+  """The .jsonl files of a folder, by name. Errors: `UserError` if there are none."""
   files = sorted(folder.glob("*.jsonl"))
   if not files:
-    raise UserError(f"--blimp={folder} is no folder with .jsonl files in it.")
+    raise UserError(f"--blimp={folder} is not a folder with .jsonl files in it.")
   return files
 
 
@@ -83,8 +83,8 @@ def read_minimal_pairs(file: Path) -> list[tuple[str, str]]:
 
 
 def framed(run: Run, sentences: list[str]) -> dict[str, np.ndarray]:
-  """ "[CLS] sentence [SEP]" of every sentence, padded to one length (a multiple of 8). For
-  left-to-right models, special tokens that the vocabulary lacks are left out."""
+  """ "[CLS] sentence [SEP]" for every sentence, padded to one length (a multiple of 8). For
+  left-to-right models, special tokens that the vocabulary lacks are omitted."""
   vocab = run.tokenizer.vocab
   if not is_causal(run):
     vocab.frame(padding=False)

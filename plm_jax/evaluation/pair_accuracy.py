@@ -16,8 +16,8 @@ from plm_jax.runs import Run
 
 
 def pair_accuracies(run: Run, prepared: Prepared, scores: Scores) -> None:
-  """nsp_accuracy and sop_accuracy, each by the head that was trained for it, else by the other:
-  both say whether B follows A (label 0) or not (label 1)."""
+  """Adds nsp_accuracy and sop_accuracy to `scores`, each by the head that was trained for it, else
+  by the other: both predict whether B follows A (label 0) or not (label 1)."""
   model = run.params.encoder()
   if not _has(model, "nsp") and not _has(model, "sop"):
     return

@@ -1,4 +1,4 @@
-"""The perplexity of a text, or the pseudo-perplexity where a model predicts masked tokens.
+"""The perplexity of a text, or its pseudo-perplexity under a masked language model.
 
 A left-to-right model predicts every token from those before it, in windows that overlap by half. A
 masked model predicts every token from all others, masked one at a time (Salazar et al. 2020).
@@ -19,8 +19,8 @@ NO_BEGIN = "the vocabulary has no token that begins a text"
 
 
 def perplexity(run: Run, text: str) -> dict[str, float]:
-  """The scores of a text. Errors: `UserError` for a text without tokens, and for models that score
-  no text."""
+  """The scores of a text. Errors: `UserError` for a text without tokens, and for models that
+  cannot score text."""
   tokens = run.tokenizer.encode(text)
   if not len(tokens):
     raise UserError("the text has no tokens; give one with words in it")
@@ -35,8 +35,8 @@ def perplexity(run: Run, text: str) -> dict[str, float]:
     log_p, name = masked_log_p(run, *windows(run, tokens, overlap=False)), "pseudo-perplexity"
   else:
     raise UserError(
-      f"{run.path} holds a {type(run.experiment.model).__name__}, which scores no text: it predicts"
-      " neither the next token nor a masked one"
+      f"{run.path} holds a {type(run.experiment.model).__name__}, which cannot score text: it "
+      "predicts neither the next token nor a masked one"
     )
   return {
     "tokens": float(len(log_p)),
@@ -49,11 +49,11 @@ def perplexity(run: Run, text: str) -> dict[str, float]:
 def windows(
   run: Run, tokens: np.ndarray, overlap: bool
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-  """Rows of the model's length over a text, and where each of its tokens is predicted: the batch
-  arrays, row int `[N]`, position int `[N]`.
+  """Rows of the model's length over a text, and the place where each of its tokens is predicted:
+  the batch arrays, row int `[N]`, position int `[N]`.
 
   overlap: rows are "<s> tokens" and overlap by half; every token is predicted in the first row that
-  has it, the text's first only where there is an <s>. Otherwise "<s> tokens </s>", without overlap.
+  has it, the text's first only if there is an <s>. Otherwise "<s> tokens </s>", without overlap.
   """
   vocab = run.tokenizer.vocab
   before, after = (vocab.begin, []) if overlap else ([i] for i in vocab.frame(padding=False))

@@ -11,8 +11,8 @@ from plm_jax.runs import Run
 
 
 class Scores(NamedTuple):
-  """metrics: name -> value. counts: metric -> number of predictions. sets: the beginning of a
-  metric's name -> hash of its set. references: metric -> score of a trivial baseline."""
+  """metrics: name -> value. counts: metric -> number of predictions. sets: prefix of a metric's
+  name -> hash of its set. references: metric -> score of a trivial baseline."""
 
   metrics: dict[str, float]
   counts: dict[str, int]
@@ -22,8 +22,8 @@ class Scores(NamedTuple):
 
   @classmethod
   def of(cls, run: Run) -> Scores:
-    """No scores yet, and a note if the run has no masked metrics."""
-    note = "left-to-right: its loss predicts from the left alone, no mlm_ metric"
+    """Empty scores, with a note if the run has no masked metrics."""
+    note = "left-to-right: it predicts from the left alone, so it has no mlm_ metrics"
     return cls({}, {}, {}, {}, [note] if is_causal(run) else [])
 
   def add(self, kind: str, values: dict[str, float], count: int, measured_on: list[dict]) -> None:

@@ -1,4 +1,4 @@
-"""What the families of decoders share: options, names, inputs and outputs."""
+"""The base class of families of decoders: options, names, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from plm_jax.models.decoder import Decoder, DecoderModel
 
 # Fields of ours that no decoder of transformers has.
 ALWAYS = {"first_position": 0, "window": None, "attention_scale": None, "hidden_dropout": 0.0}
-UNSAID_DROPOUT = 0.1  # of transformers' decoders over classes of tokens
+DEFAULT_DROPOUT = 0.1  # before token classes, in transformers' decoders
 
 
 class DecoderFamily(Family):
-  """A causal language model, a classifier that reads the last token of a row, or one of tokens.
+  """A causal language model, a classifier on the last token of a row, or a classifier of tokens.
 
-  always: what a decoder of the family always is. twice: options that are one field of ours. top:
-  the linear maps over tokens.
+  always: the fields that are the same in the whole family. twice: option -> the field that it must
+  equal. top: the linear maps of token heads.
   """
 
   config: type[Decoder]
@@ -35,7 +35,7 @@ class DecoderFamily(Family):
   always: Mapping[str, Any]
   twice: Mapping[str, str] = {}
   silent: tuple[str, ...] = ()
-  activations: Mapping[str, str] = {}  # where the family calls them otherwise than all others do
+  activations: Mapping[str, str] = {}  # names that differ from the other families'
   top: Mapping[str, str] = {}
   tokens: str  # the name of the token table
 
@@ -44,27 +44,27 @@ class DecoderFamily(Family):
   def model_of(self, options: Options, heads: Collection[str]) -> tuple[Decoder, dict[str, int]]:
     fields = {name: options.take(*option) for name, option in self.options.items()}
     fields["activation"] = options.activation(*self.options["activation"], self.activations)
-    for other, one in self.twice.items():
-      if options.take(other, fields[one]) != fields[one]:
+    for option, field in self.twice.items():
+      if options.take(option, fields[field]) != fields[field]:
         raise UserError(
-          f"{options.where} sets {other}={options.document[other]!r} and "
-          f"{self.options[one][0]}={fields[one]!r}; this project has one rate for both."
+          f"{options.where} sets {option}={options.document[option]!r} and "
+          f"{self.options[field][0]}={fields[field]!r}; this project has one rate for both."
         )
     fields = self.adapt(options, {**self.always, **fields})
     if "token_classes" in self.top:
       fields["classifier_dropout"] = options.take("classifier_dropout", None)
       if "token_classes" in heads and fields["classifier_dropout"] is None:
-        fields["classifier_dropout"] = UNSAID_DROPOUT
+        fields["classifier_dropout"] = DEFAULT_DROPOUT
     options.finish(self.silent)
     return self.config(**fields), {h: options.labels() if h in SIZED else 0 for h in heads}
 
   def adapt(self, options: Options, fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields as our configuration has them."""
+    """The fields of our configuration."""
     return fields
 
   def document_of(self, config: Decoder, heads: Mapping[str, int]) -> dict[str, Any]:
     for field, needed in self.always.items():
-      if field == "dropout" and config.dropout != needed:  # it has no part in what is computed
+      if field == "dropout" and config.dropout != needed:  # it changes no output
         print(
           f"note: model.dropout={config.dropout} is not written: transformers' {self.model_type} "
           "has none in training either",
@@ -76,7 +76,7 @@ class DecoderFamily(Family):
     if "token_classes" in heads or config.classifier_dropout is not None:
       own = config.classifier_dropout
       document["classifier_dropout"] = config.dropout if own is None else own
-    document |= {other: getattr(config, one) for other, one in self.twice.items()}
+    document |= {option: getattr(config, field) for option, field in self.twice.items()}
     name = self.options["activation"][0]
     return document | {name: activation_name(config.activation, self.activations)}
 
@@ -97,17 +97,17 @@ class DecoderFamily(Family):
   # --- numbers
 
   def heads_of(self, params: DecoderModel, architecture: str | None = None) -> dict[str, int]:
-    """The token table may be the language model's too: only the architecture tells."""
-    if found := tuned_heads(params):
-      return found
+    """A tied table may be the language model's too; only the architecture tells."""
+    if heads := tuned_heads(params):
+      return heads
     return {"lm": 0} if architecture is None or self.architectures[architecture] else {}
 
   def limits(self, config: Decoder) -> dict[str, int]:
     return {"input_ids": config.vocab_size, "position_ids": config.positions}
 
   def batch(self, model: Published, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    """A row ends at its last real token; its classes, as in transformers, at the last that is not
-    `pad_token_id`, whatever the mask says. Where there is none a row has length 1."""
+    """A row ends at its last real token. Classes are read, as in transformers, at the last token
+    that is not `pad_token_id`, whatever the mask. The length is at least 1."""
     real, pad = inputs["attention_mask"], model.document.get("pad_token_id")
     if pad is not None and "classes" in model.heads:
       real = inputs["input_ids"] != pad

@@ -1,4 +1,4 @@
-"""What the families of encoders share: options, names of a layer, inputs and outputs."""
+"""The base class of families of encoders: options, names of a layer, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ BERT_OPTIONS = {
   "initializer_range": ("initializer_range", 0.02),
   "tied": ("tie_word_embeddings", True),
 }
-# What an encoder of BERT's kind always is. Fields of heads matter where the head is there.
+# Fields that are the same in all encoders of BERT's kind; fields of a head only with that head.
 BERT_ALWAYS = {
   "kv_heads": None,
   "head_width": None,
@@ -72,7 +72,7 @@ _OF_HEADS = {"head_activation": "mlm", "pooler_activation": "pooler", "classifie
 
 
 class EncoderFamily(Family):
-  """BERT's family, of which the others are variations."""
+  """BERT's family; the others are variations of it."""
 
   config: type[Encoder]
   inputs = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
@@ -82,13 +82,13 @@ class EncoderFamily(Family):
   buffers: tuple[str, ...] = ("embeddings.position_ids", "embeddings.token_type_ids")
   layer = "encoder.layer.{}."
   layer_names: Mapping[str, str] = BERT_LAYER
-  project = ""  # of the mapping behind factorised tables
+  project = ""  # of the mapping after factorised tables
   # Dense, norm, bias and decoder of the masked-LM head.
   mlm: tuple[str, str, str, str]
   pooler = "pooler.dense"
   top: Mapping[str, str]  # the linear map of each other head
-  sentence_logits = ""  # of the head beside the masked LM in pretraining
-  pretraining = "experiments/bert.py:no_nsp"  # with this head, and with the masked LM alone
+  sentence_logits = ""  # of the sentence head in pretraining
+  pretraining = "experiments/bert.py:no_nsp"  # with the sentence head; without it
   masked = "experiments/bert.py:no_nsp"
 
   # --- options
@@ -106,13 +106,13 @@ class EncoderFamily(Family):
   def adapt(
     self, options: Options, fields: dict[str, Any], heads: Collection[str]
   ) -> dict[str, Any]:
-    """The fields as our configuration has them."""
+    """The fields of our configuration."""
     return fields
 
   def document_of(self, config: Encoder, heads: Mapping[str, int]) -> dict[str, Any]:
     for field, needed in self.always.items():
       value = getattr(config, field)
-      if field == "head_activation":  # None is that of the layers
+      if field == "head_activation":  # None is the activation of the layers
         value, needed = value or config.activation, needed or config.activation
       if value != needed and _OF_HEADS.get(field) in (None, *heads):
         raise self.never(field, value, needed)
@@ -155,15 +155,15 @@ class EncoderFamily(Family):
     """In the body, unless it belongs to a head."""
     return self.base + self.pooler
 
-  def found(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
-    """The architecture, or the one for pretraining where its other head is in the file too, and its
-    heads; a bare model may do without a pooler."""
+  def detect(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
+    """The architecture, or the one for pretraining if the file has its second head too; and its
+    heads. A bare model may lack a pooler."""
     heads = self.architectures[architecture]
     pooler = f"{self.base}{self.pooler}.weight" in tensors
     for wider, more in self.architectures.items():
-      others = more - heads - {"pooler"}
-      there = all(f"{self.top.get(head)}.weight" in tensors for head in others)
-      if heads == {"mlm"} < more and pooler and there:
+      extra = more - heads - {"pooler"}
+      complete = all(f"{self.top.get(head)}.weight" in tensors for head in extra)
+      if heads == {"mlm"} < more and pooler and complete:
         return wider, more
     return architecture, heads if pooler or heads != {"pooler"} else frozenset()
 
@@ -176,7 +176,7 @@ class EncoderFamily(Family):
     return {f"{decoder}.weight": tokens, **own}
 
   def spare(self, config: Encoder, heads: Collection[str]) -> dict[str, str]:
-    """Beside an untied decoder's own bias transformers keeps the one that it would be tied to."""
+    """With an untied decoder, transformers also stores the bias to which it would be tied."""
     _, _, bias, decoder = self.mlm
     unread = "mlm" in heads and not config.tied and bias != f"{decoder}.bias"
     return {bias: f"{decoder}.bias"} if unread else {}

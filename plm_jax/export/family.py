@@ -1,4 +1,4 @@
-"""What is to be known of a family of published models, and how its file is found."""
+"""The interface of a family of published models, and the look-up of its file."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Published(Protocol):
 class Family(abc.ABC):
   """A family's options, names and outputs, in both directions.
 
-  model_type: as in config.json. config: our class. base: what stands before the names of a body
-  ("bert."). architectures: transformers' classes and the heads of ours that they consist of; the
-  first that fits is written. inputs: the names that `run` takes. buffers: ends of the names of
-  tensors of older releases that are no parameters. ids: those of special tokens where config.json
-  does not say them. pretraining: the experiment that goes on where such a checkpoint ends.
+  model_type: as in config.json. config: our class. base: the prefix of the names of a body
+  ("bert."). architectures: transformers' class -> our heads in it; the first that fits is written.
+  inputs: the names that `run` takes. buffers: suffixes of older releases' tensors that are not
+  parameters. ids: special tokens that config.json may omit. pretraining: the experiment that
+  continues the training of such a checkpoint.
   """
 
   model_type: str
@@ -58,43 +58,43 @@ class Family(abc.ABC):
   def document_of(self, config: Model, heads: Mapping[str, int]) -> dict[str, Any]:
     """The options of config.json. Errors: `UserError` naming a field that transformers lacks."""
 
-  def never(self, field: str, found: Any, needed: Any) -> UserError:
-    """What to raise for a field that differs from what all of the family have."""
+  def never(self, field: str, value: Any, needed: Any) -> UserError:
+    """The error for a field that differs from the value that the whole family has."""
     return UserError(
-      f"model.{field}={found} cannot be exported: transformers' {self.model_type} always has "
+      f"model.{field}={value} cannot be exported: transformers' {self.model_type} always has "
       f"{field}={needed}."
     )
 
-  def found(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
-    """What a file with these tensors (named as in one with heads) holds: class and heads."""
+  def detect(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
+    """The class and the heads of a file with these tensors (names as in a file with heads)."""
     return architecture, self.architectures[architecture]
 
   def base_of(self, heads: Collection[str]) -> str:
-    """What a model with these heads writes before the names of its body."""
+    """The prefix of the names of the body in a model with these heads."""
     return self.base
 
   @abc.abstractmethod
   def body(self, config: Model) -> list[Entry]:
-    """The names of what all architectures have, without what `base_of` tells."""
+    """The names of the body, which all architectures have, without the prefix `base_of`."""
 
   @abc.abstractmethod
   def head(self, config: Model, heads: Collection[str]) -> list[Entry]:
-    """The names of what stands on top."""
+    """The names of the heads."""
 
   @abc.abstractmethod
   def copies(self, config: Model, heads: Collection[str]) -> dict[str, str]:
-    """Tensor -> the one that it is tied to, in the names of a file with heads."""
+    """Tensor -> the tensor that it is tied to, named as in a file with heads."""
 
   def spare(self, config: Model, heads: Collection[str]) -> dict[str, str]:
-    """Tensor that a file has although nothing reads it -> what is written in its place."""
+    """Tensor of a file that nothing reads -> the tensor that is written in its place."""
     return {}
 
   @abc.abstractmethod
   def heads_of(self, params: Parameters, architecture: str | None = None) -> dict[str, int]:
-    """The heads of a model in the guise of an architecture, with their sizes."""
+    """The heads of a model as an architecture has them, with their sizes."""
 
   def fits(self, config: Model, architecture: str) -> bool:
-    """Whether a class is one of such models, where its heads do not tell."""
+    """Whether a class fits a model, if its heads alone do not decide this."""
     return True
 
   def inputs_of(self, config: Model) -> tuple[str, ...]:
@@ -103,19 +103,19 @@ class Family(abc.ABC):
 
   @abc.abstractmethod
   def batch(self, model: Published, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    """A batch of ours from transformers' inputs, which have been checked. Errors: `UserError` for
-    what transformers could not run either."""
+    """Our batch from checked inputs of transformers. Errors: `UserError` for inputs that
+    transformers cannot run either."""
 
   @abc.abstractmethod
   def limits(self, config: Model) -> dict[str, int]:
-    """How many ids there are of each input."""
+    """The number of ids of each input."""
 
   def longest(self, config: Model) -> int | None:
-    """How long a row may be; None is any length."""
+    """The longest row; None is any length."""
     return config.positions
 
   def experiment(self, heads: Collection[str]) -> str:
-    """The experiment that goes on where such a checkpoint ends."""
+    """The experiment that continues the training of such a checkpoint."""
     return self.pretraining
 
   @abc.abstractmethod
@@ -126,7 +126,7 @@ class Family(abc.ABC):
 
 
 def family_of_type(model_type: Any, where: str) -> Family:
-  """The family that a config.json names. Errors: `UserError` naming those there are."""
+  """The family that a config.json names. Errors: `UserError` listing all families."""
   known = {name.replace("_", "-"): name for name in _names()}
   if not isinstance(model_type, str) or model_type not in known:
     raise UserError(
@@ -137,7 +137,7 @@ def family_of_type(model_type: Any, where: str) -> Family:
 
 
 def family_of_config(config: Model) -> Family:
-  """The family of our configuration. Errors: `UserError` where transformers has none."""
+  """The family of our configuration. Errors: `UserError` if transformers has none."""
   known = {}
   for family in map(_load, _names()):
     known.setdefault(family.config, family)  # XLM-R is a RoBERTa: the first is taken

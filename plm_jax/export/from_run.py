@@ -1,4 +1,4 @@
-"""A run becomes a published model."""
+"""Exports a run as a published model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from plm_jax.runs import Run
 
 
 def from_run(run: Run, part: str = "discriminator") -> hf.Pretrained:
-  """The model of a run; of composite models the part that is kept. part: of an ELECTRA."""
+  """The model of a run; of a composite model its encoder, or the given `part` of an ELECTRA."""
   config, public = run.experiment.model, run.document.get("public")
   if public is not None:
     return _imported(run, public)
@@ -30,7 +30,7 @@ def from_run(run: Run, part: str = "discriminator") -> hf.Pretrained:
 
 
 def _imported(run: Run, public: dict) -> hf.Pretrained:
-  """The model as it was imported."""
+  """The published model that a run was imported from, with the run's parameters."""
   options = public["pooling"] and {**public["pooling"], "modes": tuple(public["pooling"]["modes"])}
   pooling = sentence.Pooling(**options) if options else None
   config, architecture = run.experiment.model, public["architecture"]
@@ -65,7 +65,7 @@ def write_directory(
   model: hf.Pretrained, tokenizer: Tokenizer | None, target: Path, trained_here: bool = False
 ) -> None:
   """Writes the files of `hf.save`, and the tokenizer as transformers reads it. trained_here: texts
-  begin and end as in this project, not as for a published tokenizer."""
+  get this project's special tokens, not those of the published tokenizer."""
   hf.save(model, target)
   if tokenizer is not None:
     write_tokenizer(model, tokenizer, target, trained_here)

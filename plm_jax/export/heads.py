@@ -14,12 +14,12 @@ SIZED = tuple(name for name, head in TUNED.items() if head is Labels)
 
 
 def named(**architectures: str) -> dict[str, frozenset[str]]:
-  """{class of transformers: heads of ours, written with spaces between}."""
+  """{class of transformers: our heads}, from strings of heads separated by spaces."""
   return {name: frozenset(heads.split()) for name, heads in architectures.items()}
 
 
 def labelled(names: Sequence[str]) -> dict[str, dict]:
-  """config.json's entries for the names of labels, in the order of their numbers."""
+  """The entries of config.json for the names of labels, in the order of their numbers."""
   return {
     "id2label": {str(number): name for number, name in enumerate(names)},
     "label2id": {name: number for number, name in enumerate(names)},
@@ -27,7 +27,7 @@ def labelled(names: Sequence[str]) -> dict[str, dict]:
 
 
 def size_of(params: Parameters, head: str) -> int:
-  """How many labels a head of a model has; 0 where it has no size."""
+  """The number of labels of a model's head; 0 for a head without labels."""
   return getattr(params, head).kernel.shape[-1] if head in SIZED else 0
 
 
@@ -37,8 +37,8 @@ def tuned_heads(params: Parameters) -> dict[str, int]:
 
 
 def tuned_outputs(params: Parameters, hidden: jax.Array, batch: dict) -> dict[str, jax.Array]:
-  """Their outputs by transformers' names: float32 `[B, labels]` of a row, `[B, T, labels]` of
-  tokens, `[B, T]` each of where an answer starts and ends."""
+  """Outputs of these heads by transformers' names, float32: `[B, labels]` for rows,
+  `[B, T, labels]` for tokens, `[B, T]` each for the start and the end of an answer."""
   outputs = {}
   if params.classes is not None:
     outputs["logits"] = params.class_logits(hidden, batch, None)

@@ -2,12 +2,12 @@
 
     model = hf.load("bert-base-uncased")            # config.json and weights; no torch needed
     hf.run(model, input_ids=[[101, 7592, 102]])     # {"prediction_logits": ..., ...}
-    hf.save(model, "copy")                          # what transformers loads without a warning
+    hf.save(model, "copy")                          # transformers loads it without a warning
 
-`python -m plm_jax.check DIR` compares with transformers, where it is installed.
+`python -m plm_jax.check DIR` compares with transformers, if it is installed.
 
-What a family calls its options, tensors and outputs is in `families/`. Whatever is not understood,
-an option or a tensor, is refused by name.
+`families/` has the names of each family's options, tensors and outputs. Any unknown option or
+tensor is an error that names it.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ from plm_jax.models.model import Model
 def load(directory: str | Path) -> Pretrained:
   """The model in a directory: config.json with model.safetensors, its shards or pytorch_model.bin.
 
-  Errors: `UserError` for what is no such directory, is damaged, has an option or a tensor that is
-  not known, or lacks one. Nothing in the directory is executed.
+  Errors: `UserError` if it is not such a directory, is damaged, has an unknown option or tensor, or
+  lacks a tensor. Nothing in the directory is executed.
   """
   directory = Path(directory)
   body = sentence.body_of(directory)
   file = body / "config.json"
   if not file.is_file():
-    raise UserError(f"{directory} is no directory of a published model: it has no config.json.")
+    raise UserError(f"{directory} is not a published model's directory: it has no config.json.")
   document = read_json(file)
   if "experiment" in document:
     raise UserError(
-      f"{directory} is a run of this project, not a published model; python -m plm_jax.convert "
-      "makes one of it."
+      f"{directory} is a run of this project, not a published model; convert it first: "
+      "python -m plm_jax.convert."
     )
   family = family_of_type(document.get("model_type"), str(file))
   tensors = {_modern(name): array for name, array in read_tensors(body).items()}
   architecture = _architecture_in(document, family, file)
   base = family.base_of(family.architectures[architecture])
   based = any(name.startswith(base) for name in tensors)
-  architecture, heads = family.found(
+  architecture, heads = family.detect(
     architecture, {name if based else base + name for name in tensors}
   )
   config, sizes = family.model_of(Options(document, str(file)), heads)
@@ -65,8 +65,8 @@ def load(directory: str | Path) -> Pretrained:
   entries = _entries(family, config, heads, based)
   copies = family.copies(config, heads)
   if not based:
-    copies = {copy.removeprefix(base): of.removeprefix(base) for copy, of in copies.items()}
-  _drop_what_is_no_parameter(family, config, heads, tensors, entries, copies, body)
+    copies = {c.removeprefix(base): original.removeprefix(base) for c, original in copies.items()}
+  _drop_non_parameters(family, config, heads, tensors, entries, copies, body)
   params = to_ours(entries, model, tensors, str(body))
   pooling = None
   if sentence.is_sentence_encoder(directory):
@@ -75,7 +75,7 @@ def load(directory: str | Path) -> Pretrained:
 
 
 def save(model: Pretrained, directory: str | Path) -> None:
-  """Writes config.json and model.safetensors, and Sentence-BERT's files where it is one.
+  """Writes config.json and model.safetensors, and for a Sentence-BERT its files too.
 
   Errors: `UserError` for a model that transformers has no class or option for, and for a directory
   that is not empty.
@@ -84,7 +84,7 @@ def save(model: Pretrained, directory: str | Path) -> None:
   family, heads = model.family, model.heads
   document = family.document_of(model.config, heads)
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-    raise UserError(f"{directory} is there already; choose a directory that is new or empty.")
+    raise UserError(f"{directory} already exists; choose a new or empty directory.")
   kept = {name: value for name, value in model.document.items() if name not in _OF_THE_FILE}
   document = kept | _labels(heads, kept) | document
   document |= {"architectures": [model.architecture], "model_type": family.model_type}
@@ -102,7 +102,7 @@ def run(model: Pretrained, **inputs: Any) -> dict[str, np.ndarray]:
   """Outputs by transformers' names, float32, for inputs by theirs (`input_ids`, `attention_mask`,
   `token_type_ids`, ...), arrays or lists `[B, T]`. Compiled once for each shape.
 
-  At padding, on whichever side, outputs mean as little as they do in transformers.
+  Outputs at padding, on either side, are meaningless, as in transformers.
   """
   family, config = model.family, model.config
   names, limits = family.inputs_of(config), family.limits(config)
@@ -127,12 +127,12 @@ def _forward(family: Family, architecture: str, pooling: sentence.Pooling | None
   return jax.jit(forward)
 
 
-# What is written anew, or says nothing of a copy.
+# Entries of config.json that are written anew, or do not hold for a copy.
 _OF_THE_FILE = ("torch_dtype", "dtype", "transformers_version", "_name_or_path", "num_labels")
 
 
 def _entries(family: Family, config: Model, heads: Collection[str], based: bool) -> list[Entry]:
-  """The names of a file; bare models leave out what others put before the names of the body."""
+  """The names of a file; those of bare models have no prefix."""
   base = family.base_of(heads)
   entries = [*under(base, family.body(config)), *family.head(config, heads)]
   if based:
@@ -153,17 +153,17 @@ def _architecture_in(document: dict[str, Any], family: Family, file: Path) -> st
 
 
 def _modern(name: str) -> str:
-  """The names of today for the parameters of a norm, which were TensorFlow's once."""
+  """Today's names of a norm's parameters; old files have TensorFlow's names."""
   for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
     name = name.replace(old, new)
   return name
 
 
-def _drop_what_is_no_parameter(
+def _drop_non_parameters(
   family, config, heads, tensors, entries, copies: Mapping[str, str], where: Path
 ) -> None:
-  """Takes copies of tied tensors, buffers of older releases, and a pooler that the architecture
-  does not have out of `tensors`. Errors: `UserError` for a copy that differs."""
+  """Removes from `tensors`: copies of tied tensors, buffers of older releases, a pooler that the
+  architecture does not have. Errors: `UserError` for a copy that differs."""
   names = {entry.theirs for entry in entries}
   for copy, original in copies.items():
     if copy not in tensors:
@@ -172,7 +172,7 @@ def _drop_what_is_no_parameter(
     if not np.array_equal(tensors.setdefault(original, array), array):
       raise UserError(
         f"{copy} and {original} in {where} differ, although config.json ties them; set "
-        "tie_word_embeddings to false there if they are meant to."
+        "tie_word_embeddings to false there if they should differ."
       )
   for name, instead in family.spare(config, heads).items():
     array = tensors.pop(name, None)
@@ -195,8 +195,8 @@ def _drop_what_is_no_parameter(
 
 
 def _labels(heads: Mapping[str, int], kept: Mapping[str, Any]) -> dict[str, Any]:
-  """Names of labels where there are not as many as in the document; without any, transformers
-  takes two, or three."""
+  """Names for the labels, unless the document has as many: without them transformers would assume
+  two, or three."""
   count = next((heads[head] for head in SIZED if head in heads), 2 if "span" in heads else None)
   if count in (None, len(kept.get("id2label") or {})):
     return {}

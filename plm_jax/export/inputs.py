@@ -9,7 +9,7 @@ import numpy as np
 
 from plm_jax.errors import UserError
 
-# Which ids an input counts, and which input has its shape.
+# Input -> the ids that it belongs to, whose shape it has.
 _LIKE = {
   "attention_mask": "input_ids",
   "token_type_ids": "input_ids",
@@ -19,20 +19,20 @@ _LIKE = {
 
 
 def checked_inputs(
-  given: Mapping[str, Any], known: Collection[str], limits: Mapping[str, int], positions: int | None
+  raw: Mapping[str, Any], known: Collection[str], limits: Mapping[str, int], positions: int | None
 ) -> dict[str, np.ndarray]:
-  """int32 `[B, T]` each; an attention mask that is not given is all ones.
+  """int32 `[B, T]` each; a missing attention mask is all ones.
 
-  limits: how many ids there are of each input. positions: the longest row; None is any. Errors:
-  `UserError` for an input that is not known, is missing, or has a shape or an id that cannot be.
+  limits: the number of ids of each input. positions: the longest row; None is any. Errors:
+  `UserError` for an input that is unknown, missing, or has a wrong shape or id.
   """
-  given = {name: value for name, value in given.items() if value is not None}
-  for name in given:
+  raw = {name: value for name, value in raw.items() if value is not None}
+  for name in raw:
     if name not in known:
       raise UserError(f"this model takes no {name}; it takes {', '.join(known)}.")
-  if "input_ids" not in given:
+  if "input_ids" not in raw:
     raise UserError("input_ids is missing.")
-  inputs = {name: _integers(name, value) for name, value in given.items()}
+  inputs = {name: _integers(name, value) for name, value in raw.items()}
   for name, array in inputs.items():
     like = _LIKE.get(name)
     if like is not None and array.shape != inputs[like].shape:

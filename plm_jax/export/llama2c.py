@@ -1,8 +1,8 @@
 """Checkpoints of llama2.c: one file of seven whole numbers and then float32 weights.
 
 Source: karpathy/llama2.c, run.c `memory_map_weights` (the format that its README calls legacy) and
-export.py. Heads there turn the pairs (2i, 2i + 1), here and in transformers (i, i + H / 2): the
-rows of queries and keys are put in that order.
+export.py. Its heads rotate the pairs (2i, 2i + 1); here and in transformers the pairs are
+(i, i + H / 2), so the rows of queries and keys are reordered.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ LAYER = {
 
 
 def load(file: str | Path) -> hf.Pretrained:
-  """The model in a .bin file. Errors: `UserError` if its length is not what its header says."""
+  """The model in a .bin file. Errors: `UserError` if its length does not match its header."""
   file = Path(file)
   data = file.read_bytes()
   if len(data) < HEADER.size:
-    raise UserError(f"{file} is no llama2.c file: it has {len(data)} bytes, less than a header.")
+    raise UserError(f"{file} is not a llama2.c file: it has {len(data)} bytes, less than a header.")
   width, hidden, layers, heads, kv_heads, vocab, positions = HEADER.unpack_from(data)
   tied, vocab = vocab > 0, abs(vocab)
   sizes = (width, hidden, layers, heads, kv_heads, vocab, positions)
   if min(sizes) < 1 or max(sizes) > 2**24 or width % heads or heads % kv_heads:
-    raise UserError(f"{file} is no llama2.c file: its header is {HEADER.unpack_from(data)}.")
+    raise UserError(f"{file} is not a llama2.c file: its header is {HEADER.unpack_from(data)}.")
   config = Llama(
     layers=layers,
     width=width,
@@ -61,7 +61,7 @@ def load(file: str | Path) -> hf.Pretrained:
   expected = HEADER.size + 4 * sum(math.prod(shape) for shape in shapes.values())
   if len(data) != expected:
     raise UserError(
-      f"{file} has {len(data)} bytes, and its header says {expected}; fetch it again."
+      f"{file} has {len(data)} bytes, but its header needs {expected}; fetch it again."
     )
   tensors = _tensors(np.frombuffer(data, "<f4", offset=HEADER.size), shapes, config)
   model = jax.eval_shape(lambda key: config.init(key, {"lm": 0}), jax.random.key(0))
@@ -72,7 +72,7 @@ def load(file: str | Path) -> hf.Pretrained:
 
 
 def _shapes(c: Llama) -> dict[str, tuple[int, ...]]:
-  """The arrays of a file in its order; those of a layer are side by side for all layers."""
+  """The arrays of a file in its order; each array of a layer is stored for all layers together."""
   head = c.width // c.heads
   kv = (c.kv_heads or c.heads) * head
   layer = (
@@ -86,7 +86,7 @@ def _shapes(c: Llama) -> dict[str, tuple[int, ...]]:
 
 
 def _tensors(numbers: np.ndarray, shapes: dict, c: Llama) -> dict[str, np.ndarray]:
-  """By the names of transformers; the angles are computed anew."""
+  """{transformers' name: tensor}; the angles are dropped, since they are recomputed."""
   ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
   parts = np.split(numbers, ends[:-1])
   arrays = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts)}

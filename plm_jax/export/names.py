@@ -1,9 +1,9 @@
-"""Which parameter of ours is which tensor of a published checkpoint, and how the numbers lie in it.
+"""Our parameter paths <-> the tensor names of a published checkpoint, and their layouts.
 
 A family's file lists `Entry`s. The names decide the layout: a `kernel` [*inputs, *outputs] of ours
 is a torch Linear's weight [outputs, inputs], or a Conv1D's [inputs, outputs] (GPT-2); everything
-else lies as here, with heads side by side. Layers are one array with a leading axis here and
-tensors of their own there.
+else is laid out as here, with heads side by side. Layers are one array with a leading axis here and
+separate tensors there.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from plm_jax.models.parameters import path_name
 
 class Entry(NamedTuple):
   """ours: a path such as "blocks/attention/query/kernel". theirs: a name with one "{}" for every
-  leading axis of ours, followed by "#0/3" where it is the first of three parts side by side, and
-  "" where there is no such tensor because ours is zero. convolution: the weight is a Conv1D's."""
+  leading axis of ours, followed by "#0/3" for the first of three parts side by side; "" if
+  there is no such tensor because ours is zero. convolution: the weight is a Conv1D's."""
 
   ours: str
   theirs: str
@@ -56,7 +56,7 @@ def to_ours(entries: list[Entry], model: Any, tensors: Mapping[str, np.ndarray],
   """The model's parameters from a checkpoint's tensors, as float32.
 
   model: real or abstract, for its paths and shapes. tensors: exactly those that the entries name.
-  Errors: `UserError` naming what is missing, what is left over and what has another shape.
+  Errors: `UserError` naming missing and surplus tensors, and those of another shape.
   """
   leaves, tree = jax.tree_util.tree_flatten_with_path(model)
   shapes = {path_name(path): leaf.shape for path, leaf in leaves}
@@ -65,7 +65,7 @@ def to_ours(entries: list[Entry], model: Any, tensors: Mapping[str, np.ndarray],
   tensors = _in_parts(entries, tensors)
   for path, entry in by_path.items():
     layers = math.prod(shapes[path][: entry.theirs.count("{}")])
-    if layers > len(tensors):  # before so many names are made
+    if layers > len(tensors):  # before all these names are made
       raise UserError(
         f"the weights in {where} do not fit: config.json asks for {layers} tensors named "
         f"{entry.theirs.partition('#')[0]}, and there are {len(tensors)} in all."
@@ -112,7 +112,7 @@ def _by_path(entries: list[Entry], shapes: Mapping[str, tuple]) -> dict[str, Ent
 
 
 def _in_parts(entries: list[Entry], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The tensors with those cut that several entries name parts of, along their last axis."""
+  """The tensors; one that several entries name parts of is cut along its last axis."""
   parts = {e.theirs.partition("#")[0]: int(e.theirs[-1]) for e in entries if "#" in e.theirs}
   whole = {re.sub(r"\d+|{}", "{}", name): count for name, count in parts.items()}
   cut = {}
@@ -175,7 +175,7 @@ def _refuse_misfits(expected: dict[str, tuple], tensors: Mapping, where: str) ->
     if name in tensors and tensors[name].shape != shape
   ]
   wrong += [
-    f"{name} holds {tensors[name].dtype}, which are no weights"
+    f"{name} has the dtype {tensors[name].dtype}, which weights never have"
     for name in expected
     if name in tensors and tensors[name].dtype.kind not in "fV"
   ]

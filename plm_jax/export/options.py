@@ -1,5 +1,5 @@
-"""A checkpoint's `config.json`, of which every entry is either read, or known to change nothing, or
-refused by name.
+"""A checkpoint's `config.json`: every entry is read, or known to change nothing, or an error that
+names it.
 
 Source: transformers 5.23, configuration_utils.py and the families' configuration files.
 """
@@ -13,7 +13,7 @@ from plm_jax.errors import UserError
 
 T = TypeVar("T")
 
-# What describes a checkpoint, or how text is made with it, and no number of a forward pass.
+# Entries that describe a checkpoint or its generation of text, and change no forward pass.
 _SILENT = """
 architectures model_type transformers_version torch_dtype dtype _name_or_path name_or_path id2label
 label2id num_labels _num_labels problem_type use_cache return_dict torchscript output_hidden_states
@@ -28,7 +28,7 @@ encoder_no_repeat_ngram_size output_scores return_dict_in_generate remove_invali
 exponential_decay_length_penalty
 """
 SILENT = frozenset(_SILENT.split())
-# What would change numbers if it were set to anything else.
+# Entries that would change the outputs with any other value.
 PLAIN = {
   "pruned_heads": ({}, None),
   "use_bfloat16": (False,),
@@ -37,7 +37,7 @@ PLAIN = {
   "cross_attention_hidden_size": (None,),
   "position_embedding_type": ("absolute", None),
 }
-# What an option is that may be left out, where it is given.
+# The types of options that may be absent.
 KINDS: dict[str, type] = {
   "classifier_dropout": float,
   "head_dim": int,
@@ -47,8 +47,8 @@ KINDS: dict[str, type] = {
   "rope_parameters": dict,
   "rope_scaling": dict,
 }
-_MOST = 2**31  # of a size: beyond it shapes are no numbers to compilers
-# transformers' names for the activations of ours; those of one formula share a name here.
+_MOST = 2**31  # of a size: compilers cannot represent larger shapes
+# transformers' name -> our activation; names of the same formula share one.
 ACTIVATIONS = {
   "gelu": "gelu_erf",
   "gelu_python": "gelu_erf",
@@ -76,15 +76,15 @@ ACTIVATIONS = {
 
 
 class Options:
-  """The entries of one config.json; `finish` refuses those that nothing has asked for."""
+  """The entries of one config.json; `finish` refuses those that were not taken."""
 
   def __init__(self, document: dict[str, Any], where: str):
     self.document, self.where = document, where
     self._taken: set[str] = set()
 
   def take(self, name: str, default: T) -> T:
-    """The entry, or transformers' default where it is not given. Errors: `UserError` for a value of
-    another type than the default's, or than `KINDS` has where that is None."""
+    """The entry, or transformers' default if it is absent. Errors: `UserError` for a value of
+    another type than the default's, or than that of `KINDS` if the default is None."""
     self._taken.add(name)
     value = self.document.get(name, default)
     if value is None and default is None:
@@ -98,7 +98,7 @@ class Options:
     return value
 
   def fixed(self, name: str, *accepted: Any) -> None:
-    """Refuses any other value than those accepted; the first is transformers' default."""
+    """Refuses any value that is not in `accepted`; the first is transformers' default."""
     self._taken.add(name)
     value = self.document.get(name, accepted[0])
     if value not in accepted:
@@ -109,24 +109,24 @@ class Options:
 
   def activation(self, name: str, default: str, known: Mapping[str, str] | None = None) -> str:
     """Our name for an activation; known: a family's own names."""
-    given, known = self.take(name, default), known or ACTIVATIONS
-    if given not in known:
+    value, known = self.take(name, default), known or ACTIVATIONS
+    if value not in known:
       raise UserError(
-        f"{self.where} sets {name}={given!r}, which this project does not support; it has "
+        f"{self.where} sets {name}={value!r}, which this project does not support; it has "
         f"{', '.join(known)}."
       )
-    return known[given]
+    return known[value]
 
   def labels(self, default: int = 2) -> int:
-    """How many labels a classification has; default: of transformers, where nothing is said."""
+    """The number of labels of a classifier; default: transformers', if config.json has none."""
     names, count = self.document.get("id2label"), self.document.get("num_labels")
     known = isinstance(names, dict | None) and isinstance(count, int | None)
     if not known or not 0 <= (count or 0) < _MOST:
-      raise UserError(f"{self.where} has id2label or num_labels of another kind than expected.")
+      raise UserError(f"{self.where} has an id2label or num_labels of a wrong type or value.")
     return count or len(names or {}) or default
 
   def finish(self, also_silent: Collection[str] = ()) -> None:
-    """Errors: `UserError` naming an entry that was not taken and is not known to be silent."""
+    """Errors: `UserError` naming an entry that was not taken and may change the outputs."""
     for name, accepted in PLAIN.items():
       if name in self.document and name not in self._taken:
         self.fixed(name, *accepted)
@@ -140,7 +140,7 @@ class Options:
 
 
 def activation_name(ours: str, known: Mapping[str, str] | None = None) -> str:
-  """transformers' name for an activation of ours. Errors: `UserError` where a family lacks it."""
+  """transformers' name of our activation. Errors: `UserError` if a family lacks it."""
   names = [theirs for theirs, name in (known or ACTIVATIONS).items() if name == ours]
   if not names:
     raise UserError(f"model.activation={ours} cannot be exported: this family lacks it.")

@@ -14,10 +14,10 @@ from plm_jax.models.model import Model, Parameters
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """A model of the project, and what a published directory says besides.
+  """A model of the project, and the other content of its published directory.
 
-  architecture: transformers' class; None is chosen by the heads. document: a config.json, kept for
-  what has no field of ours (names of labels, ids of special tokens). pooling: of a Sentence-BERT.
+  architecture: transformers' class; None chooses it by the heads. document: a config.json, kept for
+  entries without a field here (names of labels, special tokens). pooling: of a Sentence-BERT.
   """
 
   config: Model
@@ -43,12 +43,12 @@ class Pretrained:
 
 
 def tops(heads: Collection[str]) -> set[str]:
-  """The heads that are no part of transformers' bare model."""
+  """The heads that transformers' bare model does not have."""
   return set(heads) - {"pooler"}
 
 
 def architecture_of(family: Family, config: Model, params: Parameters) -> str:
-  """The class whose heads a model has. Errors: `UserError` where transformers has none."""
+  """The class with the model's heads. Errors: `UserError` if transformers has none."""
   heads = set(family.heads_of(params))
   for name, needed in family.architectures.items():
     if family.fits(config, name) and (heads == needed or not tops(heads | needed)):

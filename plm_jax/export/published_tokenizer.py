@@ -21,7 +21,7 @@ from plm_jax.models.bart import MBart
 from plm_jax.models.model import Model
 from plm_jax.models.t5 import T5
 
-PUBLISHED_PIECES = {  # family -> the file and the class of transformers that reads it
+PUBLISHED_PIECES = {  # family -> the file, and transformers' class that reads it
   "albert": ("spiece.model", "AlbertTokenizer"),
   "t5": ("spiece.model", "T5Tokenizer"),
   "llama": ("tokenizer.model", "LlamaTokenizer"),
@@ -31,8 +31,8 @@ PUBLISHED_PIECES = {  # family -> the file and the class of transformers that re
 
 
 def read_tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
-  """The tokenizer of a directory or file, ours or a published one. Errors: `UserError` where there
-  is none of a known kind."""
+  """The tokenizer of a directory or file, ours or a published one. Errors: `UserError` if there is
+  none of a known kind."""
   if read_rules(place):
     return load_tokenizer(place)
   lowercase = None
@@ -43,11 +43,11 @@ def read_tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
     if not isinstance(lowercase, bool | None):
       raise UserError(f"{options} sets do_lower_case={lowercase!r}; expected true or false.")
     pieces = sorted(place.glob("*.model"))
-    if len(pieces) == 1:  # tokenizer.json repeats it in a form that is not read here
+    if len(pieces) == 1:  # tokenizer.json repeats it in a form that is not supported
       place = pieces[0]
   elif place.suffix == ".bin":
     raise UserError(
-      "a tokenizer is not read from a .bin file; give the .model of it by --tokenizer=FILE.model."
+      "a .bin file of a tokenizer is not supported; give its .model by --tokenizer=FILE.model."
     )
   backend = read_backend(place, lowercase)
   if model_type not in ("xlm-roberta", "mbart") or backend.kind != Unigram.kind:
@@ -56,8 +56,8 @@ def read_tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
 
 
 def check_not_mbart_50(tokenizer: Tokenizer, config: Model) -> None:
-  """A `UserError` for mBART-50: its 52 codes have the places of mBART's 25, and begin its texts
-  instead of ending them."""
+  """A `UserError` for mBART-50: its 52 language codes have the ids of mBART's 25, and begin its
+  texts instead of ending them."""
   more = config.vocab_size - tokenizer.vocab.size
   if isinstance(config, MBart) and more == MBART_50_LANGUAGES - len(MBART_LANGUAGES):
     raise UserError(
@@ -78,8 +78,8 @@ def with_sentinels(tokenizer: Tokenizer, config: Model) -> Tokenizer:
 def write_tokenizer(
   model: hf.Pretrained, tokenizer: Tokenizer, target: Path, trained_here: bool
 ) -> None:
-  """Writes a tokenizer in the form in which transformers reads it for the model's family; a note
-  says so where it has none. trained_here: texts begin and end as in this project."""
+  """Writes a tokenizer as transformers reads it for the model's family; prints a note if it cannot.
+  trained_here: texts get this project's special tokens."""
   vocab, names = tokenizer.vocab, {}
   for role in ("pad", "unk", "cls", "sep", "mask", "bos", "eos"):
     if (i := getattr(vocab, role)) is not None:
@@ -97,7 +97,7 @@ def write_tokenizer(
     if model.family.model_type == "llama":
       options |= {"add_bos_token": True, "add_eos_token": trained_here and "classes" in model.heads}
       if tokenizer.backend.joins_spaces:
-        print("note: transformers' LlamaTokenizer keeps spaces in a row, which this one joins")
+        print("note: transformers' LlamaTokenizer keeps repeated spaces, which this one joins")
     if model.family.model_type == "t5":
       options["extra_ids"] = 0 if vocab.sentinels is None else len(vocab.sentinels)
   else:
@@ -109,7 +109,7 @@ def write_tokenizer(
 
 def _frame(model: hf.Pretrained, vocab, trained_here: bool) -> tuple[list[int], list[int]] | None:
   """The special tokens before and after a text; None keeps those of an encoder's tokenizer. A
-  decoder that writes goes on from its prompt."""
+  decoder that generates has none after its prompt."""
   reads_source = hasattr(model.config, "source_ids")
   writes = not reads_source and hasattr(model.params, "generator")
   if not trained_here or not (reads_source or writes):
@@ -119,7 +119,7 @@ def _frame(model: hf.Pretrained, vocab, trained_here: bool) -> tuple[list[int], 
 
 
 def has_class(family: str, tokenizer: Tokenizer) -> bool:
-  """Whether the family's class of transformers gives the ids of these pieces."""
+  """Whether transformers' class for the family gives the same ids to these pieces."""
   v, backend = tokenizer.vocab, tokenizer.backend
   fairseq = (v.bos, v.pad, v.eos, v.unk, v.mask) == (0, 1, 2, 3, len(backend.pieces) - 1)
   fits = {

@@ -1,4 +1,4 @@
-"""Sentence-BERT's directories: an encoder, and beside it how its states become one vector.
+"""Sentence-BERT's directories: an encoder and the pooling of its states into one vector.
 
 Source: sentence-transformers, models/Pooling.py and SentenceTransformer.py (modules.json). Reimers
 and Gurevych 2019, section 3.
@@ -18,7 +18,7 @@ from plm_jax.export.tensors import read_json
 
 MODULES = "modules.json"
 KIND = "sentence_transformers.models."
-# Their switch -> our name, in the order in which the vectors are put side by side.
+# Their switch -> our name, in the order in which the vectors are concatenated.
 MODES = {
   "pooling_mode_cls_token": "cls",
   "pooling_mode_max_tokens": "max",
@@ -29,8 +29,8 @@ ENCODER_FILE = "sentence_bert_config.json"
 
 
 class Pooling(NamedTuple):
-  """modes: of `MODES`, several of them are concatenated. normalize: to length 1. length: at which
-  texts are cut; None is the encoder's positions. lowercase: of texts before the tokenizer."""
+  """modes: of `MODES`; several are concatenated. normalize: to length 1. length: the most tokens of
+  a text; None is the encoder's positions. lowercase: texts, before the tokenizer."""
 
   modes: tuple[str, ...] = ("mean",)
   normalize: bool = False
@@ -58,7 +58,7 @@ def is_sentence_encoder(directory: Path) -> bool:
 
 
 def body_of(directory: Path) -> Path:
-  """Where the encoder's own files are. Errors: `UserError` for modules other than an encoder, a
+  """The folder of the encoder's files. Errors: `UserError` for modules other than an encoder, a
   pooling and a normalisation."""
   return directory / _modules(directory)[0]["path"] if is_sentence_encoder(directory) else directory
 
@@ -77,7 +77,7 @@ def read_pooling(directory: Path, width: int) -> Pooling:
 
 
 def write_pooling(directory: Path, pooling: Pooling, width: int) -> None:
-  """The files beside the encoder's, which are in `directory` itself."""
+  """Writes the files of the pooling; the encoder's are in `directory` itself."""
   modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
   modules += [("Normalize", "2_Normalize")] if pooling.normalize else []
   listed = [
@@ -114,10 +114,10 @@ def _modules(directory: Path) -> list[dict[str, str]]:
 
 def _modes(file: Path, width: int) -> tuple[str, ...]:
   options = read_json(file)
-  given = options.pop("pooling_mode", None)  # newer files name the mode instead of switching it on
+  named = options.pop("pooling_mode", None)  # newer files name the mode instead of switching it on
   on = {name for name, value in options.items() if name.startswith("pooling_mode") and value}
-  chosen = [mode for switch, mode in MODES.items() if switch in on or mode == given]
-  unknown = sorted(on - MODES.keys()) or ([given] if given not in (None, *MODES.values()) else [])
+  chosen = [mode for switch, mode in MODES.items() if switch in on or mode == named]
+  unknown = sorted(on - MODES.keys()) or ([named] if named not in (None, *MODES.values()) else [])
   if unknown or not chosen:
     raise UserError(
       f"{file} sets {unknown[0] if unknown else 'no pooling'}; there is {list(MODES)}."

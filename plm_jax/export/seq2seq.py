@@ -1,4 +1,4 @@
-"""What the families of encoder-decoders share: inputs, outputs and the layers' names."""
+"""The base class of families of encoder-decoders: inputs, outputs and names."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ SOURCE = ("input_ids", "attention_mask")
 
 
 class Seq2SeqFamily(Family):
-  """A model with a head, or bare. Where tables are tied only the architecture tells the language
+  """A model with a head, or bare. If tables are tied, only the architecture tells the language
   model from the bare one.
 
-  alone: classes that are the encoder without the decoder. shifts: classes whose decoder reads the
-  source behind `start` where it is given nothing.
+  alone: classes of the encoder without a decoder. shifts: classes whose decoder reads `start`, then
+  the source, if it has no inputs.
   """
 
   config: type[EncoderDecoder]
   alone: tuple[str, ...] = ()
   shifts: tuple[str, ...]
-  always: Mapping[str, Any]  # what a model of the family always is
+  always: Mapping[str, Any]  # the fields that are the same in the whole family
 
   # --- names
 
   def fits(self, config: EncoderDecoder, architecture: str) -> bool:
     return (config.arrangement == "encoder") == (architecture in self.alone)
 
-  def check_same_experiment(self, config: EncoderDecoder) -> None:
-    """Errors: `UserError` naming a field that differs from what the family always has."""
+  def check_always(self, config: EncoderDecoder) -> None:
+    """A `UserError` for a field that differs from `always`."""
     for field, needed in self.always.items():
       if field == "arrangement" and self.alone and config.arrangement == "encoder":
         continue
@@ -56,8 +56,8 @@ class Seq2SeqFamily(Family):
   def heads_of(
     self, params: EncoderDecoderModel, architecture: str | None = None
   ) -> dict[str, int]:
-    if found := tuned_heads(params):
-      return found
+    if heads := tuned_heads(params):
+      return heads
     if params.config.arrangement == "encoder":
       return {}
     return {"lm": 0} if architecture is None or self.architectures[architecture] else {}
@@ -77,11 +77,11 @@ class Seq2SeqFamily(Family):
       return batch
     if "decoder_input_ids" not in inputs:
       if model.architecture not in self.shifts:
-        raise UserError("decoder_input_ids is missing: what the decoder has read so far.")
+        raise UserError("decoder_input_ids, the decoder's tokens so far, is missing.")
       start = self.start(ids, document)
       if np.min(start) < 0 or np.max(start) >= config.vocab_size:
         raise UserError(
-          f"the decoder would begin with {np.max(start)}, which config.json says; the model has "
+          f"config.json lets the decoder begin with {np.max(start)}; the model has "
           f"{config.vocab_size} tokens."
         )
       batch["decoder_input_ids"] = np.concatenate([start, ids[:, :-1]], axis=1, dtype=np.int32)
@@ -90,7 +90,7 @@ class Seq2SeqFamily(Family):
     return batch
 
   def special(self, name: str, document: Mapping[str, Any]) -> int:
-    """The id of a special token. Errors: `UserError` where config.json has something else there."""
+    """The id of a special token. Errors: `UserError` if config.json has something else there."""
     value = document.get(name)
     value = self.ids.get(name) if value is None else value
     if type(value) is not int:
@@ -98,12 +98,12 @@ class Seq2SeqFamily(Family):
     return value
 
   def start(self, ids_BS: np.ndarray, document: Mapping[str, Any]) -> np.ndarray:
-    """int `[B, 1]`: what the decoder reads before the source."""
+    """int `[B, 1]`: the decoder's first token, before the source."""
     return np.full((len(ids_BS), 1), self.special("decoder_start_token_id", document), np.int32)
 
   def ends(self, ids_BS: np.ndarray, decoder_BT: np.ndarray, document: Mapping[str, Any]):
-    """int32 `[B]`: where a row has its last end of a text, counted from 1; its classes are read
-    there. Errors: `UserError` where transformers could not find it either."""
+    """int32 `[B]`: the position of a row's last end token, counted from 1, where its classes are
+    read. Errors: `UserError` if transformers could not find it either."""
     eos = self.special("eos_token_id", document)
     is_end = ids_BS == eos
     counts = np.unique(is_end.sum(axis=1)).tolist()
@@ -130,5 +130,5 @@ class Seq2SeqFamily(Family):
     outputs = outputs or {"last_hidden_state": hidden}
     if params.config.arrangement == "encoder":
       return outputs
-    # The same computation again, which the compiler makes once.
+    # The compiler merges this with the same computation in `params`.
     return outputs | {"encoder_last_hidden_state": params.encode(batch, compute)}

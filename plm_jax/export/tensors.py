@@ -19,16 +19,16 @@ import safetensors.numpy
 from plm_jax.errors import UserError
 from plm_jax.export.torch_file import read_torch_file
 
-# In the order in which they are looked for: where several are there, the first is read.
+# In the order of the search: the first existing file is read.
 SINGLE = "model.safetensors"
 TORCH = "pytorch_model.bin"
 INDEX = ".index.json"
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-  """All tensors of the checkpoint in a folder, as they are stored there.
+  """All tensors of the checkpoint in a folder, in their stored dtypes.
 
-  Errors: `UserError` if there is none, if a file is cut off or damaged, or if a file asks for
+  Errors: `UserError` if there is no checkpoint, or if a file is cut off, damaged, or asks for
   anything but tensors.
   """
   for name, read in ((SINGLE, read_safetensors), (TORCH, read_torch_file)):
@@ -36,9 +36,9 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
       return read(folder / name)
     if (folder / (name + INDEX)).is_file():
       return _read_shards(folder / (name + INDEX), read)
-  others = sorted(folder.glob("*.safetensors"))
-  if len(others) == 1:
-    return read_safetensors(others[0])
+  files = sorted(folder.glob("*.safetensors"))
+  if len(files) == 1:
+    return read_safetensors(files[0])
   raise UserError(f"there are no weights in {folder}; expected {SINGLE} or {TORCH}, or its index.")
 
 
@@ -48,21 +48,21 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
     with safetensors.safe_open(file, framework="numpy") as opened:
       return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  no dict
   except safetensors.SafetensorError as error:
-    raise UserError(f"{file} is cut off, damaged or no safetensors file ({error}).") from None
+    raise UserError(f"{file} is cut off, damaged or not a safetensors file ({error}).") from None
   except (OSError, TypeError, AttributeError, KeyError) as error:
     raise UserError(f"{file} cannot be read ({error}).") from None
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-  """One file that transformers reads; {"format": "pt"} is how it tells the names are torch's.
-  Errors: `OSError` where it cannot be written."""
+  """Writes one file that transformers reads; {"format": "pt"} tells it that the names are torch's.
+  Errors: `OSError` if it cannot be written."""
   contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
   try:
     safetensors.numpy.save_file(contiguous, file, metadata={"format": "pt"})
   except safetensors.SafetensorError as error:
     raise OSError(None, str(error), str(file)) from None
   os.umask(mask := os.umask(0))
-  file.chmod(0o666 & ~mask)  # safetensors makes it its owner's alone
+  file.chmod(0o666 & ~mask)  # safetensors lets only the owner read it
 
 
 def _read_shards(index: Path, read: Callable[[Path], dict]) -> dict[str, np.ndarray]:
@@ -83,13 +83,13 @@ def _read_shards(index: Path, read: Callable[[Path], dict]) -> dict[str, np.ndar
 
 
 def read_json(file: Path) -> dict:
-  """An object of json. Errors: `UserError`."""
+  """The JSON object in a file. Errors: `UserError`."""
   try:
-    found = json.loads(file.read_text(encoding="utf-8"))
+    document = json.loads(file.read_text(encoding="utf-8"))
   except FileNotFoundError:
     raise UserError(f"{file} does not exist.") from None
   except (OSError, ValueError, RecursionError) as error:
     raise UserError(f"{file} cannot be read: {error}.") from None
-  if not isinstance(found, dict):
-    raise UserError(f"{file} holds no json object.")
-  return found
+  if not isinstance(document, dict):
+    raise UserError(f"{file} is not a JSON object.")
+  return document

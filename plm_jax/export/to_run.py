@@ -1,4 +1,4 @@
-"""A published model becomes a run, as if it had been trained here."""
+"""Imports a published model as a run, as if it had been trained here."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from plm_jax.runs import Run
 
 
 def write_run(model: hf.Pretrained, tokenizer: Tokenizer, target: Path, source: Path) -> None:
-  """A run's directory: its experiment is the family's own with this model. Errors: `UserError`
-  where the model has fewer tokens than the tokenizer."""
+  """Writes a run's directory, with the family's experiment and this model. Errors: `UserError` if
+  the model has fewer tokens than the tokenizer."""
   size = tokenizer.vocab.size
   if size > model.config.vocab_size:
     raise UserError(
       f"the tokenizer has {size} tokens and the model {model.config.vocab_size}: they do not "
-      "belong together; give the model's by --tokenizer."
+      "belong together; give the model's tokenizer by --tokenizer."
     )
   reference = model.family.experiment(model.heads)
   experiment = cli.load_experiment(reference, budget="small")()
@@ -50,8 +50,8 @@ def write_run(model: hf.Pretrained, tokenizer: Tokenizer, target: Path, source: 
 
 
 def with_languages(model: hf.Pretrained, tokenizer: Tokenizer) -> Model:
-  """The configuration. An mBART that translates gets the language that config.json begins the
-  decoder with, and English as its source, as in transformers."""
+  """The configuration. An mBART that translates gets the language with which config.json begins the
+  decoder, and English as its source, as in transformers."""
   config, start = model.config, model.document.get("decoder_start_token_id")
   languages = {i: name for name, i in tokenizer.vocab.languages.items()}
   if not isinstance(config, MBart) or languages.get(start, config.language) == config.language:

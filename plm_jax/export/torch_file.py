@@ -1,10 +1,10 @@
-"""`pytorch_model.bin` without torch: a zip of raw numbers, and a pickle that may ask for tensors
-only.
+"""`pytorch_model.bin` without torch: a zip of raw numbers, and a pickle that may ask only for
+tensors.
 
-Source: torch/serialization.py and torch/_utils.py (`_rebuild_tensor_v2`). The pickle says for each
-tensor which storage it views, with what offset, shape and strides; a storage is a file in the zip.
-A pickle can name any function of Python's to be called. This one reaches four names, all of which
-are replaced by functions of this file; whatever else it names is refused before anything is called.
+Source: torch/serialization.py and torch/_utils.py (`_rebuild_tensor_v2`). The pickle gives for
+each tensor its storage, offset, shape and strides; a storage is a file in the zip. A pickle can
+call any Python function. This one reaches only four names, which are replaced by functions of this
+file; any other name is refused before anything is called.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DTYPES = {
 
 
 class Storage(NamedTuple):
-  """A class of torch's that a pickle names but never gets: only the dtype is meant."""
+  """Stands in for torch's storage classes, of which only the dtype is needed."""
 
   dtype: np.dtype
 
@@ -66,7 +66,7 @@ def _state_dict(archive: zipfile.ZipFile, file: Path) -> dict[str, np.ndarray]:
   entries = {entry.filename: entry for entry in archive.infolist()}
   pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
   if len(pickles) != 1:
-    raise UserError(f"{file} is a zip, but none that torch.save wrote: it has no data.pkl.")
+    raise UserError(f"{file} is a zip, but torch.save did not write it: it has no data.pkl.")
   if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
     raise UserError(f"{file} is a compressed zip, which torch.save never writes; fetch it again.")
   root = pickles[0].removesuffix("data.pkl")
@@ -74,13 +74,13 @@ def _state_dict(archive: zipfile.ZipFile, file: Path) -> dict[str, np.ndarray]:
   if order != b"little":
     raise UserError(f"{file} was written on a machine of another byte order; take .safetensors.")
   with archive.open(pickles[0]) as stream:
-    found = _Tensors(stream, archive, root, file).load()
-  named = isinstance(found, dict) and all(
-    isinstance(name, str) and isinstance(value, np.ndarray) for name, value in found.items()
+    state = _Tensors(stream, archive, root, file).load()
+  named = isinstance(state, dict) and all(
+    isinstance(name, str) and isinstance(value, np.ndarray) for name, value in state.items()
   )
   if not named:
-    raise UserError(f"{file} holds no table of named tensors, which a checkpoint of weights is.")
-  return dict(found)
+    raise UserError(f"{file} is not a checkpoint of weights: it has no dict of named tensors.")
+  return dict(state)
 
 
 class _Tensors(pickle.Unpickler):
@@ -101,7 +101,7 @@ class _Tensors(pickle.Unpickler):
     if module == "torch" and name in DTYPES:
       return Storage(DTYPES[name])
     raise UserError(
-      f"{self._file} asks for {module}.{name}, and a checkpoint needs nothing but tensors; it was "
+      f"{self._file} asks for {module}.{name}, but a checkpoint needs only tensors; it was "
       "refused, and nothing was executed."
     )
 
@@ -117,7 +117,7 @@ class _Tensors(pickle.Unpickler):
     return self._storages[key]
 
 
-# Callables without a `__dict__`: a pickle may also set attributes of what it has got hold of.
+# Callables without a `__dict__`: a pickle may also set attributes of the objects that it gets.
 
 
 class _View:
@@ -140,7 +140,7 @@ class _View:
 
 
 class _Parameter:
-  """What is marked as trainable is a tensor like any other."""
+  """Returns a trainable tensor unchanged."""
 
   __slots__ = ()
 

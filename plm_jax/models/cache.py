@@ -68,7 +68,7 @@ def empty_cache(make: Callable[[], LayerCache], layers: int, compute: Compute) -
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Cache:
+class AttentionCache:
   """The cache of a stack for B rows that are padded on the left: all write the same column at once.
 
   layers: as `empty_cache` makes it. pad_B: number of padding columns at a row's beginning.
@@ -87,7 +87,7 @@ class Cache:
     *,
     same_prompts: bool = False,
     capacity: int | None = None,
-  ) -> Cache:
+  ) -> AttentionCache:
     """See `plm_jax.decode.generator.Cache`. With same_prompts only the layers' own keys and values
     move, since the beams of a prompt share padding and source."""
     cache = self
@@ -96,13 +96,13 @@ class Cache:
     elif rows is not None:
       mask = None if self.source_mask is None else self.source_mask[rows]
       layers = jax.tree.map(lambda x: self._of_rows(x, rows), self.layers)
-      cache = Cache(layers, self.pad_B[rows], self.at, mask)
+      cache = AttentionCache(layers, self.pad_B[rows], self.at, mask)
     if capacity is not None:
       empty = [(0, 0), (0, capacity - self.columns), (0, 0)]
       cache = cache._with_own(lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 3) + empty))
     return cache
 
-  def _with_own(self, change: Callable[[jax.Array], jax.Array]) -> Cache:
+  def _with_own(self, change: Callable[[jax.Array], jax.Array]) -> AttentionCache:
     """The cache with `change` applied to every layer's own keys and values."""
 
     def changed(layer: LayerCache) -> LayerCache:

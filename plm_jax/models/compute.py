@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from plm_jax.errors import UserError
-from plm_jax.models.dropout import Generator
+from plm_jax.models.dropout import MaskGenerator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Compute:
 
   dtype: Literal["auto", "float32", "bfloat16"] = "auto"
   layers: Literal["auto", "scan", "unroll"] = "auto"
-  dropout: Generator = "hash"
+  dropout: MaskGenerator = "hash"
   remat: bool = False
   micro_batches: int = 0
 

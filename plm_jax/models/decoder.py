@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from plm_jax.models.attention import causal_mask, document_mask
-from plm_jax.models.cache import Cache, KVStore, LayerCache, empty_cache
+from plm_jax.models.cache import AttentionCache, KVStore, LayerCache, empty_cache
 from plm_jax.models.compute import Compute
 from plm_jax.models.config import NormAt, TransformerConfig
 from plm_jax.models.decoding_layout import Output, decoding_layout
@@ -137,14 +137,14 @@ class DecoderGenerator:
   output: Output
   compute: Compute = dataclasses.field(metadata={"static": True})
 
-  def start(self, batch: dict, capacity: int) -> Cache:
+  def start(self, batch: dict, capacity: int) -> AttentionCache:
     c, pad_B = self.model.config, jnp.asarray(batch["pad"])
     sizes = (len(pad_B), capacity, c.key_heads, c.width_of_heads)
     dtype = self.compute.activation_dtype
     layers = empty_cache(lambda: LayerCache(KVStore.empty(*sizes, dtype)), c.layers, self.compute)
-    return Cache(layers, pad_B, jnp.zeros((), jnp.int32))
+    return AttentionCache(layers, pad_B, jnp.zeros((), jnp.int32))
 
-  def extend(self, ids_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+  def extend(self, ids_BT: jax.Array, cache: AttentionCache) -> tuple[jax.Array, AttentionCache]:
     targets = ids_BT.shape[1]
     position_ids = cache.position_ids(targets)
     x_BTD = self.model.embed(ids_BT, position_ids, self.compute.activation_dtype, None)

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-Generator = Literal["hash", "threefry"]
+MaskGenerator = Literal["hash", "threefry"]
 
 
 @jax.tree_util.register_dataclass
@@ -24,10 +24,10 @@ class Noise:
   """A source of random bits for one forward pass; `fold` gives every use a separate stream."""
 
   seed: jax.Array  # a typed key (threefry) or one uint32 (hash)
-  generator: Generator = dataclasses.field(metadata={"static": True}, default="hash")
+  generator: MaskGenerator = dataclasses.field(metadata={"static": True}, default="hash")
 
   @classmethod
-  def create(cls, key: jax.Array, generator: Generator) -> Noise:
+  def create(cls, key: jax.Array, generator: MaskGenerator) -> Noise:
     return cls(key if generator == "threefry" else jax.random.bits(key), generator)
 
   def fold(self, stream: int | jax.Array) -> Noise:

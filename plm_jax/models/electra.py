@@ -139,7 +139,7 @@ class ElectraModel(nnx.Module):
     self.config = config
     tokens = {"mlm": 0} if "tokens" in heads else {}
     self.discriminator = c.init(discriminator, tokens)
-    self.generator = Generator(config.generator.init(generator, {"mlm": 0}))
+    self.generator = GeneratorLayers(config.generator.init(generator, {"mlm": 0}))
     made = {"rtd": ReplacedHead(rtd, c), "copying": Linear(copy, (c.width,), (1,))}
     made = scaled_kernels(made, c.initializer_range / STDDEV)
     self.rtd = made["rtd"] if "rtd" in heads else None
@@ -179,7 +179,7 @@ class ElectraModel(nnx.Module):
     return self.copying(passes.hidden_BTD)[..., 0].astype(jnp.float32)
 
 
-class Generator(nnx.Module):
+class GeneratorLayers(nnx.Module):
   """The parameters that the generator does not share: all but tables and their norm."""
 
   def __init__(self, model: EncoderModel):
@@ -199,7 +199,7 @@ class _Tables(Embeddings):
 class _Assembled(EncoderModel):
   """An encoder made of existing parts, with only the masked-LM head."""
 
-  def __init__(self, config: Encoder, embed: Embeddings, own: Generator):
+  def __init__(self, config: Encoder, embed: Embeddings, own: GeneratorLayers):
     self.config, self.embed, self.blocks, self.norm = config, embed, own.blocks, own.norm
     self.set_heads({"mlm": own.mlm})
 

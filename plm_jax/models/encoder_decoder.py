@@ -17,7 +17,7 @@ from flax import nnx
 from plm_jax.errors import UserError
 from plm_jax.models.activations import Activation
 from plm_jax.models.attention import causal_mask, padding_mask, real_tokens
-from plm_jax.models.cache import Cache, KVStore, LayerCache, empty_cache
+from plm_jax.models.cache import AttentionCache, KVStore, LayerCache, empty_cache
 from plm_jax.models.compute import Compute
 from plm_jax.models.config import Position, TransformerConfig
 from plm_jax.models.decoding_layout import Output, decoding_layout
@@ -275,7 +275,7 @@ class EncoderDecoderGenerator:
   output: Output
   compute: Compute = dataclasses.field(metadata={"static": True})
 
-  def start(self, batch: dict, capacity: int) -> Cache:
+  def start(self, batch: dict, capacity: int) -> AttentionCache:
     c, pad_B = self.model.decoder_stack.config, jnp.asarray(batch["pad"])
     source = {name: jnp.asarray(batch[name]) for name in ("input_ids", "length")}
     source_BSD = self.model.encode(source, self.compute)
@@ -287,9 +287,9 @@ class EncoderDecoderGenerator:
     else:
       own = empty_cache(lambda: LayerCache(empty()), c.layers, self.compute)
       layers = LayerCache(own.own, jax.vmap(read)(self.blocks))
-    return Cache(layers, pad_B, jnp.zeros((), jnp.int32), over_sources(source))
+    return AttentionCache(layers, pad_B, jnp.zeros((), jnp.int32), over_sources(source))
 
-  def extend(self, ids_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+  def extend(self, ids_BT: jax.Array, cache: AttentionCache) -> tuple[jax.Array, AttentionCache]:
     decoder, T = self.model.decoder_stack, ids_BT.shape[1]
     mask = cache.mask(T)
     bias = None if decoder.bias is None else decoder.bias.at(cache.at, T, mask.shape[-1])

@@ -8,7 +8,7 @@ and at pieces with other than English letters too.
 
     predictions(length, rate, max_predictions) -> P            static number of prediction slots
     candidates(input_ids, vocab) -> bool [B, T]                all but [PAD], [CLS], [SEP]
-    real_tokens(input_ids, length) -> bool [B, T]              all but padding
+    not_padding(input_ids, length) -> bool [B, T]              all but padding
     corrupt_tokens(input_ids, length, candidate_mask, draws, vocab, *, rate, mask, same, random,
                    max_predictions, unit, ...) -> Corrupted(input_ids, positions, targets, weights)
 
@@ -33,7 +33,7 @@ _BELOW = (np.uint64(1) << np.arange(64, dtype=np.uint64)) - np.uint64(1)  # the 
 _ORDER, _FATE, _LENGTH, _COUNT = 0, 1, 2, 3  # streams of draws
 
 Unit = Literal["token", "whole_word", "ngram"]
-Rules = Literal["bert", "fairseq"]
+MaskingRules = Literal["bert", "fairseq"]
 
 
 class Corrupted(NamedTuple):
@@ -46,7 +46,7 @@ class Corrupted(NamedTuple):
 
 
 def predictions(
-  length: int, rate: float, max_predictions: int | None = None, rules: Rules = "bert"
+  length: int, rate: float, max_predictions: int | None = None, rules: MaskingRules = "bert"
 ) -> int:
   """P, the static number of slots for rows of `length` tokens: 19 at 128, 77 at 512 (rate .15);
   20 and 77 by fairseq's rules, which sometimes round up."""
@@ -65,7 +65,7 @@ def candidates(input_ids: np.ndarray, vocab: Vocab) -> np.ndarray:
   return allowed
 
 
-def real_tokens(input_ids: np.ndarray, length: np.ndarray) -> np.ndarray:
+def not_padding(input_ids: np.ndarray, length: np.ndarray) -> np.ndarray:
   """bool [B, T]: positions that may be predicted by fairseq's rules; all but padding."""
   return np.arange(input_ids.shape[1]) < length[:, None]
 
@@ -84,7 +84,7 @@ def corrupt_tokens(
   max_predictions: int | None = None,
   unit: Unit = "token",
   max_ngram: int = 3,
-  rules: Rules = "bert",
+  rules: MaskingRules = "bert",
 ) -> Corrupted:
   """Selects positions and replaces the tokens there by [MASK], by a random token, or not at all.
 

@@ -17,7 +17,7 @@ import numpy as np
 from plm_jax.errors import UserError
 from plm_jax.objectives import masking
 from plm_jax.objectives.baselines import Baseline, unigram
-from plm_jax.objectives.masking import Rules, Unit
+from plm_jax.objectives.masking import MaskingRules, Unit
 from plm_jax.objectives.objective import Terms, cross_entropy
 
 
@@ -47,7 +47,7 @@ class MLM:
   masking: Literal["dynamic", "static"] = "dynamic"
   copies: int = 10
   max_predictions: int | None = None
-  rules: Rules = "bert"
+  rules: MaskingRules = "bert"
   weight: float = 1.0
   name = "mlm"
 
@@ -106,7 +106,7 @@ class MLM:
     del draws
     ids = batch["input_ids"]
     if self.rules == "fairseq":
-      return masking.real_tokens(ids, batch["length"])
+      return masking.not_padding(ids, batch["length"])
     return masking.candidates(ids, vocab)
 
   def count(self, batch) -> jax.Array:

@@ -50,11 +50,11 @@ def tokens_for(inputs: int, rate: float = 0.15, mean_span_length: float = 3.0) -
 
 def _lengths(tokens: int, rate: float, mean_span_length: float):
   """((tokens that stay, sentinels, eos), (noise, sentinels, eos)) for a number of text tokens."""
-  noise, spans = (int(x) for x in budget(np.array(tokens), rate, mean_span_length))
+  noise, spans = (int(x) for x in noise_budget(np.array(tokens), rate, mean_span_length))
   return (tokens - noise, spans, 1), (noise, spans, 1)
 
 
-def budget(length: np.ndarray, rate: float, mean_span_length: float):
+def noise_budget(length: np.ndarray, rate: float, mean_span_length: float):
   """Numbers of noise tokens and of spans, int [...]: n = clip(round(rate L), 1, L - 1), and
   max(1, round(n / mean_span_length)), at most one for every token that stays."""
   noise = np.clip(np.rint(length * rate), 1, length - 1).astype(np.int32)
@@ -63,12 +63,12 @@ def budget(length: np.ndarray, rate: float, mean_span_length: float):
 
 
 def random_spans(length: np.ndarray, columns: int, rate: float, mean_span_length: float, draws):
-  """bool [B, columns]: which tokens are noise. `budget` gives the number of spans.
+  """bool [B, columns]: which tokens are noise. `noise_budget` gives the number of spans.
 
   Noise and text are each divided into that number of non-empty parts, all divisions being equally
   likely. The parts alternate, text first, noise last.
   """
-  noise, spans = budget(length, rate, mean_span_length)
+  noise, spans = noise_budget(length, rate, mean_span_length)
   most = int(spans.max(initial=1))
   of_noise = parts(noise, spans, most, draws, _NOISE)
   of_text = parts(length - noise, spans, most, draws, _TEXT)

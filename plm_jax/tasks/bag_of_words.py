@@ -1,6 +1,6 @@
-"""The baseline that reads no order: TF-IDF of words, then multinomial logistic regression.
+"""Bag-of-words baseline: TF-IDF of words, then multinomial logistic regression.
 
-It sees the same labelled texts as the models, whole and in words instead of word pieces.
+It reads the models' labelled texts, uncut, as words instead of word pieces.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 from plm_jax.tasks.labelled_text import Task
 
-PENALTIES = (1.0, 10.0, 100.0)  # C, inverse of the strength; the dev split chooses
+PENALTIES = (1.0, 10.0, 100.0)  # C, the inverse of the strength; the dev split chooses one
 
 
 class Fitted(NamedTuple):
@@ -23,8 +23,8 @@ class Fitted(NamedTuple):
 
 
 def fit_bag_of_words(task: Task) -> Fitted:
-  """Deterministic. A class without a labelled example can never be predicted, and one class
-  alone always is."""
+  """Trains on `task.train` and predicts `task.test`. Deterministic. A class without a training
+  example is never predicted; a single class always is."""
   from sklearn.feature_extraction.text import TfidfVectorizer
   from sklearn.linear_model import LogisticRegression
 

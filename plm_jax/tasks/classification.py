@@ -1,4 +1,4 @@
-"""Classification of rows: the loss, what a model predicts, and how predictions are scored.
+"""Classification of rows: loss, predictions, accuracy and macro-F1.
 
 Source: google-research/bert run_classifier.py. The state of [CLS] is pooled, dropped out and mapped
 to one score per class; the loss is the mean cross-entropy of the rows.
@@ -26,7 +26,7 @@ from plm_jax.sharding import to_global
 class Classification:
   """Mean of `-log p(label | row)` over rows; an objective like any other, so `fit` trains it.
 
-  labels: how many classes there are. Rows of row_weight 0 fill up a batch and never count.
+  labels: the number of classes. Rows of row_weight 0 fill up a batch and do not count.
   """
 
   labels: int
@@ -42,7 +42,7 @@ class Classification:
     return {"classes": self.labels}
 
   def corrupt(self, batch, draws, vocab) -> dict:
-    """Nothing to do: the label is in the rows."""
+    """The batch unchanged: labels are in the rows."""
     return batch
 
   def count(self, batch) -> jax.Array:
@@ -57,10 +57,10 @@ class Classification:
 
 
 def predict(params, batches: Iterable[dict], compute: Compute, mesh) -> np.ndarray:
-  """The most probable class of every row that counts, int32 [N], in the order of the rows."""
+  """The most probable class of every row with row_weight above 0, int32 [N], in row order."""
   best = _best(compute, mesh)
-  found = [best(params, to_global(batch, mesh)) for batch in batches]
-  rows = [(np.asarray(classes), np.asarray(weight) > 0) for classes, weight in found]
+  outputs = [best(params, to_global(batch, mesh)) for batch in batches]
+  rows = [(np.asarray(classes), np.asarray(weight) > 0) for classes, weight in outputs]
   return np.concatenate([classes[counts] for classes, counts in rows])
 
 
@@ -78,7 +78,7 @@ def _best(compute: Compute, mesh):
 def score(targets: np.ndarray, predictions: np.ndarray, classes: int) -> dict[str, float]:
   """Accuracy, and macro-F1: the unweighted mean over all classes of 2 P R / (P + R).
 
-  A class that is neither predicted right nor at all has F1 0.
+  A class without a correct prediction has F1 0.
   """
   from sklearn.metrics import accuracy_score, f1_score
 

@@ -1,4 +1,4 @@
-"""Arms beside each other: what every seed scored, the paired differences, and who agrees."""
+"""Comparison of fine-tuned models: scores of each seed, paired differences, a verdict."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Cell(NamedTuple):
 
   @property
   def place(self) -> tuple:
-    """By number of labels, all of them last; then seed and arm."""
+    """Sort key: number of labels, "all" last; then seed and arm."""
     size = math.inf if self.labels == "all" else int(self.labels)
     return size, self.seed, list(ARMS).index(self.arm)
 
@@ -52,10 +52,10 @@ class Comparison(NamedTuple):
 
   def values(self, arm: str, labels: str, metric: str) -> np.ndarray:
     """float64 [seeds], in the order of the seeds."""
-    found = sorted(
+    scores = sorted(
       (c.seed, c.test[metric]) for c in self.cells if (c.arm, c.labels) == (arm, labels)
     )
-    return np.array([value for _, value in found])
+    return np.array([value for _, value in scores])
 
   def margins(self, labels: str, metric: str) -> np.ndarray:
     """Pretrained minus random, float64 [seeds]: both arms of a seed have the same examples, order,
@@ -63,7 +63,7 @@ class Comparison(NamedTuple):
     return self.values("pretrained", labels, metric) - self.values("random", labels, metric)
 
   def record(self) -> dict:
-    """results.json."""
+    """The content of results.json."""
     return {
       "cells": [cell._asdict() for cell in self.cells],
       "margins": {
@@ -75,21 +75,21 @@ class Comparison(NamedTuple):
 
 def table(comparison: Comparison, chance: dict[str, float]) -> str:
   """Arm x labels: mean and standard deviation over the seeds, then the paired differences. chance:
-  metric -> what the most frequent class scores."""
+  metric -> score of the majority class."""
   columns = [(labels, metric) for labels in comparison.labels for metric in METRICS]
   counts = {len(comparison.values("pretrained", l, "accuracy")) for l in comparison.labels}
   seeds = " or ".join(map(str, sorted(counts)))
   heads = [f"{METRICS[metric]}, {labels}" for labels, metric in columns]
-  what = "one seed" if seeds == "1" else f"mean ± standard deviation of {seeds} seeds"
+  spread = "one seed" if seeds == "1" else f"mean ± standard deviation of {seeds} seeds"
   lines = [
-    f"\non the test split, {what}",
-    f"{'labels':34}" + "".join(f"{head:>18}" for head in heads),
+    f"\non the test split, {spread}",
+    f"{'metric, number of training labels':34}" + "".join(f"{head:>18}" for head in heads),
   ]
   for arm, name in ARMS.items():
     values = [comparison.values(arm, *column) for column in columns]
     lines.append(f"{name:34}" + "".join(f"{_spread(v):>18}" for v in values))
   always = "".join(f"{chance[metric]:>10.3f}{'':8}" for _, metric in columns)
-  lines.append(f"{'always the most frequent class':34}{always}".rstrip())
+  lines.append(f"{'majority class':34}{always}".rstrip())
   return "\n".join(lines) + "\n" + "\n".join(verdict(comparison, l) for l in comparison.labels)
 
 
@@ -100,7 +100,7 @@ def _spread(values: np.ndarray) -> str:
 
 
 def verdict(comparison: Comparison, labels: str) -> str:
-  """What pretraining was worth with so many labels, and whether the seeds agree on it."""
+  """The gain from pretraining with `labels` labels, by seed, and whether all seeds agree."""
   shown = {m: comparison.margins(labels, m) for m in METRICS}
   numbers = "; ".join(
     f"{METRICS[m]} " + " ".join(f"{x:+.3f}" for x in margins) for m, margins in shown.items()
@@ -116,11 +116,11 @@ def verdict(comparison: Comparison, labels: str) -> str:
   else:
     who = "seeds" if seeds > 1 else "two metrics"
     agreed = f"the {who} do not agree on whether pretraining wins"
-  return f"{labels} labels, pretrained - random by seed: {numbers}: {agreed}."
+  return f"{labels} labels, pretrained minus random for each seed: {numbers}: {agreed}."
 
 
 def draw(comparison: Comparison, path: Path, chance: dict[str, float]) -> None:
-  """Both metrics: a bar for the mean of each arm, a dot for each seed, a line for the most frequent
+  """Both metrics: a bar for the mean of each arm, a dot for each seed, a line for the majority
   class."""
   import matplotlib
 
@@ -137,7 +137,7 @@ def draw(comparison: Comparison, path: Path, chance: dict[str, float]) -> None:
       axis.bar(x, [v.mean() for v in values], 0.92 * width, label=label, alpha=0.75)
       for at, seeds in zip(x, values):
         axis.plot(np.full(len(seeds), at), seeds, "k.", ms=5)
-    axis.axhline(chance[metric], color="gray", ls="--", lw=1, label="most frequent class")
+    axis.axhline(chance[metric], color="gray", ls="--", lw=1, label="majority class")
     axis.set_xticks(place, [f"{labels} labels" for labels in comparison.labels])
     axis.set_title(f"{name} on the test split")
     axis.grid(axis="y", alpha=0.3)

@@ -1,7 +1,7 @@
-"""From a checkpoint and a labelled task to one cell of the comparison: arm x labels x seed.
+"""Fine-tunes a checkpoint on a labelled task: one cell (arm, labels, seed) of the comparison.
 
 Every cell of a model is an `Experiment` with a separate working directory, trained by the same
-`fit` as pretraining: a stopped one continues, and a finished one is read, not repeated.
+`fit` as pretraining: a stopped one continues, and a finished one is not repeated.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SCORES = "scores.json"
 RESULTS = "results.json"
 
 
-class Plan(NamedTuple):
+class FinetunePlan(NamedTuple):
   """The settings that all cells share. recipe: (model, data, classes, examples) -> Experiment."""
 
   source: RunInfo
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
   path: Path
 
   def experiment(self, examples: int | None, seed: int) -> Experiment:
-    """The experiment of both model arms. Errors: `UserError` if there are fewer examples."""
+    """The experiment of both model arms. Errors: `UserError` if the task has fewer examples."""
     count = len(self.task.few(examples, seed).train.texts)
     return dataclasses.replace(
       _chosen(self.source, self.recipe, self.settings, len(self.task.classes), count),
@@ -64,20 +64,20 @@ def plan(
   settings: list[str],
   cache: Path,
   path: Path,
-) -> Plan:
-  """Reads the task. Errors: `UserError` for settings and text that make no task."""
+) -> FinetunePlan:
+  """Reads the task. Errors: `UserError` for settings or text without one."""
   data = _chosen(source, recipe, settings, 2, 1).data.resolved()
   for name, flag in (("data.examples", "--labels"), ("seed", "--seeds")):
     if ignored := [s for s in settings if s.partition("=")[0].strip() == name]:
-      raise UserError(f"--set={ignored[-1]} would have no effect: {flag} says it for all runs.")
+      raise UserError(f"--set={ignored[-1]} would have no effect: {flag} sets it for all runs.")
   data = dataclasses.replace(data, held_out=_held_out(data, source, cache))
   task = read_task(data, source.tokenizer, documents_of(data, cache))
-  return Plan(source, recipe, settings, data, task, path)
+  return FinetunePlan(source, recipe, settings, data, task, path)
 
 
 def _chosen(source: RunInfo, recipe, settings, classes: int, examples: int) -> Experiment:
   model = source.experiment.model.encoder
-  # Positions that pretraining never reached are as random as on the first day.
+  # Embeddings of positions that pretraining never reached are still random.
   data = LabelledText(length=min(LabelledText.length, source.experiment.data.length))
   experiment = recipe(model, data, classes=classes, examples=examples)
   experiment = overrides.apply(experiment, settings)
@@ -85,7 +85,7 @@ def _chosen(source: RunInfo, recipe, settings, classes: int, examples: int) -> E
 
 
 def _held_out(data: LabelledText, source: RunInfo, cache: Path) -> float:
-  """The share of documents to test on: none that pretraining has read, where it read this text."""
+  """The share of documents to test on: no document that pretraining read."""
   runs = [run for run in _history(source) if run.document.get("text", {}).get("source")]
   if data.is_table:
     if any(data.source == run.experiment.data.source for run in runs):
@@ -94,9 +94,9 @@ def _held_out(data: LabelledText, source: RunInfo, cache: Path) -> float:
   fingerprint = open_source(data.source, cache).fingerprint()
   share = 1.0
   for run in runs:
-    read = run.document["text"]["source"]
-    same = fingerprint == read.get("fingerprint")
-    if not same and data.source not in (read.get("given"), run.experiment.data.source):
+    pretrained = run.document["text"]["source"]
+    same = fingerprint == pretrained.get("fingerprint")
+    if not same and data.source not in (pretrained.get("given"), run.experiment.data.source):
       continue
     if not same:
       print(
@@ -108,8 +108,8 @@ def _held_out(data: LabelledText, source: RunInfo, cache: Path) -> float:
   if data.held_out is not None and data.held_out > share:
     raise UserError(
       f"data.held_out={data.held_out} is more than the {share} that {source.path} held out, so the "
-      "test would have documents that pretraining has read; leave it out, or pretrain with "
-      f"--set=data.held_out={data.held_out}."
+      "test split would contain documents that pretraining has read; leave it out, or pretrain "
+      f"with --set=data.held_out={data.held_out}."
     )
   return data.held_out or (share if share < 1 else 0.1)
 
@@ -121,13 +121,13 @@ def _history(source: RunInfo) -> Iterator[RunInfo]:
     try:
       source = RunInfo.read(initial["from"])
     except UserError as error:
-      print(f"note: what pretraining read before is not known: {error}", file=sys.stderr)
+      print(f"note: the text of the pretraining before that is unknown: {error}", file=sys.stderr)
       return
     yield source
 
 
-def identity(plan: Plan) -> dict[str, Any]:
-  """The record by which a directory's numbers belong together; labels and seeds may differ."""
+def identity(plan: FinetunePlan) -> dict[str, Any]:
+  """The settings that all results in one directory share; labels and seeds may differ."""
   return {
     "checkpoint": checkpoint_record(plan.source),
     "text": plan.task.record(),
@@ -135,9 +135,9 @@ def identity(plan: Plan) -> dict[str, Any]:
   }
 
 
-def earlier_cells(plan: Plan) -> list[Cell]:
+def earlier_cells(plan: FinetunePlan) -> list[Cell]:
   """The cells that earlier commands left in this directory, with these or other labels and seeds.
-  Errors: `UserError` if it holds results of something else."""
+  Errors: `UserError` if it holds results of another comparison."""
   path = plan.path / RESULTS
   if not path.exists():
     return []
@@ -152,8 +152,8 @@ def earlier_cells(plan: Plan) -> list[Cell]:
   )
 
 
-def model_cell(plan: Plan, arm: str, examples: int | None, seed: int, title: str) -> Cell:
-  """Trains and tests one arm ("pretrained" or "random"), or reads what it scored."""
+def model_cell(plan: FinetunePlan, arm: str, examples: int | None, seed: int, title: str) -> Cell:
+  """Trains and tests one arm ("pretrained" or "random"), or reads its stored scores."""
   experiment = plan.experiment(examples, seed)
   labels = str(examples or "all")
   record = {
@@ -180,14 +180,16 @@ def model_cell(plan: Plan, arm: str, examples: int | None, seed: int, title: str
 
 
 def checkpoint_record(source: RunInfo) -> dict[str, Any]:
-  """The parameters' origin: a hash of the run and its step, since a path can be used again."""
+  """The checkpoint's identity: its path, a hash of its run, and its step; paths can be reused."""
   run = {name: source.document.get(name) for name in ("experiment", "text", "initial")}
   digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
   step = Checkpoints(source.path / "checkpoints").steps()[-1:]
   return initial_record(source) | {"run": digest, "step": step}
 
 
-def _train_and_test(plan: Plan, arm, experiment: Experiment, workdir: Workdir, title) -> dict:
+def _train_and_test(
+  plan: FinetunePlan, arm, experiment: Experiment, workdir: Workdir, title
+) -> dict:
   task = plan.task.few(experiment.data.examples, experiment.seed)
   train, dev, test = (
     LabelledBatches.of(
@@ -227,7 +229,7 @@ def restored(program, source: RunInfo):
   return restore_parameters(source.path, fresh, heads, heads, within=place)
 
 
-def words_cell(plan: Plan, examples: int | None, seed: int) -> Cell:
+def words_cell(plan: FinetunePlan, examples: int | None, seed: int) -> Cell:
   """The bag of words on the same examples."""
   task = plan.task.few(examples, seed)
   fitted = fit_bag_of_words(task)

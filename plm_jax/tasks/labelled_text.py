@@ -1,12 +1,12 @@
-"""Labelled examples from text: whether a sentence's words were shuffled, which package it comes
-from, or a table of one's own.
+"""Labelled examples: was a sentence shuffled, which package does it document, or the labels of a
+user's table.
 
     task = read_task(LabelledText(...), tokenizer, documents)
     task.train, task.dev, task.test: Examples      task.classes: the names of the labels
 
-Split by document: test documents are those that pretraining held out (the same hash of the text
-decides, see `preparation.share_of`), so no model has read them, not even without labels; the others
-are divided into train and dev by a second hash. A table's rows are documents of one example each.
+Split by document: test documents are those that pretraining held out (by the same hash of the text,
+`preparation.share_of`), so no model has read them, not even without labels. A second hash divides
+the others into train and dev. Each row of a table is a document of one example.
 """
 
 from __future__ import annotations
@@ -32,30 +32,29 @@ from plm_jax.tasks.word_order import FEWEST, by_word_order
 
 SPLITS = ("train", "dev", "test")
 INSTALLED_TEXT = "tfds:installed_text"
-MOST_DOCUMENTS = 100_000  # all of them are held in memory
-_MOST = {"label": (1000, 300), "word_order": (5000, 1500)}  # examples of a class to train, to test
-_FEW = 1  # tells the key of the few labelled examples from other keys made of a seed
-_CAP = 2
+MOST_DOCUMENTS = 100_000  # all are held in memory
+_MOST = {"label": (1000, 300), "word_order": (5000, 1500)}  # training, test examples of a class
+_SUBSET, _CAP = 1, 2  # salts for drawing the labelled subset, and the examples of a capped class
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelledText:
-  """Labelled text, and how it becomes rows.
+  """Labelled text and its rows.
 
   source: "tfds:NAME", a .jsonl, .csv or .tsv file with the columns "text" and "label", or, for
-    word order, any text that can be pretrained on; of more than 100,000 documents the first. dev,
-    test: files with "text" and "label"; None takes a share of `source`.
-  task: "label" asks for the label that comes with a text, which in tfds:installed_text is the
-    package it documents; "word_order" whether its words were shuffled. None is "label" for tables
-    and for other tfds:NAME, and "word_order" else.
-  examples: how many labelled examples training may see, drawn by the seed; None is all.
+    word order, any text that can be pretrained on; at most the first 100,000 documents. dev, test:
+    files with "text" and "label"; None takes a share of `source`.
+  task: "label" asks for the label of a text, which in tfds:installed_text is the package that it
+    documents; "word_order" asks whether its words were shuffled. None is "label" for tables and for
+    other tfds:NAME, else "word_order".
+  examples: the number of training examples, drawn by the seed; None is all.
   length: tokens per row, special tokens included; longer examples are cut.
-  shortest: fewest tokens of an example; less says too little ("See also.").
-  held_out, dev_share: the share of the documents that is tested on, and, of the others, the share
-    that settings are chosen on. held_out None: what pretraining held out, else 0.1.
-  per_class, test_per_class: most training examples of a class, and most dev and test examples;
-    None is 1,000 and 300, for word order 5,000 and 1,500.
-  least: a class with fewer documents to train or to test on is left out.
+  shortest: the fewest tokens of an example of tfds:NAME; shorter ones are dropped.
+  held_out, dev_share: the test split's share of the documents, and the dev split's share of the
+    others. held_out None: the share that pretraining held out, else 0.1.
+  per_class, test_per_class: the most training examples of a class, and the most dev and test
+    examples; None is 1,000 and 300, for word order 5,000 and 1,500.
+  least: the fewest training and test documents of a class; classes with fewer are dropped.
   """
 
   source: str = INSTALLED_TEXT
@@ -91,7 +90,7 @@ class LabelledText:
       raise UserError("data.workers must be at least 0 and data.shortest at least 1.")
 
   def resolved(self) -> LabelledText:
-    """With a task and its caps where they were left open."""
+    """This, with `task`, `per_class` and `test_per_class` filled in where they are None."""
     has_labels = self.is_table or (
       self.source.startswith("tfds:") and self.source != INSTALLED_TEXT
     )
@@ -112,7 +111,7 @@ class LabelledText:
 
 
 class Examples(NamedTuple):
-  """One split. ids: of every example its tokens, without special ones. label: int32 [N]."""
+  """One split. ids: the tokens of every example, without special tokens. label: int32 [N]."""
 
   texts: list[str]
   ids: list[np.ndarray]
@@ -130,7 +129,7 @@ class Examples(NamedTuple):
 
 
 class Task(NamedTuple):
-  """A labelled data set. left_out: class -> why it has no part."""
+  """A labelled data set. left_out: class -> why it was dropped."""
 
   classes: tuple[str, ...]
   train: Examples
@@ -139,7 +138,7 @@ class Task(NamedTuple):
   left_out: dict[str, str]
 
   def record(self) -> dict[str, Any]:
-    """What config.json keeps: enough to know the data again."""
+    """The data's entry in config.json, which identifies it."""
     splits = {}
     for name in SPLITS:
       examples = getattr(self, name)
@@ -152,44 +151,44 @@ class Task(NamedTuple):
     return {"splits": splits, "left out": self.left_out}
 
   def few(self, examples: int | None, seed: int) -> Task:
-    """With only so many training examples, drawn by the seed; every arm of a seed has the same."""
+    """The task with `examples` training examples, drawn by the seed, the same for every arm."""
     total = len(self.train.texts)
     if examples is None:
       return self
     if examples > total:
       raise UserError(
-        f"{examples} labelled examples were asked for and the training split has {total}; give "
-        f"a smaller number in --labels, or more text."
+        f"{examples} labelled examples were requested, but the training split has {total}; "
+        f"give a smaller number in --labels, or more text."
       )
-    rows = permute(np.arange(examples), total, seed, _FEW)
+    rows = permute(np.arange(examples), total, seed, _SUBSET)
     return self._replace(train=self.train.take(rows))
 
 
 def read_task(config: LabelledText, tokenizer: Tokenizer, documents: Iterable[Document]) -> Task:
-  """The task of `config`, whose source has these documents. Errors: `UserError` if labels are
+  """The task of `config`, from the documents of its source. Errors: `UserError` if labels are
   missing, or fewer than two classes have enough documents."""
   config = config.resolved()
-  sides = {name: [] for name in SPLITS}
+  splits = {name: [] for name in SPLITS}
   for name in ("dev", "test"):
     if path := getattr(config, name):
-      sides[name] = read_table(path, config.task == "label")
+      splits[name] = read_table(path, config.task == "label")
   for document in documents:
     if config.task == "label" and not document.label:
       raise UserError(
-        f"The document {document.name} of {config.source!r} has no label: a task needs a label "
-        'with every text; give a .jsonl, .csv or .tsv file with "text" and "label".'
+        f"The document {document.name} of {config.source!r} has no label: every text of a "
+        'task needs one; give a .jsonl, .csv or .tsv file with "text" and "label".'
       )
-    sides[side_of(document, config)].append(document)
+    splits[side_of(document, config)].append(document)
   if config.task == "word_order":
-    sides = {name: [d for whole in sides[name] for d in by_word_order(whole)] for name in SPLITS}
-    if not all(sides.values()):
+    splits = {name: [part for d in splits[name] for part in by_word_order(d)] for name in SPLITS}
+    if not all(splits.values()):
       raise UserError(
-        f"The text {config.source!r} is too small to ask for the order of its words: of sentences "
-        f"with {FEWEST} different words or more, and spaces between them, the "
-        f"{next(name for name in SPLITS if not sides[name])} split has none; give more text."
+        f"The text {config.source!r} is too small for the word-order task: the "
+        f"{next(name for name in SPLITS if not splits[name])} split has no sentence with at least "
+        f"{FEWEST} different words separated by spaces; give more text."
       )
-  classes, left_out = _classes(config, sides)
-  examples = {name: _examples(sides[name], classes, tokenizer, config) for name in SPLITS}
+  classes, left_out = _classes(config, splits)
+  examples = {name: _examples(splits[name], classes, tokenizer, config) for name in SPLITS}
   examples = _without_repeats(examples)
   for name, cap in zip(SPLITS, (config.per_class, config.test_per_class, config.test_per_class)):
     examples[name] = _capped(examples[name], cap, len(classes))
@@ -204,8 +203,8 @@ def read_task(config: LabelledText, tokenizer: Tokenizer, documents: Iterable[Do
 
 
 def documents_of(config: LabelledText, cache) -> Iterator[Document]:
-  """The documents of the source, as pretraining has them, at most `MOST_DOCUMENTS`; a table's rows
-  are documents of one sentence."""
+  """The first `MOST_DOCUMENTS` documents of the source, as pretraining reads them; each row of a
+  table is a document of one sentence."""
   config = config.resolved()
   if config.is_table:
     return iter(read_table(config.source, config.task == "label"))
@@ -214,7 +213,7 @@ def documents_of(config: LabelledText, cache) -> Iterator[Document]:
 
 
 def side_of(document: Document, config: LabelledText) -> str:
-  """Which split a document belongs to: a function of its text alone."""
+  """The name of a document's split, a function of its text alone."""
   if config.test is None and share_of(document, b"split") < config.held_out:
     return "test"
   if config.dev is None and share_of(document, b"dev") < config.dev_share:
@@ -222,18 +221,18 @@ def side_of(document: Document, config: LabelledText) -> str:
   return "train"
 
 
-def _classes(config: LabelledText, sides) -> tuple[list[str], dict[str, str]]:
-  """The classes with enough documents on both sides, and why others are left out."""
-  counts = {name: Counter(d.label for d in sides[name]) for name in SPLITS}
+def _classes(config: LabelledText, splits) -> tuple[list[str], dict[str, str]]:
+  """The classes with enough documents in every split, and why others are dropped."""
+  counts = {name: Counter(d.label for d in splits[name]) for name in SPLITS}
   kept, left_out = [], {}
   for label in sorted(set().union(*counts.values())):
-    few = [
+    too_few = [
       f"{counts[name][label]} {name}"
       for name, least in zip(SPLITS, (config.least, 1, config.least))
       if counts[name][label] < least
     ]
-    if few:
-      left_out[label] = " and ".join(few) + " documents"
+    if too_few:
+      left_out[label] = " and ".join(too_few) + " documents"
     else:
       kept.append(label)
   if len(kept) < 2:
@@ -248,22 +247,22 @@ def _classes(config: LabelledText, sides) -> tuple[list[str], dict[str, str]]:
 
 def _examples(documents, classes: list[str], tokenizer: Tokenizer, config) -> Examples:
   number = {label: i for i, label in enumerate(classes)}
-  found = [
+  sentences = [
     (s, number[d.label], d.name) for d in documents if d.label in number for s in d.sentences
   ]
-  ids = tokenizer.encode_batch([text for text, _, _ in found])
+  ids = tokenizer.encode_batch([text for text, _, _ in sentences])
   shortest = config.shortest if config.source.startswith("tfds:") else 1
   rows = [i for i, tokens in enumerate(ids) if len(tokens) >= shortest]
   return Examples(
-    [found[i][0] for i in rows],
+    [sentences[i][0] for i in rows],
     [ids[i][: config.length - 2] for i in rows],
-    np.array([found[i][1] for i in rows], np.int32),
-    [found[i][2] for i in rows],
+    np.array([sentences[i][1] for i in rows], np.int32),
+    [sentences[i][2] for i in rows],
   )
 
 
 def _without_repeats(examples: dict[str, Examples]) -> dict[str, Examples]:
-  """Every row once, as the model sees it: a row of the test split is in no other."""
+  """Drops repeated rows of token ids; a row of the test split is in no other split."""
   seen: set[bytes] = set()
   kept = {}
   for name in reversed(SPLITS):
@@ -274,7 +273,7 @@ def _without_repeats(examples: dict[str, Examples]) -> dict[str, Examples]:
 
 
 def _capped(examples: Examples, cap: int, classes: int) -> Examples:
-  """At most `cap` examples of each class, spread over all of its documents; the same for every
+  """At most `cap` examples of each class, drawn from all of its documents, the same for every
   seed."""
   rows = []
   for label in range(classes):

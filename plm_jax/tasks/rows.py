@@ -1,4 +1,4 @@
-"""Labelled examples as batches: for training a function of the step, for a test each row once."""
+"""Batches of labelled examples: a function of the step in training, each row once in a test."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from plm_jax.errors import UserError
 from plm_jax.models.model import Model
 from plm_jax.tasks.labelled_text import Examples
 
-_ORDER = 1  # as in data.pipeline: tells the key of an epoch's order from others
+_ORDER = 1  # salt for the order of an epoch, as in data.pipeline
 
 
-class Rows(NamedTuple):
-  """The input of all examples, and that of a decoder where the model has one.
+class EncodedRows(NamedTuple):
+  """The input of all examples, and of the decoder if the model has one.
 
-  input_ids: int32 [N, T]. lengths: int32 [N]. decoder_input_ids: int32 [N, T], the source after the
-  token that the decoder begins with. decoder_lengths: int32 [N], the position after the source's
-  end token, where the classes are read (transformers' T5 and BART).
+  input_ids: int32 [N, T]. lengths: int32 [N]. decoder_input_ids: int32 [N, T], the decoder's
+  start token, then the source. decoder_lengths: int32 [N], the position after the source's end
+  token, where the classes are read (transformers' T5 and BART).
   """
 
   input_ids: np.ndarray
@@ -34,13 +34,13 @@ class Rows(NamedTuple):
 class LabelledBatches:
   """`batches(step)`: this process's rows of the global batch of that step.
 
-  input_ids, segment_ids int32 [B, T]: texts in the model's frame, padded; length, label int32 [B];
-  row_weight float32 [B] (0: the row only fills up the batch). Where the model has a decoder also
+  input_ids, segment_ids int32 [B, T]: texts with special tokens, padded; length, label int32 [B];
+  row_weight float32 [B] (0: the row only fills up the batch). If the model has a decoder, also
   decoder_input_ids int32 [B, T] and decoder_length int32 [B]. Every epoch is one pass over the
-  examples in another order. A batch may reach over its end, so that no example is left out.
+  examples in a new order. A batch may span two epochs, so that no example is skipped.
   """
 
-  rows: Rows
+  rows: EncodedRows
   labels: np.ndarray  # int32 [N]
   seed: int
   global_batch: int
@@ -58,8 +58,8 @@ class LabelledBatches:
   def of(
     cls, examples: Examples, vocab: Vocab, length: int, model: Model, **settings
   ) -> LabelledBatches:
-    """model: it frames the rows. Errors: `UserError` if the tokenizer lacks a token for the begin
-    or the end of a text that the model needs."""
+    """model: adds its special tokens. Errors: `UserError` if the tokenizer lacks one of them, for
+    the begin or the end of a text."""
     return cls(framed_rows(examples, vocab, length, model), examples.label, **settings)
 
   def __call__(self, step: int) -> dict[str, np.ndarray]:
@@ -108,17 +108,17 @@ class LabelledBatches:
     }
 
 
-def framed_rows(examples: Examples, vocab: Vocab, length: int, model: Model) -> Rows:
-  """The texts in the model's frame: "[CLS] text [SEP]" (BERT), "text </s>" (T5), cut to fit."""
+def framed_rows(examples: Examples, vocab: Vocab, length: int, model: Model) -> EncodedRows:
+  """The texts with special tokens: "[CLS] text [SEP]" (BERT), "text </s>" (T5), cut to fit."""
   before, after = model.text_frame(vocab)
   room, pad = length - len(before) - len(after), vocab.filler
   sources = [[*before, *tokens[:room], *after] for tokens in examples.ids]
   if not getattr(model, "has_decoder", False):
-    return Rows(*_padded(sources, pad, length))
+    return EncodedRows(*_padded(sources, pad, length))
   start, end = model.decoder_start(vocab)[0], vocab.end[0]
   decoder, _ = _padded([[start, *source[:-1]] for source in sources], pad, length)
   ends = [len(source) - source[::-1].index(end) for source in sources]
-  return Rows(*_padded(sources, pad, length), decoder, np.array(ends, np.int32))
+  return EncodedRows(*_padded(sources, pad, length), decoder, np.array(ends, np.int32))
 
 
 def _padded(rows: list[list[int]], pad: int, length: int) -> tuple[np.ndarray, np.ndarray]:

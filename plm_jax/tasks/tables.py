@@ -1,4 +1,4 @@
-"""Labelled text of a user's own: `.jsonl`, `.csv` and `.tsv` files with a "text" and a "label"."""
+"""A user's labelled text: `.jsonl`, `.csv` and `.tsv` files with a "text" and a "label"."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from plm_jax.errors import UserError
 
 TABLES = (".jsonl", ".csv", ".tsv")
 _COLUMNS = ("text", "label")
-_HINT = "(the order of words needs none: --set=data.task=word_order)"
+_HINT = "(the word-order task needs no labels: --set=data.task=word_order)"
 
 
 def read_table(path: str | Path, labelled: bool = True) -> list[Document]:
-  """Every row as a document of one sentence, white space collapsed; without its label where that is
-  not needed. Errors: `UserError` naming the line that has no text or no label."""
+  """A document of one sentence for every row, white space collapsed. labelled: whether labels are
+  read. Errors: `UserError` naming the line that has no text or no label."""
   path = Path(os.path.expanduser(path))
   if not path.is_file():
     raise UserError(
@@ -61,7 +61,7 @@ def _text_of(path: Path) -> str:
 
 
 def _from_json(path: Path, text: str) -> Iterator[tuple[int, dict]]:
-  # Not splitlines: a JSON string may hold U+2028, which that would cut at.
+  # Not splitlines, which would cut a JSON string at U+2028.
   for number, line in enumerate(text.split("\n"), 1):
     if not line.strip():
       continue
@@ -75,7 +75,7 @@ def _from_json(path: Path, text: str) -> Iterator[tuple[int, dict]]:
 
 
 def _from_columns(path: Path, text: str, labelled: bool) -> Iterator[tuple[int, dict]]:
-  """With quotes as in RFC 4180 for commas; a tab-separated field is taken as it stands."""
+  """Quotes are as in RFC 4180 in a .csv file, and literal characters in a .tsv file."""
   tabs = path.suffix == ".tsv"
   settings: dict[str, Any] = (
     {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
@@ -86,7 +86,7 @@ def _from_columns(path: Path, text: str, labelled: bool) -> Iterator[tuple[int, 
     for column in _COLUMNS if labelled else _COLUMNS[:1]:
       if column not in (reader.fieldnames or ()):
         raise UserError(
-          f'The first line of {str(path)!r} names no column "{column}": expected a header with '
+          f'The first line of {str(path)!r} has no column "{column}": expected a header with '
           f'"text" and "label" {_HINT}, and found '
           f"{', '.join(reader.fieldnames or ['nothing'])[:80]}."
         )

@@ -1,4 +1,4 @@
-"""Tasks as text: what T5 reads and writes for each of them.
+"""Tasks as text: T5's source and target for each task.
 
   python -m plm_jax.tasks.text_to_text --task=mnli --from=train.jsonl --to=mnli.tsv
   python run_pretrain.py --from=runs/t5_tiny --experiment=experiments/t5.py:text_to_text \\
@@ -25,12 +25,12 @@ FLAGS = flags.FLAGS
 
 @dataclasses.dataclass(frozen=True)
 class TextTask:
-  """A task: its source is "name column: text column: text", in this order of columns, its target
-  one of `labels`, a number, or a text of its own.
+  """A task: its source is "prefix column: text column: text", in the order of `columns`, its target
+  one of `labels`, a number, or a free text.
 
-  labels: of the classes 0, 1, ...; None where the target is the column `target`. number: targets
-  are numbers, rounded to the nearest fifth and written with one decimal (STS-B: 3.77 is "3.8").
-  prefix: what a source begins with.
+  labels: of the classes 0, 1, ...; None if the target is the text of the column `target`. number:
+  targets are numbers, rounded to the nearest fifth and written with one decimal (STS-B: 3.77 is
+  "3.8"). prefix: the beginning of every source.
   """
 
   prefix: str
@@ -40,14 +40,14 @@ class TextTask:
   target: str = "label"
 
   def source(self, example: Mapping[str, object]) -> str:
-    """The text that is read."""
+    """The encoder's text."""
     fields = [f"{column}: {self._text(example, column)}" for column in self.columns]
     if self.columns == ("text",):  # one text needs no name
       fields = [self._text(example, "text")]
     return " ".join([*([self.prefix] if self.prefix else []), *fields])
 
   def written(self, example: Mapping[str, object]) -> str:
-    """The text that is to be written. Errors: `UserError` for a label that is none."""
+    """The decoder's target. Errors: `UserError` for an unknown label."""
     value = example.get(self.target)
     if self.number:
       return rounded(float(value))
@@ -58,12 +58,12 @@ class TextTask:
     if str(value).isdecimal() and int(value) < len(self.labels):
       return self.labels[int(value)]
     raise UserError(
-      f"the label {value!r} is none of this task; expected 0 to {len(self.labels) - 1}, or "
+      f"the label {value!r} does not belong to this task; expected 0 to {len(self.labels) - 1}, or "
       f"{', '.join(self.labels)}"
     )
 
   def read(self, text: str) -> int | float | str | None:
-    """What a model's text means: a class, a number, or the text; None where it is no answer."""
+    """The answer in a model's text: a class, a number, or the text; None if there is no answer."""
     text = text.strip()
     if self.number:
       try:
@@ -122,16 +122,16 @@ def read_examples(path: Path) -> Iterable[dict]:
   with path.open(encoding="utf-8") as file:
     for number, line in enumerate(file, 1):
       try:
-        found = json.loads(line)
+        example = json.loads(line)
       except json.JSONDecodeError as error:
         raise UserError(f"line {number} of {path} is not JSON: {error}") from None
-      if not isinstance(found, dict):
-        raise UserError(f"line {number} of {path} is no JSON object")
-      yield found
+      if not isinstance(example, dict):
+        raise UserError(f"line {number} of {path} is not a JSON object")
+      yield example
 
 
 def define_flags() -> None:
-  flags.DEFINE_enum("task", None, sorted(TASKS), "Which task the examples are of.", required=True)
+  flags.DEFINE_enum("task", None, sorted(TASKS), "The task of the examples.", required=True)
   flags.DEFINE_string("from", None, "A .jsonl file with the task's columns.", required=True)
   flags.DEFINE_string("to", None, "The .tsv file to write.", required=True)
 
@@ -139,7 +139,7 @@ def define_flags() -> None:
 def main() -> None:
   path = Path(FLAGS.to)
   if path.exists():
-    raise UserError(f"{path} is there already; name another file with --to")
+    raise UserError(f"{path} already exists; name another file with --to")
   written = list(lines(TASKS[FLAGS.task], read_examples(Path(FLAGS["from"].value))))
   path.write_text("".join(line + "\n" for line in written), encoding="utf-8")
   print(f"{path}: {len(written):,} pairs; the first is\n{written[0] if written else ''}")

@@ -1,9 +1,9 @@
-"""Do the words of a sentence stand in the order they were written in? A label that every text has.
+"""Word-order task: were the words of a sentence shuffled? It needs no labelled text.
 
-Half of the sentences have their words shuffled. Punctuation stays where it is, and so does what is
-more than a word, such as `self.epsilon` or `f(x)`; everything is in lower case. A bag of words
-knows nothing. A relative of SentEval's "bigram shift", where two neighbours have changed places
-(Conneau et al. 2018, arXiv:1805.01070), which is harder.
+Half of the sentences are shuffled. Punctuation keeps its place, and so do tokens that are more than
+a word, such as `self.epsilon` or `f(x)`; everything is in lower case. A bag of words scores at
+chance. SentEval's "bigram shift", where two neighbours change places (Conneau et al. 2018,
+arXiv:1805.01070), is a similar, harder task.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import numpy as np
 from plm_jax.data.documents import Document
 
 CLASSES = ("in order", "shuffled")
-FEWEST = 5  # different words of a sentence whose order can be told
-_WORD = re.compile(r"""(?<!\S)([(\["'`]*)(\w+)([.,;:!?)\]"'`]*)(?!\S)""")  # and what is around it
+FEWEST = 5  # different words of a sentence; the order of fewer tells too little
+_WORD = re.compile(r"""(?<!\S)([(\["'`]*)(\w+)([.,;:!?)\]"'`]*)(?!\S)""")  # and its punctuation
 
 
 def by_word_order(document: Document) -> list[Document]:
-  """What is left in order and what was shuffled, as documents of the same name, those that have any
-  sentence."""
-  sentences = [made for text in document.sentences if (made := _example(text))]
+  """The intact sentences and the shuffled ones, as documents of the same name, without empty
+  ones."""
+  sentences = [example for text in document.sentences if (example := _example(text))]
   parts = [(name, tuple(s for s, label in sentences if label == name)) for name in CLASSES]
   return [Document(document.name, part, name) for name, part in parts if part]
 
 
 def _example(text: str) -> tuple[str, str] | None:
-  """The sentence and its class, a function of the sentence alone; None where order cannot tell."""
+  """The sentence and its class, a function of the sentence alone; None if it is unsuitable."""
   text = text.lower()
   words = [match[2] for match in _WORD.finditer(text)]
   if len(set(words)) < FEWEST:

@@ -4,10 +4,10 @@
            state/            the arrays, written by Orbax under their path names
            manifest          sha256 of every file above, and of itself (integrity.py)
 
-A checkpoint is written as `<step>.saving` and renamed once its manifest stands, so `<step>` is
-whole or absent: SIGKILL at any moment leaves at most a `.saving` folder, which counts as half
-written. The state is flattened to {path: array}: no class of nnx or optax is stored, so their
-next release reads the same file.
+A checkpoint is written as `<step>.saving` and renamed once its manifest is on disk, so `<step>` is
+complete or absent. SIGKILL leaves at most a `.saving` folder, which is never read. The state is
+flattened to {path: array}: no class of nnx or optax is stored, so later releases of both can read
+it.
 """
 
 import fnmatch
@@ -42,9 +42,9 @@ def _say(sentence: str) -> None:
 class Checkpoints:
   """The checkpoints of one run, in one directory.
 
-  keep: how many of the newest good ones stay. report: receives one sentence for each checkpoint
-  that was passed over, naming it and why (default: standard error). Nothing is created, changed or
-  removed before the first `save`, so reading beside a running training is safe.
+  keep: the number of undamaged checkpoints to keep, the newest. report: receives one sentence for
+  each skipped checkpoint, with the reason (default: standard error). Nothing is created, changed or
+  removed before the first `save`, so reading during a training is safe.
   """
 
   def __init__(
@@ -65,9 +65,9 @@ class Checkpoints:
   def save(self, step: int, state: Any, meta: dict) -> None:
     """Starts to write `state` and returns when its buffers may be donated or overwritten.
 
-    state: a pytree of arrays, typed random keys included. meta: anything json holds (the data
-    position, the run's config). Waits first for a save still running; writes nothing if `step` is
-    already there and known to be good. Errors: `UserError` if the folder cannot be written.
+    state: a pytree of arrays, typed random keys included. meta: any JSON (the data position, the
+    run's config). Waits first for an unfinished save; writes nothing if `step` is already stored
+    and undamaged. Errors: `UserError` if the folder cannot be written.
     """
     self.wait()
     if step in self._verified | self._written and self._folder(step).is_dir():
@@ -111,32 +111,31 @@ class Checkpoints:
     self.close()
 
   def steps(self) -> list[int]:
-    """The steps of all checkpoints that were written to the end, oldest first, damaged or not."""
+    """The steps of all completely written checkpoints, oldest first, damaged or not."""
     return _steps(self.directory)
 
   def latest_good(self) -> int | None:
-    """The newest step whose every byte is as written, or None in a run that has saved nothing.
+    """The newest undamaged step, or None in a run that has saved nothing.
 
-    Errors: `UserError` if there are checkpoints and all are damaged: starting afresh without a word
-    would throw the run away.
+    Errors: `UserError` if all checkpoints are damaged: a silent fresh start would discard the run.
     """
-    found = self._find_latest() if jax.process_index() == 0 else 0
+    step = self._find_latest() if jax.process_index() == 0 else 0
     if jax.process_count() > 1:  # all processes must continue from the same step
-      found = int(multihost_utils.broadcast_one_to_all(np.int64(found)))
-    if found == _ALL_DAMAGED:
+      step = int(multihost_utils.broadcast_one_to_all(np.int64(step)))
+    if step == _ALL_DAMAGED:
       reasons = "; ".join(f"{self._folder(s)} {why}" for s, why in self._damaged.items())
       raise UserError(
-        f"no checkpoint in {self.directory} is good ({reasons}); move this folder away to start "
-        "from the beginning, or put a good copy there."
+        f"all checkpoints in {self.directory} are damaged ({reasons}); move this folder away to "
+        "start from the beginning, or replace it by an undamaged copy."
       )
-    return None if found == _NONE else found
+    return None if step == _NONE else step
 
   def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict, int]:
-    """(state, meta, step) of the newest good checkpoint, or of the given one.
+    """(state, meta, step) of the newest undamaged checkpoint, or of `step`.
 
-    abstract_state: a pytree of `jax.ShapeDtypeStruct`s (or arrays) whose shardings say where each
-    array goes; mesh and number of devices may differ from those that saved. Errors: `UserError` if
-    there is none, if the given one is damaged, or if names, shapes or dtypes differ.
+    abstract_state: a pytree of `jax.ShapeDtypeStruct`s (or arrays) with the sharding of each array;
+    mesh and number of devices may differ from those of the save. Errors: `UserError` if there is no
+    checkpoint, if that of `step` is damaged, or if names, shapes or dtypes differ.
     """
     self.wait()
     if step is None:
@@ -161,7 +160,7 @@ class Checkpoints:
     current = self._running
     if current is None or current.done():
       for half in sorted(self.directory.glob(f"*{SAVING}")):
-        self._report(f"The checkpoint {half} is half written and is passed over.")
+        self._report(f"The checkpoint {half} is incomplete and is skipped.")
     steps = self.steps()
     for step in reversed(steps):
       if step in self._verified:
@@ -171,7 +170,7 @@ class Checkpoints:
         self._verified.add(step)
         return step
       if step not in self._damaged:
-        self._report(f"The checkpoint {self._folder(step)} {why} and is passed over.")
+        self._report(f"The checkpoint {self._folder(step)} {why} and is skipped.")
       self._damaged[step] = why
     return _ALL_DAMAGED if steps else _NONE
 
@@ -181,7 +180,7 @@ class Checkpoints:
         shutil.rmtree(leftover)
 
   def _finish(self, step: int, saving: Path) -> None:
-    """In the background: waits for Orbax, hashes, gives the folder its name, drops old ones."""
+    """Background thread: waits for Orbax, hashes, renames the folder, deletes old checkpoints."""
     try:
       self._checkpointer.wait_until_finished()
       if jax.process_index() == 0:
@@ -192,7 +191,7 @@ class Checkpoints:
         if doomed is not None:
           shutil.rmtree(doomed)
         self._damaged.pop(step, None)
-        good = [other for other in self.steps() if other not in self._damaged]
+        good = [saved for saved in self.steps() if saved not in self._damaged]
         for old in good[: -self.keep]:
           shutil.rmtree(self._set_aside(old))
     except (OSError, ValueError) as error:
@@ -201,7 +200,7 @@ class Checkpoints:
     self._written.add(step)
 
   def _set_aside(self, step: int) -> Path:
-    # Renamed first: a kill while files vanish must not leave what looks like a damaged checkpoint.
+    # Renamed first: a kill during the deletion must not leave a folder that looks damaged.
     doomed = self.directory / f"{step}{DELETING}"
     os.replace(self._folder(step), doomed)
     self._verified.discard(step)
@@ -213,7 +212,7 @@ _NONE, _ALL_DAMAGED = -1, -2
 
 
 class Restored(NamedTuple):
-  """What `restore_parameters` found: `fresh` keep their given value, `unused` were not read."""
+  """Restored parameters. fresh: paths that kept their given value; unused: stored, but not read."""
 
   params: Any
   fresh: list[str]
@@ -230,14 +229,14 @@ def restore_parameters(
   report: Callable[[str], None] | None = None,
   within: str = "",
 ) -> Restored:
-  """Only the model's parameters, for fine-tuning and `--from`.
+  """The model's parameters without the rest of the state, for fine-tuning and `--from`.
 
   directory: a run, its `checkpoints` folder, or one `<step>` in it. params: the new model, real or
-  abstract; a leaf the checkpoint lacks is returned as it was given, and named in `fresh`.
-  allow_missing, allow_unused: path patterns (`classifier/*`) of what only the new model has, and
-  of what only the checkpoint has. within: the path in the checkpoint under which the model's
-  parameters are ("discriminator/"); what is outside of it has no part in this. Errors: `UserError`
-  for everything else that differs.
+  abstract; a leaf that the checkpoint lacks is returned unchanged, and named in `fresh`.
+  allow_missing, allow_unused: patterns (`classifier/*`) of paths that only the new model may have,
+  and that only the checkpoint may have. within: the path of the model's parameters in the
+  checkpoint ("discriminator/"); all others are ignored. Errors: `UserError` for any other
+  difference.
   """
   checkpoints, step = _locate(Path(directory), report)
   if step is None:
@@ -252,7 +251,7 @@ def restore_parameters(
   place = PARAMETERS + within
   wanted = {place + path_name(path): leaf for path, leaf in leaves}
   stored = {name for name in index["arrays"] if name.startswith(place)}
-  # A head of another size, such as that of a classifier with other classes, is another head.
+  # A head of another size, for example for more classes, is replaced by a fresh one.
   stored -= {
     name
     for name in wanted.keys() & stored
@@ -306,11 +305,10 @@ def _read_index(folder: Path) -> dict:
 
 
 def _cannot_write(folder: Path, error: OSError | ValueError) -> Exception:
-  """What the system said, as a `UserError`; the error itself if it is none of the system's."""
+  """A `UserError` with the system's reason; `error` itself if the system gave none."""
   reason = error.strerror if isinstance(error, OSError) else None
-  if code := re.search(
-    r"os_error_code='(\d+)'", str(error)
-  ):  # how TensorStore tells of a full disk
+  # TensorStore reports a full disk in this form.
+  if code := re.search(r"os_error_code='(\d+)'", str(error)):
     reason = os.strerror(int(code[1]))
   if not reason:
     return error

@@ -8,7 +8,7 @@ from plm_jax.data.draws import Draws
 from plm_jax.data.vocab import Vocab
 from plm_jax.experiment import Experiment
 
-_SIZE = 16  # of the vocabulary: the first five are special, the last is a sentinel or a language
+_SIZE = 16  # of the vocabulary: five special tokens first; the last is a sentinel or a language
 
 
 def example_batch(experiment: Experiment) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
-"""A folder that knows whether every byte in it is as it was written.
+"""SHA-256 manifest of a checkpoint folder; detects any damaged byte.
 
-`manifest` holds the sha256 of each file beside and below it; its first line is the sha256 of its
-own remainder, so it vouches for itself too.
+`manifest` holds the sha256 of every other file in the folder; its first line is the sha256 of its
+other lines.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ MANIFEST = "manifest"
 
 
 def damage(folder: Path) -> str | None:
-  """Why the checkpoint in `folder` cannot be trusted ("has ..."), or None if every byte is right.
+  """The folder's damage as a phrase ("has no manifest"), or None if every byte is right.
 
-  Read at the disk's speed in pieces of a megabyte; nothing is loaded onto devices.
+  Reads at the disk's speed, in blocks; loads nothing onto devices.
   """
   try:
     head, _, body = (folder / MANIFEST).read_bytes().partition(b"\n")
@@ -56,7 +56,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_folder(directory: Path) -> None:
-  """A rename survives a power cut only when the folder that holds the name is on disk too."""
+  """Writes a folder to disk, without which a rename in it may not survive a power cut."""
   handle = os.open(directory, os.O_RDONLY)
   try:
     os.fsync(handle)

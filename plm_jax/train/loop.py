@@ -26,7 +26,7 @@ from plm_jax.train.step import evaluation_step, metric_names, train_step
 from plm_jax.train.workdir import Workdir
 
 
-class Stream(Protocol):
+class BatchStream(Protocol):
   """An iterator of host-local batches that counts the seconds its consumer waited."""
 
   waited: float
@@ -37,10 +37,10 @@ class Stream(Protocol):
 
 
 class Data(NamedTuple):
-  """What a run reads. training(step): the batches from that step on, the position of the data in a
-  checkpoint being the step alone. evaluation: held-out batches of the same shapes."""
+  """Batches of a run. training(step): an iterator from that step on; the step is the only data
+  position in a checkpoint. evaluation: held-out batches of the same shapes."""
 
-  training: Callable[[int], Stream]
+  training: Callable[[int], BatchStream]
   evaluation: list[dict[str, np.ndarray]]
 
 
@@ -59,7 +59,7 @@ class Program:
 
 
 class Interrupted(KeyboardInterrupt):
-  """The run was told to stop, and has saved."""
+  """The run received a stop signal and has saved."""
 
 
 def compile_experiment(
@@ -67,7 +67,7 @@ def compile_experiment(
 ) -> Program:
   """Compiles the step for batches like `batch` (arrays or shapes of a whole global batch).
 
-  devices: None is all there are. With `compute.micro_batches=0` the number of parts is doubled
+  devices: None takes all. With `compute.micro_batches=0` the number of parts is doubled
   until the step fits in the memory that the device reports. Errors: `UserError` for an experiment
   that trains nothing.
   """
@@ -179,7 +179,7 @@ def fit(
   """Trains to the end, from the last good checkpoint in `workdir` if there is one.
 
   initial: parameters to start from instead of random ones. sinks: further destinations of the
-  records, closed by their owner. title: what the progress bar says.
+  records, closed by their owner. title: the label of the progress bar.
   Returns the final state and all metric records. Errors: `UserError` when the loss stops being
   finite, naming the step; `Interrupted` after SIGTERM or SIGINT, with everything saved.
   """
@@ -191,15 +191,15 @@ def fit(
 
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", schedule.keep))
     state, start = restore_or_create(program, checkpoints, initial)
-    kept = start or -1  # a run that starts afresh writes its evaluation of step 0 again
+    last_record = start or -1  # a fresh start writes its evaluation of step 0 again
     sinks = (opened(TensorBoard(workdir / "tensorboard")), *sinks)
-    metrics = opened(JsonLines(workdir / "metrics.jsonl", kept))
-    timing = opened(JsonLines(workdir / "timing.jsonl", kept))
+    metrics = opened(JsonLines(workdir / "metrics.jsonl", last_record))
+    timing = opened(JsonLines(workdir / "timing.jsonl", last_record))
     stopping = stack.enter_context(Stopping())
     written = Tee(metrics, *sinks), Tee(timing, *sinks)
     reporter = opened(Reporter(program, checkpoints, *written, start, quiet, title))
     if start and not quiet:
-      print(f"{title}: going on from step {start:,} of {experiment.steps:,}", file=sys.stderr)
+      print(f"{title}: resuming at step {start:,} of {experiment.steps:,}", file=sys.stderr)
     if start == 0:
       reporter.evaluated(0, evaluate(program, state.params, data.evaluation))
     stream = opened(data.training(start))
@@ -227,7 +227,7 @@ def fit(
 def restore_or_create(
   program: Program, checkpoints: Checkpoints, initial
 ) -> tuple[TrainState, int]:
-  """The state to go on from, and its step."""
+  """The state to continue from, and its step."""
   step = checkpoints.latest_good()
   if step is not None:
     state, _, step = checkpoints.restore(program.abstract, step)
@@ -252,9 +252,9 @@ def raise_if_nonfinite(first_bad: int, checkpoints: Checkpoints) -> None:
     return
   checkpoints.wait()
   good = checkpoints.steps()
-  kept = f"the last good checkpoint is that of step {good[-1]}" if good else "nothing was saved yet"
+  last = f"the last good checkpoint is that of step {good[-1]}" if good else "nothing was saved yet"
   raise UserError(
-    f"the loss or its gradient stopped being finite at step {first_bad}; {kept}. Lower optim.peak, "
+    f"the loss or its gradient stopped being finite at step {first_bad}; {last}. Lower optim.peak, "
     "lengthen optim.warmup or check the data"
   )
 
@@ -282,13 +282,13 @@ class Reporter:
     )
 
   def stepped(self, waited: float) -> None:
-    """After a step was dispatched: writes what an earlier `take` set aside."""
+    """After a step is dispatched: writes the numbers that an earlier `take` set aside."""
     self._waited = waited
     self.write()
     self._bar.update(1)
 
   def take(self, step: int, state: TrainState) -> TrainState:
-    """Sets a window's numbers aside and starts the next window; returns the state to go on with."""
+    """Sets a window's numbers aside; returns the state with empty metrics for the next one."""
     self.write()
     self._pending = (step, state.metrics, state.first_bad + 0)
     return dataclasses.replace(state, metrics=jax.device_put(self._empty, self._shardings))
@@ -300,7 +300,7 @@ class Reporter:
     self._bar.close()
 
   def write(self) -> None:
-    """Writes what is set aside. Errors: `UserError` if a loss was not finite."""
+    """Writes the numbers that are set aside. Errors: `UserError` if a loss was not finite."""
     if self._pending is None:
       return
     (step, *numbers), self._pending = self._pending, None
@@ -332,9 +332,8 @@ class Stopping:
 
   def __enter__(self) -> Stopping:
     for number in (signal.SIGTERM, signal.SIGINT):
-      with contextlib.suppress(
-        ValueError
-      ):  # not in the main thread: the caller's own handlers stay
+      # Outside the main thread the caller's handlers stay.
+      with contextlib.suppress(ValueError):
         self._before[number] = signal.signal(number, self._ask)
     return self
 

@@ -1,4 +1,4 @@
-"""Sinks for a run's records: `.jsonl` files that resume exactly, TensorBoard, or one's own.
+"""Sinks for a run's records: `.jsonl` files that resume exactly, TensorBoard, or custom ones.
 
 A record is a dict with a `step`, and a `split` ("train" or "valid") where it holds metrics; a
 record without one holds timing. `fit(..., sinks=[...])` writes every record to further sinks.
@@ -36,8 +36,8 @@ class Tee:
 class JsonLines:
   """Appends records to a `.jsonl` file.
 
-  On opening, records after `step` are dropped, and so is a line that a kill left half written: the
-  file continues exactly where the checkpoint does.
+  On opening, records after `step` and an incomplete last line are dropped, so the file continues
+  exactly where the checkpoint does.
   """
 
   def __init__(self, path: Path, step: int):

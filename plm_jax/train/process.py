@@ -26,7 +26,7 @@ def keep_freed_memory() -> None:
 
 
 def keep_compilations(cache: Path) -> None:
-  """Keeps compiled programs on disk, so that a second start need not compile."""
+  """Caches compiled programs on disk, so that a second start does not compile."""
   jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

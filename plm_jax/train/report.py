@@ -22,7 +22,7 @@ from plm_jax.train.loop import Program
 from plm_jax.train.state import trainable
 from plm_jax.train.workdir import Workdir, read_records
 
-FEW = 100  # held-out rows: with fewer, a report says so
+FEW = 100  # held-out rows: a report with fewer is marked
 
 
 def heading(record: dict[str, Any], experiment: Experiment) -> str:
@@ -40,11 +40,11 @@ def costs(program: Program) -> str:
   experiment, params = program.experiment, program.abstract.params
   count = size(params)
   fixed = count - size(trainable(params, experiment.model.frozen))
-  held = f" ({fixed:,} of them frozen)" if fixed else ""
+  frozen = f" ({fixed:,} of them frozen)" if fixed else ""
   batch, length = experiment.global_batch, experiment.data.length
   mesh = " x ".join(f"{name} {size}" for name, size in program.mesh.shape.items())
   line = (
-    f"{count:,} parameters{held}; {experiment.steps:,} steps of {batch} x {length} = "
+    f"{count:,} parameters{frozen}; {experiment.steps:,} steps of {batch} x {length} = "
     f"{batch * length:,} positions; {program.memory / 2**20:,.0f} MiB per device; mesh {mesh}"
   )
   return "\n".join([line, *kept_whole(params, program.mesh)])
@@ -56,7 +56,7 @@ def size(params) -> int:
 
 
 def text_record(manifest: dict[str, Any]) -> dict[str, Any]:
-  """The entry of config.json on the text: enough to recognise it."""
+  """The entry `text` of config.json, which identifies the text."""
   return {name: manifest[name] for name in ("source", "tokenizer", "splits", "dropped")}
 
 
@@ -64,19 +64,19 @@ def text_line(manifest: dict[str, Any]) -> str:
   """One line on the text."""
   train, valid = manifest["splits"]["train"], manifest["splits"]["valid"]
   return (
-    f"{manifest['source']['given']}: {train['tokens']:,} tokens in {train['documents']:,} "
-    f"documents to train on, {valid['tokens']:,} in {valid['documents']:,} held out; "
-    f"a vocabulary of {manifest['tokenizer']['size']:,}"
+    f"{manifest['source']['given']}: {train['tokens']:,} training tokens in {train['documents']:,} "
+    f"documents, {valid['tokens']:,} held-out tokens in {valid['documents']:,} documents; "
+    f"vocabulary of {manifest['tokenizer']['size']:,}"
   )
 
 
 def rows_line(train: Batches) -> str:
-  """One line on the rows. Formats are comparable at the same batch x length x share filled."""
+  """One line on the rows. Formats are comparable at the same number of tokens per step."""
   rows, length, share = train.rows(), train.corpus.length, train.fill()
   tokens = train.global_batch * length * share
   return (
-    f"{rows:,} rows of {length} positions in a pass, {share:.1%} of them filled; about "
-    f"{tokens:,.0f} tokens in a step"
+    f"{rows:,} rows of {length} positions per epoch, {share:.1%} of the positions filled; about "
+    f"{tokens:,.0f} tokens per step"
   )
 
 
@@ -99,21 +99,21 @@ class Results(NamedTuple):
 
 
 def results(run: Results) -> str:
-  """Held-out scores before and after training, beside those of a trivial baseline."""
+  """Held-out scores before and after training, and those of a trivial baseline."""
   rows = []
   for objective in run.experiment.objectives:
-    kind, reference, unit = run.baseline(objective)
-    for metric in dict.fromkeys(["loss", *reference]):
+    kind, baseline, unit = run.baseline(objective)
+    for metric in dict.fromkeys(["loss", *baseline]):
       stored, shown = ("loss", math.exp) if metric == "perplexity" else (metric, float)
       values = run.held_out(f"{objective.name}/{stored}")
       label = f"{objective.name.upper()} {metric}" + unit * (metric == "loss")
-      rows.append((label, shown(values[0][1]), shown(values[-1][1]), reference.get(metric), kind))
+      rows.append((label, shown(values[0][1]), shown(values[-1][1]), baseline.get(metric), kind))
   count = int(sum(batch["row_weight"].sum() for batch in run.evaluation))
-  title = f"on {count} held-out rows" + ", few" * (count < FEW)
+  title = f"on {count} held-out rows" + " (few)" * (count < FEW)
   width = max(24, len(title), *(len(label) + 1 for label, *_ in rows))
-  lines = [f"{title:{width}}{'before':>10}{'after':>10}{'reference':>11}"]
-  for label, before, after, reference, kind in rows:
-    shown = "" if reference is None else f"{_number(reference):>11}  {kind}"
+  lines = [f"{title:{width}}{'before':>10}{'after':>10}{'baseline':>11}"]
+  for label, before, after, baseline, kind in rows:
+    shown = "" if baseline is None else f"{_number(baseline):>11}  {kind}"
     lines.append(f"{label:{width}}{_number(before):>10}{_number(after):>10}{shown}")
   return "\n" + "\n".join(lines)
 
@@ -123,8 +123,8 @@ def _number(value: float) -> str:
 
 
 def examples(params: Parameters, run: Results, prepared, count: int = 4) -> str:
-  """What the model writes for held-out text, or why it writes nothing: continuations of beginnings,
-  targets of sources, or the five best fillers of blanks."""
+  """Examples on held-out text: continuations of sentences, targets of sources, or the five best
+  fillers of blanks; else the reason why there are none."""
   experiment, tokenizer = run.experiment, prepared.tokenizer
   if writes(params):
     if hasattr(experiment.model, "source_ids"):
@@ -132,11 +132,11 @@ def examples(params: Parameters, run: Results, prepared, count: int = 4) -> str:
     return continuations(params, experiment, prepared, count)
   model = params.masked_lm()
   if model is None or tokenizer.vocab.mask is None:
-    return "\nno blanks are filled: this model was not trained to predict a masked token"
+    return "\nno examples: this model was not trained to predict masked tokens"
   blanks = blanks_from(prepared.valid, tokenizer, count)
   if not blanks:
-    return "\nno blanks are filled: no held-out sentence has a long word of one token"
-  lines = ["", "held-out sentences, a blank and the five best fillers"]
+    return "\nno examples: no held-out sentence has a long word of one token"
+  lines = ["", "held-out sentences with a blank, and the five most probable fillers"]
   for blank, best in zip(blanks, fill(model, blanks, experiment.compute)):
     ids = blank.ids[1:-1]
     before, after = (
@@ -155,16 +155,16 @@ def writes(params: Parameters) -> bool:
 
 
 def continuations(params: Parameters, experiment: Experiment, prepared, count: int) -> str:
-  """The first half of held-out sentences, and the continuation that the model writes."""
+  """The first halves of held-out sentences, and the model's continuations."""
   tokenizer, store = prepared.tokenizer, prepared.valid
   starts = np.asarray(store.sentence_starts)
   suitable = np.flatnonzero((np.diff(starts) >= 8) & (np.diff(starts) <= 24))
   if not suitable.size:
-    return "\nnothing is continued: no held-out sentence is of 8 to 24 tokens"
+    return "\nno examples: no held-out sentence has 8 to 24 tokens"
   chosen = suitable[np.linspace(0, len(suitable) - 1, count, dtype=int)]
   halves = [store.tokens[starts[i] : (starts[i] + starts[i + 1]) // 2].tolist() for i in chosen]
   prompts = [Prompt([*tokenizer.vocab.begin, *half]) for half in halves]
-  lines = ["", "beginnings of held-out sentences, and how the model goes on (temperature 0.7)"]
+  lines = ["", "beginnings of held-out sentences, and the model's continuations (temperature 0.7)"]
   rules = Rules(temperature=0.7, max_length=24)
   model = params, experiment.model.encoder, tokenizer, experiment.compute
   for prompt, (text,) in zip(prompts, write(*model, prompts, rules)):
@@ -174,14 +174,14 @@ def continuations(params: Parameters, experiment: Experiment, prepared, count: i
 
 
 def targets(params: Parameters, run: Results, tokenizer, count: int) -> str:
-  """Held-out sources as they were evaluated, what the model writes, and the true targets."""
+  """Held-out sources as they were evaluated, the model's outputs, and the true targets."""
   names = ("input_ids", "length", "decoder_input_ids", "decoder_length", "seq2seq_targets")
   columns = [np.concatenate([batch[name] for batch in run.evaluation]) for name in names]
   real = np.flatnonzero(np.concatenate([batch["row_weight"] for batch in run.evaluation]))
   chosen = [
     tuple(c[i] for c in columns) for i in real[np.linspace(0, len(real) - 1, count, dtype=int)]
   ]
-  prompts = [Prompt([int(begun[0])], ids[:length].tolist()) for ids, length, begun, *_ in chosen]
+  prompts = [Prompt([int(start[0])], ids[:length].tolist()) for ids, length, start, *_ in chosen]
   rules = Rules(max_length=chosen[0][-1].size)
   model = params, run.experiment.model.encoder, tokenizer, run.experiment.compute
   written = write(*model, prompts, rules)
@@ -189,15 +189,15 @@ def targets(params: Parameters, run: Results, tokenizer, count: int) -> str:
   def shown(ids) -> str:
     return " ".join(readable(tokenizer, ids).split())
 
-  lines = ["", "held-out sources, what the model writes, and what it was to write"]
+  lines = ["", "held-out sources, the model's outputs and, in brackets, the true targets"]
   for prompt, (text,), (*_, length, ids) in zip(prompts, written, chosen):
     lines += [f"  {shown(prompt.source)}", f"    {shown(text.ids)}", f"    ({shown(ids[:length])})"]
   return "\n".join(lines)
 
 
 def draw_curves(run: Results, workdir: Workdir) -> None:
-  """`curves.png`: the loss and one more metric of every objective, training and held-out, with the
-  score of a trivial baseline."""
+  """`curves.png`: the loss and one more metric of every objective, in training and held out, with
+  the score of a trivial baseline."""
   import matplotlib
 
   matplotlib.use("Agg")
@@ -208,15 +208,15 @@ def draw_curves(run: Results, workdir: Workdir) -> None:
   axes = figure.subplots(len(objectives), 2, squeeze=False)
   training = [r for r in run.records if r["split"] == "train"]
   for row, objective in zip(axes, objectives):
-    kind, reference, unit = run.baseline(objective)
-    others = [metric for metric in reference if metric not in ("loss", "perplexity")]
+    kind, baseline, unit = run.baseline(objective)
+    others = [metric for metric in baseline if metric not in ("loss", "perplexity")]
     row[1].set_visible(bool(others))
     for axis, metric in zip(row, ["loss", *others[:1]]):
       name = f"{objective.name}/{metric}"
       axis.plot([r["step"] for r in training], [r[name] for r in training], lw=1, label="training")
       axis.plot(*zip(*run.held_out(name)), "o-", ms=4, label="held out")
-      if reference.get(metric) is not None:
-        axis.axhline(reference[metric], color="gray", ls="--", lw=1, label=kind)
+      if baseline.get(metric) is not None:
+        axis.axhline(baseline[metric], color="gray", ls="--", lw=1, label=kind)
       axis.set_xlabel("step")
       axis.set_ylabel(metric + unit * (metric == "loss"))
       axis.set_title(name)
@@ -226,7 +226,7 @@ def draw_curves(run: Results, workdir: Workdir) -> None:
 
 
 def goodbye(workdir: Path, experiment: Experiment, params: Parameters) -> str:
-  """The seconds it took, the files it wrote, and a command to try next."""
+  """The run's training time, its files, and a command to try next."""
   timing = read_records(workdir / "timing.jsonl")
   seconds = sum(r["seconds"] for r in timing)
   command = f"python run_finetune.py --from={workdir}"
@@ -236,7 +236,7 @@ def goodbye(workdir: Path, experiment: Experiment, params: Parameters) -> str:
     command = f"python -m plm_jax.generate --model={workdir}" + ' --prompt="..."' * (not begins)
   waited = sum(r["data_wait"] for r in timing)
   return (
-    f"\n{seconds:.0f} s of training, {waited:.1f} s of them waiting for data\n"
-    f"{workdir}/curves.png shows the curves; tensorboard --logdir={workdir} too\n"
+    f"\n{seconds:.0f} s of training, of which {waited:.1f} s waiting for data\n"
+    f"{workdir}/curves.png shows the curves, and so does tensorboard --logdir={workdir}\n"
     f"next: {command}"
   )

@@ -23,8 +23,8 @@ class TrainState:
     resumed run reports the same window means as an uninterrupted one.
   first_bad: the first update (from 1) whose loss or gradient was not finite, else 0. From then on
     no update is applied: the parameters are the last good ones.
-  carry: what the model hands from batch to batch, arrays `[B, ...]` of the whole global batch; None
-    for models and rows without one.
+  carry: the model's state between batches, arrays `[B, ...]` of the whole global batch; None for
+    models and rows without one.
   """
 
   step: jax.Array  # int32
@@ -57,8 +57,8 @@ def create_state(
 
 
 def trainable(params, frozen: tuple[str, ...]):
-  """The parameters whose path fits no pattern of `frozen`, with None, which is no leaf, for the
-  others: what an optimiser makes of it has nothing at these paths, in a checkpoint or on a mesh."""
+  """The parameters, with None, which is no leaf, where the path fits a pattern of `frozen`: so
+  sharding and checkpointing never see an empty optimizer moment."""
   if not frozen:
     return params
 
@@ -69,8 +69,8 @@ def trainable(params, frozen: tuple[str, ...]):
   return jax.tree_util.tree_map_with_path(chosen, params)
 
 
-def merge_frozen(some, params):
-  """`some`, a result of `trainable`, with the leaves of `params` where it has None."""
+def merge_frozen(partial, params):
+  """`partial`, a result of `trainable`, with the leaves of `params` where it has None."""
   return jax.tree.map(
-    lambda own, other: other if own is None else own, some, params, is_leaf=lambda x: x is None
+    lambda x, frozen: frozen if x is None else x, partial, params, is_leaf=lambda x: x is None
   )

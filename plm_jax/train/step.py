@@ -17,8 +17,8 @@ from plm_jax.train.state import TrainState, merge_frozen, trainable
 def forward(
   model, batch, objectives, compute: Compute, noise: Noise | None, carry: Any = None
 ) -> tuple[dict, Any]:
-  """One forward pass, then every objective on it: {"mlm/loss": (sum, count), ...}; and the carry
-  after the batch, None where none was given."""
+  """The terms of every objective, {"mlm/loss": (sum, count), ...}, from one forward pass; and the
+  carry after the batch, None if `carry` is None."""
   in_model, in_heads = (None, None) if noise is None else (noise.fold(0), noise.fold(1))
   if carry is None:
     hidden = model(batch, compute, in_model)
@@ -44,28 +44,28 @@ def train_step(
 ) -> TrainState:
   """One update on one global batch of arrays `[B, ...]`.
 
-  The loss is the weighted sum over objectives of sum / count, the counts those of the whole global
-  batch, so neither the number of devices nor that of micro-batches can change it. Parameters under
-  `frozen` paths are read and neither differentiated nor changed.
+  The loss is the weighted sum over objectives of sum / count. Counts are those of the whole global
+  batch, so the loss does not depend on the number of devices or micro-batches. Parameters under
+  `frozen` paths are neither differentiated nor changed.
   """
   key = jax.random.fold_in(state.key, state.step)
   counts = {o.name: jnp.maximum(o.count(batch), 1.0) for o in objectives}
 
-  def loss_fn(own, rows, noise):
+  def loss_fn(params, rows, noise):
     batch, carry = rows
-    model = merge_frozen(own, state.params)
+    model = merge_frozen(params, state.params)
     terms, carry = forward(model, batch, objectives, compute, noise, carry)
     loss = sum(o.weight * terms[f"{o.name}/loss"][0] / counts[o.name] for o in objectives)
     return loss, ({name: jnp.stack(value) for name, value in terms.items()}, carry)
 
-  own = trainable(state.params, frozen)
+  params = trainable(state.params, frozen)
   rows = batch, carried(state, batch)
   loss, terms, carry, grads = accumulate(
-    jax.value_and_grad(loss_fn, has_aux=True), own, rows, key, compute
+    jax.value_and_grad(loss_fn, has_aux=True), params, rows, key, compute
   )
   grad_norm = optax.tree.norm(grads)
-  updates, opt_state = transform.update(grads, state.opt_state, own)
-  updated = optax.apply_updates(own, updates)
+  updates, opt_state = transform.update(grads, state.opt_state, params)
+  updated = optax.apply_updates(params, updates)
 
   good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (state.first_bad == 0)
   one = jnp.ones(())
@@ -75,7 +75,7 @@ def train_step(
     "learning_rate": jnp.stack([learning_rate(state.step), one]),
   }
   updated, opt_state = jax.tree.map(
-    lambda new, old: jnp.where(good, new, old), (updated, opt_state), (own, state.opt_state)
+    lambda new, old: jnp.where(good, new, old), (updated, opt_state), (params, state.opt_state)
   )
   return dataclasses.replace(
     state,
@@ -89,8 +89,8 @@ def train_step(
 
 
 def carried(state: TrainState, batch: dict) -> Any:
-  """What the rows of a batch are continued from: the state's carry, or the model's first one where
-  a row begins."""
+  """The carry that a batch's rows start from: the state's, or the model's initial one where a row
+  begins."""
   if state.carry is None:
     return None
   begins_B = batch["begins"]
@@ -136,7 +136,7 @@ def evaluation_step(params, batch, *, objectives, compute: Compute) -> dict[str,
 
 
 def metric_names(params, batch, *, objectives, compute: Compute) -> list[str]:
-  """The names that `train_step` sums up, found without computing anything."""
+  """The names of `train_step`'s metrics, from shapes alone."""
   terms = jax.eval_shape(
     lambda p, b: evaluation_step(p, b, objectives=objectives, compute=compute), params, batch
   )

@@ -1,7 +1,7 @@
 """A pytree as {path: array} in a folder that Orbax writes, and back onto any mesh.
 
-The index says what is there without opening the arrays: {"arrays": {path: [dtype, shape]},
-"keys": {path: generator}}. A typed random key is stored as its words and its generator's name.
+The index describes the arrays: {"arrays": {path: [dtype, shape]}, "keys": {path: generator}}. A
+typed random key is stored as its words and its generator's name.
 """
 
 import functools
@@ -62,16 +62,16 @@ def load_arrays(folder: Path, index: dict, wanted: dict[str, Any]) -> dict[str, 
 
 
 def refuse_misfits(folder: Path, index: dict, wanted: dict, stored: Iterable[str]) -> None:
-  """`UserError` naming the first five of `wanted` and `stored` that are not the same."""
-  found, stored = index["arrays"], set(stored)
+  """A `UserError` naming the first five differences between `wanted` and `stored`."""
+  indexed, stored = index["arrays"], set(stored)
 
   def show(described):
     return f"{described[0]}{described[1]}"
 
   wrong = [
-    f"{name} should be {show(_described(leaf))} and is {show(found[name])}"
+    f"{name} should be {show(_described(leaf))} and is {show(indexed[name])}"
     for name, leaf in wanted.items()
-    if name in stored and found[name] != _described(leaf)
+    if name in stored and indexed[name] != _described(leaf)
   ]
   wrong += [f"{name} is missing" for name in wanted if name not in stored]
   wrong += [f"{name} is not in the model" for name in sorted(stored - wanted.keys())]
@@ -99,8 +99,8 @@ def quiet_orbax():
   """The module `orbax.checkpoint`, imported on first use and without its log."""
   import orbax.checkpoint as ocp
 
-  # Orbax tells of each file through absl, and of errors with a traceback although it raises them;
-  # a user's terminal is for the user.
+  # Orbax logs each file through absl, and prints tracebacks of errors that it also raises; neither
+  # belongs on a user's terminal.
   absl = logging.getLogger("absl")
   if _not_from_orbax not in absl.filters:
     absl.addFilter(_not_from_orbax)
@@ -109,8 +109,8 @@ def quiet_orbax():
 
 
 def _without_echoes(hook, unraisable) -> None:
-  # Where one file cannot be written (a full disk), Orbax closes its event loop and raises; of every
-  # other file still on its way, a thread of TensorStore's then prints that the loop is closed.
+  # If a file cannot be written (a full disk), Orbax closes its event loop and raises; TensorStore's
+  # threads then print "Event loop is closed" once for each unfinished file.
   echo = unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"
   if not echo:
     hook(unraisable)

@@ -1,9 +1,9 @@
-"""A run's directory: who owns it, what it was started as, and the metrics it has written.
+"""A run's directory: its lock, its configuration and its metrics.
 
 config.json     the resolved experiment, its diff to its base, versions, corpus counts
-metrics.jsonl   one line per report; a function of the configuration alone, byte for byte
+metrics.jsonl   one line per report; the same configuration gives the same bytes
 timing.jsonl    the same steps' wall-clock seconds, tokens/s and seconds spent waiting for data
-tensorboard/    both of these as events
+tensorboard/    metrics and timing as events
 tokenizer/  checkpoints/  curves.png
 """
 
@@ -21,7 +21,7 @@ from plm_jax.errors import UserError
 
 FORMAT = 1
 
-# What may differ when a run goes on: where and how it is computed, not what is computed.
+# Fields that may differ when a run resumes: they set where and how it runs, not its results.
 PLACE = ("mesh", "compute", "schedule", "data.workers")
 
 
@@ -32,7 +32,7 @@ class Workdir:
     self.path = Path(path)
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      # Opened to append: in a folder that will be refused, a `.lock` may be somebody's own.
+      # Opened to append: in a folder that is then refused, `.lock` may be another program's file.
       self._lock = open(self.path / ".lock", "a")  # noqa: SIM115  held as long as the object
     except OSError as error:
       raise UserError(
@@ -61,7 +61,7 @@ class Workdir:
   def check_same_experiment(self, experiment, record: dict[str, Any]) -> None:
     """A `UserError` if the directory holds anything but a run of this experiment."""
     if not (self.path / "config.json").exists():
-      # What a start that was killed early leaves behind; all else is written after config.json.
+      # A start that was killed early leaves these; all else is written after config.json.
       ours = (".lock", "config.json.partial")
       strangers = [p.name for p in self.path.iterdir() if p.name not in ours]
       if strangers:
@@ -81,13 +81,13 @@ class Workdir:
         f"{self.path} holds another experiment: {path} is {overrides.show(old)} there and "
         f"{overrides.show(new)} here{more}; choose another --workdir"
       )
-    for name, what in (("text", "text"), ("initial", "start (--from)")):
+    for name, label in (("text", "text"), ("initial", "start (--from)")):
       if name in record and document.get(name) != record[name]:
-        raise UserError(f"{self.path} holds a run with another {what}; choose another --workdir")
+        raise UserError(f"{self.path} holds a run with another {label}; choose another --workdir")
 
   def has_begun(self) -> bool:
-    """Whether a run got as far as its first evaluation; before that there is nothing to lose, and
-    a command that failed and is given again, corrected, need not go elsewhere."""
+    """Whether the first evaluation was reached. Before that nothing is lost, so a failed command
+    can be corrected and repeated in the same directory."""
     return any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints"))
 
   def write_config(self, experiment, record: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ def _is_place(path: str) -> bool:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-  """The config.json of a run. Errors: `UserError` if there is none, or it is not one of ours."""
+  """The config.json of a run. Errors: `UserError` if it is missing, or not that of a run."""
   path = Path(path)
   try:
     document = json.loads((path / "config.json").read_text())
@@ -120,14 +120,14 @@ def read_config(path: str | Path) -> dict[str, Any]:
     raise UserError(f"{path / 'config.json'} is not the configuration of a run of this version")
   if "public" in document and not _is_public(document["public"]):
     raise UserError(
-      f'{path / "config.json"} has a damaged entry "public", which says what the run was imported '
-      "from; convert the published model again"
+      f'{path / "config.json"} has a damaged entry "public", which names the published model '
+      "that the run was imported from; convert that model again"
     )
   return document
 
 
 def _is_public(entry: Any) -> bool:
-  """Whether an entry is one that plm_jax.convert writes, as far as others read it."""
+  """Whether an entry has the fields that plm_jax.convert writes, with their types."""
   kinds = {"config": dict, "architecture": str, "heads": dict, "pooling": dict | None}
   if not isinstance(entry, dict) or entry.keys() != kinds.keys():
     return False
@@ -140,7 +140,7 @@ def _is_public(entry: Any) -> bool:
 
 
 def write_whole(path: Path, text: str) -> None:
-  """Writes a file so that a reader, or a kill, sees the old one or the new one, never a half."""
+  """Writes a file atomically: readers see the old or the new text, also after a kill."""
   partial = path.with_name(path.name + ".partial")
   with open(partial, "w") as file:
     file.write(text)
@@ -150,8 +150,8 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-  """The records of a `.jsonl` file; empty if there is none. A line that a killed writer left
-  unfinished, or damage unreadable, is left out."""
+  """The records of a `.jsonl` file; empty if there is no file. Incomplete and unreadable lines are
+  skipped."""
   if not path.exists():
     return []
   records = []

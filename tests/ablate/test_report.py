@@ -10,7 +10,7 @@ import pytest
 
 from plm_jax import cli, overrides
 from plm_jax.ablate import page, plots, report
-from plm_jax.ablate.plan import ROOT, Evaluation, Plan, Run, claim, workdir_of
+from plm_jax.ablate.plan import ROOT, Evaluation, PlannedRun, SweepPlan, claim, workdir_of
 from plm_jax.ablate.table import METRICS
 from plm_jax.errors import UserError
 from plm_jax.train.process import versions
@@ -60,10 +60,10 @@ def sweep(tmp_path):
     out.mkdir()
     references = {arm: f"{tmp_path / 'tables.py'}:{arm}" for arm in ARMS}
     steps = dict.fromkeys(ARMS, 12)
-    claim(out, Plan(f"{tmp_path / 'tables.py'}:table", "small", (), seeds, references, steps))
+    claim(out, SweepPlan(f"{tmp_path / 'tables.py'}:table", "small", (), seeds, references, steps))
     for arm, of_seed in scores.items():
       for seed, metrics in of_seed.items():
-        write_run(out, Run(arm, seed), metrics, (sets or {}).get(arm, "one"))
+        write_run(out, PlannedRun(arm, seed), metrics, (sets or {}).get(arm, "one"))
     return out
 
   return make
@@ -135,17 +135,17 @@ def test_a_report_of_shuffled_arms_is_undecided(sweep):
 
 def test_published_and_measured_numbers_stand_side_by_side(sweep, tmp_path):
   out = sweep({arm: {s: {"mlm_perplexity": 30.0 + s} for s in range(3)} for arm in ("a", "b")})
-  report.write(report.gather(out), tmp_path)
+  report.write_report(report.gather(out), tmp_path)
   lines = (tmp_path / "report.md").read_text().splitlines()
   header = next(line for line in lines if line.startswith("| arm | ppl"))
   assert header == "| arm | ppl, published | mlm_perplexity, measured | MNLI, published |"
   assert "| a | 5.84 | 31.00 ± 1.00 | 77.9 |" in lines
-  assert "| looking at nothing |  | 148.4 |  |" in lines
+  assert "| baseline |  | 148.4 |  |" in lines
 
 
 def test_an_arm_that_was_never_started_is_left_out_and_named(sweep, tmp_path):
   out = sweep({arm: {s: {"mlm_perplexity": 30.0 + s} for s in range(3)} for arm in ("a", "b")})
-  report.write(report.gather(out), tmp_path)
+  report.write_report(report.gather(out), tmp_path)
   said = (tmp_path / "report.md").read_text()
   assert "6 of 6 runs measured (2 of 3 arms, 3 seeds)" in said and "--arms=a,b" in said
   assert "- Not run: c." in said and "| c |" not in said
@@ -163,7 +163,7 @@ def test_seeds_that_are_not_there_are_counted_and_not_invented(sweep, tmp_path):
 
 def test_a_sweep_that_has_not_begun_gives_a_report_without_numbers(sweep, tmp_path):
   out = sweep({})
-  names = report.write(report.gather(out), tmp_path)
+  names = report.write_report(report.gather(out), tmp_path)
   assert names == ["report.md", "report.html", "results.json"]
   said = (tmp_path / "report.md").read_text()
   assert "0 of 9 runs measured" in said and "Nothing has been measured yet" in said
@@ -182,7 +182,7 @@ def test_what_was_measured_on_another_set_is_left_out_and_said(sweep, tmp_path):
 
 def test_costs_and_what_was_overridden_are_said(sweep, tmp_path):
   out = sweep(drawn())
-  report.write(report.gather(out), tmp_path)
+  report.write_report(report.gather(out), tmp_path)
   said = (tmp_path / "report.md").read_text()
   assert "| b | 3,200 | 12 | 0.0M | 0:09 | 3 |" in said
   assert "| `steps` | 1000 | 12 |" in said and "| `global_batch` | 256 | 8 |" in said
@@ -193,7 +193,7 @@ def test_costs_and_what_was_overridden_are_said(sweep, tmp_path):
 
 
 def test_the_html_is_one_wellformed_file_with_its_pictures_inside(sweep, tmp_path):
-  report.write(report.gather(sweep(drawn())), tmp_path)
+  report.write_report(report.gather(sweep(drawn())), tmp_path)
   text = (tmp_path / "report.html").read_text()
   open_tags, images = [], []
 
@@ -216,7 +216,7 @@ def test_the_html_is_one_wellformed_file_with_its_pictures_inside(sweep, tmp_pat
 
 def test_every_number_is_in_the_results_file(sweep, tmp_path):
   scores = drawn()
-  report.write(report.gather(sweep(scores)), tmp_path)
+  report.write_report(report.gather(sweep(scores)), tmp_path)
   results = json.loads((tmp_path / "results.json").read_text())
   assert results["scores"]["b"]["1"] == scores["b"][1]
   assert results["published"]["a"] == {"ppl": 5.84, "MNLI": 77.9}
@@ -240,7 +240,7 @@ def test_a_report_takes_no_place_but_its_own(sweep, tmp_path):
   to = tmp_path / "to"
   report.claim_folder(to, measured)
   (to / "notes.txt").write_text("mine")
-  report.write(measured, to)
+  report.write_report(measured, to)
   report.claim_folder(to, measured)  # its own is written anew
   other = measured._replace(plan=dataclasses.replace(measured.plan, settings=("steps=3",)))
   with pytest.raises(UserError, match=r"report.md is not from a report of this sweep"):
@@ -256,10 +256,10 @@ def test_commands_of_a_report_can_be_pasted_and_settings_go_before_the_caveat(sw
   measured = report.gather(sweep(drawn()))
   plan = dataclasses.replace(measured.plan, settings=("objectives=MLM(rate=0.4), NSP()",))
   table = dataclasses.replace(measured.table, caveat="There are two layers.")
-  report.write(measured._replace(plan=plan, table=table), tmp_path)
+  report.write_report(measured._replace(plan=plan, table=table), tmp_path)
   said = (tmp_path / "report.md").read_text()
   assert "'--set=objectives=MLM(rate=0.4), NSP()'" in said
-  assert "There are two layers. Sizes that are said here are those without `--set`" in said
+  assert "There are two layers. Sizes in this paragraph are those without `--set`" in said
 
 
 def test_every_metric_is_explained():

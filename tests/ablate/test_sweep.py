@@ -16,7 +16,15 @@ import pytest
 from plm_jax import cli
 from plm_jax.ablate import launch, report, sweep
 from plm_jax.ablate import plan as plan_module
-from plm_jax.ablate.plan import Evaluation, Plan, Run, State, claim, read_plan, state_of
+from plm_jax.ablate.plan import (
+  Evaluation,
+  PlannedRun,
+  RunState,
+  SweepPlan,
+  claim,
+  read_plan,
+  state_of,
+)
 from plm_jax.ablate.view import View, line, time_left
 from plm_jax.errors import UserError
 from tests.toy_run import text
@@ -146,7 +154,7 @@ def test_the_same_command_repeats_only_what_failed(finished, place):
 @pytest.mark.slow
 def test_a_report_of_it_shows_the_failed_arm_as_missing(finished, tmp_path):
   out, _ = finished
-  report.write(report.gather(out), tmp_path)
+  report.write_report(report.gather(out), tmp_path)
   said = (tmp_path / "report.md").read_text()
   assert "4 of 6 runs measured" in said
   assert "| broken |  | missing |" in said
@@ -229,7 +237,7 @@ def test_a_second_sweep_in_the_same_directory_is_refused(place, tmp_path):
     ({"arms": ["bse"]}, "Did you mean 'base'?"),
     ({"set": ["optim.paek=1"]}, "arm base: --set optim.paek=1: there is no 'paek'"),
     ({"finetune": "some"}, "expected numbers or all"),
-    ({"blimp": "nowhere"}, "--blimp=nowhere is no folder with .jsonl files"),
+    ({"blimp": "nowhere"}, "--blimp=nowhere is not a folder with .jsonl files"),
     ({"blimp_pairs": 5}, "--blimp_pairs=5 says nothing without --blimp=FOLDER"),
     ({"set": ["model.width=3"]}, "arm base: --set model.width=3: model.width=3"),
     ({"set": ["steps=2"]}, "lower it too: --set=optim.warmup=0"),
@@ -316,7 +324,7 @@ def test_seeds_and_evaluations_may_be_added_and_seeds_are_never_forgotten(place,
 
 
 def test_a_flag_that_is_left_out_takes_no_evaluation_away(tmp_path):
-  plan = Plan("t", "small", (), 1, {"a": "f:a"}, {"a": 1}, Evaluation("pairs", 200, "500"))
+  plan = SweepPlan("t", "small", (), 1, {"a": "f:a"}, {"a": 1}, Evaluation("pairs", 200, "500"))
   claim(tmp_path, plan)
   for given, kept in (
     (Evaluation(), Evaluation("pairs", 200, "500")),
@@ -328,7 +336,7 @@ def test_a_flag_that_is_left_out_takes_no_evaluation_away(tmp_path):
 
 
 def test_damaged_files_of_a_sweep_are_sentences_or_passed_over(tmp_path):
-  run, plan = Run("a", 0), Plan("t", "small", (), 1, {"a": "f:a"}, {"a": 10})
+  run, plan = PlannedRun("a", 0), SweepPlan("t", "small", (), 1, {"a": "f:a"}, {"a": 10})
   claim(tmp_path, plan)
   (tmp_path / "a/0").mkdir(parents=True)
   (tmp_path / "a/0/metrics.jsonl").write_text(
@@ -336,7 +344,7 @@ def test_damaged_files_of_a_sweep_are_sentences_or_passed_over(tmp_path):
   )
   (tmp_path / "states").mkdir()
   (tmp_path / "states/a.0.json").write_text("{")
-  assert state_of(tmp_path, run, plan) == State("failed", 2, 1)
+  assert state_of(tmp_path, run, plan) == RunState("failed", 2, 1)
   none = dict.fromkeys(plan_module._SCORES) | {"metrics": {"mlm_loss": None}}
   for damaged in ("{", "[]", '{"metrics": {}}', json.dumps(none)):
     (tmp_path / "a/0/scores.json").write_text(damaged)
@@ -358,7 +366,7 @@ def test_a_lock_of_somebody_else_keeps_its_content(tmp_path):
 def test_an_arm_is_the_run_that_its_command_would_be(place, tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
   _, plan, _ = sweep.planned(asked(place, set=["steps=3"]))
-  pretrain, evaluate = plan.shown(tmp_path, Run("wide", 1))
+  pretrain, evaluate = plan.shown(tmp_path, PlannedRun("wide", 1))
   assert pretrain == (
     f"python run_pretrain.py --experiment={place / 'tables.py'}:wide --budget=small --seed=1 "
     f"--workdir={tmp_path / 'wide/1'} --set=steps=3"
@@ -422,7 +430,7 @@ def test_ray_on_one_machine_runs_the_same_arms(finished, place, tmp_path):
 
 def test_ray_that_is_not_installed_is_named_as_an_extra(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "ray", None)
-  plan = Plan("t", "small", (), 1, {"a": "f:a"}, {"a": 1})
+  plan = SweepPlan("t", "small", (), 1, {"a": "f:a"}, {"a": 1})
   with pytest.raises(UserError, match=r"plm_jax\[ray\]"):
     launch.ray(tmp_path, plan, plan.runs(), 1)
 
@@ -440,25 +448,25 @@ def test_runs_that_were_killed_are_not_said_to_have_saved_their_state():
 
 def test_time_left_is_shared_by_the_jobs_and_never_less_than_one_run():
   states = {
-    Run("a", 0): State("done", 100, 1.0, 0.5),
-    Run("a", 1): State("training", 50, 1.0, 0.5),
-    Run("b", 0): State("waiting"),
-    Run("b", 1): State("failed"),
+    PlannedRun("a", 0): RunState("done", 100, 1.0, 0.5),
+    PlannedRun("a", 1): RunState("training", 50, 1.0, 0.5),
+    PlannedRun("b", 0): RunState("waiting"),
+    PlannedRun("b", 1): RunState("failed"),
   }
   steps = {"a": 100, "b": 200}
   assert time_left(states, steps, jobs=1) == 25 + 100
   assert time_left(states, steps, jobs=4) == 100
-  evaluated = states | {Run("a", 0): State("done", 100, 1.0, 0.5, evaluated_in=10.0)}
+  evaluated = states | {PlannedRun("a", 0): RunState("done", 100, 1.0, 0.5, evaluated_in=10.0)}
   assert time_left(evaluated, steps, jobs=1) == 25 + 10 + 100 + 10
-  assert time_left({Run("a", 0): State("waiting")}, steps, jobs=1) is None
+  assert time_left({PlannedRun("a", 0): RunState("waiting")}, steps, jobs=1) is None
 
 
 def test_a_line_says_state_step_loss_and_time_left():
-  shown = line(Run("base", 1), State("training", 250, 3.25, 0.1), 1000)
+  shown = line(PlannedRun("base", 1), RunState("training", 250, 3.25, 0.1), 1000)
   assert shown.startswith("base/1") and "training" in shown
   assert "250/1,000" in shown and "loss 3.2500" in shown and "1:15 left" in shown
   assert "|######                  |" in shown
-  assert "died" in line(Run("base", 1), State("failed", why="died"), 10)
+  assert "died" in line(PlannedRun("base", 1), RunState("failed", why="died"), 10)
 
 
 class Terminal:
@@ -483,26 +491,26 @@ class Terminal:
 
 
 def test_in_a_terminal_the_view_is_drawn_over_itself_and_messages_stay(tmp_path):
-  plan = Plan("t", "small", (), 2, {"a": "f:a", "b": "f:b"}, {"a": 10, "b": 10})
+  plan = SweepPlan("t", "small", (), 2, {"a": "f:a", "b": "f:b"}, {"a": 10, "b": 10})
   claim(tmp_path, plan)
   terminal = Terminal()
   with View(tmp_path, plan, plan.runs(), 1, terminal) as view:
     view.refresh(set())
     assert len(terminal.screen) == 5 and "waiting" in terminal.screen[0]
     view.say("a/0 failed")
-    view.refresh({Run("b", 0)})
+    view.refresh({PlannedRun("b", 0)})
   assert terminal.screen[0] == "a/0 failed" and len(terminal.screen) == 6
   assert "0 of 4 runs done" in terminal.screen[-1]
 
 
 def test_elsewhere_it_is_a_line_for_every_change(tmp_path, capsys):
-  plan = Plan("t", "small", (), 1, {"a": "f:a"}, {"a": 10})
+  plan = SweepPlan("t", "small", (), 1, {"a": "f:a"}, {"a": 10})
   claim(tmp_path, plan)
   with View(tmp_path, plan, plan.runs(), 1) as view:
-    view.started(Run("a", 0))
+    view.started(PlannedRun("a", 0))
     view.refresh(set())
     view.refresh(set())
-    view.ended(Run("a", 0), 1)
+    view.ended(PlannedRun("a", 0), 1)
   assert capsys.readouterr().out.splitlines() == [
     "0:00 a/0 starts",
     "0:00 a/0 ended with code 1 at step 0",
@@ -510,7 +518,7 @@ def test_elsewhere_it_is_a_line_for_every_change(tmp_path, capsys):
 
 
 def test_progress_is_read_from_the_end_of_long_files_and_past_half_a_line(tmp_path):
-  run, plan = Run("a", 0), Plan("t", "small", (), 1, {"a": "f:a"}, {"a": 10_000})
+  run, plan = PlannedRun("a", 0), SweepPlan("t", "small", (), 1, {"a": "f:a"}, {"a": 10_000})
   folder = tmp_path / "a/0"
   folder.mkdir(parents=True)
   steps = range(10, 10_000, 10)
@@ -520,5 +528,5 @@ def test_progress_is_read_from_the_end_of_long_files_and_past_half_a_line(tmp_pa
     text = "".join(json.dumps(record) + "\n" for record in records)
     (folder / f"{name}.jsonl").write_text(text + '{"step": 1')
   state = state_of(tmp_path, run, plan, alive=True)
-  assert state == State("training", 9990, 1 / 9990, pytest.approx(0.2))
+  assert state == RunState("training", 9990, 1 / 9990, pytest.approx(0.2))
   assert state_of(tmp_path, run, plan).phase == "stopped"

@@ -208,7 +208,7 @@ def test_files_of_another_kind_are_refused_with_their_line(tmp_path):
   (tmp_path / "x.jsonl").write_text('{"sentence_good": "a", "sentence_bad": "b"}\n{"good": 1}\n')
   with pytest.raises(UserError, match="line 2: expected an object with sentence_good"):
     read_minimal_pairs(tmp_path / "x.jsonl")
-  with pytest.raises(UserError, match="no folder with"):
+  with pytest.raises(UserError, match="not a folder with"):
     blimp(trained("base"), tmp_path / "none", None, Scores.of(trained("base")))
 
 

@@ -137,7 +137,7 @@ def test_what_transformers_lacks_is_not_exported(config, heads, sentence, tmp_pa
 
 def test_nothing_of_the_users_is_overwritten(model, tmp_path):
   (tmp_path / "mine.txt").write_text("precious")
-  with pytest.raises(UserError, match="is there already"):
+  with pytest.raises(UserError, match="already exists"):
     hf.save(model, tmp_path)
   assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -162,7 +162,7 @@ def test_the_command_converts_there_and_back(public, tmp_path):
     assert "Bert, BertForMaskedLM" in done.stdout
   done = command("-m", "plm_jax.convert", public, "again", folder=tmp_path)
   assert done.returncode == 2
-  assert done.stderr == "error: again is there already; choose a directory that is new or empty.\n"
+  assert done.stderr == "error: again already exists; choose a new or empty directory.\n"
 
 
 def test_transformers_reads_what_a_run_was_exported_to(tokenizer, peers, tmp_path):
@@ -349,7 +349,7 @@ def test_a_damaged_record_of_an_import_is_one_sentence(entry, run, tmp_path):
   if entry is not None:
     entry = document["public"] | entry if entry else entry
   (tmp_path / "config.json").write_text(json.dumps(document | {"public": entry}))
-  with pytest.raises(UserError, match='has a damaged entry "public", which says what the run was'):
+  with pytest.raises(UserError, match='has a damaged entry "public", which names the published'):
     RunInfo.read(tmp_path)
 
 

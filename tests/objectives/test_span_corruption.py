@@ -11,7 +11,7 @@ from plm_jax.objectives.span_corruption import (
   Deshuffling,
   PrefixLM,
   SpanCorruption,
-  budget,
+  noise_budget,
   random_spans,
   tokens_for,
 )
@@ -82,7 +82,7 @@ def test_the_length_helper_gives_the_published_lengths(inputs, expected):
 def test_noise_is_exactly_so_many_tokens_in_so_many_runs_text_first_and_noise_last(rate, mean):
   length = np.tile(RAGGED, 20)
   mask = random_spans(length, 568, rate, mean, Draws(0, 0, np.arange(len(length))))
-  noise, spans = budget(length, rate, mean)
+  noise, spans = noise_budget(length, rate, mean)
   np.testing.assert_array_equal(noise, np.clip(np.rint(length * rate), 1, length - 1))
   np.testing.assert_array_equal(mask.sum(axis=1), noise)
   begins = mask & ~np.pad(mask, ((0, 0), (1, 0)))[:, :-1]

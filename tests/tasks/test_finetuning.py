@@ -97,8 +97,8 @@ def test_a_cell_is_a_run_that_others_can_start_from(planned, finished):
     (["data.length=64"], "positions"),
     (["data.tokenizer=WordPiece(vocab_size=50)"], "does not fit the checkpoint"),
     (["data.held_out=0.9"], "at most 0.5"),
-    (["data.examples=7"], "no effect: --labels says it"),
-    (["seed=7"], "no effect: --seeds says it"),
+    (["data.examples=7"], "no effect: --labels sets it"),
+    (["seed=7"], "no effect: --seeds sets it"),
     (["model.vocab_size=7000"], "vocab_size=7000 does not fit the checkpoint"),
     (["data.least=1000"], "has 0 classes"),
   ],
@@ -135,7 +135,7 @@ def test_the_test_is_what_pretraining_held_out_and_never_more(
   assert not capsys.readouterr().err
   gone = dataclasses.replace(later, document={"initial": {"from": str(tmp_path / "gone")}})
   plan(gone, recipe, own, tmp_path, tmp_path)
-  assert "what pretraining read before is not known" in capsys.readouterr().err
+  assert "the text of the pretraining before that is unknown" in capsys.readouterr().err
   toy.fingerprint = lambda: "changed"
   plan(source, recipe, own, tmp_path, tmp_path)
   assert "has changed since" in capsys.readouterr().err

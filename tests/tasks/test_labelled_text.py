@@ -130,7 +130,7 @@ def test_splits_of_ones_own_are_taken_as_they_are(table, tokenizer, tmp_path):
     ("a.tsv", "text\tlabel\nx\n", 'line 2, has no "label"'),
     ("a.csv", 'text,label\n"x,y\n', "cannot be read"),
     ("a.jsonl", b"\xff\xfe", "is not UTF-8"),
-    ("a.parquet", "", "unknown kind"),
+    ("a.parquet", "", "unknown file suffix"),
     ("none.csv", None, "does not exist"),
   ],
 )

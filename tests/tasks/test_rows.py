@@ -103,7 +103,7 @@ def test_a_decoder_reads_a_text_of_a_vocabulary_without_begin_and_end():
 def test_a_tokenizer_without_an_end_makes_no_sources():
   vocab = dataclasses.replace(VOCAB, cls=None, sep=None, bos=None, eos=None)
   examples = Examples(["x"], [np.array([5, 6])], np.zeros(1, np.int32), ["d"])
-  with pytest.raises(UserError, match=r"model\.frame=t5 need a tokenizer with"):
+  with pytest.raises(UserError, match=r"model\.frame=t5 needs a tokenizer with"):
     LabelledBatches.of(examples, vocab, 6, T5(vocab_size=40), seed=3, global_batch=1)
 
 

@@ -36,7 +36,7 @@ def test_what_is_no_label_is_no_answer():
   task = TASKS["sst2"]
   assert [task.read(t) for t in (" positive", "negative", "hamburger")] == [1, 0, None]
   assert task.written({"label": "positive"}) == "positive"
-  with pytest.raises(UserError, match="example 2: the label 7 is none of this task; expected 0 to"):
+  with pytest.raises(UserError, match="2: the label 7 does not belong to this task; expected 0 to"):
     list(lines(task, [{"sentence": "a", "label": 0}, {"sentence": "a", "label": 7}]))
   with pytest.raises(UserError, match="no text 'sentence'"):
     list(lines(task, [{"text": "a", "label": 0}]))
@@ -49,4 +49,4 @@ def test_the_command_writes_a_table_and_overwrites_none(tmp_path):
   subprocess.run(command, check=True, capture_output=True)
   assert (tmp_path / "out.tsv").read_text() == "sst2 sentence: fine\tpositive\n"
   again = subprocess.run(command, capture_output=True, text=True, check=False)
-  assert again.returncode == 2 and "is there already" in again.stderr
+  assert again.returncode == 2 and "already exists" in again.stderr

@@ -180,7 +180,7 @@ def test_harm_to_any_file_is_reported_and_the_checkpoint_before_it_is_used(run, 
     assert damage(folder), path
     fresh = Checkpoints(checkpoints.directory, report=sentences.append)
     assert fresh.latest_good() == 2
-    assert str(folder) in sentences[-1] and "passed over" in sentences[-1]
+    assert str(folder) in sentences[-1] and "is skipped" in sentences[-1]
     shutil.rmtree(folder)
     shutil.copytree(spare, folder)
   assert len(sentences) == len(files)
@@ -226,7 +226,7 @@ def test_without_any_good_checkpoint_the_run_is_refused_not_begun_again(run):
   checkpoints, _ = run
   for step in (1, 2, 3):
     flip(checkpoints.directory / str(step) / "checkpoint.json")
-  with pytest.raises(UserError, match=r"no checkpoint in .* is good \(.*move this folder away"):
+  with pytest.raises(UserError, match=r"all checkpoints in .* are damaged \(.*move this folder"):
     checkpoints.restore(make_state())
 
 
@@ -235,7 +235,7 @@ def test_a_half_written_checkpoint_is_reported_and_the_next_save_clears_it(run):
   half = checkpoints.directory / "4.saving"
   shutil.copytree(checkpoints.directory / "3", half)
   assert checkpoints.latest_good() == 3
-  assert sentences == [f"The checkpoint {half} is half written and is passed over."]
+  assert sentences == [f"The checkpoint {half} is incomplete and is skipped."]
   assert half.exists()  # a reader beside a running training must not touch it
   with checkpoints:
     checkpoints.save(4, make_state(4), {})
@@ -279,7 +279,7 @@ def test_sigkill_in_the_middle_of_saving_loses_at_most_the_save_that_ran(tmp_pat
     checkpoints = Checkpoints(tmp_path, report=sentences.append)
     step = checkpoints.latest_good() or 0
     assert max(last, begun - 1) <= step <= begun + 1
-    assert all("half written" in sentence for sentence in sentences)
+    assert all("is incomplete" in sentence for sentence in sentences)
     if step:
       found, meta, _ = checkpoints.restore(template)
       assert meta == {"position": step}
@@ -382,6 +382,6 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_the_checkpoint_before(tmp_p
   )
   assert done.returncode == 0 and done.stderr == ""
   assert "2.saving could not be written (File too large)" in done.stdout
-  # Files that were still on their way may leave a half written one, which counts as none.
+  # Files that were still being written may leave an incomplete one, which is never read.
   assert {"1"} <= {path.name for path in tmp_path.iterdir()} <= {"1", "2.saving"}
   assert damage(tmp_path / "1") is None

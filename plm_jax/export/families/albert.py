@@ -49,7 +49,7 @@ TOP = {
 
 
 class AlbertFamily(EncoderFamily):
-  """Groups of shared layers, and a mapping behind the tables even where E is the width."""
+  """Groups of shared layers, and a mapping after the tables even if E is the width."""
 
   model_type = "albert"
   config = Albert
@@ -95,7 +95,7 @@ class AlbertFamily(EncoderFamily):
     return super().document_of(config, heads) | {"classifier_dropout_prob": own}
 
   def body(self, config: Encoder) -> list[Entry]:
-    """One layer in each group is no axis of its own here."""
+    """With one layer in each group, our arrays have no axis for it."""
     entries = [e for e in super().body(config) if not e.ours.startswith("blocks/")]
     inner = config.inner_layers > 1
     blocks = "blocks/inner/" if inner else "blocks/"

@@ -50,7 +50,7 @@ ALWAYS = {
   "final_dropout": False,
   "arrangement": "two_stacks",
 }
-# Of older config.json files, which say what the architecture is anyway.
+# Entries of older config.json files that only repeat the architecture.
 OLD = {
   "add_bias_logits": False,
   "add_final_layer_norm": False,
@@ -81,7 +81,7 @@ class BartFamily(Seq2SeqFamily):
   architectures = ARCHITECTURES
   shifts = tuple(ARCHITECTURES)
   ids: Mapping[str, int] = {"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
-  labels = 3  # where nothing is said
+  labels = 3  # if config.json gives no number
   buffers = ("final_logits_bias", "encoder.version", "decoder.version")
   always = ALWAYS
   old = OLD
@@ -91,7 +91,7 @@ class BartFamily(Seq2SeqFamily):
   def model_of(self, options: Options, heads: Collection[str]) -> tuple[Bart, dict[str, int]]:
     fields: dict[str, Any] = {name: options.take(*option) for name, option in OPTIONS.items()}
     fields["activation"] = options.activation(*OPTIONS["activation"])
-    options.fixed("tie_word_embeddings", True)  # without, there would be four tables
+    options.fixed("tie_word_embeddings", True)  # untied, there would be four tables
     options.fixed("num_hidden_layers", fields["layers"])  # another name of the encoder's
     for name, value in self.old.items():
       options.fixed(name, value)
@@ -100,7 +100,7 @@ class BartFamily(Seq2SeqFamily):
     return self.config(**{**self.always, **fields}), sizes
 
   def document_of(self, config: EncoderDecoder, heads: Mapping[str, int]) -> dict[str, Any]:
-    self.check_same_experiment(config)
+    self.check_always(config)
     document = {theirs: getattr(config, ours) for ours, (theirs, _) in OPTIONS.items()}
     hidden = config.hidden or 4 * config.width
     own = config.classifier_dropout

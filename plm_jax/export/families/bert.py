@@ -15,7 +15,7 @@ TOP = {
 
 
 class BertFamily(EncoderFamily):
-  """transformers' BERT has the exact GELU unless config.json says otherwise."""
+  """transformers' BERT has the exact GELU unless config.json names another activation."""
 
   model_type = "bert"
   config = Bert

@@ -43,7 +43,7 @@ OPTIONS = {
 
 
 class DistilBertFamily(EncoderFamily):
-  """No segments, no pooler but under the classes, and an eps that is no option."""
+  """No segments, a pooler only under the classes, and a fixed eps."""
 
   model_type = "distilbert"
   config = DistilBert
@@ -58,7 +58,7 @@ class DistilBertFamily(EncoderFamily):
   inputs = ("input_ids", "attention_mask", "position_ids")
   options = OPTIONS
   always = BERT_ALWAYS | {"segments": 0, "norm_eps": 1e-12, "pooler_activation": "relu"}
-  silent = ("sinusoidal_pos_embds", "tie_weights_")  # sinusoids are but initial values
+  silent = ("sinusoidal_pos_embds", "tie_weights_")  # sinusoids are only initial values
   layer = "transformer.layer.{}."
   layer_names = LAYER
   mlm = ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias", "vocab_projector")

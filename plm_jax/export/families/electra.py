@@ -28,8 +28,8 @@ TOP = {
 
 
 class ElectraFamily(EncoderFamily):
-  """Classes stand on a dense layer with the exact GELU, and so does the masked-LM head, whatever
-  activation the layers have."""
+  """Classes and the masked-LM head have a dense layer with the exact GELU, whatever activation the
+  layers have."""
 
   model_type = "electra"
   config = ElectraEncoder

@@ -41,7 +41,7 @@ TWICE = {"embd_pdrop": "dropout"}
 
 
 def fused(config: Decoder, layer: str) -> list[Entry]:
-  """A layer's names: queries, keys and values are one convolution, and so are all linear maps."""
+  """A layer's names: queries, keys and values are one tensor; all linear maps are convolutions."""
   entries = []
   for part, name in enumerate(("query", "key", "value")):
     at = f"#{part}/3"
@@ -55,7 +55,7 @@ def fused(config: Decoder, layer: str) -> list[Entry]:
 
 
 class Gpt2Family(DecoderFamily):
-  """Positions are counted over padding too, as in transformers, unless they are given."""
+  """Positions are counted over padding too, as in transformers, unless `position_ids` are given."""
 
   model_type = "gpt2"
   config = Gpt2
@@ -72,7 +72,7 @@ class Gpt2Family(DecoderFamily):
   options = OPTIONS
   always = ALWAYS
   twice = TWICE
-  # Those of multiple choice; scores are float32 here in any case; the causal mask's old size.
+  # Of multiple choice; of attention's dtype, always float32 here; the causal mask's old size.
   silent = (
     *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"),
     *("summary_first_dropout", "reorder_and_upcast_attn", "n_ctx"),

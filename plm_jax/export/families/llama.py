@@ -66,7 +66,7 @@ SCALINGS = {
 
 
 class LlamaFamily(DecoderFamily):
-  """Rotary positions are in `rope_parameters`, and were in `rope_theta` and `rope_scaling`."""
+  """Rotary positions are in `rope_parameters`; older files have `rope_theta` and `rope_scaling`."""
 
   model_type = "llama"
   config = Llama
@@ -82,7 +82,7 @@ class LlamaFamily(DecoderFamily):
   buffers = ("rotary_emb.inv_freq",)
   options = OPTIONS
   always = ALWAYS
-  silent = ("pretraining_tp",)  # how a checkpoint was cut for its training
+  silent = ("pretraining_tp",)  # the tensor parallelism of its training
   tokens = "embed_tokens"
   pretraining = "experiments/llama.py:base"
 
@@ -95,21 +95,21 @@ class LlamaFamily(DecoderFamily):
     options.fixed("partial_rotary_factor", 1.0)
     if new and old and new != old:
       raise UserError(
-        f"{options.where} sets rope_parameters and rope_scaling, which differ; leave one of them."
+        f"{options.where} sets rope_parameters and rope_scaling, which differ; keep one of them."
       )
-    given = dict(new or old or {})
-    for name, value in given.items():
+    rope = dict(new or old or {})
+    for name, value in rope.items():
       if name not in ("type", "rope_type") and type(value) not in (int, float):
-        raise UserError(f"{options.where} sets {name}={value!r} of the rope; expected a number.")
-    theta = float(given.pop("rope_theta", theta))
-    if given.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(f"{options.where} sets {name}={value!r} for the rope; expected a number.")
+    theta = float(rope.pop("rope_theta", theta))
+    if rope.pop("partial_rotary_factor", 1.0) != 1.0:
       raise UserError(f"{options.where} sets partial_rotary_factor, which is not supported.")
     width, heads = fields["width"], fields["heads"]
     if fields["head_width"] is not None and fields["head_width"] * heads == width:
       fields["head_width"] = None
     if fields["kv_heads"] == heads:
       fields["kv_heads"] = None
-    return fields | {"rope_theta": theta, "rope_scaling": scaling_of(given, options.where)}
+    return fields | {"rope_theta": theta, "rope_scaling": scaling_of(rope, options.where)}
 
   def document_of(self, config: Decoder, heads: Mapping[str, int]) -> dict[str, Any]:
     document = super().document_of(config, heads)
@@ -119,8 +119,8 @@ class LlamaFamily(DecoderFamily):
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
     for kind, (scaling, names) in SCALINGS.items():
       if isinstance(config.rope_scaling, scaling):
-        given = dataclasses.asdict(config.rope_scaling)
-        rope |= {"rope_type": kind, **{names[field]: value for field, value in given.items()}}
+        fields = dataclasses.asdict(config.rope_scaling)
+        rope |= {"rope_type": kind, **{names[field]: value for field, value in fields.items()}}
     return document | {"rope_parameters": rope}
 
   def body(self, config: Decoder) -> list[Entry]:
@@ -134,10 +134,10 @@ class LlamaFamily(DecoderFamily):
     )
 
 
-def scaling_of(given: dict[str, Any], where: str) -> RopeScaling | None:
-  """Our scaling of the angles. Errors: `UserError` for a kind that is not known."""
-  old = given.pop("type", "default")
-  kind = given.pop("rope_type", old)
+def scaling_of(rope: dict[str, Any], where: str) -> RopeScaling | None:
+  """Our scaling of the angles. Errors: `UserError` for an unknown kind."""
+  old = rope.pop("type", "default")
+  kind = rope.pop("rope_type", old)
   if kind == "default":
     return None
   if not isinstance(kind, str) or kind not in SCALINGS:
@@ -146,9 +146,9 @@ def scaling_of(given: dict[str, Any], where: str) -> RopeScaling | None:
       f"{', '.join(SCALINGS)}."
     )
   scaling, names = SCALINGS[kind]
-  fields = {ours: given.pop(theirs) for ours, theirs in names.items() if theirs in given}
-  if given:
-    raise UserError(f"{where} sets {min(given)} for rope_type={kind!r}, which is not known.")
+  fields = {ours: rope.pop(theirs) for ours, theirs in names.items() if theirs in rope}
+  if rope:
+    raise UserError(f"{where} sets {min(rope)} for rope_type={kind!r}, which is not known.")
   missing = [theirs for ours, theirs in names.items() if ours not in fields]
   if missing:
     raise UserError(f"{where} sets rope_type={kind!r} without {missing[0]}.")

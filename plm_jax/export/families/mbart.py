@@ -15,8 +15,8 @@ ARCHITECTURES = {f"M{name}": heads for name, heads in bart.ARCHITECTURES.items()
 
 
 class MBartFamily(BartFamily):
-  """Tensors are called as in BART. The decoder reads a source behind the source's own last token,
-  the code of its language."""
+  """Tensors are named as in BART. Before the source the decoder reads the source's last token, the
+  code of its language."""
 
   model_type = "mbart"
   config = MBart

@@ -24,7 +24,7 @@ ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "si
 
 
 class Gpt1Family(DecoderFamily):
-  """What it calls GELU is the tanh GELU; the feed-forward width is always four times the width."""
+  """Its "gelu" is the tanh GELU; the feed-forward width is always four times the width."""
 
   model_type = "openai-gpt"
   config = Gpt1

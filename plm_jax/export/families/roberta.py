@@ -21,8 +21,8 @@ ALWAYS |= {"classifier": "dropout_pooler", "head_activation": "gelu_erf"}
 
 
 class RobertaFamily(EncoderFamily):
-  """Positions count from behind the id of padding, at tokens that are not padding, whatever the
-  attention mask says; the masked-LM head has the exact GELU whatever the layers have."""
+  """Positions count from `pad_token_id + 1`, over tokens that are not padding, whatever the
+  attention mask; the masked-LM head has the exact GELU, whatever activation the layers have."""
 
   model_type = "roberta"
   config = Roberta
@@ -47,7 +47,7 @@ class RobertaFamily(EncoderFamily):
     if padding < 0 or rows <= padding + 1:
       raise UserError(
         f"{options.where} sets pad_token_id={padding} and max_position_embeddings={rows}; "
-        "positions count from behind the former, so the latter must be larger."
+        "positions count from the former + 1, so the latter must be larger than that."
       )
     return fields | {"first_position": padding + 1, "positions": rows - padding - 1}
 

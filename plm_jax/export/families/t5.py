@@ -46,13 +46,13 @@ ALWAYS = {
   "arrangement": "two_stacks",
 }
 ATTENTION = {"query": "q", "key": "k", "value": "v", "output": "o"}
-TIED = "one table"  # found in a file, not in config.json
-ALONE = "no decoder"  # the class says it
+TIED = "one table"  # from a file's tensors, not from config.json
+ALONE = "no decoder"  # from the class
 
 
 class T5Family(Seq2SeqFamily):
-  """`tie_word_embeddings` says whether logits are scaled, as in transformers; whether the output
-  has a table of its own is said by the file."""
+  """`tie_word_embeddings` only sets whether logits are scaled, as in transformers; the output has a
+  separate table if the file has one."""
 
   model_type = "t5"
   config = T5
@@ -67,13 +67,13 @@ class T5Family(Seq2SeqFamily):
   alone = ("T5ForTokenClassification", "T5EncoderModel")
   shifts = ("T5ForSequenceClassification", "T5ForQuestionAnswering")
   ids: Mapping[str, int] = {"pad_token_id": 0, "eos_token_id": 1}
-  # Of cross-attention, which does not read it.
+  # Cross-attention has it but does not read it.
   buffers = ("EncDecAttention.relative_attention_bias.weight",)
   always = ALWAYS
   silent = ("initializer_factor", "n_positions")  # initial weights; no limit
   pretraining = "experiments/t5.py:base"
 
-  def found(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
+  def detect(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
     heads = self.architectures[architecture]
     heads = heads | {ALONE} if architecture in self.alone else heads
     return architecture, heads if "lm_head.weight" in tensors else heads | {TIED}
@@ -82,14 +82,14 @@ class T5Family(Seq2SeqFamily):
     return "transformer." if {"classes", "token_classes"} & set(heads) else ""
 
   def start(self, ids_BS: np.ndarray, document: Mapping[str, Any]) -> np.ndarray:
-    """Padding, where config.json does not say, as all of the family have it."""
+    """Padding if config.json gives no start token, as in the whole family."""
     pad = self.special("pad_token_id", document)
-    return super().start(ids_BS, {"decoder_start_token_id": pad, **_given(document)})
+    return super().start(ids_BS, {"decoder_start_token_id": pad, **_without_nulls(document)})
 
   def model_of(self, options: Options, heads: Collection[str]) -> tuple[T5, dict[str, int]]:
     fields: dict[str, Any] = {name: options.take(*option) for name, option in OPTIONS.items()}
     fields |= gated_activation(options)
-    # transformers 5 writes the second, which is then what counts.
+    # transformers 5 writes `scale_decoder_outputs`, which then decides.
     scales = options.take("scale_decoder_outputs", options.take("tie_word_embeddings", True))
     alone = ALONE in heads
     options.fixed("is_encoder_decoder", True, *([False] if alone else []))
@@ -105,7 +105,7 @@ class T5Family(Seq2SeqFamily):
     return T5(**fields, tied=tied, logit_scale=scales), sizes
 
   def document_of(self, config: EncoderDecoder, heads: Mapping[str, int]) -> dict[str, Any]:
-    self.check_same_experiment(config)
+    self.check_always(config)
     if not config.dropout == config.attention_dropout == config.hidden_dropout:
       raise UserError(
         "model.dropout, .attention_dropout and .hidden_dropout differ, and cannot be exported: "
@@ -157,30 +157,30 @@ class T5Family(Seq2SeqFamily):
 
 
 def sides(config: EncoderDecoder) -> list[tuple[str, int]]:
-  """The stacks that there are, and how many sublayers their layers have."""
+  """The model's stacks, and the number of sublayers in their layers."""
   return [("encoder", 2), ("decoder", 3)][: 1 if config.arrangement == "encoder" else 2]
 
 
-def _given(document: Mapping[str, Any]) -> dict[str, Any]:
+def _without_nulls(document: Mapping[str, Any]) -> dict[str, Any]:
   return {name: value for name, value in document.items() if value is not None}
 
 
 def gated_activation(options: Options) -> dict[str, Any]:
-  """`relu`, or `gated-gelu`, which alone means the tanh GELU."""
-  given = options.take("feed_forward_proj", "relu")
-  gated, _, name = given.rpartition("-")
+  """The fields of `feed_forward_proj`: in `gated-gelu`, and only there, gelu is the tanh GELU."""
+  project = options.take("feed_forward_proj", "relu")
+  gated, _, name = project.rpartition("-")
   known = ACTIVATIONS | ({"gelu": "gelu_tanh"} if gated else {})
   if gated not in ("", "gated") or name not in known:
     raise UserError(
-      f"{options.where} sets feed_forward_proj={given!r}, which this project does not support."
+      f"{options.where} sets feed_forward_proj={project!r}, which this project does not support."
     )
   fields = {"gated": bool(gated), "activation": known[name]}
-  # transformers says it twice, and then takes these.
-  again = options.activation("dense_act_fn", "gelu_new" if given == "gated-gelu" else name)
+  # transformers also writes these two, which then decide.
+  again = options.activation("dense_act_fn", "gelu_new" if project == "gated-gelu" else name)
   if (options.take("is_gated_act", bool(gated)), again) != tuple(fields.values()):
     raise UserError(
-      f"{options.where} sets feed_forward_proj={given!r} and something else by dense_act_fn or "
-      "is_gated_act; leave one of them."
+      f"{options.where} sets feed_forward_proj={project!r} and something else by dense_act_fn or "
+      "is_gated_act; keep one of them."
     )
   return fields
 

@@ -8,7 +8,7 @@ ARCHITECTURES = {f"XLM{name}": heads for name, heads in RobertaFamily.architectu
 
 
 class XlmRobertaFamily(RobertaFamily):
-  """Tensors are called as in RoBERTa."""
+  """Tensors are named as in RoBERTa."""
 
   model_type = "xlm-roberta"
   architectures = ARCHITECTURES
