@@ -44,7 +44,11 @@ def define_flags() -> None:
   flags.DEFINE_string("experiment", None, f"FILE:FUNCTION of the run (default: {DEFAULT}).")
   flags.DEFINE_enum("budget", "small", BUDGETS, "Scale: seconds, minutes, or as published.")
   flags.DEFINE_multi_string("set", [], "FIELD=VALUE, for example optim.peak=2e-4. Repeatable.")
-  flags.DEFINE_string("workdir", None, "Where the run is kept (default: runs/FILE_FUNCTION).")
+  flags.DEFINE_string(
+    "workdir",
+    None,
+    "Where the run is kept (default: runs/FILE_FUNCTION[_BUDGET]).",
+  )
   flags.DEFINE_string("from", None, "Start from the parameters and the tokenizer of this run.")
   flags.DEFINE_integer("seed", None, "Seed of parameters, dropout, data order and masks.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")

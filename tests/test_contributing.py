@@ -12,8 +12,13 @@ import pytest
 from plm_jax import cli
 from plm_jax.data.pipeline import iterate
 from plm_jax.data.tokenizers import WordPiece
+from plm_jax.evaluation.perplexity import perplexity
 from plm_jax.objectives.clm import CLM
+from plm_jax.runs import Run
 from plm_jax.sharding import MeshShape
+from plm_jax.tasks.labelled_text import Examples
+from plm_jax.tasks.rows import LabelledBatches
+from plm_jax.train import report
 from plm_jax.train.loop import Data, compile_experiment, fit
 from plm_jax.train.workdir import Workdir
 from tests import toy_run
@@ -59,9 +64,20 @@ def test_the_examples_are_short(folder):
 
 def test_the_example_of_a_model_trains(folder, tmp_path):
   model = load(folder / "running_mean.py").RunningMean(width=16, positions=32)
-  _, records = toy_run.run(tmp_path / "run", replace(TWO_STEPS, model=model))
+  experiment = replace(TWO_STEPS, model=model)
+  state, records = toy_run.run(tmp_path / "run", experiment)
   before, after = losses(records, "clm")
   assert after < before
+  prepared = toy_run.prepared()
+  run = report.Results(experiment, records, prepared.train.counts, [])
+  assert "no examples: this model neither generates" in report.examples(state.params, run, prepared)
+  run = Run(experiment=experiment, tokenizer=prepared.tokenizer, params=state.params)
+  assert perplexity(run, toy_run.text().read_text()[:200])["perplexity"] < 100
+  examples = Examples(["x"], [np.array([5, 6])], np.zeros(1, np.int32), ["d"])
+  rows = LabelledBatches.of(examples, prepared.tokenizer.vocab, 8, model, seed=0, global_batch=1)
+  (batch,) = rows.evaluation()
+  params = replace(model, vocab_size=64).init(jax.random.key(0), {"classes": 3})
+  assert params.class_logits(params(batch, experiment.compute), batch, None).shape == (1, 3)
 
 
 def test_the_example_of_an_objective_trains(folder, tmp_path):

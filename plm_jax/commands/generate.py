@@ -1,4 +1,4 @@
-"""Writes text with a model of this project: a GPT, a LLaMA or an encoder-decoder.
+"""Writes text with a model of this project: a left-to-right model or an encoder-decoder.
 
   python -m plm_jax.generate --model=runs/gpt_tiny --prompt="The function returns"
   python -m plm_jax.generate --model=DIR --prompt="Once" --temperature=0.8 --top_p=0.9 --samples=3

@@ -50,9 +50,11 @@ def encode_prompts(
   outside its vocabulary.
   """
   if not hasattr(params.encoder(), "generator"):
+    fills = params.masked_lm() is not None
     raise UserError(
-      f"a model of type {type(config).__name__} fills blanks and does not generate; use python -m "
-      "plm_jax.fill_mask, or give a GPT, a LLaMA or an encoder-decoder"
+      f"a model of type {type(config).__name__} does not generate text"
+      + ("; it fills blanks: use python -m plm_jax.fill_mask" if fills else "")
+      + ". Give a left-to-right model or an encoder-decoder"
     )
   prompts = []
   for number, text in enumerate(texts, 1):

@@ -110,6 +110,11 @@ class LabelledBatches:
 
 def framed_rows(examples: Examples, vocab: Vocab, length: int, model: Model) -> EncodedRows:
   """The texts with special tokens: "[CLS] text [SEP]" (BERT), "text </s>" (T5), cut to fit."""
+  if not hasattr(model, "text_frame"):
+    raise UserError(
+      f"a model of type {type(model).__name__} cannot be fine-tuned: its configuration has no "
+      "text_frame (plm_jax/models/model.py lists what fine-tuning needs)"
+    )
   before, after = model.text_frame(vocab)
   room, pad = length - len(before) - len(after), vocab.filler
   sources = [[*before, *tokens[:room], *after] for tokens in examples.ids]

@@ -132,7 +132,7 @@ def examples(params: Parameters, run: Results, prepared, count: int = 4) -> str:
     return continuations(params, experiment, prepared, count)
   model = params.masked_lm()
   if model is None or tokenizer.vocab.mask is None:
-    return "\nno examples: this model was not trained to predict masked tokens"
+    return "\nno examples: this model neither generates text nor predicts masked tokens"
   blanks = blanks_from(prepared.valid, tokenizer, count)
   if not blanks:
     return "\nno examples: no held-out sentence has a long word of one token"

@@ -108,7 +108,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
   try:
     document = json.loads((path / "config.json").read_text())
   except FileNotFoundError:
-    raise UserError(f"{path} is not the directory of a run: it has no config.json") from None
+    missing = "it has no config.json" if path.is_dir() else "it does not exist"
+    raise UserError(f"{path} is not the directory of a run: {missing}") from None
   except (OSError, ValueError) as error:
     raise UserError(f"{path / 'config.json'} cannot be read: {error}") from error
   if isinstance(document, dict) and "model_type" in document:

@@ -17,10 +17,11 @@ from plm_jax.experiment_flags import with_teacher
 from plm_jax.models.bert import Bert
 from plm_jax.models.distilbert import DistilBert, Distilled
 from plm_jax.models.electra import Electra
+from plm_jax.models.parameters import head_patterns
 from plm_jax.objectives.distillation import Cosine, Distillation
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.rtd import RTD, GeneratorMLM
-from plm_jax.runs import HEADS, RunInfo, initial_parameters, taught_parameters, teacher_of
+from plm_jax.runs import RunInfo, initial_parameters, taught_parameters, teacher_of
 from plm_jax.sharding import MeshShape
 from plm_jax.tasks.finetuning import _chosen
 from plm_jax.train.checkpoint import restore_parameters
@@ -244,7 +245,9 @@ def test_fine_tuning_starts_from_the_student_alone():
   assert type(model.encoder) is DistilBert
   config = model.encoder
   fresh = jax.jit(lambda key: config.init(key, {"classes": 3}))(jax.random.key(9))
-  back = restore_parameters(source.path, fresh, HEADS, HEADS, within=model.encoder_path)
+  back = restore_parameters(
+    source.path, fresh, head_patterns(), head_patterns(), within=model.encoder_path
+  )
   jax.tree.map(np.testing.assert_array_equal, back.params.blocks, state.params.student.blocks)
   assert {name.split("/")[0] for name in back.unused} == {"mlm"}
   assert {name.split("/")[0] for name in back.fresh} == {"pooler", "classes"}
