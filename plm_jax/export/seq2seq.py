@@ -77,7 +77,7 @@ class Seq2SeqFamily(Family):
       return batch
     if "decoder_input_ids" not in inputs:
       if model.architecture not in self.shifts:
-        raise UserError("decoder_input_ids, the decoder's tokens so far, is missing.")
+        raise UserError("decoder_input_ids is missing; give the decoder's tokens so far.")
       start = self.start(ids, document)
       if np.min(start) < 0 or np.max(start) >= config.vocab_size:
         raise UserError(

@@ -40,13 +40,13 @@ class KVStore(NamedTuple):
     return cls(zeros_RSH, zeros_RSH)
 
   @classmethod
-  def of(cls, new: KeyValues) -> KVStore:
+  def from_key_values(cls, new: KeyValues) -> KVStore:
     return cls(*(x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3]) for x in new))
 
   def extended(self, new: KeyValues, at: jax.Array) -> KVStore:
     """This with the T positions of `new` written to columns `at`, ..., `at + T - 1`."""
     write = jax.lax.dynamic_update_slice_in_dim
-    pairs = zip(self, KVStore.of(new), strict=True)
+    pairs = zip(self, KVStore.from_key_values(new), strict=True)
     return KVStore(*(write(old, x.astype(old.dtype), at, axis=1) for old, x in pairs))
 
 

@@ -96,7 +96,7 @@ class DecoderModel(LanguageModel):
       mask &= batch["attention_mask"].astype(bool)[:, None, None, :]
     position_ids = batch.get("position_ids", position_ids)
     x_BTD = self.embed(ids_BT, position_ids, compute.activation_dtype, in_embed)
-    context = AttentionContext.of(self.config, mask, position_ids, causal=True)
+    context = AttentionContext.from_config(self.config, mask, position_ids, causal=True)
     blocks = self.scaled_blocks()
     return self.normed(run_blocks(blocks, self.config.layers, x_BTD, context, compute, in_blocks))
 
@@ -149,7 +149,7 @@ class DecoderGenerator:
     position_ids = cache.position_ids(targets)
     x_BTD = self.model.embed(ids_BT, position_ids, self.compute.activation_dtype, None)
     c = self.model.config
-    context = AttentionContext.of(c, cache.mask(targets), position_ids, at=cache.at)
+    context = AttentionContext.from_config(c, cache.mask(targets), position_ids, at=cache.at)
     x_BTD, layers = extend_blocks(self.blocks, c.layers, x_BTD, context, self.compute, cache.layers)
     x_BD = self.model.normed(x_BTD[:, -1])
     return self.output(x_BD), dataclasses.replace(cache, layers=layers, at=cache.at + targets)

@@ -29,7 +29,7 @@ class TransposedLinear:
   outputs: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
   @classmethod
-  def of(cls, linear: Linear) -> TransposedLinear:
+  def from_linear(cls, linear: Linear) -> TransposedLinear:
     kernel, axes = linear.kernel[...], linear.axes
     contracted = math.prod(kernel.shape[:axes])
     bias = None if linear.bias is None else linear.bias[...]
@@ -84,7 +84,8 @@ def _transposed(block: nnx.Module, rows: int) -> nnx.Module:
     if not is_linear(node):
       return node
     contracted = math.prod(node.kernel.shape[: node.axes])
-    return TransposedLinear.of(node) if rows > 1 or contracted**2 > node.kernel.size else node
+    is_faster = rows > 1 or contracted**2 > node.kernel.size
+    return TransposedLinear.from_linear(node) if is_faster else node
 
   is_linear = lambda node: isinstance(node, Linear)  # noqa: E731
   return jax.tree.map(transpose, block, is_leaf=is_linear)

@@ -139,7 +139,7 @@ class EncoderModel(HeadedModel):
     if causal:
       mask &= causal_mask(batch["input_ids"].shape[1])
     positions = position_ids(batch, c.first_position)
-    context = AttentionContext.of(c, mask, positions, causal=causal)
+    context = AttentionContext.from_config(c, mask, positions, causal=causal)
     x_BTD = self.embed(batch, compute.activation_dtype, in_embed)
     x_BTD = run_blocks(self.blocks, c.layers, x_BTD, context, compute, in_blocks)
     return x_BTD if self.norm is None else self.norm(x_BTD)

@@ -281,7 +281,7 @@ class EncoderDecoderGenerator:
     source_BSD = self.model.encode(source, self.compute)
     sizes = (len(pad_B), capacity, c.key_heads, c.width_of_heads)
     empty = lambda: KVStore.empty(*sizes, self.compute.activation_dtype)  # noqa: E731
-    read = lambda block: KVStore.of(block.cross.key_values(source_BSD))  # noqa: E731
+    read = lambda block: KVStore.from_key_values(block.cross.key_values(source_BSD))  # noqa: E731
     if isinstance(self.blocks, list):
       layers = [LayerCache(empty(), read(block)) for block in self.blocks]
     else:
@@ -294,7 +294,7 @@ class EncoderDecoderGenerator:
     mask = cache.mask(T)
     bias = None if decoder.bias is None else decoder.bias.at(cache.at, T, mask.shape[-1])
     position_ids = cache.position_ids(T)
-    context = AttentionContext.of(
+    context = AttentionContext.from_config(
       decoder.config,
       mask,
       position_ids,

@@ -21,6 +21,7 @@ from plm_jax.models.activations import activate
 from plm_jax.models.config import TransformerConfig
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.layers import NORMS, Embedding, Linear, scores
+from plm_jax.models.model import Model
 
 
 class MaskedLMHead(nnx.Module):
@@ -112,7 +113,9 @@ DECODER_HEADS: Heads = {**LM_HEADS, "classes": partial(Labels, bias=False)}
 _STREAMS = {"rtd": 8, "token_classes": 9, "span": 10}
 
 
-def check_heads(config, heads: Collection[str], known: Heads, owner: str, note: str = "") -> None:
+def check_heads(
+  config: Model, heads: Collection[str], known: Heads, owner: str, note: str = ""
+) -> None:
   """Errors: `UserError` naming a head that no model of this kind has; `ValueError` while the
   config's `vocab_size` is None. note: on the known heads."""
   if config.vocab_size is None:

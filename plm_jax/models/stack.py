@@ -72,7 +72,7 @@ class Stack(nnx.Module):
   def context(self, mask: jax.Array, position_ids: jax.Array, **others) -> AttentionContext:
     """The context of a row that begins at position 0."""
     bias = None if self.bias is None else self.bias(position_ids.shape[-1], mask.shape[-1])
-    return AttentionContext.of(self.config, mask, position_ids, score_bias=bias, **others)
+    return AttentionContext.from_config(self.config, mask, position_ids, score_bias=bias, **others)
 
   def run(
     self, x_BTD, position_ids, context: AttentionContext, compute, noise, blocks=None

@@ -86,7 +86,7 @@ class AttentionContext(NamedTuple):
   window: int | None = None
 
   @classmethod
-  def of(
+  def from_config(
     cls, config: TransformerConfig, mask: jax.Array, position_ids: jax.Array, at=None, **others
   ) -> AttentionContext:
     """A context with the angles and the window of a configuration. position_ids: int `[T]` or

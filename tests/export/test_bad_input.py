@@ -58,7 +58,7 @@ def with_options(folder, **options):
     ({"intermediate_size": 2**63}, "sets intermediate_size=9223372036854775808; expected a whole"),
     ({"classifier_dropout": "x"}, "sets classifier_dropout='x'; expected a number"),
     ({"model_type": ["bert"]}, r"of the family \['bert'\], which this project does not know"),
-    ({"num_labels": -5}, "id2label or num_labels of another kind"),
+    ({"num_labels": -5}, "id2label or num_labels of a wrong type or value"),
     ({"vocab_size": 21}, r"\[20, 8\] and config.json asks for \[21, 8\]"),
     ({"num_hidden_layers": 3}, r"encoder\.layer\.2\..* is missing"),
     ({"num_hidden_layers": 1}, r"encoder.layer.1.* has no place in the model"),

@@ -186,7 +186,7 @@ def test_transformers_reads_what_a_run_was_exported_to(tokenizer, peers, tmp_pat
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
   (tmp_path / "file").touch()
-  sentence = r"file/x cannot be written \(Not a directory\); choose another DST"
+  sentence = r"file/x cannot be written \(Not a directory\); free space or choose another DST"
   with pytest.raises(UserError, match=sentence), convert.new_directory(tmp_path / "file" / "x"):
     pass
 
@@ -364,7 +364,7 @@ def test_an_import_of_an_unknown_architecture_is_one_sentence(run, tmp_path):
 
 @pytest.mark.parametrize(
   ("source", "sentence"),
-  [("nowhere", "nowhere does not exist"), ("empty", "no directory of a published model")],
+  [("nowhere", "nowhere does not exist"), ("empty", "not a published model.s directory")],
 )
 def test_what_is_no_model_is_one_sentence(source, sentence, tmp_path):
   (tmp_path / "empty").mkdir()

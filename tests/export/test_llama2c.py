@@ -74,11 +74,11 @@ def test_the_exported_directory_is_a_llama_of_transformers(stories, greedy, peer
 @pytest.mark.parametrize("change", [b"", b"x" * 27, struct.pack("<7i", *[0] * 7)])
 def test_what_is_no_such_file_is_one_sentence(change, tmp_path):
   (tmp_path / "model.bin").write_bytes(change)
-  with pytest.raises(UserError, match=r"no llama2\.c file"):
+  with pytest.raises(UserError, match=r"not a llama2\.c file"):
     llama2c.load(tmp_path / "model.bin")
 
 
 def test_a_file_that_was_cut_off_is_one_sentence(tmp_path):
   (tmp_path / "model.bin").write_bytes(struct.pack("<7i", 8, 16, 1, 2, 1, 32, 16) + bytes(100))
-  with pytest.raises(UserError, match="has 128 bytes, and its header says"):
+  with pytest.raises(UserError, match="has 128 bytes, but its header needs"):
     llama2c.load(tmp_path / "model.bin")

@@ -144,7 +144,7 @@ def sources(rng, config):
     ([[5, 6], [7, 6]], {}, "at least one; there are rows with 0"),
     ([[5, 2]], {"decoder_input_ids": [[2]]}, r"shape \[1, 1\] and input_ids \[1, 2\]"),
     ([[5, 2]], {"document": {"eos_token_id": [2]}}, r"eos_token_id=\[2\]; expected the id of one"),
-    ([[5, 2]], {"document": {"decoder_start_token_id": 99}}, "the decoder would begin with 99"),
+    ([[5, 2]], {"document": {"decoder_start_token_id": 99}}, "lets the decoder begin with 99"),
   ],
 )
 def test_rows_whose_classes_have_no_place_are_refused(ids, more, sentence):
