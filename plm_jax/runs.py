@@ -97,13 +97,19 @@ class Run(RunInfo):
   def save(self, path: str | Path) -> None:
     """Writes the run as a directory that every command reads, without an optimiser's state.
 
-    Errors: `UserError` if the directory holds a run already.
+    Errors: `UserError` if the directory is not empty, because a newer checkpoint in it would be
+    loaded instead, or if it cannot be written.
     """
     path = Path(path)
-    if (path / "config.json").exists():
-      raise UserError(f"{path} already holds a run or a model; choose another directory")
-    path.mkdir(parents=True, exist_ok=True)
-    self.tokenizer.save(path / "tokenizer")
+    try:
+      path.mkdir(parents=True, exist_ok=True)
+      if (path / "config.json").exists():
+        raise UserError(f"{path} already holds a run or a model; choose another directory")
+      if any(path.iterdir()):
+        raise UserError(f"{path} is not empty and holds no run; choose another directory")
+      self.tokenizer.save(path / "tokenizer")
+    except OSError as error:
+      raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
     with Checkpoints(path / "checkpoints") as checkpoints:
       checkpoints.save(self.step, {"params": self.params}, {"step": self.step})
     document = {

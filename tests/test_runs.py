@@ -128,6 +128,22 @@ def test_a_directory_that_holds_a_run_is_never_overwritten(tmp_path):
     run.save(tmp_path)
 
 
+def test_checkpoints_of_another_run_are_never_mixed_with_a_saved_one(tmp_path):
+  run = random_run(GPT)
+  dataclasses.replace(run, step=100).save(tmp_path)
+  (tmp_path / "config.json").unlink()
+  with pytest.raises(UserError, match="not empty and holds no run"):
+    run.save(tmp_path)
+  assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["100"]
+
+
+def test_a_path_that_is_no_directory_is_a_sentence(tmp_path):
+  (tmp_path / "file").write_text("")
+  for path in (tmp_path / "file", tmp_path / "file" / "run"):
+    with pytest.raises(UserError, match="cannot be written"):
+      random_run(GPT).save(path)
+
+
 def test_a_run_without_objectives_is_saved_loaded_and_generates(tmp_path):
   run = random_run(dataclasses.replace(GPT, objectives=(), steps=0))
   run.save(tmp_path / "run")

@@ -8,11 +8,13 @@ Deviations: one bias per gate, and the forget gate's starts at 1 (Jozefowicz et 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout, streams
 from plm_jax.models.heads import LM_HEADS, LanguageModel, check_heads
@@ -49,6 +51,10 @@ class Lstm(SingleModel):
   def __post_init__(self):
     refuse_below(self, 1, "layers", "width", "vocab_size", "positions")
     refuse_rates(self, "dropout", "classifier_dropout")
+    if not 0 < self.initializer_range < math.inf:
+      raise UserError(
+        f"model.initializer_range={self.initializer_range} must be above 0 and finite"
+      )
 
   def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
     """The tokens for begin and end that the vocabulary has."""

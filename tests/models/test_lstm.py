@@ -3,6 +3,7 @@ carried state, exact resume, any mesh, generation, scores and fine-tuning."""
 
 import dataclasses
 import itertools
+import math
 import shutil
 
 import jax
@@ -224,3 +225,9 @@ def test_fine_tuning_reads_the_state_after_the_last_token():
   assert not np.allclose(logits(6, 5)[1], logits(6, 6)[1], atol=1e-4)  # the last token
   np.testing.assert_array_equal(logits(7, 5)[1], logits(7, 6)[1])  # padding
   assert not np.allclose(logits(7, 5)[0], logits(7, 6)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf])
+def test_an_initial_range_that_makes_no_weights_is_refused(value):
+  with pytest.raises(UserError, match=r"initializer_range=\S+ must be above 0 and finite"):
+    Lstm(initializer_range=value)
