@@ -89,6 +89,8 @@ class TransformerConfig(SingleModel):
     refuse_below(self, 0, "first_position", "global_every")
     self.refuse_heads("heads")
     self._refuse_positions()
+    if self.attention_scale is not None and not 0 < self.attention_scale < math.inf:
+      raise UserError(f"model.attention_scale={self.attention_scale} must be above 0, and finite")
     if self.global_every and self.window is None:
       raise UserError(f"model.global_every={self.global_every} needs model.window")
     refuse_rates(self, "dropout", "attention_dropout", "hidden_dropout", "classifier_dropout")

@@ -27,22 +27,21 @@ from plm_jax.models.recurrent import LSTM, LSTMState
 if TYPE_CHECKING:
   from plm_jax.data.vocab import Vocab
 
-UNLIMITED = 2**15 - 1  # there is no table of positions; row lengths are stored in 16 bits
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lstm(SingleModel):
   """An LSTM language model.
 
   width: of the token table and of every layer. vocab_size: None takes the tokenizer's.
-  positions: longest row. tied: the token table is also the output's (Press and Wolf 2017).
+  positions: longest row, and the window in which a long text is scored.
+  tied: the token table is also the output's (Press and Wolf 2017).
   classifier_dropout: before the head `classes`; None is `dropout`.
   """
 
   layers: int = 2
   width: int = 200
   vocab_size: int | None = None
-  positions: int = UNLIMITED
+  positions: int = 1024
   tied: bool = False
   dropout: float = 0.0
   classifier_dropout: float | None = None

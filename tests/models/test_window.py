@@ -226,6 +226,7 @@ def test_a_window_as_long_as_the_row_changes_nothing():
   ("change", "message"),
   [
     ({"global_every": 2}, r"model\.global_every=2 needs model\.window"),
+    ({"attention_scale": 0.0}, r"model\.attention_scale=0\.0 must be above 0"),
     ({"window": 0}, r"model\.window=0 must be at least 1"),
     (
       {"window": 2, "local_rope_theta": 100.0},
