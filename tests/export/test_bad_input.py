@@ -156,9 +156,9 @@ def test_the_command_leaves_with_code_2(tmp_path):
   command = [sys.executable, "-c", code]
   done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
   assert not {"torch", "transformers"} & set(done.stdout.split())
-  command = [sys.executable, "-m", "plm_jax.export.hf", "check"]
+  command = [sys.executable, "-m", "plm_jax.check"]
   done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
   assert (done.returncode, done.stderr) == (
     2,
-    "error: check was given; expected check DIR (--help tells more).\n",
+    "error: nothing was given; expected DIR (--help tells more).\n",
   )
