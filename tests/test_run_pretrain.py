@@ -298,6 +298,7 @@ def test_sigterm_saves_and_says_so_and_the_command_goes_on(place, tmp_path):
   assert steps == list(range(2, steps[-1] + 1, 2))
 
 
+@pytest.mark.slow
 def test_a_finished_run_started_again_trains_nothing_and_prints_the_same(
   command, finished, monkeypatch
 ):
@@ -349,6 +350,7 @@ def test_a_model_that_does_not_fit_the_checkpoint_is_a_sentence(command, finishe
   assert "does not fit: " in refused(command(f"--from={finished[0]}", "--set=model.width=32"))
 
 
+@pytest.mark.slow
 def test_another_run_can_start_from_the_parameters_of_one(command, finished, tmp_path):
   code, _, errors = command(f"--from={finished[0]}", "--set=optim.peak=1e-9")
   assert code == 0, errors

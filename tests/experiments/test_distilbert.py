@@ -267,6 +267,7 @@ def test_pretraining_goes_on_from_a_student_as_from_any_encoder():
   assert scores["mlm/loss"] < 3
 
 
+@pytest.mark.slow
 def test_a_run_whose_encoder_predicts_no_tokens_cannot_teach(tmp_path):
   experiment = dataclasses.replace(
     TAUGHT,

@@ -165,6 +165,7 @@ def test_the_command_converts_there_and_back(public, tmp_path):
   assert done.stderr == "error: again already exists; choose a new or empty directory.\n"
 
 
+@pytest.mark.slow
 def test_transformers_reads_what_a_run_was_exported_to(tokenizer, peers, tmp_path):
   toy_run.run(tmp_path / "run")
   toy_run.prepared().tokenizer.save(tmp_path / "run" / "tokenizer")
@@ -301,6 +302,7 @@ def test_sentinels_behind_word_pieces_are_in_the_file_for_transformers(peers, tm
   assert again.fingerprint == own.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [T5, Gpt2])
 def test_a_classifier_reads_texts_in_transformers_as_it_did_in_training(config, peers, tmp_path):
   """T5's "text </s>", and "</s> text </s>" of a GPT-2 with one token for both ends."""

@@ -116,6 +116,7 @@ def test_the_checkpoint_of_the_paper_has_both_heads_whatever_its_config_says(pee
   assert difference(hf.run(model, **inputs), outputs(reference, inputs), mask) < 1e-5
 
 
+@pytest.mark.slow
 def test_every_activation_of_transformers_without_parameters_is_here(peers):
   torch = pytest.importorskip("torch")
   from transformers.activations import ACT2CLS, ACT2FN

@@ -184,7 +184,7 @@ SEQ2SEQ = {"vocab_size": 50, "layers": 3, "width": 12, "heads": 3, "initializer_
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("kind", [T5, Bart])
+@pytest.mark.parametrize("kind", [T5, pytest.param(Bart, marks=pytest.mark.slow)])
 def test_both_sides_of_an_encoder_decoder_have_windows(kind, loop):
   """A source token out of reach of all layers changes no state; a cache changes no logit."""
   config, compute = kind(window=1, **SEQ2SEQ), LOOPS[loop]

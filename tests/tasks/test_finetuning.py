@@ -66,6 +66,7 @@ def test_a_killed_run_ends_like_one_that_was_not(planned, finished, monkeypatch)
     assert (again.path / name / file).read_bytes() == (planned.path / name / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_finished_arm_is_read_and_not_trained_again(planned, finished, monkeypatch):
   monkeypatch.setattr(finetuning, "fit", None)
   assert model_cell(planned, "pretrained", 60, 0, "toy") == finished

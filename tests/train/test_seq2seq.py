@@ -82,6 +82,7 @@ def test_every_parameter_and_moment_has_its_place_on_a_mesh():
     assert "tensor" in str(jax.tree.leaves(shardings["params"].token.table))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(alone, tmp_path):
   class Ends:
     def __init__(self, stream):

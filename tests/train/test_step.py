@@ -86,7 +86,12 @@ def assert_same_training(experiment, atol=2e-5):
 
 
 @pytest.mark.parametrize(
-  "shape", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2), (1, 1, 4)]
+  "shape",
+  [
+    pytest.param((8, 1, 1), marks=pytest.mark.slow),
+    pytest.param((2, 2, 2), marks=pytest.mark.slow),
+    (1, 1, 4),
+  ],
 )
 def test_eight_devices_train_as_one_does(shape):
   mesh = MeshShape(**dict(zip(("data", "fsdp", "tensor"), shape)))
