@@ -25,5 +25,5 @@ def tiny(budget: Budget = "small") -> Experiment:
     experiment,
     model=Lstm(width=256, tied=True),
     data=replace(experiment.data, segments=segments),
-    optim=optim if budget != "paper" else experiment.optim,
+    optim=optim,
   )
