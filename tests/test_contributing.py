@@ -16,8 +16,7 @@ from plm_jax.evaluation.perplexity import perplexity
 from plm_jax.objectives.clm import CLM
 from plm_jax.runs import Run
 from plm_jax.sharding import MeshShape
-from plm_jax.tasks.labelled_text import Examples
-from plm_jax.tasks.rows import LabelledBatches
+from plm_jax.tasks.rows import LabelledBatches, framed_rows
 from plm_jax.train import report
 from plm_jax.train.loop import Data, compile_experiment, fit
 from plm_jax.train.workdir import Workdir
@@ -73,9 +72,8 @@ def test_the_example_of_a_model_trains(folder, tmp_path):
   assert "no examples: this model neither generates" in report.examples(state.params, run, prepared)
   run = Run(experiment=experiment, tokenizer=prepared.tokenizer, params=state.params)
   assert perplexity(run, toy_run.text().read_text()[:200])["perplexity"] < 100
-  examples = Examples(["x"], [np.array([5, 6])], np.zeros(1, np.int32), ["d"])
-  rows = LabelledBatches.of(examples, prepared.tokenizer.vocab, 8, model, seed=0, global_batch=1)
-  (batch,) = rows.evaluation()
+  rows = framed_rows([(np.array([5, 6]),)], model, prepared.tokenizer, 8)
+  (batch,) = LabelledBatches(rows, seed=0, global_batch=1).evaluation()
   params = replace(model, vocab_size=64).init(jax.random.key(0), {"classes": 3})
   assert params.class_logits(params(batch, experiment.compute), batch, None).shape == (1, 3)
 
