@@ -92,10 +92,16 @@ TASK = Classify(labels=("a", "b", "c"), length=LENGTH)
 TOKENIZER = WordPiece(vocab_size=30).train(iter(["a b c d"] * 9))
 
 
-def test_predictions_are_those_of_every_row_by_itself_in_order(model):
+@pytest.fixture(scope="module")
+def trained():
+  config = Bert(layers=1, width=16, heads=2, positions=LENGTH, vocab_size=30, initializer_range=1.0)
+  params = jax.jit(lambda key: config.init(key, {"classes": CLASSES}))(jax.random.key(0))
+  return Trained(config, params, TOKENIZER, COMPUTE, MeshShape().build(), 8)
+
+
+def test_predictions_are_those_of_every_row_by_itself_in_order(trained):
   rng = np.random.default_rng(0)
   examples = examples_of([rng.integers(5, 30, size) for size in rng.integers(1, 6, 11)])
-  trained = Trained(model.config, model, TOKENIZER, COMPUTE, MeshShape().build(), 8)
   made = TASK.predict(trained, examples)
   alone = [TASK.predict(trained, examples.take([row]))[0] for row in range(11)]
   assert [p["label"] for p in made] == [p["label"] for p in alone]
@@ -106,8 +112,7 @@ def test_predictions_are_those_of_every_row_by_itself_in_order(model):
     assert prediction["scores"][prediction["label"]] == prediction["score"]
 
 
-def test_a_prediction_below_the_threshold_is_none_of_the_labels(model):
-  trained = Trained(model.config, model, TOKENIZER, COMPUTE, MeshShape().build(), 8)
+def test_a_prediction_below_the_threshold_is_none_of_the_labels(trained):
   examples = examples_of([[5, 6], [7], [9, 20, 21]])
   plain = TASK.predict(trained, examples)
   limit = sorted(p["score"] for p in plain)[1]

@@ -4,12 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from plm_jax.tasks.tables import read_table
 
 from plm_jax.data.documents import Document
 from plm_jax.data.preparation import share_of
 from plm_jax.errors import UserError
-from plm_jax.tasks.labelled_text import LabelledText, documents_of, read_task
+from plm_jax.tasks.label import Label
 
 TOY = Label(source="tfds:toy", held_out=0.2, dev_share=0.2, length=12, shortest=2, least=2)
 
@@ -42,7 +41,9 @@ def test_a_sentence_of_the_test_split_is_in_no_other(documents, tokenizer):
     for i in range(6)
   ]
   task = TOY.split(tokenizer, [*documents, *others])[1]
-  keys = [{tokens.tobytes() for (tokens,) in split.ids} for split in (task.train, task.dev, task.test)]
+  keys = [
+    {tokens.tobytes() for (tokens,) in split.ids} for split in (task.train, task.dev, task.test)
+  ]
   assert not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
   assert sum(map(len, keys)) == sum(len(s.ids) for s in (task.train, task.dev, task.test))
   assert held_out.sentences[0] in texts(task.test)
