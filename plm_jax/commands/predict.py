@@ -127,9 +127,8 @@ def predicted(
 ) -> Iterator[tuple[Example, Any]]:
   """(example, prediction) in order, a block at a time."""
   items, start, count = iter(items), time.perf_counter(), 0
-  with progress_bar(
-    total, "predicting", unit=" texts", disable=total is not None and total < BLOCK
-  ) as bar:
+  quiet = not sys.stderr.isatty() if total is None else total < BLOCK
+  with progress_bar(total, "predicting", unit=" texts", disable=quiet) as bar:
     while block := list(itertools.islice(items, BLOCK)):
       predictions = task.predict(trained, task.encode(block, trained.tokenizer))
       count += len(block)
