@@ -22,7 +22,7 @@ from plm_jax.tasks.bag_of_words import best_bag_of_words
 from plm_jax.tasks.examples import Example, Examples, Prediction, Splits, encoded
 from plm_jax.tasks.predicting import outputs
 from plm_jax.tasks.rows import EncodedRows, framed_rows
-from plm_jax.tasks.task import TaskDefaults, Trained
+from plm_jax.tasks.task import Task, Trained
 
 NONE = "(none)"  # the label of a prediction below the threshold
 
@@ -67,7 +67,7 @@ def class_logits(model, hidden, batch) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelTask(TaskDefaults):
+class LabelTask(Task):
   """One label for each example.
 
   labels: the names of the classes, in the order of their numbers; read from the data.
@@ -84,6 +84,7 @@ class LabelTask(TaskDefaults):
   threshold: float = 0.0
 
   def __post_init__(self):
+    super().__post_init__()
     if not 0 <= self.threshold < 1:
       raise UserError(f"task.threshold={self.threshold} must be at least 0 and below 1.")
 

@@ -19,10 +19,6 @@ class Classify(TableTask, LabelTask):
 
   name: ClassVar[str] = "classify"
 
-  def __post_init__(self):
-    TableTask.__post_init__(self)
-    LabelTask.__post_init__(self)
-
   @property
   def question(self) -> str:
     return f"which of {len(self.labels)} classes?"

@@ -13,12 +13,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from plm_jax.data.draws import permute
-from plm_jax.data.tokenizers import TokenizerConfig, WordPiece
 from plm_jax.errors import UserError
 from plm_jax.tasks.examples import SPLITS, Example, Splits
 from plm_jax.tasks.rows import frame_of
 from plm_jax.tasks.table_files import FIELDS, SUFFIXES, Columns, Table, columns, read_table
-from plm_jax.tasks.task import Context
+from plm_jax.tasks.task import Context, Task
 
 _SPLIT = 3  # salt for the user's examples in the own splits
 _SHARE_THAT_FITS = 99  # percent of the training rows that are not cut
@@ -31,7 +30,7 @@ _STEMS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FileTask:
+class FileTask(Task):
   """Examples in files.
 
   source: the training file, or a folder with train, dev and test files. dev, test: files that are
@@ -40,32 +39,20 @@ class FileTask:
   length: tokens per row, special tokens included; None fits 99% of the training examples, as far as
     the model has positions.
   test_share, dev_share: of the examples of `source`.
-  examples: the number of training examples, drawn by the seed; None is all.
   """
 
   files: ClassVar[tuple[str, ...]] = SUFFIXES
 
-  source: str = ""
   dev: str | None = None
   test: str | None = None
-  tokenizer: TokenizerConfig = WordPiece(vocab_size=4096)  # noqa: RUF009  frozen
-  examples: int | None = None
-  length: int | None = None
   dev_share: float = 0.1
   test_share: float = 0.1
-  workers: int = 0
 
   def __post_init__(self):
-    if self.length is not None and self.length < 4:
-      raise UserError(f"task.length is {self.length}; a row needs at least 4 tokens.")
+    super().__post_init__()
     for name in ("dev_share", "test_share"):
       if not 0 < getattr(self, name) <= 0.5:
         raise UserError(f"task.{name} is {getattr(self, name)}; it must be above 0, at most 0.5.")
-
-  @property
-  def place(self) -> str:
-    """The name of the task's directory, after the task's name."""
-    return Path(os.path.expanduser(self.source)).resolve().name
 
   def read(self, context: Context) -> tuple[Self, Splits]:
     """The files' examples in three splits, and the task with all that reading them decided."""
@@ -87,9 +74,6 @@ class FileTask:
   def read_noted(self, path: str) -> tuple[list[Example], list[str]]:
     """The labelled examples of a file, and lines for the user about it."""
     return self.read_file(path, labelled=True), []
-
-  def read_file(self, path: str | Path, labelled: bool) -> list[Example]:
-    raise NotImplementedError
 
   def has_targets(self, path: Path) -> bool:
     """Whether a file of a folder can be scored; GLUE's test files cannot."""

@@ -53,7 +53,8 @@ class FinetunePlan(NamedTuple):
     experiment = overrides.apply(experiment, _settings(self.settings, of_task=False))
     places = [setting.replace("task.", "data.", 1) for setting in self.settings]
     experiment = with_tokenizer(experiment, self.source, places)
-    data = dataclasses.replace(experiment.data, examples=examples)
+    task: Any = experiment.data
+    data = dataclasses.replace(task, examples=examples)
     return dataclasses.replace(experiment, data=data, seed=seed)
 
 

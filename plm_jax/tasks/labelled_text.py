@@ -22,7 +22,7 @@ from plm_jax.data.documents import Document
 from plm_jax.data.draws import permute
 from plm_jax.data.pieces import in_pieces
 from plm_jax.data.preparation import share_of
-from plm_jax.data.tokenizers import Tokenizer, TokenizerConfig, WordPiece
+from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
 from plm_jax.runs import RunInfo
 from plm_jax.tasks.classification import LabelTask
@@ -42,7 +42,6 @@ class LabelledText(LabelTask):
   """Labelled sentences of documents.
 
   source: "tfds:NAME" or a text that can be pretrained on; at most the first 100,000 documents.
-  examples: the number of training examples, drawn by the seed; None is all.
   length: tokens per row, special tokens included; longer examples are cut. None is 40, or the
     length of the rows of pretraining if it is less.
   shortest: the fewest tokens of an example of tfds:NAME; shorter ones are dropped.
@@ -57,37 +56,27 @@ class LabelledText(LabelTask):
   has_labels: ClassVar[bool] = True  # in the source's documents
 
   source: str = INSTALLED_TEXT
-  tokenizer: TokenizerConfig = WordPiece(vocab_size=4096)  # noqa: RUF009  frozen
-  examples: int | None = None
-  length: int | None = None
   shortest: int = 8
   held_out: float | None = None
   dev_share: float = 0.1
   per_class: int = 1000
   test_per_class: int = 300
   least: int = 5
-  workers: int = 0
 
   def __post_init__(self):
     super().__post_init__()
-    if self.length is not None and self.length < 4:
-      raise UserError(f"task.length is {self.length}; a row needs at least 4 tokens.")
-    for name in ("per_class", "test_per_class", "least", "examples"):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise UserError(f"task.{name} is {value}; it must be at least 1.")
+    for name in ("per_class", "test_per_class", "least", "shortest"):
+      if getattr(self, name) < 1:
+        raise UserError(f"task.{name} is {getattr(self, name)}; it must be at least 1.")
     for name, share in (("held_out", self.held_out), ("dev_share", self.dev_share)):
       if share is not None and not 0 < share <= 0.5:
         raise UserError(
           f"task.{name} is {share}; it is a share of the documents, above 0 and at most 0.5."
         )
-    if self.workers < 0 or self.shortest < 1:
-      raise UserError("task.workers must be at least 0 and task.shortest at least 1.")
 
   @property
   def place(self) -> str:
-    """The name of the task's directory, after the task's name; "" for the built-in text."""
-    return "" if self.source == INSTALLED_TEXT else Path(self.source).name
+    return "" if self.source == INSTALLED_TEXT else super().place
 
   def read(self, context: Context) -> tuple[Self, Splits]:
     """The sentences in three splits. Errors: `UserError` if labels are missing, or fewer than two

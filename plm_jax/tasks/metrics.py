@@ -49,8 +49,9 @@ def confusion(targets: Sequence[str], labels: Sequence[str], classes: Sequence[s
   columns = precision_recall_fscore_support(targets, labels, labels=list(classes), zero_division=0)
   width = min(30, max(len(name) for name in (*classes, "class")))
   lines = [f"{'class':{width}}  precision  recall    F1  examples"]
-  for name, precision, recall, f1, support in zip(classes, *columns, strict=True):
-    lines.append(f"{name[:30]:{width}}{precision:11.3f}{recall:8.3f}{f1:6.3f}{support:10,}")
+  for name, row in zip(classes, np.transpose(columns), strict=True):
+    precision, recall, f1, support = row
+    lines.append(f"{name[:30]:{width}}{precision:11.3f}{recall:8.3f}{f1:6.3f}{int(support):10,}")
   if len(classes) <= 12:
     matrix = confusion_matrix(targets, labels, labels=list(classes))
     heads = "".join(f"{name[:10]:>11}" for name in classes)

@@ -22,7 +22,7 @@ from plm_jax.tasks.metrics import correlations
 from plm_jax.tasks.predicting import outputs
 from plm_jax.tasks.rows import EncodedRows, framed_rows
 from plm_jax.tasks.table_files import number, pair_of, read_table
-from plm_jax.tasks.task import Context, TaskDefaults, Trained
+from plm_jax.tasks.task import Context, Trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Regression:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Regress(TableTask, TaskDefaults):
+class Regress(TableTask):
   """One text or two, and a number.
 
   pair: whether there are two texts; None finds out.

@@ -150,7 +150,7 @@ def _texts(table: Table, wanted, count: int, present, taken: list[str]) -> tuple
       f"The file {str(table.path)!r} has no column for {missing}: this task needs {count} of text, "
       f"and the file has {', '.join(table.names)[:200]}; name it with --set=task.{missing}=COLUMN."
     )
-  return tuple(texts)
+  return tuple(text for text in texts if text)
 
 
 def _is_number(table: Table, column: str) -> bool:

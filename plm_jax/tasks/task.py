@@ -1,4 +1,4 @@
-"""The protocol of a task: reader, objective, predictor and metrics, in one frozen dataclass.
+"""A task: reader, objective, predictor and metrics, in one frozen dataclass.
 
 A task is the `data` of an `Experiment`, so config.json stores it with the labels and the length
 that reading its data filled in. No command names a task: plm_jax/tasks/registry.py lists them.
@@ -6,18 +6,20 @@ that reading its data filled in. No command names a task: plm_jax/tasks/registry
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 
 from plm_jax import overrides
-from plm_jax.data.tokenizers import Tokenizer, TokenizerConfig
+from plm_jax.data.tokenizers import Tokenizer, TokenizerConfig, WordPiece
+from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model, Parameters
-from plm_jax.objectives.objective import Objective
 from plm_jax.runs import RunInfo
 from plm_jax.tasks.examples import Example, Examples, Prediction, Splits
 from plm_jax.tasks.rows import EncodedRows
@@ -47,82 +49,111 @@ class Context(NamedTuple):
     return self.source.tokenizer
 
 
-class Task(Protocol):
-  """A frozen dataclass; its fields are set by --set=task.FIELD=VALUE."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task(abc.ABC):
+  """A task; its fields are set by --set=task.FIELD=VALUE.
 
+  source: a file, a folder or "tfds:NAME", set by --data.
+  examples: the number of training examples, drawn by the seed and set by --labels; None is all.
+  length: tokens per row, special tokens included; longer texts are cut. None is decided by reading.
+  tokenizer: that of the run that is fine-tuned.
+  """
+
+  # Of --task.
+  name: ClassVar[str]
   # The first decides verdicts and early stopping; tables show them all. Higher is better.
   metrics: ClassVar[tuple[str, ...]]
-  # The trivial baselines and their names in tables, the strongest first; the last is constant.
+  # The trivial baselines and their names in tables; the last is constant.
   baselines: ClassVar[dict[str, str]]
-  question: str  # one line for the user
+  # The suffixes of the files that `read_file` reads; a line of any other file goes to `parse`.
+  files: ClassVar[tuple[str, ...]]
 
-  name: ClassVar[str]  # of --task
-  files: ClassVar[tuple[str, ...]]  # the suffixes of files that `read_file` reads
-  place: str  # the name of its directory, after the task's name
-  source: str  # set by --data
-  dev: str | None  # set by --dev and --test; None takes a share of the source
-  test: str | None
-  tokenizer: TokenizerConfig
-  length: int | None  # tokens per row, special tokens included; None until the data is read
-  workers: int
-  examples: int | None  # training examples, set by --labels; None is all
+  source: str = ""
+  tokenizer: TokenizerConfig = WordPiece(vocab_size=4096)  # noqa: RUF009  frozen
+  examples: int | None = None
+  length: int | None = None
+  workers: int = 0
+
+  def __post_init__(self):
+    if self.length is not None and self.length < 4:
+      raise UserError(f"task.length is {self.length}; a row needs at least 4 tokens.")
+    if self.examples is not None and self.examples < 1:
+      raise UserError(f"task.examples is {self.examples}; it must be at least 1.")
+    if self.workers < 0:
+      raise UserError(f"task.workers is {self.workers}; it must be at least 0.")
+
+  # --- for the user
+
+  @property
+  @abc.abstractmethod
+  def question(self) -> str:
+    """What is predicted, in one line."""
+
+  @property
+  def place(self) -> str:
+    """The name of the task's directory, after the task's name; "" for the built-in text."""
+    return Path(os.path.expanduser(self.source)).resolve().name
 
   @property
   def classes(self) -> tuple[str, ...]:
     """The names of the head's labels, for export; empty without labels."""
+    return ()
 
+  # --- reading
+
+  @abc.abstractmethod
   def read(self, context: Context) -> tuple[Self, Splits]:
     """Reads the data; also returns the task with labels, length and all else that predictions
     need. Errors: `UserError` for data that cannot be learnt or scored."""
 
-  def objective(self) -> Objective:
-    """Of a task that was read."""
+  @abc.abstractmethod
+  def read_file(self, path: str | Path, labelled: bool) -> list[Example]:
+    """The examples of one file; with `labelled`, each needs a target."""
 
+  @abc.abstractmethod
+  def parse(self, line: str, name: str) -> Example:
+    """The example in a line of text, without a target. name: of the line, for errors."""
+
+  @abc.abstractmethod
+  def encode(self, items: list[Example], tokenizer: Tokenizer) -> Examples:
+    """With the targets of a task that was read, if all examples have one. Errors: `UserError` for
+    targets that it does not know."""
+
+  # --- training
+
+  @abc.abstractmethod
+  def objective(self) -> Any:
+    """The `Objective` of a task that was read."""
+
+  @abc.abstractmethod
   def rows(self, examples: Examples, config: Model, tokenizer: Tokenizer) -> EncodedRows:
     """The rows to train and to predict on, with the targets that the objective reads."""
 
+  def tune(self, trained: Trained, dev: Examples) -> Self:
+    """The task with fields that are chosen after training, such as a threshold."""
+    return self
+
+  # --- predicting
+
+  @abc.abstractmethod
   def predict(self, trained: Trained, examples: Examples) -> list[Prediction]:
     """One prediction for each example, in order."""
 
-  def tune(self, trained: Trained, dev: Examples) -> Self:
-    """The task with fields chosen after training, such as a threshold; mostly `self`."""
-
+  @abc.abstractmethod
   def score(self, examples: Examples, predictions: list[Prediction]) -> dict[str, float]:
     """At least `metrics`."""
 
   def report(self, examples: Examples, predictions: list[Prediction]) -> str:
-    """Lines with the details of a score, such as a confusion matrix; may be empty."""
+    """Lines with the details of a score, such as a confusion matrix."""
+    return ""
 
+  @abc.abstractmethod
   def mistake(self, example: Example, prediction: Prediction) -> float:
     """How wrong a prediction is: 0 if it is right, and largest for the worst mistake."""
 
+  @abc.abstractmethod
   def baseline(self, name: str, splits: Splits) -> list[Prediction]:
     """The predictions of one of `baselines` for the test split."""
-
-  def read_file(self, path: str | Path, labelled: bool) -> list[Example]:
-    """The examples of one file; with `labelled`, each needs a target."""
-
-  def parse(self, line: str, name: str) -> Example:
-    """The example in a line of text without a target."""
-
-  def encode(self, items: list[Example], tokenizer: Tokenizer) -> Examples:
-    """With the targets of a task that was read, if the examples have any. Errors: `UserError` for
-    targets that it does not know."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskDefaults:
-  """The parts that most tasks share."""
-
-  @property
-  def classes(self) -> tuple[str, ...]:
-    return ()
-
-  def tune(self, trained: Trained, dev: Examples) -> Self:
-    return self
-
-  def report(self, examples: Examples, predictions: list[Prediction]) -> str:
-    return ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,11 +33,14 @@ class WordOrder(LabelledText):
   """Are the words of a sentence in order, or shuffled? Any text, without labels."""
 
   name: ClassVar[str] = "word_order"
-  question: ClassVar[str] = "are the words of a sentence in order or shuffled?"
   has_labels: ClassVar[bool] = False
 
   per_class: int = 5000
   test_per_class: int = 1500
+
+  @property
+  def question(self) -> str:
+    return "are the words of a sentence in order or shuffled?"
 
   def documents(self, cache: Path | None) -> Iterator[Document]:
     """Each row of a table is a document of one sentence; a .jsonl is a text."""
