@@ -55,6 +55,7 @@ from plm_jax.tasks.finetuning import (
   plan,
 )
 from plm_jax.tasks.registry import TASKS, chosen_task
+from plm_jax.tasks.task import Task
 from plm_jax.train.process import keep_compilations, keep_freed_memory
 from plm_jax.train.workdir import write_whole
 
@@ -101,7 +102,7 @@ def main() -> None:
   task = chosen_task(FLAGS.task, FLAGS.data or next(reversed(sources), None))
   chosen = plan(source, recipe, task, settings, cache, Path(FLAGS.workdir or source.path))
   if not FLAGS.workdir:
-    chosen = chosen._replace(path=source.path / "finetune" / name_of(chosen))
+    chosen = chosen._replace(path=source.path / "finetune" / name_of(task))
   scope = chosen_scope(chosen)
   experiments = [chosen.experiment(size, 0) for size in scope.sizes]  # refuses too few examples
   print(describe(chosen, scope), flush=True)
@@ -127,10 +128,10 @@ def chosen_scope(chosen: FinetunePlan) -> Scope:
   return Scope(arms, numbers_of_labels(labels, "labels"), range(seeds))
 
 
-def name_of(chosen: FinetunePlan) -> str:
+def name_of(task: Task) -> str:
   """The name of a task's directory: word_order, classify-reviews.csv."""
-  place = re.sub(r"[^A-Za-z0-9_.-]+", "_", chosen.task.place)
-  return f"{chosen.task.name}-{place}" if place else chosen.task.name
+  place = re.sub(r"[^A-Za-z0-9_.-]+", "_", task.place)
+  return f"{task.name}-{place}" if place else task.name
 
 
 def describe(chosen: FinetunePlan, scope: Scope) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,9 @@ def confusion(targets: Sequence[str], labels: Sequence[str], classes: Sequence[s
   """Precision, recall and F1 of every class; for up to 12 classes also the confusion matrix."""
   from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-  columns = precision_recall_fscore_support(targets, labels, labels=list(classes), zero_division=0)
+  columns: Any = precision_recall_fscore_support(
+    targets, labels, labels=list(classes), zero_division=0
+  )
   width = min(30, max(len(name) for name in (*classes, "class")))
   lines = [f"{'class':{width}}  precision  recall    F1  examples"]
   for name, row in zip(classes, np.transpose(columns), strict=True):
