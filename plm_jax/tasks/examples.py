@@ -25,13 +25,15 @@ class Example(NamedTuple):
 
   texts: one or two texts, or as many as the task has. target: in the user's terms (a label, a
   number, tags, answers); None without one. name: its id, by default its line. document: examples of
-  one document are never in two splits.
+  one document are never in two splits. words: the characters (start, end) of each word of the text,
+  for tasks that predict something for each.
   """
 
   texts: tuple[str, ...]
   target: Any = None
   name: str = ""
   document: str = ""
+  words: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -42,6 +42,8 @@ class FileTask(Task):
   """
 
   files: ClassVar[tuple[str, ...]] = SUFFIXES
+  # What happens to examples that are longer than a row.
+  longer: ClassVar[str] = "are cut"
 
   dev: str | None = None
   test: str | None = None
@@ -68,7 +70,7 @@ class FileTask(Task):
       if not items[name]:
         raise UserError(f"the {name} split of {task.source!r} is empty; give more examples.")
     splits = Splits(*(task.encode(items[name], context.tokenizer) for name in SPLITS))
-    length, said = fitting_length(task.length, splits, context)
+    length, said = fitting_length(task.length, splits, context, self.longer)
     return dataclasses.replace(task, length=length), splits._replace(notes=(*notes, *said))
 
   def read_noted(self, path: str) -> tuple[list[Example], list[str]]:
@@ -169,7 +171,9 @@ def own_splits(
   return parts
 
 
-def fitting_length(chosen: int | None, splits: Splits, context: Context) -> tuple[int, list[str]]:
+def fitting_length(
+  chosen: int | None, splits: Splits, context: Context, longer: str
+) -> tuple[int, list[str]]:
   """Tokens per row, and a line about the examples that are longer."""
   source = context.source
   frame = frame_of(source.config, context.tokenizer)
@@ -187,7 +191,7 @@ def fitting_length(chosen: int | None, splits: Splits, context: Context) -> tupl
     chosen = min(max(-(-fits // 8) * 8, 8), _LONGEST, limit)
   every = np.concatenate(list(sizes.values()))
   cut = int((every > chosen).sum())
-  note = f"rows of {chosen} tokens; {cut:,} of {len(every):,} examples are longer and are cut"
+  note = f"rows of {chosen} tokens; {cut:,} of {len(every):,} examples are longer and {longer}"
   return chosen, [note + (f" (the longest has {every.max():,})" if cut else "")]
 
 

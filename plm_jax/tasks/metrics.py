@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-NAMES = {"macro_f1": "macro-F1", "mcc": "MCC", "ece": "ECE", "pearson": "Pearson"}
+NAMES = {"macro_f1": "macro-F1", "mcc": "MCC", "ece": "ECE", "pearson": "Pearson", "f1": "F1"}
 NAMES |= {"spearman": "Spearman"}
 
 

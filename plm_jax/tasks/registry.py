@@ -12,11 +12,12 @@ from plm_jax.tasks.labelled_text import INSTALLED_TEXT
 from plm_jax.tasks.pairs import Pairs
 from plm_jax.tasks.regress import Regress
 from plm_jax.tasks.table_files import SUFFIXES, columns, number, pair_of, read_table
+from plm_jax.tasks.tag import Tag
 from plm_jax.tasks.task import Task
 from plm_jax.tasks.word_order import WordOrder
 
 TASKS: dict[str, type[Task]] = {
-  task.name: task for task in (Classify, Pairs, Regress, WordOrder, Label)
+  task.name: task for task in (Classify, Pairs, Regress, Tag, WordOrder, Label)
 }
 _MANY = 20  # different numbers; with more they are values, not classes
 
@@ -40,7 +41,7 @@ def guessed(source: str | None) -> type[Task]:
   if path.is_dir():
     path = next((p for p in sorted(path.glob("train*")) if p.suffix in SUFFIXES), path)
   if path.suffix not in SUFFIXES:
-    return WordOrder
+    return next((kind for kind in TASKS.values() if path.suffix in kind.files), WordOrder)
   table = read_table(path)
   label = columns(table, texts=1).label
   if label is None:
