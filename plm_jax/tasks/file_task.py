@@ -21,7 +21,6 @@ from plm_jax.tasks.task import Context, Task
 
 _SPLIT = 3  # salt for the user's examples in the own splits
 _SHARE_THAT_FITS = 99  # percent of the training rows that are not cut
-_LONGEST = 512  # tokens of a row whose length the data decides
 _STEMS = {
   "train": r"train(ing)?",
   "dev": r"(dev|valid|validation|val)(_matched)?",
@@ -44,6 +43,7 @@ class FileTask(Task):
   files: ClassVar[tuple[str, ...]] = SUFFIXES
   # What happens to examples that are longer than a row.
   longer: ClassVar[str] = "are cut"
+  longest: ClassVar[int] = 512  # tokens of a row whose length the data decides
 
   dev: str | None = None
   test: str | None = None
@@ -70,7 +70,7 @@ class FileTask(Task):
       if not items[name]:
         raise UserError(f"the {name} split of {task.source!r} is empty; give more examples.")
     splits = Splits(*(task.encode(items[name], context.tokenizer) for name in SPLITS))
-    length, said = fitting_length(task.length, splits, context, self.longer)
+    length, said = fitting_length(task, splits, context)
     return dataclasses.replace(task, length=length), splits._replace(notes=(*notes, *said))
 
   def read_noted(self, path: str) -> tuple[list[Example], list[str]]:
@@ -171,9 +171,7 @@ def own_splits(
   return parts
 
 
-def fitting_length(
-  chosen: int | None, splits: Splits, context: Context, longer: str
-) -> tuple[int, list[str]]:
+def fitting_length(task: FileTask, splits: Splits, context: Context) -> tuple[int, list[str]]:
   """Tokens per row, and a line about the examples that are longer."""
   source = context.source
   frame = frame_of(source.config, context.tokenizer)
@@ -186,12 +184,13 @@ def fitting_length(
     tokens = [sum(map(len, texts)) + len(frame[0]) + len(frame[2]) + len(frame[1]) *
               (len(texts) - 1) for texts in getattr(splits, name).ids]  # fmt: skip
     sizes[name] = np.array(tokens)
+  chosen = task.length
   if chosen is None:
     fits = int(np.percentile(sizes["train"], _SHARE_THAT_FITS, method="higher"))
-    chosen = min(max(-(-fits // 8) * 8, 8), _LONGEST, limit)
+    chosen = min(max(-(-fits // 8) * 8, 8), task.longest, limit)
   every = np.concatenate(list(sizes.values()))
   cut = int((every > chosen).sum())
-  note = f"rows of {chosen} tokens; {cut:,} of {len(every):,} examples are longer and {longer}"
+  note = f"rows of {chosen} tokens; {cut:,} of {len(every):,} examples are longer and {task.longer}"
   return chosen, [note + (f" (the longest has {every.max():,})" if cut else "")]
 
 

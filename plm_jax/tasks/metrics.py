@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-NAMES = {"macro_f1": "macro-F1", "mcc": "MCC", "ece": "ECE", "pearson": "Pearson", "f1": "F1"}
+NAMES = {
+  "macro_f1": "macro-F1",
+  "mcc": "MCC",
+  "ece": "ECE",
+  "pearson": "Pearson",
+  "f1": "F1",
+  "em": "EM",
+}
 NAMES |= {"spearman": "Spearman"}
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from plm_jax.errors import UserError
+from plm_jax.tasks.answer import Answer
 from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.label import Label
 from plm_jax.tasks.labelled_text import INSTALLED_TEXT
@@ -17,7 +18,7 @@ from plm_jax.tasks.task import Task
 from plm_jax.tasks.word_order import WordOrder
 
 TASKS: dict[str, type[Task]] = {
-  task.name: task for task in (Classify, Pairs, Regress, Tag, WordOrder, Label)
+  task.name: task for task in (Classify, Pairs, Regress, Tag, Answer, WordOrder, Label)
 }
 _MANY = 20  # different numbers; with more they are values, not classes
 
