@@ -23,8 +23,8 @@ from plm_jax.tasks.table_files import text_of
 
 SUFFIXES = (".json",)
 _CHINESE = re.compile("[\u4e00-\u9fa5]")
-_CMRC_MARKS = frozenset("-:_*^/\\~`+=，。：？！“”；’《》…·、「」（）－～『』")
-_LATIN = re.compile(r"\w+(?:[.,'’]\w+)*|[^\w\s]")
+_CMRC_MARKS = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
+_LATIN = re.compile(r"…+|\w+(?:[.,'’]\w+)*|[^\w\s]")
 
 
 class TrueAnswer(NamedTuple):
@@ -149,11 +149,13 @@ METRICS: dict[str, dict[str, Callable[[str, str], float]]] = {
 
 
 def scores(metric: str, answer: str, true: Sequence[TrueAnswer]) -> dict[str, float]:
-  """The best over the true answers; without one, "" is right. metric: of `METRICS`."""
-  texts = [t.text for t in true if metric != "squad" or normalized(t.text)] or [""]
-  if texts == [""]:
-    return dict.fromkeys(METRICS[metric], float(not answer))
-  return {name: max(score(answer, t) for t in texts) for name, score in METRICS[metric].items()}
+  """The best over the true answers; without one, no answer is right. metric: of `METRICS`."""
+  functions, texts = METRICS[metric], [t.text for t in true]
+  if metric == "squad":  # an answer such as "the" is none in SQuAD 2.0
+    texts = [text for text in texts if normalized(text)] or [""]
+  if not texts:
+    return dict.fromkeys(functions, float(not answer))
+  return {name: max(score(answer, text) for text in texts) for name, score in functions.items()}
 
 
 def is_chinese(texts: Sequence[str]) -> bool:
