@@ -22,10 +22,11 @@ BENEATH = {
   "overrides": {"errors", "config_tree"},
   "cli": {"errors"},
   "data": {"errors", "progress"},
-  "models": {"errors"},
+  "placement": set(),
+  "models": {"errors", "placement"},
   "objectives": {"errors"},
   "optim": {"errors", "models"},
-  "sharding": {"errors", "models"},
+  "sharding": {"errors", "placement", "models"},
   "experiment": {"errors", "data", "models", "objectives", "optim", "sharding"},
   "decode": {"errors", "data", "models"},
   "train": {

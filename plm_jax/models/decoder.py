@@ -29,6 +29,7 @@ from plm_jax.models.layers import NORMS, Embedding
 from plm_jax.models.parameters import map_roles
 from plm_jax.models.positions import document_positions
 from plm_jax.models.transformer import AttentionContext, make_block
+from plm_jax.placement import split_rows
 
 if TYPE_CHECKING:
   from plm_jax.data.vocab import Vocab
@@ -102,7 +103,7 @@ class DecoderModel(LanguageModel):
 
   def embed(self, ids_BT, position_ids, dtype, noise: Noise | None) -> jax.Array:
     """`dropout(token + position)`; without learned positions `dropout(token)`."""
-    x_BTD = self.token(ids_BT, dtype)
+    x_BTD = split_rows(self.token(ids_BT, dtype))
     if self.position is not None:
       x_BTD += self.position(position_ids + self.config.first_position, dtype)
     return dropout(x_BTD, self.config.dropout, noise)

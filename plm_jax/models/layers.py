@@ -19,6 +19,7 @@ from flax import nnx
 
 from plm_jax.models.parameters import map_roles, with_roles
 from plm_jax.models.products import contract
+from plm_jax.placement import split_rows
 
 STDDEV = 0.02  # of all initial kernels and tables, before a model rescales them
 
@@ -81,7 +82,7 @@ class Embedding(nnx.Module):
 
 def scores(x: jax.Array, table_VD: jax.Array) -> jax.Array:
   """`[..., D] -> float32 [..., V]`: the product with every row of a table."""
-  return contract(x, table_VD.T, 1, jnp.float32)
+  return split_rows(contract(split_rows(x), table_VD.T, 1, jnp.float32))
 
 
 class LayerNorm(nnx.Module):

@@ -20,9 +20,10 @@ from plm_jax.models.model import Parameters
 from plm_jax.progress import progress_bar
 from plm_jax.sharding import batch_sharding, parameter_shardings, to_global
 from plm_jax.train.checkpoint import Checkpoints
+from plm_jax.train.memory import compile_step
 from plm_jax.train.metrics import JsonLines, Sink, Tee, TensorBoard
 from plm_jax.train.state import TrainState, create_state
-from plm_jax.train.step import evaluation_step, metric_names, train_step
+from plm_jax.train.step import evaluation_step, metric_names
 from plm_jax.train.workdir import Workdir
 
 
@@ -67,9 +68,8 @@ def compile_experiment(
 ) -> Program:
   """Compiles the step for batches like `batch` (arrays or shapes of a whole global batch).
 
-  devices: None takes all. With `compute.micro_batches=0` the number of parts is doubled
-  until the step fits in the memory that the device reports. Errors: `UserError` for an experiment
-  that trains nothing.
+  devices: None takes all. Errors: `UserError` for an experiment that trains nothing, or does not
+  fit in the devices' memory (memory.py).
   """
   experiment.check_trains()
   mesh = experiment.mesh.build(devices)
@@ -112,47 +112,24 @@ def compile_experiment(
     abstract=abstract,
     create=jax.jit(create, out_shardings=shardings, compiler_options=once()),
     step=step,
-    evaluate=jax.jit(functools.partial(evaluation_step, **settings)),
+    evaluate=on_mesh(mesh, jax.jit(functools.partial(evaluation_step, **settings))),
     memory=memory,
   )
+
+
+def on_mesh(mesh, function: Callable) -> Callable:
+  """`function`, traced with `mesh` set, which `placement.split_rows` reads."""
+
+  def call(*arguments):
+    with jax.set_mesh(mesh):
+      return function(*arguments)
+
+  return call
 
 
 def once() -> dict[str, int]:
   """Options for a program that runs once: on a CPU, optimising it takes longer than running it."""
   return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-
-
-def compile_step(experiment: Experiment, transform, abstract, rows, mesh):
-  """The compiled train step and its bytes per device."""
-  parts = experiment.compute.micro_batches or 1
-  devices = mesh.shape["data"] * mesh.shape["fsdp"]
-  limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-  while True:
-    compute = dataclasses.replace(experiment.compute, micro_batches=parts)
-    function = functools.partial(
-      train_step,
-      objectives=experiment.objectives,
-      compute=compute,
-      transform=transform,
-      learning_rate=experiment.optim.learning_rate(experiment.steps),
-      frozen=experiment.model.frozen,
-    )
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    step = jax.jit(function, donate_argnums=0, out_shardings=shardings)
-    with jax.set_mesh(mesh):
-      compiled = step.lower(abstract, rows).compile()
-    memory = step_memory(compiled)
-    can_split = experiment.global_batch % (2 * parts * devices) == 0
-    if experiment.compute.micro_batches or not limit or memory <= limit or not can_split:
-      return compiled, memory
-    parts *= 2
-
-
-def step_memory(compiled) -> int:
-  """Bytes per device: arguments, results that do not reuse them, and temporaries."""
-  m = compiled.memory_analysis()
-  reused = m.alias_size_in_bytes
-  return m.argument_size_in_bytes + m.output_size_in_bytes - reused + m.temp_size_in_bytes
 
 
 def check_batch_divides(experiment: Experiment, mesh) -> None:
