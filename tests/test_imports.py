@@ -23,8 +23,8 @@ BENEATH = {
   "cli": {"errors"},
   "data": {"errors", "progress"},
   "placement": set(),
-  "models": {"errors", "placement"},
-  "objectives": {"errors"},
+  "models": {"errors", "progress", "placement"},
+  "objectives": {"errors", "placement"},
   "optim": {"errors", "models"},
   "sharding": {"errors", "placement", "models"},
   "experiment": {"errors", "data", "models", "objectives", "optim", "sharding"},
@@ -69,6 +69,7 @@ HEAVY = {
 LATE = {
   ("data.tokenizers", "data.tokenizer_files"): "needs tokenizers and sentencepiece",
   ("data.tokenizers", "data.tokenizer_training"): "needs tokenizers and sentencepiece",
+  ("models.attention", "models.fused_attention"): "needs Pallas for Triton, which JAX may drop",
 }
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,24 +21,16 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from plm_jax.models.dropout import keep_threshold, mix
+from plm_jax.models.groups import Groups
+from plm_jax.placement import split_heads
 
 LOG2E = math.log2(math.e)  # the kernels use powers of 2
 MASKED = -1e30  # as in `plm_jax.models.attention`
 
 
-class Groups(NamedTuple):
-  """A mask as numbers: a target sees the sources of its group, if causality and window allow it.
-
-  targets_BT, sources_BS: int32; a source at padding has the group -1. None: all are in one group.
-  """
-
-  targets_BT: jax.Array | None = None
-  sources_BS: jax.Array | None = None
-
-
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-  """Sizes of the blocks and launch options of one kernel. rows: of the array a program owns
+  """Sizes of the blocks and launch options of a kernel. rows: of the array a program owns
   (queries, or keys and values); columns: of the array that it reads in a loop."""
 
   rows: int
@@ -48,15 +39,13 @@ class Tiling:
   stages: int
 
 
-FORWARD = Tiling(128, 64, 4, 2)
-BACKWARD_QUERIES = Tiling(64, 64, 4, 2)
-BACKWARD_KEYS = Tiling(64, 64, 4, 2)
+TILING = Tiling(rows=64, columns=64, warps=4, stages=3)  # of all kernels: docs/speed.md, GPU
 
 
 @dataclasses.dataclass(frozen=True)
 class _Problem:
-  """Everything that is known when a kernel is compiled. heads: of queries, of the whole array;
-  sources: positions without the padding to whole blocks."""
+  """Everything that is known when a kernel is compiled. heads: of queries, on all devices;
+  targets, sources: positions without the padding to whole blocks."""
 
   scale: float
   causal: bool
@@ -266,12 +255,12 @@ def fused_attention(
   window: int | None = None,
   rate: float = 0.0,
   seed: jax.Array | None = None,
-  first: jax.Array | int = 0,
 ) -> jax.Array:
-  """`[B, T, N, H]`: as `plm_jax.models.attention.attend` with dropout of the weights.
+  """`[B, T, N, H]`, as plain attention has it; a target that sees nothing has arbitrary values.
 
-  seed: uint32 `[]` of a hash `Noise`; None is no dropout. first: index modulo 2**32 of this call's
-  first weight in the array `[B, N, T, S]` of the whole batch. H is a power of 2, at least 16.
+  causal, window: a target sees the sources that are not after it, and at most `window` positions
+  away. seed: uint32 `[]` of a hash `Noise`; None is no dropout. H is a power of 2, at least 16. On
+  a mesh every device computes its rows and heads.
   """
   (_, T, N, H), S = q_BTNH.shape, k_BSKH.shape[1]
   problem = _Problem(
@@ -284,9 +273,13 @@ def fused_attention(
     sources=S,
     interpret=jax.default_backend() == "cpu",
   )
-  seed = jnp.uint32(0) if seed is None else seed
-  place = jnp.stack([seed.astype(jnp.uint32), jnp.asarray(first).astype(jnp.uint32)])
-  return _attend(problem, q_BTNH, k_BSKH, v_BSKH, groups, place)
+  seed = jnp.uint32(0) if seed is None else seed.astype(jnp.uint32)
+
+  def local(first_head, q_BTNH, k_BSKH, v_BSKH, groups, seed):
+    first = first_head.astype(jnp.uint32) * jnp.uint32(T * S % 2**32)
+    return _attend(problem, q_BTNH, k_BSKH, v_BSKH, groups, jnp.stack([seed, first]))
+
+  return split_heads(local, q_BTNH, k_BSKH, v_BSKH, groups, seed)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -295,7 +288,7 @@ def _attend(problem: _Problem, q_BTNH, k_BSKH, v_BSKH, groups, place):
 
 
 def _attend_forward(problem: _Problem, q_BTNH, k_BSKH, v_BSKH, groups, place):
-  tiling = _fitted(FORWARD, problem.targets, problem.sources)
+  tiling = _fitted(problem.targets, problem.sources)
   q, k, v = _padded(q_BTNH, tiling), _padded(k_BSKH, tiling), _padded(v_BSKH, tiling)
   (B, T, N, H), group = q.shape, q.shape[2] // k.shape[2]
   own = pl.BlockSpec((None, tiling.rows, None, H), lambda t, b, n: (b, t, n, 0))
@@ -330,7 +323,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _query_gradients(problem, q, k, v, groups, place, g, lse, delta):
-  tiling = _fitted(BACKWARD_QUERIES, problem.targets, problem.sources)
+  tiling = _fitted(problem.targets, problem.sources)
   q, k, v, g = (_padded(x, tiling) for x in (q, k, v, g))
   lse, delta = (_padded(x, tiling, axis=2) for x in (lse, delta))
   (B, T, N, H), group = q.shape, q.shape[2] // k.shape[2]
@@ -353,7 +346,7 @@ def _query_gradients(problem, q, k, v, groups, place, g, lse, delta):
 
 
 def _key_gradients(problem, q, k, v, groups, place, g, lse, delta):
-  tiling = _fitted(BACKWARD_KEYS, problem.sources, problem.targets)
+  tiling = _fitted(problem.sources, problem.targets)
   q, k, v, g = (_padded(x, tiling) for x in (q, k, v, g))
   lse, delta = (_padded(x, tiling, axis=2) for x in (lse, delta))
   (B, S, K, H), T, group = k.shape, q.shape[1], q.shape[2] // k.shape[2]
@@ -395,11 +388,14 @@ def _call(kernel, problem, tiling, grid, specs, inputs, groups, place, *, out, m
   )(place, *inputs, *marks, *(x for _, x in more))
 
 
-def _fitted(tiling: Tiling, rows: int, columns: int) -> Tiling:
-  """The tiling with blocks that are not longer than the arrays, and at least 16."""
-  shortest = lambda size, n: min(size, max(16, 1 << (n - 1).bit_length()))  # noqa: E731
+def _fitted(rows: int, columns: int) -> Tiling:
+  """The tiling with blocks that are not much longer than the arrays, and at least 16."""
+
+  def shortest(size: int, positions: int) -> int:
+    return min(size, max(16, 1 << (positions - 1).bit_length()))
+
   return dataclasses.replace(
-    tiling, rows=shortest(tiling.rows, rows), columns=shortest(tiling.columns, columns)
+    TILING, rows=shortest(TILING.rows, rows), columns=shortest(TILING.columns, columns)
   )
 
 
@@ -409,4 +405,6 @@ def _padded(x: jax.Array, tiling: Tiling, axis: int = 1, value: int = 0) -> jax.
   missing = -size % max(tiling.rows, tiling.columns)
   if not missing:
     return x
-  return jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)], constant_values=value)
+  return jnp.pad(
+    x, [(0, missing if a == axis else 0) for a in range(x.ndim)], constant_values=value
+  )

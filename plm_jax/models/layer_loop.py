@@ -62,6 +62,8 @@ def run_blocks(
   checkpoint does not depend on the choice. Parts with fewer entries than layers are `shared`.
   """
 
+  context = context._replace(kind=compute.attention)
+
   def apply(layer, block, x, cache):
     noise_of_layer = None if noise is None else noise.fold(layer)
     x, cache = block(split_rows(x), context.of_layer(layer), noise_of_layer, cache)
