@@ -153,8 +153,9 @@ def chosen_kind(
 
 def attend_by_cudnn(q_BTNH, k_BTKH, v_BTKH, scale: float | None) -> jax.Array:
   """Causal attention of whole rows without dropout, by NVIDIA's kernel."""
-  options = {"scale": scale, "is_causal": True, "implementation": "cudnn"}
-  return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, **options)
+  return jax.nn.dot_product_attention(
+    q_BTNH, k_BTKH, v_BTKH, scale=scale, is_causal=True, implementation="cudnn"
+  )
 
 
 def _refusal_of_cudnn(q_BTNH: jax.Array, k_BTKH: jax.Array) -> str | None:
