@@ -53,7 +53,8 @@ BENEATH = {
     *("errors", "overrides", "cli", "data", "experiment", "train", "runs", "evaluation", "tasks"),
   },
   "commands": {
-    *("errors", "cli", "data", "decode", "train", "runs", "evaluation", "export"),
+    *("errors", "cli", "data", "decode", "experiment", "train", "runs", "evaluation", "export"),
+    "ablate",
   },
 }
 

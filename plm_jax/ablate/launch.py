@@ -240,7 +240,7 @@ def slurm(out: Path, plan: SweepPlan, runs: list[PlannedRun], jobs: int) -> None
   print(f"  sbatch {shlex.quote(str(script))}")
   print("after adding the options of your cluster (partition, account, --gres=gpu:1, time).")
   print("Submit the script again to continue stopped tasks; finished tasks are skipped.")
-  print(f"then: python -m plm_jax.ablate.report {shlex.quote(str(out))}")
+  print(f"then: python -m plm_jax.report {shlex.quote(str(out))}")
 
 
 SBATCH = """\

@@ -41,7 +41,7 @@ class PlannedRun(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """The flags of plm_jax/ablate/evaluate.py: measurements of a run besides its held-out loss."""
+  """The flags of plm_jax/commands/evaluate.py: measurements of a run besides its held-out loss."""
 
   blimp: str | None = None
   blimp_pairs: int | None = None
@@ -94,7 +94,7 @@ class SweepPlan:
     pretrain = [f"--experiment={self.references[run.arm]}", f"--budget={self.budget}"]
     pretrain += [f"--seed={run.seed}", f"--workdir={workdir}"]
     pretrain += [f"--set={setting}" for setting in self.settings]
-    evaluate = ["-m", "plm_jax.ablate.evaluate", f"--from={workdir}", *self.evaluation.flags()]
+    evaluate = ["-m", "plm_jax.evaluate", f"--from={workdir}", *self.evaluation.flags()]
     return {
       "pretraining": [sys.executable, _script(), *pretrain, *cache],
       "evaluation": [sys.executable, *evaluate, *cache],

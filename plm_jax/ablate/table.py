@@ -13,7 +13,7 @@
       )
 
 An arm's experiment is a function of an experiment file, so every arm is also a plain
-run_pretrain.py command. A claim names one of these metrics (plm_jax/ablate/evaluate.py):
+run_pretrain.py command. A claim names one of these metrics (python -m plm_jax.evaluate):
 
     mlm_loss mlm_perplexity mlm_accuracy    held-out rows, one set of masks for all arms
     pseudo_perplexity                       one token masked at a time (Salazar et al. 2020)

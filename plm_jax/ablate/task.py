@@ -2,8 +2,8 @@
 
   python -m plm_jax.ablate.task DIR ARM SEED
 
-A sweep, a Ray task or a job array starts it. Finished steps are not repeated. With `--die_with` it
-ends when its parent process ends.
+Launchers start it, not users. Finished steps are not repeated. With `--die_with` it ends when its
+parent process ends.
 """
 
 from __future__ import annotations

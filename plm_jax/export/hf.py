@@ -201,3 +201,8 @@ def _labels(heads: Mapping[str, int], kept: Mapping[str, Any]) -> dict[str, Any]
   if count in (None, len(kept.get("id2label") or {})):
     return {}
   return labelled([f"LABEL_{i}" for i in range(count)])
+
+
+if __name__ == "__main__":
+  print("error: plm_jax.export.hf is no command; try: python -m plm_jax.check DIR", file=sys.stderr)
+  sys.exit(2)

@@ -1,24 +1,18 @@
-"""Runs a paper's table: every arm with every seed, pretraining and then evaluation.
+"""A paper's table, run: every arm with every seed, pretraining and then evaluation.
 
-  python -m plm_jax.ablate.sweep --table=experiments/bert.py:table_6 --out=sweeps/table_6
-  python -m plm_jax.ablate.sweep --list
-  python -m plm_jax.ablate.sweep --table=... --budget=smoke --seeds=3 --jobs=2 --out=DIR
-  python -m plm_jax.ablate.sweep --table=... --out=DIR --arms=no-nsp,base --set=steps=2000
+    table, plan, experiments = planned("experiments/bert.py:table_6", budget="smoke")
+    sweep(plan, experiments, Path("sweeps/table_6"))
 
-The same command resumes a stopped or killed sweep. Then: python -m plm_jax.ablate.report DIR
+The same call resumes a stopped or killed sweep. `python -m plm_jax.sweep` is the command.
 """
 
 from __future__ import annotations
 
 import fcntl
 import inspect
-import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-import jax
-from absl import flags
 
 from plm_jax import cli, overrides
 from plm_jax.ablate import launch
@@ -28,51 +22,21 @@ from plm_jax.data.corpora import cache_folder
 from plm_jax.data.preparation import prepare
 from plm_jax.errors import UserError
 from plm_jax.evaluation.minimal_pairs import pair_files, read_minimal_pairs
-from plm_jax.experiment import BUDGETS, Experiment
+from plm_jax.experiment import Budget, Experiment
 from plm_jax.runs import teacher_of
 
-FLAGS = flags.FLAGS
 
-
-def define_flags() -> None:
-  flags.DEFINE_string("table", None, "FILE:FUNCTION of the table.")
-  flags.DEFINE_enum("budget", "small", BUDGETS, "Scale: seconds, minutes, or as published.")
-  flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, 2, ...")
-  flags.DEFINE_string(
-    "out", None, "Where the sweep is kept (default: sweeps/FILE_FUNCTION_BUDGET)."
-  )
-  flags.DEFINE_list("arms", [], "Only these arms, separated by commas (default: all).")
-  flags.DEFINE_multi_string(
-    "set", [], "FIELD=VALUE for all arms, for example steps=2000. Repeatable."
-  )
-  flags.DEFINE_integer("jobs", 1, "Number of runs at a time; they share the cores and the GPUs.")
-  flags.DEFINE_enum("launcher", "local", launch.LAUNCHERS, "Who starts the runs.")
-  flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files to evaluate on.")
-  flags.DEFINE_integer("blimp_pairs", None, "At most this many pairs of each of its files.")
-  flags.DEFINE_string("finetune", None, "Fine-tune on these numbers of labels, such as 500,all.")
-  flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
-  flags.DEFINE_bool("list", False, "List all tables with their published numbers, and exit.")
-  flags.DEFINE_bool("dry_run", False, "Show every command, run nothing.")
-
-
-def main() -> int:
-  # The runs need the accelerator; this process only reads experiments and prepares the text.
-  jax.config.update("jax_platforms", "cpu")
-  if FLAGS.list:
-    for reference, line in cli.list_experiments("experiments", returns="Table"):
-      print(f"{reference:45} {line}")
-      print(arm_lines(cli.load_experiment(reference, returns="Table")()))
-    return 0
-  table, plan, experiments = planned(FLAGS)
-  arms = arms_of(table, FLAGS.arms)
-  out = Path(FLAGS.out or default_out(plan))
-  runs = plan.runs(arms)
-  print(heading(table, plan, experiments, runs, out), flush=True)
-  if FLAGS.dry_run:
-    for run in runs:
-      print("", *plan.shown(out, run), sep="\n")
-    return 0
-  if FLAGS.launcher == "ray":
+def sweep(
+  plan: SweepPlan,
+  experiments: dict[str, Experiment],
+  out: Path,
+  arms: list[str] | None = None,
+  jobs: int = 1,
+  launcher: str = "local",
+) -> tuple[SweepPlan, list[PlannedRun] | None]:
+  """Runs the arms that are not done yet (default: all). Returns the plan in `out`, which may have
+  more seeds from before, and the failed runs; None for them if the launcher only submits runs."""
+  if launcher == "ray":
     launch.import_ray()  # before any text is prepared
   with held(out):
     plan = claim(out, plan)
@@ -80,42 +44,45 @@ def main() -> int:
     for arm in {run.arm for run in runs}:  # a distillation needs a finished teacher
       teacher_of(experiments[arm], plan.budget)
     prepare_texts([experiments[run.arm] for run in runs], cache_folder(plan.cache))
-    failed = launch.LAUNCHERS[FLAGS.launcher](out, plan, runs, FLAGS.jobs) if runs else []
-    if failed is None:  # handed over
-      return 0
-  asked = plan.runs(arms)
-  done = sum(is_done(out, run, plan) for run in asked)
-  print(f"\n{done} of {len(asked)} runs are done")
-  if done:
-    print(f"next: python -m plm_jax.ablate.report {shlex.quote(str(out))}")
-  return 1 if failed else 0
+    return plan, launch.LAUNCHERS[launcher](out, plan, runs, jobs) if runs else []
 
 
-def planned(asked) -> tuple[Table, SweepPlan, dict[str, Experiment]]:
-  """The table, the sweep and its experiments. asked: the flags, as attributes. Errors: `UserError`
-  for flags with which no arm can be run."""
-  if not asked.table:
+def planned(
+  table: str | None,
+  budget: Budget = "small",
+  seeds: int = 3,
+  jobs: int = 1,
+  arms: Sequence[str] = (),
+  settings: Sequence[str] = (),
+  blimp: str | None = None,
+  blimp_pairs: int | None = None,
+  finetune: str | None = None,
+  cache: str | None = None,
+) -> tuple[Table, SweepPlan, dict[str, Experiment]]:
+  """The table, the sweep and its experiments, from the values of the command's flags (settings:
+  those of `--set`). Errors: `UserError` for values with which no arm can be run."""
+  if not table:
     raise UserError("--table=FILE:FUNCTION is needed; --list shows all tables.")
-  if asked.seeds < 1 or asked.jobs < 1:
-    raise UserError(f"--seeds={asked.seeds} and --jobs={asked.jobs} must both be at least 1.")
-  if asked.blimp:
-    check_blimp(Path(asked.blimp))
-  table: Table = cli.load_experiment(asked.table, returns="Table")()
-  experiments = experiments_of(table, asked)
+  if seeds < 1 or jobs < 1:
+    raise UserError(f"--seeds={seeds} and --jobs={jobs} must both be at least 1.")
+  for file in pair_files(Path(blimp)) if blimp else ():
+    read_minimal_pairs(file)  # an error before anything is trained
+  rows: Table = cli.load_experiment(table, returns="Table")()
+  experiments = experiments_of(rows, budget, arms, settings)
   plan = SweepPlan(
-    table=asked.table,
-    budget=asked.budget,
-    settings=tuple(asked.set),
-    seeds=asked.seeds,
-    references={name: reference_of(table.arm(name)) for name in experiments},
+    table=table,
+    budget=budget,
+    settings=tuple(settings),
+    seeds=seeds,
+    references={name: reference_of(rows.arm(name)) for name in experiments},
     steps={name: experiment.steps for name, experiment in experiments.items()},
-    evaluation=Evaluation(asked.blimp, asked.blimp_pairs, asked.finetune),
-    cache=asked.cache,
+    evaluation=Evaluation(blimp, blimp_pairs, finetune),
+    cache=cache,
   )
-  return table, plan, experiments
+  return rows, plan, experiments
 
 
-def arms_of(table: Table, asked: list[str]) -> list[str]:
+def arms_of(table: Table, asked: Sequence[str]) -> list[str]:
   """The arms of `--arms`, each once, or all; `_` also matches `-`, as in a function's name."""
   names = [arm.name for arm in table.arms]
   meant = {name.replace("_", "-"): name for name in names} | {name: name for name in names}
@@ -129,25 +96,21 @@ def arm_lines(table: Table) -> str:
   return "\n".join(f"  {arm.name:{width}}  {arm.numbers}".rstrip() for arm in table.arms)
 
 
-def experiments_of(table: Table, asked) -> dict[str, Experiment]:
+def experiments_of(
+  table: Table, budget: Budget, arms: Sequence[str], settings: Sequence[str]
+) -> dict[str, Experiment]:
   """Arm -> experiment, without arms that `--set` does not fit, an error if --arms names one."""
   experiments, refused = {}, {}
   for arm in table.arms:
     try:
-      experiments[arm.name] = overrides.apply(arm.experiment(asked.budget), asked.set)
+      experiments[arm.name] = overrides.apply(arm.experiment(budget), settings)
     except UserError as error:
       refused[arm.name] = error
-  for name in arms_of(table, asked.arms):
+  for name in arms_of(table, arms):
     if name in refused:
       others = f" (--arms={','.join(experiments)} runs the others)" if experiments else ""
       raise UserError(f"arm {name}: {refused[name]}{others}")
   return experiments
-
-
-def check_blimp(folder: Path) -> None:
-  """A `UserError` for files that an evaluation cannot read, before anything is trained."""
-  for file in pair_files(folder):
-    read_minimal_pairs(file)
 
 
 def reference_of(arm: Arm) -> str:
@@ -230,7 +193,3 @@ def held(out: Path) -> Iterator[None]:
         f"another sweep is working in {out}; wait for it or take another --out"
       ) from None
     yield
-
-
-if __name__ == "__main__":
-  cli.run(main)
