@@ -10,8 +10,6 @@ With no flag: BERT-tiny on the text that is installed with Python, in about two 
 A run that was stopped or killed continues when the same command is given again.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from pathlib import Path

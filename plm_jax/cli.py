@@ -6,8 +6,6 @@ same name. Exit codes: 0 success (`--help` included), 1 a bug of ours (with its 
 user's mistake (one sentence on stderr), 130 interrupted, 141 closed pipe.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import errno

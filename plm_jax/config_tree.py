@@ -4,8 +4,6 @@ A place has a path such as `objectives.mlm.rate`: fields by name, elements of a 
 `.name` or index. Values are written in the form that `--set` (`plm_jax.overrides`) reads.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import importlib

@@ -1,7 +1,5 @@
 """The resolved experiment of a command line's flags."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from pathlib import Path

@@ -294,11 +294,11 @@ def test_json_gives_back_an_equal_configuration():
 
 
 def test_classes_of_the_project_are_found_by_their_full_name():
-  from plm_jax.data.toy_language import Corruption
+  from plm_jax.objectives.nsp import NSP
 
-  data = overrides.to_json(Corruption(rate=0.2))
-  assert data["type"] == "plm_jax.data.toy_language.Corruption"
-  assert overrides.from_json(data) == Corruption(rate=0.2)
+  data = overrides.to_json(NSP(weight=0.2))
+  assert data["type"] == "plm_jax.objectives.nsp.NSP"
+  assert overrides.from_json(data) == NSP(weight=0.2)
 
 
 def test_json_of_another_version_is_refused():

@@ -4,8 +4,6 @@
 code of the sets and scores.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """The measurements of a sweep, read from its directory: the content of a report."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ A launcher is `(out, plan, runs, jobs) -> failed runs`, or None if it only submi
 launcher starts `python -m plm_jax.ablate.task DIR ARM SEED`.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import signal

@@ -1,7 +1,5 @@
 """The two figures of a report: learning curves of all arms, and every metric with its seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 `report(directory)` writes it; `python -m plm_jax.report` is the command.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

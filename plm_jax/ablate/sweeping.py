@@ -6,8 +6,6 @@
 The same call resumes a stopped or killed sweep. `python -m plm_jax.sweep` is the command.
 """
 
-from __future__ import annotations
-
 import fcntl
 import inspect
 from collections.abc import Iterator, Sequence

@@ -20,8 +20,6 @@ smaller. This can only remove verdicts, never add one. It keeps a report undecid
 exchanged between seeds.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import statistics

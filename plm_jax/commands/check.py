@@ -5,8 +5,6 @@
 Inputs are random tokens, in rows without padding, and with padding right, left and on both sides.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -9,8 +9,6 @@ run is read by run_pretrain.py --from, run_finetune.py --from, plm_jax.generate 
 plm_jax.fill_mask. Nothing in SRC is executed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 from collections.abc import Iterator

@@ -25,8 +25,6 @@ each set, so that a report compares only numbers from the same set.
 The code of the sets and scores is in plm_jax/evaluation/.
 """
 
-from __future__ import annotations
-
 from absl import flags
 
 from plm_jax import cli

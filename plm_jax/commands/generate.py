@@ -10,8 +10,6 @@ most probable one; the same seed and prompt give the same texts again. In a term
 appears while it is written.
 """
 
-from __future__ import annotations
-
 import sys
 
 from absl import flags

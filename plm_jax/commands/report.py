@@ -8,8 +8,6 @@ a run reported more than twice, curves.png. The report of an unfinished
 sweep has the runs that are measured.
 """
 
-from __future__ import annotations
-
 from absl import flags
 
 from plm_jax import cli

@@ -8,8 +8,6 @@
 The same command resumes a stopped or killed sweep. Then: python -m plm_jax.report DIR
 """
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

@@ -12,8 +12,6 @@ Ordered segments (`PackedDocuments(ordered=True)`) are read in lanes instead: th
 `global_batch` equal stretches, and slot b of every batch continues stretch b.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field

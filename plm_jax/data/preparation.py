@@ -10,12 +10,11 @@ import fcntl
 import hashlib
 import json
 import os
-import queue
 import shutil
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,8 +134,7 @@ class _Preparation:
     self.directory, self.key, self.progress = directory, key, progress
 
   def run(self) -> None:
-    if self.tokenizer is None:
-      self.tokenizer = self._trained()
+    self.tokenizer = self.tokenizer or self._trained()
     self._finish(self._encode())
 
   @contextmanager
@@ -324,37 +322,8 @@ def _replace(path: Path, content: dict) -> None:
 
 def _ahead(items: Iterator) -> Iterator:
   """The items, with the next one read in a thread while the last one is encoded."""
-  ready: queue.Queue = queue.Queue(maxsize=1)
-  stop = threading.Event()
-
-  def put(item) -> bool:
-    while not stop.is_set():
-      try:
-        ready.put(item, timeout=0.1)
-        return True
-      except queue.Full:
-        continue
-    return False
-
-  def read() -> None:
-    try:
-      for item in items:
-        if not put((item, None)):
-          return
-      put((None, None))
-    except BaseException as error:
-      put((None, error))
-
-  reader = threading.Thread(target=read, daemon=True)
-  reader.start()
-  try:
-    while True:
-      item, error = ready.get()
-      if error is not None:
-        raise error
-      if item is None:
-        return
+  with ThreadPoolExecutor(1) as reader:
+    waiting = reader.submit(next, items, None)
+    while (item := waiting.result()) is not None:
+      waiting = reader.submit(next, items, None)
       yield item
-  finally:
-    stop.set()
-    reader.join()

@@ -240,15 +240,15 @@ class Pieces:
   @property
   def merges_pairs(self) -> bool:
     """Whether the model is LLaMA's kind, byte pairs, not unigram."""
-    return self._model_proto.trainer_spec.model_type == self._model_proto.trainer_spec.BPE
+    return self.model_proto.trainer_spec.model_type == self.model_proto.trainer_spec.BPE
 
   @property
   def joins_spaces(self) -> bool:
     """Whether several spaces in a row are read as one."""
-    return self._model_proto.normalizer_spec.remove_extra_whitespaces
+    return self.model_proto.normalizer_spec.remove_extra_whitespaces
 
   @cached_property
-  def _model_proto(self):
+  def model_proto(self):
     from sentencepiece import sentencepiece_model_pb2
 
     return sentencepiece_model_pb2.ModelProto.FromString(self.proto)

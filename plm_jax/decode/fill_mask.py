@@ -1,7 +1,5 @@
 """The most probable tokens of a masked language model for blanks in sentences."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -1,8 +1,6 @@
 """Transformations of the next token's scores before it is chosen: small pure functions on float32
 `[B, V]`. A token that is ruled out has the score -inf."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

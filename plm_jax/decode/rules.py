@@ -1,7 +1,5 @@
 """The rules of generation: greedy search, sampling or beam search, penalties and lengths."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

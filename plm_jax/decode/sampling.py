@@ -8,8 +8,6 @@ growing text, and the cache can grow with it (`writer.grow`). A row's text depen
 prompt and its key, not on the rest of the batch.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -1,7 +1,5 @@
 """Texts from prompts, in batches of similar length, padded on the left to few compiled shapes."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator

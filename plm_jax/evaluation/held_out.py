@@ -1,7 +1,5 @@
 """Scores on held-out text: rows that do not depend on a run's objectives, format or masking."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

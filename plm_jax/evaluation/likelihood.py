@@ -1,7 +1,5 @@
 """Log-probabilities of single tokens, from the left or from both sides, in batches of one shape."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

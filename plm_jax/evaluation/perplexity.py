@@ -4,8 +4,6 @@ A left-to-right model predicts every token from those before it, in windows that
 masked model predicts every token from all others, masked one at a time (Salazar et al. 2020).
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -10,8 +10,6 @@
 tensor is an error that names it.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import sys

@@ -6,8 +6,6 @@ else is laid out as here, with heads side by side. Layers are one array with a l
 separate tensors there.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import re

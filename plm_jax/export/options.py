@@ -4,8 +4,6 @@ names it.
 Source: transformers 5.23, configuration_utils.py and the families' configuration files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """Tokenizers of published directories: read into ours, and written as transformers reads them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Source: sentence-transformers, models/Pooling.py and SentenceTransformer.py (mod
 and Gurevych 2019, section 3.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import NamedTuple

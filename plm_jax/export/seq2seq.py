@@ -1,7 +1,5 @@
 """The base class of families of encoder-decoders: inputs, outputs and names."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -29,7 +27,6 @@ class Seq2SeqFamily(Family):
   config: type[EncoderDecoder]
   alone: tuple[str, ...] = ()
   shifts: tuple[str, ...]
-  always: Mapping[str, Any]  # the fields that are the same in the whole family
 
   # --- names
 

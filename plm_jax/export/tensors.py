@@ -4,8 +4,6 @@ Sources: the safetensors format (github.com/safetensors/safetensors, README); th
 checkpoint as transformers writes it, {"weight_map": {tensor: file}}; `torch_file` for the rest.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Imports a published model as a run, as if it had been trained here."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

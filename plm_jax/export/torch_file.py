@@ -7,8 +7,6 @@ call any Python function. This one reaches only four names, which are replaced b
 file; any other name is refused before anything is called.
 """
 
-from __future__ import annotations
-
 import math
 import pickle
 import zipfile

@@ -1,7 +1,5 @@
 """Causal (left-to-right) language modelling: predict every token from those before it."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

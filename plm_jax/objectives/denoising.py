@@ -9,8 +9,6 @@ long as its text; further insertions are left out.
 Deviation: random tokens are never special; fairseq draws them from all tokens but <s>.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Literal

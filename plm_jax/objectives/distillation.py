@@ -4,8 +4,6 @@ Source: huggingface/transformers-research-projects (fccd0cd) distillation/distil
 triple loss is `5 Distillation + 2 MLM + 1 Cosine`, the weights of the repository's README.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

@@ -1,8 +1,6 @@
 """Predicting the original tokens of a row that ELECTRA's generator has filled: the two ablations
 between BERT and ELECTRA (Clark et al. 2020, efficiency analysis)."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

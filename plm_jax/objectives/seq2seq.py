@@ -7,8 +7,6 @@ Each objective of this kind makes a source and a target of a row of text in its 
 named "seq2seq" and share the loss.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -4,18 +4,14 @@ The pairs are made where segments are (`SegmentPair(next="swapped")`): two conse
 their order or swapped, so that the topic says nothing and only coherence does.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
-import jax
-
-from plm_jax.objectives.baselines import Baseline, majority
+from plm_jax.objectives.nsp import SegmentOrder
 from plm_jax.objectives.objective import Terms, cross_entropy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SOP:
+class SOP(SegmentOrder):
   """Mean cross-entropy of "are A and B swapped?" over pairs; label 0 = B follows A, 1 = swapped.
 
   Chunks of one sentence, which have nothing to swap, get a random B and label 1, as in the original
@@ -26,20 +22,6 @@ class SOP:
   name = "sop"
   pairs = "swapped"
 
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"sop": 0}
-
-  def corrupt(self, batch, draws, vocab) -> dict:
-    """The rows unchanged: `SegmentPair` has made the labels."""
-    return batch
-
-  def count(self, batch) -> jax.Array:
-    return batch["row_weight"].sum()
-
   def loss(self, model, hidden, batch, noise) -> Terms:
     logits_B2 = model.sentence_order_logits(hidden, batch)
     return cross_entropy(logits_B2, batch["pair_label"], batch["row_weight"])
-
-  def baseline(self, counts, batches, scores) -> Baseline:
-    return majority(batches, "pair_label")

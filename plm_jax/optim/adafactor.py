@@ -6,8 +6,6 @@ square over all of it. Here a kernel is a matrix [inputs, outputs], with heads m
 layer of a stack is separate, because the original has a variable for each.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

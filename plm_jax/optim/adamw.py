@@ -1,7 +1,5 @@
 """AdamW and LAMB with learning-rate schedules, as optax chains from a frozen configuration."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal, Self
 

@@ -4,8 +4,6 @@ A record is a dict with a `step`, and a `split` ("train" or "valid") where it ho
 record without one holds timing. `fit(..., sinks=[...])` writes every record to further sinks.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """The printed report of a training run and its plots: heading, costs, results, examples, curves."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any, NamedTuple

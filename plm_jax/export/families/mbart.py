@@ -1,7 +1,5 @@
 """mBART in transformers (models/mbart, 5.23): BART with its norms before the sublayers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

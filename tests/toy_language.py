@@ -11,8 +11,6 @@ HIDDEN. Legend: B rows, T positions, V words, S = V**order states (the last `ord
 newest is the least significant digit).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
