@@ -107,14 +107,18 @@ def _parse_flags(module: ModuleType, argv: list[str], expected: tuple[str, ...] 
   if any(word in _HELP_FULL for word in before_end):
     print(_help(module), "\n\nFlags of every module:\n", flags.FLAGS.get_help(), sep="")
     raise _HelpShown
+  own = {flag.name: flag for flag in _own_flags(module)}
   try:
     words = flags.FLAGS(argv)[1:]
   except flags.UnrecognizedFlagError as error:
-    raise UserError(_unknown_flag(module, error.flagname)) from None
+    near = difflib.get_close_matches(error.flagname, [*own, "help"], n=1, cutoff=0.5)
+    meant = f"; did you mean --{near[0]}?" if near else "; --help lists the flags."
+    raise UserError(f"there is no flag --{error.flagname}{meant}") from None
   except flags.Error as error:
     if match := re.match(r"flag (--\S+): \('Non-boolean", str(error)):
       raise UserError(f"{match[1]} was given; this flag takes no value.") from None
-    raise UserError(_with_full_stop(str(error))) from None
+    sentence = str(error)
+    raise UserError(sentence if sentence.endswith((".", "?", "!")) else sentence + ".") from None
   if expected and len(words) != len(expected):
     actual = " ".join(words) or "nothing"
     raise UserError(f"{actual} was given; expected {' '.join(expected)} (--help tells more).")
@@ -122,28 +126,12 @@ def _parse_flags(module: ModuleType, argv: list[str], expected: tuple[str, ...] 
     raise UserError(
       f"{words[0]!r} was given without a flag; write --flag=value (--help lists the flags)."
     )
-  for flag in _own_flags(module):
+  for name, flag in own.items():
     if flag.present and flag.value == "":  # often an unset shell variable
-      raise UserError(f"--{flag.name}= was given without a value; give one or leave it out.")
-  _quiet_logs()
-  return words
-
-
-def _unknown_flag(module: ModuleType, name: str) -> str:
-  own = [flag.name for flag in _own_flags(module)]
-  near = difflib.get_close_matches(name, [*own, "help"], n=1, cutoff=0.5)
-  meant = f"; did you mean --{near[0]}?" if near else "; --help lists the flags."
-  return f"there is no flag --{name}{meant}"
-
-
-def _with_full_stop(sentence: str) -> str:
-  return sentence if sentence.endswith((".", "?", "!")) else sentence + "."
-
-
-def _quiet_logs() -> None:
-  """Limits logs to warnings and errors, unless --verbosity is given."""
+      raise UserError(f"--{name}= was given without a value; give one or leave it out.")
   if flags.FLAGS["verbosity"].using_default_value:
     logging.set_verbosity(logging.WARNING)
+  return words
 
 
 def read_text(path: str, flag: str) -> str:

@@ -53,6 +53,11 @@ def element_names(elements: tuple) -> list[str]:
   ]
 
 
+def is_within(path: str, fields: Collection[str]) -> bool:
+  """Whether a path is one of some fields or lies below one."""
+  return any(path == field or path.startswith(field + ".") for field in fields)
+
+
 def join(path: str, name: str) -> str:
   return f"{path}.{name}" if path else name
 

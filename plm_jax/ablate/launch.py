@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from plm_jax.ablate.plan import ROOT, PlannedRun, SweepPlan, failure_of, log_of
+from plm_jax.ablate.plan import ROOT, PlannedRun, SweepPlan, environment, failure_of, log_of
 from plm_jax.ablate.view import View
 from plm_jax.errors import UserError
 
@@ -24,17 +24,13 @@ def task_command(out: Path, run: PlannedRun) -> list[str]:
   return [sys.executable, "-m", "plm_jax.ablate.task", str(out), run.arm, str(run.seed)]
 
 
-def environment() -> dict[str, str]:
-  path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-  return {**os.environ, "PYTHONPATH": path}
-
-
 # --- this machine ---------------------------------------------------------------------------------
 
 
 def local(out: Path, plan: SweepPlan, runs: list[PlannedRun], jobs: int) -> list[PlannedRun]:
   """Runs up to `jobs` processes at a time, each on its share of the cores and GPUs."""
-  slots = shares(jobs, cores_here(), gpus())
+  cores = sorted(os.sched_getaffinity(0)) if PINS else list(range(os.cpu_count() or 1))
+  slots = shares(jobs, cores, gpus())
   waiting, working, failed = list(runs), {}, []
   view = View(out, plan, runs, jobs)
   stopping = _Stopping()
@@ -89,10 +85,6 @@ def failure(out: Path, run: PlannedRun, code: int) -> str:
   if not failure_of(out, run).exists():
     heading = f"{run} was ended from outside ({code}); the end of {log_of(out, run)}:"
   return "\n".join([heading, *(f"  | {line}" for line in tail)])
-
-
-def cores_here() -> list[int]:
-  return sorted(os.sched_getaffinity(0)) if PINS else list(range(os.cpu_count() or 1))
 
 
 def shares(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -22,11 +23,12 @@ from typing import Any, NamedTuple
 
 from plm_jax.errors import UserError
 from plm_jax.tasks.comparison import numbers_of_labels
-from plm_jax.train.workdir import write_whole
+from plm_jax.train.workdir import read_records, write_whole
 
 FORMAT = 1
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP, SCORES = "sweep.json", "scores.json"
+_TAIL = 1 << 14  # bytes of a run's records that a view reads once a second
 
 
 class PlannedRun(NamedTuple):
@@ -89,14 +91,15 @@ class SweepPlan:
 
   def commands(self, out: Path, run: PlannedRun) -> dict[str, list[str]]:
     """The commands of a run, in their order: name -> words."""
-    workdir = workdir_of(out, run)
+    workdir, script = workdir_of(out, run), ROOT / "run_pretrain.py"
+    script = script.name if Path.cwd() == ROOT else str(script)
     cache = [f"--cache={self.cache}"] if self.cache else []
     pretrain = [f"--experiment={self.references[run.arm]}", f"--budget={self.budget}"]
     pretrain += [f"--seed={run.seed}", f"--workdir={workdir}"]
     pretrain += [f"--set={setting}" for setting in self.settings]
     evaluate = ["-m", "plm_jax.evaluate", f"--from={workdir}", *self.evaluation.flags()]
     return {
-      "pretraining": [sys.executable, _script(), *pretrain, *cache],
+      "pretraining": [sys.executable, script, *pretrain, *cache],
       "evaluation": [sys.executable, *evaluate, *cache],
     }
 
@@ -108,9 +111,10 @@ class SweepPlan:
     return {"format": FORMAT, **dataclasses.asdict(self)}
 
 
-def _script() -> str:
-  script = ROOT / "run_pretrain.py"
-  return script.name if Path.cwd() == ROOT else str(script)
+def environment() -> dict[str, str]:
+  """The variables of a command, which finds this repository from any directory."""
+  path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+  return {**os.environ, "PYTHONPATH": path}
 
 
 def read_plan(out: Path) -> SweepPlan:
@@ -246,29 +250,12 @@ def state_of(out: Path, run: PlannedRun, plan: SweepPlan, alive: bool = False) -
 
 def _progress(workdir: Path) -> tuple[int, float | None, float | None]:
   """(last reported step, its loss, recent seconds per step)."""
-  records = [r for r in _last_records(workdir / "metrics.jsonl") if r.get("split") == "train"]
-  timing = _last_records(workdir / "timing.jsonl")[-10:]
+  metrics = read_records(workdir / "metrics.jsonl", _TAIL)
+  records = [record for record in metrics if record.get("split") == "train"]
+  timing = read_records(workdir / "timing.jsonl", _TAIL)[-10:]
   if not records:
     return 0, None, None
   pace = None
   if len(timing) > 1:  # the first window includes the start
     pace = sum(r["seconds"] for r in timing[1:]) / (timing[-1]["step"] - timing[0]["step"])
   return records[-1]["step"], records[-1]["loss"], pace
-
-
-def _last_records(path: Path, size: int = 1 << 14) -> list[dict[str, Any]]:
-  """The records in the last `size` bytes of a `.jsonl` file, which a view reads once a second.
-  Damaged lines are left out."""
-  try:
-    with open(path, "rb") as file:
-      start = max(0, file.seek(0, 2) - size)
-      file.seek(start)
-      lines = file.read().split(b"\n")
-  except FileNotFoundError:
-    return []
-  # The text after the last newline is a partial line, and so is the first one of a cut file.
-  records = []
-  for text in lines[1 if start else 0 : -1]:
-    with contextlib.suppress(ValueError):
-      records.append(json.loads(text))
-  return [record for record in records if isinstance(record, dict) and "step" in record]

@@ -29,6 +29,7 @@ from plm_jax.ablate.page import (
 from plm_jax.ablate.plan import PlannedRun, workdir_of
 from plm_jax.ablate.verdict import ALPHA, SEEDS, lower_is_better
 from plm_jax.ablate.view import duration
+from plm_jax.config_tree import is_within
 from plm_jax.errors import UserError
 from plm_jax.train.workdir import read_records, write_whole
 
@@ -161,7 +162,7 @@ def table_blocks(measured: Measured) -> list[PageBlock]:
   twice = {m.replace("perplexity", "loss") for m in measured.metrics if m.endswith("perplexity")}
   for column in table.columns:
     header.append(f"{column}, published")
-    columns.append(lambda arm, column=column: show_published(arm.published.get(column)))
+    columns.append(lambda arm, column=column: str(arm.published.get(column, "")))
     if table.beside.get(column) in beside:
       header.append(f"{table.beside[column]}, measured")
       columns.append(lambda arm, m=table.beside[column]: cell(measured, arm.name, m))
@@ -236,10 +237,6 @@ def number(value: float, like: float | None = None) -> str:
     return str(value)
   size = abs(value if like is None else like)
   return f"{value:.{1 if size >= 100 else 2 if size >= 10 else 4}f}"
-
-
-def show_published(value) -> str:
-  return "" if value is None else str(value)
 
 
 def cost_blocks(measured: Measured) -> list[PageBlock]:
@@ -323,7 +320,7 @@ def changes(published, used) -> list[list[str]]:
   return [
     [f"`{path}`", overrides.show(old), overrides.show(new)]
     for path, old, new in overrides.diff(used, published)
-    if not any(path == a or path.startswith(a + ".") for a in _APART)
+    if not is_within(path, _APART)
   ]
 
 

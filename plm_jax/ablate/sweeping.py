@@ -6,10 +6,8 @@
 The same call resumes a stopped or killed sweep. `python -m plm_jax.sweep` is the command.
 """
 
-import fcntl
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from plm_jax import cli, overrides
@@ -22,6 +20,7 @@ from plm_jax.errors import UserError
 from plm_jax.evaluation.minimal_pairs import pair_files, read_minimal_pairs
 from plm_jax.experiment import Budget, Experiment
 from plm_jax.runs import teacher_of
+from plm_jax.train.workdir import lock
 
 
 def sweep(
@@ -36,7 +35,7 @@ def sweep(
   more seeds from before, and the failed runs; None for them if the launcher only submits runs."""
   if launcher == "ray":
     launch.import_ray()  # before any text is prepared
-  with held(out):
+  with lock(out, "sweep", "--out"):
     plan = claim(out, plan)
     runs = [run for run in plan.runs(arms) if not is_done(out, run, plan)]
     for arm in {run.arm for run in runs}:  # a distillation needs a finished teacher
@@ -172,22 +171,3 @@ def prepare_texts(experiments: list[Experiment], cache: Path) -> None:
   texts = {repr((e.data.source, e.data.tokenizer, e.data.held_out)): e for e in experiments}
   for experiment in texts.values():
     prepare(experiment.data, cache)
-
-
-@contextmanager
-def held(out: Path) -> Iterator[None]:
-  """Locks the directory, so that one sweep at a time works in it."""
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-    # Opened to append: in a folder that is then refused, `.lock` may be another program's file.
-    lock = open(out / ".lock", "a")  # noqa: SIM115  held as long as the sweep
-  except OSError as error:
-    raise UserError(f"the directory {out} cannot be written: {error.strerror}") from error
-  with lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(
-        f"another sweep is working in {out}; wait for it or take another --out"
-      ) from None
-    yield

@@ -21,9 +21,9 @@ from absl import flags
 
 from plm_jax import cli
 from plm_jax.ablate.plan import (
-  ROOT,
   PlannedRun,
   SweepPlan,
+  environment,
   failure_of,
   is_done,
   is_trained,
@@ -124,14 +124,13 @@ class Child:
     log.parent.mkdir(parents=True, exist_ok=True)
     # A progress bar that is redrawn ten times a second makes a log of megabytes.
     settings = {"TQDM_MININTERVAL": "30", "TQDM_MAXINTERVAL": "60", "PYTHONUNBUFFERED": "1"}
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(log, "ab") as file:
       self._process = subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL,
         stdout=file,
         stderr=file,
-        env={**settings, **os.environ, "PYTHONPATH": path},
+        env=settings | environment(),
         preexec_fn=_die_with_parent,  # noqa: PLW1509  one thread here, and no jax
       )
       if self.stopped:  # the signal came between two commands

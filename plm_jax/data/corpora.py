@@ -31,8 +31,6 @@ from plm_jax.data.layout import TITLE, Layout, layout_of, sentences_of, text_sen
 from plm_jax.data.tfds_text import open_tfds
 from plm_jax.errors import UserError
 
-__all__ = ["Document", "Source", "TextFiles", "default_cache", "open_source"]
-
 LONGEST_DOCUMENT = 1 << 20  # characters
 _LONGEST_PIECE = 1 << 20  # bytes read at once; a longer line comes in pieces
 _PROBE = 1 << 18  # bytes read from the beginning of a file to recognise its layout

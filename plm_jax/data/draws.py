@@ -43,7 +43,7 @@ class Draws:
 
   def uniform(self, stream: int, columns: int) -> np.ndarray:
     """float32 [B, columns] in [0, 1): multiples of 2^-24, so never 1."""
-    return unit_interval(self.bits(stream, columns))
+    return (self.bits(stream, columns) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
   def bits_at(self, stream: int, columns: np.ndarray) -> np.ndarray:
     """uint32 [B, P]: the values of `bits` at `columns` (uint32 [B, P] or [1, P]) only."""
@@ -59,11 +59,6 @@ class Draws:
   def _row_keys(self) -> np.ndarray:
     epoch_key = _mix64(scalar_key(self.seed) + np.atleast_1d(self.epoch).astype(np.uint64))
     return _mix64(epoch_key + np.asarray(self.rows).astype(np.uint64))
-
-
-def unit_interval(bits: np.ndarray) -> np.ndarray:
-  """float32 in [0, 1) from uint32."""
-  return (bits >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
 
 def scalar_key(*parts: int) -> int:

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from plm_jax.data import processes
-from plm_jax.data.corpora import Document, Source, default_cache, open_source
+from plm_jax.data.corpora import Source, default_cache, open_source
+from plm_jax.data.documents import Document
 from plm_jax.data.encoding import Encoding, encoded
 from plm_jax.data.pieces import Pieces, in_pieces
 from plm_jax.data.store import PARTS, StoreWriter, TokenStore
@@ -207,7 +208,9 @@ class _Preparation:
   # Encoding.
 
   def _encode(self) -> dict:
-    journal = self._journal()
+    journal = {"read": 0, "size": 0, "dropped": {}, "lengths": [{}, {}]}
+    with suppress(FileNotFoundError):
+      journal = json.loads((self.directory / "journal.json").read_text())
     with ExitStack() as stack, self._bar("Encoding") as bar:
       writers = [
         stack.enter_context(StoreWriter(self.directory, split, self.tokenizer.vocab.size, sizes))
@@ -229,12 +232,6 @@ class _Preparation:
         _replace(self.directory / "journal.json", journal)
         bar.update(chunk.size)
     return journal
-
-  def _journal(self) -> dict:
-    path = self.directory / "journal.json"
-    if path.exists():
-      return json.loads(path.read_text())
-    return {"read": 0, "size": 0, "dropped": {}, "lengths": [{}, {}]}
 
   def _chunks(self, skip: int) -> Iterator[_Chunk]:
     chunk = _Chunk([], skip, 0)

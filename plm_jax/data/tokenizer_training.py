@@ -127,14 +127,9 @@ def train_byte_pairs(sentences: Iterable[str], vocab_size: int, prefix_space: bo
     show_progress=False,
   )
   model.train_from_iterator(_some_text(sentences), trainer)
-  model.decoder = decoders.ByteLevel()
-  return byte_pairs_backend(*_vocab_and_merges(model), prefix_space)
-
-
-def _vocab_and_merges(model: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
   rules = json.loads(model.to_str())["model"]
-  pairs = (m.split(" ") if isinstance(m, str) else m for m in rules["merges"])
-  return rules["vocab"], [(left, right) for left, right in pairs]
+  merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in rules["merges"]]
+  return byte_pairs_backend(rules["vocab"], merges, prefix_space)
 
 
 def train_unigram(

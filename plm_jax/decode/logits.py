@@ -7,11 +7,6 @@ import jax.numpy as jnp
 RULED_OUT = -jnp.inf
 
 
-def temperature(logits_BV: jax.Array, value: float) -> jax.Array:
-  """Scores divided by `value`, above 0; values below 1 sharpen the distribution."""
-  return logits_BV / value
-
-
 def top_k(logits_BV: jax.Array, k: int) -> jax.Array:
   """The k highest scores (Fan et al. 2018); of equal scores the lower id is kept. 0 keeps all."""
   if not 0 < k < logits_BV.shape[-1]:

@@ -171,7 +171,7 @@ def _write(
     batch |= {"input_ids": ids_BS, "length": (ids_BS.shape[1] - pad).astype(np.int32)}
   limit_B = positions - (prompt_BT.shape[1] - pad_B)
   if rules.beams > 1:
-    best = jax.device_get(_search(generator, batch, prompt_BT, limit_B, ends_E, rules))
+    best = jax.device_get(_search(generator, batch, prompt_BT, limit_B, rules, ends_E))
     return [
       [Generation(ids[:n].tolist(), float(score)) for ids, n, score in zip(*texts)]
       for texts in list(zip(*best))[: len(jobs)]
@@ -202,7 +202,7 @@ def grow(
     needed = min(most, bucket(width + stop - 1, _COLUMNS))
     if needed > columns:
       state, columns = _widened(state, needed), needed
-    state = _advance(generator, state, ends_E, stop, rules)
+    state = _advance(generator, state, rules, ends_E, stop)
     if watch and stop % _TOKENS == 0 and stop < rules.max_length:
       watch(state.ids_BL[0, : int(state.length_B[0])].tolist())
     if stop < rules.max_length and state.done_B.all():
@@ -253,19 +253,13 @@ def _begin(
   return sampling.begin(generator, batch, prompt, limit, keys_B, rules, ends_E, columns)
 
 
-@functools.partial(jax.jit, static_argnames="rules", donate_argnames="state")
-def _advance(generator, state, ends_E, stop, rules: Rules) -> sampling.SamplingState:
-  return sampling.advance(generator, state, rules, ends_E, stop)
+_advance = jax.jit(sampling.advance, static_argnames="rules", donate_argnames="state")
+_search = jax.jit(beam.search, static_argnames="rules")
 
 
 @functools.partial(jax.jit, static_argnames="columns")
 def _widened(state, columns: int) -> sampling.SamplingState:
   return dataclasses.replace(state, cache=state.cache.take(capacity=columns))
-
-
-@functools.partial(jax.jit, static_argnames="rules")
-def _search(generator, batch, prompt, limit, ends_E, rules: Rules) -> beam.BestTexts:
-  return beam.search(generator, batch, prompt, limit, rules, ends_E)
 
 
 def continuation(tokenizer: Tokenizer, prompt: Prompt, ids: list[int]) -> str:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +12,6 @@ from plm_jax.data.preparation import Prepared
 from plm_jax.data.segments import SegmentPair
 from plm_jax.evaluation.likelihood import TOKENS, masked_log_p
 from plm_jax.evaluation.scores import Scores, is_causal
-from plm_jax.models.compute import Compute
 from plm_jax.objectives import baselines
 from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
@@ -82,17 +80,12 @@ def rows_per_batch(run: Run) -> int:
 
 
 def _add_losses(kind: str, run: Run, model, batches, objective, scores: Scores) -> None:
-  terms = mean_terms(model, batches, objective, run.compute)
-  loss, count = terms["loss"]
-  values = {"loss": loss, "perplexity": math.exp(loss), "accuracy": terms["accuracy"][0]}
-  scores.add(kind, values, int(count), batches)
-
-
-def mean_terms(model, batches: list[dict], objective, compute: Compute) -> dict[str, Any]:
-  """metric -> (mean, count) of an objective's loss over batches."""
-  sums = [_terms(model, batch, objective, compute) for batch in batches]
+  sums = [_terms(model, batch, objective, run.compute) for batch in batches]
   totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64)), *jax.device_get(sums))
-  return {name: (total / count, count) for name, (total, count) in totals.items()}
+  means = {name: total / count for name, (total, count) in totals.items()}
+  values = {"loss": means["loss"], "perplexity": math.exp(means["loss"])}
+  values["accuracy"] = means["accuracy"]
+  scores.add(kind, values, int(totals["loss"][1]), batches)
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "compute"))

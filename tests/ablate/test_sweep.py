@@ -26,6 +26,7 @@ from plm_jax.ablate.plan import (
 )
 from plm_jax.ablate.view import View, line, time_left
 from plm_jax.errors import UserError
+from plm_jax.train.workdir import lock
 from tests.toy_run import text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -219,7 +220,7 @@ def test_a_sweep_that_is_stopped_and_killed_ends_as_if_nothing_had_been(finished
 @pytest.mark.slow
 def test_a_second_sweep_in_the_same_directory_is_refused(place, tmp_path):
   out = tmp_path / "out"
-  with sweeping.held(out):
+  with lock(out, "sweep", "--out"):
     second = command(place, "two", out)
   assert second.returncode == 2 and "another sweep is working in" in second.stderr
 
@@ -357,7 +358,7 @@ def test_damaged_files_of_a_sweep_are_sentences_or_passed_over(tmp_path):
 
 def test_a_lock_of_somebody_else_keeps_its_content(tmp_path):
   (tmp_path / ".lock").write_text("mine")
-  with sweeping.held(tmp_path):
+  with lock(tmp_path, "sweep", "--out"):
     pass
   assert (tmp_path / ".lock").read_text() == "mine"
 

@@ -55,7 +55,7 @@ def test_the_stored_tokens_are_the_text_in_order(path, tmp_path):
   for store in (made.train, made.valid):
     assert store.tokens.dtype == np.uint16 and store.sentence_starts[-1] == len(store.tokens)
     for i in range(store.documents):
-      number = int(store.name(i).rpartition(":")[2]) // 6
+      number = int(store.name_and_label(i)[0].rpartition(":")[2]) // 6
       ids = [made.tokenizer.encode(sentence) for sentence in documents[number]]
       assert all(map(np.array_equal, store.document(i), ids))
     assert store.counts.sum() == len(store.tokens)
@@ -212,9 +212,8 @@ def test_names_and_labels_are_read_one_by_one(tmp_path):
   (tmp_path / "a.jsonl").write_text("\n".join(lines))
   store = prepare(corpus(tmp_path / "a.jsonl"), tmp_path / "cache", progress=False).train
   assert isinstance(store, TokenStore)
-  assert store.labels() == [
-    f"l{int(store.name(i).split(':')[1]) - 1}" for i in range(store.documents)
-  ]
+  for name, label in map(store.name_and_label, range(store.documents)):
+    assert label == f"l{int(name.split(':')[1]) - 1}"
 
 
 # Worker processes
@@ -323,7 +322,7 @@ def test_a_text_without_a_blank_line_is_cut_into_pieces_and_the_manifest_says_so
   assert made.manifest["source"]["cut into pieces of sentences"] == 8
   assert made.train.documents + made.valid.documents == -(-300 // 8)
   assert made.train.sentences + made.valid.sentences == 300
-  assert made.train.name(0).startswith("text.txt:1+")
+  assert made.train.name_and_label(0)[0].startswith("text.txt:1+")
 
 
 def test_a_text_with_twenty_documents_is_not_cut(tmp_path):
