@@ -123,9 +123,7 @@ def _parse_flags(module: ModuleType, argv: list[str], expected: tuple[str, ...] 
     actual = " ".join(words) or "nothing"
     raise UserError(f"{actual} was given; expected {' '.join(expected)} (--help tells more).")
   if words and not expected:
-    raise UserError(
-      f"{words[0]!r} was given without a flag; write --flag=value (--help lists the flags)."
-    )
+    raise UserError(f"{words[0]!r} was given without a flag; write --flag=value (see --help).")
   for name, flag in own.items():
     if flag.present and flag.value == "":  # often an unset shell variable
       raise UserError(f"--{name}= was given without a value; give one or leave it out.")
@@ -135,8 +133,7 @@ def _parse_flags(module: ModuleType, argv: list[str], expected: tuple[str, ...] 
 
 
 def read_text(path: str, flag: str) -> str:
-  """The text of the file `path`. Errors: `UserError`, with `flag`, for files that are not text, and
-  for devices, which may never end."""
+  """The text of a file. Errors: `UserError`, with `flag`, for what is no text, and for devices."""
   if Path(path).is_char_device():
     raise UserError(f"{flag}={path} is a device; expected a file of text.")
   try:
@@ -193,8 +190,7 @@ def load_experiment(ref: str, returns: str = "Experiment", **arguments: Any) -> 
 
   The file is searched in the current directory, then in the repository. An experiment is a public
   function annotated to return Experiment, a table of experiments one annotated to return Table.
-  Errors: `UserError` for an unknown file or function, with the known names; errors inside the file
-  keep their traceback.
+  Errors: `UserError` for an unknown file or function; errors in the file keep their traceback.
   """
   path_text, colon, name = ref.partition(":")
   path = _experiment_file(path_text)
@@ -222,8 +218,7 @@ def _a(word: str) -> str:
 
 
 def list_experiments(folder: str, returns: str = "Experiment") -> list[tuple[str, str]]:
-  """(`experiments/bert.py:no_nsp`, first line of its docstring) for every function of a folder that
-  returns `returns`.
+  """(`experiments/bert.py:no_nsp`, first line of its docstring) of a folder's functions.
 
   The files are read, not run. Order: files by name, functions as in the file.
   """
@@ -259,8 +254,7 @@ def _experiment_file(text: str) -> Path:
 
 
 def _experiments_in(path: Path, returns: str = "Experiment") -> dict[str, str]:
-  """Names and first docstring lines of the functions of one file that return `returns`, without
-  running it."""
+  """Names and first docstring lines of a file's functions that return `returns`; it is not run."""
   try:
     tree = ast.parse(path.read_bytes(), str(path))
   except ValueError as error:

@@ -10,8 +10,6 @@ Elements of a tuple are addressed by index or `.name`: `objectives.mlm.rate=0.2`
 takes dataclasses accepts `data.tokenizer=BytePairs(vocab_size=8192)`. Nothing is evaluated.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import difflib
@@ -53,7 +51,7 @@ class _Edit:
   """The overrides of one place of the tree: a new value, and then edits below it."""
 
   text: str | None = None
-  below: dict[str, _Edit] = dataclasses.field(default_factory=dict)
+  below: dict[str, "_Edit"] = dataclasses.field(default_factory=dict)
 
   def flags(self, path: str) -> str:
     """The overrides at and below this place, as the user wrote them."""
@@ -74,9 +72,7 @@ def apply(config: Any, overrides: Iterable[str]) -> Any:
     path, equals, text = override.partition("=")
     path = path.strip()
     if not equals or not all(path.split(".")):
-      raise UserError(
-        f"--set takes path=value, such as --set optim.peak=2e-4, but was given {override!r}."
-      )
+      raise UserError(f"--set takes path=value, such as optim.peak=2e-4, not {override!r}.")
     edit = root
     for name in path.split("."):
       edit = edit.below.setdefault(name, _Edit())

@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 class RunInfo:
   """A run without its parameters.
 
-  path, document: its directory and the content of config.json; None and empty for a run in
-  memory.
+  path, document: its directory and config.json's content; None and empty for a run in memory.
   """
 
   experiment: Experiment
@@ -88,17 +87,15 @@ class Run(RunInfo):
     Errors: `UserError` if `path` is not the directory of a run, or has no good checkpoint.
     """
     info = RunInfo.read(path)
-    shapes = jax.eval_shape(
-      lambda key: info.experiment.model.init(key, info.heads), jax.random.key(0)
-    )
+    model = info.experiment.model
+    shapes = jax.eval_shape(lambda key: model.init(key, info.heads), jax.random.key(0))
     restored = restore_parameters(info.path, shapes)
     return cls(**vars(info), params=restored.params, step=int(restored.folder.name))
 
   def save(self, path: str | Path) -> None:
     """Writes the run as a directory that every command reads, without an optimiser's state.
 
-    Errors: `UserError` if the directory is not empty, because a newer checkpoint in it would be
-    loaded instead, or if it cannot be written.
+    Errors: `UserError` if it is not empty (a newer checkpoint would win), or cannot be written.
     """
     path = Path(path)
     try:
@@ -180,8 +177,7 @@ def initial_parameters(program: Program, source: RunInfo | None) -> Parameters |
 def taught_parameters(program: Program) -> Parameters | None:
   """The initial parameters of a distillation: the teacher's, and the student's made from them.
 
-  They are in the state and so in every checkpoint: a run resumes with its original teacher, even
-  if the teacher's directory has changed.
+  Every checkpoint has them: a run resumes with its original teacher, whatever its directory holds.
   """
   teacher = teacher_of(program.experiment)
   if teacher is None:
@@ -196,8 +192,7 @@ def taught_parameters(program: Program) -> Parameters | None:
 def teacher_of(experiment: Experiment, budget: str = "small") -> RunInfo | None:
   """The run that a distillation learns from; None for all other experiments.
 
-  Errors: `UserError` if the directory is missing, with the command that makes it, or if the run
-  predicts no masked tokens.
+  Errors: `UserError` if the directory is missing, or if the run predicts no masked tokens.
   """
   if not hasattr(experiment.model, "teacher"):
     return None

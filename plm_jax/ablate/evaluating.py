@@ -1,7 +1,7 @@
 """The evaluation of a run on sets that are the same for every arm of a table.
 
-`python -m plm_jax.evaluate` is the command and explains the metrics; plm_jax/evaluation/ has the
-code of the sets and scores.
+`python -m plm_jax.evaluate` is the command. docs/ablation.md defines the metrics, and
+plm_jax/evaluation/ has the code of the sets and scores.
 """
 
 import dataclasses
@@ -33,22 +33,6 @@ def evaluate(run: Run, asked: Evaluation, cache: Path) -> Scores:
   directory, with the number of parameters, the seconds and the software."""
   cli.load_module("data.installed_text")  # makes tfds:installed_text known
   start = time.perf_counter()
-  scores = measured(run, asked, cache)
-  record = {
-    "format": FORMAT,
-    "asked": dataclasses.asdict(asked),
-    **scores._asdict(),
-    "step": run.step,
-    "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(run.params)),
-    "seconds": time.perf_counter() - start,
-    "versions": versions(),
-  }
-  write_whole(run.path / SCORES, json.dumps(record, indent=2) + "\n")
-  return scores
-
-
-def measured(run: Run, asked: Evaluation, cache: Path) -> Scores:
-  """The scores of every run, and the optional ones in `asked`."""
   prepared = prepare(run.experiment.data, cache)
   scores = Scores.of(run)
   if run.step < run.experiment.steps and "public" not in run.document:
@@ -59,6 +43,16 @@ def measured(run: Run, asked: Evaluation, cache: Path) -> Scores:
     blimp(run, Path(asked.blimp), asked.blimp_pairs, scores)
   if asked.finetune:
     finetune(run, asked.labels, cache, scores)
+  record = {
+    "format": FORMAT,
+    "asked": dataclasses.asdict(asked),
+    **scores._asdict(),
+    "step": run.step,
+    "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(run.params)),
+    "seconds": time.perf_counter() - start,
+    "versions": versions(),
+  }
+  write_whole(run.path / SCORES, json.dumps(record, indent=2) + "\n")
   return scores
 
 

@@ -173,8 +173,7 @@ def import_ray():
 def ray(out: Path, plan: SweepPlan, runs: list[PlannedRun], jobs: int) -> list[PlannedRun]:
   """Runs them as Ray tasks, on the cluster of RAY_ADDRESS or on one that it starts.
 
-  `out` and the cache must be on a file system that all machines share. jobs: runs per machine; they
-  divide its cores and GPUs.
+  All machines must share the file system of `out` and the cache. jobs: runs that share a machine.
   """
   ray = import_ray()
   variables = {"PYTHONPATH": environment()["PYTHONPATH"]}

@@ -10,8 +10,6 @@ A sweep only runs commands that a user can also type (`SweepPlan.commands`). Thi
 import jax, which keeps the process that starts a run small.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -19,7 +17,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from plm_jax.errors import UserError
 from plm_jax.tasks.comparison import numbers_of_labels
@@ -60,11 +58,10 @@ class Evaluation:
   def labels(self) -> list[int | None]:
     return numbers_of_labels(self.finetune, "finetune") if self.finetune else []
 
-  def beside(self, before: Evaluation) -> Evaluation:
-    """These flags, and those of `before` that are not set here: a command that is repeated without
-    a flag keeps its measurements."""
+  def beside(self, before: Self) -> Self:
+    """These flags, and those of `before` that are not set here: repeated commands keep them."""
     pairs = self if self.blimp else before
-    return Evaluation(pairs.blimp, pairs.blimp_pairs, self.finetune or before.finetune)
+    return dataclasses.replace(pairs, finetune=self.finetune or before.finetune)
 
   def flags(self) -> list[str]:
     values = dataclasses.asdict(self)
@@ -73,8 +70,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class SweepPlan:
-  """The content of sweep.json. references: arm -> `FILE:FUNCTION`; steps: arm -> its number of
-  steps."""
+  """The content of sweep.json. references: arm -> `FILE:FUNCTION`. steps: those of each arm."""
 
   table: str
   budget: str
@@ -173,15 +169,14 @@ def _shown(value) -> str:
 
 
 class RunState(NamedTuple):
-  """The progress of a run. phase: waiting, starting, training, evaluating, done, failed or stopped.
-  evaluated_in: seconds of its evaluation."""
+  """The progress of a run."""
 
-  phase: str
+  phase: str  # waiting, starting, training, evaluating, done, failed or stopped
   step: int = 0
   loss: float | None = None
   seconds_per_step: float | None = None
   why: str = ""
-  evaluated_in: float | None = None
+  evaluated_in: float | None = None  # seconds
 
 
 def workdir_of(out: Path, run: PlannedRun) -> Path:

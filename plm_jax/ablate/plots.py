@@ -37,8 +37,7 @@ def colours(arms: Sequence[str]) -> dict[str, tuple]:
 
 
 def draw_learning_curves(panels: Mapping[str, Curves], arms: Sequence[str], path: Path) -> None:
-  """Draws a panel per metric. A line is the mean of the seeds that reached a step, a band is their
-  range. panels: title -> curves."""
+  """Draws a panel per title; a line is the mean of the seeds at a step, a band their range."""
   figure, axes = _figure(len(panels), 3.6)
   colour = colours(arms)
   for axis, (title, curves) in zip(axes, panels.items()):
@@ -87,8 +86,7 @@ def draw_metrics(
   references: Mapping[str, float],
   path: Path,
 ) -> None:
-  """Draws a panel per metric and a row per arm: a dot for each seed, a bar at their mean, and a
-  dashed line at the trivial baseline."""
+  """A panel per metric, a row per arm: dots are seeds, bars their mean, dashed lines baselines."""
   figure, axes = _figure(len(metrics), 0.9 + 0.32 * len(arms))
   colour = colours(arms)
   for axis, metric in zip(axes, metrics):

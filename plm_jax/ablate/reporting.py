@@ -47,8 +47,7 @@ def report(directory: str | Path, to: str | Path | None = None) -> tuple[Measure
 
 
 def claim_folder(to: Path, measured: Measured) -> None:
-  """Makes the folder. Errors: `UserError` if it holds files of these names that are not a report
-  of this sweep and would be overwritten."""
+  """Makes the folder. Errors: `UserError` if it holds `FILES` of anything but this sweep."""
   try:
     to.mkdir(parents=True, exist_ok=True)
   except FileExistsError:
@@ -90,8 +89,7 @@ def write_report(measured: Measured, to: Path) -> list[str]:
 
 
 def curves(measured: Measured) -> dict[str, plots.Curves]:
-  """Panel -> arm -> seed -> (step, loss), for every objective of any arm; held-out losses too if
-  they were evaluated during training."""
+  """Panel -> arm -> seed -> (step, loss): training and held-out losses of every objective."""
   panels: dict[str, dict[str, dict[int, list]]] = {}
   for run in measured.states:
     for record in read_records(workdir_of(measured.out, run) / "metrics.jsonl"):

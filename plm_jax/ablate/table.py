@@ -47,9 +47,7 @@ class Arm:
 
   def __post_init__(self):
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", self.name):
-      raise UserError(
-        f"the arm {self.name!r} names a directory; take letters, digits and _ . + - only"
-      )
+      raise UserError(f"the arm {self.name!r} names a directory; take letters, digits and _ . + -")
 
   @classmethod
   def of(
@@ -133,8 +131,7 @@ class Better(_OfTwo):
 
 @dataclasses.dataclass(frozen=True)
 class NotWorse(_OfTwo):
-  """`arm` is worse than `than` by less than `margin`; for perplexities the margin is on their
-  logarithm."""
+  """`arm` is worse than `than` by less than `margin`, which is on the logarithm of perplexities."""
 
   margin: float
 

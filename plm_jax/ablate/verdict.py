@@ -114,8 +114,7 @@ def student(values: Sequence[float], bound: float, usual: float, constant: bool 
 
 
 def verdicts(claims: Sequence, scores: SeedScores, alpha: float = ALPHA) -> list[Verdict]:
-  """The verdict of every claim, in their order, by Holm's (1979) procedure at level alpha for all
-  claims together.
+  """The verdicts, in the order of the claims, by Holm's (1979) procedure at level alpha for all.
 
   A claim whose seeds or arms are still missing counts as a test, so that results that arrive later
   make no other verdict stricter. A claim whose metric no run of the sweep has does not count.

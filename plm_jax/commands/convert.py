@@ -87,8 +87,7 @@ def chosen_tokenizer(
 
 @contextlib.contextmanager
 def new_directory(target: Path) -> Iterator[None]:
-  """Makes a directory for the `with` block; empties or removes it if the block fails. Errors:
-  `UserError` if it cannot be made or written."""
+  """Makes a directory; a block that fails undoes it. Errors: `UserError` if it is not writable."""
   was_there = target.exists()
   try:
     target.mkdir(parents=True, exist_ok=True)

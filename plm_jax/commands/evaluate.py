@@ -5,24 +5,8 @@
 
 The sets depend on the held-out text, the tokenizer and the row length alone, not on the arm's
 objective, format or masking. `scores.json` in the run's directory holds every number and a hash of
-each set, so that a report compares only numbers from the same set.
-
-    mlm_*     rows "[CLS] A [SEP] B [SEP]", B following A; BERT's rule, 15%, 80/10/10, one draw of
-              masks (as the paper's own perplexities)
-    pseudo_perplexity     exp of the mean of -log p(token | all others), one token masked at a time,
-              in the same rows (Salazar et al. 2020)
-    clm_*     the same rows for left-to-right models, which have no mlm_*
-    seq2seq_* for encoder-decoders, the run's own sources and targets without label smoothing: arms
-              with other objectives were measured on other sets
-    nsp_*     pairs of BERT's code, as many random as consecutive ones, including chunks of one
-              sentence, which are always random
-    sop_*     consecutive pairs, every other one swapped
-    blimp     BLiMP (Warstadt et al. 2020): share of pairs whose grammatical sentence has the higher
-              pseudo-log-likelihood, or log-likelihood for left-to-right models; ties count half
-    finetune_LABELS_*     which package a sentence comes from: run_finetune.py from this run, with
-              the run's seed and --set=data.task=label
-
-The code of the sets and scores is in plm_jax/evaluation/.
+each set, so that a report compares only numbers from the same set. docs/ablation.md defines the
+metrics; their code is in plm_jax/evaluation/.
 """
 
 from absl import flags

@@ -27,13 +27,9 @@ def define_flags() -> None:
   flags.DEFINE_string("table", None, "FILE:FUNCTION of the table.")
   flags.DEFINE_enum("budget", "small", BUDGETS, "Scale: seconds, minutes, or as published.")
   flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, 2, ...")
-  flags.DEFINE_string(
-    "out", None, "Where the sweep is kept (default: sweeps/FILE_FUNCTION_BUDGET)."
-  )
+  flags.DEFINE_string("out", None, "Where it is kept (default: sweeps/FILE_FUNCTION_BUDGET).")
   flags.DEFINE_list("arms", [], "Only these arms, separated by commas (default: all).")
-  flags.DEFINE_multi_string(
-    "set", [], "FIELD=VALUE for all arms, for example steps=2000. Repeatable."
-  )
+  flags.DEFINE_multi_string("set", [], "FIELD=VALUE for all arms, such as steps=2000. Repeatable.")
   flags.DEFINE_integer("jobs", 1, "Number of runs at a time; they share the cores and the GPUs.")
   flags.DEFINE_enum("launcher", "local", LAUNCHERS, "Who starts the runs.")
   flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files to evaluate on.")

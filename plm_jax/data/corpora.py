@@ -59,8 +59,7 @@ def default_cache() -> Path:
 
 
 def cache_folder(path: str | None) -> Path:
-  """The folder of --cache=DIR, or `default_cache`; created if missing. Errors: `UserError` if that
-  fails."""
+  """The folder of --cache=DIR, or `default_cache`, created. Errors: `UserError` if that fails."""
   folder = Path(path or default_cache())
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,8 +149,7 @@ class _Line(NamedTuple):
 
 
 def _lines(file: Path, tabs: bool = False) -> Iterator[_Line]:
-  """The stripped lines of a file; a very long line comes in pieces that end between words. tabs:
-  whether tabs are kept."""
+  """The stripped lines of a file, with tabs or without; very long ones are cut between words."""
 
   def stripped(text: str) -> str:
     return "\t".join(" ".join(x.split()) for x in (text.split("\t") if tabs else [text]))

@@ -79,8 +79,7 @@ class _Packed:
   def _rows(
     self, store: TokenStore, begin: int, sentences: int, room: int
   ) -> tuple[np.ndarray, int]:
-    """The rows from the token `begin` on that end within the next `sentences` sentences, and the
-    token after them."""
+    """The rows from token `begin` on within the next `sentences` sentences, and the next token."""
     first = int(np.searchsorted(store.sentence_starts, begin, side="right")) - 1
     bounds = np.asarray(store.sentence_starts[first : first + sentences + 1])
     is_end = first + sentences >= len(store.sentence_starts) - 1
@@ -128,8 +127,7 @@ class SentencePair:
   """SENTENCE-PAIR+NSP: A is one sentence; a coin makes B the next one (label 0) or one of another
   document (label 1). The last sentence of a document gets a random B, as in `SegmentPair`.
 
-  After a random B, the next pair starts right after A. Pairs that are too long lose the end of the
-  longer sentence.
+  After a random B, the next pair starts right after A. Of a long pair the longer sentence is cut.
 
   separators: tokens between A and B.
   """

@@ -77,9 +77,7 @@ class Corpus:
     if self.passes < 1:
       raise UserError(f"data.passes is {self.passes}; at least 1 pass over the corpus is needed.")
     if self.workers < 0:
-      raise UserError(
-        f"data.workers is {self.workers}; give the number of processes, or 0 for a thread."
-      )
+      raise UserError(f"data.workers is {self.workers}; it counts processes, and 0 is a thread.")
 
 
 @dataclass
@@ -221,8 +219,7 @@ def ordered(segments: Segments) -> bool:
 
 
 class PrefetchedBatches:
-  """Batches in the order of their steps, prefetched; `waited` counts the seconds that the consumer
-  waited for them."""
+  """Batches in the order of their steps, prefetched. waited: seconds that the consumer waited."""
 
   def __init__(self, dataset):
     self._iterator = iter(dataset)

@@ -54,8 +54,7 @@ class Prepared:
 def prepare(corpus, cache_dir: str | os.PathLike | None = None, progress: bool = True) -> Prepared:
   """The tokenised text of `corpus` (its source, tokenizer and held_out), prepared once.
 
-  cache_dir: see `corpora.default_cache`. Errors: `UserError` for text that cannot be read or is too
-  small to be split.
+  cache_dir: see `corpora.default_cache`. Errors: `UserError` for text that is too small or damaged.
   """
   cache = Path(cache_dir or default_cache())
   source = open_source(corpus.source, cache)
@@ -185,9 +184,7 @@ class _Preparation:
       return UserError(
         f"{size} and held_out={self.held_out} keeps none for evaluation: give more text{hint}."
       )
-    return UserError(
-      f"{size} and held_out={self.held_out} leaves none to train on: lower data.held_out."
-    )
+    return UserError(f"{size} and data.held_out={self.held_out} leaves none to train on: lower it.")
 
   def _sample(self, bar) -> Iterator[str]:
     """Sentences of training documents: all of a small text, an even sample of a large one."""

@@ -1,11 +1,9 @@
-"""BERT's and ALBERT's rows: "[CLS] A [SEP] B [SEP]", two runs of sentences; B follows A, precedes
-it, or comes from another document.
+"""BERT's and ALBERT's rows "[CLS] A [SEP] B [SEP]": two runs of sentences, consecutive or not.
 
 Sources: google-research/bert (eedf571) and google-research/albert (b772393),
 create_pretraining_data.py, `create_instances_from_document` and `truncate_seq_pair`. Here segments
 are spans into the stored tokens, not copied text: a truncated segment is still one contiguous span.
-Each document draws from a separate generator, keyed by (seed, pass, document), so that its rows do
-not depend on the other documents' draws.
+Each document draws from a separate generator, keyed by (seed, pass, document).
 
 The share of label 1 is above one half: a chunk of one sentence always gets a random B.
 """
@@ -64,9 +62,7 @@ class SegmentPair:
 
   def __post_init__(self):
     if self.next not in ("random", "swapped", "none"):
-      raise UserError(
-        f'SegmentPair.next is {self.next!r}; it must be "random", "swapped" or "none".'
-      )
+      raise UserError(f"SegmentPair.next is {self.next!r}; expected random, swapped or none.")
     if not 0 <= self.short <= 1:
       raise UserError(f"SegmentPair.short is {self.short}; it is a share and must be in [0, 1].")
     if self.separators not in (1, 2):
@@ -133,8 +129,7 @@ def single_segment(input_ids: np.ndarray, length: np.ndarray) -> Rows:
 
 
 def stretches(total: int, length: int, shortest: int) -> np.ndarray:
-  """STRETCH [N]: a text of `total` tokens cut every `length` tokens; a shorter rest than `shortest`
-  is left out."""
+  """STRETCH [N]: `total` tokens, cut every `length`; a rest below `shortest` is left out."""
   starts = np.arange(0, total - shortest + 1, length)
   rows = np.empty(len(starts), STRETCH)
   rows["start"], rows["length"] = starts, np.minimum(length, total - starts)

@@ -12,7 +12,6 @@ A store is one split of a corpus in one directory, as flat little-endian arrays:
 
 import os
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +70,6 @@ class TokenStore:
     """The name of a document, and the origin of its text."""
     text, ends = (self._map(part, PARTS[part]) for part in ("names", "name_ends"))
     return bytes(text[ends[document] : ends[document + 1] - 1]).decode().split("\t")
-
-  def document(self, document: int) -> list[np.ndarray]:
-    """The sentences of a document, each an array of ids."""
-    first, last = self.document_starts[document : document + 2]
-    starts = self.sentence_starts[first : last + 1]
-    return [self.tokens[a:b] for a, b in pairwise(starts)]
 
 
 class StoreWriter:

@@ -93,8 +93,7 @@ def count_words(sentences: Iterable[str], lowercase: bool) -> Counter[str]:
   split = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
   sentences, chunks = iter(sentences), Counter()
   while block := list(islice(sentences, 1000)):
-    # The rules never act across white space: they are applied once to each distinct chunk between
-    # spaces.
+    # The rules never act across white space: they are applied once to each distinct chunk.
     chunks.update(NO_SPACE_FOR_BERT.sub("", "\n".join(block)).split())
   words = Counter()
   for chunk, n in chunks.items():

@@ -34,9 +34,8 @@ class Cache(Protocol):
 
 
 class Generator(Protocol):
-  """A model prepared by its `generator(compute, rows)`, once and not for every token: layers are
-  unstacked, kernels have the activations' dtype and the fastest layout for `rows` rows. A pytree,
-  for use under jit."""
+  """A model prepared by its `generator(compute, rows)`, once for all tokens: layers are unstacked,
+  kernels have the activations' dtype and the fastest layout for `rows` rows. A pytree."""
 
   def start(self, batch: dict, capacity: int) -> Cache:
     """An empty cache with room for `capacity` tokens.

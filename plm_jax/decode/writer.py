@@ -24,8 +24,7 @@ _COLUMNS = 256  # of a new cache, which is then doubled
 
 
 class Generation(NamedTuple):
-  """A text: its new tokens without the end, and the sum of their log p or, in a beam search, the
-  score of `beam.BestTexts`."""
+  """New tokens without the end, and the sum of their log p or the score of `beam.BestTexts`."""
 
   ids: list[int]
   score: float
@@ -44,8 +43,7 @@ def encode_prompts(
 ) -> list[Prompt]:
   """A prompt for every text, with the model's special tokens around it.
 
-  Errors: `UserError` for a model that does not generate, a text longer than its positions, and ids
-  outside its vocabulary.
+  Errors: `UserError` for a model that does not generate, a text that is too long, unknown ids.
   """
   if not hasattr(params.encoder(), "generator"):
     fills = params.masked_lm() is not None
@@ -73,8 +71,7 @@ def encode_prompts(
 
 
 def source_of(text: str, tokenizer: Tokenizer) -> np.ndarray:
-  """int32 `[T]`: the ids of a text; "[MASK]" and names of special tokens, such as <extra_id_0>,
-  become their ids."""
+  """int32 `[T]`: the ids of a text in which "[MASK]" and "<extra_id_0>" are special tokens."""
   if tokenizer.vocab.mask is not None:
     text = text.replace("[MASK]", tokenizer.token(tokenizer.vocab.mask))
   return tokenizer.encode(text, special=True)
@@ -187,8 +184,7 @@ def grow(
 ) -> sampling.SamplingState:
   """Whole texts; the seed and two numbers key each draw. Other arguments as in `sampling.begin`.
 
-  A step reads the whole cache, so it begins with few columns and is doubled when it is full. Each
-  size is compiled when a text first needs it.
+  A step reads the whole cache, so a cache begins with few columns and is doubled when it is full.
   """
   width, most = prompt_BT.shape[1], prompt_BT.shape[1] + rules.max_length - 1
   first = columns = min(most, bucket(width, _COLUMNS))

@@ -26,7 +26,10 @@ def held_out(run: Run, prepared: Prepared, scores: Scores) -> None:
   """Adds mlm_* and pseudo_perplexity, or clm_*, or seq2seq_*, to `scores`."""
   for objective in run.experiment.objectives:
     if isinstance(objective, Seq2Seq):
-      return sequences(run, prepared, objective, scores)
+      # The run's own sources and targets.
+      objective = dataclasses.replace(objective, label_smoothing=0.0, z_loss=0.0)
+      batches = _batches(run, prepared, run.experiment.data, (objective,))
+      return _add_losses("seq2seq", run, run.params, batches, objective, scores)
   if is_causal(run):
     batches = held_out_rows(run, prepared, (CLM(),))
     _add_losses("clm", run, run.params.encoder(), batches, CLM(), scores)
@@ -42,13 +45,6 @@ def held_out(run: Run, prepared: Prepared, scores: Scores) -> None:
   plain = held_out_rows(run, prepared, ())
   log_p = one_at_a_time(run, plain)
   scores.add("pseudo", {"perplexity": math.exp(-log_p.mean())}, len(log_p), plain)
-
-
-def sequences(run: Run, prepared: Prepared, objective: Seq2Seq, scores: Scores) -> None:
-  """Adds seq2seq_* of the run's own sources and targets to `scores`."""
-  objective = dataclasses.replace(objective, label_smoothing=0.0, z_loss=0.0)
-  batches = _batches(run, prepared, run.experiment.data, (objective,))
-  _add_losses("seq2seq", run, run.params, batches, objective, scores)
 
 
 def held_out_rows(run: Run, prepared: Prepared, objectives: tuple) -> list[dict[str, np.ndarray]]:
@@ -70,8 +66,7 @@ def _batches(run: Run, prepared: Prepared, corpus, objectives: tuple) -> list[di
 
 
 def row_limit(run: Run) -> int:
-  """The most rows of held-out text: twice those of the evaluations in training, so that a run of
-  seconds is measured in seconds."""
+  """The most rows of held-out text: twice those in training, so that short runs are quick."""
   return min(ROWS, 2 * run.experiment.schedule.evaluation_rows)
 
 

@@ -4,11 +4,10 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from plm_jax.errors import UserError
-from plm_jax.export.family import Family, Fields, Published
+from plm_jax.export.family import Family, Fields, Outputs, Published
 from plm_jax.export.heads import (
   SIZED,
   rate_before_classes,
@@ -109,9 +108,7 @@ class DecoderFamily(Family):
     columns = np.arange(1, real.shape[1] + 1, dtype=np.int32)
     return inputs | {"length": np.maximum((columns * real).max(axis=1), 1)}
 
-  def run(
-    self, params: DecoderModel, batch: dict[str, Any], compute: Compute, architecture: str
-  ) -> dict[str, jax.Array]:
+  def run(self, params: DecoderModel, batch: dict, compute: Compute, architecture: str) -> Outputs:
     hidden = params(batch, compute)
     if "lm" in self.heads_of(params, architecture):
       return {"logits": params.token_logits(hidden)}

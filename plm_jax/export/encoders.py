@@ -3,11 +3,10 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from plm_jax.errors import UserError
-from plm_jax.export.family import Family, Fields, Published
+from plm_jax.export.family import Family, Fields, Outputs, Published
 from plm_jax.export.heads import SIZED, size_of, tuned_outputs
 from plm_jax.export.names import Entry, linear, norm, table
 from plm_jax.export.options import Options
@@ -145,8 +144,7 @@ class EncoderFamily(Family):
     return self.base + self.pooler
 
   def detect(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
-    """The architecture, or the one for pretraining if the file has its second head too; and its
-    heads. A bare model may lack a pooler."""
+    """The architecture, or with its second head that for pretraining; a pooler may be missing."""
     heads = self.architectures[architecture]
     pooler = f"{self.base}{self.pooler}.weight" in tensors
     for wider, more in self.architectures.items():
@@ -194,9 +192,7 @@ class EncoderFamily(Family):
       "position_ids": config.positions + config.first_position,
     }
 
-  def run(
-    self, params: EncoderModel, batch: dict[str, Any], compute: Compute, architecture: str
-  ) -> dict[str, jax.Array]:
+  def run(self, params: EncoderModel, batch: dict, compute: Compute, architecture: str) -> Outputs:
     hidden = params(batch, compute)
     heads = self.heads_of(params)
     beside = self.sentence_logits if "mlm" in heads else "logits"

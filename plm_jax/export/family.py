@@ -19,6 +19,8 @@ from plm_jax.models.model import Model, Parameters
 
 Fields = dict[str, Any]
 """Fields of one of our configurations."""
+Outputs = dict[str, jax.Array]
+"""Outputs by transformers' names."""
 
 
 class Published(Protocol):
@@ -125,8 +127,7 @@ class Family(abc.ABC):
 
   @abc.abstractmethod
   def batch(self, model: Published, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Our batch from checked inputs of transformers. Errors: `UserError` for inputs that
-    transformers cannot run either."""
+    """Our batch from checked inputs. Errors: `UserError` if transformers cannot run them either."""
 
   @abc.abstractmethod
   def limits(self, config: Model) -> dict[str, int]:
@@ -141,10 +142,8 @@ class Family(abc.ABC):
     return self.pretraining
 
   @abc.abstractmethod
-  def run(
-    self, params: Parameters, batch: dict, compute: Compute, architecture: str
-  ) -> dict[str, jax.Array]:
-    """Outputs by transformers' names."""
+  def run(self, params: Parameters, batch: dict, compute: Compute, architecture: str) -> Outputs:
+    """The outputs of an architecture."""
 
 
 def family_of_type(model_type: Any, where: str) -> Family:

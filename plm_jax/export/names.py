@@ -1,9 +1,8 @@
 """Our parameter paths <-> the tensor names of a published checkpoint, and their layouts.
 
 A family's file lists `Entry`s. The names decide the layout: a `kernel` [*inputs, *outputs] of ours
-is a torch Linear's weight [outputs, inputs], or a Conv1D's [inputs, outputs] (GPT-2); everything
-else is laid out as here, with heads side by side. Layers are one array with a leading axis here and
-separate tensors there.
+is a torch Linear's weight [outputs, inputs], or a Conv1D's [inputs, outputs] (GPT-2); all else has
+our layout, with heads side by side. Layers are one array here and separate tensors there.
 """
 
 import itertools

@@ -3,14 +3,8 @@
 import json
 from pathlib import Path
 
-from plm_jax.data.tokenizer_files import (
-  MBART_50_LANGUAGES,
-  MBART_LANGUAGES,
-  in_fairseq_order,
-  in_file_order,
-  read_backend,
-  read_rules,
-)
+from plm_jax.data import tokenizer_files as files
+from plm_jax.data.tokenizer_files import MBART_LANGUAGES
 from plm_jax.data.tokenizers import Tokenizer, Unigram, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.export import hf, sentence
@@ -29,9 +23,8 @@ PUBLISHED_PIECES = {  # family -> the file, and transformers' class that reads i
 
 
 def read_tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
-  """The tokenizer of a directory or file, ours or a published one. Errors: `UserError` if there is
-  none of a known kind."""
-  if read_rules(place):
+  """The tokenizer of a directory or file, ours or published. Errors: `UserError` if unknown."""
+  if files.read_rules(place):
     return load_tokenizer(place)
   lowercase = None
   if place.is_dir():
@@ -47,17 +40,18 @@ def read_tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
     raise UserError(
       "a .bin file of a tokenizer is not supported; give its .model by --tokenizer=FILE.model."
     )
-  backend = read_backend(place, lowercase)
+  backend = files.read_backend(place, lowercase)
   if model_type not in ("xlm-roberta", "mbart") or backend.kind != Unigram.kind:
     return Tokenizer(backend)
-  return Tokenizer(in_fairseq_order(backend, MBART_LANGUAGES if model_type == "mbart" else ()))
+  return Tokenizer(
+    files.in_fairseq_order(backend, MBART_LANGUAGES if model_type == "mbart" else ())
+  )
 
 
 def check_not_mbart_50(tokenizer: Tokenizer, config: Model) -> None:
-  """A `UserError` for mBART-50: its 52 language codes have the ids of mBART's 25, and begin its
-  texts instead of ending them."""
+  """A `UserError` for mBART-50: 52 language codes instead of 25, which begin its texts."""
   more = config.vocab_size - tokenizer.vocab.size
-  if isinstance(config, MBart) and more == MBART_50_LANGUAGES - len(MBART_LANGUAGES):
+  if isinstance(config, MBart) and more == files.MBART_50_LANGUAGES - len(MBART_LANGUAGES):
     raise UserError(
       f"the model has {config.vocab_size} tokens, {more} more than mBART with its 25 languages: it "
       "is mBART-50, whose texts begin with a language instead of ending with it, which no run of "
@@ -89,7 +83,7 @@ def write_tokenizer(
     options["tokenizer_class"] = "PreTrainedTokenizerFast"
   elif has_class(model.family.model_type, tokenizer):
     file, options["tokenizer_class"] = PUBLISHED_PIECES[model.family.model_type]
-    (target / file).write_bytes(in_file_order(tokenizer.backend).proto)
+    (target / file).write_bytes(files.in_file_order(tokenizer.backend).proto)
     if model.family.model_type == "albert":
       options |= {"do_lower_case": tokenizer.lowercase, "keep_accents": not tokenizer.lowercase}
     if model.family.model_type == "llama":
@@ -134,8 +128,7 @@ def has_class(family: str, tokenizer: Tokenizer) -> bool:
 def _add_to_file(
   file: Path, tokenizer: Tokenizer, frame: tuple[list[int], list[int]] | None
 ) -> None:
-  """Gives a tokenizer.json the sentinels and languages that follow the vocabulary, and the special
-  tokens of `frame` before and after a text."""
+  """Gives a tokenizer.json the tokens after the vocabulary, and those of `frame` around a text."""
   import tokenizers
 
   definition = tokenizers.Tokenizer.from_file(str(file))

@@ -17,8 +17,7 @@ SOURCE = ("input_ids", "attention_mask")
 
 
 class Seq2SeqFamily(Family):
-  """A model with a head, or bare. If tables are tied, only the architecture tells the language
-  model from the bare one.
+  """A model with a head, or bare; with tied tables only the architecture tells which.
 
   alone: classes of the encoder without a decoder. shifts: classes whose decoder reads `start`, then
   the source, if it has no inputs.

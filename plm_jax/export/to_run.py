@@ -14,8 +14,7 @@ from plm_jax.runs import Run
 
 
 def write_run(model: hf.Pretrained, tokenizer: Tokenizer, target: Path, source: Path) -> None:
-  """Writes a run's directory, with the family's experiment and this model. Errors: `UserError` if
-  the model has fewer tokens than the tokenizer."""
+  """Writes a run with the family's experiment. Errors: `UserError` for a larger tokenizer."""
   size = tokenizer.vocab.size
   if size > model.config.vocab_size:
     raise UserError(

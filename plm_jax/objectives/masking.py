@@ -95,8 +95,7 @@ def corrupt_tokens(
   if rules == "bert":
     number = budget(length, rate, slots)
   else:
-    # Rounded up or down at random, so that the mean is exact. Rows of fewer than 1 / rate tokens
-    # may get 0.
+    # Rounded at random, so that the mean is exact. Rows of fewer than 1 / rate tokens may get 0.
     shifted = length * rate + draws.uniform(_COUNT, 1)[:, 0]
     number = np.minimum(shifted.astype(np.int32), slots)
   if unit == "token":
@@ -152,8 +151,7 @@ def budget(length: np.ndarray, rate: float, slots: int) -> np.ndarray:
 def random_order(
   allowed: np.ndarray, draws: Draws, ranks: int, stream: int = _ORDER
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(column int32, allowed bool) [B, ranks]: the columns of each row in random order, the allowed
-  ones first.
+  """(column int32, allowed bool) [B, ranks]: columns in random order, the allowed ones first.
 
   Sorting values is 5 times as fast as sorting indices, so the column travels in the low bits of
   the key. What is left, 24 bits at 128 columns, makes ties (won by the left column) immaterial.

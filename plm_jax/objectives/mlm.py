@@ -7,7 +7,7 @@ Deviation: the loss is divided by the number of predictions, not by that number 
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import numpy as np
@@ -23,10 +23,7 @@ class MaskedTokens:
   """The shared part of objectives that predict the tokens at a batch's `mlm_positions`."""
 
   name = "mlm"
-
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"mlm": 0}
+  heads: ClassVar[dict[str, int]] = {"mlm": 0}
 
   def count(self, batch) -> jax.Array:
     return batch["mlm_weights"].sum()
@@ -87,9 +84,7 @@ class MLM(MaskedTokens):
     """Replaces `input_ids`; adds `mlm_positions`, `mlm_targets` int32 and `mlm_weights` float32,
     all `[B, P]` with a static P, so that the head runs on the chosen positions only."""
     if vocab.mask is None:
-      raise UserError(
-        "masked language modelling needs a tokenizer with a [MASK] token; this has none"
-      )
+      raise UserError("masked language modelling needs a tokenizer with [MASK]; this has none")
     if self.masking == "static":
       draws = draws.repeat(self.copies)
     input_ids, positions, targets, weights = masking.corrupt_tokens(

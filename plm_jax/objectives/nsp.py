@@ -4,6 +4,7 @@ The pairs are made where segments are (`SegmentPair`): B follows A or comes from
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 
@@ -12,14 +13,7 @@ from plm_jax.objectives.objective import Terms, cross_entropy
 
 
 class SegmentOrder:
-  """The shared part of objectives that classify pairs of segments, whose labels `SegmentPair` made:
-  their head has the objective's name."""
-
-  name: str
-
-  @property
-  def heads(self) -> dict[str, int]:
-    return {self.name: 0}
+  """The shared part of objectives on pairs of segments, whose labels `SegmentPair` made."""
 
   def corrupt(self, batch, draws, vocab) -> dict:
     return batch
@@ -41,6 +35,7 @@ class NSP(SegmentOrder):
 
   weight: float = 1.0
   name = "nsp"
+  heads: ClassVar[dict[str, int]] = {"nsp": 0}
   pairs = "random"
 
   def loss(self, model, hidden, batch, noise) -> Terms:

@@ -30,9 +30,7 @@ class ReplacedMLM:
 
   def __post_init__(self):
     if self.copy and self.positions != "all":
-      raise UserError(
-        "replaced.copy copies tokens that were not masked: set replaced.positions=all"
-      )
+      raise UserError("replaced.copy copies unmasked tokens: set replaced.positions=all")
 
   @property
   def heads(self) -> dict[str, int]:

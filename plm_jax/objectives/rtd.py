@@ -6,7 +6,7 @@ Sources: google-research/electra (8a46635) pretrain/pretrain_helpers.py `mask`, 
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +25,8 @@ _PLACES, _FATES, _SAMPLES = 16, 17, 18  # streams of draws
 class GeneratorMLM(MaskedTokens):
   """Masked language modelling of ELECTRA's generator: mean of `-log p(x_t | masked row)`.
 
-  Of a row's n tokens round(rate * n) positions are drawn with replacement from those that are not
-  special; a share `mask` of the draws becomes [MASK], the rest stays. A position drawn twice counts
-  twice.
+  Of a row's n tokens round(rate * n) positions are drawn with replacement (twice counts twice) from
+  those that are not special; a share `mask` of the draws becomes [MASK], the rest stays.
   """
 
   rate: float = 0.15
@@ -95,10 +94,7 @@ class RTD:
   positions: Literal["all", "masked"] = "all"
   weight: float = 50.0
   name = "rtd"
-
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"rtd": 0}
+  heads: ClassVar[dict[str, int]] = {"rtd": 0}
 
   def corrupt(self, batch, draws, vocab) -> dict:
     return with_seeds(batch, draws)
@@ -132,8 +128,7 @@ class RTD:
 
 
 def with_seeds(batch: dict, draws) -> dict:
-  """Adds `sample_seeds` uint32 `[B, P]`, a function of the position, so that a position that was
-  drawn twice is filled with one token."""
+  """Adds `sample_seeds` uint32 `[B, P]`; a position that was drawn twice has one seed."""
   if "mlm_positions" not in batch:
     raise UserError(
       "nothing is masked for the generator to fill: objectives needs GeneratorMLM before RTD or "

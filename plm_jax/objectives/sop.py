@@ -5,6 +5,7 @@ their order or swapped, so that the topic says nothing and only coherence does.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from plm_jax.objectives.nsp import SegmentOrder
 from plm_jax.objectives.objective import Terms, cross_entropy
@@ -20,6 +21,7 @@ class SOP(SegmentOrder):
 
   weight: float = 1.0
   name = "sop"
+  heads: ClassVar[dict[str, int]] = {"sop": 0}
   pairs = "swapped"
 
   def loss(self, model, hidden, batch, noise) -> Terms:

@@ -37,8 +37,7 @@ _SURE = 6  # standard deviations of room; rows that need more are cut
 
 
 def tokens_for(inputs: int, rate: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
-  """(tokens of text, length of the targets) for inputs of a given length, special tokens included:
-  (568, 114) for 512 (`random_spans_helper`)."""
+  """(tokens of text, length of the targets) for a length of inputs; as `random_spans_helper`."""
   tokens = inputs
   while sum(_lengths(tokens + 1, rate, mean_span_length)[0]) <= inputs:
     tokens += 1
@@ -104,8 +103,7 @@ def iid_noise(length: np.ndarray, columns: int, rate: float, draws) -> np.ndarra
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpanCorruption(Seq2Seq):
-  """Predict the noise from the text around it. The defaults are those of T5's released models
-  (section 3.3.4, spans of 3).
+  """Predict noise from the text around it; by default as T5's released models (section 3.3.4).
 
   rate: share of noise tokens. mean_span_length: None draws every token independently (the i.i.d.
     objective, the baseline of the paper's ablations).
@@ -212,8 +210,7 @@ def expected_runs(tokens: int, rate: float) -> tuple[float, float]:
 
 
 def _limited(noise, text, most: int) -> tuple[np.ndarray, np.ndarray]:
-  """Noise and text with at most `most` runs. In rows with more, later noise stays text, so that
-  there are sentinels for both."""
+  """Noise and text with at most `most` runs each: in rows with more, later noise stays text."""
   run = np.cumsum(_begins(noise), axis=1, dtype=np.int32)
   crowded = (run[:, -1] > most) | (_begins(text).sum(axis=1) > most)
   if not crowded.any():

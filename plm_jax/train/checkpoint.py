@@ -6,8 +6,7 @@
 
 A checkpoint is written as `<step>.saving` and renamed once its manifest is on disk, so `<step>` is
 complete or absent. SIGKILL leaves at most a `.saving` folder, which is never read. The state is
-flattened to {path: array}: no class of nnx or optax is stored, so later releases of both can read
-it.
+flattened to {path: array}, without classes of nnx or optax: later releases of both can read it.
 """
 
 import fnmatch
@@ -245,8 +244,7 @@ def restore_parameters(
   abstract; a leaf that the checkpoint lacks is returned unchanged, and named in `fresh`.
   allow_missing, allow_unused: patterns (`classifier/*`) of paths that only the new model may have,
   and that only the checkpoint may have. within: the path of the model's parameters in the
-  checkpoint ("discriminator/"); all others are ignored. Errors: `UserError` for any other
-  difference.
+  checkpoint ("discriminator/"), all that is read. Errors: `UserError` for any other difference.
   """
   checkpoints, step = _locate(Path(directory), report)
   if step is None:

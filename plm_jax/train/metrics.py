@@ -34,8 +34,7 @@ class Tee:
 class JsonLines:
   """Appends records to a `.jsonl` file.
 
-  On opening, records after `step` and an incomplete last line are dropped, so the file continues
-  exactly where the checkpoint does.
+  On opening, records after `step` are dropped: the file continues where the checkpoint does.
   """
 
   def __init__(self, path: Path, step: int):

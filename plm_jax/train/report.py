@@ -194,8 +194,7 @@ def targets(params: Parameters, run: Results, tokenizer, count: int) -> str:
 
 
 def draw_curves(run: Results, workdir: Workdir) -> None:
-  """`curves.png`: the loss and one more metric of every objective, in training and held out, with
-  the score of a trivial baseline."""
+  """`curves.png`: the loss and one more metric of every objective, and a trivial baseline."""
   import matplotlib
 
   matplotlib.use("Agg")

@@ -30,9 +30,7 @@ def to_arrays(state: Any) -> tuple[dict, dict[str, Any]]:
       raise ValueError(f"two leaves of the state have the path {name}")
     narrowed = jax.eval_shape(lambda x: x, leaf).dtype
     if narrowed != leaf.dtype:
-      raise TypeError(
-        f"{name} is {leaf.dtype}, which JAX would give back as {narrowed}; convert it"
-      )
+      raise TypeError(f"{name} is {leaf.dtype}, which JAX gives back as {narrowed}; convert it")
     described[name] = _described(leaf)
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       keys[name] = str(jax.random.key_impl(leaf))

@@ -19,8 +19,7 @@ OWN = {
 
 
 class ElectraFamily(EncoderFamily):
-  """Classes and the masked-LM head have a dense layer with the exact GELU, whatever activation the
-  layers have."""
+  """Classes and the masked-LM head have the exact GELU, whatever activation the layers have."""
 
   model_type = "electra"
   config = ElectraEncoder

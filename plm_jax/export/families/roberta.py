@@ -49,9 +49,7 @@ class RobertaFamily(EncoderFamily):
 
   def document_of(self, config: Encoder, heads: Mapping[str, int]) -> dict[str, Any]:
     if not config.first_position:
-      raise UserError(
-        "model.first_position=0 cannot be exported: RoBERTa's padding has a position."
-      )
+      raise UserError("model.first_position=0 cannot be exported: RoBERTa's padding has one.")
     return super().document_of(config, heads) | {
       "max_position_embeddings": config.positions + config.first_position,
       "pad_token_id": config.first_position - 1,
