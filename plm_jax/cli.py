@@ -27,6 +27,7 @@ from absl import flags, logging
 from plm_jax.errors import UserError
 
 _ROOT = Path(__file__).resolve().parents[1]
+_KINDS = ("Experiment", "Table")  # the classes that functions of an experiment file return
 _HELP = ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort")
 _HELP_FULL = ("--helpfull", "-helpfull")
 
@@ -200,10 +201,8 @@ def load_experiment(ref: str, returns: str = "Experiment", **arguments: Any) -> 
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     meant = f" Did you mean {path_text}:{near[0]}?" if near else ""
     fault = f"has no {noun} {name!r}" if colon else f"needs the name of {_a(noun)} after a colon"
-    choices = (
-      f" It has: {', '.join(known)}." if known else f" No function in it returns {_a(returns)}."
-    )
-    raise UserError(f"{path_text} {fault}.{meant}{choices}")
+    rest = f"It has: {', '.join(known)}." if known else f"No function in it returns {_a(returns)}."
+    raise UserError(f"{path_text} {fault}.{meant} {rest}")
   function = getattr(_import(path), name)
   if not arguments:
     return function
@@ -245,7 +244,7 @@ def _experiment_file(text: str) -> Path:
     folder = _ROOT / "experiments"
   base = next((b for b in (Path.cwd(), _ROOT) if folder.is_relative_to(b)), Path("/"))
   files = [p.relative_to(base).as_posix() for p in sorted(folder.glob("*.py"))]
-  files = [f for f in files if not Path(f).name.startswith("_")]
+  files = [f for f in files if any(_experiments_in(base / f, kind) for kind in _KINDS)]
   near = difflib.get_close_matches(text, files, n=1, cutoff=0.6)
   meant = f" Did you mean {near[0]}?" if near else ""
   choices = f" There is: {', '.join(files)}." if files else ""

@@ -67,11 +67,6 @@ def has_default(field: dataclasses.Field) -> bool:
   return field.default is not missing or field.default_factory is not missing
 
 
-def _default(field: dataclasses.Field) -> Any:
-  factory = field.default_factory
-  return field.default if factory is dataclasses.MISSING else factory()
-
-
 # --- for the reader ------------------------------------------------------------------------------
 
 
@@ -85,12 +80,6 @@ def diff(config: Any, base: Any, path: str = "") -> list[tuple[str, Any, Any]]:
   else:
     return [] if config == base else [(path, base, config)]
   return [difference for part in parts for difference in diff(*part)]
-
-
-def format_diff(differences: list[tuple[str, Any, Any]]) -> str:
-  """One aligned line per difference, `optim.peak   0.0001 -> 0.0002`; empty without any."""
-  width = max((len(path) for path, _, _ in differences), default=0)
-  return "\n".join(f"{p:<{width}}   {show(b)} -> {show(c)}" for p, b, c in differences)
 
 
 def describe(config: Any) -> str:
@@ -107,8 +96,11 @@ def describe(config: Any) -> str:
 def show(value: Any) -> str:
   """A value as `--set` reads it; a dataclass with the fields that differ from their defaults."""
   if dataclasses.is_dataclass(value):
-    fields = [f for f in dataclasses.fields(value) if f.init]
-    shown = [f for f in fields if not has_default(f) or getattr(value, f.name) != _default(f)]
+    shown = []
+    for f in dataclasses.fields(value):
+      default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+      if f.init and (not has_default(f) or getattr(value, f.name) != default):
+        shown.append(f)
     arguments = ", ".join(f"{f.name}={_shown_inside(getattr(value, f.name))}" for f in shown)
     return f"{type(value).__name__}({arguments})"
   if isinstance(value, tuple):

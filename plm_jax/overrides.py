@@ -25,7 +25,6 @@ from plm_jax.config_tree import (
   diff,
   element_names,
   field_types,
-  format_diff,
   from_json,
   has_default,
   is_group,
@@ -36,7 +35,7 @@ from plm_jax.config_tree import (
 )
 from plm_jax.errors import UserError
 
-__all__ = ["apply", "to_json", "from_json", "diff", "format_diff", "describe", "show"]
+__all__ = ["apply", "to_json", "from_json", "diff", "describe", "show"]
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 # Strictest first: in `int | str`, 12 is a number.
@@ -93,9 +92,8 @@ def _edited(value: Any, annotation: Any, edit: _Edit, path: str) -> Any:
     return _edited_dataclass(value, edit, path)
   if is_group(value):
     return _edited_tuple(value, annotation, edit, path)
-  classes = " or ".join(
-    f"{name}(...)" for name in _classes(_members(annotation, (value,)), (value,))
-  )
+  known = _classes(_members(annotation, (value,)), (value,))
+  classes = " or ".join(f"{name}(...)" for name in known)
   hint = f"; first give it a value: --set {path}={classes}" if classes else ""
   raise UserError(f"{edit.flags(path)}: {path} is {show(value)} and has no fields{hint}.")
 

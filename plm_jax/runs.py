@@ -7,8 +7,6 @@ plm_jax/train/workdir.py lists the files of a directory. Every model with parame
 trained, imported, or made from counts (`steps=0`, `objectives=()`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys
@@ -46,7 +44,7 @@ class RunInfo:
   document: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @classmethod
-  def read(cls, path: str | Path) -> RunInfo:
+  def read(cls, path: str | Path) -> "RunInfo":
     """Errors: `UserError` if `path` is not the directory of a run."""
     path = Path(path)
     document = read_config(path)
@@ -81,7 +79,7 @@ class Run(RunInfo):
   step: int = 0
 
   @classmethod
-  def load(cls, path: str | Path) -> Run:
+  def load(cls, path: str | Path) -> "Run":
     """The newest good checkpoint in a run's directory, on one device.
 
     Errors: `UserError` if `path` is not the directory of a run, or has no good checkpoint.
@@ -149,7 +147,7 @@ def initial_record(source: RunInfo | None) -> dict[str, Any] | None:
   return {"from": str(source.path.absolute()), "tokenizer": source.tokenizer.fingerprint}
 
 
-def initial_parameters(program: Program, source: RunInfo | None) -> Parameters | None:
+def initial_parameters(program: "Program", source: RunInfo | None) -> Parameters | None:
   """The source's parameters on the program's mesh, with new random heads where it lacks them.
   Without a source: the teacher's and the student's, or None without a teacher.
 
@@ -174,7 +172,7 @@ def initial_parameters(program: Program, source: RunInfo | None) -> Parameters |
   return restored.params
 
 
-def taught_parameters(program: Program) -> Parameters | None:
+def taught_parameters(program: "Program") -> Parameters | None:
   """The initial parameters of a distillation: the teacher's, and the student's made from them.
 
   Every checkpoint has them: a run resumes with its original teacher, whatever its directory holds.

@@ -336,19 +336,19 @@ def test_the_difference_names_paths_and_both_values():
     ("data.tokenizer", Words(), Pieces(share=0.1)),
     ("peak", 1e-4, 2e-4),
   ]
-  assert overrides.format_diff(differences).splitlines() == [
-    "objectives.mlm.rate   0.15 -> 0.2",
-    "data.tokenizer        Words() -> Pieces(share=0.1)",
-    "peak                  0.0001 -> 0.0002",
+  assert [(overrides.show(old), overrides.show(new)) for _, old, new in differences] == [
+    ("0.15", "0.2"),
+    ("Words()", "Pieces(share=0.1)"),
+    ("0.0001", "0.0002"),
   ]
-  assert overrides.diff(Run(), Run()) == [] and overrides.format_diff([]) == ""
+  assert overrides.diff(Run(), Run()) == []
 
 
 def test_a_changed_set_of_objectives_is_one_difference():
   config = dataclasses.replace(Run(), objectives=(Mask(0.2),))
-  assert overrides.format_diff(overrides.diff(config, Run())) == (
-    "objectives   Mask(),Next() -> Mask(rate=0.2)"
-  )
+  ((path, old, new),) = overrides.diff(config, Run())
+  shown = overrides.show(old), overrides.show(new)
+  assert (path, *shown) == ("objectives", "Mask(),Next()", "Mask(rate=0.2)")
 
 
 def test_the_description_is_written_as_set_takes_it():

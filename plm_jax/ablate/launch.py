@@ -4,12 +4,14 @@ A launcher is `(out, plan, runs, jobs) -> failed runs`, or None if it only submi
 launcher starts `python -m plm_jax.ablate.task DIR ARM SEED`.
 """
 
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from plm_jax.ablate.plan import ROOT, PlannedRun, SweepPlan, environment, failure_of, log_of
@@ -34,7 +36,7 @@ def local(out: Path, plan: SweepPlan, runs: list[PlannedRun], jobs: int) -> list
   waiting, working, failed = list(runs), {}, []
   view = View(out, plan, runs, jobs)
   stopping = _Stopping()
-  with stopping, view:
+  with stop_signals(stopping.ask), view:
     while waiting or working:
       while waiting and len(working) < jobs and not stopping.asked:
         slot = next(i for i in range(jobs) if i not in {s for s, _ in working.values()})
@@ -118,22 +120,23 @@ def gpus() -> list[str]:
   return [str(i) for i, line in enumerate(l for l in listed.stdout.splitlines() if l[:3] == "GPU")]
 
 
+@contextlib.contextmanager
+def stop_signals(handler: Callable) -> Iterator[None]:
+  """Gives SIGTERM and SIGINT another handler within the block."""
+  before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield
+  finally:
+    for number, earlier in before.items():
+      signal.signal(number, earlier)
+
+
 class _Stopping:
   """Stops all runs: the first SIGTERM or SIGINT lets them save and end, the second kills them."""
 
   def __init__(self):
     self.asked = 0
     self._told: dict[int, int] = {}
-    self._before: dict[int, object] = {}
-
-  def __enter__(self):
-    for number in (signal.SIGTERM, signal.SIGINT):
-      self._before[number] = signal.signal(number, self._ask)
-    return self
-
-  def __exit__(self, *_):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
 
   @property
   def message(self) -> str:
@@ -141,7 +144,7 @@ class _Stopping:
       return "every run has saved its state; the same command goes on"
     return "the runs were killed; the same command goes on from their last checkpoints"
 
-  def _ask(self, number, frame):
+  def ask(self, number, frame):
     del number, frame
     self.asked += 1
 

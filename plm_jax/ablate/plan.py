@@ -231,10 +231,8 @@ def state_of(out: Path, run: PlannedRun, plan: SweepPlan, alive: bool = False) -
     seconds = read_scores(out, run).get("seconds")
     return RunState("done", steps, loss, pace, evaluated_in=seconds)
   if alive:
-    trained = is_trained(out, run, steps)
-    return RunState(
-      "evaluating" if trained else "training" if step else "starting", step, loss, pace
-    )
+    phase = "training" if step else "starting"
+    return RunState("evaluating" if is_trained(out, run, steps) else phase, step, loss, pace)
   if failure_of(out, run).exists():
     why = ""
     with contextlib.suppress(ValueError, KeyError, TypeError):  # the log has the reason too

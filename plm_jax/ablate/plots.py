@@ -1,5 +1,6 @@
 """The two figures of a report: learning curves of all arms, and every metric with its seeds."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -95,7 +96,9 @@ def draw_metrics(
       if values:
         axis.plot(values, [row] * len(values), "o", color=colour[arm], ms=6, alpha=0.7, mew=0)
         axis.plot(np.mean(values), row, "|", color="black", ms=15, mew=1.6)
-    if metric in references and _near(references[metric], axis.get_xlim()):
+    low, high = axis.get_xlim()
+    reach = 2 * (high - low)  # a line further away would push the dots into a corner
+    if low - reach <= references.get(metric, math.inf) <= high + reach:
       axis.axvline(references[metric], color="gray", ls="--", lw=1)
     axis.set_yticks(range(len(arms)), arms)
     axis.set_ylim(len(arms) - 0.5, -0.5)
@@ -103,9 +106,3 @@ def draw_metrics(
     axis.locator_params(axis="x", nbins=6)  # more labels of four digits would overlap
     axis.grid(alpha=0.3)
   figure.savefig(path, dpi=110)
-
-
-def _near(value: float, limits: tuple[float, float]) -> bool:
-  """Whether a reference line fits without pushing the dots into a corner."""
-  low, high = limits
-  return low - 2 * (high - low) <= value <= high + 2 * (high - low)

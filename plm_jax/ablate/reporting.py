@@ -300,9 +300,7 @@ def recipe_blocks(measured: Measured) -> list[PageBlock]:
     blocks.append(Heading("Overridden from the published recipe", 3))
     if shared:
       blocks += [Text("In all arms:"), Grid(("field", "published", "here"), shared, left=3)]
-    rest = [
-      [arm, *change] for arm, fields in changed.items() for change in fields if change not in shared
-    ]
+    rest = [[arm, *c] for arm, fields in changed.items() for c in fields if c not in shared]
     if not shared and not rest:
       blocks.append(Text("Nothing."))
     if rest:

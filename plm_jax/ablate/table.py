@@ -164,8 +164,7 @@ class Ordered(_Claim):
     return f"{self.metric} becomes better from {' to '.join(self.arms)}"
 
   def test(self, scores: SeedScores) -> Tested:
-    """The order is as sure as its weakest link. The opposite is tested on the worst link, with
-    Bonferroni's correction for the number of links."""
+    """As sure as its weakest link; the opposite by its worst one, with Bonferroni's correction."""
     usual = usual_error(scores, self.metric)
     pairs = list(zip(self.arms[1:], self.arms))
     links = [student(difference(scores, self.metric, a, b), 0.0, usual) for a, b in pairs]
@@ -188,9 +187,7 @@ class AtChance(_AgainstChance):
     """Two one-sided tests (Schuirmann 1987): above chance - margin, and below chance + margin."""
     values = level(scores, self.metric, self.arm, self.chance)
     usual = usual_error(scores, self.metric, paired=False)
-    low, high = (
-      student(values, bound, usual, constant=True) for bound in (-self.margin, self.margin)
-    )
+    low, high = (student(values, at, usual, constant=True) for at in (-self.margin, self.margin))
     outside = min(1.0, 2 * min(low.p_against, high.p_for))
     return Tested(max(low.p_for, high.p_against), outside, low.numbers)
 

@@ -13,11 +13,11 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Self
 
 from absl import flags
 
 from plm_jax import cli
+from plm_jax.ablate.launch import stop_signals
 from plm_jax.ablate.plan import (
   PlannedRun,
   SweepPlan,
@@ -61,18 +61,8 @@ class Child:
   def __init__(self):
     self.stopped = False
     self._process: subprocess.Popen | None = None
-    self._before: dict[int, object] = {}
 
-  def __enter__(self) -> Self:
-    for number in (signal.SIGTERM, signal.SIGINT):
-      self._before[number] = signal.signal(number, self._stop)
-    return self
-
-  def __exit__(self, *_) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def _stop(self, number, frame) -> None:
+  def stop(self, number, frame) -> None:
     del number, frame
     self.stopped = True
     if self._process is not None:
@@ -107,7 +97,8 @@ def perform(out: Path, plan: SweepPlan, run: PlannedRun) -> int:
     "pretraining": lambda: is_trained(out, run, plan.steps[run.arm]),
     "evaluation": lambda: is_done(out, run, plan),
   }
-  with Child() as child:
+  child = Child()
+  with stop_signals(child.stop):
     _wait_for_lock(workdir_of(out, run), child)
     for name, words in plan.commands(out, run).items():
       if child.stopped:

@@ -73,9 +73,8 @@ class View:
       self._print(f"{self._clock()} {self._summary(states)}")
 
   def _states(self) -> dict[PlannedRun, RunState]:
-    return {
-      run: state_of(self._out, run, self._plan, alive=run in self._working) for run in self._runs
-    }
+    alive = self._working
+    return {run: state_of(self._out, run, self._plan, run in alive) for run in self._runs}
 
   def _summary(self, states: dict[PlannedRun, RunState]) -> str:
     done = sum(state.phase == "done" for state in states.values())

@@ -4,9 +4,8 @@
   python -m plm_jax.convert runs/bert_tiny exported            a run becomes a published model
   python -m plm_jax.convert stories260K.bin runs/stories --tokenizer=tok512.model
 
-SRC is a directory of transformers or Sentence-BERT, a llama2.c file, or a run; DST is new. The new
-run is read by run_pretrain.py --from, run_finetune.py --from, plm_jax.generate and
-plm_jax.fill_mask. Nothing in SRC is executed.
+SRC is a directory of transformers or Sentence-BERT, a llama2.c file, or a run; DST is new. Every
+command that takes a run reads the new one. Nothing in SRC is executed.
 """
 
 import contextlib

@@ -6,8 +6,7 @@
   python -m plm_jax.generate --model=DIR --shots=examples.txt --prompt="sea otter =>"
 
 Without a prompt a left-to-right model starts a new text. Without a temperature every token is the
-most probable one; the same seed and prompt give the same texts again. In a terminal a single text
-appears while it is written.
+most probable one; equal seeds and prompts give equal texts. A terminal shows a single text growing.
 """
 
 import dataclasses

@@ -12,11 +12,10 @@ data/packing.py 8 to 10, objectives/rtd.py 16 to 18, objectives/rare_mlm.py 32,
 objectives/span_corruption.py 40 to 45, objectives/denoising.py 48 to 55.
 """
 
-from __future__ import annotations
-
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Self
 
 import numpy as np
 
@@ -51,9 +50,9 @@ class Draws:
     early, late = key.astype(np.uint32)[:, None], (key >> np.uint64(32)).astype(np.uint32)[:, None]
     return _mix32(columns * _GOLDEN32 + early, late)
 
-  def repeat(self, copies: int) -> Draws:
+  def repeat(self, copies: int) -> Self:
     """The draws of static corruption, which repeat every `copies` epochs."""
-    return Draws(self.seed, self.epoch % copies, self.rows)
+    return replace(self, epoch=self.epoch % copies)
 
   @cached_property
   def _row_keys(self) -> np.ndarray:

@@ -39,8 +39,7 @@ class PackedDocuments:
     it a row is read as one text, as in GPT-2 and GPT-3. A document that is cut continues in the
     next row as if it began there. All seeds and passes have the same rows.
   framed: whether <s> and </s> surround a document; else a row has only the documents' tokens.
-  ordered: every row of a batch continues the same row of the previous batch, for models that carry
-    a state from batch to batch.
+  ordered: every row continues the same row of the previous batch, for models that carry a state.
   """
 
   separate: bool = True

@@ -76,13 +76,11 @@ class _Packed:
     input_ids[np.arange(len(table_rows)), last_sep] = sep
     return single_segment(input_ids, last_sep + 1)
 
-  def _rows(
-    self, store: TokenStore, begin: int, sentences: int, room: int
-  ) -> tuple[np.ndarray, int]:
-    """The rows from token `begin` on within the next `sentences` sentences, and the next token."""
+  def _rows(self, store: TokenStore, begin: int, count: int, room: int) -> tuple[np.ndarray, int]:
+    """The rows from token `begin` on within the next `count` sentences, and the next token."""
     first = int(np.searchsorted(store.sentence_starts, begin, side="right")) - 1
-    bounds = np.asarray(store.sentence_starts[first : first + sentences + 1])
-    is_end = first + sentences >= len(store.sentence_starts) - 1
+    bounds = np.asarray(store.sentence_starts[first : first + count + 1])
+    is_end = first + count >= len(store.sentence_starts) - 1
     sentence = np.flatnonzero(np.diff(bounds))
     starts = np.maximum(bounds[sentence], begin)
     document = np.searchsorted(store.document_starts, sentence + first, side="right") - 1

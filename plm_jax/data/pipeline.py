@@ -205,12 +205,10 @@ class Batches:
     return cycles * self.corpus.passes + epoch, cycles * first + begin
 
   def _table(self, seed: int, pass_: int) -> np.ndarray:
-    if (seed, pass_) not in self._tables:
-      corpus = self.corpus
-      self._tables[seed, pass_] = pass_table(
-        self.store, corpus.segments, corpus.length, seed, pass_
-      )
-    return self._tables[seed, pass_]
+    key, corpus = (seed, pass_), self.corpus
+    if key not in self._tables:
+      self._tables[key] = pass_table(self.store, corpus.segments, corpus.length, *key)
+    return self._tables[key]
 
 
 def ordered(segments: Segments) -> bool:

@@ -2,8 +2,7 @@
 
 The text is read as a stream, in chunks; after each chunk a journal records how much of each file is
 valid. A preparation that was killed resumes there and ends with the same bytes. Arms of an ablation
-that share a text, a tokenizer and a split share one directory, named by a hash of these; a lock
-keeps two processes from writing it at once.
+that share a text, a tokenizer and a split share one locked directory, named by a hash of these.
 """
 
 import fcntl

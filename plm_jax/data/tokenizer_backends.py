@@ -224,16 +224,6 @@ class Pieces:
       roles[role] = named[0] if named else None
     return roles
 
-  @property
-  def merges_pairs(self) -> bool:
-    """Whether the model is LLaMA's kind, byte pairs, not unigram."""
-    return self.model_proto.trainer_spec.model_type == self.model_proto.trainer_spec.BPE
-
-  @property
-  def joins_spaces(self) -> bool:
-    """Whether several spaces in a row are read as one."""
-    return self.model_proto.normalizer_spec.remove_extra_whitespaces
-
   @cached_property
   def model_proto(self):
     from sentencepiece import sentencepiece_model_pb2

@@ -221,8 +221,7 @@ def _check_merges(file: Path, vocab: dict[str, int], merges: list[tuple[str, str
 def _gpt1_backend(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Fast:
   """GPT-1: merges over characters, "</w>" at the end of a word; text as in transformers.
 
-  The original cleans with ftfy and splits with spaCy. BERT's rules replace both, and split
-  contractions ("don't") differently.
+  The original uses ftfy and spaCy; BERT's rules replace both and split "don't" differently.
   """
   model = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", end_of_word_suffix="</w>"))
   model.normalizer = normalizers.BertNormalizer(lowercase=True)

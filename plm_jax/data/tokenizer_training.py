@@ -131,9 +131,7 @@ def train_byte_pairs(sentences: Iterable[str], vocab_size: int, prefix_space: bo
   return byte_pairs_backend(rules["vocab"], merges, prefix_space)
 
 
-def train_unigram(
-  sentences: Iterable[str], vocab_size: int, lowercase: bool, layout: str
-) -> Pieces:
+def train_unigram(texts: Iterable[str], vocab_size: int, lowercase: bool, layout: str) -> Pieces:
   """ALBERT's ids (pad 0, unk 1, [CLS] 2, [SEP] 3, [MASK] 4) or T5's (pad 0, eos 1, unk 2)."""
   ids: dict[str, Any] = {
     "albert": {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1},
@@ -142,7 +140,7 @@ def train_unigram(
   if layout == "albert":
     ids["control_symbols"] = ["[CLS]", "[SEP]", "[MASK]"]
   clean = clean_like_albert if lowercase else str
-  sample = thin_out(_some_text(map(clean, sentences)), MAX_UNIGRAM_SENTENCES)
+  sample = thin_out(_some_text(map(clean, texts)), MAX_UNIGRAM_SENTENCES)
 
   def train(hard_vocab_limit: bool) -> Pieces:
     proto = io.BytesIO()

@@ -46,10 +46,6 @@ class Tokenizer:
     """The `kind` of its class of `TokenizerConfig`."""
     return self.backend.kind
 
-  @property
-  def lowercase(self) -> bool:
-    return self.backend.lowercase
-
   @cached_property
   def pieces(self) -> list[str]:
     """The text of every id."""
@@ -141,7 +137,7 @@ class Tokenizer:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     self.backend.write(folder)
-    rules = {"format": FORMAT, "kind": self.kind, "lowercase": self.lowercase}
+    rules = {"format": FORMAT, "kind": self.kind, "lowercase": self.backend.lowercase}
     rules |= self._added
     rules |= {"vocab_size": self.vocab.size, "fingerprint": self.fingerprint}
     (folder / files.RULES_FILE).write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")

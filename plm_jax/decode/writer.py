@@ -31,8 +31,7 @@ class Generation(NamedTuple):
 
 
 class Prompt(NamedTuple):
-  """The input for one text. ids: the beginning of the text, or for encoder-decoders of the target.
-  source: the ids that encoder-decoders read."""
+  """ids: the beginning of the text, or of the target of encoder-decoders, which read `source`."""
 
   ids: list[int]
   source: list[int] | None = None

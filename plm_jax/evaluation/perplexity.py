@@ -1,8 +1,4 @@
-"""The perplexity of a text, or its pseudo-perplexity under a masked language model.
-
-A left-to-right model predicts every token from those before it, in windows that overlap by half. A
-masked model predicts every token from all others, masked one at a time (Salazar et al. 2020).
-"""
+"""The perplexity of a text, or its pseudo-perplexity under a masked model (Salazar et al. 2020)."""
 
 import math
 

@@ -196,10 +196,9 @@ class EncoderFamily(Family):
     hidden = params(batch, compute)
     heads = self.heads_of(params)
     beside = self.sentence_logits if "mlm" in heads else "logits"
+    tokens = "prediction_logits" if "pooler" in heads else "logits"
     makes = {
-      "mlm": lambda: {
-        "prediction_logits" if "pooler" in heads else "logits": params.token_logits(hidden)
-      },
+      "mlm": lambda: {tokens: params.token_logits(hidden)},
       "nsp": lambda: {beside: params.next_sentence_logits(hidden, batch)},
       "sop": lambda: {beside: params.sentence_order_logits(hidden, batch)},
       "rtd": lambda: {"logits": params.replaced_logits(hidden)},

@@ -58,9 +58,8 @@ def load(directory: str | Path) -> Pretrained:
   architecture = _architecture_in(document, family, file)
   base = family.base_of(family.architectures[architecture])
   based = any(name.startswith(base) for name in tensors)
-  architecture, heads = family.detect(
-    architecture, {name if based else base + name for name in tensors}
-  )
+  names = tensors if based else {base + name for name in tensors}
+  architecture, heads = family.detect(architecture, names)
   config, sizes = family.model_of(Options(document, str(file)), heads)
   model = jax.eval_shape(lambda key: config.init(key, sizes), jax.random.key(0))
   entries = _entries(family, config, heads, based)

@@ -163,9 +163,7 @@ def _stacked(entry: Entry, arrays: list[np.ndarray], shape: tuple[int, ...]) -> 
 
 def _refuse_misfits(expected: dict[str, tuple], tensors: Mapping, where: str) -> None:
   wrong = [f"{name} is missing" for name in expected if name not in tensors]
-  wrong += [
-    f"{name} has no place in the model" for name in sorted(tensors.keys() - expected.keys())
-  ]
+  wrong += [f"{name} has no place in the model" for name in sorted(tensors.keys() - expected)]
   wrong += [
     f"{name} has the shape {list(tensors[name].shape)} and config.json asks for {list(shape)}"
     for name, shape in expected.items()

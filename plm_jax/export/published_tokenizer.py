@@ -85,10 +85,13 @@ def write_tokenizer(
     file, options["tokenizer_class"] = PUBLISHED_PIECES[model.family.model_type]
     (target / file).write_bytes(files.in_file_order(tokenizer.backend).proto)
     if model.family.model_type == "albert":
-      options |= {"do_lower_case": tokenizer.lowercase, "keep_accents": not tokenizer.lowercase}
+      options |= {
+        "do_lower_case": tokenizer.backend.lowercase,
+        "keep_accents": not tokenizer.backend.lowercase,
+      }
     if model.family.model_type == "llama":
       options |= {"add_bos_token": True, "add_eos_token": trained_here and "classes" in model.heads}
-      if tokenizer.backend.joins_spaces:
+      if tokenizer.backend.model_proto.normalizer_spec.remove_extra_whitespaces:
         print("note: transformers' LlamaTokenizer keeps repeated spaces, which this one joins")
     if model.family.model_type == "t5":
       options["extra_ids"] = 0 if vocab.sentinels is None else len(vocab.sentinels)
@@ -113,16 +116,19 @@ def _frame(model: hf.Pretrained, vocab, trained_here: bool) -> tuple[list[int], 
 def has_class(family: str, tokenizer: Tokenizer) -> bool:
   """Whether transformers' class for the family gives the same ids to these pieces."""
   v, backend = tokenizer.vocab, tokenizer.backend
+  spec = backend.model_proto.trainer_spec
   fairseq = (v.bos, v.pad, v.eos, v.unk, v.mask) == (0, 1, 2, 3, len(backend.pieces) - 1)
   fits = {
     "albert": v.unk == 1,
     "t5": (v.pad, v.eos, v.unk) == (0, 1, 2),
-    "llama": (v.unk, v.bos, v.eos) == (0, 1, 2) and backend.merges_pairs,
+    "llama": (v.unk, v.bos, v.eos) == (0, 1, 2) and spec.model_type == spec.BPE,
     "xlm-roberta": fairseq and not backend.languages,
     "mbart": fairseq and tuple(backend.languages) == MBART_LANGUAGES,
   }
   plain = not tokenizer.added_languages and (family == "t5" or v.sentinels is None)
-  return plain and fits.get(family, False) and (family == "albert" or not tokenizer.lowercase)
+  return (
+    plain and fits.get(family, False) and (family == "albert" or not tokenizer.backend.lowercase)
+  )
 
 
 def _add_to_file(

@@ -41,9 +41,8 @@ def write_run(model: hf.Pretrained, tokenizer: Tokenizer, target: Path, source: 
     "public": public,
     "converted_from": str(source),
   }
-  Run(experiment=experiment, params=model.params, tokenizer=tokenizer, document=document).save(
-    target
-  )
+  run = Run(experiment=experiment, params=model.params, tokenizer=tokenizer, document=document)
+  run.save(target)
 
 
 def with_languages(model: hf.Pretrained, tokenizer: Tokenizer) -> Model:
@@ -64,5 +63,5 @@ def _tokenizer_config(tokenizer: Tokenizer, path: Path) -> TokenizerConfig:
     fields["sentinels"] = len(tokenizer.vocab.sentinels)
   fields["languages"] = tuple(tokenizer.vocab.languages)
   if hasattr(kind, "lowercase"):
-    fields["lowercase"] = tokenizer.lowercase
+    fields["lowercase"] = tokenizer.backend.lowercase
   return kind(**fields)

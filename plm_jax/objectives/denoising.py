@@ -107,7 +107,7 @@ class Denoising(Seq2Seq):
     return rows, size
 
   def _spans(self, starts, draws) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First columns int32 [B, K] of spans, sizes in words (0: none), and number [B] of empty spans."""
+    """First columns int32 [B, K] of spans, sizes in words (0: none); number [B] of empty ones."""
     words = starts.sum(axis=1)
     number = np.ceil(words.astype(np.float32) * np.float32(self.mask)).astype(np.int32)
     most = int(number.max(initial=1))

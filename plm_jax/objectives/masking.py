@@ -59,11 +59,6 @@ def candidates(input_ids: np.ndarray, vocab: Vocab) -> np.ndarray:
   return allowed
 
 
-def not_padding(input_ids: np.ndarray, length: np.ndarray) -> np.ndarray:
-  """bool [B, T]: positions that may be predicted by fairseq's rules; all but padding."""
-  return np.arange(input_ids.shape[1]) < length[:, None]
-
-
 def corrupt_tokens(
   input_ids: np.ndarray,
   length: np.ndarray,

@@ -113,5 +113,5 @@ class MLM(MaskedTokens):
     del draws
     ids = batch["input_ids"]
     if self.rules == "fairseq":
-      return masking.not_padding(ids, batch["length"])
+      return np.arange(ids.shape[1]) < batch["length"][:, None]  # all but padding
     return masking.candidates(ids, vocab)

@@ -121,10 +121,8 @@ class RTD:
     """A constant score: the true share of replaced tokens."""
     p = scores["rtd/replaced"]
     entropy = -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
-    found = float(p > 0.5)
-    return Baseline(
-      "constant", {"loss": entropy, "auc": 0.5, "accuracy": max(p, 1 - p), "found": found}
-    )
+    values = {"loss": entropy, "auc": 0.5, "accuracy": max(p, 1 - p), "found": float(p > 0.5)}
+    return Baseline("constant", values)
 
 
 def with_seeds(batch: dict, draws) -> dict:

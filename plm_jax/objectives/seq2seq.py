@@ -3,8 +3,7 @@
 Sources: Vaswani et al. 2017, section 5.4 (label smoothing); google-research/mesh, mesh_tensorflow
 layers.py `softmax_cross_entropy_with_logits` (z-loss, which T5 trains with).
 
-Each objective of this kind makes a source and a target of a row of text in its `corrupt`. All are
-named "seq2seq" and share the loss.
+In `corrupt` each makes a source and a target of a row. All are named "seq2seq" and share the loss.
 """
 
 import dataclasses

@@ -58,8 +58,7 @@ class AdamW:
       raise UserError("optim.decay_under_warmup needs BERT's schedule: set optim.schedule=linear")
 
   def paper_faithful(self) -> Self:
-    """The schedule and update of google-research/bert (eedf571) and google-research/albert
-    (b772393), optimization.py."""
+    """As google-research/bert (eedf571) and google-research/albert (b772393), optimization.py."""
     return dataclasses.replace(
       self, schedule="linear", bias_correction=False, decay_under_warmup=True
     )

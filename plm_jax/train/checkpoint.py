@@ -235,7 +235,6 @@ def restore_parameters(
   params: Any,
   allow_missing: Iterable[str] = (),
   allow_unused: Iterable[str] = (),
-  report: Callable[[str], None] | None = None,
   within: str = "",
 ) -> Restored:
   """The model's parameters without the rest of the state, for fine-tuning and `--from`.
@@ -246,7 +245,7 @@ def restore_parameters(
   and that only the checkpoint may have. within: the path of the model's parameters in the
   checkpoint ("discriminator/"), all that is read. Errors: `UserError` for any other difference.
   """
-  checkpoints, step = _locate(Path(directory), report)
+  checkpoints, step = _locate(Path(directory))
   if step is None:
     step = checkpoints.latest_good()
   if step is None:
@@ -278,13 +277,13 @@ def _matches(name: str, place: str, patterns: Iterable[str]) -> bool:
   return any(fnmatch.fnmatchcase(name[len(place) :], pattern) for pattern in patterns)
 
 
-def _locate(path: Path, report) -> tuple[Checkpoints, int | None]:
+def _locate(path: Path) -> tuple[Checkpoints, int | None]:
   if not path.is_dir():
     raise UserError(f"the folder {path} does not exist; expected a run or one of its checkpoints.")
   if path.name.isdecimal() and path.parent.name == "checkpoints":
-    return Checkpoints(path.parent, report=report), int(path.name)
+    return Checkpoints(path.parent), int(path.name)
   inner = path / "checkpoints"
-  return Checkpoints(inner if inner.is_dir() else path, report=report), None
+  return Checkpoints(inner if inner.is_dir() else path), None
 
 
 def _cannot_write(folder: Path, error: OSError | ValueError) -> Exception:

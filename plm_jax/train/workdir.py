@@ -8,6 +8,7 @@ tokenizer/  checkpoints/  curves.png
 """
 
 import contextlib
+import difflib
 import fcntl
 import json
 import os
@@ -32,6 +33,8 @@ class Workdir:
     self._lock = lock(self.path, "process", "--workdir")
 
   def close(self) -> None:
+    if os.listdir(self.path) == [".lock"] and not os.path.getsize(self.path / ".lock"):
+      (self.path / ".lock").unlink()  # nothing was written: the next command finds it as it was
     self._lock.close()
 
   def __enter__(self) -> Self:
@@ -108,7 +111,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
   try:
     document = json.loads((path / "config.json").read_text())
   except FileNotFoundError:
-    missing = "it has no config.json" if path.is_dir() else "it does not exist"
+    names = [sibling.name for sibling in path.parent.glob("*/")]
+    near = difflib.get_close_matches(path.name, names, n=1)
+    missing = f"it does not exist{f'; did you mean {path.parent / near[0]}?' if near else ''}"
+    missing = "it has no config.json" if path.is_dir() else missing
     raise UserError(f"{path} is not the directory of a run: {missing}") from None
   except (OSError, ValueError) as error:
     raise UserError(f"{path / 'config.json'} cannot be read: {error}") from error
@@ -151,8 +157,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_records(path: Path, last: int | None = None) -> list[dict[str, Any]]:
-  """The records of a `.jsonl` file, or those in its `last` bytes; empty if there is no file.
-  Incomplete and unreadable lines are skipped."""
+  """The records of a `.jsonl` file, if any, or of its `last` bytes; bad lines are skipped."""
   if not path.exists():
     return []
   with open(path, "rb") as file:

@@ -437,9 +437,9 @@ def test_ray_that_is_not_installed_is_named_as_an_extra(tmp_path, monkeypatch):
 
 def test_runs_that_were_killed_are_not_said_to_have_saved_their_state():
   stopping = launch._Stopping()
-  stopping._ask(15, None)
+  stopping.ask(15, None)
   assert "saved its state" in stopping.message
-  stopping._ask(15, None)
+  stopping.ask(15, None)
   assert "were killed" in stopping.message
 
 

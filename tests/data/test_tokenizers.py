@@ -379,7 +379,7 @@ def test_a_blank_takes_the_space_before_it(trained, name):
 def test_decoding_gives_readable_text(trained, name):
   tokenizer = trained[name]
   text = invented_text()[3]
-  if tokenizer.lowercase:
+  if tokenizer.backend.lowercase:
     plain = unicodedata.normalize("NFD", text.lower())
     text = "".join(c for c in plain if unicodedata.category(c) != "Mn")
   decoded = tokenizer.decode(tokenizer.encode(text))

@@ -268,7 +268,7 @@ def test_shares_of_one_or_zero_are_exact():
 
 def corrupt_as_fairseq(ids, length, rows=None, **options):
   draws = Draws(0, 0, np.arange(len(ids)) if rows is None else rows)
-  allowed = masking.not_padding(ids, length)
+  allowed = np.arange(ids.shape[1]) < length[:, None]
   return masking.corrupt_tokens(ids, length, allowed, draws, VOCAB, rules="fairseq", **options)
 
 

@@ -44,9 +44,7 @@ class AlbertFamily(EncoderFamily):
     AlbertModel="pooler",
   )
   options = BERT_OPTIONS | DEFAULTS | OWN
-  always = {name: value for name, value in BERT_ALWAYS.items() if name not in OWN} | {
-    "sharing": "all"
-  }
+  always = {k: v for k, v in BERT_ALWAYS.items() if k not in OWN} | {"sharing": "all"}
   # In the config.json of the released checkpoints; no code reads them.
   silent = ("down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks")
   project = "encoder.embedding_hidden_mapping_in"
