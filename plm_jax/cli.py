@@ -27,7 +27,6 @@ from absl import flags, logging
 from plm_jax.errors import UserError
 
 _ROOT = Path(__file__).resolve().parents[1]
-_KINDS = ("Experiment", "Table")  # the classes that functions of an experiment file return
 _HELP = ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort")
 _HELP_FULL = ("--helpfull", "-helpfull")
 
@@ -244,7 +243,8 @@ def _experiment_file(text: str) -> Path:
     folder = _ROOT / "experiments"
   base = next((b for b in (Path.cwd(), _ROOT) if folder.is_relative_to(b)), Path("/"))
   files = [p.relative_to(base).as_posix() for p in sorted(folder.glob("*.py"))]
-  files = [f for f in files if any(_experiments_in(base / f, kind) for kind in _KINDS)]
+  row = re.compile(r"^def (?!_).*-> .*\b(Experiment|Table)\b", re.MULTILINE)
+  files = [f for f in files if row.search((base / f).read_text(errors="replace"))]
   near = difflib.get_close_matches(text, files, n=1, cutoff=0.6)
   meant = f" Did you mean {near[0]}?" if near else ""
   choices = f" There is: {', '.join(files)}." if files else ""

@@ -225,6 +225,7 @@ def folder(tmp_path, monkeypatch):
   papers.mkdir()
   (papers / "paper.py").write_text(PAPER)
   (papers / "other.py").write_text("def tiny() -> Experiment:\n  'Small.'\n")
+  (papers / "sizes.py").write_text("def _row() -> Experiment: ...\ndef half(x): return x / 2\n")
   return papers
 
 
@@ -266,7 +267,7 @@ def test_arguments_are_bound_if_the_experiment_takes_them(folder):
     ("papers/paper.py", "needs the name of an experiment after a colon. It has: base"),
     (
       "papers/papr.py:base",
-      "Did you mean papers/paper.py? There is: papers/other.py, papers/paper",
+      "Did you mean papers/paper.py? There is: papers/other.py, papers/paper.py.",
     ),
     ("papers:base", "not a Python file|does not exist"),
     ("", "(no name)"),

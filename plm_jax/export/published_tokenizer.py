@@ -85,10 +85,8 @@ def write_tokenizer(
     file, options["tokenizer_class"] = PUBLISHED_PIECES[model.family.model_type]
     (target / file).write_bytes(files.in_file_order(tokenizer.backend).proto)
     if model.family.model_type == "albert":
-      options |= {
-        "do_lower_case": tokenizer.backend.lowercase,
-        "keep_accents": not tokenizer.backend.lowercase,
-      }
+      lowercase = tokenizer.backend.lowercase
+      options |= {"do_lower_case": lowercase, "keep_accents": not lowercase}
     if model.family.model_type == "llama":
       options |= {"add_bos_token": True, "add_eos_token": trained_here and "classes" in model.heads}
       if tokenizer.backend.model_proto.normalizer_spec.remove_extra_whitespaces:

@@ -33,8 +33,9 @@ class Workdir:
     self._lock = lock(self.path, "process", "--workdir")
 
   def close(self) -> None:
-    if os.listdir(self.path) == [".lock"] and not os.path.getsize(self.path / ".lock"):
-      (self.path / ".lock").unlink()  # nothing was written: the next command finds it as it was
+    with contextlib.suppress(OSError):  # somebody has moved the directory away
+      if os.listdir(self.path) == [".lock"] and not os.path.getsize(self.path / ".lock"):
+        (self.path / ".lock").unlink()  # nothing was written
     self._lock.close()
 
   def __enter__(self) -> Self:
