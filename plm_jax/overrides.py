@@ -71,7 +71,7 @@ def apply(config: Any, overrides: Iterable[str]) -> Any:
     path, equals, text = override.partition("=")
     path = path.strip()
     if not equals or not all(path.split(".")):
-      raise UserError(f"--set takes path=value, such as optim.peak=2e-4, not {override!r}.")
+      raise UserError(f"--set takes path=value, such as --set optim.peak=2e-4, not {override!r}.")
     edit = root
     for name in path.split("."):
       edit = edit.below.setdefault(name, _Edit())

@@ -183,7 +183,9 @@ class _Preparation:
       return UserError(
         f"{size} and held_out={self.held_out} keeps none for evaluation: give more text{hint}."
       )
-    return UserError(f"{size} and data.held_out={self.held_out} leaves none to train on: lower it.")
+    return UserError(
+      f"{size} and held_out={self.held_out} leaves none to train on: lower data.held_out."
+    )
 
   def _sample(self, bar) -> Iterator[str]:
     """Sentences of training documents: all of a small text, an even sample of a large one."""
