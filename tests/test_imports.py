@@ -54,8 +54,8 @@ BENEATH = {
     *("evaluation", "tasks"),
   },
   "commands": {
-    *("errors", "cli", "data", "decode", "experiment", "train", "runs", "evaluation", "export"),
-    "ablate",
+    *("errors", "progress", "cli", "data", "decode", "experiment", "train", "runs"),
+    *("evaluation", "export", "tasks", "ablate"),
   },
 }
 
