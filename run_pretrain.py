@@ -10,8 +10,6 @@ With no flag: BERT-tiny on the text that is installed with Python, in about two 
 A run that was stopped or killed continues when the same command is given again.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from pathlib import Path
@@ -85,7 +83,9 @@ def pretrain(
 ) -> None:
   """Prepares the text, trains, evaluates and reports."""
   prepared = prepare(experiment.data, cache)
-  workdir.write_config(experiment, record | {"text": report.text_record(prepared.manifest)})
+  names = ("source", "tokenizer", "splits", "dropped")
+  text = {name: prepared.manifest[name] for name in names}
+  workdir.write_config(experiment, record | {"text": text})
   prepared.tokenizer.save(workdir / "tokenizer")
   print(report.text_line(prepared.manifest), flush=True)
   train, valid = batches_of(experiment, prepared)

@@ -30,8 +30,8 @@ BENEATH = {
   "experiment": {"errors", "data", "models", "objectives", "optim", "sharding"},
   "decode": {"errors", "data", "models"},
   "train": {
-    *("errors", "progress", "overrides", "data", "models", "objectives", "sharding"),
-    *("experiment", "decode"),
+    *("errors", "progress", "config_tree", "overrides", "data", "models", "objectives"),
+    *("sharding", "experiment", "decode"),
   },
   "runs": {"errors", "overrides", "data", "models", "experiment", "train"},
   "evaluation": {"errors", "data", "models", "objectives", "runs"},
@@ -51,11 +51,12 @@ BENEATH = {
     *("train", "runs", "experiment_flags"),
   },
   "ablate": {
-    *("errors", "overrides", "cli", "data", "experiment", "train", "runs", "evaluation", "tasks"),
+    *("errors", "config_tree", "overrides", "cli", "data", "experiment", "train", "runs"),
+    *("evaluation", "tasks"),
   },
   "commands": {
-    *("errors", "progress", "cli", "data", "decode", "train", "runs", "evaluation", "export"),
-    "tasks",
+    *("errors", "progress", "cli", "data", "decode", "experiment", "train", "runs"),
+    *("evaluation", "export", "tasks", "ablate"),
   },
 }
 

@@ -2,8 +2,7 @@
 
 An objective has two halves. `corrupt` runs on the host. It is a pure numpy function over a block of
 rows, and its random numbers depend on (seed, epoch, row) alone. `loss` runs on the device. It reads
-the result of one forward pass and returns sums and counts. The mean is then taken once, over all
-devices and micro-batches.
+one forward pass and returns sums and counts; the mean is taken over all devices and micro-batches.
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ class Objective(Protocol):
     """The rows with this objective's inputs and targets, `[B, ...]`."""
 
   def count(self, batch: dict) -> jax.Array:
-    """The number of predictions in this batch. It depends on the batch alone, so that gradients of
-    micro-batches can be summed."""
+    """The number of predictions, by the batch alone: gradients of micro-batches can be summed."""
 
   def loss(self, model, hidden: Any, batch: dict, noise: Noise | None) -> Terms:
     """Sums and counts of "loss" and of this objective's metrics.
@@ -144,8 +142,7 @@ def token_terms(
 
 
 def token_log_p(model, hidden_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:
-  """float32 `[B, T]`: log p of every position's target, by the model's `token_logits`; never more
-  than `most_logits` logits at a time."""
+  """float32 `[B, T]`: log p of every position's target; never more than `most_logits` at a time."""
 
   def log_p_of(part):
     hidden, targets = part

@@ -4,8 +4,6 @@ A record is a dict with a `step`, and a `split` ("train" or "valid") where it ho
 record without one holds timing. `fit(..., sinks=[...])` writes every record to further sinks.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,8 +34,7 @@ class Tee:
 class JsonLines:
   """Appends records to a `.jsonl` file.
 
-  On opening, records after `step` and an incomplete last line are dropped, so the file continues
-  exactly where the checkpoint does.
+  On opening, records after `step` are dropped: the file continues where the checkpoint does.
   """
 
   def __init__(self, path: Path, step: int):
