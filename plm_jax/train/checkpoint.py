@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 from plm_jax.errors import UserError
 from plm_jax.models.parameters import path_name
 from plm_jax.train.integrity import damage, sync_folder, write_manifest, write_text
+from plm_jax.train.processes import is_first
 from plm_jax.train.stored_arrays import load_arrays, quiet_orbax, refuse_misfits, to_arrays
 
 FORMAT = 1
@@ -77,7 +78,7 @@ class Checkpoints:
     saving = self.directory / f"{step}{SAVING}"
     ocp = quiet_orbax()
     try:
-      if jax.process_index() == 0:
+      if is_first():
         self._clear_leftovers()
         saving.mkdir(parents=True)
         write_text(saving / INDEX, json.dumps(index))
@@ -119,7 +120,7 @@ class Checkpoints:
 
     Errors: `UserError` if all checkpoints are damaged: a silent fresh start would discard the run.
     """
-    step = self._find_latest() if jax.process_index() == 0 else 0
+    step = self._find_latest() if is_first() else 0
     if jax.process_count() > 1:  # all processes must continue from the same step
       step = int(multihost_utils.broadcast_one_to_all(np.int64(step)))
     if step == _ALL_DAMAGED:
@@ -143,7 +144,8 @@ class Checkpoints:
     if step is None:
       raise UserError(f"there is no checkpoint in {self.directory}.")
     folder = self._folder(step)
-    if step not in self._verified and (why := damage(folder)):
+    unread = is_first() and step not in self._verified
+    if unread and (why := damage(folder)):
       raise UserError(f"the checkpoint {folder} {why}; restore another step: {self.steps()}.")
     self._verified.add(step)
     index = _read_index(folder)
@@ -183,7 +185,7 @@ class Checkpoints:
     """Background thread: waits for Orbax, hashes, renames the folder, deletes old checkpoints."""
     try:
       self._checkpointer.wait_until_finished()
-      if jax.process_index() == 0:
+      if is_first():
         write_manifest(saving)
         doomed = self._set_aside(step) if self._folder(step).exists() else None
         os.replace(saving, self._folder(step))

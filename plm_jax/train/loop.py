@@ -19,9 +19,11 @@ from plm_jax.experiment import Experiment
 from plm_jax.models.model import Parameters
 from plm_jax.progress import progress_bar
 from plm_jax.sharding import batch_sharding, parameter_shardings, to_global
+from plm_jax.train import processes
 from plm_jax.train.checkpoint import Checkpoints
 from plm_jax.train.memory import compile_step
-from plm_jax.train.metrics import JsonLines, Sink, Tee, TensorBoard
+from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, TensorBoard
+from plm_jax.train.processes import Interrupted
 from plm_jax.train.state import TrainState, create_state
 from plm_jax.train.step import evaluation_step, metric_names
 from plm_jax.train.workdir import Workdir
@@ -57,10 +59,6 @@ class Program:
   step: Callable[[TrainState, dict[str, jax.Array]], TrainState]
   evaluate: Callable[[Parameters, dict[str, jax.Array]], dict[str, jax.Array]]
   memory: int
-
-
-class Interrupted(KeyboardInterrupt):
-  """The run received a stop signal and has saved."""
 
 
 def compile_experiment(
@@ -169,9 +167,12 @@ def fit(
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", schedule.keep))
     state, start = restore_or_create(program, checkpoints, initial)
     last_record = start or -1  # a fresh start writes its evaluation of step 0 again
-    sinks = (opened(TensorBoard(workdir / "tensorboard")), *sinks)
-    metrics = opened(JsonLines(workdir / "metrics.jsonl", last_record))
-    timing = opened(JsonLines(workdir / "timing.jsonl", last_record))
+    metrics, timing = Records(), Records()
+    if processes.is_first():
+      sinks = (opened(TensorBoard(workdir / "tensorboard")), *sinks)
+      metrics = opened(JsonLines(workdir / "metrics.jsonl", last_record))
+      timing = opened(JsonLines(workdir / "timing.jsonl", last_record))
+    quiet = quiet or not processes.is_first()
     stopping = stack.enter_context(Stopping())
     written = Tee(metrics, *sinks), Tee(timing, *sinks)
     reporter = opened(Reporter(program, checkpoints, *written, start, quiet, title))
@@ -186,16 +187,17 @@ def fit(
       state = program.step(state, batch)
       reporter.stepped(stream.waited)
       last = step == experiment.steps
+      stops = stopping.after(step, last)
       if step % schedule.log == 0 or last:
         state = reporter.take(step, state)
       if last or (schedule.evaluate and step % schedule.evaluate == 0):
         reporter.write()
         reporter.evaluated(step, evaluate(program, state.params, data.evaluation))
-      if last or step % schedule.save == 0 or stopping.asked:
+      if last or step % schedule.save == 0 or stops:
         reporter.write()
         raise_if_nonfinite(int(state.first_bad), checkpoints)
         checkpoints.save(step, state, {"step": step, "seed": experiment.seed})
-      if stopping.asked and not last:
+      if stops and not last:
         checkpoints.wait()
         raise Interrupted(f"saved step {step}")
     return state, metrics.records
@@ -301,10 +303,12 @@ class Reporter:
 
 
 class Stopping:
-  """Turns the first SIGTERM or SIGINT into a request to save and stop; the second ends at once."""
+  """Turns the first SIGTERM or SIGINT into a request to save and stop, on which all processes
+  agree; the second ends at once."""
 
   def __init__(self):
     self.asked = False
+    self._last: int | None = None  # the step after which the run stops
     self._before: dict[int, Any] = {}
 
   def __enter__(self) -> Stopping:
@@ -317,6 +321,14 @@ class Stopping:
   def __exit__(self, *_) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)
+
+  def after(self, step: int, last: bool) -> bool:
+    """Whether the run stops after this step, or after its last; equal in all processes."""
+    if last:
+      processes.tell_step(step)
+    elif self._last is None and processes.stop_asked(self.asked):
+      self._last = processes.agreed_step(step)
+    return last or step == self._last
 
   def _ask(self, number, frame) -> None:
     del frame

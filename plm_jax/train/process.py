@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import os
 import platform
+import re
 from pathlib import Path
 
 import jax
@@ -23,6 +25,18 @@ def keep_freed_memory() -> None:
   for option, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1)):
     if mallopt:
       mallopt(option, value)
+
+
+def enough_threads() -> None:
+  """Gives XLA's pool on a CPU three threads for each simulated device; before the first use of one.
+
+  It has one for each core. Fewer than devices may leave all threads waiting in an all-reduce for
+  one that never starts, and XLA aborts after 40 s.
+  """
+  flag = re.search(r"device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+  devices = int(os.environ.get("JAX_NUM_CPU_DEVICES") or (flag[1] if flag else 1))
+  if devices > 1:
+    os.environ.setdefault("NPROC", str(max(3 * devices, os.cpu_count() or 1)))
 
 
 def keep_compilations(cache: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from plm_jax import overrides
 from plm_jax.errors import UserError
+from plm_jax.train import processes
 
 FORMAT = 1
 
@@ -26,10 +27,14 @@ PLACE = ("mesh", "compute", "schedule", "data.workers")
 
 
 class Workdir:
-  """A directory held by this process until `close`. Refuses one that another process holds."""
+  """A directory held by this run until `close`, of which the first process has the lock and writes
+  the files. Refuses one that another run holds."""
 
   def __init__(self, path: str | Path):
     self.path = Path(path)
+    self._lock = None
+    if not processes.is_first():
+      return
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       # Opened to append: in a folder that is then refused, `.lock` may be another program's file.
@@ -47,7 +52,8 @@ class Workdir:
       ) from None
 
   def close(self) -> None:
-    self._lock.close()
+    if self._lock is not None:
+      self._lock.close()
 
   def __enter__(self) -> Workdir:
     return self
@@ -59,7 +65,10 @@ class Workdir:
     return self.path / name
 
   def check_same_experiment(self, experiment, record: dict[str, Any]) -> None:
-    """A `UserError` if the directory holds anything but a run of this experiment."""
+    """A `UserError` if the directory holds anything but a run of this experiment; the first process
+    looks."""
+    if self._lock is None:
+      return
     if not (self.path / "config.json").exists():
       # A start that was killed early leaves these; all else is written after config.json.
       ours = (".lock", "config.json.partial")
@@ -91,7 +100,18 @@ class Workdir:
     return any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints"))
 
   def write_config(self, experiment, record: dict[str, Any]) -> None:
-    """Writes config.json, unless the directory already holds this very run."""
+    """Writes config.json, unless the directory already holds this very run. Errors: `UserError` in
+    a process that does not see it there."""
+    with processes.first_goes_first():
+      if self._lock is not None:
+        self._write_config(experiment, record)
+      elif not (self.path / "config.json").exists():
+        raise UserError(
+          f"a process does not see the files of the first one in {self.path}; choose a --workdir "
+          "on a file system that all machines share"
+        )
+
+  def _write_config(self, experiment, record: dict[str, Any]) -> None:
     self.check_same_experiment(experiment, record)
     if not (self.path / "config.json").exists() or not self.has_begun():
       document = {"format": FORMAT, "experiment": overrides.to_json(experiment), **record}

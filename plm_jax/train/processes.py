@@ -1,0 +1,319 @@
+"""Several processes of one run, which are started with the same command on every machine.
+
+The first process writes all files, apart from the others' parts of a checkpoint. Messages between
+processes go through the key-value store of JAX's coordination service and not over the devices, so
+that they arrive while a process compiles, reads text or waits in an all-reduce. In a run of one
+process every function here is trivial.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+import jax
+from jax._src import clusters, distributed
+from jax.experimental import multihost_utils
+
+from plm_jax.errors import UserError
+
+HEARTBEAT = 30  # seconds without a sign of life after which JAX ends the others
+_HEARD = 10  # seconds in which the others hear of a refusal
+_LONG = 7 * 24 * 3600 * 1000  # milliseconds
+_LOST = re.compile(r"gloo|nccl|unavailable|deadline_exceeded|connection", re.IGNORECASE)
+_END = """
+import sys
+if not sys.stdin.read():
+  print(sys.argv[1], file=sys.stderr)
+"""
+
+_AGAIN = "give the same command again on all machines, and the run goes on from its last checkpoint"
+
+_numbers = itertools.count()  # of the meetings; equal in all processes
+_stop = threading.Event()  # some process was asked to stop
+
+
+class Interrupted(KeyboardInterrupt):
+  """The run received a stop signal and has saved, in all processes."""
+
+
+class Place(NamedTuple):
+  """This process among all. devices: its local devices; None is all of its machine."""
+
+  coordinator: str
+  processes: int
+  process: int
+  devices: list[int] | None = None
+
+
+def is_first() -> bool:
+  """Whether this process writes the files and prints the report."""
+  return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def say(text: str, file=None) -> None:
+  """Prints `text` in the first process."""
+  if is_first():
+    print(text, file=file, flush=True)
+
+
+@contextmanager
+def joined(
+  coordinator: str | None, processes: int | None, process: int | None, seconds: int = 300
+) -> Iterator[None]:
+  """A context in which this process is one of the run's.
+
+  Without arguments, SLURM, Cloud TPU, Kubernetes and Open MPI are detected as JAX does it;
+  processes=1 runs alone. seconds: how long to wait for the others. It is entered before the first
+  use of a device. An error inside it ends the other processes too: they print its sentence and exit
+  with code 2. Errors: `UserError` if the coordinator or another process is not reached.
+  """
+  place = place_of(coordinator, processes, process, seconds)
+  if place is None:
+    yield
+    return
+  _join(place, seconds)
+  watcher = _watch(place)
+  _listen("refusal", lambda message: _end_with(json.loads(message), place, watcher))
+  _listen("stop", lambda message: _stop.set())
+  try:
+    yield
+    _meet()  # the first process may still be writing its report
+  except Interrupted:
+    _leave(watcher)
+    raise
+  except BaseException as error:
+    lost = isinstance(error, (ValueError, jax.errors.JaxRuntimeError)) and _LOST.search(str(error))
+    if lost:
+      time.sleep(2)  # if the other process refused, its sentence arrives first and ends this one
+    sentence = _lost_sentence(error, place) if lost else _sentence(error, place)
+    _refuse(sentence, place)
+    watcher.communicate(b"end")
+    # JAX's own exit would wait for the other processes.
+    atexit.register(_exit, 2 if lost else _code(error))
+    if lost:
+      raise UserError(sentence) from error
+    raise
+  _leave(watcher)
+
+
+def place_of(
+  coordinator: str | None, processes: int | None, process: int | None, seconds: int
+) -> Place | None:
+  """This process's place, None for a run of one process. Errors: `UserError`."""
+  if processes == 1:
+    return None
+  if coordinator is None and processes is None and process is None:
+    return _detected(seconds)
+  if coordinator is None or processes is None or process is None:
+    raise UserError(
+      "--coordinator, --processes and --process belong together: the address HOST:PORT of the "
+      "first process, the number of processes, and the number of this one, counted from 0"
+    )
+  if not re.fullmatch(r".+:\d+", coordinator):
+    raise UserError(f"--coordinator={coordinator} was given; expected HOST:PORT")
+  if not 0 <= process < processes:
+    raise UserError(f"--process={process} must be at least 0 and below --processes={processes}")
+  return Place(coordinator, processes, process)
+
+
+def _detected(seconds: int) -> Place | None:
+  indexed = "JOB_COMPLETION_INDEX" in os.environ
+  detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+  try:
+    with warnings.catch_warnings():
+      if not indexed:  # a lone pod needs no package `kubernetes`
+        warnings.simplefilter("ignore")
+      place = Place(*(value for value in detect(None, None, None, None, None, seconds)))
+  except RuntimeError as error:
+    if "KUBERNETES_SERVICE_HOST" in os.environ and not indexed:
+      return None
+    raise UserError(
+      f"the other processes of this run cannot be found: {error}; give --coordinator, --processes "
+      "and --process, or --processes=1 to run alone"
+    ) from error
+  return place if (place.processes or 1) > 1 else None
+
+
+def _join(place: Place, seconds: int) -> None:
+  # Its handler of SIGTERM would swallow the signal; `agreed_step` does its work.
+  jax.config.update("jax_enable_preemption_service", False)
+  if place.process:
+    wait_for(place.coordinator, seconds)
+  try:
+    jax.distributed.initialize(
+      place.coordinator,
+      place.processes,
+      place.process,
+      place.devices,
+      cluster_detection_method="deactivate",
+      initialization_timeout=seconds,
+      heartbeat_timeout_seconds=HEARTBEAT,
+    )
+  except (RuntimeError, ValueError) as error:
+    reason = str(error).splitlines()[0]
+    raise UserError(
+      f"process {place.process} of {place.processes} did not meet the others at "
+      f"{place.coordinator} within {seconds} seconds ({reason}); start all processes with the same "
+      "--coordinator and --processes"
+    ) from error
+
+
+def wait_for(address: str, seconds: float) -> None:
+  """Returns when a process listens at HOST:PORT. Errors: `UserError` after `seconds`."""
+  host, _, port = address.rpartition(":")
+  end, reason = time.monotonic() + seconds, "no answer"
+  while time.monotonic() < end:
+    try:
+      socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+      return
+    except (OSError, OverflowError) as error:
+      reason = getattr(error, "strerror", None) or str(error)
+      time.sleep(min(0.5, max(0.0, end - time.monotonic())))
+  raise UserError(
+    f"the first process was not reached at {address} within {seconds:g} seconds ({reason}); start "
+    "it, and check that the address is that of its machine and the port is open"
+  )
+
+
+# --- messages -------------------------------------------------------------------------------------
+
+
+def _client():
+  return distributed.global_state.client  # as Orbax does; JAX has no public name for it
+
+
+def _listen(key: str, act: Callable[[str], None]) -> None:
+  """Calls `act(message)` in a thread when some process sets the key."""
+  client = _client()
+
+  def wait():
+    with suppress(jax.errors.JaxRuntimeError):  # the service has ended
+      act(client.blocking_key_value_get(f"plm_jax/{key}", _LONG))
+
+  threading.Thread(target=wait, daemon=True, name=key).start()
+
+
+def _refuse(sentence: str, place: Place) -> None:
+  """Tells the others to end, and waits until they have heard it."""
+  client, end = _client(), time.monotonic() + _HEARD
+  message = {"process": place.process, "sentence": " ".join(sentence.split())}
+  with suppress(jax.errors.JaxRuntimeError):  # another process refused first, or the first is gone
+    client.key_value_set(f"plm_jax/heard/{place.process}", "")
+    client.key_value_set("plm_jax/refusal", json.dumps(message))
+    for process in range(place.processes):
+      left = max(1, int(1000 * (end - time.monotonic())))
+      client.blocking_key_value_get(f"plm_jax/heard/{process}", left)
+
+
+def _end_with(message: dict, place: Place, watcher: subprocess.Popen) -> None:
+  """Ends this process by another one's refusal, whatever its main thread waits for."""
+  if message["process"] == place.process:
+    return
+  with suppress(jax.errors.JaxRuntimeError):
+    _client().key_value_set(f"plm_jax/heard/{place.process}", "")
+  watcher.communicate(b"end")
+  print(f"error: {message['sentence']}", file=sys.stderr)
+  _exit(2)
+
+
+def _exit(code: int) -> None:
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+def _code(error: BaseException) -> int:
+  """The exit code that plm_jax/cli.py gives an error."""
+  if isinstance(error, KeyboardInterrupt):
+    return 130
+  return 2 if isinstance(error, (UserError, OSError)) else 1
+
+
+def _sentence(error: BaseException, place: Place) -> str:
+  """What the other processes print."""
+  if isinstance(error, (UserError, OSError)):
+    return str(error)
+  fate = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"failed ({error!r})"
+  return f"process {place.process} of {place.processes} {fate}"
+
+
+def _lost_sentence(error: BaseException, place: Place) -> str:
+  reason = str(error).splitlines()[0]
+  return f"process {place.process} of {place.processes} lost another one ({reason}); {_AGAIN}"
+
+
+def _leave(watcher: subprocess.Popen) -> None:
+  watcher.communicate(b"end")
+  jax.distributed.shutdown()
+
+
+def _watch(place: Place) -> subprocess.Popen:
+  """A process that prints a sentence if this one ends without a word: JAX aborts a process in C++
+  when it takes another one for dead."""
+  sentence = (
+    f"error: process {place.process} of {place.processes} was killed, or ended because another one "
+    f"ended or was not heard for {HEARTBEAT} seconds; {_AGAIN}"
+  )
+  return subprocess.Popen(
+    [sys.executable, "-S", "-c", _END, sentence], stdin=subprocess.PIPE, start_new_session=True
+  )
+
+
+# --- agreement ------------------------------------------------------------------------------------
+
+
+def _meet() -> None:
+  _client().wait_at_barrier(f"plm_jax/meeting/{next(_numbers)}", _LONG)
+
+
+@contextmanager
+def first_goes_first() -> Iterator[None]:
+  """Runs the block in the first process and then in the others, which find the files it wrote."""
+  several = jax.distributed.is_initialized()
+  if several and not is_first():
+    _meet()
+  yield
+  if several and is_first():
+    _meet()
+
+
+def stop_asked(asked: bool) -> bool:
+  """Whether this process, by `asked`, or another one was asked to stop."""
+  if asked and jax.distributed.is_initialized() and not _stop.is_set():
+    _client().key_value_set("plm_jax/stop", "", allow_overwrite=True)
+    _stop.set()
+  return asked or _stop.is_set()
+
+
+def tell_step(step: int) -> None:
+  """Tells the others the last step that this process has started."""
+  if jax.distributed.is_initialized():
+    _client().key_value_set(f"plm_jax/step/{jax.process_index()}", str(step), allow_overwrite=True)
+
+
+def agreed_step(step: int) -> int:
+  """The step after which all processes stop: the furthest one that any of them has started. Each
+  calls this once, or `tell_step` with its last step."""
+  tell_step(step)
+  if not jax.distributed.is_initialized():
+    return step
+  others = range(jax.process_count())
+  return max(int(_client().blocking_key_value_get(f"plm_jax/step/{p}", _LONG)) for p in others)
+
+
+def whole(tree):
+  """The arrays of `tree` on this process's host, for work that the first process does alone."""
+  return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else tree
