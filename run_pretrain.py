@@ -116,7 +116,8 @@ def pretrain(
   state, records = fit(program, data, workdir, initial=initial_parameters(program, source))
   params = processes.whole(state.params)
   if first:
-    results = report.Results(experiment, records, prepared.train.counts, evaluation)
+    rows = all_rows(valid).evaluation(experiment.schedule.evaluation_rows)
+    results = report.Results(experiment, records, prepared.train.counts, rows)
     print(report.results(results))
     print(report.examples(params, results, prepared))
     report.draw_curves(results, workdir)
@@ -140,6 +141,11 @@ def batches_of(experiment: Experiment, prepared: Prepared) -> tuple[Batches, Bat
     for store in (prepared.train, prepared.valid)
   )
   return train, valid
+
+
+def all_rows(batches: Batches) -> Batches:
+  """The batches of all processes together."""
+  return dataclasses.replace(batches, process_index=0, process_count=1)
 
 
 if __name__ == "__main__":

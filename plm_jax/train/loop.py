@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from plm_jax.errors import UserError
@@ -187,7 +188,7 @@ def fit(
       state = program.step(state, batch)
       reporter.stepped(stream.waited)
       last = step == experiment.steps
-      stops = stopping.after(step, last)
+      stops = stopping.now()
       if step % schedule.log == 0 or last:
         state = reporter.take(step, state)
       if last or (schedule.evaluate and step % schedule.evaluate == 0):
@@ -245,8 +246,12 @@ class Reporter:
   def __init__(self, program, checkpoints, metrics: Sink, timing: Sink, start: int, quiet, title):
     experiment = program.experiment
     self._checkpoints, self._metrics, self._timing = checkpoints, metrics, timing
-    self._empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.abstract.metrics)
-    self._shardings = jax.tree.map(lambda x: x.sharding, program.abstract.metrics)
+    # Not `device_put`, with which processes would compare the zeros over the devices every time.
+    empty = program.abstract.metrics
+    self._zeros = jax.jit(
+      lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty),
+      out_shardings=jax.tree.map(lambda x: x.sharding, empty),
+    )
     self._tokens = experiment.global_batch * experiment.data.length
     self._pending: tuple | None = None
     self._window = (time.perf_counter(), start, 0.0)
@@ -270,7 +275,7 @@ class Reporter:
     """Sets a window's numbers aside; returns the state with empty metrics for the next one."""
     self.write()
     self._pending = (step, state.metrics, state.first_bad + 0)
-    return dataclasses.replace(state, metrics=jax.device_put(self._empty, self._shardings))
+    return dataclasses.replace(state, metrics=self._zeros())
 
   def evaluated(self, step: int, values: dict[str, float]) -> None:
     self._metrics.write({"step": step, "split": "valid", **values})
@@ -308,7 +313,7 @@ class Stopping:
 
   def __init__(self):
     self.asked = False
-    self._last: int | None = None  # the step after which the run stops
+    self._any_asked = processes.AskedToStop()
     self._before: dict[int, Any] = {}
 
   def __enter__(self) -> Stopping:
@@ -322,13 +327,9 @@ class Stopping:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def after(self, step: int, last: bool) -> bool:
-    """Whether the run stops after this step, or after its last; equal in all processes."""
-    if last:
-      processes.tell_step(step)
-    elif self._last is None and processes.stop_asked(self.asked):
-      self._last = processes.agreed_step(step)
-    return last or step == self._last
+  def now(self) -> bool:
+    """Whether the run stops after this step; called at every step, and equal in all processes."""
+    return self._any_asked(self.asked)
 
   def _ask(self, number, frame) -> None:
     del frame

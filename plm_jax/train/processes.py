@@ -19,13 +19,16 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax._src import clusters, distributed
 from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from plm_jax.errors import UserError
 
@@ -33,16 +36,16 @@ HEARTBEAT = 30  # seconds without a sign of life after which JAX ends the others
 _HEARD = 10  # seconds in which the others hear of a refusal
 _LONG = 7 * 24 * 3600 * 1000  # milliseconds
 _LOST = re.compile(r"gloo|nccl|unavailable|deadline_exceeded|connection", re.IGNORECASE)
-_END = """
+_LAST_LINE = """
 import sys
-if not sys.stdin.read():
-  print(sys.argv[1], file=sys.stderr)
+lines = sys.stdin.read().splitlines()
+if lines and lines[-1]:
+  print(lines[-1], file=sys.stderr)
 """
 
 _AGAIN = "give the same command again on all machines, and the run goes on from its last checkpoint"
 
 _numbers = itertools.count()  # of the meetings; equal in all processes
-_stop = threading.Event()  # some process was asked to stop
 
 
 class Interrupted(KeyboardInterrupt):
@@ -84,10 +87,8 @@ def joined(
   if place is None:
     yield
     return
-  _join(place, seconds)
-  watcher = _watch(place)
-  _listen("refusal", lambda message: _end_with(json.loads(message), place, watcher))
-  _listen("stop", lambda message: _stop.set())
+  watcher = _join(place, seconds)
+  _listen(place, watcher)
   try:
     yield
     _meet()  # the first process may still be writing its report
@@ -100,7 +101,7 @@ def joined(
       time.sleep(2)  # if the other process refused, its sentence arrives first and ends this one
     sentence = _lost_sentence(error, place) if lost else _sentence(error, place)
     _refuse(sentence, place)
-    watcher.communicate(b"end")
+    watcher.communicate(b"\n")
     # JAX's own exit would wait for the other processes.
     atexit.register(_exit, 2 if lost else _code(error))
     if lost:
@@ -147,11 +148,21 @@ def _detected(seconds: int) -> Place | None:
   return place if (place.processes or 1) > 1 else None
 
 
-def _join(place: Place, seconds: int) -> None:
-  # Its handler of SIGTERM would swallow the signal; `agreed_step` does its work.
+def _join(place: Place, seconds: int) -> subprocess.Popen:
+  """Meets the other processes; returns the watcher of this one."""
+  # Its handler of SIGTERM would swallow the signal; `AskedToStop` does its work.
   jax.config.update("jax_enable_preemption_service", False)
+  # On a CPU two programs may run at once, and their all-reduces wait for each other's in turn.
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
   if place.process:
     wait_for(place.coordinator, seconds)
+  watcher = _watcher()
+  name = f"process {place.process} of {place.processes}"
+  apart = (
+    f"{name} did not meet the others at {place.coordinator} within {seconds} seconds; start all "
+    "with the same --coordinator and --processes"
+  )
+  _tell(watcher, apart)
   try:
     jax.distributed.initialize(
       place.coordinator,
@@ -163,12 +174,14 @@ def _join(place: Place, seconds: int) -> None:
       heartbeat_timeout_seconds=HEARTBEAT,
     )
   except (RuntimeError, ValueError) as error:
-    reason = str(error).splitlines()[0]
-    raise UserError(
-      f"process {place.process} of {place.processes} did not meet the others at "
-      f"{place.coordinator} within {seconds} seconds ({reason}); start all processes with the same "
-      "--coordinator and --processes"
-    ) from error
+    watcher.communicate(b"\n")
+    raise UserError(f"{apart} ({str(error).splitlines()[0]})") from error
+  _tell(
+    watcher,
+    f"{name} was killed, or ended because another one ended or was not heard for {HEARTBEAT} "
+    f"seconds; {_AGAIN}",
+  )
+  return watcher
 
 
 def wait_for(address: str, seconds: float) -> None:
@@ -195,15 +208,17 @@ def _client():
   return distributed.global_state.client  # as Orbax does; JAX has no public name for it
 
 
-def _listen(key: str, act: Callable[[str], None]) -> None:
-  """Calls `act(message)` in a thread when some process sets the key."""
+def _listen(place: Place, watcher: subprocess.Popen) -> None:
+  """Ends this process when another one refuses, whatever its main thread waits for."""
   client = _client()
 
   def wait():
     with suppress(jax.errors.JaxRuntimeError):  # the service has ended
-      act(client.blocking_key_value_get(f"plm_jax/{key}", _LONG))
+      message = json.loads(client.blocking_key_value_get("plm_jax/refusal", _LONG))
+      if message["process"] != place.process:
+        _end_with(message["sentence"], place, watcher)
 
-  threading.Thread(target=wait, daemon=True, name=key).start()
+  threading.Thread(target=wait, daemon=True, name="refusal").start()
 
 
 def _refuse(sentence: str, place: Place) -> None:
@@ -218,14 +233,11 @@ def _refuse(sentence: str, place: Place) -> None:
       client.blocking_key_value_get(f"plm_jax/heard/{process}", left)
 
 
-def _end_with(message: dict, place: Place, watcher: subprocess.Popen) -> None:
-  """Ends this process by another one's refusal, whatever its main thread waits for."""
-  if message["process"] == place.process:
-    return
+def _end_with(sentence: str, place: Place, watcher: subprocess.Popen) -> None:
   with suppress(jax.errors.JaxRuntimeError):
     _client().key_value_set(f"plm_jax/heard/{place.process}", "")
-  watcher.communicate(b"end")
-  print(f"error: {message['sentence']}", file=sys.stderr)
+  watcher.communicate(b"\n")
+  print(f"error: {sentence}", file=sys.stderr)
   _exit(2)
 
 
@@ -256,20 +268,21 @@ def _lost_sentence(error: BaseException, place: Place) -> str:
 
 
 def _leave(watcher: subprocess.Popen) -> None:
-  watcher.communicate(b"end")
+  watcher.communicate(b"\n")
   jax.distributed.shutdown()
 
 
-def _watch(place: Place) -> subprocess.Popen:
-  """A process that prints a sentence if this one ends without a word: JAX aborts a process in C++
-  when it takes another one for dead."""
-  sentence = (
-    f"error: process {place.process} of {place.processes} was killed, or ended because another one "
-    f"ended or was not heard for {HEARTBEAT} seconds; {_AGAIN}"
-  )
+def _watcher() -> subprocess.Popen:
+  """A process that prints the last sentence of `_tell` when this one ends, unless an empty line
+  came after it: when another process is lost, JAX aborts this one in C++."""
   return subprocess.Popen(
-    [sys.executable, "-S", "-c", _END, sentence], stdin=subprocess.PIPE, start_new_session=True
+    [sys.executable, "-S", "-c", _LAST_LINE], stdin=subprocess.PIPE, start_new_session=True
   )
+
+
+def _tell(watcher: subprocess.Popen, sentence: str) -> None:
+  watcher.stdin.write(f"error: {sentence}\n".encode())
+  watcher.stdin.flush()
 
 
 # --- agreement ------------------------------------------------------------------------------------
@@ -290,28 +303,27 @@ def first_goes_first() -> Iterator[None]:
     _meet()
 
 
-def stop_asked(asked: bool) -> bool:
-  """Whether this process, by `asked`, or another one was asked to stop."""
-  if asked and jax.distributed.is_initialized() and not _stop.is_set():
-    _client().key_value_set("plm_jax/stop", "", allow_overwrite=True)
-    _stop.set()
-  return asked or _stop.is_set()
+class AskedToStop:
+  """Agreement on a stop signal: `asked(own)` at every step tells whether any process was asked by
+  the step before, which is the same answer in all processes.
 
+  The flags are summed over the devices, and read after the next step was dispatched, so that no
+  device waits for it.
+  """
 
-def tell_step(step: int) -> None:
-  """Tells the others the last step that this process has started."""
-  if jax.distributed.is_initialized():
-    _client().key_value_set(f"plm_jax/step/{jax.process_index()}", str(step), allow_overwrite=True)
+  def __init__(self):
+    mesh = jax.make_mesh((jax.device_count(),), ("devices",), axis_types=(AxisType.Auto,))
+    self._flags = NamedSharding(mesh, PartitionSpec("devices"))
+    self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    self._before: jax.Array | None = None
 
-
-def agreed_step(step: int) -> int:
-  """The step after which all processes stop: the furthest one that any of them has started. Each
-  calls this once, or `tell_step` with its last step."""
-  tell_step(step)
-  if not jax.distributed.is_initialized():
-    return step
-  others = range(jax.process_count())
-  return max(int(_client().blocking_key_value_get(f"plm_jax/step/{p}", _LONG)) for p in others)
+  def __call__(self, own: bool) -> bool:
+    if not jax.distributed.is_initialized():
+      return own
+    flags = np.full(jax.local_device_count(), own)
+    flags = jax.make_array_from_process_local_data(self._flags, flags, (jax.device_count(),))
+    before, self._before = self._before, self._any(flags)
+    return before is not None and bool(before)
 
 
 def whole(tree):
