@@ -54,6 +54,7 @@ def define_flags() -> None:
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
   flags.DEFINE_bool("list", False, "List all experiments with their published numbers, and exit.")
   flags.DEFINE_bool("dry_run", False, "Show the configuration and its costs, train nothing.")
+  flags.DEFINE_string("profile", None, "Folder for a profiler trace of a few steps.")
   flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes.")
   flags.DEFINE_integer("processes", None, "Number of processes; 1 runs alone (default: detected).")
   flags.DEFINE_integer("process", None, "Number of this process, from 0.")
@@ -113,7 +114,9 @@ def pretrain(
   processes.say(report.costs(program))
   workers = experiment.data.workers
   data = Data(lambda start: iterate(train, start, experiment.steps, workers), evaluation)
-  state, records = fit(program, data, workdir, initial=initial_parameters(program, source))
+  initial = initial_parameters(program, source)
+  profile = Path(FLAGS.profile) if FLAGS.profile else None
+  state, records = fit(program, data, workdir, initial=initial, profile=profile)
   params = processes.whole(state.params)
   if first:
     rows = all_rows(valid).evaluation(experiment.schedule.evaluation_rows)

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -27,6 +28,7 @@ from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, TensorBoard
 from plm_jax.train.processes import Interrupted
 from plm_jax.train.state import TrainState, create_state
 from plm_jax.train.step import evaluation_step, metric_names
+from plm_jax.train.trace import Trace
 from plm_jax.train.workdir import Workdir
 
 
@@ -151,11 +153,13 @@ def fit(
   sinks: Sequence[Sink] = (),
   quiet: bool = False,
   title: str = "training",
+  profile: Path | None = None,
 ) -> tuple[TrainState, list[dict]]:
   """Trains to the end, from the last good checkpoint in `workdir` if there is one.
 
   initial: parameters to start from instead of random ones. sinks: further destinations of the
-  records, closed by their owner. title: the label of the progress bar.
+  records, closed by their owner. title: the label of the progress bar. profile: a folder for a
+  trace of a few steps (trace.py).
   Returns the final state and all metric records. Errors: `UserError` when the loss stops being
   finite, naming the step; `Interrupted` after SIGTERM or SIGINT, with everything saved.
   """
@@ -182,11 +186,13 @@ def fit(
     if start == 0:
       reporter.evaluated(0, evaluate(program, state.params, data.evaluation))
     stream = opened(data.training(start))
+    trace = opened(Trace(profile if processes.is_first() else None, start))
 
     for step in range(start + 1, experiment.steps + 1):
       batch = to_global(next(stream), program.mesh)
       state = program.step(state, batch)
       reporter.stepped(stream.waited)
+      trace.stepped(step, state)
       last = step == experiment.steps
       stops = stopping.now()
       if step % schedule.log == 0 or last:

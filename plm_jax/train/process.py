@@ -40,7 +40,10 @@ def enough_threads() -> None:
 
 
 def keep_compilations(cache: Path) -> None:
-  """Caches compiled programs on disk, so that a second start does not compile."""
+  """Caches compiled programs on disk, so that a second start does not compile. JAX's own variables
+  of the environment win."""
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    return
   jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

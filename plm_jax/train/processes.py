@@ -13,27 +13,25 @@ import itertools
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import clusters, distributed
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from plm_jax.errors import UserError
+from plm_jax.train.launch import Place, place_of, wait_for
 
 HEARTBEAT = 30  # seconds without a sign of life after which JAX ends the others
-_HEARD = 10  # seconds in which the others hear of a refusal
+_HEARD = 5  # seconds in which the others hear of a refusal
 _LONG = 7 * 24 * 3600 * 1000  # milliseconds
 _LOST = re.compile(r"gloo|nccl|unavailable|deadline_exceeded|connection", re.IGNORECASE)
 _LAST_LINE = """
@@ -50,15 +48,6 @@ _numbers = itertools.count()  # of the meetings; equal in all processes
 
 class Interrupted(KeyboardInterrupt):
   """The run received a stop signal and has saved, in all processes."""
-
-
-class Place(NamedTuple):
-  """This process among all. devices: its local devices; None is all of its machine."""
-
-  coordinator: str
-  processes: int
-  process: int
-  devices: list[int] | None = None
 
 
 def is_first() -> bool:
@@ -91,7 +80,6 @@ def joined(
   _listen(place, watcher)
   try:
     yield
-    _meet()  # the first process may still be writing its report
   except Interrupted:
     _leave(watcher)
     raise
@@ -108,44 +96,6 @@ def joined(
       raise UserError(sentence) from error
     raise
   _leave(watcher)
-
-
-def place_of(
-  coordinator: str | None, processes: int | None, process: int | None, seconds: int
-) -> Place | None:
-  """This process's place, None for a run of one process. Errors: `UserError`."""
-  if processes == 1:
-    return None
-  if coordinator is None and processes is None and process is None:
-    return _detected(seconds)
-  if coordinator is None or processes is None or process is None:
-    raise UserError(
-      "--coordinator, --processes and --process belong together: the address HOST:PORT of the "
-      "first process, the number of processes, and the number of this one, counted from 0"
-    )
-  if not re.fullmatch(r".+:\d+", coordinator):
-    raise UserError(f"--coordinator={coordinator} was given; expected HOST:PORT")
-  if not 0 <= process < processes:
-    raise UserError(f"--process={process} must be at least 0 and below --processes={processes}")
-  return Place(coordinator, processes, process)
-
-
-def _detected(seconds: int) -> Place | None:
-  indexed = "JOB_COMPLETION_INDEX" in os.environ
-  detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
-  try:
-    with warnings.catch_warnings():
-      if not indexed:  # a lone pod needs no package `kubernetes`
-        warnings.simplefilter("ignore")
-      place = Place(*(value for value in detect(None, None, None, None, None, seconds)))
-  except RuntimeError as error:
-    if "KUBERNETES_SERVICE_HOST" in os.environ and not indexed:
-      return None
-    raise UserError(
-      f"the other processes of this run cannot be found: {error}; give --coordinator, --processes "
-      "and --process, or --processes=1 to run alone"
-    ) from error
-  return place if (place.processes or 1) > 1 else None
 
 
 def _join(place: Place, seconds: int) -> subprocess.Popen:
@@ -182,23 +132,6 @@ def _join(place: Place, seconds: int) -> subprocess.Popen:
     f"seconds; {_AGAIN}",
   )
   return watcher
-
-
-def wait_for(address: str, seconds: float) -> None:
-  """Returns when a process listens at HOST:PORT. Errors: `UserError` after `seconds`."""
-  host, _, port = address.rpartition(":")
-  end, reason = time.monotonic() + seconds, "no answer"
-  while time.monotonic() < end:
-    try:
-      socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-      return
-    except (OSError, OverflowError) as error:
-      reason = getattr(error, "strerror", None) or str(error)
-      time.sleep(min(0.5, max(0.0, end - time.monotonic())))
-  raise UserError(
-    f"the first process was not reached at {address} within {seconds:g} seconds ({reason}); start "
-    "it, and check that the address is that of its machine and the port is open"
-  )
 
 
 # --- messages -------------------------------------------------------------------------------------
@@ -268,6 +201,7 @@ def _lost_sentence(error: BaseException, place: Place) -> str:
 
 
 def _leave(watcher: subprocess.Popen) -> None:
+  _meet()  # the first process may still be writing its report or a checkpoint
   watcher.communicate(b"\n")
   jax.distributed.shutdown()
 

@@ -14,9 +14,10 @@ import pytest
 import run_pretrain
 from plm_jax.errors import UserError
 from plm_jax.train import loop, process, processes
-from plm_jax.train.processes import Place, place_of
+from plm_jax.train.launch import Place, place_of, wait_for
 from plm_jax.train.workdir import read_records
-from tests.test_run_pretrain import PICO, ROOT, in_process, results, wait_for, words_of
+from tests.test_run_pretrain import PICO, ROOT, in_process, results, words_of
+from tests.test_run_pretrain import wait_for as wait_until
 from tests.toy_run import LANGUAGE, write_corpus
 
 SLURM = {
@@ -72,7 +73,7 @@ def test_a_first_process_that_is_not_there_is_a_sentence():
     taken.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(UserError, match=f"not reached at {address} within 0.1 seconds .*refused"):
-      processes.wait_for(address, 0.1)
+      wait_for(address, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_sigterm_to_one_process_saves_on_all(place, tmp_path):
   folder = tmp_path / "run"
   steps = ("--set=steps=100_000", "--set=schedule.save=50_000", "--set=schedule.evaluation_rows=8")
   started = start(place, folder, 2, *steps)
-  assert wait_for(started[1], lambda: lines(folder) > 3)
+  assert wait_until(started[1], lambda: lines(folder) > 3)
   started[1].send_signal(signal.SIGTERM)
   outputs = ends(started)
   (step,) = [int(p.name) for p in (folder / "checkpoints").iterdir()]
