@@ -1,16 +1,20 @@
-"""Fine-tunes a checkpoint on a labelled task; compares it with the same model from random
-initialisation and with a bag of words.
+"""Fine-tunes a checkpoint on a task; compares it with the same model from random initialisation and
+with trivial baselines.
 
 The default task: were the words of a sentence of the installed text shuffled? It is trained on 500
-labels and on all, three seeds each. --set=data.task=label asks which package it comes from.
+labels and on all, three seeds each. --task=label asks which package it comes from.
 
   python run_finetune.py --from=runs/bert_tiny
-  python run_finetune.py --from=runs/bert_tiny --set=data.task=label
-  python run_finetune.py --from=runs/bert_tiny --set=data.source=reviews.csv --labels=200,all
+  python run_finetune.py --from=runs/bert_tiny --task=label
+  python run_finetune.py --from=runs/minilm --data=reviews.csv              # one text, one label
+  python run_finetune.py --from=runs/minilm --task=pairs --data=GLUE/QNLI   # two texts, one label
+  python run_finetune.py --from=runs/minilm --task=regress --data=train.tsv --dev=dev.tsv
+  python -m plm_jax.predict --model=runs/minilm/finetune/classify-reviews.csv/pretrained-all-0 \
+--text="a fine film"
 
-A labelled file is .jsonl, .csv or .tsv with "text" and "label"; --set=data.test=FILE and
---set=data.dev=FILE take splits of your own. Any other text needs no labels: its words are shuffled.
-A stopped command continues when it is given again.
+--data is a .csv, .tsv or .jsonl file, or a folder with train, dev and test files; a line says which
+columns were chosen. Without --task the columns decide the task; other text needs no labels: its
+words are shuffled. A stopped command continues when it is given again.
 """
 
 from __future__ import annotations
@@ -19,29 +23,39 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
-import numpy as np
 from absl import flags
 
 import data.installed_text  # noqa: F401  makes tfds:installed_text known
-from experiments.finetune import recipe
+from experiments.finetune import recipe, rule
 from plm_jax import cli, overrides
 from plm_jax.data.corpora import cache_folder
 from plm_jax.errors import UserError
 from plm_jax.runs import RunInfo
-from plm_jax.tasks.classification import score
-from plm_jax.tasks.comparison import ARMS, Comparison, draw, numbers_of_labels, table
+from plm_jax.tasks.comparison import (
+  TRAINED,
+  Cell,
+  Comparison,
+  draw,
+  named,
+  numbers_of_labels,
+  table,
+)
+from plm_jax.tasks.examples import SPLITS
 from plm_jax.tasks.finetuning import (
+  REPORT,
   RESULTS,
   FinetunePlan,
+  baseline_cell,
   earlier_cells,
   identity,
   model_cell,
   plan,
-  words_cell,
 )
-from plm_jax.tasks.labelled_text import INSTALLED_TEXT, LabelledText
+from plm_jax.tasks.registry import TASKS, chosen_task
+from plm_jax.tasks.task import Task
 from plm_jax.train.process import keep_compilations, keep_freed_memory
 from plm_jax.train.workdir import write_whole
 
@@ -49,97 +63,133 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-  flags.DEFINE_string("from", None, "The pretraining run whose checkpoint is fine-tuned.")
-  flags.DEFINE_multi_string("set", [], "FIELD=VALUE, such as data.source=reviews.csv. Repeatable.")
-  flags.DEFINE_string("labels", "500,all", "Numbers of labelled examples, separated by commas.")
-  flags.DEFINE_integer("seeds", 3, "Number of seeds, for examples, order, dropout, new parameters.")
+  flags.DEFINE_string("from", None, "The run whose checkpoint is fine-tuned.")
+  flags.DEFINE_enum("task", None, list(TASKS), "The task (default: what the data suggest).")
+  flags.DEFINE_string("data", None, "A file or a folder with train, dev and test files.")
+  flags.DEFINE_string("dev", None, "A file for the dev split (default: a share of --data).")
+  flags.DEFINE_string("test", None, "A file for the test split (default: a share of --data).")
+  flags.DEFINE_multi_string("set", [], "FIELD=VALUE, such as task.label=stars. Repeatable.")
+  flags.DEFINE_string("arms", None, "pretrained, or pretrained,random to compare (default: the "
+                      "first for a published model, else both).")  # fmt: skip
+  flags.DEFINE_string("labels", None, "Numbers of training examples, such as 500,all.")
+  flags.DEFINE_integer("seeds", None, "Number of seeds, for examples, order, dropout, new "
+                       "parameters (default: 3 to compare, else 1).")  # fmt: skip
   flags.DEFINE_string("workdir", None, "Where the runs are kept (default: FROM/finetune/TASK).")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
   flags.DEFINE_bool("dry_run", False, "Show the task and the configuration, train nothing.")
+
+
+class Scope(NamedTuple):
+  """The cells of a command."""
+
+  arms: list[str]
+  sizes: list[int | None]
+  seeds: range
 
 
 def main() -> None:
   keep_freed_memory()
   if not FLAGS["from"].value:
     raise UserError("run_finetune.py needs --from=DIR, the directory of a pretraining run.")
-  if FLAGS.seeds < 1:
-    raise UserError(f"--seeds={FLAGS.seeds} was given; at least one seed is needed.")
   cache = cache_folder(FLAGS.cache)
   keep_compilations(cache)
   source = RunInfo.read(FLAGS["from"].value)
-  chosen = plan(source, recipe, FLAGS.set, cache, Path(FLAGS.workdir or source.path / "finetune"))
+  settings = [f"task.{name}={FLAGS[name].value}" for name in ("dev", "test") if FLAGS[name].value]
+  settings += FLAGS.set
+  sources = [
+    s.partition("=")[2] for s in settings if s.startswith(("task.source=", "data.source="))
+  ]
+  task = chosen_task(FLAGS.task, FLAGS.data or next(reversed(sources), None))
+  chosen = plan(source, recipe, task, settings, cache, Path(FLAGS.workdir or source.path))
   if not FLAGS.workdir:
-    chosen = chosen._replace(path=chosen.path / name_of(chosen.data))
-  sizes = numbers_of_labels(FLAGS.labels, "labels")
-  experiments = [chosen.experiment(size, 0) for size in sizes]  # refuses too few examples
-  print(describe(chosen), flush=True)
+    chosen = chosen._replace(path=source.path / "finetune" / name_of(task))
+  scope = chosen_scope(chosen)
+  experiments = [chosen.experiment(size, 0) for size in scope.sizes]  # refuses too few examples
+  print(describe(chosen, scope), flush=True)
   if FLAGS.dry_run:
     for experiment in experiments:
       print(f"\n{overrides.describe(experiment)}")
     return
-  compare(chosen, sizes, range(FLAGS.seeds))
+  compare(chosen, scope)
 
 
-def name_of(data: LabelledText) -> str:
-  """The name of a task's directory: word_order, label, label-reviews.csv."""
-  if data.source == INSTALLED_TEXT:
-    return data.task
-  return f"{data.task}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', Path(data.source).name)}"
+def chosen_scope(chosen: FinetunePlan) -> Scope:
+  """The cells that the flags ask for. Errors: `UserError` for flags that name none."""
+  default = "pretrained" if "public" in chosen.source.document else ",".join(TRAINED)
+  arms = list(dict.fromkeys((FLAGS.arms or default).split(",")))
+  if "pretrained" not in arms or not set(arms) <= set(TRAINED):
+    raise UserError(f"--arms={FLAGS.arms} was given; expected pretrained or pretrained,random.")
+  compares = len(arms) > 1
+  seeds = (3 if compares else 1) if FLAGS.seeds is None else FLAGS.seeds
+  if seeds < 1:
+    raise UserError(f"--seeds={seeds} was given; at least one seed is needed.")
+  # A user's file may be small, and is for the best model rather than for a comparison.
+  labels = FLAGS.labels or ("500,all" if compares and not chosen.task.place else "all")
+  return Scope(arms, numbers_of_labels(labels, "labels"), range(seeds))
 
 
-def describe(chosen: FinetunePlan) -> str:
-  """The task: classes, splits, and dropped classes with the reason."""
-  task, data = chosen.task, chosen.data
-  question = f"which of {len(task.classes)} classes?"
-  if data.task == "word_order":
-    question = "are the words of a sentence in order or shuffled?"
-  lines = [f"{data.source}: {question}", "  " + ", ".join(task.classes)]
-  for name in ("train", "dev", "test"):
-    examples = getattr(task, name)
-    documents = len(set(examples.documents))
-    lines.append(f"  {name:6}{len(examples.texts):7,} examples from {documents:,} documents")
-  lines.append(
-    f"  at most {data.per_class} training and {data.test_per_class} test examples per class; texts "
-    f"are cut at {data.length} tokens"
-  )
-  if task.left_out:
-    why = "; ".join(f"{label} ({why})" for label, why in task.left_out.items())
+def name_of(task: Task) -> str:
+  """The name of a task's directory: word_order, classify-reviews.csv."""
+  place = re.sub(r"[^A-Za-z0-9_.-]+", "_", task.place)
+  return f"{task.name}-{place}" if place else task.name
+
+
+def describe(chosen: FinetunePlan, scope: Scope) -> str:
+  """The task: classes, splits, what was decided, and the recipe."""
+  task, splits = chosen.task, chosen.splits
+  lines = [f"{task.source}: {task.question}"]
+  if task.classes:
+    lines.append("  " + ", ".join(task.classes))
+  for name in SPLITS:
+    examples = getattr(splits, name)
+    lines.append(
+      f"  {name:6}{len(examples):7,} examples from {len(examples.documents):,} documents"
+    )
+  lines += [f"  {note}" for note in splits.notes]
+  if splits.left_out:
+    why = "; ".join(f"{label} ({why})" for label, why in splits.left_out.items())
     lines.append(f"  left out: {why}")
+  for size in scope.sizes:
+    defaults = rule(chosen.source, size or len(splits.train))
+    lines.append(f"  defaults for {size or 'all'} labels: {defaults}")
   return "\n".join(lines)
 
 
-def compare(chosen: FinetunePlan, sizes: list[int | None], seeds: range) -> None:
+def compare(chosen: FinetunePlan, scope: Scope) -> None:
   """Every cell, then the table and results.*, with the directory's earlier cells."""
-  cells = {cell.place: cell for cell in earlier_cells(chosen)}
-  for size in sizes:
-    words = None
-    for seed in seeds:
-      for arm in ARMS:
+  cells = {cell[:3]: cell for cell in earlier_cells(chosen)}
+  fitted = list(chosen.task.baselines)[:-1]
+  for size in scope.sizes:
+    known: dict[str, Cell] = {}  # with all labels every seed has the same examples
+    for seed in scope.seeds:
+      for arm in (*scope.arms, *fitted):
         start = time.perf_counter()
         title = f"{arm}, {size or 'all'} labels, seed {seed}"
-        if arm == "words":
-          cell = words._replace(seed=seed) if words else words_cell(chosen, size, seed)
-          words = cell if size is None else None  # with all labels every seed has the same examples
+        if arm in fitted:
+          cell = known.get(arm) or baseline_cell(chosen, arm, size, seed)
+          cell = cell._replace(seed=seed)
+          known |= {arm: cell} if size is None else {}
         else:
           cell = model_cell(chosen, arm, size, seed, title)
-        cells[cell.place] = cell
-        shown = f"accuracy {cell.test['accuracy']:.3f}, macro-F1 {cell.test['macro_f1']:.3f}"
+        cells[cell[:3]] = cell
+        shown = ", ".join(f"{named(m)} {cell.test[m]:.3f}" for m in chosen.task.metrics)
         print(f"{title:36} {shown}  ({time.perf_counter() - start:.0f} s)", flush=True)
   if jax.process_index() == 0:
-    comparison = Comparison([cells[place] for place in sorted(cells)])
-    chance = majority_class(chosen)
-    print(table(comparison, chance))
-    record = {"of": identity(chosen), **comparison.record()}
-    write_whole(chosen.path / RESULTS, json.dumps(record, indent=2) + "\n")
-    draw(comparison, chosen.path / "results.png", chance)
-    print(f"\n{chosen.path}/results.png shows the table; {RESULTS} has every number")
+    write_results(chosen, Comparison.of(cells.values(), chosen.task), scope)
 
 
-def majority_class(chosen: FinetunePlan) -> dict[str, float]:
-  """Scores of always predicting the most frequent class of the training split."""
-  task = chosen.task
-  answer = np.bincount(task.train.label).argmax()
-  return score(task.test.label, np.full(len(task.test.label), answer), len(task.classes))
+def write_results(chosen: FinetunePlan, comparison: Comparison, scope: Scope) -> None:
+  constant = list(chosen.task.baselines)[-1]
+  chance = baseline_cell(chosen, constant, None, 0).test
+  print(table(comparison, chance))
+  record = {"of": identity(chosen), **comparison.record()}
+  write_whole(chosen.path / RESULTS, json.dumps(record, indent=2) + "\n")
+  draw(comparison, chosen.path / "results.png", chance)
+  model = chosen.path / f"pretrained-{scope.sizes[-1] or 'all'}-{scope.seeds[0]}"
+  if len(scope.arms) == 1:
+    print(f"\n{(model / REPORT).read_text().rstrip()}")
+  print(f"\n{chosen.path}/results.png shows the table; {RESULTS} has every number")
+  print(f"next: python -m plm_jax.predict --model={model} --text=TEXT")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Fine-tuning a checkpoint on a labelled task (Devlin et al. 2019, section 4 and appendix A.3).
+"""Fine-tuning a checkpoint on a task (Devlin et al. 2019, section 4 and appendix A.3).
 
 The paper trains all parameters of the pretrained model and a new classification layer on the
 pooled [CLS] state: batch 16 or 32, peak rate 5e-5 to 2e-5, 2 to 4 epochs, warmup over a tenth of
 the steps. Its repository fine-tunes small models with rates up to 3e-4 for 4 epochs.
 
-Deviation: the classifier reads the mean of the tokens' states, not the pooled [CLS] state. Only
-next-sentence prediction trains that state, and a short pretraining hardly does. Both arms have this
-deviation.
+Two rules, by the checkpoint: `public_rule` for a published one, `own_rule` for one that this
+project pretrained for minutes.
+
+Deviation of `own_rule`: the classifier reads the mean of the tokens' states, not the pooled [CLS]
+state. Only next-sentence prediction trains that state, and a short pretraining hardly does. Both
+arms have this deviation. A published model keeps its head, so that `convert` can export it.
 
 A decoder's classifier reads the last token. In an encoder-decoder, the decoder reads the source
 again after its start token. The classifier, a dense layer and a linear map, reads the end of the
@@ -16,36 +19,70 @@ text (Lewis et al. 2020, section 3.1; transformers' T5 has the same).
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from plm_jax.experiment import Experiment, Intervals
-from plm_jax.models.model import Model
 from plm_jax.optim.adamw import AdamW
-from plm_jax.tasks.classification import Classification
-from plm_jax.tasks.labelled_text import LabelledText
+from plm_jax.runs import RunInfo
+from plm_jax.tasks.task import Task
 
 BATCH = 32
+LARGE = 1024  # the width from which a model is large
+FEWEST_STEPS = 300  # for a published model with few labels (Mosbach et al. 2021)
 
 
-def recipe(
-  model: Model, data: LabelledText, *, classes: int, examples: int, peak: float = 1e-3
-) -> Experiment:
+class Rule(NamedTuple):
+  """The defaults of a fine-tuning. head: whether the model keeps its own classifier."""
+
+  peak: float
+  steps: int
+  warmup: int
+  head: bool
+  why: str
+
+  def __str__(self) -> str:
+    return (
+      f"{self.why}: peak rate {self.peak:g}, {self.steps:,} steps of {BATCH} examples, {self.warmup} "
+      "of warmup, then linear decay"
+    )
+
+
+def rule(source: RunInfo, examples: int) -> Rule:
+  """The defaults for a checkpoint and a number of labelled examples."""
+  return (public_rule if "public" in source.document else own_rule)(source, examples)
+
+
+def own_rule(source: RunInfo, examples: int) -> Rule:
+  """Up to 2,000 examples are read for 4 epochs, more for 2."""
+  epochs = 2 if examples > 2000 else 4
+  steps = max(1, epochs * examples // BATCH)
+  return Rule(1e-3, steps, max(1, steps // 10), False, "a checkpoint of a short pretraining")
+
+
+def public_rule(source: RunInfo, examples: int) -> Rule:
+  """3 epochs, and at least `FEWEST_STEPS` steps; a lower rate for large models."""
+  steps = max(3 * examples // BATCH, FEWEST_STEPS)
+  peak = 2e-5 if getattr(source.config, "width", 0) >= LARGE else 5e-5
+  return Rule(peak, steps, steps // 10, True, "a published checkpoint")
+
+
+def recipe(source: RunInfo, task: Task, examples: int) -> Experiment:
   """The experiment of both arms, which differ only in the parameters that they start from.
 
-  examples: number of labelled examples; up to 2,000 are read for 4 epochs, more for 2.
+  task: one that has read its data. examples: the number of labelled examples.
   """
-  if "pooler" in getattr(model, "classifier", ""):  # not of a decoder, which reads its last token
+  model, defaults = source.config, rule(source, examples)
+  if not defaults.head and "pooler" in getattr(model, "classifier", ""):  # a decoder has none
     model = replace(model, classifier="mean")
   rates = {name: 0.1 for name in ("dropout", "attention_dropout") if hasattr(model, name)}
   if getattr(model, "hidden_dropout", 0) or getattr(model, "final_dropout", False):
     rates["hidden_dropout"] = 0.1  # T5 has one rate for all places
-  epochs = 2 if examples > 2000 else 4
-  steps = max(1, epochs * examples // BATCH)
   return Experiment(
     model=replace(model, **rates),
-    objectives=(Classification(labels=classes),),
-    data=data,
-    optim=AdamW(peak=peak, warmup=max(1, steps // 10)),
+    objectives=(task.objective(),),
+    data=task,
+    optim=AdamW(peak=defaults.peak, warmup=defaults.warmup),
     global_batch=BATCH,
-    steps=steps,
+    steps=defaults.steps,
     schedule=Intervals(log=25, save=200, keep=1),
   )

@@ -18,7 +18,8 @@ from plm_jax import cli
 from plm_jax.config_tree import field_types, has_default, places, show
 from plm_jax.experiment import Experiment
 from plm_jax.tasks.classification import Classification
-from plm_jax.tasks.labelled_text import LabelledText
+from plm_jax.tasks.registry import TASKS
+from plm_jax.tasks.regress import Regression
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/settings.md"
 PLACES = {
@@ -59,7 +60,9 @@ def page() -> str:
       lines += [f"### {kind.__name__}\n", *([] if base else [f"{first_line(kind)}\n"])]
       lines += differences(kind, base) if base else table(kind, place)
   lines.append("## In run_finetune.py\n")
-  for kind, place in ((LabelledText, "data"), (Classification, "objectives")):
+  for kind in TASKS.values():
+    lines += [f"### {kind.__name__}\n", f"{first_line(kind)}\n", *table(kind, "task")]
+  for kind, place in ((Classification, "objectives"), (Regression, "objectives")):
     lines += [f"### {kind.__name__}\n", f"{first_line(kind)}\n", *table(kind, place)]
   return "\n".join(lines).rstrip() + "\n"
 

@@ -11,13 +11,12 @@ import pytest
 
 from plm_jax import cli
 from plm_jax.data.pipeline import iterate
-from plm_jax.data.tokenizers import WordPiece
 from plm_jax.evaluation.perplexity import perplexity
 from plm_jax.objectives.clm import CLM
-from plm_jax.runs import Run
+from plm_jax.runs import Run, RunInfo
 from plm_jax.sharding import MeshShape
-from plm_jax.tasks.labelled_text import Examples
-from plm_jax.tasks.rows import LabelledBatches
+from plm_jax.tasks.rows import LabelledBatches, framed_rows
+from plm_jax.tasks.task import Context
 from plm_jax.train import report
 from plm_jax.train.loop import Data, compile_experiment, fit
 from plm_jax.train.workdir import Workdir
@@ -73,9 +72,8 @@ def test_the_example_of_a_model_trains(folder, tmp_path):
   assert "no examples: this model neither generates" in report.examples(state.params, run, prepared)
   run = Run(experiment=experiment, tokenizer=prepared.tokenizer, params=state.params)
   assert perplexity(run, toy_run.text().read_text()[:200])["perplexity"] < 100
-  examples = Examples(["x"], [np.array([5, 6])], np.zeros(1, np.int32), ["d"])
-  rows = LabelledBatches.of(examples, prepared.tokenizer.vocab, 8, model, seed=0, global_batch=1)
-  (batch,) = rows.evaluation()
+  rows = framed_rows([(np.array([5, 6]),)], model, prepared.tokenizer, 8)
+  (batch,) = LabelledBatches(rows, seed=0, global_batch=1).evaluation()
   params = replace(model, vocab_size=64).init(jax.random.key(0), {"classes": 3})
   assert params.class_logits(params(batch, experiment.compute), batch, None).shape == (1, 3)
 
@@ -95,15 +93,20 @@ def test_the_example_of_an_objective_masks_one_token_of_every_row(folder):
 
 
 def test_the_example_of_a_task_trains(folder, tmp_path):
-  table = tmp_path / "moods.csv"
+  table = tmp_path / "days.csv"
   days = [f"{tens} {units}" for tens in range(10) for units in range(10)]
-  rows = [f"day {day} was {mood},{mood}" for day in days for mood in ("bright", "dark")]
-  table.write_text("\n".join(["text,label", *rows]) + "\n")
-  words = "day was bright dark 0 1 2 3 4 5 6 7 8 9".split()  # noqa: SIM905
-  tokenizer = WordPiece(vocab_size=120).train(iter(words * 20))
-  experiment, batches = load(folder / "label_task.py").labels_of(str(table), tokenizer, tmp_path)
-  experiment = replace(experiment, mesh=MeshShape(data=1))
-  assert experiment.heads == {"classes": 2}
+  rows = [f"day {day} was fine,{stars}" for day in days for stars in (2, 5)]
+  table.write_text("\n".join(["text,stars", *rows]) + "\n")
+  prepared = toy_run.prepared()
+  source = RunInfo(experiment=TWO_STEPS, tokenizer=prepared.tokenizer)
+  task = load(folder / "good_or_bad.py").GoodOrBad(source=str(table))
+  task, splits = task.read(Context(source, tmp_path))
+  assert task.labels == ("bad", "good")
+  experiment = replace(
+    TWO_STEPS, objectives=(task.objective(),), data=task, mesh=MeshShape(data=1)
+  ).resolve(prepared.tokenizer.vocab.size)
+  encoded = task.rows(splits.train, experiment.model, prepared.tokenizer)
+  batches = LabelledBatches(encoded, seed=0, global_batch=experiment.global_batch)
   program = compile_experiment(experiment, batches(0), jax.devices()[:1])
   data = Data(lambda start: iterate(batches, start, experiment.steps), batches.evaluation())
   with Workdir(tmp_path / "run") as workdir:

@@ -54,7 +54,8 @@ BENEATH = {
     *("errors", "overrides", "cli", "data", "experiment", "train", "runs", "evaluation", "tasks"),
   },
   "commands": {
-    *("errors", "cli", "data", "decode", "train", "runs", "evaluation", "export"),
+    *("errors", "progress", "cli", "data", "decode", "train", "runs", "evaluation", "export"),
+    "tasks",
   },
 }
 

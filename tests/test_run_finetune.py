@@ -30,9 +30,8 @@ def test_a_run_compares_three_arms_and_is_not_repeated(source, table, tmp_path):
   words = (
     f"--from={source.path}",
     f"--workdir={tmp_path / 'out'}",
-    f"--set=data.source={table}",
-    "--set=data.held_out=0.2",
-    "--set=data.least=2",
+    f"--data={table}",
+    "--set=task.test_share=0.2",
     "--labels=60",
     "--seeds=2",
   )

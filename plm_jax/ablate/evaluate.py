@@ -20,7 +20,7 @@ each set, so that a report compares only numbers from the same set.
     blimp     BLiMP (Warstadt et al. 2020): share of pairs whose grammatical sentence has the higher
               pseudo-log-likelihood, or log-likelihood for left-to-right models; ties count half
     finetune_LABELS_*     which package a sentence comes from: run_finetune.py from this run, with
-              the run's seed and --set=data.task=label
+              the run's seed and --task=label
 
 The code of the sets and scores is in plm_jax/evaluation/.
 """
@@ -48,6 +48,7 @@ from plm_jax.evaluation.pair_accuracy import pair_accuracies
 from plm_jax.evaluation.scores import Scores
 from plm_jax.runs import Run
 from plm_jax.tasks.finetuning import model_cell, plan
+from plm_jax.tasks.label import Label
 from plm_jax.train.process import keep_compilations, keep_freed_memory, versions
 from plm_jax.train.workdir import write_whole
 
@@ -112,16 +113,16 @@ def finetune(
   settings: tuple[str, ...] = (),
 ) -> None:
   """Adds finetune_LABELS_accuracy and _macro_f1 to `scores`: those of run_finetune.py with
-  --set=data.task=label and `settings`."""
+  --task=label and `settings`."""
   recipe = cli.load_module("experiments.finetune").recipe
-  chosen = plan(run, recipe, ["data.task=label", *settings], cache, run.path / "finetune")
+  chosen = plan(run, recipe, Label(), list(settings), cache, run.path / "finetune")
   for size in labels:
     name = str(size or "all")
     title = f"fine-tuning on {name}"
     cell = model_cell(chosen, "pretrained", size, run.experiment.seed, title)
-    test = chosen.task.record()["splits"]["test"]["sha256"]
-    measured_on = [{"test": np.array(test)}]
-    scores.add(f"finetune_{name}", cell.test, len(chosen.task.test.texts), measured_on)
+    test = {metric: cell.test[metric] for metric in chosen.task.metrics}
+    measured_on = [{"test": np.array(chosen.splits.test.fingerprint())}]
+    scores.add(f"finetune_{name}", test, len(chosen.splits.test), measured_on)
 
 
 if __name__ == "__main__":

@@ -137,6 +137,10 @@ class EncoderDecoder(TransformerConfig):
     text = source.index(-1)
     return source[:text], source[text + 1 :]
 
+  def separator(self, vocab: Vocab) -> list[int]:
+    """BART's are RoBERTa's two, T5's is one."""
+    return (2 if self.frame == "bart" else 1) * vocab.end
+
   def init(self, key: jax.Array, heads: dict[str, int]) -> Seq2SeqModel:
     """Random parameters with the named heads: `lm` and `span` (size 0), `classes` and
     `token_classes` (number of labels)."""

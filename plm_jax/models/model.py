@@ -12,7 +12,7 @@ No code asks for a model's class. A model in one new file works everywhere if it
                   masked: `masked_lm()` returns parameters with `token_logits`.
                   on pairs: `nsp` or `sop`, None without that head, and
                   `next_sentence_logits` or `sentence_order_logits`.
-  to be           config: `text_frame`. parameters: `class_logits` (sentences),
+  to be           config: `text_frame`, `separator`. parameters: `class_logits` (sentences),
   fine-tuned      `token_class_logits` (tokens), `span_logits` (answers); `init` can make the
                   heads `classes`, `token_classes` and `span`.
   to be exported  a file in plm_jax/export/families/ that names the config's class.
@@ -68,6 +68,10 @@ class SingleModel:
   def frozen(self) -> tuple[str, ...]:
     return ()
 
+  def separator(self, vocab: Vocab) -> list[int]:
+    """The end token, between the texts of a pair."""
+    return vocab.end
+
 
 class Model(Protocol):
   """The configuration of a model: a frozen dataclass, one per paper."""
@@ -94,6 +98,9 @@ class Model(Protocol):
   def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
     """The special tokens before and after a text that is classified. Errors: `UserError` if the
     vocabulary lacks a special token that the model needs."""
+
+  def separator(self, vocab: Vocab) -> list[int]:
+    """The special tokens between the two texts of a pair; empty if the vocabulary has none."""
 
 
 class SourceConfig(Model, Protocol):

@@ -12,10 +12,14 @@ position reads them.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from plm_jax.models.activations import Activation
 from plm_jax.models.encoder import Classifier, Encoder
 from plm_jax.models.initializers import Initializer
+
+if TYPE_CHECKING:
+  from plm_jax.data.vocab import Vocab
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,3 +32,7 @@ class Roberta(Encoder):
   norm_eps: float = 1e-5
   classifier: Classifier = "dropout_pooler"
   initializer: Initializer = "normal"
+
+  def separator(self, vocab: Vocab) -> list[int]:
+    """Two: "<s> a </s></s> b </s>"."""
+    return 2 * vocab.end

@@ -1,45 +1,69 @@
-"""Bag-of-words baseline: TF-IDF of words, then multinomial logistic regression.
+"""Bag-of-words baseline: TF-IDF of words, then a linear model.
 
-It reads the models' labelled texts, uncut, as words instead of word pieces.
+It reads the models' labelled texts, uncut, as words instead of word pieces. Of a pair, the words of
+each text and those that both have are separate features.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from plm_jax.tasks.labelled_text import Task
+from plm_jax.tasks.examples import Examples, Splits
 
 PENALTIES = (1.0, 10.0, 100.0)  # C, the inverse of the strength; the dev split chooses one
 
 
 class Fitted(NamedTuple):
-  """predictions int [N] on the test split; penalty: the C that was best on the dev split."""
+  """predictions [N] on the test split: classes, or numbers. penalty: the C that was best on the dev
+  split; dev: its accuracy there, or minus its squared error."""
 
   predictions: np.ndarray
   penalty: float
-  dev_accuracy: float
+  dev: float
 
 
-def fit_bag_of_words(task: Task) -> Fitted:
-  """Trains on `task.train` and predicts `task.test`. Deterministic. A class without a training
-  example is never predicted; a single class always is."""
-  from sklearn.feature_extraction.text import TfidfVectorizer
-  from sklearn.linear_model import LogisticRegression
+def best_bag_of_words(splits: Splits) -> Fitted:
+  """Multinomial logistic regression of the target "label", or ridge regression of "value", trained
+  on `splits.train`. Deterministic. A class without a training example is never predicted."""
+  from sklearn.linear_model import LogisticRegression, Ridge
 
-  words = TfidfVectorizer(lowercase=True, sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
-  train, dev, test = (
-    words.fit_transform(task.train.texts),
-    *map(words.transform, (task.dev.texts, task.test.texts)),
-  )
-  if len(known := np.unique(task.train.label)) == 1:
-    always = np.full(len(task.test.label), known[0])
-    return Fitted(always, PENALTIES[0], float(np.mean(task.dev.label == known[0])))
+  train, dev, test = _features(splits)
+  is_number = "value" in splits.train.targets
+  target = "value" if is_number else "label"
+  known, chosen_by = splits.train.targets[target], splits.dev.targets[target]
 
   def fitted(penalty: float) -> Fitted:
-    model = LogisticRegression(C=penalty, max_iter=1000).fit(train, task.train.label)
-    accuracy = float(np.mean(model.predict(dev) == task.dev.label))
-    return Fitted(model.predict(test), penalty, accuracy)
+    model: Any = Ridge(1 / penalty) if is_number else LogisticRegression(C=penalty, max_iter=1000)
+    model.fit(train, known)
+    errors = model.predict(dev) - chosen_by
+    dev_score = -np.mean(errors**2) if is_number else np.mean(errors == 0)
+    return Fitted(model.predict(test), penalty, float(dev_score))
 
-  return max(map(fitted, PENALTIES), key=lambda fit: fit.dev_accuracy)  # the first of equals
+  return max(map(fitted, PENALTIES), key=lambda fit: fit.dev)  # the first of equals
+
+
+def _features(splits: Splits) -> list[Any]:
+  """Of train, dev and test: sparse [examples, features]."""
+  from scipy.sparse import hstack
+  from sklearn.feature_extraction.text import TfidfVectorizer
+
+  parts = []
+  for number in range(len(splits.train.items[0].texts)):
+    words = TfidfVectorizer(lowercase=True, sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    texts = [[item.texts[number] for item in split.items] for split in splits[:3]]
+    parts.append([words.fit_transform(texts[0]), *map(words.transform, texts[1:])])
+  if len(parts) > 1:
+    parts.append([_shared_words(split) for split in splits[:3]])
+  return [hstack(columns).tocsr() if len(columns) > 1 else columns[0] for columns in zip(*parts)]
+
+
+def _shared_words(split: Examples) -> np.ndarray:
+  """float [N, 2]: the share of each text's words that are in the other, too."""
+  shares = []
+  for item in split.items:
+    first, second = (set(text.lower().split()) for text in item.texts)
+    both = len(first & second)
+    shares.append([both / max(len(first), 1), both / max(len(second), 1)])
+  return np.array(shares)

@@ -1,4 +1,4 @@
-"""Classification of rows: loss, predictions, accuracy and macro-F1.
+"""Tasks with one label for each example: loss, predictions, scores and baselines.
 
 Source: google-research/bert run_classifier.py. The state of [CLS] is pooled, dropped out and mapped
 to one score per class; the loss is the mean cross-entropy of the rows.
@@ -7,19 +7,24 @@ to one score per class; the loss is the mean cross-entropy of the rows.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
+from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
-from plm_jax.models.compute import Compute
+from plm_jax.models.model import Model
 from plm_jax.objectives.baselines import Baseline, majority
 from plm_jax.objectives.objective import Terms, cross_entropy
-from plm_jax.sharding import to_global
+from plm_jax.tasks import metrics
+from plm_jax.tasks.bag_of_words import best_bag_of_words
+from plm_jax.tasks.examples import Example, Examples, Prediction, Splits, encoded
+from plm_jax.tasks.predicting import outputs
+from plm_jax.tasks.rows import EncodedRows, framed_rows
+from plm_jax.tasks.task import Task, Trained
+
+NONE = "(none)"  # the label of a prediction below the threshold
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,35 +61,91 @@ class Classification:
     return majority(batches, "label")
 
 
-def predict(params, batches: Iterable[dict], compute: Compute, mesh) -> np.ndarray:
-  """The most probable class of every row with row_weight above 0, int32 [N], in row order."""
-  best = _best(compute, mesh)
-  outputs = [best(params, to_global(batch, mesh)) for batch in batches]
-  rows = [(np.asarray(classes), np.asarray(weight) > 0) for classes, weight in outputs]
-  return np.concatenate([classes[counts] for classes, counts in rows])
+def class_logits(model, hidden, batch) -> jax.Array:
+  """float32 [B, classes]."""
+  return model.class_logits(hidden, batch, None)
 
 
-@functools.lru_cache(maxsize=8)
-def _best(compute: Compute, mesh):
-  """Compiled once per shape: every seed of every arm predicts with the same program."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelTask(Task):
+  """One label for each example.
 
-  def best(model, batch):
-    logits_BC = model.class_logits(model(batch, compute, None), batch, None)
-    return jnp.argmax(logits_BC, axis=-1).astype(jnp.int32), batch["row_weight"]
-
-  return jax.jit(best, out_shardings=NamedSharding(mesh, PartitionSpec()))
-
-
-def score(targets: np.ndarray, predictions: np.ndarray, classes: int) -> dict[str, float]:
-  """Accuracy, and macro-F1: the unweighted mean over all classes of 2 P R / (P + R).
-
-  A class without a correct prediction has F1 0.
+  labels: the names of the classes, in the order of their numbers; read from the data.
+  threshold: a prediction with a lower probability is "(none)".
   """
-  from sklearn.metrics import accuracy_score, f1_score
 
-  return {
-    "accuracy": float(accuracy_score(targets, predictions)),
-    "macro_f1": float(
-      f1_score(targets, predictions, labels=range(classes), average="macro", zero_division=0)
-    ),
+  metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
+  baselines: ClassVar[dict[str, str]] = {
+    "words": "bag of words, linear",
+    "majority": "majority class",
   }
+
+  labels: tuple[str, ...] = ()
+  threshold: float = 0.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 0 <= self.threshold < 1:
+      raise UserError(f"task.threshold={self.threshold} must be at least 0 and below 1.")
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    return self.labels
+
+  def objective(self) -> Classification:
+    return Classification(labels=len(self.labels))
+
+  def encode(self, items: list[Example], tokenizer: Tokenizer) -> Examples:
+    numbers = {label: number for number, label in enumerate(self.labels)}
+    for item in items:
+      if item.target is not None and item.target not in numbers:
+        raise UserError(
+          f"the example {item.name} has the label {item.target!r}, which training never saw: it "
+          f"knows {', '.join(self.labels[:20])}; correct the label or leave the example out."
+        )
+    targets: dict[str, Any] = {}
+    if all(item.target is not None for item in items):
+      targets["label"] = np.array([numbers[item.target] for item in items], np.int32)
+    return Examples(items, encoded(items, tokenizer), targets)
+
+  def rows(self, examples: Examples, config: Model, tokenizer: Tokenizer) -> EncodedRows:
+    rows = framed_rows(examples.ids, config, tokenizer, self.length)
+    return dataclasses.replace(rows, values=rows.values | examples.targets)
+
+  def predict(self, trained: Trained, examples: Examples) -> list[Prediction]:
+    """{"label", "score", "scores"}: the most probable label, its probability, and that of each."""
+    rows = self.rows(examples, trained.config, trained.tokenizer)
+    logits_NC = outputs(trained, rows, class_logits)
+    logits_NC = logits_NC.astype(np.float64) - logits_NC.max(axis=1, keepdims=True)
+    p_NC = np.exp(logits_NC) / np.exp(logits_NC).sum(axis=1, keepdims=True)
+    return [self._prediction(best, p_C) for best, p_C in zip(logits_NC.argmax(axis=1), p_NC)]
+
+  def _prediction(self, best: int, p_C: np.ndarray) -> Prediction:
+    label = self.labels[best] if p_C[best] >= self.threshold else NONE
+    scores = {name: round(float(p), 6) for name, p in zip(self.labels, p_C, strict=True)}
+    return {"label": label, "score": round(float(p_C[best]), 6), "scores": scores}
+
+  def score(self, examples: Examples, predictions: list[Prediction]) -> dict[str, float]:
+    """Also Matthews' correlation, and the calibration error of predictions with a score."""
+    targets = [item.target for item in examples.items]
+    labels = [prediction["label"] for prediction in predictions]
+    scores = metrics.classification(targets, labels, self.labels)
+    if all("score" in prediction for prediction in predictions):
+      confidence = np.array([prediction["score"] for prediction in predictions])
+      correct = np.array(targets) == np.array(labels)
+      scores["ece"] = metrics.expected_calibration_error(correct, confidence)
+    return scores
+
+  def report(self, examples: Examples, predictions: list[Prediction]) -> str:
+    targets = [item.target for item in examples.items]
+    return metrics.confusion(targets, [p["label"] for p in predictions], self.labels)
+
+  def mistake(self, example: Example, prediction: Prediction) -> float:
+    return 0.0 if prediction["label"] == example.target else prediction["score"]
+
+  def baseline(self, name: str, splits: Splits) -> list[Prediction]:
+    known = splits.train.targets["label"]
+    best = np.full(len(splits.test), np.bincount(known).argmax())
+    if name == "words" and len(np.unique(known)) > 1:
+      best = best_bag_of_words(splits).predictions
+    return [{"label": self.labels[number]} for number in best]

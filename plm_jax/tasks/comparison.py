@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from plm_jax.errors import UserError
+from plm_jax.tasks.metrics import NAMES
 
-METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
-ARMS = {
+TRAINED = {
   "pretrained": "fine-tuned from the checkpoint",
   "random": "same model, random initialisation",
-  "words": "bag of words, linear",
 }
 
 
@@ -34,17 +34,32 @@ class Cell(NamedTuple):
   seed: int
   test: dict[str, float]
 
-  @property
-  def place(self) -> tuple:
-    """Sort key: number of labels, "all" last; then seed and arm."""
-    size = math.inf if self.labels == "all" else int(self.labels)
-    return size, self.seed, list(ARMS).index(self.arm)
-
 
 class Comparison(NamedTuple):
-  """All cells of one task."""
+  """All cells of one task. metrics: those of its table; baselines: arm -> name, the last is
+  constant."""
 
   cells: list[Cell]
+  metrics: tuple[str, ...]
+  baselines: dict[str, str]
+
+  @classmethod
+  def of(cls, cells: Iterable[Cell], task) -> Comparison:
+    """The cells of a `Task` in the order of the table: by labels, "all" last, seed and arm."""
+    arms = [*TRAINED, *task.baselines]
+
+    def place(cell: Cell):
+      size = math.inf if cell.labels == "all" else int(cell.labels)
+      return size, cell.seed, arms.index(cell.arm)
+
+    return cls(sorted(cells, key=place), task.metrics, task.baselines)
+
+  @property
+  def arms(self) -> dict[str, str]:
+    """The arms with cells, and their names."""
+    present = {cell.arm for cell in self.cells}
+    names = TRAINED | self.baselines
+    return {arm: name for arm, name in names.items() if arm in present}
 
   @property
   def labels(self) -> list[str]:
@@ -60,14 +75,19 @@ class Comparison(NamedTuple):
   def margins(self, labels: str, metric: str) -> np.ndarray:
     """Pretrained minus random, float64 [seeds]: both arms of a seed have the same examples, order,
     dropout and fresh head."""
-    return self.values("pretrained", labels, metric) - self.values("random", labels, metric)
+    arms = [
+      {c.seed: c.test[metric] for c in self.cells if (c.arm, c.labels) == (arm, labels)}
+      for arm in TRAINED
+    ]
+    both = sorted(arms[0].keys() & arms[1].keys())
+    return np.array([arms[0][seed] - arms[1][seed] for seed in both])
 
   def record(self) -> dict:
     """The content of results.json."""
     return {
       "cells": [cell._asdict() for cell in self.cells],
       "margins": {
-        labels: {metric: self.margins(labels, metric).tolist() for metric in METRICS}
+        labels: {metric: self.margins(labels, metric).tolist() for metric in self.metrics}
         for labels in self.labels
       },
     }
@@ -75,38 +95,50 @@ class Comparison(NamedTuple):
 
 def table(comparison: Comparison, chance: dict[str, float]) -> str:
   """Arm x labels: mean and standard deviation over the seeds, then the paired differences. chance:
-  metric -> score of the majority class."""
-  columns = [(labels, metric) for labels in comparison.labels for metric in METRICS]
-  counts = {len(comparison.values("pretrained", l, "accuracy")) for l in comparison.labels}
+  metric -> score of the constant baseline."""
+  metrics = comparison.metrics
+  columns = [(labels, metric) for labels in comparison.labels for metric in metrics]
+  counts = {len(comparison.values("pretrained", l, metrics[0])) for l in comparison.labels}
   seeds = " or ".join(map(str, sorted(counts)))
-  heads = [f"{METRICS[metric]}, {labels}" for labels, metric in columns]
+  heads = [f"{named(metric)}, {labels}" for labels, metric in columns]
   spread = "one seed" if seeds == "1" else f"mean ± standard deviation of {seeds} seeds"
   lines = [
     f"\non the test split, {spread}",
     f"{'metric, number of training labels':34}" + "".join(f"{head:>18}" for head in heads),
   ]
-  for arm, name in ARMS.items():
+  for arm, name in comparison.arms.items():
     values = [comparison.values(arm, *column) for column in columns]
     lines.append(f"{name:34}" + "".join(f"{_spread(v):>18}" for v in values))
   always = "".join(f"{chance[metric]:>10.3f}{'':8}" for _, metric in columns)
-  lines.append(f"{'majority class':34}{always}".rstrip())
-  return "\n".join(lines) + "\n" + "\n".join(verdict(comparison, l) for l in comparison.labels)
+  lines.append(f"{list(comparison.baselines.values())[-1]:34}{always}".rstrip())
+  verdicts = [verdict(comparison, labels) for labels in comparison.labels]
+  return "\n".join([*lines, *filter(None, verdicts)])
+
+
+def named(metric: str) -> str:
+  """A metric's name in a table."""
+  return NAMES.get(metric, metric)
 
 
 def _spread(values: np.ndarray) -> str:
+  if not len(values):
+    return "-"
   if len(values) < 2:
     return f"{values.mean():.3f}"
   return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
 
 
 def verdict(comparison: Comparison, labels: str) -> str:
-  """The gain from pretraining with `labels` labels, by seed, and whether all seeds agree."""
-  shown = {m: comparison.margins(labels, m) for m in METRICS}
-  numbers = "; ".join(
-    f"{METRICS[m]} " + " ".join(f"{x:+.3f}" for x in margins) for m, margins in shown.items()
-  )
+  """The gain from pretraining with `labels` labels, by seed, and whether all seeds agree. Without a
+  random start: whether the fine-tuned model is below a baseline."""
+  shown = {m: comparison.margins(labels, m) for m in comparison.metrics}
   every = np.concatenate(list(shown.values()))
-  seeds = len(shown["accuracy"])
+  if not len(every):
+    return _below_baseline(comparison, labels)
+  numbers = "; ".join(
+    f"{named(m)} " + " ".join(f"{x:+.3f}" for x in margins) for m, margins in shown.items()
+  )
+  seeds = len(shown[comparison.metrics[0]])
   if (every > 0).all():
     agreed = f"pretraining wins, {'and all seeds agree' if seeds > 1 else 'on one seed'}"
   elif not every.any():
@@ -119,30 +151,46 @@ def verdict(comparison: Comparison, labels: str) -> str:
   return f"{labels} labels, pretrained minus random for each seed: {numbers}: {agreed}."
 
 
+def _below_baseline(comparison: Comparison, labels: str) -> str:
+  metric = comparison.metrics[0]
+  mean = comparison.values("pretrained", labels, metric).mean()
+  for arm, name in comparison.baselines.items():
+    values = comparison.values(arm, labels, metric)
+    if len(values) and mean < values.mean():
+      return (
+        f"{labels} labels: the fine-tuned model is below the baseline ({name}). Try more labels, "
+        "more steps (--set=steps=N) or another learning rate (--set=optim.peak=RATE)."
+      )
+  return ""
+
+
 def draw(comparison: Comparison, path: Path, chance: dict[str, float]) -> None:
-  """Both metrics: a bar for the mean of each arm, a dot for each seed, a line for the majority
-  class."""
+  """Every metric: a bar for the mean of each arm, a dot for each seed, a line for the constant
+  baseline."""
   import matplotlib
 
   matplotlib.use("Agg")
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(9, 3.8), layout="constrained")
-  place = np.arange(len(comparison.labels))
-  width = 0.8 / len(ARMS)
-  for axis, (metric, name) in zip(figure.subplots(1, 2, sharey=True), METRICS.items()):
-    for number, (arm, label) in enumerate(ARMS.items()):
+  count = len(comparison.metrics)
+  figure = Figure(figsize=(4.5 * count, 3.8), layout="constrained")
+  axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+  place, arms = np.arange(len(comparison.labels)), comparison.arms
+  width = 0.8 / len(arms)
+  for axis, metric in zip(axes, comparison.metrics, strict=True):
+    for number, (arm, label) in enumerate(arms.items()):
       values = [comparison.values(arm, labels, metric) for labels in comparison.labels]
-      x = place + (number - 1) * width
-      axis.bar(x, [v.mean() for v in values], 0.92 * width, label=label, alpha=0.75)
+      x = place + (number - (len(arms) - 1) / 2) * width
+      means = [v.mean() if len(v) else np.nan for v in values]
+      axis.bar(x, means, 0.92 * width, label=label, alpha=0.75)
       for at, seeds in zip(x, values):
         axis.plot(np.full(len(seeds), at), seeds, "k.", ms=5)
-    axis.axhline(chance[metric], color="gray", ls="--", lw=1, label="majority class")
+    constant = list(comparison.baselines.values())[-1]
+    axis.axhline(chance[metric], color="gray", ls="--", lw=1, label=constant)
     axis.set_xticks(place, [f"{labels} labels" for labels in comparison.labels])
-    axis.set_title(f"{name} on the test split")
+    axis.set_title(f"{named(metric)} on the test split")
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
-  figure.legend(
-    *axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
-  )
+  handles = axes[-1].get_legend_handles_labels()
+  figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
   figure.savefig(path, dpi=120)

@@ -1,22 +1,19 @@
-"""Labelled examples: was a sentence shuffled, which package does it document, or the labels of a
-user's table.
-
-    task = read_task(LabelledText(...), tokenizer, documents)
-    task.train, task.dev, task.test: Examples      task.classes: the names of the labels
+"""Sentences of documents with a label for each: the base of `label` and `word_order`.
 
 Split by document: test documents are those that pretraining held out (by the same hash of the text,
 `preparation.share_of`), so no model has read them, not even without labels. A second hash divides
-the others into train and dev. Each row of a table is a document of one example.
+the others into train and dev.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -25,210 +22,137 @@ from plm_jax.data.documents import Document
 from plm_jax.data.draws import permute
 from plm_jax.data.pieces import in_pieces
 from plm_jax.data.preparation import share_of
-from plm_jax.data.tokenizers import Tokenizer, TokenizerConfig, WordPiece
+from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
-from plm_jax.tasks.tables import TABLES, read_table
-from plm_jax.tasks.word_order import FEWEST, by_word_order
+from plm_jax.runs import RunInfo
+from plm_jax.tasks.classification import LabelTask
+from plm_jax.tasks.classify import Classify
+from plm_jax.tasks.examples import SPLITS, Example, Examples, Splits
+from plm_jax.tasks.table_files import SUFFIXES
+from plm_jax.tasks.task import Context
 
-SPLITS = ("train", "dev", "test")
 INSTALLED_TEXT = "tfds:installed_text"
 MOST_DOCUMENTS = 100_000  # all are held in memory
-_MOST = {"label": (1000, 300), "word_order": (5000, 1500)}  # training, test examples of a class
-_SUBSET, _CAP = 1, 2  # salts for drawing the labelled subset, and the examples of a capped class
+_LONGEST = 40  # tokens of a row
+_CAP = 2  # salt for drawing the examples of a capped class
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelledText:
-  """Labelled text and its rows.
+class LabelledText(LabelTask):
+  """Labelled sentences of documents.
 
-  source: "tfds:NAME", a .jsonl, .csv or .tsv file with the columns "text" and "label", or, for
-    word order, any text that can be pretrained on; at most the first 100,000 documents. dev, test:
-    files with "text" and "label"; None takes a share of `source`.
-  task: "label" asks for the label of a text, which in tfds:installed_text is the package that it
-    documents; "word_order" asks whether its words were shuffled. None is "label" for tables and for
-    other tfds:NAME, else "word_order".
-  examples: the number of training examples, drawn by the seed; None is all.
-  length: tokens per row, special tokens included; longer examples are cut.
+  source: "tfds:NAME" or a text that can be pretrained on; at most the first 100,000 documents.
+  length: tokens per row, special tokens included; longer examples are cut. None is 40, or the
+    length of the rows of pretraining if it is less.
   shortest: the fewest tokens of an example of tfds:NAME; shorter ones are dropped.
   held_out, dev_share: the test split's share of the documents, and the dev split's share of the
     others. held_out None: the share that pretraining held out, else 0.1.
   per_class, test_per_class: the most training examples of a class, and the most dev and test
-    examples; None is 1,000 and 300, for word order 5,000 and 1,500.
+    examples.
   least: the fewest training and test documents of a class; classes with fewer are dropped.
   """
 
+  files: ClassVar[tuple[str, ...]] = SUFFIXES
+  has_labels: ClassVar[bool] = True  # in the source's documents
+
   source: str = INSTALLED_TEXT
-  task: Literal["label", "word_order"] | None = None
-  dev: str | None = None
-  test: str | None = None
-  tokenizer: TokenizerConfig = WordPiece(vocab_size=4096)  # noqa: RUF009  frozen
-  examples: int | None = None
-  length: int = 40
   shortest: int = 8
   held_out: float | None = None
   dev_share: float = 0.1
-  per_class: int | None = None
-  test_per_class: int | None = None
+  per_class: int = 1000
+  test_per_class: int = 300
   least: int = 5
-  workers: int = 0
 
   def __post_init__(self):
-    if self.length < 4:
-      raise UserError(f"data.length is {self.length}; a row needs at least 4 tokens.")
-    if self.task not in (None, "label", "word_order"):
-      raise UserError(f'data.task is {self.task!r}; it must be "label" or "word_order".')
-    for name in ("per_class", "test_per_class", "least", "examples"):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise UserError(f"data.{name} is {value}; it must be at least 1.")
+    super().__post_init__()
+    for name in ("per_class", "test_per_class", "least", "shortest"):
+      if getattr(self, name) < 1:
+        raise UserError(f"task.{name} is {getattr(self, name)}; it must be at least 1.")
     for name, share in (("held_out", self.held_out), ("dev_share", self.dev_share)):
       if share is not None and not 0 < share <= 0.5:
         raise UserError(
-          f"data.{name} is {share}; it is a share of the documents, above 0 and at most 0.5."
+          f"task.{name} is {share}; it is a share of the documents, above 0 and at most 0.5."
         )
-    if self.workers < 0 or self.shortest < 1:
-      raise UserError("data.workers must be at least 0 and data.shortest at least 1.")
-
-  def resolved(self) -> LabelledText:
-    """This, with `task`, `per_class` and `test_per_class` filled in where they are None."""
-    has_labels = self.is_table or (
-      self.source.startswith("tfds:") and self.source != INSTALLED_TEXT
-    )
-    task = self.task or ("label" if has_labels else "word_order")
-    most = _MOST[task]
-    return dataclasses.replace(
-      self,
-      task=task,
-      per_class=self.per_class or most[0],
-      test_per_class=self.test_per_class or most[1],
-    )
 
   @property
-  def is_table(self) -> bool:
-    """Whether `source` is a file of labelled rows; for word order a .jsonl is a text."""
-    is_text = self.task == "word_order" and self.source.endswith(".jsonl")
-    return self.source.endswith(TABLES) and not is_text
+  def place(self) -> str:
+    return "" if self.source == INSTALLED_TEXT else super().place
 
+  def read(self, context: Context) -> tuple[Self, Splits]:
+    """The sentences in three splits. Errors: `UserError` if labels are missing, or fewer than two
+    classes have enough documents."""
+    length = self.length or min(_LONGEST, context.source.experiment.data.length)
+    held_out = held_out_share(self, context.source, context.cache)
+    task = dataclasses.replace(self, length=length, held_out=held_out)
+    return task.split(context.tokenizer, task.documents(context.cache))
 
-class Examples(NamedTuple):
-  """One split. ids: the tokens of every example, without special tokens. label: int32 [N]."""
+  def documents(self, cache: Path | None) -> Iterator[Document]:
+    """The first `MOST_DOCUMENTS` documents of the source, as pretraining reads them."""
+    source = in_pieces(open_source(self.source, cache))
+    return itertools.islice(source.documents(), MOST_DOCUMENTS)
 
-  texts: list[str]
-  ids: list[np.ndarray]
-  label: np.ndarray
-  documents: list[str]
+  def labelled(self, documents: list[Document]) -> list[Document]:
+    """The documents of one split with labels."""
+    return documents
 
-  def take(self, rows: np.ndarray) -> Examples:
-    """The examples numbered `rows`."""
-    return Examples(
-      [self.texts[i] for i in rows],
-      [self.ids[i] for i in rows],
-      self.label[rows],
-      [self.documents[i] for i in rows],
+  def check_splits(self, splits: dict[str, list[Document]]) -> None:
+    """Errors: `UserError` for a text that is too small for the task."""
+
+  def split(self, tokenizer: Tokenizer, documents: Iterable[Document]) -> tuple[Self, Splits]:
+    """The examples of the documents. Errors: as `read`."""
+    splits: dict[str, list[Document]] = {name: [] for name in SPLITS}
+    for document in documents:
+      if self.has_labels and not document.label:
+        raise UserError(
+          f"The document {document.name} of {self.source!r} has no label: every text of this task "
+          "needs one; a .jsonl, .csv or .tsv file with labels is for --task=classify."
+        )
+      splits[side_of(document, self)].append(document)
+    splits = {name: self.labelled(splits[name]) for name in SPLITS}
+    self.check_splits(splits)
+    classes, left_out = _classes(self, splits)
+    examples = {name: _examples(splits[name], classes, tokenizer, self) for name in SPLITS}
+    examples = _without_repeats(examples)
+    for name, cap in zip(SPLITS, (self.per_class, self.test_per_class, self.test_per_class)):
+      examples[name] = _capped(examples[name], cap, len(classes))
+      missing = set(range(len(classes))) - set(examples[name].targets["label"].tolist())
+      if missing:
+        raise UserError(
+          f"The class {classes[min(missing)]!r} of {self.source!r} has no example in the {name} "
+          f"split that is at least task.shortest={self.shortest} tokens long and occurs only "
+          "there: give more text, raise task.least, or set task.dev_share or task.held_out."
+        )
+    note = (
+      f"at most {self.per_class} training and {self.test_per_class} test examples per class; "
+      f"texts are cut at {self.length} tokens"
     )
+    task = dataclasses.replace(self, labels=tuple(classes))
+    return task, Splits(**examples, notes=(note,), left_out=left_out)
+
+  def read_file(self, path: str | Path, labelled: bool) -> list[Example]:
+    return Classify().read_file(path, labelled)
+
+  def parse(self, line: str, name: str) -> Example:
+    return Classify().parse(line, name)
 
 
-class Task(NamedTuple):
-  """A labelled data set. left_out: class -> why it was dropped."""
-
-  classes: tuple[str, ...]
-  train: Examples
-  dev: Examples
-  test: Examples
-  left_out: dict[str, str]
-
-  def record(self) -> dict[str, Any]:
-    """The data's entry in config.json, which identifies it."""
-    splits = {}
-    for name in SPLITS:
-      examples = getattr(self, name)
-      counts = np.bincount(examples.label, minlength=len(self.classes)).tolist()
-      splits[name] = {
-        "documents": len(set(examples.documents)),
-        "examples": dict(zip(self.classes, counts)),
-        "sha256": _digest(examples),
-      }
-    return {"splits": splits, "left out": self.left_out}
-
-  def few(self, examples: int | None, seed: int) -> Task:
-    """The task with `examples` training examples, drawn by the seed, the same for every arm."""
-    total = len(self.train.texts)
-    if examples is None:
-      return self
-    if examples > total:
-      raise UserError(
-        f"{examples} labelled examples were requested, but the training split has {total}; "
-        f"give a smaller number in --labels, or more text."
-      )
-    rows = permute(np.arange(examples), total, seed, _SUBSET)
-    return self._replace(train=self.train.take(rows))
-
-
-def read_task(config: LabelledText, tokenizer: Tokenizer, documents: Iterable[Document]) -> Task:
-  """The task of `config`, from the documents of its source. Errors: `UserError` if labels are
-  missing, or fewer than two classes have enough documents."""
-  config = config.resolved()
-  splits = {name: [] for name in SPLITS}
-  for name in ("dev", "test"):
-    if path := getattr(config, name):
-      splits[name] = read_table(path, config.task == "label")
-  for document in documents:
-    if config.task == "label" and not document.label:
-      raise UserError(
-        f"The document {document.name} of {config.source!r} has no label: every text of a "
-        'task needs one; give a .jsonl, .csv or .tsv file with "text" and "label".'
-      )
-    splits[side_of(document, config)].append(document)
-  if config.task == "word_order":
-    splits = {name: [part for d in splits[name] for part in by_word_order(d)] for name in SPLITS}
-    if not all(splits.values()):
-      raise UserError(
-        f"The text {config.source!r} is too small for the word-order task: the "
-        f"{next(name for name in SPLITS if not splits[name])} split has no sentence with at least "
-        f"{FEWEST} different words separated by spaces; give more text."
-      )
-  classes, left_out = _classes(config, splits)
-  examples = {name: _examples(splits[name], classes, tokenizer, config) for name in SPLITS}
-  examples = _without_repeats(examples)
-  for name, cap in zip(SPLITS, (config.per_class, config.test_per_class, config.test_per_class)):
-    examples[name] = _capped(examples[name], cap, len(classes))
-    missing = set(range(len(classes))) - set(examples[name].label.tolist())
-    if missing:
-      raise UserError(
-        f"The class {classes[min(missing)]!r} of {config.source!r} has no example in the {name} "
-        f"split that is at least data.shortest={config.shortest} tokens long and occurs only "
-        "there: give more text, raise data.least, or set data.dev_share or data.held_out."
-      )
-  return Task(tuple(classes), left_out=left_out, **examples)
-
-
-def documents_of(config: LabelledText, cache) -> Iterator[Document]:
-  """The first `MOST_DOCUMENTS` documents of the source, as pretraining reads them; each row of a
-  table is a document of one sentence."""
-  config = config.resolved()
-  if config.is_table:
-    return iter(read_table(config.source, config.task == "label"))
-  source = in_pieces(open_source(config.source, cache))
-  return itertools.islice(source.documents(), MOST_DOCUMENTS)
-
-
-def side_of(document: Document, config: LabelledText) -> str:
+def side_of(document: Document, task: LabelledText) -> str:
   """The name of a document's split, a function of its text alone."""
-  if config.test is None and share_of(document, b"split") < config.held_out:
+  if share_of(document, b"split") < task.held_out:
     return "test"
-  if config.dev is None and share_of(document, b"dev") < config.dev_share:
+  if share_of(document, b"dev") < task.dev_share:
     return "dev"
   return "train"
 
 
-def _classes(config: LabelledText, splits) -> tuple[list[str], dict[str, str]]:
+def _classes(task: LabelledText, splits) -> tuple[list[str], dict[str, str]]:
   """The classes with enough documents in every split, and why others are dropped."""
   counts = {name: Counter(d.label for d in splits[name]) for name in SPLITS}
   kept, left_out = [], {}
   for label in sorted(set().union(*counts.values())):
     too_few = [
       f"{counts[name][label]} {name}"
-      for name, least in zip(SPLITS, (config.least, 1, config.least))
+      for name, least in zip(SPLITS, (task.least, 1, task.least))
       if counts[name][label] < least
     ]
     if too_few:
@@ -238,26 +162,30 @@ def _classes(config: LabelledText, splits) -> tuple[list[str], dict[str, str]]:
   if len(kept) < 2:
     why = "; ".join(f"{label}: {why}" for label, why in list(left_out.items())[:5])
     raise UserError(
-      f"The labelled text {config.source!r} has {len(kept)} class{'es' * (len(kept) != 1)} with at "
-      f"least data.least={config.least} documents to train and to test on, and two are needed "
-      f"({why or 'it is empty'}): give more text, another data.held_out, or a lower data.least."
+      f"The labelled text {task.source!r} has {len(kept)} class{'es' * (len(kept) != 1)} with at "
+      f"least task.least={task.least} documents to train and to test on, and two are needed "
+      f"({why or 'it is empty'}): give more text, another task.held_out, or a lower task.least."
     )
   return kept, left_out
 
 
-def _examples(documents, classes: list[str], tokenizer: Tokenizer, config) -> Examples:
+def _examples(
+  documents: list[Document], classes: list[str], tokenizer: Tokenizer, task: LabelledText
+) -> Examples:
   number = {label: i for i, label in enumerate(classes)}
-  sentences = [
-    (s, number[d.label], d.name) for d in documents if d.label in number for s in d.sentences
+  items = [
+    Example((sentence,), d.label, d.name, d.name)
+    for d in documents
+    if d.label in number
+    for sentence in d.sentences
   ]
-  ids = tokenizer.encode_batch([text for text, _, _ in sentences])
-  shortest = config.shortest if config.source.startswith("tfds:") else 1
+  ids = tokenizer.encode_batch([item.texts[0] for item in items])
+  shortest = task.shortest if task.source.startswith("tfds:") else 1
   rows = [i for i, tokens in enumerate(ids) if len(tokens) >= shortest]
   return Examples(
-    [sentences[i][0] for i in rows],
-    [ids[i][: config.length - 2] for i in rows],
-    np.array([sentences[i][1] for i in rows], np.int32),
-    [sentences[i][2] for i in rows],
+    [items[i] for i in rows],
+    [(ids[i][: task.length - 2],) for i in rows],
+    {"label": np.array([number[items[i].target] for i in rows], np.int32)},
   )
 
 
@@ -266,7 +194,7 @@ def _without_repeats(examples: dict[str, Examples]) -> dict[str, Examples]:
   seen: set[bytes] = set()
   kept = {}
   for name in reversed(SPLITS):
-    keys = [tokens.tobytes() for tokens in examples[name].ids]
+    keys = [tokens.tobytes() for (tokens,) in examples[name].ids]
     new = [i for i, key in enumerate(keys) if not (key in seen or seen.add(key))]
     kept[name] = examples[name].take(np.array(new, np.int64))
   return kept
@@ -277,15 +205,46 @@ def _capped(examples: Examples, cap: int, classes: int) -> Examples:
   seed."""
   rows = []
   for label in range(classes):
-    of_class = np.flatnonzero(examples.label == label)
+    of_class = np.flatnonzero(examples.targets["label"] == label)
     if len(of_class) > cap:
       of_class = of_class[np.sort(permute(np.arange(cap), len(of_class), _CAP, label))]
     rows.append(of_class)
   return examples.take(np.sort(np.concatenate(rows)))
 
 
-def _digest(examples: Examples) -> str:
-  digest = hashlib.sha256(examples.label.astype("<i4").tobytes())
-  for tokens in examples.ids:
-    digest.update(tokens.astype("<i4").tobytes() + b"\xff")
-  return digest.hexdigest()
+def held_out_share(task: LabelledText, source: RunInfo, cache: Path) -> float:
+  """The share of documents to test on: no document that pretraining read."""
+  runs = [run for run in _history(source) if run.document.get("text", {}).get("source")]
+  fingerprint = open_source(task.source, cache).fingerprint()
+  share = 1.0
+  for run in runs:
+    pretrained = run.document["text"]["source"]
+    same = fingerprint == pretrained.get("fingerprint")
+    if not same and task.source not in (pretrained.get("given"), run.experiment.data.source):
+      continue
+    if not same:
+      print(
+        f"note: {task.source} has changed since {run.path} was pretrained (other versions of the "
+        "packages?); a document that changed may have been read in pretraining",
+        file=sys.stderr,
+      )
+    share = min(share, run.experiment.data.held_out)
+  if task.held_out is not None and task.held_out > share:
+    raise UserError(
+      f"task.held_out={task.held_out} is more than the {share} that {source.path} held out, so the "
+      "test split would contain documents that pretraining has read; leave it out, or pretrain "
+      f"with --set=data.held_out={task.held_out}."
+    )
+  return task.held_out or (share if share < 1 else 0.1)
+
+
+def _history(source: RunInfo) -> Iterator[RunInfo]:
+  """The run, the one that it started from, and so on, as far as their directories exist."""
+  yield source
+  while (initial := source.document.get("initial")) and "from" in initial:
+    try:
+      source = RunInfo.read(initial["from"])
+    except UserError as error:
+      print(f"note: the text of the pretraining before that is unknown: {error}", file=sys.stderr)
+      return
+    yield source

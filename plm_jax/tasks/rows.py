@@ -1,47 +1,80 @@
-"""Batches of labelled examples: a function of the step in training, each row once in a test."""
+"""Rows of examples with special tokens, and their batches: a function of the step in training, each
+row once in an evaluation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from plm_jax.data.draws import permute
+from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 from plm_jax.models.model import Model
-from plm_jax.tasks.labelled_text import Examples
 
 _ORDER = 1  # salt for the order of an epoch, as in data.pipeline
+_SHORTEST = 16  # tokens of the shortest rows in a batch for predictions
 
 
-class EncodedRows(NamedTuple):
-  """The input of all examples, and of the decoder if the model has one.
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncodedRows:
+  """The rows of all examples.
 
-  input_ids: int32 [N, T]. lengths: int32 [N]. decoder_input_ids: int32 [N, T], the decoder's
-  start token, then the source. decoder_lengths: int32 [N], the position after the source's end
-  token, where the classes are read (transformers' T5 and BART).
+  tokens: name -> int32 [N, T], padded, cut in batches of shorter rows: input_ids, segment_ids, and
+  decoder_input_ids (the decoder's start token, then the source) if the model has a decoder. values:
+  name -> [N, ...]: length, the targets, and decoder_length, the position after the source's end
+  token, where classes are read (transformers' T5 and BART). example: int32 [N], the example of a
+  row; an example may have several rows. text, piece: int32 [N, T], the text of the example and the
+  token of that text at each position; -1 at special tokens. together: this many consecutive rows
+  are always in the same batch.
   """
 
-  input_ids: np.ndarray
-  lengths: np.ndarray
-  decoder_input_ids: np.ndarray | None = None
-  decoder_lengths: np.ndarray | None = None
+  tokens: dict[str, np.ndarray]
+  values: dict[str, np.ndarray]
+  example: np.ndarray
+  text: np.ndarray
+  piece: np.ndarray
+  together: int = 1
+
+  def __len__(self) -> int:
+    return len(self.example)
+
+  def batch(self, rows: np.ndarray, weight: np.ndarray, width: int | None = None) -> dict:
+    """The rows numbered `rows`, at most `width` tokens of each. weight: float32, 0 for rows that
+    only fill up the batch."""
+    tokens = {name: values[rows, :width] for name, values in self.tokens.items()}
+    values = {name: values[rows] for name, values in self.values.items()}
+    return tokens | values | {"row_weight": weight}
+
+  def by_length(self, size: int) -> Iterator[tuple[np.ndarray, dict]]:
+    """(rows, batch) of `size` rows: all rows by length in few shapes, for predictions. `rows` are
+    those that count, the first of the batch."""
+    longest = next(iter(self.tokens.values())).shape[1]
+    length = np.maximum(self.values["length"], self.values.get("decoder_length", 0))
+    order = np.argsort(length.reshape(-1, self.together).max(axis=1), kind="stable")
+    order = (order[:, None] * self.together + np.arange(self.together)).reshape(-1)
+    for first in range(0, len(order), size):
+      rows = order[first : first + size]
+      width = _SHORTEST
+      while width < length[rows].max():
+        width *= 2
+      filled = np.append(rows, np.full(size - len(rows), rows[-1]))
+      weight = (np.arange(size) < len(rows)).astype(np.float32)
+      yield rows, self.batch(filled, weight, min(width, longest))
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class LabelledBatches:
   """`batches(step)`: this process's rows of the global batch of that step.
 
-  input_ids, segment_ids int32 [B, T]: texts with special tokens, padded; length, label int32 [B];
-  row_weight float32 [B] (0: the row only fills up the batch). If the model has a decoder, also
-  decoder_input_ids int32 [B, T] and decoder_length int32 [B]. Every epoch is one pass over the
-  examples in a new order. A batch may span two epochs, so that no example is skipped.
+  `EncodedRows` describes the arrays, [B, ...]; row_weight float32 [B] is 0 for rows that only fill
+  up the batch. Every epoch is one pass over the rows in a new order. A batch may span two epochs,
+  so that no row is skipped.
   """
 
   rows: EncodedRows
-  labels: np.ndarray  # int32 [N]
   seed: int
   global_batch: int
   process_index: int = 0
@@ -53,82 +86,128 @@ class LabelledBatches:
         f"global_batch is {self.global_batch}; it must be a positive multiple of the number of "
         f"processes, {self.process_count}."
       )
-
-  @classmethod
-  def of(
-    cls, examples: Examples, vocab: Vocab, length: int, model: Model, **settings
-  ) -> LabelledBatches:
-    """model: adds its special tokens. Errors: `UserError` if the tokenizer lacks one of them, for
-    the begin or the end of a text."""
-    return cls(framed_rows(examples, vocab, length, model), examples.label, **settings)
+    if self._slots_count() % self.rows.together:
+      raise UserError(
+        f"global_batch={self.global_batch} must be a multiple of the {self.rows.together} rows of "
+        "an example in every process."
+      )
 
   def __call__(self, step: int) -> dict[str, np.ndarray]:
     """The training batch of a step, arrays [B_local, ...]."""
-    size = len(self.labels)
-    position = int(step) * self.global_batch + self._slots()
+    together = self.rows.together
+    size = len(self.rows) // together
+    position, inside = np.divmod(int(step) * self.global_batch + self._slots(), together)
     epochs, index = np.divmod(position, size)
-    rows = np.empty_like(index)
+    groups = np.empty_like(index)
     for epoch in np.unique(epochs):
       chosen = epochs == epoch
-      rows[chosen] = permute(index[chosen], size, self.seed, _ORDER, int(epoch))
-    return self._batch(rows, np.ones(len(rows), np.float32))
+      groups[chosen] = permute(index[chosen], size, self.seed, _ORDER, int(epoch))
+    return self.rows.batch(groups * together + inside, np.ones(len(groups), np.float32))
 
   def check(self) -> None:
     """A `UserError` if there is nothing to train on."""
-    if not len(self.labels):
+    if not len(self.rows):
       raise UserError("there is no labelled example to train on.")
 
   def evaluation(self) -> list[dict[str, np.ndarray]]:
-    """Every example in order, the last batch filled up with rows of row_weight 0."""
-    size = len(self.labels)
+    """Every row in order, the last batch filled up with rows of row_weight 0."""
+    size = len(self.rows)
     batches = []
     for first in range(0, size, self.global_batch):
       slots = first + self._slots()
-      batches.append(self._batch(np.minimum(slots, size - 1), (slots < size).astype(np.float32)))
+      weight = (slots < size).astype(np.float32)
+      batches.append(self.rows.batch(np.minimum(slots, size - 1), weight))
     return batches
 
+  def _slots_count(self) -> int:
+    return self.global_batch // self.process_count
+
   def _slots(self) -> np.ndarray:
-    count = self.global_batch // self.process_count
-    return self.process_index * count + np.arange(count)
-
-  def _batch(self, rows: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
-    ids = self.rows.input_ids[rows]
-    batch = {
-      "input_ids": ids,
-      "segment_ids": np.zeros_like(ids),
-      "length": self.rows.lengths[rows],
-      "label": self.labels[rows],
-      "row_weight": weight,
-    }
-    if self.rows.decoder_input_ids is None:
-      return batch
-    return batch | {
-      "decoder_input_ids": self.rows.decoder_input_ids[rows],
-      "decoder_length": self.rows.decoder_lengths[rows],
-    }
+    return self.process_index * self._slots_count() + np.arange(self._slots_count())
 
 
-def framed_rows(examples: Examples, vocab: Vocab, length: int, model: Model) -> EncodedRows:
-  """The texts with special tokens: "[CLS] text [SEP]" (BERT), "text </s>" (T5), cut to fit."""
-  if not hasattr(model, "text_frame"):
+# --- special tokens -------------------------------------------------------------------------------
+
+
+def frame_of(config: Model, tokenizer: Tokenizer) -> tuple[list[int], list[int], list[int]]:
+  """The special tokens before, between and after the texts of a row. Errors: `UserError` if the
+  model has no frame, or the tokenizer lacks one of the tokens."""
+  if not hasattr(config, "text_frame"):
     raise UserError(
-      f"a model of type {type(model).__name__} cannot be fine-tuned: its configuration has no "
+      f"a model of type {type(config).__name__} cannot be fine-tuned: its configuration has no "
       "text_frame (plm_jax/models/model.py lists what fine-tuning needs)"
     )
-  before, after = model.text_frame(vocab)
-  room, pad = length - len(before) - len(after), vocab.filler
-  sources = [[*before, *tokens[:room], *after] for tokens in examples.ids]
-  if not getattr(model, "has_decoder", False):
-    return EncodedRows(*_padded(sources, pad, length))
-  start, end = model.decoder_start(vocab)[0], vocab.end[0]
-  decoder, _ = _padded([[start, *source[:-1]] for source in sources], pad, length)
-  ends = [len(source) - source[::-1].index(end) for source in sources]
-  return EncodedRows(*_padded(sources, pad, length), decoder, np.array(ends, np.int32))
+  before, after = config.text_frame(tokenizer.vocab)
+  # GPT-1 has no special tokens; its paper's delimiter is $ (Radford et al. 2018, section 3.3).
+  between = config.separator(tokenizer.vocab) or tokenizer.encode("$").tolist()
+  return before, between, after
 
 
-def _padded(rows: list[list[int]], pad: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-  """int32 [N, T] and the lengths int32 [N]."""
-  ids = np.full((len(rows), length), pad, np.int32)
-  for row, tokens in zip(ids, rows):
-    row[: len(tokens)] = tokens
-  return ids, np.array([len(tokens) for tokens in rows], np.int32)
+def framed_rows(
+  ids: Sequence[tuple[np.ndarray, ...]], config: Model, tokenizer: Tokenizer, length: int
+) -> EncodedRows:
+  """One row for each example, cut to fit, the longest text first: "[CLS] a [SEP] b [SEP]" (BERT),
+  "<s> a </s></s> b </s>" (RoBERTa), "a </s> b </s>" (T5). Segment ids are 0 up to the separator,
+  and 1 after it."""
+  frame = frame_of(config, tokenizer)
+  rows = [_framed(texts, frame, length) for texts in ids]
+  arrays = {"input_ids": tokenizer.vocab.filler, "segment_ids": 0, "text": -1, "piece": -1}
+  arrays = {name: np.full((len(rows), length), fill, np.int32) for name, fill in arrays.items()}
+  for number, row in enumerate(rows):
+    for array, column in zip(arrays.values(), row, strict=True):
+      array[number, : len(column)] = column
+  tokens = {name: arrays[name] for name in ("input_ids", "segment_ids")}
+  lengths = np.array([len(row[0]) for row in rows], np.int32)
+  values = {"length": lengths}
+  if getattr(config, "has_decoder", False):
+    vocab, ids_NT = tokenizer.vocab, tokens["input_ids"]
+    tokens["decoder_input_ids"] = _shifted(ids_NT, lengths, config, vocab)
+    values["decoder_length"] = _after_the_end(ids_NT, lengths, vocab)
+  example = np.arange(len(rows), dtype=np.int32)
+  return EncodedRows(tokens, values, example, arrays["text"], arrays["piece"])
+
+
+def _framed(texts: tuple[np.ndarray, ...], frame, length: int) -> list[np.ndarray]:
+  """ids, segment ids, texts and pieces, int32 [tokens] each."""
+  before, between, after = frame
+  room = length - len(before) - len(after) - len(between) * (len(texts) - 1)
+  last = min(len(texts) - 1, 1)
+  parts = [(before, 0, -1)]
+  for number, size in enumerate(cut_sizes([len(text) for text in texts], room)):
+    parts += [(between, min(number - 1, 1), -1)] if number else []
+    parts += [(texts[number][:size], min(number, 1), number)]
+  parts += [(after, last, -1)]
+  sizes = [len(ids) for ids, _, _ in parts]
+  pieces = [
+    np.arange(size) if text >= 0 else np.full(size, -1) for size, (_, _, text) in zip(sizes, parts)
+  ]
+  ids = np.concatenate([np.asarray(ids, np.int32) for ids, _, _ in parts])
+  segment, text = (np.repeat([part[place] for part in parts], sizes) for place in (1, 2))
+  return [ids, segment, text, np.concatenate(pieces)]
+
+
+def cut_sizes(sizes: list[int], room: int) -> list[int]:
+  """The tokens that are kept of each text, `room` together: the longest lose theirs first."""
+  kept = list(sizes)
+  shortest_first = sorted(range(len(sizes)), key=lambda i: (sizes[i], -i))
+  for rank, i in enumerate(shortest_first):
+    kept[i] = min(sizes[i], max(room, 0) // (len(sizes) - rank))
+    room -= kept[i]
+  return kept
+
+
+def _shifted(ids_NT: np.ndarray, lengths: np.ndarray, config: Model, vocab: Vocab) -> np.ndarray:
+  """The decoder's start token, then the source without its last token."""
+  shifted = np.full_like(ids_NT, vocab.filler)
+  shifted[:, 0] = config.decoder_start(vocab)[0]
+  inside = np.arange(1, ids_NT.shape[1]) < lengths[:, None]
+  shifted[:, 1:] = np.where(inside, ids_NT[:, :-1], vocab.filler)
+  return shifted
+
+
+def _after_the_end(ids_NT: np.ndarray, lengths: np.ndarray, vocab: Vocab) -> np.ndarray:
+  """The position after the last end token of each row."""
+  real = np.arange(ids_NT.shape[1]) < lengths[:, None]
+  is_end = (ids_NT == vocab.end[0]) & real
+  last = ids_NT.shape[1] - 1 - is_end[:, ::-1].argmax(axis=1)
+  return (last + 1).astype(np.int32)

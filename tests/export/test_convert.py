@@ -41,8 +41,7 @@ from plm_jax.models.parameters import head_patterns
 from plm_jax.models.roberta import Roberta
 from plm_jax.models.t5 import T5
 from plm_jax.runs import Run, RunInfo, check_predicts_tokens
-from plm_jax.tasks.labelled_text import Examples
-from plm_jax.tasks.rows import LabelledBatches
+from plm_jax.tasks.rows import LabelledBatches, framed_rows
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from tests import toy_run
 from tests.export.peers import initial
@@ -316,9 +315,8 @@ def test_a_classifier_reads_texts_in_transformers_as_it_did_in_training(config, 
   params = initial(config, {"classes": 3})
   model = hf.Pretrained(config, params, None, special_tokens(own, config))
   write_directory(model, own, tmp_path / "out", trained_here=True)
-  examples = Examples(lines[:1], [own.encode(lines[0])], np.zeros(1, int), ["d"])
-  rows = LabelledBatches.of(examples, own.vocab, 40, config, seed=0, global_batch=1)
-  (batch,) = rows.evaluation()
+  rows = framed_rows([(own.encode(lines[0]),)], config, own, 40)
+  (batch,) = LabelledBatches(rows, seed=0, global_batch=1).evaluation()
   theirs = peers.AutoTokenizer.from_pretrained(tmp_path / "out")(lines[0])["input_ids"]
   assert theirs == batch["input_ids"][0, : batch["length"][0]].tolist()
   classifier = peers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from plm_jax.data.documents import Document
@@ -15,7 +16,7 @@ from plm_jax.objectives.nsp import NSP
 from plm_jax.optim.adamw import AdamW
 from plm_jax.runs import RunInfo
 from plm_jax.sharding import MeshShape
-from plm_jax.tasks.classification import Classification
+from plm_jax.tasks.examples import Example, Examples
 from plm_jax.train.checkpoint import Checkpoints
 from plm_jax.train.state import create_state
 from plm_jax.train.workdir import Workdir
@@ -87,11 +88,11 @@ def source(tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def recipe():
-  def make(model, data, *, classes, examples):
+  def make(source, task, examples):
     return Experiment(
-      model=model,
-      objectives=(Classification(labels=classes),),
-      data=data,
+      model=source.config,
+      objectives=(task.objective(),),
+      data=task,
       optim=AdamW(peak=1e-2, warmup=2),
       global_batch=16,
       steps=12,
@@ -100,3 +101,10 @@ def recipe():
     )
 
   return make
+
+
+def examples_of(ids, labels=None):
+  """Examples of one text each, with these tokens."""
+  labels = np.zeros(len(ids), np.int32) if labels is None else np.asarray(labels, np.int32)
+  items = [Example(("x",), str(label), str(n), "d") for n, label in enumerate(labels)]
+  return Examples(items, [(np.asarray(i, np.int32),) for i in ids], {"label": labels})

@@ -1,17 +1,24 @@
 """The classification loss against a double-precision reference, predictions and scores."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
+from plm_jax.data.tokenizers import WordPiece
 from plm_jax.errors import UserError
 from plm_jax.models.bert import Bert
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise
 from plm_jax.sharding import MeshShape
-from plm_jax.tasks.classification import Classification, predict, score
+from plm_jax.tasks import metrics
+from plm_jax.tasks.classification import Classification
+from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.comparison import Cell, Comparison, table, verdict
+from plm_jax.tasks.task import Trained
 from plm_jax.train.step import forward
+from tests.tasks.conftest import examples_of
 
 COMPUTE = Compute(dtype="float32")
 CLASSES, ROWS, LENGTH = 3, 16, 8
@@ -74,24 +81,50 @@ def test_rows_that_fill_up_change_neither_loss_nor_predictions(model, batch):
   changed = {name: x.copy() for name, x in batch.items()}
   changed["input_ids"][-5:] = 7
   changed["label"][-5:] = 0
-  mesh = MeshShape().build()
   one, other = (
-    (
-      float(
-        forward(model, b, (Classification(labels=CLASSES),), COMPUTE, None)[0]["class/loss"][0]
-      ),
-      predict(model, [b, b], COMPUTE, mesh).tolist(),
-    )
+    float(forward(model, b, (Classification(labels=CLASSES),), COMPUTE, None)[0]["class/loss"][0])
     for b in (batch, changed)
   )
   assert one == other
-  assert len(one[1]) == 22
+
+
+TASK = Classify(labels=("a", "b", "c"), length=LENGTH)
+TOKENIZER = WordPiece(vocab_size=30).train(iter(["a b c d"] * 9))
+
+
+@pytest.fixture(scope="module")
+def trained():
+  config = Bert(layers=1, width=16, heads=2, positions=LENGTH, vocab_size=30, initializer_range=1.0)
+  params = jax.jit(lambda key: config.init(key, {"classes": CLASSES}))(jax.random.key(0))
+  return Trained(config, params, TOKENIZER, COMPUTE, MeshShape().build(), 8)
+
+
+def test_predictions_are_those_of_every_row_by_itself_in_order(trained):
+  rng = np.random.default_rng(0)
+  examples = examples_of([rng.integers(5, 30, size) for size in rng.integers(1, 6, 11)])
+  made = TASK.predict(trained, examples)
+  alone = [TASK.predict(trained, examples.take([row]))[0] for row in range(11)]
+  assert [p["label"] for p in made] == [p["label"] for p in alone]
+  assert len({p["label"] for p in made}) > 1
+  for prediction, single in zip(made, alone):
+    assert prediction["score"] == pytest.approx(single["score"], abs=1e-5)
+    assert sum(prediction["scores"].values()) == pytest.approx(1, abs=1e-5)
+    assert prediction["scores"][prediction["label"]] == prediction["score"]
+
+
+def test_a_prediction_below_the_threshold_is_none_of_the_labels(trained):
+  examples = examples_of([[5, 6], [7], [9, 20, 21]])
+  plain = TASK.predict(trained, examples)
+  limit = sorted(p["score"] for p in plain)[1]
+  strict = dataclasses.replace(TASK, threshold=limit - 1e-6).predict(trained, examples)
+  labels = [p["label"] if p["score"] >= limit - 1e-6 else "(none)" for p in plain]
+  assert [p["label"] for p in strict] == labels and labels.count("(none)") == 1
 
 
 def test_macro_f1_is_the_unweighted_mean_over_all_classes():
   targets, predictions = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 0])
   # Class 0: P 3/4, R 3/4, F1 3/4. Class 1: P 1/2, R 1/2, F1 1/2. Class 2: never there, F1 0.
-  found = score(targets, predictions, 3)
+  found = metrics.classification(targets, predictions, range(3))
   assert found["accuracy"] == pytest.approx(4 / 6)
   assert found["macro_f1"] == pytest.approx((3 / 4 + 1 / 2 + 0) / 3)
 
@@ -106,7 +139,7 @@ def compared(margins):
   for seed, margin in enumerate(margins):
     for arm, value in (("pretrained", 0.5 + margin), ("random", 0.5), ("words", 0.4)):
       cells.append(Cell(arm, "500", seed, {"accuracy": value, "macro_f1": value}))
-  return Comparison(cells)
+  return Comparison.of(cells, Classify)
 
 
 @pytest.mark.parametrize(
@@ -128,3 +161,10 @@ def test_the_table_has_means_and_sample_deviations():
   assert "0.700 ± 0.100" in text
   assert "+0.100 +0.200 +0.300" in text
   assert text.index("0.250") < text.index("0.125")  # the most frequent class
+
+
+def test_a_model_below_a_baseline_is_told_what_to_try():
+  cells = [Cell("pretrained", "all", 0, {"accuracy": 0.5, "macro_f1": 0.5})]
+  cells += [Cell("words", "all", 0, {"accuracy": 0.6, "macro_f1": 0.6})]
+  said = verdict(Comparison.of(cells, Classify), "all")
+  assert "below the baseline (bag of words, linear)" in said and "optim.peak" in said

@@ -8,18 +8,21 @@ import pytest
 
 from plm_jax.data.pipeline import iterate
 from plm_jax.errors import UserError
-from plm_jax.tasks import finetuning
-from plm_jax.tasks.finetuning import model_cell, plan, restored, words_cell
+from plm_jax.tasks import finetuning, labelled_text
+from plm_jax.tasks.classify import Classify
+from plm_jax.tasks.finetuning import baseline_cell, model_cell, plan, restored
+from plm_jax.tasks.label import Label
+from plm_jax.tasks.rows import LabelledBatches
 from plm_jax.train.checkpoint import restore_parameters
 from plm_jax.train.loop import compile_experiment
 
-SETTINGS = ["data.length=10", "data.least=2", "data.held_out=0.2", "data.dev_share=0.2"]
+SETTINGS = ["task.length=10", "task.test_share=0.2", "task.dev_share=0.2"]
 
 
 @pytest.fixture(scope="module")
 def planned(source, recipe, table, tmp_path_factory):
   path = tmp_path_factory.mktemp("finetune")
-  return plan(source, recipe, [f"data.source={table}", *SETTINGS], path, path)
+  return plan(source, recipe, Classify(source=str(table)), SETTINGS, path, path)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def test_a_class_that_one_word_tells_is_learnt(planned, finished):
   )
   assert model_cell(more, "random", None, 0, "toy").test["accuracy"] > 0.95
   assert finished.test["accuracy"] > 0.3
-  assert words_cell(planned, None, 0).test["accuracy"] == 1.0
+  assert baseline_cell(planned, "words", None, 0).test["accuracy"] == 1.0
 
 
 def test_both_arms_differ_in_where_they_start_and_in_nothing_else(planned, source):
@@ -93,22 +96,22 @@ def test_a_cell_is_a_run_that_others_can_start_from(planned, finished):
 @pytest.mark.parametrize(
   ("settings", "said"),
   [
-    (["data.sauce=x"], "data.sauce"),
-    (["data.source=none.csv"], "does not exist"),
+    (["task.sauce=x"], "task.sauce"),
+    (["optim.sauce=x"], "optim.sauce"),
+    (["task.source=none.csv"], "does not exist"),
     (["data.length=64"], "positions"),
     (["data.tokenizer=WordPiece(vocab_size=50)"], "does not fit the checkpoint"),
-    (["data.held_out=0.9"], "at most 0.5"),
+    (["task.test_share=0.9"], "at most 0.5"),
     (["data.examples=7"], "no effect: --labels sets it"),
     (["seed=7"], "no effect: --seeds sets it"),
     (["model.vocab_size=7000"], "vocab_size=7000 does not fit the checkpoint"),
-    (["data.least=1000"], "has 0 classes"),
   ],
 )
 def test_settings_that_make_no_task_are_refused_in_a_sentence(
   source, recipe, table, tmp_path, settings, said
 ):
   with pytest.raises(UserError, match=said):
-    plan(source, recipe, [f"data.source={table}", *settings], tmp_path, tmp_path)
+    plan(source, recipe, Classify(source=str(table)), settings, tmp_path, tmp_path)
 
 
 class Toy:
@@ -120,35 +123,31 @@ def test_the_test_is_what_pretraining_held_out_and_never_more(
   source, recipe, documents, tmp_path, monkeypatch, capsys
 ):
   toy = Toy(documents, "abc")
-  monkeypatch.setattr(finetuning, "open_source", lambda *_: toy)
-  monkeypatch.setattr(finetuning, "documents_of", lambda *_: toy.documents())
-  own = ["data.source=tfds:toy", "data.length=10", "data.shortest=2", "data.least=2"]
-  made = plan(source, recipe, own, tmp_path, tmp_path)
-  assert made.data.held_out == source.experiment.data.held_out == 0.2
+  monkeypatch.setattr(labelled_text, "open_source", lambda *_: toy)
+  task = Label(source="tfds:toy", length=10, shortest=2, least=2)
+  made = plan(source, recipe, task, [], tmp_path, tmp_path)
+  assert made.task.held_out == source.experiment.data.held_out == 0.2
   assert not capsys.readouterr().err
   with pytest.raises(UserError, match="documents that pretraining has read"):
-    plan(source, recipe, [*own, "data.held_out=0.3"], tmp_path, tmp_path)
-  same = [own[0].replace("toy", "other"), *own[1:]]  # the same text under another name
-  assert plan(source, recipe, same, tmp_path, tmp_path).data.held_out == 0.2
+    plan(source, recipe, task, ["task.held_out=0.3"], tmp_path, tmp_path)
+  same = dataclasses.replace(task, source="tfds:other")  # the same text under another name
+  assert plan(source, recipe, same, [], tmp_path, tmp_path).task.held_out == 0.2
   document = {"initial": {"from": str(source.path)}, "text": {"source": {"fingerprint": "x"}}}
   later = dataclasses.replace(source, document=document)
-  assert plan(later, recipe, own, tmp_path, tmp_path).data.held_out == 0.2
+  assert plan(later, recipe, task, [], tmp_path, tmp_path).task.held_out == 0.2
   assert not capsys.readouterr().err
   gone = dataclasses.replace(later, document={"initial": {"from": str(tmp_path / "gone")}})
-  plan(gone, recipe, own, tmp_path, tmp_path)
+  plan(gone, recipe, task, [], tmp_path, tmp_path)
   assert "the text of the pretraining before that is unknown" in capsys.readouterr().err
   toy.fingerprint = lambda: "changed"
-  plan(source, recipe, own, tmp_path, tmp_path)
+  plan(source, recipe, task, [], tmp_path, tmp_path)
   assert "has changed since" in capsys.readouterr().err
 
 
 def batches_of(planned, seed):
-  from plm_jax.tasks.rows import LabelledBatches
-
-  task, experiment = planned.task.few(60, seed), planned.experiment(60, seed)
-  vocab = planned.source.tokenizer.vocab
-  settings = {"seed": seed, "global_batch": experiment.global_batch}
-  return LabelledBatches.of(task.train, vocab, 10, experiment.model, **settings)
+  splits, experiment = planned.splits.few(60, seed), planned.experiment(60, seed)
+  rows = planned.task.rows(splits.train, experiment.model, planned.source.tokenizer)
+  return LabelledBatches(rows, seed=seed, global_batch=experiment.global_batch)
 
 
 def equal(a, b):

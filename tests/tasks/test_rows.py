@@ -1,5 +1,6 @@
 """Batches of labelled rows are functions of the step; every row counts once."""
 
+import copy
 import dataclasses
 import pickle
 
@@ -10,20 +11,30 @@ from plm_jax.data.tokenizers import WordPiece
 from plm_jax.errors import UserError
 from plm_jax.models.bart import Bart, MBart
 from plm_jax.models.bert import Bert
-from plm_jax.models.gpt import Gpt1
+from plm_jax.models.gpt import Gpt1, Gpt2
+from plm_jax.models.roberta import Roberta
 from plm_jax.models.t5 import T5
 from plm_jax.models.vaswani import Transformer
-from plm_jax.tasks.labelled_text import Examples
-from plm_jax.tasks.rows import LabelledBatches
+from plm_jax.tasks.classify import Classify
+from plm_jax.tasks.examples import Example, Examples
+from plm_jax.tasks.rows import LabelledBatches, cut_sizes
+from tests.tasks.conftest import examples_of
 
-VOCAB = WordPiece(vocab_size=40).train(iter(["a b c d"] * 9)).vocab
+TOKENIZER = WordPiece(vocab_size=40).train(iter(["a b c d"] * 9))
+VOCAB = TOKENIZER.vocab
 BERT = Bert(vocab_size=40)
 
 
 def batches(count=10, global_batch=4, **settings):
   ids = [np.arange(5, 6 + i % 7, dtype=np.int32) for i in range(count)]
-  examples = Examples(["x"] * count, ids, np.arange(count, dtype=np.int32), ["d"] * count)
-  return LabelledBatches.of(examples, VOCAB, 6, BERT, seed=3, global_batch=global_batch, **settings)
+  rows = rows_of(examples_of(ids, np.arange(count)), VOCAB, BERT, 6)
+  return LabelledBatches(rows, seed=3, global_batch=global_batch, **settings)
+
+
+def rows_of(examples, vocab, model, length=6):
+  tokenizer = copy.copy(TOKENIZER)
+  tokenizer.vocab = vocab
+  return Classify(length=length).rows(examples, model, tokenizer)
 
 
 def same(a, b):
@@ -60,9 +71,9 @@ def test_processes_make_the_same_global_batch_together():
 def test_a_published_vocabulary_of_two_tokens_for_everything_frames_rows_too():
   """GPT-2 has <|endoftext|> alone, which ends a row and fills it up."""
   vocab = dataclasses.replace(VOCAB, cls=None, sep=None, pad=None, bos=1, eos=1)
-  examples = Examples(["x"], [np.array([5, 6])], np.zeros(1, np.int32), ["d"])
-  made = LabelledBatches.of(examples, vocab, 6, BERT, seed=3, global_batch=1)
-  assert made.rows.input_ids.tolist() == [[1, 5, 6, 1, 1, 1]] and made.rows.lengths.tolist() == [4]
+  made = rows_of(examples_of([[5, 6]]), vocab, BERT)
+  assert made.tokens["input_ids"].tolist() == [[1, 5, 6, 1, 1, 1]]
+  assert made.values["length"].tolist() == [4]
 
 
 @pytest.mark.parametrize(
@@ -79,8 +90,8 @@ def test_an_encoder_decoder_reads_a_text_twice_and_its_classes_at_the_end(
 ):
   roles = {"pad": 0, "bos": 2, "eos": 3, "cls": None, "sep": None, "languages": {"en_XX": 9}}
   vocab = dataclasses.replace(VOCAB, **roles)
-  examples = Examples(["x"] * 2, [np.array([5, 6]), np.arange(5, 20)], np.zeros(2, int), ["d"] * 2)
-  made = LabelledBatches.of(examples, vocab, 6, model, seed=3, global_batch=2)
+  rows = rows_of(examples_of([[5, 6], range(5, 20)]), vocab, model)
+  made = LabelledBatches(rows, seed=3, global_batch=2)
   first, cut = (
     {name: array[row].tolist() for name, array in made.evaluation()[0].items()} for row in (0, 1)
   )
@@ -94,25 +105,23 @@ def test_an_encoder_decoder_reads_a_text_twice_and_its_classes_at_the_end(
 def test_a_decoder_reads_a_text_of_a_vocabulary_without_begin_and_end():
   """GPT-1's."""
   vocab = dataclasses.replace(VOCAB, cls=None, sep=None, bos=None, eos=None, pad=None)
-  examples = Examples(["x"] * 2, [np.array([5, 6]), np.arange(5, 20)], np.zeros(2, int), ["d"] * 2)
-  made = LabelledBatches.of(examples, vocab, 6, Gpt1(vocab_size=40), seed=3, global_batch=2).rows
-  assert made.input_ids.tolist() == [[5, 6, 0, 0, 0, 0], [5, 6, 7, 8, 9, 10]]
-  assert made.lengths.tolist() == [2, 6]
+  made = rows_of(examples_of([[5, 6], range(5, 20)]), vocab, Gpt1(vocab_size=40))
+  assert made.tokens["input_ids"].tolist() == [[5, 6, 0, 0, 0, 0], [5, 6, 7, 8, 9, 10]]
+  assert made.values["length"].tolist() == [2, 6]
 
 
 def test_a_tokenizer_without_an_end_makes_no_sources():
   vocab = dataclasses.replace(VOCAB, cls=None, sep=None, bos=None, eos=None)
-  examples = Examples(["x"], [np.array([5, 6])], np.zeros(1, np.int32), ["d"])
   with pytest.raises(UserError, match=r"model\.frame=t5 needs a tokenizer with"):
-    LabelledBatches.of(examples, vocab, 6, T5(vocab_size=40), seed=3, global_batch=1)
+    rows_of(examples_of([[5, 6]]), vocab, T5(vocab_size=40))
 
 
 def test_a_row_is_cls_text_sep_and_padding():
   made = batches(7)
-  row = made.rows.input_ids[1]
+  row = made.rows.tokens["input_ids"][1]
   assert row.tolist() == [VOCAB.cls, 5, 6, VOCAB.sep, VOCAB.pad, VOCAB.pad]
-  assert made.rows.lengths[1] == 4
-  cut = made.rows.input_ids[6]
+  assert made.rows.values["length"][1] == 4
+  cut = made.rows.tokens["input_ids"][6]
   assert cut.tolist() == [VOCAB.cls, 5, 6, 7, 8, VOCAB.sep]
 
 
@@ -127,11 +136,79 @@ def test_evaluation_has_every_row_once_in_order_and_fills_up_with_rows_of_no_wei
 
 def test_a_tokenizer_without_cls_is_refused():
   with pytest.raises(UserError, match="the begin and the end of a text"):
-    LabelledBatches.of(
-      Examples([], [], np.zeros(0, np.int32), []),
-      VOCAB.__class__(**{**vars(VOCAB), "cls": None}),
-      6,
-      BERT,
-      seed=0,
-      global_batch=1,
-    )
+    rows_of(examples_of([]), dataclasses.replace(VOCAB, cls=None), BERT)
+
+
+# --- pairs ----------------------------------------------------------------------------------------
+
+FAIRSEQ = dataclasses.replace(VOCAB, pad=0, cls=2, bos=2, sep=3, eos=3)
+T5_VOCAB = dataclasses.replace(VOCAB, pad=0, cls=None, sep=None, bos=None, eos=3)
+
+
+@pytest.mark.parametrize(
+  ("model", "vocab", "row", "segments"),
+  [
+    (BERT, dataclasses.replace(VOCAB, cls=2, sep=3), [2, 5, 6, 3, 7, 3], [0, 0, 0, 0, 1, 1]),
+    (Roberta(vocab_size=40), FAIRSEQ, [2, 5, 6, 3, 3, 7, 3], [0, 0, 0, 0, 0, 1, 1]),
+    (Bart(vocab_size=40), FAIRSEQ, [2, 5, 6, 3, 3, 7, 3], [0, 0, 0, 0, 0, 1, 1]),
+    (T5(vocab_size=40), T5_VOCAB, [5, 6, 3, 7, 3], [0, 0, 0, 1, 1]),
+    (Gpt2(vocab_size=40), dataclasses.replace(T5_VOCAB, bos=1, eos=1), [1, 5, 6, 1, 7, 1], None),
+  ],
+)
+def test_a_pair_has_the_special_tokens_of_its_family(model, vocab, row, segments):
+  pair = Examples([Example(("x", "y"))], [(np.array([5, 6]), np.array([7]))])
+  made = rows_of(pair, vocab, model, 9)
+  assert made.tokens["input_ids"][0, : made.values["length"][0]].tolist() == row
+  if segments:
+    assert made.tokens["segment_ids"][0, : len(row)].tolist() == segments
+  at = made.text[0] >= 0
+  assert list(zip(made.text[0][at], made.piece[0][at])) == [(0, 0), (0, 1), (1, 0)]
+
+
+def test_gpt_1_has_no_special_token_and_separates_a_pair_by_a_delimiter():
+  vocab = dataclasses.replace(VOCAB, cls=None, sep=None, bos=None, eos=None)
+  pair = Examples([Example(("x", "y"))], [(np.array([5, 6]), np.array([7]))])
+  made = rows_of(pair, vocab, Gpt1(vocab_size=40), 9)
+  delimiter = TOKENIZER.encode("$").tolist()
+  assert delimiter
+  assert made.tokens["input_ids"][0, : made.values["length"][0]].tolist() == [5, 6, *delimiter, 7]
+
+
+@pytest.mark.parametrize(
+  ("sizes", "room", "kept"),
+  [
+    ([10, 4], 9, [5, 4]),
+    ([4, 10], 9, [4, 5]),
+    ([10, 10], 9, [5, 4]),
+    ([3, 3], 9, [3, 3]),
+    ([20], 9, [9]),
+    ([5, 1], 0, [0, 0]),
+  ],
+)
+def test_the_longest_text_of_a_row_is_cut_first(sizes, room, kept):
+  assert cut_sizes(sizes, room) == kept
+
+
+def test_rows_of_an_example_stay_together_in_every_batch():
+  rows = dataclasses.replace(batches(12).rows, together=3)
+  made = LabelledBatches(rows, seed=3, global_batch=6)
+  labels = np.concatenate([made(step)["label"] for step in range(2)])
+  assert sorted(labels) == list(range(12)) and list(labels) != list(range(12))
+  assert (labels.reshape(-1, 3) == labels[::3, None] + np.arange(3)).all()
+  with pytest.raises(UserError, match="multiple of the 3 rows of an example"):
+    LabelledBatches(rows, seed=3, global_batch=4)
+
+
+def test_batches_for_predictions_have_every_row_once_in_few_shapes():
+  rng = np.random.default_rng(0)
+  ids = [rng.integers(5, 40, size) for size in rng.integers(1, 70, 50)]
+  rows = rows_of(examples_of(ids, np.arange(50)), VOCAB, BERT, 50)
+  seen, shapes = [], set()
+  for numbers, batch in rows.by_length(8):
+    seen += numbers.tolist()
+    shapes.add(batch["input_ids"].shape)
+    assert batch["label"][: len(numbers)].tolist() == numbers.tolist()
+    assert batch["row_weight"].sum() == len(numbers)
+    assert (batch["length"] <= batch["input_ids"].shape[1]).all()
+  assert sorted(seen) == list(range(50))
+  assert shapes <= {(8, 16), (8, 32), (8, 50)}

@@ -1,6 +1,5 @@
 """Word order: only the order differs, and nothing else tells a shuffled sentence."""
 
-import dataclasses
 import json
 import re
 
@@ -9,13 +8,11 @@ import pytest
 from plm_jax.data.documents import Document
 from plm_jax.data.tokenizers import WordPiece
 from plm_jax.errors import UserError
-from plm_jax.tasks.bag_of_words import fit_bag_of_words
-from plm_jax.tasks.labelled_text import LabelledText, documents_of, read_task
-from plm_jax.tasks.word_order import CLASSES, by_word_order
+from plm_jax.tasks.label import Label
+from plm_jax.tasks.word_order import CLASSES, WordOrder, by_word_order
 
-TEXT = LabelledText(
+TEXT = WordOrder(
   source="tfds:toy",
-  task="word_order",
   held_out=0.2,
   dev_share=0.2,
   length=12,
@@ -70,44 +67,25 @@ def documents():
 
 def test_a_text_without_labels_is_enough_and_a_bag_of_words_knows_nothing():
   tokenizer = WordPiece(vocab_size=100).train(iter(sentences(343)))
-  task = read_task(TEXT, tokenizer, documents())
+  task, splits = TEXT.split(tokenizer, documents())
   assert task.classes == CLASSES
-  sides = [set(s.documents) for s in (task.train, task.dev, task.test)]
+  sides = [s.documents for s in splits[:3]]
   assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
-  found = fit_bag_of_words(task).predictions
-  assert 0.3 < (found == task.test.label).mean() < 0.7
+  words = task.score(splits.test, task.baseline("words", splits))
+  assert 0.3 < words["accuracy"] < 0.7
   with pytest.raises(UserError, match="train split has no sentence with at least 5 different"):
-    read_task(TEXT, tokenizer, [d._replace(sentences=("one two three",)) for d in documents()])
+    TEXT.split(tokenizer, [d._replace(sentences=("one two three",)) for d in documents()])
   with pytest.raises(UserError, match="has no label"):
-    read_task(dataclasses.replace(TEXT, task="label"), tokenizer, documents())
-
-
-@pytest.mark.parametrize(
-  ("source", "task", "most"),
-  [
-    ("tfds:installed_text", "word_order", (5000, 1500)),
-    ("book.txt", "word_order", (5000, 1500)),
-    ("tfds:imdb_reviews", "label", (1000, 300)),
-    ("reviews.csv", "label", (1000, 300)),
-  ],
-)
-def test_a_task_that_is_left_open_is_the_labels_where_there_are_any(source, task, most):
-  resolved = LabelledText(source=source).resolved()
-  assert resolved.task == task
-  assert (resolved.per_class, resolved.test_per_class) == most
-  assert resolved.resolved() == resolved
-  assert LabelledText(source=source, per_class=7).resolved().per_class == 7
-  with pytest.raises(UserError, match=r"data\.task is 'order'"):
-    LabelledText(source=source, task="order")
+    Label(source="tfds:toy", held_out=0.2).split(tokenizer, documents())
 
 
 def test_a_book_is_cut_as_pretraining_cuts_it_and_a_jsonl_needs_no_labels(tmp_path):
   book = tmp_path / "book.txt"
   book.write_text("\n".join(sentences(343)))
-  assert len(list(documents_of(LabelledText(source=str(book)), tmp_path))) > 20
+  assert len(list(WordOrder(source=str(book)).documents(tmp_path))) > 20
   lines = tmp_path / "lines.jsonl"
   lines.write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(30)))
-  config = LabelledText(source=str(lines), task="word_order")
-  assert len(list(documents_of(config, tmp_path))) == 30
-  with pytest.raises(UserError, match='has no "label"'):
-    list(documents_of(LabelledText(source=str(lines)), tmp_path))
+  assert len(list(WordOrder(source=str(lines)).documents(tmp_path))) == 30
+  table = tmp_path / "table.csv"
+  table.write_text("text,stars\n" + "".join(f"{s},{i % 3}\n" for i, s in enumerate(sentences(30))))
+  assert len(list(WordOrder(source=str(table)).documents(tmp_path))) == 30

@@ -1,0 +1,271 @@
+"""Tasks on a user's own files: splits, row length, and tables of one or two texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from plm_jax.data.draws import permute
+from plm_jax.errors import UserError
+from plm_jax.tasks.examples import SPLITS, Example, Splits
+from plm_jax.tasks.rows import frame_of
+from plm_jax.tasks.table_files import FIELDS, SUFFIXES, Columns, Table, columns, read_table
+from plm_jax.tasks.task import Context, Task
+
+_SPLIT = 3  # salt for the user's examples in the own splits
+_SHARE_THAT_FITS = 99  # percent of the training rows that are not cut
+_LONGEST = 512  # tokens of a row whose length the data decides
+_STEMS = {
+  "train": r"train(ing)?",
+  "dev": r"(dev|valid|validation|val)(_matched)?",
+  "test": r"test(_matched)?",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileTask(Task):
+  """Examples in files.
+
+  source: the training file, or a folder with train, dev and test files. dev, test: files that are
+    taken whole. Without a test file the dev file is the test split; without both, shares of
+    `source` are: the same for every seed, grouped by document, with the classes in proportion.
+  length: tokens per row, special tokens included; None fits 99% of the training examples, as far as
+    the model has positions.
+  test_share, dev_share: of the examples of `source`.
+  """
+
+  files: ClassVar[tuple[str, ...]] = SUFFIXES
+
+  dev: str | None = None
+  test: str | None = None
+  dev_share: float = 0.1
+  test_share: float = 0.1
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("dev_share", "test_share"):
+      if not 0 < getattr(self, name) <= 0.5:
+        raise UserError(f"task.{name} is {getattr(self, name)}; it must be above 0, at most 0.5.")
+
+  def read(self, context: Context) -> tuple[Self, Splits]:
+    """The files' examples in three splits, and the task with all that reading them decided."""
+    task, notes = self._in_folder()
+    items = {}
+    for name, path in (("train", task.source), ("dev", task.dev), ("test", task.test)):
+      if path:
+        items[name], said = task.read_noted(path)
+        notes += said
+    notes += _complete(items, task)
+    task = task.fitted(items["train"])
+    for name in SPLITS:
+      if not items[name]:
+        raise UserError(f"the {name} split of {task.source!r} is empty; give more examples.")
+    splits = Splits(*(task.encode(items[name], context.tokenizer) for name in SPLITS))
+    length, said = fitting_length(task.length, splits, context)
+    return dataclasses.replace(task, length=length), splits._replace(notes=(*notes, *said))
+
+  def read_noted(self, path: str) -> tuple[list[Example], list[str]]:
+    """The labelled examples of a file, and lines for the user about it."""
+    return self.read_file(path, labelled=True), []
+
+  def has_targets(self, path: Path) -> bool:
+    """Whether a file of a folder can be scored; GLUE's test files cannot."""
+    return True
+
+  def fitted(self, items: list[Example]) -> Self:
+    """The task with what its training examples decide, such as labels. Errors: `UserError` for
+    examples that cannot be learnt."""
+    return self
+
+  def stratum(self, item: Example) -> Any:
+    """Examples of one stratum are spread over the own splits in proportion."""
+    return None
+
+  def _in_folder(self) -> tuple[Self, list[str]]:
+    """The task with the files of a folder."""
+    folder = Path(os.path.expanduser(self.source))
+    if not folder.is_dir():
+      return self, []
+    files = sorted(p for p in folder.iterdir() if p.suffix in self.files)
+    chosen, notes = {}, []
+    for name, stem in _STEMS.items():
+      matches = [p for p in files if re.fullmatch(stem, p.stem.lower())]
+      chosen[name] = str(matches[0]) if matches else None
+    if chosen["train"] is None:
+      raise UserError(
+        f"The folder {str(folder)!r} has no train{'|'.join(self.files)}; it has "
+        f"{', '.join(p.name for p in files) or 'no such file'}."
+      )
+    if chosen["test"] and not self.has_targets(Path(chosen["test"])):
+      notes.append(f"{Path(chosen['test']).name} has no labels and is not read")
+      chosen["test"] = None
+    task = dataclasses.replace(
+      self,
+      source=chosen["train"],
+      dev=self.dev or chosen["dev"],
+      test=self.test or chosen["test"],
+    )
+    return task, notes
+
+
+def _complete(items: dict[str, list[Example]], task: FileTask) -> list[str]:
+  """Adds the splits that no file has; lines for the user."""
+  notes = []
+  if "test" not in items and "dev" in items:
+    items["test"] = items["dev"]
+    notes.append("no test file: the scores are those of the dev file")
+  shares = {n: share for n, share in (("test", task.test_share), ("dev", task.dev_share))
+            if n not in items}  # fmt: skip
+  if shares:
+    items |= own_splits(items["train"], shares, task.stratum)
+    taken = " and ".join(f"{share:.0%} for {name}" for name, share in shares.items())
+    notes.append(f"{Path(task.source).name} is split here: {taken}")
+  else:
+    known = {item.texts for item in items["train"]}
+    if repeated := sum(item.texts in known for item in items["test"]):
+      notes.append(f"{repeated:,} of {len(items['test']):,} test examples are training examples")
+  return notes
+
+
+def own_splits(
+  items: Sequence[Example], shares: dict[str, float], stratum: Callable[[Example], Any]
+) -> dict[str, list[Example]]:
+  """The examples by split, in their order: a share of each stratum, the rest is "train". Examples
+  of a document, and equal examples, stay together. A stratum of one document is in "train"."""
+  joined: dict[str, str] = {}  # document -> another one that has an example of it
+
+  def first_of(document: str) -> str:
+    while joined.get(document, document) != document:
+      document = joined[document]
+    return document
+
+  first_with: dict[tuple[str, ...], str] = {}
+  for item in items:
+    joined[first_of(item.document)] = first_of(first_with.setdefault(item.texts, item.document))
+  groups: dict[str, list[int]] = {}
+  for number, item in enumerate(items):
+    groups.setdefault(first_of(item.document), []).append(number)
+  strata: dict[Any, list[list[int]]] = {}
+  for group in groups.values():
+    strata.setdefault(stratum(items[group[0]]), []).append(group)
+  place = {}
+  for index, members in enumerate(strata.values()):
+    size, first = len(members), 0
+    order = permute(np.arange(size), size, _SPLIT, index)
+    for name, share in shares.items():
+      count = min(max(round(share * size), 1), max(size - 1 - first, 0))
+      place |= {row: name for g in order[first : first + count] for row in members[g]}
+      first += count
+  parts: dict[str, list[Example]] = {"train": [], **{name: [] for name in shares}}
+  for number, item in enumerate(items):
+    parts[place.get(number, "train")].append(item)
+  return parts
+
+
+def fitting_length(chosen: int | None, splits: Splits, context: Context) -> tuple[int, list[str]]:
+  """Tokens per row, and a line about the examples that are longer."""
+  source = context.source
+  frame = frame_of(source.config, context.tokenizer)
+  limit = source.config.positions
+  if "public" not in source.document:
+    # Embeddings of positions that pretraining never reached are still random.
+    limit = min(limit, source.experiment.data.length)
+  sizes = {}
+  for name in SPLITS:
+    tokens = [sum(map(len, texts)) + len(frame[0]) + len(frame[2]) + len(frame[1]) *
+              (len(texts) - 1) for texts in getattr(splits, name).ids]  # fmt: skip
+    sizes[name] = np.array(tokens)
+  if chosen is None:
+    fits = int(np.percentile(sizes["train"], _SHARE_THAT_FITS, method="higher"))
+    chosen = min(max(-(-fits // 8) * 8, 8), _LONGEST, limit)
+  every = np.concatenate(list(sizes.values()))
+  cut = int((every > chosen).sum())
+  note = f"rows of {chosen} tokens; {cut:,} of {len(every):,} examples are longer and are cut"
+  return chosen, [note + (f" (the longest has {every.max():,})" if cut else "")]
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TableTask(FileTask):
+  """Examples in the rows of `.csv`, `.tsv` and `.jsonl` files.
+
+  text, text2, label, id, document: the names of columns, or their numbers from 1 in a file without
+    a header; None finds the column by its name or its values.
+  header: whether the first line names the columns; None finds out.
+  """
+
+  text: str | None = None
+  text2: str | None = None
+  label: str | None = None
+  id: str | None = None
+  document: str | None = None
+  header: bool | None = None
+
+  @property
+  def texts(self) -> int:
+    """The number of texts of an example."""
+    return 1
+
+  def target(self, cell: str, where: str) -> Any:
+    """The target in a cell. Errors: `UserError`, naming the place, for another kind of value."""
+    return cell
+
+  def read_noted(self, path: str) -> tuple[list[Example], list[str]]:
+    table = read_table(path, self.header)
+    chosen = self._columns(table)
+    return self._items(table, chosen, labelled=True), [chosen.note]
+
+  def read_file(self, path: str | Path, labelled: bool) -> list[Example]:
+    table = read_table(path, self.header)
+    return self._items(table, self._columns(table), labelled)
+
+  def has_targets(self, path: Path) -> bool:
+    return self._columns(read_table(path, self.header)).label is not None
+
+  def parse(self, line: str, name: str) -> Example:
+    """A text, or as many as the task has with a tab between them; or an object of JSON."""
+    if line.lstrip().startswith("{"):
+      try:
+        row = json.loads(line)
+      except ValueError:
+        row = None
+      if isinstance(row, dict):
+        table = Table(Path(name), list(row), [(1, row)], True)
+        return self._items(table, self._columns(table), labelled=False)[0]._replace(name=name)
+    texts = tuple(line.split("\t")) if self.texts > 1 else (line,)
+    if len(texts) != self.texts or not all(text.strip() for text in texts):
+      raise UserError(
+        f"{name} has {len(texts)} texts, and this task reads {self.texts}: separate two texts by a "
+        "tab, and leave none empty."
+      )
+    return Example(texts, None, name, name)
+
+  def _columns(self, table: Table) -> Columns:
+    return columns(table, self.texts, **{field: getattr(self, field) for field in FIELDS})
+
+  def _items(self, table: Table, chosen: Columns, labelled: bool) -> list[Example]:
+    if labelled and chosen.label is None:
+      raise UserError(
+        f"The file {str(table.path)!r} has no column of labels; it has "
+        f"{', '.join(table.names)[:200]}: name one with --set=task.label=COLUMN."
+      )
+    items = []
+    for line, row in table.rows:
+      texts = tuple(table.cell(line, row, column) for column in chosen.texts)
+      target = None
+      if labelled:
+        target = self.target(table.cell(line, row, chosen.label), table.at(line))
+      where = f"{table.path.name}:{line}"
+      name = table.cell(line, row, chosen.name) if chosen.name else where
+      document = table.cell(line, row, chosen.document) if chosen.document else where
+      items.append(Example(texts, target, name, document))
+    return items

@@ -1,0 +1,64 @@
+"""Metrics of predictions, and their names in tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+NAMES = {"macro_f1": "macro-F1", "mcc": "MCC", "ece": "ECE", "pearson": "Pearson"}
+NAMES |= {"spearman": "Spearman"}
+
+
+def classification(targets: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> dict:
+  """Accuracy, macro-F1, the unweighted mean over all classes of 2 P R / (P + R), and Matthews'
+  correlation (Matthews 1975; for several classes Gorodkin 2004). A class without a correct
+  prediction has F1 0."""
+  from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+  settings = {"labels": list(classes), "average": "macro", "zero_division": 0}
+  return {
+    "accuracy": float(accuracy_score(targets, labels)),
+    "macro_f1": float(f1_score(targets, labels, **settings)),
+    "mcc": float(matthews_corrcoef(targets, labels)),
+  }
+
+
+def expected_calibration_error(correct: np.ndarray, confidence: np.ndarray, bins: int = 10):
+  """The mean of |accuracy - confidence| over bins of equal width, weighted by their predictions
+  (Guo et al. 2017, arXiv:1706.04599, section 2)."""
+  place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+  gaps = np.bincount(place, correct.astype(float) - confidence, bins)
+  return float(np.abs(gaps).sum() / len(correct))
+
+
+def correlations(targets: np.ndarray, values: np.ndarray) -> dict[str, float]:
+  """Pearson's and Spearman's correlation; 0 where one side is constant."""
+  from scipy.stats import pearsonr, spearmanr
+
+  if len(targets) < 2 or np.ptp(targets) == 0 or np.ptp(values) == 0:
+    return {"pearson": 0.0, "spearman": 0.0}
+  pearson, spearman = pearsonr(targets, values), spearmanr(targets, values)
+  return {"pearson": float(pearson.statistic), "spearman": float(spearman.statistic)}
+
+
+def confusion(targets: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> str:
+  """Precision, recall and F1 of every class; for up to 12 classes also the confusion matrix."""
+  from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+  columns: Any = precision_recall_fscore_support(
+    targets, labels, labels=list(classes), zero_division=0
+  )
+  width = min(30, max(len(name) for name in (*classes, "class")))
+  lines = [f"{'class':{width}}  precision  recall    F1  examples"]
+  for name, row in zip(classes, np.transpose(columns), strict=True):
+    precision, recall, f1, support = row
+    lines.append(f"{name[:30]:{width}}{precision:11.3f}{recall:8.3f}{f1:6.3f}{int(support):10,}")
+  if len(classes) <= 12:
+    matrix = confusion_matrix(targets, labels, labels=list(classes))
+    heads = "".join(f"{name[:10]:>11}" for name in classes)
+    lines += ["", f"{'true, predicted:':{max(width, 16)}}{heads}"]
+    for name, row in zip(classes, matrix, strict=True):
+      lines.append(f"{name[:30]:{max(width, 16)}}" + "".join(f"{count:11,}" for count in row))
+  return "\n".join(lines)

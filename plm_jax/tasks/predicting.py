@@ -1,0 +1,82 @@
+"""Loading a fine-tuned model, and its outputs for many rows in few shapes."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from plm_jax import overrides
+from plm_jax.errors import UserError
+from plm_jax.models.compute import Compute
+from plm_jax.runs import Run
+from plm_jax.sharding import MeshShape, to_global
+from plm_jax.tasks.rows import EncodedRows
+from plm_jax.tasks.task import Task, Trained, with_settings
+
+TASK = "task.json"  # the task of a fine-tuned run, with all that was chosen after training
+
+
+def load(path: str | Path, settings: Sequence[str] = ()) -> tuple[Task, Trained]:
+  """The task and the model of a directory of run_finetune.py. settings: "task.FIELD=VALUE".
+  Errors: `UserError` for another directory."""
+  run = Run.load(path)
+  stored = run.path / TASK
+  task = overrides.from_json(json.loads(stored.read_text())) if stored.exists() else None
+  task = task or run.experiment.data
+  if not hasattr(task, "predict"):
+    raise UserError(
+      f"{path} was pretrained and not fine-tuned, so it predicts no labels: run_finetune.py "
+      f"--from={path} fine-tunes it."
+    )
+  mesh = MeshShape().build(jax.devices()[:1])
+  task = with_settings(task, settings)
+  return task, Trained(run.config, run.params.encoder(), run.tokenizer, run.compute, mesh)
+
+
+def outputs(trained: Trained, rows: EncodedRows, read: Callable[..., Any]) -> Any:
+  """`read(model, hidden, batch)` of all rows: a pytree of float32 arrays [N, ...], in row order.
+
+  read: a module's function, compiled once per shape. Arrays with a token axis [B, T, ...] come back
+  padded with zeros to the longest row.
+  """
+  run = _compiled(read, trained.compute, trained.mesh)
+  processes, index = jax.process_count(), jax.process_index()
+  local = trained.batch // processes
+  mine = slice(index * local, (index + 1) * local)
+  parts, order = [], []
+  for numbers, batch in rows.by_length(trained.batch):
+    batch = {name: array[mine] for name, array in batch.items()}
+    result = run(trained.params, to_global(batch, trained.mesh))
+    parts.append(jax.device_get(result))
+    order.append(numbers)
+  back = np.argsort(np.concatenate(order), kind="stable")
+  # Only the last batch is filled up.
+  return jax.tree.map(lambda *arrays: _joined(arrays)[: len(back)][back], *parts)
+
+
+def _joined(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+  """The rows of all arrays; shorter second axes are padded with zeros."""
+  if arrays[0].ndim < 2:
+    return np.concatenate(arrays)
+  width = max(array.shape[1] for array in arrays)
+  rest = [(0, 0)] * (arrays[0].ndim - 2)
+  return np.concatenate(
+    [np.pad(array, [(0, 0), (0, width - array.shape[1]), *rest]) for array in arrays]
+  )
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(read: Callable[..., Any], compute: Compute, mesh):
+  """Compiled once per shape: every seed of every arm predicts with the same program."""
+
+  def run(model, batch):
+    return read(model, model(batch, compute, None), batch)
+
+  return jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec()))

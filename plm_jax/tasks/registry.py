@@ -1,0 +1,51 @@
+"""All tasks by name. A new task is a file in this folder and a line here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from plm_jax.errors import UserError
+from plm_jax.tasks.classify import Classify
+from plm_jax.tasks.label import Label
+from plm_jax.tasks.labelled_text import INSTALLED_TEXT
+from plm_jax.tasks.pairs import Pairs
+from plm_jax.tasks.regress import Regress
+from plm_jax.tasks.table_files import SUFFIXES, columns, number, pair_of, read_table
+from plm_jax.tasks.task import Task
+from plm_jax.tasks.word_order import WordOrder
+
+TASKS: dict[str, type[Task]] = {
+  task.name: task for task in (Classify, Pairs, Regress, WordOrder, Label)
+}
+_MANY = 20  # different numbers; with more they are values, not classes
+
+
+def chosen_task(name: str | None, source: str | None) -> Task:
+  """The task named `name`, else the one that the data suggests. Errors: `UserError` for a task of
+  files without one."""
+  kind = TASKS[name] if name else guessed(source)
+  if source is None and not kind().source:
+    raise UserError(f"--task={name} needs --data=PATH, a file or a folder.")
+  return kind() if source is None else kind(source=source)
+
+
+def guessed(source: str | None) -> type[Task]:
+  """Word order for a text, labels for tfds:NAME, and for a table what its columns look like."""
+  if source is None or source == INSTALLED_TEXT:
+    return WordOrder
+  if source.startswith("tfds:"):
+    return Label
+  path = Path(os.path.expanduser(source))
+  if path.is_dir():
+    path = next((p for p in sorted(path.glob("train*")) if p.suffix in SUFFIXES), path)
+  if path.suffix not in SUFFIXES:
+    return WordOrder
+  table = read_table(path)
+  label = columns(table, texts=1).label
+  if label is None:
+    return WordOrder
+  numbers = {number(value) for value in table.values(label)}
+  if None not in numbers and (len(numbers) > _MANY or not all(n.is_integer() for n in numbers)):
+    return Regress
+  return Pairs if pair_of(table.names) else Classify

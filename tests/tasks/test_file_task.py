@@ -1,0 +1,157 @@
+"""Splits of a user's files, the length of rows, and data that make no task."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from plm_jax.errors import UserError
+from plm_jax.tasks.classify import Classify
+from plm_jax.tasks.examples import Example
+from plm_jax.tasks.file_task import own_splits
+from plm_jax.tasks.pairs import Pairs
+from plm_jax.tasks.regress import Regress
+from plm_jax.tasks.task import Context
+from tests.tasks.conftest import WORDS
+
+SHARES = {"test": 0.2, "dev": 0.1}
+
+
+def items(count, labels=("a", "b"), documents=None):
+  return [
+    Example((f"t{n}",), labels[n % len(labels)], str(n), str(n // documents if documents else n))
+    for n in range(count)
+  ]
+
+
+def test_own_splits_keep_every_class_in_proportion():
+  made = items(80) + [Example((f"r{n}",), "rare", "", f"r{n}") for n in range(10)]
+  parts = own_splits(made, SHARES, lambda item: item.target)
+  assert {name: len(part) for name, part in parts.items()} == {"train": 63, "test": 18, "dev": 9}
+  assert [sum(i.target == "rare" for i in part) for part in parts.values()] == [7, 2, 1]
+  assert own_splits(made, SHARES, lambda item: item.target) == parts
+  assert sorted(item for part in parts.values() for item in part) == sorted(made)
+
+
+def test_own_splits_keep_documents_and_equal_examples_together():
+  made = [*items(100, documents=5), *(i._replace(document="copy") for i in items(3))]
+  parts = own_splits(made, SHARES, lambda item: item.target)
+  sides = [{i.document for i in part} for part in parts.values()]
+  texts = [{i.texts for i in part} for part in parts.values()]
+  for a, b in ((0, 1), (0, 2), (1, 2)):
+    assert not sides[a] & sides[b] and not texts[a] & texts[b]
+
+
+def test_a_class_with_one_example_is_trained_on():
+  parts = own_splits([*items(40), Example(("x",), "once", "", "x")], SHARES, lambda i: i.target)
+  assert "once" in {i.target for i in parts["train"]}
+
+
+@pytest.fixture
+def context(source, tmp_path):
+  return Context(source, tmp_path)
+
+
+def rows(first, count, end="\n", words=3):
+  """Lines "text,label": all different."""
+  picked = [
+    " ".join(WORDS[n // 12**k % 12] for k in range(words)) for n in range(first, first + count)
+  ]
+  return "".join(f"{text},{'ab'[n % 2]}{end}" for n, text in enumerate(picked))
+
+
+def write(folder, **parts):
+  for name, text in parts.items():
+    (folder / f"{name}.csv").write_text("text,label\n" + text)
+  return folder
+
+
+def test_files_that_the_user_names_are_taken_whole(context, tmp_path):
+  write(tmp_path, train=rows(0, 50), dev=rows(50, 7), test=rows(60, 9))
+  one = Classify(
+    source=str(tmp_path / "train.csv"),
+    dev=str(tmp_path / "dev.csv"),
+    test=str(tmp_path / "test.csv"),
+  )
+  for task in (one, Classify(source=str(tmp_path))):  # by name, or by their folder
+    read, splits = task.read(context)
+    assert [len(split) for split in splits[:3]] == [50, 7, 9]
+    assert read.labels == ("a", "b")
+    assert read.dev and read.test
+
+
+def test_without_a_test_file_the_dev_file_is_scored_and_a_line_says_so(context, tmp_path):
+  write(tmp_path, train=rows(0, 50), dev=rows(50, 7))
+  (tmp_path / "test.csv").write_text("index,sentence\n0,the house\n1,a tree\n")  # GLUE's
+  _, splits = Classify(source=str(tmp_path)).read(context)
+  assert splits.test.items == splits.dev.items and len(splits.train) == 50
+  assert any("the scores are those of the dev file" in note for note in splits.notes)
+  assert any("test.csv has no labels" in note for note in splits.notes)
+
+
+def test_test_examples_that_are_trained_on_are_counted(context, tmp_path):
+  write(tmp_path, train=rows(0, 50), dev=rows(50, 7), test=rows(45, 9))
+  _, splits = Classify(source=str(tmp_path)).read(context)
+  assert "5 of 9 test examples are training examples" in splits.notes
+
+
+def test_no_example_of_a_file_is_left_out(context, tmp_path):
+  write(tmp_path, train=rows(0, 1700))
+  _, splits = Classify(source=str(tmp_path)).read(context)
+  assert sum(map(len, splits[:3])) == 1700
+
+
+def test_the_length_fits_the_data_within_the_models_positions(context, tmp_path):
+  write(tmp_path, train=rows(0, 200))
+  task, splits = Classify(source=str(tmp_path)).read(context)
+  assert task.length == 8
+  assert "0 of 200 examples are longer" in splits.notes[-1]
+  write(tmp_path, train=rows(0, 200, words=30))
+  task, splits = Classify(source=str(tmp_path)).read(context)
+  assert task.length == 16 == context.source.config.positions
+  assert "200 of 200 examples are longer and are cut (the longest has 32)" in splits.notes[-1]
+  assert dataclasses.replace(task, length=12).read(context)[0].length == 12
+
+
+@pytest.mark.parametrize(
+  ("kind", "parts", "said"),
+  [
+    (Classify, {"train": "the house,a\n" * 9}, "has 1 class .a.; two are needed"),
+    (Classify, {"train": "the house,0.5\na tree,1.25\n"}, "not classes; --task=regress"),
+    (Classify, {"train": rows(0, 9), "dev": "a tree,c\n"}, "'c', which training never saw"),
+    (Classify, {"train": "the house,a\na tree,b\n"}, "the dev split of .* is empty"),
+    (Regress, {"train": "the house,1\na tree,1\n"}, "numbers of .* are all equal"),
+    (Regress, {"train": rows(0, 9)}, "label 'a', which is no finite number"),
+    (Pairs, {"train": rows(0, 9)}, "no column for text2"),
+    (Classify, {"other": rows(0, 9)}, "has no train.jsonl|.csv|.tsv; it has other.csv"),
+  ],
+)
+def test_data_that_make_no_task_are_refused_in_a_sentence(context, tmp_path, kind, parts, said):
+  write(tmp_path, **parts)
+  with pytest.raises(UserError, match=said):
+    kind(source=str(tmp_path)).read(context)
+
+
+def test_a_regression_reads_one_text_or_two_and_standardises(context, tmp_path):
+  lines = [f"the {a},a {b},{n / 4}" for n, (a, b) in enumerate(zip(WORDS * 5, WORDS[::-1] * 5))]
+  (tmp_path / "train.csv").write_text("sentence1,sentence2,score\n" + "\n".join(lines))
+  task, splits = Regress(source=str(tmp_path)).read(context)
+  assert task.pair and len(splits.train.items[0].texts) == 2
+  values = splits.train.targets["value"]
+  assert task.mean == pytest.approx(values.mean()) and task.scale == pytest.approx(values.std())
+  words = task.score(splits.test, task.baseline("words", splits))
+  constant = task.score(splits.test, task.baseline("majority", splits))
+  assert constant["spearman"] == 0.0 and words["rmse"] != constant["rmse"]
+
+
+def test_few_examples_keep_their_targets(context, tmp_path):
+  write(tmp_path, train=rows(0, 100))
+  task, splits = Classify(source=str(tmp_path)).read(context)
+  few = splits.few(12, 1)
+  assert len(few.train) == 12
+  labels = [task.labels.index(item.target) for item in few.train.items]
+  assert labels == few.train.targets["label"].tolist()
+  assert few.record() != splits.record()
+  assert np.array_equal(
+    task.encode(few.train.items, context.tokenizer).ids[3][0], few.train.ids[3][0]
+  )

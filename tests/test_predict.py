@@ -1,0 +1,174 @@
+"""Fine-tuning on a file and predicting with the result, for each task."""
+
+import dataclasses
+import io
+import itertools
+import json
+import re
+import sys
+
+import pytest
+from absl import flags
+
+from experiments import finetune
+from plm_jax import cli
+from plm_jax.commands import predict
+from plm_jax.tasks.classify import Classify
+from plm_jax.tasks.comparison import named
+from plm_jax.tasks.finetuning import model_cell, plan
+from plm_jax.tasks.pairs import Pairs
+from plm_jax.tasks.regress import Regress
+from tests.decode.test_commands import own_flags
+from tests.tasks.conftest import TELLING, documents, recipe, source, table, tokenizer, toy_sentence  # noqa: F401
+
+
+def sentences(count):
+  labels = sorted(TELLING)
+  return [(toy_sentence(7 * n + 3, labels[n % 3]), labels[n % 3]) for n in range(count)]
+
+
+@pytest.fixture(scope="module")
+def models(source, recipe, tmp_path_factory):  # noqa: F811
+  """The directory of a fine-tuned model of each task, and its data."""
+  folder, made = tmp_path_factory.mktemp("models"), {}
+  lines = sentences(60)
+  pairs = [(a, b, n) for n, ((a, _), (b, _)) in enumerate(itertools.pairwise(lines))]
+  files = {
+    Classify: [
+      {"text": text, "label": label, "id": f"n{n}"} for n, (text, label) in enumerate(lines)
+    ],
+    Pairs: [{"premise": a, "hypothesis": b, "label": "yn"[n % 2]} for a, b, n in pairs],
+    Regress: [{"sentence1": a, "sentence2": b, "score": n / 8} for a, b, n in pairs],
+  }
+  for kind, rows in files.items():
+    path = folder / f"{kind.name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = plan(source, recipe, kind(source=str(path)), [], folder, folder / kind.name)
+    cell = model_cell(chosen, "pretrained", None, 0, "toy")
+    made[kind.name] = chosen, chosen.path / "pretrained-all-0", path, cell
+  return made
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+  """`call(*words, stdin="") -> (exit code, stdout, stderr)` of the command."""
+
+  def run(*words, stdin=""):
+    with own_flags(predict):
+      monkeypatch.setattr(sys, "argv", ["predict", *map(str, words)])
+      monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+      monkeypatch.setattr(predict, "keep_compilations", lambda cache: None)
+      with pytest.raises(SystemExit) as ended:
+        cli.run(predict.main)
+    out = capsys.readouterr()
+    return ended.value.code or 0, out.out, out.err
+
+  return run
+
+
+@pytest.mark.parametrize("name", ["classify", "pairs", "regress"])
+def test_a_fine_tuned_model_scores_its_test_split_as_in_training(models, call, tmp_path, name):
+  chosen, model, _, cell = models[name]
+  fields = {"classify": ["text"], "pairs": ["premise", "hypothesis"]}
+  names = [*fields.get(name, ["sentence1", "sentence2"]), "label"]
+  rows = [dict(zip(names, (*i.texts, i.target))) for i in chosen.splits.test.items]
+  (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  code, out, _ = call(f"--model={model}", f"--evaluate={tmp_path / 'test.jsonl'}", "--errors")
+  assert code == 0
+  metric = chosen.task.metrics[0]
+  (value,) = re.findall(rf"^{named(metric)} +(\S+)$", out, re.MULTILINE)
+  assert float(value) == pytest.approx(cell.test[metric], abs=1e-4)
+  assert "mistakes:" in out
+
+
+def test_predictions_are_in_the_order_of_the_file_with_its_ids(models, call, tmp_path):
+  _, model, path, _ = models["classify"]
+  code, _, err = call(f"--model={model}", f"--file={path}", f"--out={tmp_path / 'p.jsonl'}")
+  assert code == 0 and "60 examples in" in err
+  lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+  assert [line["id"] for line in lines] == [f"n{i}" for i in range(60)]
+  assert [line["text"] for line in lines] == [text for text, _ in sentences(60)]
+  assert set(lines[0]["scores"]) == set(TELLING) and "target" not in lines[0]
+  code, _, err = call(f"--model={model}", f"--file={path}", f"--out={tmp_path / 'p.jsonl'}")
+  assert code == 2 and "already exists" in err
+
+
+def test_texts_come_by_flag_by_file_or_by_standard_input(models, call, tmp_path):
+  _, model, _, _ = models["classify"]
+  texts = [text for text, _ in sentences(3)]
+  (tmp_path / "a.txt").write_text("\n".join(texts) + "\n")
+  by_flag = call(f"--model={model}", *(f"--text={text}" for text in texts))[1]
+  by_file = call(f"--model={model}", f"--file={tmp_path / 'a.txt'}")[1]
+  by_stdin = call(f"--model={model}", stdin="\n".join(texts))[1]
+  labels = [
+    [(line["text"], line["label"], line["score"]) for line in map(json.loads, out.splitlines())]
+    for out in (by_flag, by_file, by_stdin)
+  ]
+  assert labels[0] == labels[1] == labels[2] and [text for text, _, _ in labels[0]] == texts
+
+
+def test_a_pair_is_a_line_with_a_tab_and_a_regression_gives_a_number(models, call):
+  a, b = (text for text, _ in sentences(2))
+  (line,) = call(f"--model={models['pairs'][1]}", stdin=f"{a}\t{b}\n")[1].splitlines()
+  assert json.loads(line)["label"] in ("y", "n")
+  (line,) = call(f"--model={models['regress'][1]}", f"--text={a}\t{b}")[1].splitlines()
+  assert -5 < json.loads(line)["value"] < 15
+
+
+def test_a_threshold_gives_none_of_the_labels(models, call):
+  out = call(f"--model={models['classify'][1]}", "--text=the cat", "--set=task.threshold=0.999")[1]
+  assert json.loads(out)["label"] == "(none)"
+
+
+@pytest.mark.parametrize(
+  ("words", "said"),
+  [
+    ((), "--model=DIR, the directory of a fine-tuned model, is needed"),
+    (("--model={source}", "--text=x"), "was pretrained and not fine-tuned"),
+    (("--model={model}", "--text=x", "--file=y"), "--text and --file were given"),
+    (("--model={model}", "--errors"), "--errors needs --evaluate=FILE"),
+    (("--model={model}", "--file=none.txt"), "cannot be read as text"),
+    (("--model={model}",), "there is no example in the input"),
+    (
+      ("--model={model}", "--text=x", "--set=task.thresh=1"),
+      "no 'thresh' in task (Classify)",
+    ),
+  ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2(models, source, call, words, said):  # noqa: F811
+  places = {"model": models["classify"][1], "source": source.path}
+  code, _, err = call(*(word.format(**places) for word in words))
+  assert code == 2 and said in err and len(err.splitlines()) == 1
+
+
+def test_an_unknown_label_of_an_evaluated_file_is_named(models, call, tmp_path):
+  (tmp_path / "t.csv").write_text("text,label\nthe cat,animal\nthe house,building\n")
+  code, _, err = call(f"--model={models['classify'][1]}", f"--evaluate={tmp_path / 't.csv'}")
+  assert code == 2 and "t.csv:3 has the label 'building', which training never saw" in err
+
+
+def test_the_defaults_follow_from_the_checkpoint(source):  # noqa: F811
+  own = finetune.rule(source, 500)
+  assert (own.peak, own.steps, own.warmup) == (1e-3, 62, 6)
+  assert finetune.rule(source, 9000).steps == 562
+  public = dataclasses.replace(source, document={**source.document, "public": {}})
+  few, many = finetune.rule(public, 100), finetune.rule(public, 9000)
+  assert few.peak == 5e-5 and few.steps == 300 and few.warmup == 30
+  assert many.steps == 3 * 9000 // 32
+  large = dataclasses.replace(public.experiment.model, width=1024, heads=16)
+  experiment = dataclasses.replace(public.experiment, model=large)
+  assert finetune.rule(dataclasses.replace(public, experiment=experiment), 100).peak == 2e-5
+
+
+def test_a_published_model_keeps_its_classifier(source):  # noqa: F811
+  task = Classify(labels=("a", "b"), length=8)
+  public = dataclasses.replace(source, document={**source.document, "public": {}})
+  assert finetune.recipe(public, task, 100).model.classifier == "pooler"
+  assert finetune.recipe(source, task, 100).model.classifier == "mean"
+
+
+@pytest.fixture(autouse=True)
+def unparsed():
+  """Flags of one test are not those of the next."""
+  yield
+  flags.FLAGS.unparse_flags()
