@@ -4,8 +4,8 @@
     python benchmarks/tpu_memory.py bert_large v5e:4x4 1,16,1 64
     python benchmarks/tpu_memory.py llama_1b v5p:2x2x2 1,8,1 16 compute.remat=true
 
-Arguments: a case of `CASES`, a topology, the mesh (data, fsdp, tensor), rows per step, and fields as
-for `--set`. Activations are bfloat16, in one micro-batch. A step that is too large ends with the
+Arguments: a case of `CASES`, a topology, the mesh (data, fsdp, tensor), rows per step, and fields
+as for `--set`. Activations are bfloat16, in one micro-batch. A step that is too large ends with the
 compiler's sentence.
 """
 

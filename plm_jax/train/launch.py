@@ -50,7 +50,7 @@ def _detected(seconds: int) -> Place | None:
     with warnings.catch_warnings():
       if not indexed:  # a lone pod needs no package `kubernetes`
         warnings.simplefilter("ignore")
-      place = Place(*(value for value in detect(None, None, None, None, None, seconds)))
+      coordinator, processes, process, devices = detect(None, None, None, None, None, seconds)
   except RuntimeError as error:
     if "KUBERNETES_SERVICE_HOST" in os.environ and not indexed:
       return None
@@ -58,7 +58,9 @@ def _detected(seconds: int) -> Place | None:
       f"the other processes of this run cannot be found: {error}; give --coordinator, --processes "
       "and --process, or --processes=1 to run alone"
     ) from error
-  return place if (place.processes or 1) > 1 else None
+  if coordinator is None or processes is None or process is None or processes == 1:
+    return None
+  return Place(coordinator, processes, process, None if devices is None else list(devices))
 
 
 def wait_for(address: str, seconds: float) -> None:
