@@ -199,6 +199,7 @@ def planned(source, recipe, tmp_path_factory):
   return plan(source, recipe, task, ["steps=80"], path, path / "runs")
 
 
+@pytest.mark.slow
 def test_answers_are_learnt_stored_and_predicted_with_their_characters(planned):
   assert isinstance(planned.task, Answer) and planned.task.null
   assert planned.task.metric == "squad" and planned.task.longest_answer == 30

@@ -156,6 +156,7 @@ def planned(source, recipe, tmp_path_factory):
   return plan(source, recipe, Tag(source=str(path / "a.conll")), settings, path, path / "runs")
 
 
+@pytest.mark.slow
 def test_entities_are_learnt_stored_and_predicted_with_their_characters(planned):
   assert planned.task.scheme == "IOB2" and planned.task.tags == ("O", "B-place", "I-place")
   assert any("entities in IOB2" in note for note in planned.splits.notes)
