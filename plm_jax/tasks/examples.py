@@ -33,7 +33,7 @@ class Example(NamedTuple):
   target: Any = None
   name: str = ""
   document: str = ""
-  words: tuple[tuple[int, int], ...] | None = None
+  words: tuple[tuple[int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

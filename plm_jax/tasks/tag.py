@@ -108,7 +108,7 @@ class Tag(FileTask):
   scheme: str = ""
 
   @property
-  def metrics(self) -> tuple[str, ...]:
+  def metrics(self) -> tuple[str, ...]:  # pyrefly: ignore[bad-override]  the data decide
     return ("f1", "precision", "recall", "accuracy") if self.scheme else ("accuracy",)
 
   @property
@@ -140,15 +140,16 @@ class Tag(FileTask):
         row = json.loads(line)
       except ValueError:
         row = None
+    text: Any = line
     if isinstance(row, dict):
       words = row.get("words", row.get("tokens"))
       if isinstance(words, list) and words and all(isinstance(w, str) and w for w in words):
         text, spans = joined(words, [True] * len(words))
         return Example((text,), None, name, name, spans)
-      line = row.get("text")
-    if not isinstance(line, str) or not line.strip():
+      text = row.get("text")
+    if not isinstance(text, str) or not text.strip():
       raise UserError(f'{name} has no text: expected plain text, or JSON with "text" or "words".')
-    return Example((line,), None, name, name, words_of(line))
+    return Example((text,), None, name, name, words_of(text))
 
   def fitted(self, items: list[Example]) -> Self:
     counts = Counter(tag for item in items for tag in item.target)
