@@ -26,6 +26,7 @@ from plm_jax.data.pipeline import Batches, iterate
 from plm_jax.data.preparation import Prepared, prepare
 from plm_jax.experiment import BUDGETS, Experiment
 from plm_jax.experiment_flags import chosen_experiment
+from plm_jax.export.to_run import run_directory
 from plm_jax.runs import RunInfo, initial_parameters
 from plm_jax.train import report
 from plm_jax.train.example_batch import example_batch
@@ -60,7 +61,7 @@ def main() -> None:
     for reference, line in list_rows("experiments"):
       print(f"{reference:45} {line}")
     return
-  source = RunInfo.read(FLAGS["from"].value) if FLAGS["from"].value else None
+  source = RunInfo.read(run_directory(FLAGS["from"].value)) if FLAGS["from"].value else None
   experiment, record = chosen_experiment(
     FLAGS.experiment, DEFAULT, FLAGS.budget, FLAGS.set, FLAGS.seed, source
   )

@@ -58,6 +58,7 @@ BENEATH = {
     *("errors", "progress", "cli", "data", "decode", "experiment", "train", "runs"),
     *("evaluation", "export", "tasks", "ablate"),
   },
+  "api": {"errors", "data", "train", "runs", "evaluation", "export", "tasks", "commands"},
 }
 
 # Libraries that are slow to import, or extras: imported inside the functions that need them.
