@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from plm_jax.api import load as load
+  from plm_jax.api import pretrain as pretrain
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["load", "pretrain"]
 # Makes `python -m plm_jax.generate` run plm_jax/commands/generate.py.
 __path__.append(str(Path(__file__).parent / "commands"))
 

@@ -11,23 +11,29 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from plm_jax import cli
 from plm_jax.commands.fill_mask import Filler, fill_mask
 from plm_jax.commands.generate import generate
-from plm_jax.data.corpora import default_cache
+from plm_jax.data.corpora import cache_folder, default_cache
 from plm_jax.errors import UserError
 from plm_jax.evaluation.perplexity import perplexity
+from plm_jax.experiment import Budget, Experiment
+from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.export.from_run import from_run, write_directory
 from plm_jax.export.to_run import run_directory
-from plm_jax.runs import Run, check_predicts_tokens
+from plm_jax.pretraining import pretrain as run_pretraining
+from plm_jax.runs import Run, RunInfo, check_predicts_tokens
 from plm_jax.tasks import predicting
 from plm_jax.tasks.task import Task, Trained
+from plm_jax.train import report
 from plm_jax.train.process import keep_compilations
+from plm_jax.train.workdir import Workdir
 
 
 def load(path: str | Path) -> LoadedModel:
@@ -36,6 +42,37 @@ def load(path: str | Path) -> LoadedModel:
   keep_compilations(default_cache())
   source = Path(path)
   return LoadedModel(Run.load(run_directory(source)), source)
+
+
+def pretrain(
+  experiment: str | Experiment = "experiments/bert.py:tiny",
+  *,
+  budget: Budget = "small",
+  settings: Mapping[str, Any] | Sequence[str] = (),
+  seed: int | None = None,
+  start: str | Path | None = None,
+  workdir: str | Path | None = None,
+  cache: str | Path | None = None,
+) -> LoadedModel:
+  """Pretrains a model, prints its report and loads it; continues a run that was stopped.
+
+  experiment: "FILE:FUNCTION", or an `Experiment` made in a cell. settings: {"steps": 20,
+  "optim.peak": 1e-3}. start: a run, or a published model, to go on from. workdir: None is
+  runs/FILE_FUNCTION[_BUDGET], or runs/experiment. cache: None is ~/.cache/plm_jax.
+  """
+  cli.load_module("data.installed_text")  # makes tfds:installed_text known
+  folder = cache_folder(None if cache is None else str(cache))
+  keep_compilations(folder)
+  source = None if start is None else RunInfo.read(run_directory(start, folder))
+  if isinstance(settings, Mapping):
+    settings = [f"{field}={value}" for field, value in settings.items()]
+  chosen, record = chosen_experiment(experiment, "", budget, list(settings), seed, source)
+  chosen.check_trains()
+  print(report.heading(record, chosen))
+  with Workdir(workdir or Path("runs") / record["name"]) as opened:
+    opened.check_same_experiment(chosen, record)
+    run_pretraining(chosen, record, opened, folder, source)
+    return load(opened.path)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -14,6 +14,7 @@ from plm_jax.errors import UserError
 from plm_jax.models.gpt import Gpt2
 from plm_jax.objectives.clm import CLM
 from plm_jax.runs import Run
+from plm_jax.sharding import MeshShape
 from tests import toy_run
 
 
@@ -100,3 +101,17 @@ def test_a_directory_without_a_model_is_refused(bert, tmp_path):
     plm.load(tmp_path)
   with pytest.raises(UserError, match="was pretrained and not fine-tuned"):
     bert.predict("w1")
+
+
+def test_an_experiment_of_a_cell_is_pretrained_and_goes_on_where_it_stopped(tmp_path, capsys):
+  data = dataclasses.replace(toy_run.TOY.data, source=str(toy_run.text()))
+  experiment = dataclasses.replace(toy_run.TOY, steps=4, data=data, mesh=MeshShape())
+  options = {"settings": {"schedule.log": 1}, "seed": 3, "workdir": tmp_path / "run"}
+  options |= {"cache": toy_run.text().parent / "cache"}
+  model = plm.pretrain(experiment, **options)
+  assert model.run.step == 4 and model.run.experiment.seed == 3
+  assert capsys.readouterr().out.startswith("experiment at budget small, seed 3")
+  again = plm.pretrain(experiment, **options)
+  assert again.fill_mask("w1 [MASK]") == model.fill_mask("w1 [MASK]")
+  with pytest.raises(UserError, match="peak"):
+    plm.pretrain(experiment, **options | {"settings": {"optim.peak": 1e-3}})

@@ -45,6 +45,7 @@ BENEATH = {
     "train",
     "runs",
   },
+  "pretraining": {"data", "experiment", "train", "runs"},
   "export": {"errors", "cli", "data", "models", "runs", "experiment_flags"},
   "tasks": {
     *("errors", "overrides", "cli", "data", "models", "objectives", "sharding", "experiment"),
@@ -58,7 +59,10 @@ BENEATH = {
     *("errors", "progress", "cli", "data", "decode", "experiment", "train", "runs"),
     *("evaluation", "export", "tasks", "ablate"),
   },
-  "api": {"errors", "data", "train", "runs", "evaluation", "export", "tasks", "commands"},
+  "api": {
+    *("errors", "cli", "data", "experiment", "train", "runs", "evaluation", "experiment_flags"),
+    *("pretraining", "export", "tasks", "commands"),
+  },
 }
 
 # Libraries that are slow to import, or extras: imported inside the functions that need them.

@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 from plm_jax.errors import UserError
 from plm_jax.models.parameters import path_name
 from plm_jax.train.integrity import damage, sync_folder, write_manifest, write_text
+from plm_jax.train.processes import is_first
 from plm_jax.train.stored_arrays import load_arrays, quiet_orbax, refuse_misfits, to_arrays
 
 FORMAT = 1
@@ -76,7 +77,7 @@ class Checkpoints:
     saving = self.directory / f"{step}{SAVING}"
     ocp = quiet_orbax()
     try:
-      if jax.process_index() == 0:
+      if is_first():
         for ending in (SAVING, DELETING):
           for leftover in self.directory.glob(f"*{ending}"):
             shutil.rmtree(leftover)
@@ -123,7 +124,7 @@ class Checkpoints:
 
     Errors: `UserError` if all checkpoints are damaged: a silent fresh start would discard the run.
     """
-    step = self._find_latest() if jax.process_index() == 0 else 0
+    step = self._find_latest() if is_first() else 0
     if jax.process_count() > 1:  # all processes must continue from the same step
       step = int(multihost_utils.broadcast_one_to_all(np.int64(step)))
     if step == _ALL_DAMAGED:
@@ -156,7 +157,8 @@ class Checkpoints:
   def read_index(self, step: int) -> tuple[Path, dict]:
     """The folder of a step and its index. Errors: `UserError` if it is damaged or newer."""
     folder = self._folder(step)
-    if step not in self._verified and (why := damage(folder)):
+    unread = is_first() and step not in self._verified
+    if unread and (why := damage(folder)):
       raise UserError(f"the checkpoint {folder} {why}; restore another step: {self.steps()}.")
     self._verified.add(step)
     index = json.loads((folder / INDEX).read_text())
@@ -192,7 +194,7 @@ class Checkpoints:
     """Background thread: waits for Orbax, hashes, renames the folder, deletes old checkpoints."""
     try:
       self._checkpointer.wait_until_finished()
-      if jax.process_index() == 0:
+      if is_first():
         write_manifest(saving)
         doomed = self._set_aside(step) if self._folder(step).exists() else None
         os.replace(saving, self._folder(step))

@@ -31,8 +31,20 @@ class Tee:
   def close(self) -> None: ...
 
 
-class JsonLines:
-  """Appends records to a `.jsonl` file.
+class Records:
+  """Keeps records in memory, in processes that write no files."""
+
+  def __init__(self):
+    self.records: list[dict[str, Any]] = []
+
+  def write(self, record: dict[str, Any]) -> None:
+    self.records.append(record)
+
+  def close(self) -> None: ...
+
+
+class JsonLines(Records):
+  """Appends records to a `.jsonl` file, and keeps them.
 
   On opening, records after `step` are dropped: the file continues where the checkpoint does.
   """
@@ -43,7 +55,7 @@ class JsonLines:
     self._file = open(path, "a", buffering=1)  # noqa: SIM115  held as long as the object
 
   def write(self, record: dict[str, Any]) -> None:
-    self.records.append(record)
+    super().write(record)
     self._file.write(json.dumps(record) + "\n")
 
   def close(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Self, TextIO
 from plm_jax import overrides
 from plm_jax.config_tree import is_within
 from plm_jax.errors import UserError
+from plm_jax.train import processes
 
 FORMAT = 1
 
@@ -26,13 +27,16 @@ PLACE = ("mesh", "compute", "schedule", "data.workers")
 
 
 class Workdir:
-  """A directory held by this process until `close`. Refuses one that another process holds."""
+  """A directory held by this run until `close`, of which the first process has the lock and writes
+  the files. Refuses one that another run holds."""
 
   def __init__(self, path: str | Path):
     self.path = Path(path)
-    self._lock = lock(self.path, "process", "--workdir")
+    self._lock = lock(self.path, "process", "--workdir") if processes.is_first() else None
 
   def close(self) -> None:
+    if self._lock is None:
+      return
     with contextlib.suppress(OSError):  # somebody has moved the directory away
       if os.listdir(self.path) == [".lock"] and not os.path.getsize(self.path / ".lock"):
         (self.path / ".lock").unlink()  # nothing was written
@@ -48,7 +52,10 @@ class Workdir:
     return self.path / name
 
   def check_same_experiment(self, experiment, record: dict[str, Any]) -> None:
-    """A `UserError` if the directory holds anything but a run of this experiment."""
+    """A `UserError` if the directory holds anything but a run of this experiment; the first process
+    looks."""
+    if self._lock is None:
+      return
     if not (self.path / "config.json").exists():
       # A start that was killed early leaves these; all else is written after config.json.
       ours = (".lock", "config.json.partial")
@@ -80,7 +87,18 @@ class Workdir:
     return any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints"))
 
   def write_config(self, experiment, record: dict[str, Any]) -> None:
-    """Writes config.json, unless the directory already holds this very run."""
+    """Writes config.json, unless the directory already holds this very run. Errors: `UserError` in
+    a process that does not see it there."""
+    with processes.first_goes_first():
+      if self._lock is not None:
+        self._write_config(experiment, record)
+      elif not (self.path / "config.json").exists():
+        raise UserError(
+          f"a process does not see the files of the first one in {self.path}; choose a --workdir "
+          "on a file system that all machines share"
+        )
+
+  def _write_config(self, experiment, record: dict[str, Any]) -> None:
     self.check_same_experiment(experiment, record)
     if not (self.path / "config.json").exists() or not self.has_begun():
       document = {"format": FORMAT, "experiment": overrides.to_json(experiment), **record}
