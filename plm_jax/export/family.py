@@ -18,6 +18,7 @@ from plm_jax.export.names import Entry
 from plm_jax.export.options import Options
 from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model, Parameters
+from plm_jax.models.recording import all_states
 
 
 class Published(Protocol):
@@ -123,6 +124,11 @@ class Family(abc.ABC):
     self, params: Parameters, batch: dict, compute: Compute, architecture: str
   ) -> dict[str, jax.Array]:
     """Outputs by transformers' names."""
+
+  def layers(self, params: Parameters, batch: dict, compute: Compute) -> dict[str, list[jax.Array]]:
+    """The states and attention weights of every layer, by transformers' names."""
+    states, weights = all_states(params, batch, compute)
+    return {"hidden_states": states, "attentions": weights}
 
 
 def family_of_type(model_type: Any, where: str) -> Family:

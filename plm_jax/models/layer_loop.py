@@ -16,6 +16,7 @@ from flax import nnx
 
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise
+from plm_jax.models.recording import active
 from plm_jax.models.transformer import AttentionContext, Block
 
 
@@ -62,6 +63,8 @@ def run_blocks(
   """
 
   def apply(layer, block, x, cache):
+    if seen := active():
+      seen.add_input(x)
     return block(x, context.of_layer(layer), None if noise is None else noise.fold(layer), cache)
 
   return _loop(apply, blocks, layers, x, None, compute, compute.remat)[0]
