@@ -20,6 +20,8 @@ import sentencepiece
 import tokenizers
 from tokenizers import AddedToken, processors
 
+from plm_jax.data.offsets import Spans, in_characters, span_in_original
+
 # The names of each role, first match wins. GPT-2 has one token for both ends of a text.
 ROLE_NAMES = {
   "pad": ("[PAD]", "<pad>"),
@@ -157,6 +159,10 @@ class Fast:
   def _encode_texts(self, texts: list[str]) -> list[list[int]]:
     return [e.ids for e in self.model.encode_batch_fast(texts, add_special_tokens=False)]
 
+  def encode_offsets(self, texts: list[str]) -> list[tuple[list[int], Spans]]:
+    encodings = self.model.encode_batch(texts, add_special_tokens=False)
+    return [(e.ids, e.offsets) for e in encodings]
+
   def decode(self, ids: list[int]) -> str:
     return self.model.decode(ids, skip_special_tokens=False)
 
@@ -270,6 +276,23 @@ class Pieces:
     texts = [clean_like_albert(t) for t in texts] if self.lowercase else texts
     return flat(self.model.encode(texts))
 
+  def encode_offsets(self, texts: list[str]) -> list[tuple[list[int], Spans]]:
+    return [self._with_offsets(text) for text in texts]
+
+  def _with_offsets(self, text: str) -> tuple[list[int], Spans]:
+    from sentencepiece import sentencepiece_pb2
+
+    cleaned, places = aligned_like_albert(text) if self.lowercase else (text, None)
+    encoded = self.model.encode(cleaned, out_type="serialized_proto")
+    pieces = sentencepiece_pb2.SentencePieceText.FromString(encoded).pieces
+    spans = in_characters(cleaned, [(piece.begin, piece.end) for piece in pieces])
+    for i, (piece, (start, end)) in enumerate(zip(pieces, spans, strict=True)):
+      if start == end < len(cleaned) and piece.piece.strip("▁"):
+        spans[i] = start, end + 1  # the first of the pieces of one character has no bytes
+    if places is not None:
+      spans = [span_in_original(places, span) for span in spans]
+    return [piece.id for piece in pieces], spans
+
   def decode(self, ids: list[int]) -> str:
     return self.model.decode(ids)
 
@@ -287,3 +310,22 @@ def clean_like_albert(text: str) -> str:
     text = unicodedata.normalize("NFKD", text)
     text = "".join(c for c in text if not unicodedata.combining(c))
   return text.lower()
+
+
+def aligned_like_albert(text: str) -> tuple[str, Spans]:
+  """`clean_like_albert`, and the characters of `text` that each of its characters is from."""
+  parts, places = [], []
+  for unit in re.finditer(r"\s+|``|''|.", text.strip(), re.DOTALL):
+    part = unit.group()
+    if part.isspace():
+      part = " "
+    elif len(part) > 1:
+      part = '"'
+    else:
+      # Only combining characters are reordered across units, and they are left out.
+      part = "".join(c for c in unicodedata.normalize("NFKD", part) if not unicodedata.combining(c))
+    parts.append(part)
+    places += [unit.span()] * len(part)
+  before = len(text) - len(text.lstrip())
+  # Lower case keeps the length: only "İ" would not, and it is two characters by now.
+  return "".join(parts).lower(), [(start + before, end + before) for start, end in places]

@@ -19,6 +19,7 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
+from plm_jax.data.offsets import trimmed
 from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 
@@ -123,6 +124,18 @@ class Tokenizer:
   def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The concatenated ids int32 [N] of all texts, and the length int64 [S] of each."""
     return self._backend.encode_flat(list(texts))
+
+  def encode_offsets(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The ids of `encode_batch`, and the characters of its text that each token covers: int64
+    [T, 2], start and end.
+
+    White space around a token's characters is left out. A token that is a part of a character (a
+    byte, half a ligature) covers all of it. A token without a character, such as the "▁" before a
+    text, has an empty range. `plm_jax/data/offsets.py` goes from characters to tokens.
+    """
+    pairs = self._backend.encode_offsets(list(texts))
+    offsets = [trimmed(text, spans) for text, (_, spans) in zip(texts, pairs, strict=True)]
+    return [np.array(ids, np.int32) for ids, _ in pairs], offsets
 
   def decode(self, ids: Iterable[int], special: bool = False) -> str:
     """The text of ids; special tokens are left out, or with `special` written by name."""
