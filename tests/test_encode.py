@@ -118,6 +118,7 @@ def test_a_text_becomes_pieces_and_ids_and_text_again(models, call):
   code, said, _ = call(tokenize, f"--model={run}", "--text=a b", "--text=d")
   first, second = (json.loads(line) for line in said.splitlines())
   assert code == 0 and first["pieces"] == ["a", "b"] and second["text"] == "d"
+  assert first["offsets"] == [[0, 1], [2, 3]]
   assert first["ids"] == tokenizer.encode("a b").tolist()
   ids = ",".join(map(str, first["ids"]))
   assert call(tokenize, f"--model={run}", f"--ids={ids}")[1] == "a b\n"

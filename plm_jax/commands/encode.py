@@ -16,7 +16,6 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import flags
 
@@ -25,10 +24,9 @@ from plm_jax.data.corpora import default_cache
 from plm_jax.errors import UserError
 from plm_jax.progress import progress_bar
 from plm_jax.runs import Run
-from plm_jax.sharding import MeshShape
 from plm_jax.tasks.classify import Classify
+from plm_jax.tasks.predicting import trained
 from plm_jax.tasks.table_files import SUFFIXES
-from plm_jax.tasks.task import Trained
 from plm_jax.tasks.vectors import POOLINGS, Pooled, vectors
 from plm_jax.train.process import keep_compilations
 
@@ -72,14 +70,13 @@ def encoded(
       f"{run.path} pools by {' and '.join(modes)}, which this command does not have; choose one of "
       f"{', '.join(POOLINGS)} with --pooling."
     )
-  mesh = MeshShape().build(jax.devices()[:1])
-  trained = Trained(run.config, run.params.encoder(), run.tokenizer, run.compute, mesh)
   pooled = Pooled(pooling or modes[0], layer, run.compute)
+  loaded = trained(run)
   prepare = str.lower if own.get("lowercase") else str
   with progress_bar(len(texts), "encoding", unit=" texts", disable=len(texts) < BLOCK) as bar:
     for first in range(0, len(texts), BLOCK):
       block = [(prepare(text),) for text in texts[first : first + BLOCK]]
-      array_ND = vectors(trained, block, pooled, own.get("length"))
+      array_ND = vectors(loaded, block, pooled, own.get("length"))
       if normalized:
         array_ND /= np.maximum(np.linalg.norm(array_ND, axis=1, keepdims=True), 1e-12)
       bar.update(len(block))

@@ -5,8 +5,8 @@
 
 A line of JSON for each text: pieces, ids, and offsets, the characters of the text from which each
 piece was made (the first, and the one after the last). Every line of --file is a text. The special
-tokens around a text are left out; --special reads names such as [MASK] in the text as tokens, and
-writes those among --ids.
+tokens around a text are left out; --special reads names such as [MASK] in the text as tokens, then
+without offsets, and writes those among --ids.
 
 From Python: `from plm_jax.tokenize import tokenize; tokenize("runs/bert_tiny", ["a fine film"])`.
 """
@@ -39,16 +39,19 @@ def define_flags() -> None:
 def tokenize(
   model: str | Path | Tokenizer, texts: Sequence[str], special: bool = False
 ) -> list[dict[str, Any]]:
-  """{"text", "pieces", "ids"} of every text."""
+  """{"text", "pieces", "ids", "offsets"} of every text; with `special` there are no offsets."""
   tokenizer = tokenizer_of(model)
   if special:
-    rows = [tokenizer.encode(text, special=True) for text in texts]
+    rows, offsets = [tokenizer.encode(text, special=True) for text in texts], []
   else:
-    rows = tokenizer.encode_batch(list(texts))
-  return [
+    rows, offsets = tokenizer.encode_offsets(texts)
+  lines = [
     {"text": text, "pieces": tokenizer.tokens(ids), "ids": [int(i) for i in ids]}
     for text, ids in zip(texts, rows, strict=True)
   ]
+  for line, spans in zip(lines, offsets):
+    line["offsets"] = spans.tolist()
+  return lines
 
 
 def detokenize(model: str | Path | Tokenizer, ids: Sequence[int], special: bool = False) -> str:

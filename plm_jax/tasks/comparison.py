@@ -27,12 +27,13 @@ def numbers_of_labels(text: str, flag: str) -> list[int | None]:
 
 
 class Cell(NamedTuple):
-  """One arm with one number of labels and one seed; test: metric -> value."""
+  """One arm with one number of labels and one seed; test, dev: metric -> value."""
 
   arm: str
   labels: str  # "500" or "all"
   seed: int
   test: dict[str, float]
+  dev: dict[str, float] | None = None  # of a trained model
 
 
 class Comparison(NamedTuple):

@@ -31,6 +31,7 @@ from plm_jax.tasks.task import Context, Task, Trained, with_settings
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.loop import Data, compile_experiment, fit
 from plm_jax.train.process import versions
+from plm_jax.train.selection import Selection
 from plm_jax.train.workdir import Workdir, write_whole
 
 SCORES, RESULTS, REPORT = "scores.json", "results.json", "report.txt"
@@ -54,8 +55,11 @@ class FinetunePlan(NamedTuple):
     places = [setting.replace("task.", "data.", 1) for setting in self.settings]
     experiment = with_tokenizer(experiment, self.source, places)
     task: Any = experiment.data
-    data = dataclasses.replace(task, examples=examples)
-    return dataclasses.replace(experiment, data=data, seed=seed)
+    data, tuning = dataclasses.replace(task, examples=examples), experiment.tuning
+    if tuning.patience and not tuning.every:
+      epoch = max(1, min(count // experiment.global_batch, experiment.steps))
+      tuning = dataclasses.replace(tuning, every=epoch)
+    return dataclasses.replace(experiment, data=data, tuning=tuning, seed=seed)
 
 
 def plan(
@@ -132,8 +136,8 @@ def model_cell(plan: FinetunePlan, arm: str, examples: int | None, seed: int, ti
       return Cell(**json.loads((workdir / SCORES).read_text()))
     workdir.write_config(experiment, record)
     plan.source.tokenizer.save(workdir / "tokenizer")
-    test = _train_and_test(plan, arm, experiment, workdir, title)
-    cell = Cell(arm, labels, seed, test)
+    dev, test = _train_and_test(plan, arm, experiment, workdir, title)
+    cell = Cell(arm, labels, seed, test, dev)
     if jax.process_index() == 0:
       write_whole(workdir / SCORES, json.dumps(cell._asdict(), indent=2) + "\n")
     return cell
@@ -149,8 +153,9 @@ def checkpoint_record(source: RunInfo) -> dict[str, Any]:
 
 def _train_and_test(
   plan: FinetunePlan, arm: str, experiment: Experiment, workdir: Workdir, title: str
-) -> dict[str, float]:
-  task, tokenizer = experiment.data, plan.source.tokenizer
+) -> tuple[dict[str, float], dict[str, float]]:
+  """The scores on the dev split and on the test split."""
+  task, tokenizer, tuning = experiment.data, plan.source.tokenizer, experiment.tuning
   splits = plan.splits.few(task.examples, experiment.seed)
   train, dev = (
     LabelledBatches(
@@ -166,21 +171,29 @@ def _train_and_test(
   initial = restored(program, plan.source).params if arm == "pretrained" else None
   workers = task.workers
   data = Data(lambda start: iterate(train, start, experiment.steps, workers), dev.evaluation())
-  state, _ = fit(program, data, workdir, initial=initial, title=title)
-  trained = Trained(
-    experiment.model,
-    state.params,
-    tokenizer,
-    experiment.compute,
-    program.mesh,
-    experiment.global_batch,
-  )
-  tuned = task.tune(trained, splits.dev)
-  predictions = tuned.predict(trained, splits.test)
+
+  def trained(params) -> Trained:
+    settings = experiment.compute, program.mesh, experiment.global_batch
+    return Trained(experiment.model, params, tokenizer, *settings)
+
+  def score(params) -> float:
+    predictions = task.predict(trained(params), splits.dev)
+    return task.score(splits.dev, predictions)[task.metrics[0]]
+
+  if tuning.patience:
+    with Selection(workdir, score, tuning.every, tuning.patience) as selection:
+      fit(program, data, workdir, initial=initial, title=title, selection=selection)
+      params = selection.best(program.abstract.params)
+  else:
+    params = fit(program, data, workdir, initial=initial, title=title)[0].params
+  model = trained(params)
+  tuned = task.tune(model, splits.dev)
+  predictions = tuned.predict(model, splits.test)
   if jax.process_index() == 0:
     write_whole(workdir / REPORT, tuned.report(splits.test, predictions) + "\n")
     write_whole(workdir / TASK, json.dumps(overrides.to_json(tuned), indent=2) + "\n")
-  return tuned.score(splits.test, predictions)
+  on_dev = tuned.score(splits.dev, tuned.predict(model, splits.dev))
+  return on_dev, tuned.score(splits.test, predictions)
 
 
 def global_shapes(batches: LabelledBatches) -> dict[str, Any]:

@@ -10,10 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plm_jax.errors import UserError
-from plm_jax.models.attention import real_tokens
 from plm_jax.models.compute import Compute
-from plm_jax.models.encoder import mean_of_tokens
-from plm_jax.models.heads import state_at
 from plm_jax.models.recording import all_states
 from plm_jax.tasks.predicting import outputs
 from plm_jax.tasks.rows import frame_of, framed_rows
@@ -38,14 +35,15 @@ class Pooled(NamedTuple):
   def __call__(self, model, hidden: jax.Array, batch: dict) -> jax.Array:
     """float32 `[B, D]`."""
     states_BTD = self._states(model, hidden, batch).astype(jnp.float32)
-    real_BT = real_tokens(batch)
+    length_B = jnp.maximum(batch["length"], 1)
     if self.pooling == "cls":
       return states_BTD[:, 0]
     if self.pooling == "last":
-      return state_at(states_BTD, jnp.maximum(batch["length"] - 1, 0))
+      return jnp.take_along_axis(states_BTD, length_B[:, None, None] - 1, axis=1)[:, 0]
+    real_BT1 = (jnp.arange(states_BTD.shape[1]) < length_B[:, None])[..., None]
     if self.pooling == "max":
-      return jnp.where(real_BT[..., None], states_BTD, -jnp.inf).max(axis=1)
-    return mean_of_tokens(states_BTD, real_BT)
+      return jnp.where(real_BT1, states_BTD, -jnp.inf).max(axis=1)
+    return jnp.where(real_BT1, states_BTD, 0).sum(axis=1) / length_B[:, None]
 
   def _states(self, model, hidden: jax.Array, batch: dict) -> jax.Array:
     if self.layer == -1:

@@ -21,7 +21,8 @@ from plm_jax.progress import progress_bar
 from plm_jax.sharding import batch_sharding, parameter_shardings, to_global
 from plm_jax.train.checkpoint import Checkpoints
 from plm_jax.train.metrics import JsonLines, Sink, Tee, TensorBoard
-from plm_jax.train.state import TrainState, create_state
+from plm_jax.train.selection import Selection
+from plm_jax.train.state import TrainState, check_frozen, create_state
 from plm_jax.train.step import evaluation_step, metric_names, train_step
 from plm_jax.train.workdir import Workdir
 
@@ -94,10 +95,11 @@ def compile_experiment(
     names = metric_names(params, rows, **settings)
     carry = params.carry(experiment.global_batch) if continues else None
     return create_state(
-      params, transform, jax.random.fold_in(key, 1), names, experiment.model.frozen, carry
+      params, transform, jax.random.fold_in(key, 1), names, experiment.frozen, carry
     )
 
   shapes = jax.eval_shape(create)
+  check_frozen(shapes.params, experiment.tuning.freeze)
   shardings = dataclasses.replace(
     parameter_shardings(dataclasses.replace(shapes, carry=None), mesh),
     carry=jax.tree.map(lambda _: batch_sharding(mesh), shapes.carry),
@@ -135,7 +137,8 @@ def compile_step(experiment: Experiment, transform, abstract, rows, mesh):
       compute=compute,
       transform=transform,
       learning_rate=experiment.optim.learning_rate(experiment.steps),
-      frozen=experiment.model.frozen,
+      frozen=experiment.frozen,
+      adversarial=experiment.tuning.adversarial,
     )
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     step = jax.jit(function, donate_argnums=0, out_shardings=shardings)
@@ -175,11 +178,13 @@ def fit(
   sinks: Sequence[Sink] = (),
   quiet: bool = False,
   title: str = "training",
+  selection: Selection | None = None,
 ) -> tuple[TrainState, list[dict]]:
   """Trains to the end, from the last good checkpoint in `workdir` if there is one.
 
   initial: parameters to start from instead of random ones. sinks: further destinations of the
-  records, closed by their owner. title: the label of the progress bar.
+  records, closed by their owner. title: the label of the progress bar. selection: keeps the best
+  parameters, and may end the training early.
   Returns the final state and all metric records. Errors: `UserError` when the loss stops being
   finite, naming the step; `Interrupted` after SIGTERM or SIGINT, with everything saved.
   """
@@ -202,13 +207,16 @@ def fit(
       print(f"{title}: resuming at step {start:,} of {experiment.steps:,}", file=sys.stderr)
     if start == 0:
       reporter.evaluated(0, evaluate(program, state.params, data.evaluation))
+    ended = selection is not None and selection.begin(start, state.params)
     stream = opened(data.training(start))
 
-    for step in range(start + 1, experiment.steps + 1):
+    for step in range(start + 1, (start if ended else experiment.steps) + 1):
       batch = to_global(next(stream), program.mesh)
       state = program.step(state, batch)
       reporter.stepped(stream.waited)
       last = step == experiment.steps
+      if selection is not None and selection.due(step, last):
+        last = selection.look(step, state.params) or last
       if step % schedule.log == 0 or last:
         state = reporter.take(step, state)
       if last or (schedule.evaluate and step % schedule.evaluate == 0):
@@ -221,6 +229,8 @@ def fit(
       if stopping.asked and not last:
         checkpoints.wait()
         raise Interrupted(f"saved step {step}")
+      if last:
+        break
     return state, metrics.records
 
 
