@@ -15,17 +15,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from plm_jax import overrides
 from plm_jax.data.pipeline import iterate
+from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.experiment_flags import with_tokenizer
 from plm_jax.models.parameters import head_patterns, roles_of
 from plm_jax.runs import RunInfo, initial_record
+from plm_jax.tasks.augmentation import AugmentedBatches
+from plm_jax.tasks.classification import TEACHER
 from plm_jax.tasks.comparison import Cell
-from plm_jax.tasks.examples import Splits
-from plm_jax.tasks.predicting import TASK
+from plm_jax.tasks.examples import Examples, Splits
+from plm_jax.tasks.predicting import TASK, load
 from plm_jax.tasks.rows import LabelledBatches
 from plm_jax.tasks.task import Context, Task, Trained, with_settings
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
@@ -38,7 +42,8 @@ SCORES, RESULTS, REPORT = "scores.json", "results.json", "report.txt"
 
 
 class FinetunePlan(NamedTuple):
-  """The settings that all cells share. recipe: (source, task, examples) -> Experiment."""
+  """The settings that all cells share. recipe: (source, task, examples) -> Experiment. found:
+  settings that --search chose, before the user's. teacher: a fine-tuned run for distillation."""
 
   source: RunInfo
   recipe: Callable[..., Experiment]
@@ -46,12 +51,21 @@ class FinetunePlan(NamedTuple):
   task: Task
   splits: Splits
   path: Path
+  found: tuple[str, ...] = ()
+  teacher: Path | None = None
 
   def experiment(self, examples: int | None, seed: int) -> Experiment:
     """The experiment of both model arms. Errors: `UserError` if the task has fewer examples."""
-    count = len(self.splits.few(examples, seed).train)
+    train = self.splits.few(examples, seed).train
+    count = len(train)
     experiment = self.recipe(self.source, self.task, count)
-    experiment = overrides.apply(experiment, _settings(self.settings, of_task=False))
+    chosen = [*self.found, *_settings(self.settings, of_task=False)]
+    experiment = overrides.apply(experiment, chosen)
+    objectives = tuple(
+      o.balancing(train.targets["label"]) if getattr(o, "balanced", False) else o
+      for o in experiment.objectives
+    )
+    experiment = dataclasses.replace(experiment, objectives=objectives)
     places = [setting.replace("task.", "data.", 1) for setting in self.settings]
     experiment = with_tokenizer(experiment, self.source, places)
     task: Any = experiment.data
@@ -96,7 +110,13 @@ def identity(plan: FinetunePlan) -> dict[str, Any]:
     "task": plan.task.name,
     "text": plan.splits.record(),
     "settings": sorted(plan.settings),
+    **taught_by(plan),
   }
+
+
+def taught_by(plan: FinetunePlan) -> dict[str, Any]:
+  """The entry of records for the teacher of a distillation; empty without one."""
+  return {"taught_by": checkpoint_record(RunInfo.read(plan.teacher))} if plan.teacher else {}
 
 
 def earlier_cells(plan: FinetunePlan) -> list[Cell]:
@@ -129,6 +149,7 @@ def model_cell(plan: FinetunePlan, arm: str, examples: int | None, seed: int, ti
     "text": plan.splits.few(examples, seed).record(),
     "command": sys.argv,
     "versions": versions(),
+    **taught_by(plan),
   }
   with Workdir(plan.path / record["name"]) as workdir:
     workdir.check_same_experiment(experiment, record)
@@ -156,17 +177,11 @@ def _train_and_test(
 ) -> tuple[dict[str, float], dict[str, float]]:
   """The scores on the dev split and on the test split."""
   task, tokenizer, tuning = experiment.data, plan.source.tokenizer, experiment.tuning
-  splits = plan.splits.few(task.examples, experiment.seed)
-  train, dev = (
-    LabelledBatches(
-      task.rows(examples, experiment.model, tokenizer),
-      seed=experiment.seed,
-      global_batch=experiment.global_batch,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
-    for examples in (splits.train, splits.dev)
-  )
+  splits = taught(plan, task, plan.splits.few(task.examples, experiment.seed))
+  train, dev = (batches_of(experiment, examples, tokenizer) for examples in splits[:2])
+  if getattr(task, "augment", None) and task.augment.is_on:
+    more = {"examples": splits.train, "task": task, "model": experiment.model}
+    train = AugmentedBatches(**vars(train), **more, tokenizer=tokenizer)
   program = compile_experiment(experiment, global_shapes(train))
   initial = restored(program, plan.source).params if arm == "pretrained" else None
   workers = task.workers
@@ -196,11 +211,38 @@ def _train_and_test(
   return on_dev, tuned.score(splits.test, predictions)
 
 
+def batches_of(experiment: Experiment, examples: Examples, tokenizer: Tokenizer) -> LabelledBatches:
+  """The batches of a split, of similar length in training if the task asks for that."""
+  task: Any = experiment.data
+  return LabelledBatches(
+    task.rows(examples, experiment.model, tokenizer),
+    seed=experiment.seed,
+    global_batch=experiment.global_batch,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    by_length=getattr(task, "by_length", False),
+  )
+
+
+def taught(plan: FinetunePlan, task: Task, splits: Splits) -> Splits:
+  """The splits; with a teacher the training examples have its logits as a further target."""
+  if plan.teacher is None:
+    return splits
+  if not hasattr(task, "teacher_logits"):
+    raise UserError(f"the task {task.name} has no distillation; leave --teacher out.")
+  train = splits.train
+  logits_NC = task.teacher_logits(*load(plan.teacher), train.items)
+  return splits._replace(
+    train=dataclasses.replace(train, targets=train.targets | {TEACHER: logits_NC})
+  )
+
+
 def global_shapes(batches: LabelledBatches) -> dict[str, Any]:
   """Shapes and dtypes of a batch of all processes together."""
   count = batches.global_batch
   return {
-    name: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype) for name, x in batches(0).items()
+    name: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)
+    for name, x in batches.rows.batch(np.zeros(1, int), np.ones(1, np.float32)).items()
   }
 
 

@@ -66,7 +66,8 @@ class Interrupted(KeyboardInterrupt):
 def compile_experiment(
   experiment: Experiment, batch: dict[str, Any], devices: list[jax.Device] | None = None
 ) -> Program:
-  """Compiles the step for batches like `batch` (arrays or shapes of a whole global batch).
+  """Compiles the step for batches like `batch` (arrays or shapes of a whole global batch); batches
+  of other shapes are compiled when they come.
 
   devices: None takes all. With `compute.micro_batches=0` the number of parts is doubled
   until the step fits in the memory that the device reports. Errors: `UserError` for an experiment
@@ -78,11 +79,7 @@ def compile_experiment(
   transform = experiment.optim.transform(experiment.steps)
   settings = {"objectives": experiment.objectives, "compute": experiment.compute}
   key = jax.random.key(experiment.seed)
-  rows = {
-    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
-    for name, x in batch.items()
-  }
-
+  rows = shapes_on(batch, mesh)
   continues = "begins" in rows
   if continues and not hasattr(jax.eval_shape(experiment.init_parameters, key), "carry"):
     raise UserError(
@@ -108,15 +105,36 @@ def compile_experiment(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
   step, memory = compile_step(experiment, transform, abstract, rows, mesh)
+  steps = {shapes_of(rows): step}
+
+  def step_of_any_shape(state, batch):
+    key = shapes_of(batch)
+    if key not in steps:
+      steps[key] = compile_step(experiment, transform, abstract, shapes_on(batch, mesh), mesh)[0]
+    return steps[key](state, batch)
+
   return Program(
     experiment=experiment,
     mesh=mesh,
     abstract=abstract,
     create=jax.jit(create, out_shardings=shardings, compiler_options=once()),
-    step=step,
+    step=step_of_any_shape,
     evaluate=jax.jit(functools.partial(evaluation_step, **settings)),
     memory=memory,
   )
+
+
+def shapes_on(batch: dict[str, Any], mesh) -> dict[str, jax.ShapeDtypeStruct]:
+  """The shapes of a batch's arrays on the mesh."""
+  sharding = batch_sharding(mesh)
+  return {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in batch.items()
+  }
+
+
+def shapes_of(batch: dict[str, Any]) -> tuple:
+  """The key of a batch's compiled step."""
+  return tuple((name, batch[name].shape) for name in sorted(batch))
 
 
 def once() -> dict[str, int]:
