@@ -43,7 +43,8 @@ SCORES, RESULTS, REPORT = "scores.json", "results.json", "report.txt"
 
 class FinetunePlan(NamedTuple):
   """The settings that all cells share. recipe: (source, task, examples) -> Experiment. found:
-  settings that --search chose, before the user's. teacher: a fine-tuned run for distillation."""
+  settings that --search chose, before the user's. teacher: a fine-tuned run for distillation.
+  search: whether the recipe of these results was chosen by a search."""
 
   source: RunInfo
   recipe: Callable[..., Experiment]
@@ -53,6 +54,7 @@ class FinetunePlan(NamedTuple):
   path: Path
   found: tuple[str, ...] = ()
   teacher: Path | None = None
+  search: bool = False
 
   def experiment(self, examples: int | None, seed: int) -> Experiment:
     """The experiment of both model arms. Errors: `UserError` if the task has fewer examples."""
@@ -111,6 +113,7 @@ def identity(plan: FinetunePlan) -> dict[str, Any]:
     "text": plan.splits.record(),
     "settings": sorted(plan.settings),
     **taught_by(plan),
+    **({"search": True} if plan.search else {}),
   }
 
 
