@@ -83,8 +83,8 @@ def check_frozen(params, patterns: tuple[str, ...]) -> None:
   for pattern in patterns:
     if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
       raise UserError(
-        f"tuning.freeze={pattern} fits no parameter; there are {', '.join(paths[:4])}, ..., "
-        f"{paths[-1]}"
+        f"tuning.freeze={pattern} fits no parameter; the model has "
+        f"{', '.join(sorted({path.split('/')[0] + '/*' for path in paths}))}"
       )
   if patterns and not jax.tree.leaves(trainable(params, patterns)):
     raise UserError(f"tuning.freeze={','.join(patterns)} leaves no parameter to train")
