@@ -38,7 +38,7 @@ def difference(
   """The difference by the task's first metric: of accuracies by McNemar's exact test, of any other
   metric by the paired bootstrap (Efron & Tibshirani 1993, section 16.4; Koehn 2004)."""
   metric = task.metrics[0]
-  scores = [task.score(examples, predictions)[metric] for predictions in (a, b)]
+  score_a, score_b = (task.score(examples, predictions)[metric] for predictions in (a, b))
   right_a, right_b = (right(task, examples, predictions) for predictions in (a, b))
   only_a, only_b = int((right_a & ~right_b).sum()), int((~right_a & right_b).sum())
   rng = np.random.default_rng(seed)
@@ -51,7 +51,8 @@ def difference(
     gaps = np.array([_gap(task, examples, a, b, rows, metric) for rows in draws])
     p, test = bootstrap_p(gaps), f"paired bootstrap, {RESAMPLES:,} resamples, seed {seed}"
   low, high = np.quantile(gaps, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-  return Difference(metric, *scores, float(low), float(high), p, test, only_a, only_b)
+  bounds = float(low), float(high)
+  return Difference(metric, score_a, score_b, *bounds, p, test, only_a, only_b)
 
 
 def right(task: Task, examples: Examples, predictions: list[Prediction]) -> np.ndarray:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 from plm_jax.errors import UserError
-from plm_jax.models.model import Parameters
 from plm_jax.train.checkpoint import BEST, Checkpoints
 from plm_jax.train.metrics import JsonLines
 from plm_jax.train.workdir import Workdir
@@ -24,15 +23,13 @@ class Selection(contextlib.AbstractContextManager):
   """score: of parameters, higher is better. every: steps between two evaluations. patience:
   evaluations without a better score after which training ends."""
 
-  def __init__(
-    self, workdir: Workdir, score: Callable[[Parameters], float], every: int, patience: int
-  ):
+  def __init__(self, workdir: Workdir, score: Callable[[Any], float], every: int, patience: int):
     self._workdir, self._score = workdir, score
     self._every, self._patience = every, patience
     self._best = Checkpoints(workdir / BEST, keep=1)
     self._lines: JsonLines | None = None
 
-  def begin(self, step: int, params: Parameters) -> bool:
+  def begin(self, step: int, params: Any) -> bool:
     """Continues after `step`; whether training has ended."""
     self._lines = JsonLines(self._workdir / "selection.jsonl", step)
     return self.look(0, params) if step == 0 and not self._lines.records else self.ended
@@ -40,7 +37,7 @@ class Selection(contextlib.AbstractContextManager):
   def due(self, step: int, last: bool) -> bool:
     return last or step % self._every == 0
 
-  def look(self, step: int, params: Parameters) -> bool:
+  def look(self, step: int, params: Any) -> bool:
     """Scores the parameters after a step, and keeps the best; whether training has ended."""
     score, before = self._score(params), self._records
     if not before or score > max(record["score"] for record in before):
@@ -59,7 +56,7 @@ class Selection(contextlib.AbstractContextManager):
   def best_step(self) -> int:
     return max(self._records, key=lambda record: record["score"])["step"]
 
-  def best(self, abstract: Parameters) -> Parameters:
+  def best(self, abstract: Any) -> Any:
     """The best parameters. Errors: `UserError` if their checkpoint was removed."""
     if self.best_step not in self._best.steps():
       raise UserError(
