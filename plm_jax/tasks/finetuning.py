@@ -112,14 +112,14 @@ def identity(plan: FinetunePlan) -> dict[str, Any]:
     "task": plan.task.name,
     "text": plan.splits.record(),
     "settings": sorted(plan.settings),
-    **taught_by(plan),
+    **({"taught_by": taught_by(plan)} if plan.teacher else {}),
     **({"search": True} if plan.search else {}),
   }
 
 
-def taught_by(plan: FinetunePlan) -> dict[str, Any]:
-  """The entry of records for the teacher of a distillation; empty without one."""
-  return {"taught_by": checkpoint_record(RunInfo.read(plan.teacher))} if plan.teacher else {}
+def taught_by(plan: FinetunePlan) -> dict[str, Any] | None:
+  """The record of the teacher of a distillation; None without one."""
+  return checkpoint_record(RunInfo.read(plan.teacher)) if plan.teacher else None
 
 
 def earlier_cells(plan: FinetunePlan) -> list[Cell]:
@@ -152,7 +152,7 @@ def model_cell(plan: FinetunePlan, arm: str, examples: int | None, seed: int, ti
     "text": plan.splits.few(examples, seed).record(),
     "command": sys.argv,
     "versions": versions(),
-    **taught_by(plan),
+    "taught_by": taught_by(plan),
   }
   with Workdir(plan.path / record["name"]) as workdir:
     workdir.check_same_experiment(experiment, record)
