@@ -15,8 +15,9 @@ from typing import Any
 
 from plm_jax.errors import UserError
 from plm_jax.train.checkpoint import BEST, Checkpoints
-from plm_jax.train.metrics import JsonLines
-from plm_jax.train.workdir import Workdir
+from plm_jax.train.metrics import JsonLines, Records
+from plm_jax.train.processes import is_first
+from plm_jax.train.workdir import Workdir, read_records
 
 
 class Selection(contextlib.AbstractContextManager):
@@ -27,11 +28,16 @@ class Selection(contextlib.AbstractContextManager):
     self._workdir, self._score = workdir, score
     self._every, self._patience = every, patience
     self._best = Checkpoints(workdir / BEST, keep=1)
-    self._lines: JsonLines | None = None
+    self._lines: Records | None = None
 
   def begin(self, step: int, params: Any) -> bool:
     """Continues after `step`; whether training has ended."""
-    self._lines = JsonLines(self._workdir / "selection.jsonl", step)
+    path = self._workdir / "selection.jsonl"
+    if is_first():
+      self._lines = JsonLines(path, step)
+    else:  # with the records that the first process writes
+      self._lines = Records()
+      self._lines.records += [record for record in read_records(path) if record["step"] <= step]
     return self.look(0, params) if step == 0 and not self._lines.records else self.ended
 
   def due(self, step: int, last: bool) -> bool:
