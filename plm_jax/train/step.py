@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise
 from plm_jax.models.parameters import map_roles
@@ -98,11 +99,14 @@ def with_attack(value_and_grad, length: float):
 
   def attacked(params, rows, noise):
     result, grads = value_and_grad(params, rows, noise)
-    tables = map_roles(
-      lambda path, role, g: g * (role.depth == "embedding" and path.endswith("token/table")), grads
-    )
+    chosen = map_roles(lambda path, role, g: path.endswith("token/table"), grads)
+    tables = [g for g, is_table in zip(*map(jax.tree.leaves, (grads, chosen))) if is_table]
+    if not tables:
+      raise UserError("tuning.adversarial moves the token table, which tuning.freeze keeps fixed")
     size = length / jnp.maximum(optax.tree.norm(tables), 1e-12)
-    moved = jax.tree.map(lambda x, table: x + size * table, params, tables)
+    moved = jax.tree.map(
+      lambda x, g, is_table: x + size * g if is_table else x, params, grads, chosen
+    )
     _, more = value_and_grad(moved, rows, noise)
     return result, jax.tree.map(jnp.add, grads, more)
 

@@ -118,16 +118,17 @@ def test_frozen_parameters_have_no_optimiser_state_and_do_not_change(planned):
 
 
 @pytest.mark.parametrize(
-  ("setting", "said"),
+  ("settings", "said"),
   [
-    ("tuning.freeze=embd/*", "embd/. fits no parameter"),
-    ("tuning.freeze=*", "leaves no parameter to train"),
-    ("tuning.patience=-1", "must be at least 0"),
+    (["tuning.freeze=embd/*"], r"embd/\* fits no parameter; the model has blocks/\*, classes/\*"),
+    (["tuning.freeze=*"], "leaves no parameter to train"),
+    (["tuning.patience=-1"], "must be at least 0"),
+    (["tuning.freeze=embed/*", "tuning.adversarial=1"], "adversarial moves the token table"),
   ],
 )
-def test_options_that_make_no_training_are_named(planned, setting, said):
+def test_options_that_make_no_training_are_named(planned, settings, said):
   with pytest.raises(UserError, match=said):
-    compiled(planned, setting)
+    compiled(planned, *settings)
 
 
 def test_an_adversarial_step_adds_the_gradient_after_a_step_of_the_tables(planned):
