@@ -177,8 +177,8 @@ def _below_baseline(comparison: Comparison, labels: str) -> str:
     values = comparison.values(arm, labels, metric)
     if len(values) and mean < values.mean():
       return (
-        f"{labels} labels: the fine-tuned model is below the baseline ({name}). Try --search "
-        "(learning rate, batch and epochs chosen on dev), more labels, or another checkpoint."
+        f"{labels} labels: the fine-tuned model is below the baseline ({name}). Try --search, "
+        "another learning rate (--set=optim.peak=RATE), more steps (--set=steps=N) or more labels."
       )
   return ""
 
