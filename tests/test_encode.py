@@ -8,11 +8,13 @@ import pytest
 from absl import flags
 
 from plm_jax import cli
+from plm_jax.api import LoadedModel
 from plm_jax.commands import encode, tokenize
 from plm_jax.data.tokenizers import WordPiece
 from plm_jax.errors import UserError
 from plm_jax.export import hf
 from plm_jax.export.to_run import write_run
+from plm_jax.runs import Run
 from plm_jax.tasks.rows import frame_of
 from tests.decode.test_commands import own_flags
 from tests.export.golden.record import FOLDER
@@ -137,3 +139,10 @@ def test_a_text_becomes_pieces_and_ids_and_text_again(models, call):
 def test_ids_that_are_none_are_one_sentence(models, call, words, said):
   code, _, err = call(tokenize, f"--model={models['bert'][1]}", *words)
   assert code == 2 and said in err and len(err.splitlines()) == 1
+
+
+def test_a_loaded_model_encodes_and_tokenizes(models):
+  _, run, tokenizer = models["bert"]
+  loaded = LoadedModel(Run.load(run), run)
+  np.testing.assert_array_equal(loaded.encode("a b", "cls"), encode.encode(run, ["a b"], "cls"))
+  assert loaded.tokenize("a b")["ids"] == tokenizer.encode("a b").tolist()

@@ -22,6 +22,7 @@ from absl import flags
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
 from plm_jax.errors import UserError
+from plm_jax.export.to_run import run_directory
 from plm_jax.progress import progress_bar
 from plm_jax.runs import Run
 from plm_jax.tasks.classify import Classify
@@ -60,7 +61,7 @@ def encoded(
     raise UserError(f"--pooling={pooling} was given; expected one of {', '.join(POOLINGS)}.")
   if not texts:
     raise UserError("there is no text to encode; give at least one.")
-  run = model if isinstance(model, Run) else Run.load(model)
+  run = model if isinstance(model, Run) else Run.load(run_directory(model))
   # Of a Sentence-BERT that was imported.
   own = (run.document.get("public") or {}).get("pooling") or {}
   modes = own.get("modes", ["mean"])

@@ -23,6 +23,7 @@ from absl import flags
 from plm_jax import cli
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
+from plm_jax.export.to_run import run_directory
 from plm_jax.runs import RunInfo
 
 FLAGS = flags.FLAGS
@@ -65,7 +66,7 @@ def detokenize(model: str | Path | Tokenizer, ids: Sequence[int], special: bool 
 
 
 def tokenizer_of(model: str | Path | Tokenizer) -> Tokenizer:
-  return model if isinstance(model, Tokenizer) else RunInfo.read(model).tokenizer
+  return model if isinstance(model, Tokenizer) else RunInfo.read(run_directory(model)).tokenizer
 
 
 def main() -> None:
