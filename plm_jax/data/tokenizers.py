@@ -120,7 +120,7 @@ class Tokenizer:
     byte, half a ligature) covers all of it. A token without a character, such as the "▁" before a
     text, has an empty range. `plm_jax/data/offsets.py` goes from characters to tokens.
     """
-    pairs = self._backend.encode_offsets(list(texts))
+    pairs = self.backend.encode_offsets(list(texts))
     offsets = [trimmed(text, spans) for text, (_, spans) in zip(texts, pairs, strict=True)]
     return [np.array(ids, np.int32) for ids, _ in pairs], offsets
 
