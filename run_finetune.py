@@ -12,6 +12,8 @@ labels and on all, three seeds each. --task=label asks which package it comes fr
   python -m plm_jax.predict --model=runs/minilm/finetune/classify-reviews.csv/pretrained-all-0 \
 --text="a fine film"
 
+--search first tries a small grid of recipes and chooses on dev; --teacher=DIR learns from a
+fine-tuned model too; docs/finetuning.md has more options.
 --data is a .csv, .tsv or .jsonl file, or a folder with train, dev and test files; a line says which
 columns were chosen. Without --task the columns decide the task; other text needs no labels: its
 words are shuffled. A stopped command continues when it is given again.
@@ -23,19 +25,20 @@ import json
 import re
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
 
 import data.installed_text  # noqa: F401  makes tfds:installed_text known
-from experiments.finetune import recipe, rule
+from experiments.finetune import grid, recipe, rule
 from plm_jax import cli, overrides
 from plm_jax.data.corpora import cache_folder
 from plm_jax.errors import UserError
 from plm_jax.export.to_run import run_directory
 from plm_jax.runs import RunInfo
 from plm_jax.tasks.comparison import (
+  PROBE,
   TRAINED,
   Cell,
   Comparison,
@@ -54,8 +57,11 @@ from plm_jax.tasks.finetuning import (
   identity,
   model_cell,
   plan,
+  taught_by,
 )
+from plm_jax.tasks.probe import Probe
 from plm_jax.tasks.registry import TASKS, chosen_task
+from plm_jax.tasks.search import searched
 from plm_jax.tasks.task import Task
 from plm_jax.train.process import keep_compilations, keep_freed_memory
 from plm_jax.train.workdir import write_whole
@@ -75,6 +81,9 @@ def define_flags() -> None:
   flags.DEFINE_string("labels", None, "Numbers of training examples, such as 500,all.")
   flags.DEFINE_integer("seeds", None, "Number of seeds, for examples, order, dropout, new "
                        "parameters (default: 3 to compare, else 1).")  # fmt: skip
+  flags.DEFINE_bool("search", False, "Choose learning rate, batch and epochs on the dev split.")
+  flags.DEFINE_string("teacher", None, "A fine-tuned model whose probabilities are learnt too.")
+  flags.DEFINE_bool("probe", True, "The baseline of a linear model on the frozen checkpoint.")
   flags.DEFINE_string("workdir", None, "Where the runs are kept (default: FROM/finetune/TASK).")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
   flags.DEFINE_bool("dry_run", False, "Show the task and the configuration, train nothing.")
@@ -102,8 +111,14 @@ def main() -> None:
   ]
   task = chosen_task(FLAGS.task, FLAGS.data or next(reversed(sources), None))
   chosen = plan(source, recipe, task, settings, cache, Path(FLAGS.workdir or source.path))
+  if FLAGS.teacher:
+    chosen = chosen._replace(teacher=Path(FLAGS.teacher).absolute())
+    taught_by(chosen)  # refuses a directory that is no run
+  chosen = chosen._replace(search=FLAGS.search)
   if not FLAGS.workdir:
-    chosen = chosen._replace(path=source.path / "finetune" / name_of(task))
+    options = [name for name in ("search", "teacher") if FLAGS[name].value]
+    name = "-".join([name_of(task), *options])
+    chosen = chosen._replace(path=source.path / "finetune" / name)
   scope = chosen_scope(chosen)
   experiments = [chosen.experiment(size, 0) for size in scope.sizes]  # refuses too few examples
   print(describe(chosen, scope), flush=True)
@@ -150,9 +165,12 @@ def describe(chosen: FinetunePlan, scope: Scope) -> str:
   if splits.left_out:
     why = "; ".join(f"{label} ({why})" for label, why in splits.left_out.items())
     lines.append(f"  left out: {why}")
+  hashes = " ".join(getattr(splits, name).fingerprint()[:12] for name in SPLITS)
+  lines.append(f"  sha256 of {', '.join(SPLITS)}: {hashes}")
   for size in scope.sizes:
     defaults = rule(chosen.source, size or len(splits.train))
     lines.append(f"  defaults for {size or 'all'} labels: {defaults}")
+  lines += [f"  --set={setting}" for setting in chosen.settings]
   return "\n".join(lines)
 
 
@@ -160,30 +178,49 @@ def compare(chosen: FinetunePlan, scope: Scope) -> None:
   """Every cell, then the table and results.*, with the directory's earlier cells."""
   cells = {cell[:3]: cell for cell in earlier_cells(chosen)}
   fitted = list(chosen.task.baselines)[:-1]
+  probe = Probe(chosen.source, chosen.task)
+  if FLAGS.probe and probe.fits(chosen.splits) and jax.process_count() == 1:
+    fitted.append(PROBE)
+  recipes = {}
   for size in scope.sizes:
     known: dict[str, Cell] = {}  # with all labels every seed has the same examples
+    best = chosen
+    if FLAGS.search:
+      best, found = searched(chosen, size, grid(chosen.source))
+      print(found, flush=True)
+    recipes[str(size or "all")] = overrides.to_json(best.experiment(size, 0))
     for seed in scope.seeds:
       for arm in (*scope.arms, *fitted):
         start = time.perf_counter()
         title = f"{arm}, {size or 'all'} labels, seed {seed}"
         if arm in fitted:
-          cell = known.get(arm) or baseline_cell(chosen, arm, size, seed)
+          cell = known.get(arm) or fitted_cell(chosen, probe, arm, size, seed)
           cell = cell._replace(seed=seed)
           known |= {arm: cell} if size is None else {}
         else:
-          cell = model_cell(chosen, arm, size, seed, title)
+          cell = model_cell(best, arm, size, seed, title)
         cells[cell[:3]] = cell
         shown = ", ".join(f"{named(m)} {cell.test[m]:.3f}" for m in chosen.task.metrics)
         print(f"{title:36} {shown}  ({time.perf_counter() - start:.0f} s)", flush=True)
   if jax.process_index() == 0:
-    write_results(chosen, Comparison.of(cells.values(), chosen.task), scope)
+    write_results(chosen, Comparison.of(cells.values(), chosen.task), scope, recipes)
 
 
-def write_results(chosen: FinetunePlan, comparison: Comparison, scope: Scope) -> None:
+def fitted_cell(chosen: FinetunePlan, probe: Probe, arm: str, size: int | None, seed: int) -> Cell:
+  """A baseline that is fitted to the training examples."""
+  if arm == PROBE:
+    return probe.cell(chosen.splits.few(size, seed), str(size or "all"), seed)
+  return baseline_cell(chosen, arm, size, seed)
+
+
+def write_results(
+  chosen: FinetunePlan, comparison: Comparison, scope: Scope, recipes: dict[str, Any]
+) -> None:
+  """Prints the table and writes results.*. recipes: labels -> the experiment of seed 0."""
   constant = list(chosen.task.baselines)[-1]
   chance = baseline_cell(chosen, constant, None, 0).test
   print(table(comparison, chance))
-  record = {"of": identity(chosen), **comparison.record()}
+  record = {"of": identity(chosen), "recipes": recipes, **comparison.record()}
   write_whole(chosen.path / RESULTS, json.dumps(record, indent=2) + "\n")
   draw(comparison, chosen.path / "results.png", chance)
   model = chosen.path / f"pretrained-{scope.sizes[-1] or 'all'}-{scope.seeds[0]}"

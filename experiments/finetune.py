@@ -24,6 +24,7 @@ from typing import NamedTuple
 from plm_jax.experiment import Experiment, Intervals
 from plm_jax.optim.adamw import AdamW
 from plm_jax.runs import RunInfo
+from plm_jax.tasks.search import Grid
 from plm_jax.tasks.task import Task
 
 BATCH = 32
@@ -64,6 +65,14 @@ def public_rule(source: RunInfo, examples: int) -> Rule:
   steps = max(3 * examples // BATCH, FEWEST_STEPS)
   peak = 2e-5 if getattr(source.config, "width", 0) >= LARGE else 5e-5
   return Rule(peak, steps, steps // 10, True, "a published checkpoint")
+
+
+def grid(source: RunInfo) -> Grid:
+  """The recipes that --search tries: those of appendix A.3 for a published checkpoint, higher rates
+  for one that this project pretrained for minutes."""
+  is_public = "public" in source.document
+  peaks = (5e-5, 3e-5, 2e-5) if is_public else (3e-3, 1e-3, 3e-4)
+  return Grid(peaks, (16, 32), (2, 3, 4))
 
 
 def recipe(source: RunInfo, task: Task, examples: int) -> Experiment:

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from plm_jax import cli
+from plm_jax.commands.encode import encode
 from plm_jax.commands.fill_mask import Filler, fill_mask
 from plm_jax.commands.generate import generate
+from plm_jax.commands.tokenize import tokenize
 from plm_jax.data.corpora import cache_folder, default_cache
 from plm_jax.errors import UserError
 from plm_jax.evaluation.perplexity import perplexity
@@ -108,6 +111,16 @@ class LoadedModel:
     lines = [line if isinstance(line, str) else "\t".join(line) for line in lines]
     items = [task.parse(line, f"text {number}") for number, line in enumerate(lines, 1)]
     return task.predict(trained, task.encode(items, trained.tokenizer))
+
+  def encode(
+    self, texts: str | Sequence[str], pooling: str | None = None, layer: int = -1
+  ) -> np.ndarray:
+    """A vector for each text, float32 [texts, width]. pooling: mean, cls, max or last."""
+    return encode(self.run, [texts] if isinstance(texts, str) else texts, pooling, layer)
+
+  def tokenize(self, text: str, special: bool = False) -> dict[str, Any]:
+    """The pieces of a text, their ids, and the characters that they cover."""
+    return tokenize(self.run.tokenizer, [text], special)[0]
 
   def save(self, directory: str | Path) -> None:
     """Writes the model as a directory that transformers loads."""

@@ -54,6 +54,29 @@ class Intervals:
       )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuning:
+  """Options of fine-tuning, all off.
+
+  freeze: path patterns of parameters that are not trained and have no optimiser state, such as
+    "embed/*" and "blocks/*".
+  patience: evaluations on the dev split without a better score after which training stops; the best
+    parameters are kept. 0 trains all steps and keeps the last parameters.
+  every: steps between these evaluations; 0 is an epoch.
+  adversarial: FGM (Miyato et al. 2017): each update also descends on the loss after a step of this
+    length of the token table, along its gradient.
+  """
+
+  freeze: tuple[str, ...] = ()
+  patience: int = 0
+  every: int = 0
+  adversarial: float = 0.0
+
+  def __post_init__(self):
+    if min(self.patience, self.every, self.adversarial) < 0:
+      raise UserError("tuning.patience, tuning.every and tuning.adversarial must be at least 0")
+
+
 class Rows(Protocol):
   """The source of the rows: a frozen dataclass, `Corpus` for text, `LabelledText` for a task."""
 
@@ -80,6 +103,7 @@ class Experiment:
   schedule: Intervals = Intervals()
   mesh: MeshShape = MeshShape()  # noqa: RUF009  frozen
   compute: Compute = Compute()  # noqa: RUF009  frozen
+  tuning: Tuning = Tuning()
   seed: int = 0
 
   def __post_init__(self):
@@ -132,6 +156,11 @@ class Experiment:
   def heads(self) -> dict[str, int]:
     """The heads that the objectives need."""
     return {name: size for o in self.objectives for name, size in o.heads.items()}
+
+  @property
+  def frozen(self) -> tuple[str, ...]:
+    """Path patterns of parameters that are not trained."""
+    return (*self.model.frozen, *self.tuning.freeze)
 
   def resolve(self, vocab_size: int) -> Self:
     """The experiment with the model's vocabulary filled in from the tokenizer."""

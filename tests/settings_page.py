@@ -17,6 +17,7 @@ from typing import Any, Literal
 from plm_jax import cli
 from plm_jax.config_tree import field_types, has_default, places, show
 from plm_jax.experiment import Experiment
+from plm_jax.tasks.augmentation import Augmentation
 from plm_jax.tasks.classification import Classification
 from plm_jax.tasks.registry import TASKS
 from plm_jax.tasks.regress import Regression
@@ -32,6 +33,7 @@ PLACES = {
   "schedule": "Reports, evaluations and checkpoints",
   "mesh": "Devices",
   "compute": "How it is computed",
+  "tuning": "Options of fine-tuning",
 }
 HEAD = """\
 # Settings: what `--set` takes
@@ -62,7 +64,11 @@ def page() -> str:
   lines.append("## In run_finetune.py\n")
   for kind in TASKS.values():
     lines += [f"### {kind.__name__}\n", f"{first_line(kind)}\n", *table(kind, "task")]
-  for kind, place in ((Classification, "objectives"), (Regression, "objectives")):
+  for kind, place in (
+    (Augmentation, "task.augment"),
+    (Classification, "objectives"),
+    (Regression, "objectives"),
+  ):
     lines += [f"### {kind.__name__}\n", f"{first_line(kind)}\n", *table(kind, place)]
   return "\n".join(lines).rstrip() + "\n"
 

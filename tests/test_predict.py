@@ -6,13 +6,15 @@ import itertools
 import json
 import re
 import sys
+import threading
 
 import pytest
 from absl import flags
 
 from experiments import finetune
 from plm_jax import cli
-from plm_jax.commands import predict
+from plm_jax.commands import compare, predict
+from plm_jax.errors import UserError
 from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.comparison import named
 from plm_jax.tasks.finetuning import model_cell, plan
@@ -115,9 +117,86 @@ def test_a_pair_is_a_line_with_a_tab_and_a_regression_gives_a_number(models, cal
   assert -5 < json.loads(line)["value"] < 15
 
 
-def test_a_threshold_gives_none_of_the_labels(models, call):
-  out = call(f"--model={models['classify'][1]}", "--text=the cat", "--set=task.threshold=0.999")[1]
+@pytest.mark.parametrize("word", ["--set=task.threshold=0.999", "--threshold=0.999"])
+def test_a_threshold_gives_none_of_the_labels(models, call, word):
+  out = call(f"--model={models['classify'][1]}", "--text=the cat", word)[1]
   assert json.loads(out)["label"] == "(none)"
+
+
+def test_predictions_from_python_are_those_of_the_command(models, call):
+  model, texts = models["classify"][1], [text for text, _ in sentences(3)]
+  lines = map(json.loads, call(f"--model={model}", stdin="\n".join(texts))[1].splitlines())
+  assert predict.predict(model, texts) == [
+    {name: line[name] for name in ("label", "score", "scores")} for line in lines
+  ]
+  assert predict.predict(model, []) == []
+
+
+def test_a_slow_stream_is_answered_before_it_ends():
+  asked = threading.Event()
+
+  def lines():
+    yield "first"
+    assert asked.wait(60)
+    yield "second"
+
+  read = predict.blocks(lines())
+  assert next(read) == ["first"]
+  asked.set()
+  assert list(read) == [["second"]]
+
+
+def test_an_error_in_a_stream_follows_the_lines_before_it():
+  def lines():
+    yield "first"
+    raise UserError("line 2 is wrong")
+
+  read = predict.blocks(lines())
+  with pytest.raises(UserError, match="line 2"):
+    while True:
+      assert next(read) == ["first"]
+
+
+@pytest.fixture(scope="module")
+def second(models):
+  """Another model of `classify`: the same data, another seed."""
+  chosen = models["classify"][0]
+  model_cell(chosen, "pretrained", None, 1, "toy")
+  return chosen.path / "pretrained-all-1"
+
+
+def test_two_models_are_compared_example_by_example(models, second, capsys, monkeypatch, tmp_path):
+  _, model, path, _ = models["classify"]
+  with own_flags(compare):
+    words = [str(model), str(second), f"--data={path}", f"--out={tmp_path / 'd.jsonl'}"]
+    monkeypatch.setattr(sys, "argv", ["compare", *words])
+    monkeypatch.setattr(compare, "keep_compilations", lambda cache: None)
+    with pytest.raises(SystemExit) as ended:
+      cli.run(compare.main, ("A", "B"))
+  out = capsys.readouterr().out
+  assert not ended.value.code
+  result = compare.compare(model, second, path)
+  targets = [item.target for item in result.items]
+  right = [[p["label"] == t for p, t in zip(each, targets)] for each in (result.a, result.b)]
+  alone = [sum(x and not y for x, y in zip(*pair)) for pair in (right, right[::-1])]
+  assert [result.difference.only_a, result.difference.only_b] == alone
+  assert f"right in A alone: {alone[0]}; right in B alone: {alone[1]}" in out
+  lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
+  assert len(lines) == sum(alone)
+  for line in lines:
+    assert line[line["better"]]["label"] == line["target"]
+
+
+def test_a_model_does_not_differ_from_itself(models):
+  for name in ("classify", "regress"):
+    _, model, path, _ = models[name]
+    d = compare.compare(model, model, path).difference
+    assert (d.p, d.low, d.high, d.only_a, d.only_b) == (1.0, 0.0, 0.0, 0, 0)
+
+
+def test_models_of_two_tasks_are_not_compared(models):
+  with pytest.raises(UserError, match="on the task classify and"):
+    compare.compare(models["classify"][1], models["regress"][1], models["classify"][2])
 
 
 @pytest.mark.parametrize(

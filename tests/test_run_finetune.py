@@ -37,10 +37,19 @@ def test_a_run_compares_three_arms_and_is_not_repeated(source, table, tmp_path):
   )
   done = call(tmp_path, *words)
   assert done.returncode == 0, done.stderr
-  for said in ("fine-tuned from the checkpoint", "random initialisation", "bag of words", "seeds"):
+  for said in (
+    "fine-tuned from the checkpoint",
+    "random initialisation",
+    "bag of words",
+    "linear probe",
+    "seeds",
+    "median",
+    "sha256",
+  ):
     assert said in done.stdout
   results = json.loads((tmp_path / "out" / "results.json").read_text())
-  assert len(results["cells"]) == 6
+  assert len(results["cells"]) == 8
+  assert results["recipes"]["60"]["steps"] > 0
   assert len(results["margins"]["60"]["macro_f1"]) == 2
   assert (tmp_path / "out" / "results.png").read_bytes().startswith(b"\x89PNG")
   again = call(tmp_path, *words[:-1], "--seeds=1")

@@ -8,17 +8,20 @@
 DIR is a directory of run_finetune.py, such as RUN/finetune/TASK/pretrained-all-0. Every line of the
 output is an object of JSON, in the order of the input. A line of standard input, of a .txt file and
 --text is one example: a text, two texts with a tab between them for a task of pairs, or an object
-with the columns of the training file. --set=task.FIELD=VALUE changes how it predicts, for example
-task.threshold=0.8: less certain labels become "(none)".
+with the columns of the training file. Lines of standard input are answered as they come.
+--threshold=0.8 makes less certain labels "(none)"; --set=task.FIELD=VALUE changes any other field.
+
+From Python: `from plm_jax.predict import predict; predict("DIR", ["a fine film", "dull"])`.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
+import queue
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,7 +32,7 @@ from plm_jax.data.corpora import default_cache
 from plm_jax.errors import UserError
 from plm_jax.progress import progress_bar
 from plm_jax.tasks.comparison import named
-from plm_jax.tasks.examples import Example
+from plm_jax.tasks.examples import Example, Prediction
 from plm_jax.tasks.predicting import load
 from plm_jax.tasks.task import Task, Trained, shown
 from plm_jax.train.process import keep_compilations
@@ -47,7 +50,17 @@ def define_flags() -> None:
   flags.DEFINE_string("evaluate", None, "A labelled file to score.")
   flags.DEFINE_bool("errors", False, "With --evaluate: the most confident mistakes.")
   flags.DEFINE_integer("most", 20, "With --errors: the number of mistakes.")
+  flags.DEFINE_float("threshold", None, "The least probability of a label; else it is (none).")
   flags.DEFINE_multi_string("set", [], "task.FIELD=VALUE, such as task.threshold=0.8. Repeatable.")
+
+
+def predict(
+  model: str | Path, texts: Sequence[str], settings: Sequence[str] = ()
+) -> list[Prediction]:
+  """The prediction for every text, as a line of standard input has it. settings: as of --set."""
+  task, trained = load(model, settings)
+  items = [task.parse(text, f"text {n}") for n, text in enumerate(texts, 1)]
+  return task.predict(trained, task.encode(items, trained.tokenizer)) if items else []
 
 
 def main() -> None:
@@ -61,19 +74,20 @@ def main() -> None:
   if FLAGS.out and Path(FLAGS.out).exists():
     raise UserError(f"{FLAGS.out} already exists; name another file with --out.")
   keep_compilations(default_cache())
-  task, trained = load(FLAGS.model, FLAGS.set)
+  settings = [] if FLAGS.threshold is None else [f"task.threshold={FLAGS.threshold}"]
+  task, trained = load(FLAGS.model, [*settings, *FLAGS.set])
   if FLAGS.evaluate:
     evaluate(task, trained)
   elif FLAGS.out:
     partial = Path(FLAGS.out + ".partial")
     with open(partial, "w", encoding="utf-8") as file:
-      predict(task, trained, inputs, file)
+      write(task, trained, inputs, file)
     partial.replace(FLAGS.out)
   else:
-    predict(task, trained, inputs, sys.stdout)
+    write(task, trained, inputs, sys.stdout)
 
 
-def predict(task: Task, trained: Trained, inputs: list[str], out: IO[str]) -> None:
+def write(task: Task, trained: Trained, inputs: list[str], out: IO[str]) -> None:
   """Writes a line for every example of the input."""
   items = read(task, inputs)
   total = len(items) if isinstance(items, list) else None
@@ -115,6 +129,37 @@ def read(task: Task, inputs: list[str]) -> list[Example] | Iterator[Example]:
   return parsed(task, sys.stdin)
 
 
+def blocks(items: Iterable[Example]) -> Iterator[list[Example]]:
+  """The items in blocks. Of an iterator a block has those that are there when the block before it
+  is done, so that a slow stream is answered at once."""
+  if isinstance(items, list):
+    yield from (items[first : first + BLOCK] for first in range(0, len(items), BLOCK))
+    return
+  waiting: queue.Queue = queue.Queue(BLOCK)
+  end = object()
+
+  def fill() -> None:
+    try:
+      for item in items:
+        waiting.put(item)
+      waiting.put(end)
+    except BaseException as error:  # raised by the consumer
+      waiting.put(error)
+
+  threading.Thread(target=fill, daemon=True).start()
+  while True:
+    block = [waiting.get()]
+    while len(block) < BLOCK and not waiting.empty():
+      block.append(waiting.get())
+    stop = block.pop() if block[-1] is end or isinstance(block[-1], BaseException) else None
+    if block:
+      yield block
+    if stop is end:
+      return
+    if stop is not None:
+      raise stop
+
+
 def parsed(task: Task, lines: Iterable[str]) -> Iterator[Example]:
   """The example of every line that is not empty."""
   for number, line in enumerate(lines, 1):
@@ -126,10 +171,10 @@ def predicted(
   task: Task, trained: Trained, items: Iterable[Example], total: int | None
 ) -> Iterator[tuple[Example, Any]]:
   """(example, prediction) in order, a block at a time."""
-  items, start, count = iter(items), time.perf_counter(), 0
+  start, count = time.perf_counter(), 0
   quiet = not sys.stderr.isatty() if total is None else total < BLOCK
   with progress_bar(total, "predicting", unit=" texts", disable=quiet) as bar:
-    while block := list(itertools.islice(items, BLOCK)):
+    for block in blocks(items):
       predictions = task.predict(trained, task.encode(block, trained.tokenizer))
       count += len(block)
       bar.update(len(block))

@@ -16,6 +16,7 @@ from plm_jax.export.names import Entry
 from plm_jax.export.options import Options, activation_name
 from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model, Parameters
+from plm_jax.models.recording import all_states
 
 Fields = dict[str, Any]
 """Fields of one of our configurations."""
@@ -144,6 +145,11 @@ class Family(abc.ABC):
   @abc.abstractmethod
   def run(self, params: Parameters, batch: dict, compute: Compute, architecture: str) -> Outputs:
     """The outputs of an architecture."""
+
+  def layers(self, params: Parameters, batch: dict, compute: Compute) -> dict[str, list[jax.Array]]:
+    """The states and attention weights of every layer, by transformers' names."""
+    states, weights = all_states(params, batch, compute)
+    return {"hidden_states": states, "attentions": weights}
 
 
 def family_of_type(model_type: Any, where: str) -> Family:

@@ -97,30 +97,46 @@ def save(model: Pretrained, directory: str | Path) -> None:
   (directory / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def run(model: Pretrained, **inputs: Any) -> dict[str, np.ndarray]:
+def run(
+  model: Pretrained,
+  *,
+  output_hidden_states: bool = False,
+  output_attentions: bool = False,
+  **inputs: Any,
+) -> dict[str, Any]:
   """Outputs by transformers' names, float32, for inputs by theirs (`input_ids`, `attention_mask`,
   `token_type_ids`, ...), arrays or lists `[B, T]`. Compiled once for each shape.
 
-  Outputs at padding, on either side, are meaningless, as in transformers.
+  output_hidden_states: also the states of all layers and the embeddings, a tuple of `[B, T, D]`.
+  output_attentions: also the attention weights of all layers, a tuple of `[B, N, T, S]`. Outputs at
+  padding, on either side, are meaningless, as in transformers.
   """
   family, config = model.family, model.config
   names, limits = family.inputs_of(config), family.limits(config)
   checked = checked_inputs(inputs, names, limits, family.longest(config))
   batch = family.batch(model, checked)
   with jax.default_matmul_precision("float32"):
-    outputs = _forward(family, model.architecture, model.pooling)(model.params, batch)
-  return {name: np.asarray(output) for name, output in outputs.items()}
+    wanted = (output_hidden_states, output_attentions)
+    outputs = _forward(family, model.architecture, model.pooling, wanted)(model.params, batch)
+  return jax.tree.map(np.asarray, outputs)
 
 
 @functools.lru_cache(maxsize=64)
-def _forward(family: Family, architecture: str, pooling: sentence.Pooling | None):
-  compute = Compute(dtype="float32", layers="scan")  # compiles once for all layers
+def _forward(
+  family: Family, architecture: str, pooling: sentence.Pooling | None, wanted: tuple[bool, bool]
+):
+  """wanted: the states, and the attention weights, of every layer."""
+  # A scan compiles one layer for all.
+  compute = Compute(dtype="float32", layers="unroll" if any(wanted) else "scan")
 
   def forward(params, batch):
     outputs = family.run(params, batch, compute, architecture)
     if pooling is not None:
       states = outputs["last_hidden_state"]
       outputs["sentence_embedding"] = pooling(states, batch["attention_mask"])
+    layers = family.layers(params, batch, compute) if any(wanted) else {}
+    for ending, is_wanted in zip(("hidden_states", "attentions"), wanted):
+      outputs |= {n: tuple(each) for n, each in layers.items() if is_wanted and n.endswith(ending)}
     return outputs
 
   return jax.jit(forward)

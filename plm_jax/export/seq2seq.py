@@ -12,6 +12,7 @@ from plm_jax.export.heads import tuned_entries, tuned_heads, tuned_outputs
 from plm_jax.export.names import Entry, linear
 from plm_jax.models.compute import Compute
 from plm_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderModel
+from plm_jax.models.recording import all_states, recording, unrolled
 
 SOURCE = ("input_ids", "attention_mask")
 
@@ -128,3 +129,21 @@ class Seq2SeqFamily(Family):
       return outputs
     # The compiler merges this with the same computation in `params`.
     return outputs | {"encoder_last_hidden_state": params.encode(batch, compute)}
+
+  def layers(
+    self, params: EncoderDecoderModel, batch: dict[str, Any], compute: Compute
+  ) -> dict[str, list[jax.Array]]:
+    """Those of both sides; of the encoder alone under the names of a single stack."""
+    states, weights = all_states(params, batch, compute)
+    if params.config.arrangement == "encoder":
+      return {"hidden_states": states, "attentions": weights}
+    with recording() as seen:
+      last = params(batch, unrolled(compute))
+    first = params.config.layers  # the layers of the encoder come first
+    return {
+      "encoder_hidden_states": states,
+      "encoder_attentions": weights,
+      "decoder_hidden_states": [*seen.inputs[first:], last],
+      "decoder_attentions": seen.attention[first::2],
+      "cross_attentions": seen.attention[first + 1 :: 2],
+    }

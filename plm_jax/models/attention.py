@@ -15,6 +15,7 @@ from plm_jax.models.groups import Groups
 from plm_jax.models.layers import Linear
 from plm_jax.models.positions import Rotation, rotate
 from plm_jax.models.products import einsum_float32
+from plm_jax.models.recording import active
 from plm_jax.placement import splits_rows
 from plm_jax.progress import say_once
 
@@ -78,6 +79,8 @@ class Attention(nnx.Module):
     """
     q_BTNH = rotate(self.query(x_BTD), rotation)
     keys, values = read or self.key_values(x_BTD, rotation)
+    if seen := active():
+      seen.attention.append(attention_weights(q_BTNH, keys, mask, self.scale, score_bias))
     form = {"causal": causal, "window": window}
     kind = chosen_kind(
       kind, q_BTNH, keys, groups, noise if dropout_rate else None, score_bias, **form
@@ -192,13 +195,24 @@ def attend(
 
   keys, values: `[B, S, K, H]`, or `[B K, S, H]` from a `KVStore`. part: the place of the weights in
   a larger array `[B, N, T, S]`, which determines their dropout mask."""
+  weights_BNTS = attention_weights(q_BTNH, keys, mask, scale, score_bias)
+  weights_BNTS = dropout(weights_BNTS.astype(values.dtype), dropout_rate, noise, part)
+  return _weighted(weights_BNTS, values)
+
+
+def attention_weights(
+  q_BTNH: jax.Array,
+  keys: jax.Array,
+  mask: jax.Array,
+  scale: float | None = None,
+  score_bias: jax.Array | None = None,
+) -> jax.Array:
+  """float32 `[B, N, T, S]`: the softmax over the sources, before dropout."""
   scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
   scores_BNTS = _scores(q_BTNH * scale, keys)
   if score_bias is not None:
     scores_BNTS += score_bias
-  weights_BNTS = jax.nn.softmax(jnp.where(mask, scores_BNTS, MASKED), axis=-1)
-  weights_BNTS = dropout(weights_BNTS.astype(values.dtype), dropout_rate, noise, part)
-  return _weighted(weights_BNTS, values)
+  return jax.nn.softmax(jnp.where(mask, scores_BNTS, MASKED), axis=-1)
 
 
 def attend_causally(

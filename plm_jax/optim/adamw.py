@@ -1,7 +1,7 @@
 """AdamW and LAMB with learning-rate schedules, as optax chains from a frozen configuration."""
 
 import dataclasses
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ class AdamW:
   min(step^-0.5, step warmup^-1.5) (Vaswani et al. 2017, section 5.3).
   layer_decay: the learning rate of a layer as a share of that of the layer above it, 1 is off; see
   `layer_rates`.
+  unfreeze: gradual unfreezing (Howard & Ruder 2018, section 3.3): only the heads are trained at
+  first, and after every `unfreeze` steps one more layer, from the last to the embeddings; 0 is off.
   """
 
   peak: float = 1e-4
@@ -44,8 +46,11 @@ class AdamW:
   bias_correction: bool = True
   decay_under_warmup: bool = False
   layer_decay: float = 1.0
+  unfreeze: int = 0
 
   def __post_init__(self):
+    if self.unfreeze < 0:
+      raise UserError(f"optim.unfreeze={self.unfreeze} must be at least 0")
     if not 0 < self.layer_decay <= 1:
       raise UserError(f"optim.layer_decay={self.layer_decay} must be above 0 and at most 1")
     if self.peak <= 0:
@@ -94,7 +99,7 @@ class AdamW:
 
   def transform(self, steps: int) -> optax.GradientTransformation:
     adam = optax.scale_by_adam if self.bias_correction else scale_by_uncorrected_adam
-    return optax.chain(
+    chain = optax.chain(
       optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
       adam(self.b1, self.b2, self.eps),
       optax.add_decayed_weights(self.decay, mask=is_decayed if self.decays == "kernels" else None),
@@ -102,6 +107,7 @@ class AdamW:
       optax.scale_by_learning_rate(self.learning_rate(steps)),
       *([scale_by_layer(self.layer_decay)] if self.layer_decay < 1 else []),
     )
+    return unfreezing(chain, self.unfreeze) if self.unfreeze else chain
 
 
 def noam_peak(width: int, warmup: int) -> float:
@@ -186,6 +192,35 @@ def layer_rates(params, decay: float) -> object:
     return rates.astype(leaf.dtype).reshape(entries, *(1,) * (leaf.ndim - 1))
 
   return map_roles(rate, params)
+
+
+class Unfreezing(NamedTuple):
+  """The state of `unfreezing`: the number of updates, and the state of the inner transformation."""
+
+  count: jax.Array
+  inner: optax.OptState
+
+
+def unfreezing(inner: optax.GradientTransformation, every: int) -> optax.GradientTransformation:
+  """`inner` with gradients and updates of 0 for layers whose turn has not come: heads are trained
+  from the beginning, layer l of L after `every (L + 1 - l)` updates, embeddings after
+  `every (L + 1)`."""
+
+  def update(grads, state, params=None):
+    # The exponents of `layer_rates` are 0, 2, ..., L + 2; powers of 1/2 are exact.
+    def chosen(x, rate):
+      turn = jnp.maximum(jnp.round(-jnp.log2(rate)) - 1, 0)
+      return x * (turn <= state.count // every)
+
+    rates = layer_rates(grads, 0.5)
+    masked = jax.tree.map(chosen, grads, rates)
+    updates, after = inner.update(masked, state.inner, params)
+    return jax.tree.map(chosen, updates, rates), Unfreezing(state.count + 1, after)
+
+  def init(params):
+    return Unfreezing(jnp.zeros((), jnp.int32), inner.init(params))
+
+  return optax.GradientTransformation(init, update)
 
 
 def is_decayed(params) -> object:

@@ -6,6 +6,7 @@ each text and those that both have are separate features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,9 +28,15 @@ class Fitted(NamedTuple):
 def best_bag_of_words(splits: Splits) -> Fitted:
   """Multinomial logistic regression of the target "label", or ridge regression of "value", trained
   on `splits.train`. Deterministic. A class without a training example is never predicted."""
+  return best_linear(_features(splits), splits, PENALTIES)
+
+
+def best_linear(features: Sequence[Any], splits: Splits, penalties: Sequence[float]) -> Fitted:
+  """The linear model with the penalty that is best on the dev split. features: of train, dev and
+  test, [examples, features]. With one class in training it is always predicted."""
   from sklearn.linear_model import LogisticRegression, Ridge
 
-  train, dev, test = _features(splits)
+  train, dev, test = features
   is_number = "value" in splits.train.targets
   target = "value" if is_number else "label"
   known, chosen_by = splits.train.targets[target], splits.dev.targets[target]
@@ -41,7 +48,10 @@ def best_bag_of_words(splits: Splits) -> Fitted:
     dev_score = -np.mean(errors**2) if is_number else np.mean(errors == 0)
     return Fitted(model.predict(test), penalty, float(dev_score))
 
-  return max(map(fitted, PENALTIES), key=lambda fit: fit.dev)  # the first of equals
+  if not is_number and len(np.unique(known)) < 2:
+    same = np.full(len(splits.test), known[0])
+    return Fitted(same, penalties[0], float(np.mean(chosen_by == known[0])))
+  return max(map(fitted, penalties), key=lambda fit: fit.dev)  # the first of equals
 
 
 def _features(splits: Splits) -> list[Any]:

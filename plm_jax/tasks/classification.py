@@ -7,9 +7,11 @@ to one score per class; the loss is the mean cross-entropy of the rows.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from plm_jax.data.tokenizers import Tokenizer
@@ -24,6 +26,7 @@ from plm_jax.tasks.predicting import outputs
 from plm_jax.tasks.rows import EncodedRows, framed_rows
 from plm_jax.tasks.task import Task, Trained
 
+TEACHER = "teacher"  # in a batch: the teacher's logits, float32 [B, classes]
 NONE = "(none)"  # the label of a prediction below the threshold
 
 
@@ -32,15 +35,44 @@ class Classification:
   """Mean of `-log p(label | row)` over rows; an objective like any other, so `fit` trains it.
 
   labels: the number of classes. Rows of row_weight 0 fill up a batch and do not count.
+  label_smoothing: e of `(1 - e) loss + e mean_c(-log p_c)` (Szegedy et al. 2016, section 7).
+  class_weights: the weight of a row in the mean, by its class; empty is 1. balanced: fills them in,
+    so that all classes weigh alike.
+  soft: with a teacher, the share of its loss, `T^2 KL(teacher || model)` of both at temperature T,
+    beside that of the labels (Hinton et al. 2015, section 2).
   """
 
   labels: int
+  label_smoothing: float = 0.0
+  class_weights: tuple[float, ...] = ()
+  balanced: bool = False
+  soft: float = 0.5
+  temperature: float = 2.0
   weight: float = 1.0
   name = "class"
 
   def __post_init__(self):
     if self.labels < 2:
       raise UserError(f"a classification needs at least 2 classes, and class.labels={self.labels}")
+    if not (0 <= self.label_smoothing < 1 and 0 <= self.soft <= 1 and self.temperature > 0):
+      raise UserError(
+        "class.label_smoothing must be at least 0 and below 1, class.soft from 0 to 1, and "
+        "class.temperature above 0"
+      )
+    weights = self.class_weights
+    if weights and (len(weights) != self.labels or min(weights) < 0 or not sum(weights)):
+      raise UserError(
+        f"class.class_weights has {len(weights)} numbers; expected one for each of the "
+        f"{self.labels} classes, at least 0, and not all 0"
+      )
+
+  def balancing(self, labels: np.ndarray) -> Self:
+    """With weights by which all classes of these labels weigh alike, if `balanced`."""
+    if not self.balanced:
+      return self
+    counts = np.bincount(labels, minlength=self.labels)
+    weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return dataclasses.replace(self, class_weights=tuple(map(float, weights)))
 
   @property
   def heads(self) -> dict[str, int]:
@@ -51,11 +83,34 @@ class Classification:
     return batch
 
   def count(self, batch) -> jax.Array:
-    return batch["row_weight"].sum()
+    return self._weights(batch).sum()
+
+  def _weights(self, batch) -> jax.Array:
+    """float32 [B]."""
+    if not self.class_weights:
+      return batch["row_weight"]
+    return batch["row_weight"] * jnp.asarray(self.class_weights, jnp.float32)[batch["label"]]
 
   def loss(self, model, hidden, batch, noise) -> Terms:
     logits_BC = model.class_logits(hidden, batch, noise)
-    return cross_entropy(logits_BC, batch["label"], batch["row_weight"])
+    terms = cross_entropy(logits_BC, batch["label"], batch["row_weight"])
+    teaches = TEACHER in batch and self.soft > 0
+    if not (self.class_weights or self.label_smoothing or teaches):
+      return terms
+    weights_B, log_p_BC = self._weights(batch), jax.nn.log_softmax(logits_BC)
+    losses_B = -jnp.take_along_axis(log_p_BC, batch["label"][:, None], axis=1)[:, 0]
+    e = self.label_smoothing
+    losses_B = (1 - e) * losses_B - e * log_p_BC.mean(axis=1)
+    if teaches:
+      losses_B = (1 - self.soft) * losses_B + self.soft * self._divergence(logits_BC, batch)
+    return terms | {"loss": ((losses_B * weights_B).sum(), weights_B.sum())}
+
+  def _divergence(self, logits_BC: jax.Array, batch) -> jax.Array:
+    """float32 [B]: `T^2 KL(teacher || model)`."""
+    teacher_BC = jax.nn.log_softmax(batch[TEACHER] / self.temperature)
+    model_BC = jax.nn.log_softmax(logits_BC / self.temperature)
+    kl_B = (jnp.exp(teacher_BC) * (teacher_BC - model_BC)).sum(axis=1)
+    return self.temperature**2 * kl_B
 
   def baseline(self, counts, batches, scores) -> Baseline:
     return majority(batches, "label")
@@ -136,6 +191,19 @@ class LabelTask(Task):
       scores["ece"] = metrics.expected_calibration_error(correct, confidence)
     return scores
 
+  def teacher_logits(self, task: Task, teacher: Trained, items: Sequence[Example]) -> np.ndarray:
+    """float32 [N, classes]: those of a fine-tuned model, in the order of this task's classes.
+    Errors: `UserError` for a teacher with other classes."""
+    if set(task.classes) != set(self.labels):
+      raise UserError(
+        f"the teacher knows the classes {', '.join(task.classes[:9]) or '(none)'} and the data has "
+        f"{', '.join(self.labels[:9])}; expected the same."
+      )
+    examples = task.encode(items, teacher.tokenizer)
+    rows = task.rows(examples, teacher.config, teacher.tokenizer)
+    order = [task.classes.index(label) for label in self.labels]
+    return outputs(teacher, rows, class_logits)[:, order]
+
   def report(self, examples: Examples, predictions: list[Prediction]) -> str:
     targets = [item.target for item in examples.items]
     return metrics.confusion(targets, [p["label"] for p in predictions], self.labels)
@@ -146,6 +214,6 @@ class LabelTask(Task):
   def baseline(self, name: str, splits: Splits) -> list[Prediction]:
     known = splits.train.targets["label"]
     best = np.full(len(splits.test), np.bincount(known).argmax())
-    if name == "words" and len(np.unique(known)) > 1:
+    if name == "words":
       best = best_bag_of_words(splits).predictions
     return [{"label": self.labels[number]} for number in best]

@@ -17,6 +17,9 @@ TRAINED = {
   "random": "same model, random initialisation",
 }
 
+PROBE = "probe"
+PROBES = {PROBE: "frozen features, linear probe"}
+
 
 def numbers_of_labels(text: str, flag: str) -> list[int | None]:
   """`500,all` -> [500, None]. Errors: `UserError`, naming the flag, for anything else."""
@@ -27,12 +30,13 @@ def numbers_of_labels(text: str, flag: str) -> list[int | None]:
 
 
 class Cell(NamedTuple):
-  """One arm with one number of labels and one seed; test: metric -> value."""
+  """One arm with one number of labels and one seed; test, dev: metric -> value."""
 
   arm: str
   labels: str  # "500" or "all"
   seed: int
   test: dict[str, float]
+  dev: dict[str, float] | None = None  # of a trained model
 
 
 class Comparison(NamedTuple):
@@ -46,13 +50,14 @@ class Comparison(NamedTuple):
   @classmethod
   def of(cls, cells: Iterable[Cell], task) -> Comparison:
     """The cells of a `Task` in the order of the table: by labels, "all" last, seed and arm."""
-    arms = [*TRAINED, *task.baselines]
+    baselines = PROBES | task.baselines
+    arms = [*TRAINED, *baselines]
 
     def place(cell: Cell):
       size = math.inf if cell.labels == "all" else int(cell.labels)
       return size, cell.seed, arms.index(cell.arm)
 
-    return cls(sorted(cells, key=place), task.metrics, task.baselines)
+    return cls(sorted(cells, key=place), task.metrics, baselines)
 
   @property
   def arms(self) -> dict[str, str]:
@@ -111,8 +116,22 @@ def table(comparison: Comparison, chance: dict[str, float]) -> str:
     lines.append(f"{name:34}" + "".join(f"{_spread(v):>18}" for v in values))
   always = "".join(f"{chance[metric]:>10.3f}{'':8}" for _, metric in columns)
   lines.append(f"{list(comparison.baselines.values())[-1]:34}{always}".rstrip())
+  lines += every_run(comparison)
   verdicts = [verdict(comparison, labels) for labels in comparison.labels]
   return "\n".join([*lines, *filter(None, verdicts)])
+
+
+def every_run(comparison: Comparison) -> list[str]:
+  """For trained arms with several seeds: the first metric of every run, and its median."""
+  metric, lines = comparison.metrics[0], []
+  for labels in comparison.labels:
+    for arm in TRAINED:
+      values = comparison.values(arm, labels, metric)
+      if len(values) > 1:
+        runs = " ".join(f"{value:.3f}" for value in values)
+        median = np.median(values)
+        lines.append(f"{arm}, {labels} labels, {named(metric)}: runs {runs}, median {median:.3f}")
+  return lines
 
 
 def named(metric: str) -> str:
@@ -158,8 +177,8 @@ def _below_baseline(comparison: Comparison, labels: str) -> str:
     values = comparison.values(arm, labels, metric)
     if len(values) and mean < values.mean():
       return (
-        f"{labels} labels: the fine-tuned model is below the baseline ({name}). Try more labels, "
-        "more steps (--set=steps=N) or another learning rate (--set=optim.peak=RATE)."
+        f"{labels} labels: the fine-tuned model is below the baseline ({name}). Try --search, "
+        "another learning rate (--set=optim.peak=RATE), more steps (--set=steps=N) or more labels."
       )
   return ""
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from plm_jax.data.draws import permute
 from plm_jax.errors import UserError
+from plm_jax.tasks.augmentation import Augmentation
 from plm_jax.tasks.examples import SPLITS, Example, Splits
 from plm_jax.tasks.rows import frame_of
 from plm_jax.tasks.table_files import FIELDS, SUFFIXES, Columns, Table, columns, read_table
@@ -204,6 +205,8 @@ class TableTask(FileTask):
   text, text2, label, id, document: the names of columns, or their numbers from 1 in a file without
     a header; None finds the column by its name or its values.
   header: whether the first line names the columns; None finds out.
+  by_length: whether training batches have rows of similar length, which saves padding.
+  augment: changes of the words of training texts.
   """
 
   text: str | None = None
@@ -212,6 +215,8 @@ class TableTask(FileTask):
   id: str | None = None
   document: str | None = None
   header: bool | None = None
+  by_length: bool = True
+  augment: Augmentation = Augmentation()  # noqa: RUF009  frozen
 
   @property
   def texts(self) -> int:

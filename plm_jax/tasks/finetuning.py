@@ -15,29 +15,36 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from plm_jax import overrides
 from plm_jax.data.pipeline import iterate
+from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.experiment_flags import with_tokenizer
 from plm_jax.models.parameters import head_patterns, roles_of
 from plm_jax.runs import RunInfo, initial_record
+from plm_jax.tasks.augmentation import AugmentedBatches
+from plm_jax.tasks.classification import TEACHER
 from plm_jax.tasks.comparison import Cell
-from plm_jax.tasks.examples import Splits
-from plm_jax.tasks.predicting import TASK
+from plm_jax.tasks.examples import Examples, Splits
+from plm_jax.tasks.predicting import TASK, load
 from plm_jax.tasks.rows import LabelledBatches
 from plm_jax.tasks.task import Context, Task, Trained, with_settings
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.loop import Data, compile_experiment, fit
 from plm_jax.train.process import versions
+from plm_jax.train.selection import Selection
 from plm_jax.train.workdir import Workdir, write_whole
 
 SCORES, RESULTS, REPORT = "scores.json", "results.json", "report.txt"
 
 
 class FinetunePlan(NamedTuple):
-  """The settings that all cells share. recipe: (source, task, examples) -> Experiment."""
+  """The settings that all cells share. recipe: (source, task, examples) -> Experiment. found:
+  settings that --search chose, before the user's. teacher: a fine-tuned run for distillation.
+  search: whether the recipe of these results was chosen by a search."""
 
   source: RunInfo
   recipe: Callable[..., Experiment]
@@ -45,17 +52,30 @@ class FinetunePlan(NamedTuple):
   task: Task
   splits: Splits
   path: Path
+  found: tuple[str, ...] = ()
+  teacher: Path | None = None
+  search: bool = False
 
   def experiment(self, examples: int | None, seed: int) -> Experiment:
     """The experiment of both model arms. Errors: `UserError` if the task has fewer examples."""
-    count = len(self.splits.few(examples, seed).train)
+    train = self.splits.few(examples, seed).train
+    count = len(train)
     experiment = self.recipe(self.source, self.task, count)
-    experiment = overrides.apply(experiment, _settings(self.settings, of_task=False))
+    chosen = [*self.found, *_settings(self.settings, of_task=False)]
+    experiment = overrides.apply(experiment, chosen)
+    objectives = tuple(
+      o.balancing(train.targets["label"]) if getattr(o, "balanced", False) else o
+      for o in experiment.objectives
+    )
+    experiment = dataclasses.replace(experiment, objectives=objectives)
     places = [setting.replace("task.", "data.", 1) for setting in self.settings]
     experiment = with_tokenizer(experiment, self.source, places)
     task: Any = experiment.data
-    data = dataclasses.replace(task, examples=examples)
-    return dataclasses.replace(experiment, data=data, seed=seed)
+    data, tuning = dataclasses.replace(task, examples=examples), experiment.tuning
+    if tuning.patience and not tuning.every:
+      epoch = max(1, min(count // experiment.global_batch, experiment.steps))
+      tuning = dataclasses.replace(tuning, every=epoch)
+    return dataclasses.replace(experiment, data=data, tuning=tuning, seed=seed)
 
 
 def plan(
@@ -92,7 +112,14 @@ def identity(plan: FinetunePlan) -> dict[str, Any]:
     "task": plan.task.name,
     "text": plan.splits.record(),
     "settings": sorted(plan.settings),
+    **({"taught_by": taught_by(plan)} if plan.teacher else {}),
+    **({"search": True} if plan.search else {}),
   }
+
+
+def taught_by(plan: FinetunePlan) -> dict[str, Any] | None:
+  """The record of the teacher of a distillation; None without one."""
+  return checkpoint_record(RunInfo.read(plan.teacher)) if plan.teacher else None
 
 
 def earlier_cells(plan: FinetunePlan) -> list[Cell]:
@@ -125,6 +152,7 @@ def model_cell(plan: FinetunePlan, arm: str, examples: int | None, seed: int, ti
     "text": plan.splits.few(examples, seed).record(),
     "command": sys.argv,
     "versions": versions(),
+    "taught_by": taught_by(plan),
   }
   with Workdir(plan.path / record["name"]) as workdir:
     workdir.check_same_experiment(experiment, record)
@@ -132,8 +160,8 @@ def model_cell(plan: FinetunePlan, arm: str, examples: int | None, seed: int, ti
       return Cell(**json.loads((workdir / SCORES).read_text()))
     workdir.write_config(experiment, record)
     plan.source.tokenizer.save(workdir / "tokenizer")
-    test = _train_and_test(plan, arm, experiment, workdir, title)
-    cell = Cell(arm, labels, seed, test)
+    dev, test = _train_and_test(plan, arm, experiment, workdir, title)
+    cell = Cell(arm, labels, seed, test, dev)
     if jax.process_index() == 0:
       write_whole(workdir / SCORES, json.dumps(cell._asdict(), indent=2) + "\n")
     return cell
@@ -149,45 +177,75 @@ def checkpoint_record(source: RunInfo) -> dict[str, Any]:
 
 def _train_and_test(
   plan: FinetunePlan, arm: str, experiment: Experiment, workdir: Workdir, title: str
-) -> dict[str, float]:
-  task, tokenizer = experiment.data, plan.source.tokenizer
-  splits = plan.splits.few(task.examples, experiment.seed)
-  train, dev = (
-    LabelledBatches(
-      task.rows(examples, experiment.model, tokenizer),
-      seed=experiment.seed,
-      global_batch=experiment.global_batch,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
-    for examples in (splits.train, splits.dev)
-  )
+) -> tuple[dict[str, float], dict[str, float]]:
+  """The scores on the dev split and on the test split."""
+  task, tokenizer, tuning = experiment.data, plan.source.tokenizer, experiment.tuning
+  splits = taught(plan, task, plan.splits.few(task.examples, experiment.seed))
+  train, dev = (batches_of(experiment, examples, tokenizer) for examples in splits[:2])
+  if getattr(task, "augment", None) and task.augment.is_on:
+    more = {"examples": splits.train, "task": task, "model": experiment.model}
+    train = AugmentedBatches(**vars(train), **more, tokenizer=tokenizer)
   program = compile_experiment(experiment, global_shapes(train))
   initial = restored(program, plan.source).params if arm == "pretrained" else None
   workers = task.workers
   data = Data(lambda start: iterate(train, start, experiment.steps, workers), dev.evaluation())
-  state, _ = fit(program, data, workdir, initial=initial, title=title)
-  trained = Trained(
-    experiment.model,
-    state.params,
-    tokenizer,
-    experiment.compute,
-    program.mesh,
-    experiment.global_batch,
-  )
-  tuned = task.tune(trained, splits.dev)
-  predictions = tuned.predict(trained, splits.test)
+
+  def trained(params) -> Trained:
+    settings = experiment.compute, program.mesh, experiment.global_batch
+    return Trained(experiment.model, params, tokenizer, *settings)
+
+  def score(params) -> float:
+    predictions = task.predict(trained(params), splits.dev)
+    return task.score(splits.dev, predictions)[task.metrics[0]]
+
+  if tuning.patience:
+    with Selection(workdir, score, tuning.every, tuning.patience) as selection:
+      fit(program, data, workdir, initial=initial, title=title, selection=selection)
+      params = selection.best(program.abstract.params)
+  else:
+    params = fit(program, data, workdir, initial=initial, title=title)[0].params
+  model = trained(params)
+  tuned = task.tune(model, splits.dev)
+  predictions = tuned.predict(model, splits.test)
   if jax.process_index() == 0:
     write_whole(workdir / REPORT, tuned.report(splits.test, predictions) + "\n")
     write_whole(workdir / TASK, json.dumps(overrides.to_json(tuned), indent=2) + "\n")
-  return tuned.score(splits.test, predictions)
+  on_dev = tuned.score(splits.dev, tuned.predict(model, splits.dev))
+  return on_dev, tuned.score(splits.test, predictions)
+
+
+def batches_of(experiment: Experiment, examples: Examples, tokenizer: Tokenizer) -> LabelledBatches:
+  """The batches of a split, of similar length in training if the task asks for that."""
+  task: Any = experiment.data
+  return LabelledBatches(
+    task.rows(examples, experiment.model, tokenizer),
+    seed=experiment.seed,
+    global_batch=experiment.global_batch,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    by_length=getattr(task, "by_length", False),
+  )
+
+
+def taught(plan: FinetunePlan, task: Task, splits: Splits) -> Splits:
+  """The splits; with a teacher the training examples have its logits as a further target."""
+  if plan.teacher is None:
+    return splits
+  if not hasattr(task, "teacher_logits"):
+    raise UserError(f"the task {task.name} has no distillation; leave --teacher out.")
+  train = splits.train
+  logits_NC = task.teacher_logits(*load(plan.teacher), train.items)
+  return splits._replace(
+    train=dataclasses.replace(train, targets=train.targets | {TEACHER: logits_NC})
+  )
 
 
 def global_shapes(batches: LabelledBatches) -> dict[str, Any]:
   """Shapes and dtypes of a batch of all processes together."""
   count = batches.global_batch
   return {
-    name: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype) for name, x in batches(0).items()
+    name: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)
+    for name, x in batches.rows.batch(np.zeros(1, int), np.ones(1, np.float32)).items()
   }
 
 

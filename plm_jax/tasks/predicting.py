@@ -35,9 +35,13 @@ def load(path: str | Path, settings: Sequence[str] = ()) -> tuple[Task, Trained]
       f"{path} was pretrained and not fine-tuned, so it predicts no labels: run_finetune.py "
       f"--from={path} fine-tunes it."
     )
+  return with_settings(task, settings), trained(run)
+
+
+def trained(run: Run) -> Trained:
+  """The model of a run on one device."""
   mesh = MeshShape().build(jax.devices()[:1])
-  task = with_settings(task, settings)
-  return task, Trained(run.config, run.params.encoder(), run.tokenizer, run.compute, mesh)
+  return Trained(run.config, run.params.encoder(), run.tokenizer, run.compute, mesh)
 
 
 def outputs(trained: Trained, rows: EncodedRows, read: Callable[..., Any]) -> Any:

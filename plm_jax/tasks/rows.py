@@ -15,7 +15,9 @@ from plm_jax.errors import UserError
 from plm_jax.models.model import Model
 
 _ORDER = 1  # salt for the order of an epoch, as in data.pipeline
-_SHORTEST = 16  # tokens of the shortest rows in a batch for predictions
+_BATCHES = 4  # salt for the order of the batches of a pool
+_POOL = 32  # batches whose rows are sorted by length together
+_SHORTEST = 16  # tokens of the shortest rows in a batch by length
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,18 +53,33 @@ class EncodedRows:
   def by_length(self, size: int) -> Iterator[tuple[np.ndarray, dict]]:
     """(rows, batch) of `size` rows: all rows by length in few shapes, for predictions. `rows` are
     those that count, the first of the batch."""
-    longest = next(iter(self.tokens.values())).shape[1]
-    length = np.maximum(self.values["length"], self.values.get("decoder_length", 0))
+    length = self.longest
     order = np.argsort(length.reshape(-1, self.together).max(axis=1), kind="stable")
     order = (order[:, None] * self.together + np.arange(self.together)).reshape(-1)
     for first in range(0, len(order), size):
       rows = order[first : first + size]
-      width = _SHORTEST
-      while width < length[rows].max():
-        width *= 2
+      width = width_of(length[rows].max(), self.width)
       filled = np.append(rows, np.full(size - len(rows), rows[-1]))
       weight = (np.arange(size) < len(rows)).astype(np.float32)
-      yield rows, self.batch(filled, weight, min(width, longest))
+      yield rows, self.batch(filled, weight, width)
+
+  @property
+  def width(self) -> int:
+    """Tokens of a row, padding included."""
+    return next(iter(self.tokens.values())).shape[1]
+
+  @property
+  def longest(self) -> np.ndarray:
+    """int [N]: the real tokens of each row, in the encoder or the decoder."""
+    return np.maximum(self.values["length"], self.values.get("decoder_length", 0))
+
+
+def width_of(length: int, longest: int) -> int:
+  """The shape for rows of up to `length` tokens: 16, 32, 64, ..., at most `longest`."""
+  width = _SHORTEST
+  while width < length:
+    width *= 2
+  return min(width, longest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +88,8 @@ class LabelledBatches:
 
   `EncodedRows` describes the arrays, [B, ...]; row_weight float32 [B] is 0 for rows that only fill
   up the batch. Every epoch is one pass over the rows in a new order. A batch may span two epochs,
-  so that no row is skipped.
+  so that no row is skipped. by_length: a training batch has rows of similar length, in few shapes:
+  the rows of up to `_POOL` batches are sorted by length, and these batches shuffled.
   """
 
   rows: EncodedRows
@@ -79,6 +97,7 @@ class LabelledBatches:
   global_batch: int
   process_index: int = 0
   process_count: int = 1
+  by_length: bool = False
 
   def __post_init__(self):
     if self.global_batch < 1 or self.global_batch % self.process_count:
@@ -94,15 +113,44 @@ class LabelledBatches:
 
   def __call__(self, step: int) -> dict[str, np.ndarray]:
     """The training batch of a step, arrays [B_local, ...]."""
+    slots = self._slots()
+    if self.by_length:
+      all_epochs, all_rows = self._sorted(int(step))
+      epochs, rows = all_epochs[slots], all_rows[slots]
+      width = width_of(self.rows.longest[all_rows].max(), self.rows.width)
+    else:
+      epochs, rows = self._order(int(step) * self.global_batch + slots)
+      width = None
+    return self._batch(epochs, rows, width)
+
+  def _batch(self, epochs: np.ndarray, rows: np.ndarray, width: int | None) -> dict:
+    """The batch of these rows. epochs: of each row, for subclasses that change them."""
+    del epochs
+    return self.rows.batch(rows, np.ones(len(rows), np.float32), width)
+
+  def _order(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The epoch and the row at each position of the training."""
     together = self.rows.together
     size = len(self.rows) // together
-    position, inside = np.divmod(int(step) * self.global_batch + self._slots(), together)
+    position, inside = np.divmod(positions, together)
     epochs, index = np.divmod(position, size)
     groups = np.empty_like(index)
     for epoch in np.unique(epochs):
       chosen = epochs == epoch
       groups[chosen] = permute(index[chosen], size, self.seed, _ORDER, int(epoch))
-    return self.rows.batch(groups * together + inside, np.ones(len(groups), np.float32))
+    return epochs, groups * together + inside
+
+  def _sorted(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `_order`, of the whole global batch of a step, with rows of similar length."""
+    batches = min(max(len(self.rows) // self.global_batch, 1), _POOL)
+    pool, place = divmod(step, batches)
+    size = batches * self.global_batch
+    epochs, rows = self._order(pool * size + np.arange(size))
+    length = self.rows.longest[rows].reshape(-1, self.rows.together).max(axis=1)
+    order = np.argsort(length, kind="stable").reshape(batches, -1)
+    chosen = order[permute(np.array([place]), batches, self.seed, _BATCHES, pool)[0]]
+    at = (chosen[:, None] * self.rows.together + np.arange(self.rows.together)).reshape(-1)
+    return epochs[at], rows[at]
 
   def check(self) -> None:
     """A `UserError` if there is nothing to train on."""

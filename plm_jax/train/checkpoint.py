@@ -31,6 +31,7 @@ from plm_jax.train.processes import is_first
 from plm_jax.train.stored_arrays import load_arrays, quiet_orbax, refuse_misfits, to_arrays
 
 FORMAT = 1
+BEST = "best"  # the folder of the best parameters of a run, which are read in place of its last
 INDEX, STATE, SAVING, DELETING = "checkpoint.json", "state", ".saving", ".deleting"
 PARAMETERS = "params/"  # where the train state keeps the model
 
@@ -284,6 +285,8 @@ def _locate(path: Path) -> tuple[Checkpoints, int | None]:
     raise UserError(f"the folder {path} does not exist; expected a run or one of its checkpoints.")
   if path.name.isdecimal() and path.parent.name == "checkpoints":
     return Checkpoints(path.parent), int(path.name)
+  if (best := Checkpoints(path / BEST)).steps():
+    return best, None
   inner = path / "checkpoints"
   return Checkpoints(inner if inner.is_dir() else path), None
 

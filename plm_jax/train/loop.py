@@ -26,7 +26,8 @@ from plm_jax.train.checkpoint import Checkpoints
 from plm_jax.train.memory import compile_step
 from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, TensorBoard
 from plm_jax.train.processes import Interrupted
-from plm_jax.train.state import TrainState, create_state
+from plm_jax.train.selection import Selection
+from plm_jax.train.state import TrainState, check_frozen, create_state
 from plm_jax.train.step import evaluation_step, metric_names
 from plm_jax.train.trace import Trace
 from plm_jax.train.workdir import Workdir
@@ -67,7 +68,8 @@ class Program:
 def compile_experiment(
   experiment: Experiment, batch: dict[str, Any], devices: list[jax.Device] | None = None
 ) -> Program:
-  """Compiles the step for batches like `batch` (arrays or shapes of a whole global batch).
+  """Compiles the step for batches like `batch` (arrays or shapes of a whole global batch); batches
+  of other shapes are compiled when they come.
 
   devices: None takes all. Errors: `UserError` for an experiment that trains nothing, or does not
   fit in the devices' memory (memory.py).
@@ -78,11 +80,7 @@ def compile_experiment(
   transform = experiment.optim.transform(experiment.steps)
   settings = {"objectives": experiment.objectives, "compute": experiment.compute}
   key = jax.random.key(experiment.seed)
-  rows = {
-    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh))
-    for name, x in batch.items()
-  }
-
+  rows = shapes_on(batch, mesh)
   continues = "begins" in rows
   if continues and not hasattr(jax.eval_shape(experiment.init_parameters, key), "carry"):
     raise UserError(
@@ -95,10 +93,11 @@ def compile_experiment(
     names = metric_names(params, rows, **settings)
     carry = params.carry(experiment.global_batch) if continues else None
     return create_state(
-      params, transform, jax.random.fold_in(key, 1), names, experiment.model.frozen, carry
+      params, transform, jax.random.fold_in(key, 1), names, experiment.frozen, carry
     )
 
   shapes = jax.eval_shape(create)
+  check_frozen(shapes.params, experiment.tuning.freeze)
   shardings = dataclasses.replace(
     parameter_shardings(dataclasses.replace(shapes, carry=None), mesh),
     carry=jax.tree.map(lambda _: batch_sharding(mesh), shapes.carry),
@@ -107,15 +106,36 @@ def compile_experiment(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
   step, memory = compile_step(experiment, transform, abstract, rows, mesh)
+  steps = {shapes_of(rows): step}
+
+  def step_of_any_shape(state, batch):
+    key = shapes_of(batch)
+    if key not in steps:
+      steps[key] = compile_step(experiment, transform, abstract, shapes_on(batch, mesh), mesh)[0]
+    return steps[key](state, batch)
+
   return Program(
     experiment=experiment,
     mesh=mesh,
     abstract=abstract,
     create=jax.jit(create, out_shardings=shardings, compiler_options=once()),
-    step=step,
+    step=step_of_any_shape,
     evaluate=on_mesh(mesh, jax.jit(functools.partial(evaluation_step, **settings))),
     memory=memory,
   )
+
+
+def shapes_on(batch: dict[str, Any], mesh) -> dict[str, jax.ShapeDtypeStruct]:
+  """The shapes of a batch's arrays on the mesh."""
+  sharding = batch_sharding(mesh)
+  return {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in batch.items()
+  }
+
+
+def shapes_of(batch: dict[str, Any]) -> tuple:
+  """The key of a batch's compiled step."""
+  return tuple((name, batch[name].shape) for name in sorted(batch))
 
 
 def on_mesh(mesh, function: Callable) -> Callable:
@@ -153,13 +173,15 @@ def fit(
   sinks: Sequence[Sink] = (),
   quiet: bool = False,
   title: str = "training",
+  selection: Selection | None = None,
   profile: Path | None = None,
 ) -> tuple[TrainState, list[dict]]:
   """Trains to the end, from the last good checkpoint in `workdir` if there is one.
 
   initial: parameters to start from instead of random ones. sinks: further destinations of the
-  records, closed by their owner. title: the label of the progress bar. profile: a folder for a
-  trace of a few steps (trace.py).
+  records, closed by their owner. title: the label of the progress bar. selection: keeps the best
+  parameters, and may end the training early. profile: a folder for a trace of a few steps
+  (trace.py).
   Returns the final state and all metric records. Errors: `UserError` when the loss stops being
   finite, naming the step; `Interrupted` after SIGTERM or SIGINT, with everything saved.
   """
@@ -185,15 +207,18 @@ def fit(
       print(f"{title}: resuming at step {start:,} of {experiment.steps:,}", file=sys.stderr)
     if start == 0:
       reporter.evaluated(0, evaluate(program, state.params, data.evaluation))
+    ended = selection is not None and selection.begin(start, state.params)
     stream = opened(data.training(start))
     trace = opened(Trace(profile if processes.is_first() else None, start))
 
-    for step in range(start + 1, experiment.steps + 1):
+    for step in range(start + 1, (start if ended else experiment.steps) + 1):
       batch = to_global(next(stream), program.mesh)
       state = program.step(state, batch)
       reporter.stepped(stream.waited)
       trace.stepped(step, state)
       last = step == experiment.steps
+      if selection is not None and selection.due(step, last):
+        last = selection.look(step, state.params) or last
       stops = stopping.now()
       if step % schedule.log == 0 or last:
         state = reporter.take(step, state)
@@ -207,6 +232,8 @@ def fit(
       if stops and not last:
         checkpoints.wait()
         raise Interrupted(f"saved step {step}")
+      if last:
+        break
     return state, metrics.records
 
 

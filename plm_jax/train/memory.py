@@ -50,7 +50,8 @@ def compiled_in(parts: int, experiment: Experiment, transform, abstract, rows, m
     compute=dataclasses.replace(experiment.compute, micro_batches=parts),
     transform=transform,
     learning_rate=experiment.optim.learning_rate(experiment.steps),
-    frozen=experiment.model.frozen,
+    frozen=experiment.frozen,
+    adversarial=experiment.tuning.adversarial,
   )
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   step = jax.jit(function, donate_argnums=0, out_shardings=shardings)

@@ -38,7 +38,7 @@ def costs(program: Program) -> str:
   """Parameters, positions and memory of a compiled experiment."""
   experiment, params = program.experiment, program.abstract.params
   count = size(params)
-  fixed = count - size(trainable(params, experiment.model.frozen))
+  fixed = count - size(trainable(params, experiment.frozen))
   frozen = f" ({fixed:,} of them frozen)" if fixed else ""
   batch, length = experiment.global_batch, experiment.data.length
   mesh = " x ".join(f"{name} {size}" for name, size in program.mesh.shape.items())

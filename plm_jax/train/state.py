@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from plm_jax.models.parameters import path_name
+from plm_jax.errors import UserError
+from plm_jax.models.parameters import named, path_name
 
 
 @jax.tree_util.register_dataclass
@@ -72,3 +73,16 @@ def merge_frozen(partial, params):
   return jax.tree.map(
     lambda x, frozen: frozen if x is None else x, partial, params, is_leaf=lambda x: x is None
   )
+
+
+def check_frozen(params, patterns: tuple[str, ...]) -> None:
+  """A `UserError` for a pattern that fits no parameter, or patterns that leave none to train."""
+  paths = [name for name, _ in named(params)]
+  for pattern in patterns:
+    if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
+      raise UserError(
+        f"tuning.freeze={pattern} fits no parameter; the model has "
+        f"{', '.join(sorted({path.split('/')[0] + '/*' for path in paths}))}"
+      )
+  if patterns and not jax.tree.leaves(trainable(params, patterns)):
+    raise UserError(f"tuning.freeze={','.join(patterns)} leaves no parameter to train")

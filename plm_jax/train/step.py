@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise
+from plm_jax.models.parameters import map_roles
 from plm_jax.train.state import TrainState, merge_frozen, trainable
 
 
@@ -41,12 +43,13 @@ def train_step(
   transform,
   learning_rate,
   frozen: tuple[str, ...] = (),
+  adversarial: float = 0.0,
 ) -> TrainState:
   """One update on one global batch of arrays `[B, ...]`.
 
   The loss is the weighted sum over objectives of sum / count. Counts are those of the whole global
   batch, so the loss does not depend on the number of devices or micro-batches. Parameters under
-  `frozen` paths are neither differentiated nor changed.
+  `frozen` paths are neither differentiated nor changed. adversarial: as `Tuning` has it.
   """
   key = jax.random.fold_in(state.key, state.step)
   counts = {o.name: jnp.maximum(o.count(batch), 1.0) for o in objectives}
@@ -60,9 +63,10 @@ def train_step(
 
   params = trainable(state.params, frozen)
   rows = batch, carried(state, batch)
-  loss, terms, carry, grads = accumulate(
-    jax.value_and_grad(loss_fn, has_aux=True), params, rows, key, compute
-  )
+  value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+  if adversarial:
+    value_and_grad = with_attack(value_and_grad, adversarial)
+  loss, terms, carry, grads = accumulate(value_and_grad, params, rows, key, compute)
   grad_norm = optax.tree.norm(grads)
   updates, opt_state = transform.update(grads, state.opt_state, params)
   updated = optax.apply_updates(params, updates)
@@ -86,6 +90,27 @@ def train_step(
     first_bad=jnp.where(good | (state.first_bad > 0), state.first_bad, state.step + 1),
     carry=carry,
   )
+
+
+def with_attack(value_and_grad, length: float):
+  """`value_and_grad` with the gradients at the parameters, plus those after a step of `length` of
+  all token tables along the gradient (Miyato et al. 2017, FGM). Loss and terms are those at the
+  parameters."""
+
+  def attacked(params, rows, noise):
+    result, grads = value_and_grad(params, rows, noise)
+    chosen = map_roles(lambda path, role, g: path.endswith("token/table"), grads)
+    tables = [g for g, is_table in zip(*map(jax.tree.leaves, (grads, chosen))) if is_table]
+    if not tables:
+      raise UserError("tuning.adversarial moves the token table, which tuning.freeze keeps fixed")
+    size = length / jnp.maximum(optax.tree.norm(tables), 1e-12)
+    moved = jax.tree.map(
+      lambda x, g, is_table: x + size * g if is_table else x, params, grads, chosen
+    )
+    _, more = value_and_grad(moved, rows, noise)
+    return result, jax.tree.map(jnp.add, grads, more)
+
+  return attacked
 
 
 def carried(state: TrainState, batch: dict) -> Any:

@@ -77,7 +77,8 @@ class Workdir:
         f"{self.path} holds another experiment: {path} is {overrides.show(old)} there and "
         f"{overrides.show(new)} here{more}; choose another --workdir"
       )
-    for name, label in (("text", "text"), ("initial", "start (--from)")):
+    labels = {"text": "text", "initial": "start (--from)", "taught_by": "teacher (--teacher)"}
+    for name, label in labels.items():
       if name in record and document.get(name) != record[name]:
         raise UserError(f"{self.path} holds a run with another {label}; choose another --workdir")
 

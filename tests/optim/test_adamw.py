@@ -257,3 +257,26 @@ def test_lamb_can_be_chosen_from_the_command_line():
   chosen = overrides.apply(TOY, ["optim=LAMB(warmup=2)", "optim.peak=1e-2"])
   assert chosen.optim == LAMB(peak=1e-2, warmup=2)
   assert overrides.from_json(overrides.to_json(chosen)) == chosen
+
+
+def test_layers_are_unfrozen_from_the_head_to_the_embeddings_and_not_touched_before():
+  config = Bert(layers=2, width=16, heads=2, positions=8, vocab_size=20)
+  params = config.init(jax.random.key(0), {"classes": 2})
+  optim = AdamW(peak=1e-2, warmup=0, schedule="constant", unfreeze=2)
+  transform = optim.transform(10)
+  state, grads = transform.init(params), jax.tree.map(jnp.ones_like, params)
+  turns = {"classes": 0, "layer 1": 2, "layer 0": 4, "embed": 6}
+
+  def parts(tree):
+    kernel = tree.blocks.feed_forward.up.kernel[...]
+    embed = tree.embed.token.table[...]
+    return dict(zip(turns, (tree.classes.kernel[...], kernel[1], kernel[0], embed)))
+
+  moved = params
+  for step in range(8):
+    updates, state = transform.update(grads, state, moved)
+    for name, update in parts(updates).items():
+      assert bool(np.any(update)) == (step >= turns[name]), (step, name)
+    first = parts(state.inner[1].mu)
+    assert not np.any(first["embed"]) or step >= 6  # the moments begin with the layer
+    moved = optax.apply_updates(moved, updates)

@@ -168,3 +168,69 @@ def test_a_model_below_a_baseline_is_told_what_to_try():
   cells += [Cell("words", "all", 0, {"accuracy": 0.6, "macro_f1": 0.6})]
   said = verdict(Comparison.of(cells, Classify), "all")
   assert "below the baseline (bag of words, linear)" in said and "optim.peak" in said
+
+
+# --- options of the loss --------------------------------------------------------------------------
+
+
+def loss_of(model, batch, **options):
+  """Loss by the objective, and in float64 log p [N, C], labels and weights of the rows."""
+  objective = Classification(labels=CLASSES, **options)
+  terms, _ = forward(model, batch, (objective,), COMPUTE, None)
+  logits = np.asarray(model.class_logits(model(batch, COMPUTE, None), batch, None), np.float64)
+  log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+  total, count = terms["class/loss"]
+  assert count == pytest.approx(float(objective.count(batch)))
+  return float(total / count), log_p, terms
+
+
+def test_label_smoothing_takes_a_share_from_the_label(model, batch):
+  loss, log_p, _ = loss_of(model, batch, label_smoothing=0.2)
+  share = np.full((ROWS, CLASSES), 0.2 / CLASSES)
+  share[np.arange(ROWS), batch["label"]] += 0.8
+  losses = -(share * log_p).sum(axis=1)
+  assert loss == pytest.approx(np.average(losses, weights=batch["row_weight"]), rel=1e-5)
+
+
+def test_class_weights_weigh_rows_and_not_the_accuracy(model, batch):
+  weights = (1.0, 0.0, 3.0)
+  loss, log_p, terms = loss_of(model, batch, class_weights=weights)
+  losses = -log_p[np.arange(ROWS), batch["label"]]
+  by_row = batch["row_weight"] * np.array(weights)[batch["label"]]
+  assert loss == pytest.approx(np.average(losses, weights=by_row), rel=1e-5)
+  plain = loss_of(model, batch)[2]
+  assert terms["class/accuracy"] == plain["class/accuracy"]
+
+
+def test_balanced_classes_weigh_alike():
+  labels = np.array([0] * 8 + [1] * 2)
+  made = Classification(labels=3, balanced=True).balancing(labels)
+  weights = np.array(made.class_weights)[labels]
+  assert weights[labels == 0].sum() == pytest.approx(weights[labels == 1].sum())
+  assert weights.sum() == pytest.approx(10)
+  assert Classification(labels=3).balancing(labels).class_weights == ()
+
+
+def test_a_teacher_s_loss_is_the_divergence_of_both_at_the_temperature(model, batch):
+  teacher = np.random.default_rng(1).normal(size=(ROWS, CLASSES)).astype(np.float32)
+  taught = batch | {"teacher": teacher}
+  loss, log_p, _ = loss_of(model, taught, soft=0.3, temperature=4.0)
+
+  def at_temperature(x):
+    x = x / 4 - np.log(np.exp(x / 4).sum(axis=1, keepdims=True))
+    return x
+
+  theirs, ours = at_temperature(teacher.astype(np.float64)), at_temperature(log_p)
+  soft = 16 * (np.exp(theirs) * (theirs - ours)).sum(axis=1)
+  losses = 0.7 * -log_p[np.arange(ROWS), batch["label"]] + 0.3 * soft
+  assert loss == pytest.approx(np.average(losses, weights=batch["row_weight"]), rel=1e-5)
+  assert loss_of(model, taught, soft=0.0)[0] == pytest.approx(loss_of(model, batch)[0])
+
+
+@pytest.mark.parametrize(
+  "options",
+  [{"label_smoothing": 1.0}, {"soft": 1.5}, {"temperature": 0.0}, {"class_weights": (1.0, 2.0)}],
+)
+def test_options_of_the_loss_outside_their_range_are_refused(options):
+  with pytest.raises(UserError, match=next(iter(options))):
+    Classification(labels=CLASSES, **options)

@@ -212,3 +212,36 @@ def test_batches_for_predictions_have_every_row_once_in_few_shapes():
     assert (batch["length"] <= batch["input_ids"].shape[1]).all()
   assert sorted(seen) == list(range(50))
   assert shapes <= {(8, 16), (8, 32), (8, 50)}
+
+
+def test_training_batches_by_length_have_every_row_once_an_epoch_in_few_shapes():
+  rng = np.random.default_rng(0)
+  ids = [rng.integers(5, 40, size) for size in rng.integers(1, 70, 96)]
+  rows = rows_of(examples_of(ids, np.arange(96)), VOCAB, BERT, 50)
+  made = LabelledBatches(rows, seed=3, global_batch=8, by_length=True)
+  epochs = [[made(step) for step in range(12 * epoch, 12 * epoch + 12)] for epoch in (0, 1)]
+  for batches_ in epochs:
+    assert sorted(np.concatenate([b["label"] for b in batches_])) == list(range(96))
+    for batch in batches_:
+      width = batch["input_ids"].shape[1]
+      assert width in (16, 32, 50) and batch["length"].max() <= width
+      assert width == 16 or batch["length"].max() > width / 2
+  assert same(made(5), LabelledBatches(rows, seed=3, global_batch=8, by_length=True)(5))
+  assert not same(made(0), made(12))
+  used = sum(b["input_ids"].size for b in epochs[0])
+  assert used < 0.85 * 96 * 50
+  parts = [
+    LabelledBatches(rows, seed=3, global_batch=8, process_index=i, process_count=2, by_length=True)(
+      2
+    )
+    for i in (0, 1)
+  ]
+  assert same(made(2), {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+def test_rows_of_an_example_stay_together_by_length_too():
+  rows = dataclasses.replace(batches(12).rows, together=3)
+  made = LabelledBatches(rows, seed=3, global_batch=6, by_length=True)
+  labels = np.concatenate([made(step)["label"] for step in range(2)])
+  assert sorted(labels) == list(range(12))
+  assert (labels.reshape(-1, 3) == labels[::3, None] + np.arange(3)).all()

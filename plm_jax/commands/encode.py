@@ -1,0 +1,129 @@
+"""Turns texts into vectors with any model of this project.
+
+  python -m plm_jax.encode --model=runs/minilm --file=texts.txt --out=vectors.npy
+  python -m plm_jax.encode --model=runs/gpt_tiny --text="a fine film" --pooling=last --layer=-2
+
+The result is a float32 array [texts, width] in the order of the input; without --out a line of JSON
+for each text. A .csv, .tsv or .jsonl file has a column of texts; every line of another file is a
+text, an empty one too. Texts that are longer than the model reads are cut.
+
+From Python: `from plm_jax.encode import encode; encode("runs/minilm", ["a fine film"])`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from plm_jax import cli
+from plm_jax.data.corpora import default_cache
+from plm_jax.errors import UserError
+from plm_jax.export.to_run import run_directory
+from plm_jax.progress import progress_bar
+from plm_jax.runs import Run
+from plm_jax.tasks.classify import Classify
+from plm_jax.tasks.predicting import trained
+from plm_jax.tasks.table_files import SUFFIXES
+from plm_jax.tasks.vectors import POOLINGS, Pooled, vectors
+from plm_jax.train.process import keep_compilations
+
+FLAGS = flags.FLAGS
+BLOCK = 1024  # texts that are sorted by length together
+
+
+def define_flags() -> None:
+  flags.DEFINE_string("model", None, "The directory of a run, or of an imported model.")
+  flags.DEFINE_multi_string("text", [], "A text to encode. Repeatable.")
+  flags.DEFINE_string("file", None, "A .csv, .tsv or .jsonl file, or any other file with lines.")
+  flags.DEFINE_string("column", None, "The column of the texts in a table (default: guessed).")
+  flags.DEFINE_enum("pooling", None, list(POOLINGS), "How the tokens' states become one vector "
+                    "(default: as the model was trained, else mean).")  # fmt: skip
+  flags.DEFINE_integer("layer", -1, "0 is the embeddings, -1 the last layer.")
+  flags.DEFINE_string("out", None, "The .npy file to write (default: JSON on standard output).")
+
+
+def encode(
+  model: str | Path | Run, texts: Sequence[str], pooling: str | None = None, layer: int = -1
+) -> np.ndarray:
+  """float32 [texts, width]; the arguments are the flags of the command."""
+  return np.concatenate(list(encoded(model, texts, pooling, layer)))
+
+
+def encoded(
+  model: str | Path | Run, texts: Sequence[str], pooling: str | None = None, layer: int = -1
+) -> Iterator[np.ndarray]:
+  """The result of `encode`, a block of texts at a time, with a progress bar for many texts."""
+  if pooling not in (None, *POOLINGS):
+    raise UserError(f"--pooling={pooling} was given; expected one of {', '.join(POOLINGS)}.")
+  if not texts:
+    raise UserError("there is no text to encode; give at least one.")
+  run = model if isinstance(model, Run) else Run.load(run_directory(model))
+  # Of a Sentence-BERT that was imported.
+  own = (run.document.get("public") or {}).get("pooling") or {}
+  modes = own.get("modes", ["mean"])
+  normalized = pooling is None and layer == -1 and own.get("normalize", False)
+  if pooling is None and (len(modes) > 1 or modes[0] not in POOLINGS):
+    raise UserError(
+      f"{run.path} pools by {' and '.join(modes)}, which this command does not have; choose one of "
+      f"{', '.join(POOLINGS)} with --pooling."
+    )
+  pooled = Pooled(pooling or modes[0], layer, run.compute)
+  loaded = trained(run)
+  prepare = str.lower if own.get("lowercase") else str
+  with progress_bar(len(texts), "encoding", unit=" texts", disable=len(texts) < BLOCK) as bar:
+    for first in range(0, len(texts), BLOCK):
+      block = [(prepare(text),) for text in texts[first : first + BLOCK]]
+      array_ND = vectors(loaded, block, pooled, own.get("length"))
+      if normalized:
+        array_ND /= np.maximum(np.linalg.norm(array_ND, axis=1, keepdims=True), 1e-12)
+      bar.update(len(block))
+      yield array_ND
+
+
+def main() -> None:
+  if not FLAGS.model:
+    raise UserError("--model=DIR, the directory of a run, is needed.")
+  if bool(FLAGS.text) == bool(FLAGS.file):
+    raise UserError("give the texts by --text or by --file, one of them.")
+  if FLAGS.out and Path(FLAGS.out).exists():
+    raise UserError(f"{FLAGS.out} already exists; name another file with --out.")
+  texts = FLAGS.text or read(FLAGS.file, FLAGS.column)
+  keep_compilations(default_cache())
+  blocks = encoded(FLAGS.model, texts, FLAGS.pooling, FLAGS.layer)
+  if not FLAGS.out:
+    for array_ND in blocks:
+      for vector in array_ND:
+        print(json.dumps([round(float(x), 6) for x in vector]))
+    return
+  write(Path(FLAGS.out), blocks, len(texts))
+
+
+def read(path: str, column: str | None = None) -> list[str]:
+  """The texts of a file."""
+  if Path(path).suffix in SUFFIXES:
+    return [item.texts[0] for item in Classify(text=column).read_file(path, labelled=False)]
+  return cli.read_text(path, "--file").splitlines()
+
+
+def write(path: Path, blocks: Iterator[np.ndarray], count: int) -> None:
+  """Writes an array [count, D] block by block, so that it need not fit into memory."""
+  partial, done = path.with_name(path.name + ".partial"), 0
+  stored: np.ndarray | None = None
+  for array_ND in blocks:
+    if stored is None:
+      shape = (count, array_ND.shape[1])
+      stored = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+    stored[done : done + len(array_ND)] = array_ND
+    done += len(array_ND)
+  assert stored is not None  # there is at least one text
+  stored.flush()
+  partial.replace(path)
+  print(f"{path}: float32 {list(stored.shape)}")
+
+
+if __name__ == "__main__":
+  cli.run(main)

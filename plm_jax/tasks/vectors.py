@@ -1,0 +1,77 @@
+"""Vectors of texts: the states of one layer, pooled over the tokens of each text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plm_jax.errors import UserError
+from plm_jax.models.compute import Compute
+from plm_jax.models.recording import all_states
+from plm_jax.tasks.predicting import outputs
+from plm_jax.tasks.rows import frame_of, framed_rows
+from plm_jax.tasks.task import Trained
+
+PoolingMode = Literal["mean", "cls", "max", "last"]
+POOLINGS: tuple[str, ...] = get_args(PoolingMode)
+
+
+class Pooled(NamedTuple):
+  """Reads a vector from the states of a row; `predicting.outputs` takes it.
+
+  pooling: the mean or the maximum over the tokens, special tokens included; the first token
+  (`cls`); or the last. layer: 0 has the embeddings, l the states after layer l, and -1 those after
+  the last layer and its norm. Of an encoder-decoder it reads the encoder.
+  """
+
+  pooling: str = "mean"
+  layer: int = -1
+  compute: Compute = Compute()
+
+  def __call__(self, model, hidden: jax.Array, batch: dict) -> jax.Array:
+    """float32 `[B, D]`."""
+    states_BTD = self._states(model, hidden, batch).astype(jnp.float32)
+    length_B = jnp.maximum(batch["length"], 1)
+    if self.pooling == "cls":
+      return states_BTD[:, 0]
+    if self.pooling == "last":
+      return jnp.take_along_axis(states_BTD, length_B[:, None, None] - 1, axis=1)[:, 0]
+    real_BT1 = (jnp.arange(states_BTD.shape[1]) < length_B[:, None])[..., None]
+    if self.pooling == "max":
+      return jnp.where(real_BT1, states_BTD, -jnp.inf).max(axis=1)
+    return jnp.where(real_BT1, states_BTD, 0).sum(axis=1) / length_B[:, None]
+
+  def _states(self, model, hidden: jax.Array, batch: dict) -> jax.Array:
+    if self.layer == -1:
+      return model.encode(batch, self.compute) if hasattr(model, "encode") else hidden
+    states, _ = all_states(model, batch, self.compute)
+    if not -len(states) <= self.layer < len(states):
+      raise UserError(
+        f"--layer={self.layer} was given; this model has the states {-len(states)} to "
+        f"{len(states) - 1}, of which 0 is the embeddings and -1 the last."
+      )
+    return states[self.layer]
+
+
+def vectors(
+  trained: Trained, texts: Sequence[tuple[str, ...]], pooled: Pooled, longest: int | None = None
+) -> np.ndarray:
+  """float32 [N, D], a vector for each row of one text or two, in order; longer rows are cut.
+
+  longest: tokens of a row; None is as many as the model has positions.
+  """
+  tokenizer, config = trained.tokenizer, trained.config
+  flat = iter(tokenizer.encode_batch([text for row in texts for text in row]))
+  ids = [tuple(next(flat) for _ in row) for row in texts]
+  frame = sum(map(len, frame_of(config, tokenizer)))
+  needed = max(sum(map(len, row)) for row in ids) + frame
+  length = 16
+  while length < needed:  # powers of 2, so that the calls have few shapes together
+    length *= 2
+  length = min(length, longest or config.positions)
+  rows = framed_rows(ids, config, tokenizer, length)
+  return outputs(trained, rows, pooled).astype(np.float32)
