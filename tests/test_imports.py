@@ -47,7 +47,7 @@ BENEATH = {
   "export": {"errors", "cli", "data", "models", "runs", "experiment_flags"},
   "tasks": {
     *("errors", "overrides", "cli", "data", "models", "objectives", "sharding", "experiment"),
-    *("train", "runs", "experiment_flags"),
+    *("decode", "train", "runs", "experiment_flags"),
   },
   "ablate": {
     *("errors", "overrides", "cli", "data", "experiment", "train", "runs", "evaluation", "tasks"),
@@ -62,7 +62,7 @@ BENEATH = {
 HEAVY = {
   *("grain", "tensorflow_datasets", "tensorflow", "array_record", "sentencepiece", "tokenizers"),
   *("matplotlib", "tensorboardX", "sklearn", "orbax", "torch", "transformers", "scipy"),
-  *("ray", "tqdm"),
+  *("ray", "tqdm", "sacrebleu", "rouge_score"),
 }
 
 # Modules of this package that functions import, and why not the file.

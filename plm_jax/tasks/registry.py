@@ -14,9 +14,10 @@ from plm_jax.tasks.regress import Regress
 from plm_jax.tasks.table_files import SUFFIXES, columns, number, pair_of, read_table
 from plm_jax.tasks.task import Task
 from plm_jax.tasks.word_order import WordOrder
+from plm_jax.tasks.write import Write
 
 TASKS: dict[str, type[Task]] = {
-  task.name: task for task in (Classify, Pairs, Regress, WordOrder, Label)
+  task.name: task for task in (Classify, Pairs, Regress, WordOrder, Label, Write)
 }
 _MANY = 20  # different numbers; with more they are values, not classes
 
