@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import signal
 import sys
 import time
@@ -22,7 +23,7 @@ from plm_jax.sharding import batch_sharding, parameter_shardings, to_global
 from plm_jax.train.checkpoint import Checkpoints
 from plm_jax.train.metrics import JsonLines, Sink, Tee, TensorBoard
 from plm_jax.train.state import TrainState, create_state
-from plm_jax.train.step import evaluation_step, metric_names, train_step
+from plm_jax.train.step import evaluation_step, metric_names, together, train_step
 from plm_jax.train.workdir import Workdir
 
 
@@ -142,7 +143,8 @@ def compile_step(experiment: Experiment, transform, abstract, rows, mesh):
     with jax.set_mesh(mesh):
       compiled = step.lower(abstract, rows).compile()
     memory = step_memory(compiled)
-    can_split = experiment.global_batch % (2 * parts * devices) == 0
+    rows_of_part = 2 * parts * math.lcm(devices, together(experiment.objectives))
+    can_split = experiment.global_batch % rows_of_part == 0
     if experiment.compute.micro_batches or not limit or memory <= limit or not can_split:
       return compiled, memory
     parts *= 2
@@ -156,9 +158,16 @@ def step_memory(compiled) -> int:
 
 
 def check_batch_divides(experiment: Experiment, mesh) -> None:
-  """A `UserError` if a micro-batch does not spread evenly over the devices."""
+  """A `UserError` if a micro-batch does not spread evenly over the devices, or splits a group of
+  rows."""
   devices = mesh.shape["data"] * mesh.shape["fsdp"]
   parts = max(experiment.compute.micro_batches, 1)
+  group = together(experiment.objectives)
+  if experiment.global_batch % (parts * group):
+    raise UserError(
+      f"global_batch={experiment.global_batch} in {parts} micro-batches would split the {group} "
+      f"rows of an example; it must be a multiple of {parts * group}"
+    )
   if experiment.global_batch % (devices * parts):
     raise UserError(
       f"global_batch={experiment.global_batch} in {parts} micro-batches does not divide evenly "
