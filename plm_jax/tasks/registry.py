@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from plm_jax.errors import UserError
+from plm_jax.tasks.choose import Choose
 from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.label import Label
 from plm_jax.tasks.labelled_text import INSTALLED_TEXT
@@ -17,7 +18,7 @@ from plm_jax.tasks.word_order import WordOrder
 from plm_jax.tasks.write import Write
 
 TASKS: dict[str, type[Task]] = {
-  task.name: task for task in (Classify, Pairs, Regress, WordOrder, Label, Write)
+  task.name: task for task in (Classify, Pairs, Regress, WordOrder, Label, Write, Choose)
 }
 _MANY = 20  # different numbers; with more they are values, not classes
 

@@ -99,6 +99,11 @@ class Task(abc.ABC):
     """The names of the head's labels, for export; empty without labels."""
     return ()
 
+  @property
+  def together(self) -> int:
+    """The rows of an example that are always in one batch."""
+    return 1
+
   # --- reading
 
   @abc.abstractmethod

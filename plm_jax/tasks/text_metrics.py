@@ -75,7 +75,12 @@ class _Words:
   """rouge-score's own tokenizer knows a to z only."""
 
   def tokenize(self, text: str) -> list[str]:
-    return _WORDS.findall(text.lower())
+    return words_of(text)
+
+
+def words_of(text: str) -> list[str]:
+  """Words in lower case; a character of Chinese, Japanese or Korean is a word."""
+  return _WORDS.findall(text.lower())
 
 
 def tokens_of(texts: Sequence[str]) -> str:

@@ -111,8 +111,7 @@ class Write(FileTask):
 
   @property
   def question(self) -> str:
-    kind = f"one of {len(self.labels)} labels" if self.labels else "which text"
-    return f"{kind} for a text?"
+    return f"which of {len(self.labels)} labels?" if self.labels else "which text follows a text?"
 
   @property
   def place(self) -> str:
