@@ -10,6 +10,7 @@ import numpy as np
 NAMES = {"macro_f1": "macro-F1", "mcc": "MCC", "ece": "ECE", "pearson": "Pearson"}
 NAMES |= {"spearman": "Spearman", "bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1"}
 NAMES |= {"rouge2": "ROUGE-2", "rouge_l": "ROUGE-L", "exact": "exact match"}
+NAMES |= {"f1": "F1", "accuracy_mm": "accuracy, mismatched"}
 
 
 def classification(targets: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> dict:

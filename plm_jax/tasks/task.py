@@ -168,7 +168,7 @@ class _Root:
   task: Any
 
 
-def with_settings(task: Task, settings: Sequence[str]) -> Task:
+def with_settings(task: Any, settings: Sequence[str]) -> Any:
   """The task with every "task.FIELD=VALUE". Errors: `UserError` for an unknown field or value."""
   return overrides.apply(_Root(task), settings).task
 

@@ -101,6 +101,11 @@ class Write(FileTask):
   # --- for the user
 
   @property
+  def is_free(self) -> bool:
+    """Whether targets are texts, which may have several references, and not labels."""
+    return not self.labels
+
+  @property
   def metrics(self) -> tuple[str, ...]:
     """BLEU, which chooses, chrF, ROUGE-L and exact match; for labels accuracy and macro-F1."""
     return ("accuracy", "macro_f1") if self.labels else ("bleu", "chrf", "rouge_l", "exact")
@@ -122,12 +127,12 @@ class Write(FileTask):
   def read(self, context: Context) -> tuple[Self, Splits]:
     check_writes(context.source.config)
     task, splits = super().read(context)
-    splits = splits._replace(
-      dev=parallel.merged_examples(splits.dev), test=parallel.merged_examples(splits.test)
-    )
+    if task.is_free:
+      dev, test = map(parallel.merged_examples, (splits.dev, splits.test))
+      splits = splits._replace(dev=dev, test=test)
     task = dataclasses.replace(task, length=self.length)
     task, notes = task._with_lengths(splits, context)
-    if not task.labels:
+    if task.is_free:
       check_installed()
       if task.lowercase is None:
         lowers = lowercases([item.target for item in splits.train.items], context.tokenizer)
@@ -211,6 +216,7 @@ class Write(FileTask):
     """The task with the lengths of sources and targets, and lines about those that are cut."""
     config, tokenizer = context.source.config, context.tokenizer
     limit, special = row_limit(context), specials(config, tokenizer)
+    check_known(splits.train, tokenizer)
     targets = np.array([(row >= 0).sum() + 1 for t in splits.train.targets["target"] for row in t])
     sources = np.array([len(ids) + special for (ids,) in splits.train.ids])
     joint = not hasattr(config, "source_ids")  # a decoder reads both in one row
@@ -306,6 +312,17 @@ def row_limit(context: Context) -> int:
   if "public" in source.document or getattr(source.config, "position", "learned") != "learned":
     return source.config.positions
   return min(source.config.positions, source.experiment.data.length)
+
+
+def check_known(examples: Examples, tokenizer: Tokenizer) -> None:
+  """Errors: `UserError` if most tokens of the targets are unknown, which a model cannot write."""
+  ids = np.concatenate([rows[rows >= 0] for rows in examples.targets["target"]])
+  share = float(np.mean(ids == tokenizer.vocab.unk)) if tokenizer.vocab.unk is not None else 0.0
+  if share > 0.5:
+    raise UserError(
+      f"{share:.0%} of the targets' tokens are unknown to the tokenizer, which was trained on "
+      "other text; take a model of this language or script."
+    )
 
 
 def _fit(sizes: np.ndarray, most: int) -> int:
