@@ -10,8 +10,6 @@ With no flag: BERT-tiny on the text that is installed with Python, in about two 
 A run that was stopped or killed continues when the same command is given again.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from pathlib import Path
@@ -29,10 +27,10 @@ from plm_jax.data.preparation import Prepared, prepare
 from plm_jax.experiment import BUDGETS, Experiment
 from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.runs import RunInfo, initial_parameters
-from plm_jax.train import report
+from plm_jax.train import processes, report
 from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import Data, compile_experiment, fit
-from plm_jax.train.process import keep_compilations, keep_freed_memory
+from plm_jax.train.process import enough_threads, keep_compilations, keep_freed_memory
 from plm_jax.train.workdir import Workdir
 
 DEFAULT = "experiments/bert.py:tiny"
@@ -54,6 +52,11 @@ def define_flags() -> None:
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
   flags.DEFINE_bool("list", False, "List all experiments with their published numbers, and exit.")
   flags.DEFINE_bool("dry_run", False, "Show the configuration and its costs, train nothing.")
+  flags.DEFINE_string("profile", None, "Folder for a profiler trace of a few steps.")
+  flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes.")
+  flags.DEFINE_integer("processes", None, "Number of processes; 1 runs alone (default: detected).")
+  flags.DEFINE_integer("process", None, "Number of this process, from 0.")
+  flags.DEFINE_integer("join_seconds", 300, "How long to wait for the other processes.")
 
 
 def main() -> None:
@@ -62,17 +65,25 @@ def main() -> None:
     for reference, line in list_rows("experiments"):
       print(f"{reference:45} {line}")
     return
+  enough_threads()
+  numbers = FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.join_seconds
+  with processes.joined(*numbers):
+    run()
+
+
+def run() -> None:
+  """The run of the flags, in this process."""
   source = RunInfo.read(FLAGS["from"].value) if FLAGS["from"].value else None
   experiment, record = chosen_experiment(
     FLAGS.experiment, DEFAULT, FLAGS.budget, FLAGS.set, FLAGS.seed, source
   )
-  print(report.heading(record, experiment), flush=True)
+  processes.say(report.heading(record, experiment))
   experiment.check_trains()
   cache = cache_folder(FLAGS.cache)
   keep_compilations(cache)
   if FLAGS.dry_run:
-    print(overrides.describe(experiment))
-    print(report.costs(compile_experiment(experiment, example_batch(experiment))))
+    processes.say(overrides.describe(experiment))
+    processes.say(report.costs(compile_experiment(experiment, example_batch(experiment))))
     return
   path = Path(FLAGS.workdir or Path("runs") / record["name"])
   with Workdir(path) as workdir:
@@ -84,26 +95,36 @@ def pretrain(
   experiment: Experiment, record: dict, workdir: Workdir, cache: Path, source: RunInfo | None
 ) -> None:
   """Prepares the text, trains, evaluates and reports."""
-  prepared = prepare(experiment.data, cache)
-  workdir.write_config(experiment, record | {"text": report.text_record(prepared.manifest)})
-  prepared.tokenizer.save(workdir / "tokenizer")
-  print(report.text_line(prepared.manifest), flush=True)
+  first = processes.is_first()
+  with processes.first_goes_first():
+    prepared = prepare(experiment.data, cache, progress=first)
+  names = ("source", "tokenizer", "splits", "dropped")
+  text = {name: prepared.manifest[name] for name in names}
+  workdir.write_config(experiment, record | {"text": text})
+  if first:
+    prepared.tokenizer.save(workdir / "tokenizer")
+  processes.say(report.text_line(prepared.manifest))
   train, valid = batches_of(experiment, prepared)
-  train.check()
-  print(report.rows_line(train), flush=True)
-  evaluation = valid.evaluation(experiment.schedule.evaluation_rows)
-  print("compiling ...", file=sys.stderr, flush=True)
+  with processes.first_goes_first():  # the first makes the tables of rows
+    train.check()
+    evaluation = valid.evaluation(experiment.schedule.evaluation_rows)
+  processes.say(report.rows_line(train))
+  processes.say("compiling ...", file=sys.stderr)
   program = compile_experiment(experiment, example_batch(experiment))
-  print(report.costs(program), flush=True)
+  processes.say(report.costs(program))
   workers = experiment.data.workers
   data = Data(lambda start: iterate(train, start, experiment.steps, workers), evaluation)
-  state, records = fit(program, data, workdir, initial=initial_parameters(program, source))
-  if jax.process_index() == 0:
-    results = report.Results(experiment, records, prepared.train.counts, evaluation)
+  initial = initial_parameters(program, source)
+  profile = Path(FLAGS.profile) if FLAGS.profile else None
+  state, records = fit(program, data, workdir, initial=initial, profile=profile)
+  params = processes.whole(state.params)
+  if first:
+    rows = all_rows(valid).evaluation(experiment.schedule.evaluation_rows)
+    results = report.Results(experiment, records, prepared.train.counts, rows)
     print(report.results(results))
-    print(report.examples(state.params, results, prepared))
+    print(report.examples(params, results, prepared))
     report.draw_curves(results, workdir)
-    print(report.goodbye(workdir.path, experiment, state.params))
+    print(report.goodbye(workdir.path, experiment, params))
 
 
 def batches_of(experiment: Experiment, prepared: Prepared) -> tuple[Batches, Batches]:
@@ -123,6 +144,11 @@ def batches_of(experiment: Experiment, prepared: Prepared) -> tuple[Batches, Bat
     for store in (prepared.train, prepared.valid)
   )
   return train, valid
+
+
+def all_rows(batches: Batches) -> Batches:
+  """The batches of all processes together."""
+  return dataclasses.replace(batches, process_index=0, process_count=1)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 BATCHES = 4  # different batches, used in turn
+PEAK = {"H100": 790e12, "H200": 790e12}  # measured FLOP/s of a product of bfloat16, 8192^3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ _BERT_BASE = dataclasses.replace(
   _BERT,
   vocab=30522,
   batch=256,
-  contenders=("plm_jax", "stock", "expert", "stock+compile", "expert+compile"),
+  contenders=("plm_jax", "stock+compile", "expert+compile"),
   **_BASE,
 )
 PRESETS = {
@@ -48,12 +49,15 @@ PRESETS = {
   "cpu_t5": _T5,
   "gpu_base_128": _BERT_BASE,
   "gpu_base_512": dataclasses.replace(_BERT_BASE, batch=64, length=512),
+  "gpu_large_512": dataclasses.replace(
+    _BERT_BASE, layers=24, width=1024, heads=16, batch=32, length=512
+  ),
   "gpu_gpt2_1024": dataclasses.replace(
     _GPT,
     vocab=50257,
-    batch=16,
+    batch=32,
     length=1024,
-    contenders=("plm_jax", "nanogpt", "nanogpt+compile"),
+    contenders=("plm_jax", "nanogpt+compile"),
     **_BASE,
   ),
   "gpu_t5_base": dataclasses.replace(
@@ -62,7 +66,7 @@ PRESETS = {
     batch=64,
     length=512,
     targets=114,
-    contenders=("plm_jax", "stock", "stock+compile"),
+    contenders=("plm_jax", "stock+compile"),
     **_BASE,
   ),
 }
@@ -128,3 +132,14 @@ def _source_target(case: Case, random, ids: np.ndarray, length: np.ndarray) -> d
     "seq2seq_weights": np.ones(target.shape, np.float32),
     "row_weight": np.ones(case.batch, np.float32),
   }
+
+
+def flops_per_token(case: Case) -> float | None:
+  """Floating-point operations of a training step for each token of BERT or GPT: six for each weight
+  that a token meets, and attention's (for GPT the half that is not masked). None for T5."""
+  L, D, T, V = case.layers, case.width, case.length, case.vocab
+  blocks = 6 * 12 * L * D**2
+  if case.family == "bert":
+    predicted = max(1, round(0.15 * T)) / T
+    return blocks + 12 * L * T * D + 6 * predicted * (D**2 + D * V)
+  return blocks + 6 * L * T * D + 6 * D * V if case.family == "gpt" else None

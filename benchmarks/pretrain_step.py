@@ -17,7 +17,7 @@ process (what is left when others take turns on the machine; give it one core wi
 
   python benchmarks/pretrain_step.py                                  BERT, CPU, three minutes
   python benchmarks/pretrain_step.py --preset=cpu_gpt,cpu_t5
-  python benchmarks/pretrain_step.py --preset=gpu_base_128,gpu_base_512,gpu_gpt2_1024,gpu_t5_base
+  python benchmarks/pretrain_step.py --preset=gpu_base_128,gpu_large_512,gpu_gpt2_1024,gpu_t5_base
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
   sys.path.insert(0, str(ROOT))  # so that it runs where plm_jax is not installed
 
-from benchmarks.pretrain_cases import PRESETS, Case  # noqa: E402
+from benchmarks.pretrain_cases import PEAK, PRESETS, Case, flops_per_token  # noqa: E402
 from plm_jax import cli  # noqa: E402
 from plm_jax.errors import UserError  # noqa: E402
 
@@ -162,7 +162,8 @@ def show(preset: str, case: Case, records: list[dict]) -> None:
   first = records[0]
   print(f"{'':61}  {first['name']} is so many times as fast")
   print(
-    f"{'':20}{'ms/step':>9}{'CPU ms':>9}{'tokens/s':>10}{'loss':>7}{'GiB':>6}{'start':>8}  "
+    f"{'':20}{'ms/step':>9}{'CPU ms':>9}{'tokens/s':>10}{'MFU':>5}{'loss':>7}{'GiB':>6}"
+    f"{'start':>8}  "
     f"{'by the clock':23}by processor time"
   )
   for record in records:
@@ -170,10 +171,18 @@ def show(preset: str, case: Case, records: list[dict]) -> None:
     gib = f"{record['peak_gib']:.1f}" if record["peak_gib"] else "-"
     tokens = case.batch * (case.length + case.targets) / ms * 1e3
     print(
-      f"{record['name'][:19]:20}{ms:9.1f}{cpu:9.1f}{tokens:10,.0f}{record['mean_loss']:7.3f}"
+      f"{record['name'][:19]:20}{ms:9.1f}{cpu:9.1f}{tokens:10,.0f}"
+      f"{_mfu(case, tokens, record['device']):>5}{record['mean_loss']:7.3f}"
       f"{gib:>6}{record['first_step_s']:6.1f} s  {_ratio(record, first, 'round_ms'):23}"
       f"{_ratio(record, first, 'round_cpu_ms')}"
     )
+
+
+def _mfu(case: Case, tokens: float, device: str) -> str:
+  """Share of the device's `PEAK`."""
+  flops = flops_per_token(case)
+  peak = next((peak for name, peak in PEAK.items() if name in device), None)
+  return f"{tokens * flops / peak:.0%}" if flops and peak else "-"
 
 
 def _ratio(record: dict, first: dict, times: str) -> str:

@@ -6,8 +6,6 @@ same name. Exit codes: 0 success (`--help` included), 1 a bug of ours (with its 
 user's mistake (one sentence on stderr), 130 interrupted, 141 closed pipe.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import errno
@@ -109,48 +107,33 @@ def _parse_flags(module: ModuleType, argv: list[str], expected: tuple[str, ...] 
   if any(word in _HELP_FULL for word in before_end):
     print(_help(module), "\n\nFlags of every module:\n", flags.FLAGS.get_help(), sep="")
     raise _HelpShown
+  own = {flag.name: flag for flag in _own_flags(module)}
   try:
     words = flags.FLAGS(argv)[1:]
   except flags.UnrecognizedFlagError as error:
-    raise UserError(_unknown_flag(module, error.flagname)) from None
+    near = difflib.get_close_matches(error.flagname, [*own, "help"], n=1, cutoff=0.5)
+    meant = f"; did you mean --{near[0]}?" if near else "; --help lists the flags."
+    raise UserError(f"there is no flag --{error.flagname}{meant}") from None
   except flags.Error as error:
     if match := re.match(r"flag (--\S+): \('Non-boolean", str(error)):
       raise UserError(f"{match[1]} was given; this flag takes no value.") from None
-    raise UserError(_with_full_stop(str(error))) from None
+    sentence = str(error)
+    raise UserError(sentence if sentence.endswith((".", "?", "!")) else sentence + ".") from None
   if expected and len(words) != len(expected):
     actual = " ".join(words) or "nothing"
     raise UserError(f"{actual} was given; expected {' '.join(expected)} (--help tells more).")
   if words and not expected:
-    raise UserError(
-      f"{words[0]!r} was given without a flag; write --flag=value (--help lists the flags)."
-    )
-  for flag in _own_flags(module):
+    raise UserError(f"{words[0]!r} was given without a flag; write --flag=value (see --help).")
+  for name, flag in own.items():
     if flag.present and flag.value == "":  # often an unset shell variable
-      raise UserError(f"--{flag.name}= was given without a value; give one or leave it out.")
-  _quiet_logs()
+      raise UserError(f"--{name}= was given without a value; give one or leave it out.")
+  if flags.FLAGS["verbosity"].using_default_value:
+    logging.set_verbosity(logging.WARNING)
   return words
 
 
-def _unknown_flag(module: ModuleType, name: str) -> str:
-  own = [flag.name for flag in _own_flags(module)]
-  near = difflib.get_close_matches(name, [*own, "help"], n=1, cutoff=0.5)
-  meant = f"; did you mean --{near[0]}?" if near else "; --help lists the flags."
-  return f"there is no flag --{name}{meant}"
-
-
-def _with_full_stop(sentence: str) -> str:
-  return sentence if sentence.endswith((".", "?", "!")) else sentence + "."
-
-
-def _quiet_logs() -> None:
-  """Limits logs to warnings and errors, unless --verbosity is given."""
-  if flags.FLAGS["verbosity"].using_default_value:
-    logging.set_verbosity(logging.WARNING)
-
-
 def read_text(path: str, flag: str) -> str:
-  """The text of the file `path`. Errors: `UserError`, with `flag`, for files that are not text, and
-  for devices, which may never end."""
+  """The text of a file. Errors: `UserError`, with `flag`, for what is no text, and for devices."""
   if Path(path).is_char_device():
     raise UserError(f"{flag}={path} is a device; expected a file of text.")
   try:
@@ -207,8 +190,7 @@ def load_experiment(ref: str, returns: str = "Experiment", **arguments: Any) -> 
 
   The file is searched in the current directory, then in the repository. An experiment is a public
   function annotated to return Experiment, a table of experiments one annotated to return Table.
-  Errors: `UserError` for an unknown file or function, with the known names; errors inside the file
-  keep their traceback.
+  Errors: `UserError` for an unknown file or function; errors in the file keep their traceback.
   """
   path_text, colon, name = ref.partition(":")
   path = _experiment_file(path_text)
@@ -218,10 +200,8 @@ def load_experiment(ref: str, returns: str = "Experiment", **arguments: Any) -> 
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     meant = f" Did you mean {path_text}:{near[0]}?" if near else ""
     fault = f"has no {noun} {name!r}" if colon else f"needs the name of {_a(noun)} after a colon"
-    choices = (
-      f" It has: {', '.join(known)}." if known else f" No function in it returns {_a(returns)}."
-    )
-    raise UserError(f"{path_text} {fault}.{meant}{choices}")
+    rest = f"It has: {', '.join(known)}." if known else f"No function in it returns {_a(returns)}."
+    raise UserError(f"{path_text} {fault}.{meant} {rest}")
   function = getattr(_import(path), name)
   if not arguments:
     return function
@@ -236,8 +216,7 @@ def _a(word: str) -> str:
 
 
 def list_experiments(folder: str, returns: str = "Experiment") -> list[tuple[str, str]]:
-  """(`experiments/bert.py:no_nsp`, first line of its docstring) for every function of a folder that
-  returns `returns`.
+  """(`experiments/bert.py:no_nsp`, first line of its docstring) of a folder's functions.
 
   The files are read, not run. Order: files by name, functions as in the file.
   """
@@ -264,7 +243,8 @@ def _experiment_file(text: str) -> Path:
     folder = _ROOT / "experiments"
   base = next((b for b in (Path.cwd(), _ROOT) if folder.is_relative_to(b)), Path("/"))
   files = [p.relative_to(base).as_posix() for p in sorted(folder.glob("*.py"))]
-  files = [f for f in files if not Path(f).name.startswith("_")]
+  row = re.compile(r"^def (?!_).*-> .*\b(Experiment|Table)\b", re.MULTILINE)
+  files = [f for f in files if row.search((base / f).read_text(errors="replace"))]
   near = difflib.get_close_matches(text, files, n=1, cutoff=0.6)
   meant = f" Did you mean {near[0]}?" if near else ""
   choices = f" There is: {', '.join(files)}." if files else ""
@@ -273,8 +253,7 @@ def _experiment_file(text: str) -> Path:
 
 
 def _experiments_in(path: Path, returns: str = "Experiment") -> dict[str, str]:
-  """Names and first docstring lines of the functions of one file that return `returns`, without
-  running it."""
+  """Names and first docstring lines of a file's functions that return `returns`; it is not run."""
   try:
     tree = ast.parse(path.read_bytes(), str(path))
   except ValueError as error:

@@ -4,8 +4,6 @@ A place has a path such as `objectives.mlm.rate`: fields by name, elements of a 
 `.name` or index. Values are written in the form that `--set` (`plm_jax.overrides`) reads.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import importlib
@@ -55,6 +53,11 @@ def element_names(elements: tuple) -> list[str]:
   ]
 
 
+def is_within(path: str, fields: Collection[str]) -> bool:
+  """Whether a path is one of some fields or lies below one."""
+  return any(path == field or path.startswith(field + ".") for field in fields)
+
+
 def join(path: str, name: str) -> str:
   return f"{path}.{name}" if path else name
 
@@ -62,11 +65,6 @@ def join(path: str, name: str) -> str:
 def has_default(field: dataclasses.Field) -> bool:
   missing = dataclasses.MISSING
   return field.default is not missing or field.default_factory is not missing
-
-
-def _default(field: dataclasses.Field) -> Any:
-  factory = field.default_factory
-  return field.default if factory is dataclasses.MISSING else factory()
 
 
 # --- for the reader ------------------------------------------------------------------------------
@@ -84,12 +82,6 @@ def diff(config: Any, base: Any, path: str = "") -> list[tuple[str, Any, Any]]:
   return [difference for part in parts for difference in diff(*part)]
 
 
-def format_diff(differences: list[tuple[str, Any, Any]]) -> str:
-  """One aligned line per difference, `optim.peak   0.0001 -> 0.0002`; empty without any."""
-  width = max((len(path) for path, _, _ in differences), default=0)
-  return "\n".join(f"{p:<{width}}   {show(b)} -> {show(c)}" for p, b, c in differences)
-
-
 def describe(config: Any) -> str:
   """One aligned line per place: a dataclass as `Name(...)`, other values as `--set` reads them."""
   lines = [
@@ -104,8 +96,11 @@ def describe(config: Any) -> str:
 def show(value: Any) -> str:
   """A value as `--set` reads it; a dataclass with the fields that differ from their defaults."""
   if dataclasses.is_dataclass(value):
-    fields = [f for f in dataclasses.fields(value) if f.init]
-    shown = [f for f in fields if not has_default(f) or getattr(value, f.name) != _default(f)]
+    shown = []
+    for f in dataclasses.fields(value):
+      default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+      if f.init and (not has_default(f) or getattr(value, f.name) != default):
+        shown.append(f)
     arguments = ", ".join(f"{f.name}={_shown_inside(getattr(value, f.name))}" for f in shown)
     return f"{type(value).__name__}({arguments})"
   if isinstance(value, tuple):

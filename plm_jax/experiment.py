@@ -10,11 +10,9 @@ The budget is an argument, not a later rescaling, because a row may change a fie
 scales (Table 6 of BERT is about size itself), and so that each function shows its own settings.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import jax
 
@@ -135,7 +133,7 @@ class Experiment:
     """The heads that the objectives need."""
     return {name: size for o in self.objectives for name, size in o.heads.items()}
 
-  def resolve(self, vocab_size: int) -> Experiment:
+  def resolve(self, vocab_size: int) -> Self:
     """The experiment with the model's vocabulary filled in from the tokenizer."""
     if self.model.vocab_size is None:
       return dataclasses.replace(self, model=dataclasses.replace(self.model, vocab_size=vocab_size))

@@ -1,7 +1,5 @@
 """The resolved experiment of a command line's flags."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from pathlib import Path
@@ -88,8 +86,7 @@ def base_of(reference: str, budget: str) -> Experiment | None:
 def with_tokenizer(
   experiment: Experiment, source: RunInfo, settings: list[str], role: str = "--from="
 ) -> Experiment:
-  """The experiment with the source's tokenizer, without which its parameters mean nothing. role:
-  the source's name in an error."""
+  """The experiment with the source's tokenizer. role: the source's name in an error."""
   chosen = experiment.data.tokenizer
   is_set = any(s.startswith("data.tokenizer") for s in settings)
   if is_set and (chosen.path is None or chosen.load().fingerprint != source.tokenizer.fingerprint):
@@ -116,8 +113,7 @@ def with_tokenizer(
 
 
 def with_rows_of(experiment: Experiment, vocab: Vocab) -> Experiment:
-  """The experiment, with begin and end tokens around packed documents only if the vocabulary has
-  both."""
+  """The experiment, with tokens around packed documents only if the vocabulary has both."""
   segments = getattr(experiment.data, "segments", None)  # a labelled text has none
   if not isinstance(segments, PackedDocuments) or (vocab.begin and vocab.end):
     return experiment

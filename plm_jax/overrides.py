@@ -10,8 +10,6 @@ Elements of a tuple are addressed by index or `.name`: `objectives.mlm.rate=0.2`
 takes dataclasses accepts `data.tokenizer=BytePairs(vocab_size=8192)`. Nothing is evaluated.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import difflib
@@ -27,7 +25,6 @@ from plm_jax.config_tree import (
   diff,
   element_names,
   field_types,
-  format_diff,
   from_json,
   has_default,
   is_group,
@@ -38,7 +35,7 @@ from plm_jax.config_tree import (
 )
 from plm_jax.errors import UserError
 
-__all__ = ["apply", "to_json", "from_json", "diff", "format_diff", "describe", "show"]
+__all__ = ["apply", "to_json", "from_json", "diff", "describe", "show"]
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 # Strictest first: in `int | str`, 12 is a number.
@@ -53,7 +50,7 @@ class _Edit:
   """The overrides of one place of the tree: a new value, and then edits below it."""
 
   text: str | None = None
-  below: dict[str, _Edit] = dataclasses.field(default_factory=dict)
+  below: dict[str, "_Edit"] = dataclasses.field(default_factory=dict)
 
   def flags(self, path: str) -> str:
     """The overrides at and below this place, as the user wrote them."""
@@ -74,9 +71,7 @@ def apply(config: Any, overrides: Iterable[str]) -> Any:
     path, equals, text = override.partition("=")
     path = path.strip()
     if not equals or not all(path.split(".")):
-      raise UserError(
-        f"--set takes path=value, such as --set optim.peak=2e-4, but was given {override!r}."
-      )
+      raise UserError(f"--set takes path=value, such as --set optim.peak=2e-4, not {override!r}.")
     edit = root
     for name in path.split("."):
       edit = edit.below.setdefault(name, _Edit())
@@ -97,9 +92,8 @@ def _edited(value: Any, annotation: Any, edit: _Edit, path: str) -> Any:
     return _edited_dataclass(value, edit, path)
   if is_group(value):
     return _edited_tuple(value, annotation, edit, path)
-  classes = " or ".join(
-    f"{name}(...)" for name in _classes(_members(annotation, (value,)), (value,))
-  )
+  known = _classes(_members(annotation, (value,)), (value,))
+  classes = " or ".join(f"{name}(...)" for name in known)
   hint = f"; first give it a value: --set {path}={classes}" if classes else ""
   raise UserError(f"{edit.flags(path)}: {path} is {show(value)} and has no fields{hint}.")
 

@@ -1,5 +1,6 @@
 """Progress bars: live in a terminal, a line every few seconds in a log file."""
 
+import functools
 import sys
 from typing import Any
 
@@ -25,6 +26,12 @@ def progress_bar(total: int | None, description: str, **settings: Any):
     "ncols": 100,
   }
   return tqdm(total=total, desc=description, **logged | settings)
+
+
+@functools.cache
+def say_once(sentence: str) -> None:
+  """Prints a sentence the first time that it is said in this process."""
+  print(sentence, flush=True)
 
 
 class _Lines:

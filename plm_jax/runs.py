@@ -7,8 +7,6 @@ plm_jax/train/workdir.py lists the files of a directory. Every model with parame
 trained, imported, or made from counts (`steps=0`, `objectives=()`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys
@@ -37,8 +35,7 @@ if TYPE_CHECKING:
 class RunInfo:
   """A run without its parameters.
 
-  path, document: its directory and the content of config.json; None and empty for a run in
-  memory.
+  path, document: its directory and config.json's content; None and empty for a run in memory.
   """
 
   experiment: Experiment
@@ -47,7 +44,7 @@ class RunInfo:
   document: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @classmethod
-  def read(cls, path: str | Path) -> RunInfo:
+  def read(cls, path: str | Path) -> "RunInfo":
     """Errors: `UserError` if `path` is not the directory of a run."""
     path = Path(path)
     document = read_config(path)
@@ -82,23 +79,21 @@ class Run(RunInfo):
   step: int = 0
 
   @classmethod
-  def load(cls, path: str | Path) -> Run:
+  def load(cls, path: str | Path) -> "Run":
     """The newest good checkpoint in a run's directory, on one device.
 
     Errors: `UserError` if `path` is not the directory of a run, or has no good checkpoint.
     """
     info = RunInfo.read(path)
-    shapes = jax.eval_shape(
-      lambda key: info.experiment.model.init(key, info.heads), jax.random.key(0)
-    )
+    model = info.experiment.model
+    shapes = jax.eval_shape(lambda key: model.init(key, info.heads), jax.random.key(0))
     restored = restore_parameters(info.path, shapes)
     return cls(**vars(info), params=restored.params, step=int(restored.folder.name))
 
   def save(self, path: str | Path) -> None:
     """Writes the run as a directory that every command reads, without an optimiser's state.
 
-    Errors: `UserError` if the directory is not empty, because a newer checkpoint in it would be
-    loaded instead, or if it cannot be written.
+    Errors: `UserError` if it is not empty (a newer checkpoint would win), or cannot be written.
     """
     path = Path(path)
     try:
@@ -152,7 +147,7 @@ def initial_record(source: RunInfo | None) -> dict[str, Any] | None:
   return {"from": str(source.path.absolute()), "tokenizer": source.tokenizer.fingerprint}
 
 
-def initial_parameters(program: Program, source: RunInfo | None) -> Parameters | None:
+def initial_parameters(program: "Program", source: RunInfo | None) -> Parameters | None:
   """The source's parameters on the program's mesh, with new random heads where it lacks them.
   Without a source: the teacher's and the student's, or None without a teacher.
 
@@ -177,11 +172,10 @@ def initial_parameters(program: Program, source: RunInfo | None) -> Parameters |
   return restored.params
 
 
-def taught_parameters(program: Program) -> Parameters | None:
+def taught_parameters(program: "Program") -> Parameters | None:
   """The initial parameters of a distillation: the teacher's, and the student's made from them.
 
-  They are in the state and so in every checkpoint: a run resumes with its original teacher, even
-  if the teacher's directory has changed.
+  Every checkpoint has them: a run resumes with its original teacher, whatever its directory holds.
   """
   teacher = teacher_of(program.experiment)
   if teacher is None:
@@ -196,8 +190,7 @@ def taught_parameters(program: Program) -> Parameters | None:
 def teacher_of(experiment: Experiment, budget: str = "small") -> RunInfo | None:
   """The run that a distillation learns from; None for all other experiments.
 
-  Errors: `UserError` if the directory is missing, with the command that makes it, or if the run
-  predicts no masked tokens.
+  Errors: `UserError` if the directory is missing, or if the run predicts no masked tokens.
   """
   if not hasattr(experiment.model, "teacher"):
     return None

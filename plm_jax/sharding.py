@@ -5,8 +5,8 @@ the batch; `fsdp` splits the batch and the parameters; `tensor` splits the heads
 width and the vocabulary of a layer. All three compute the same numbers.
 
 The path of a parameter determines its logical axes (models/parameters.py), these its mesh axes
-(`RULES`) and its `NamedSharding`. Models do not know them. XLA inserts the communication
-(`AxisType.Auto`).
+(`RULES`) and its `NamedSharding`. Models do not know them. The rows of activations are split where
+models call `split_rows` (placement.py). XLA inserts the communication (`AxisType.Auto`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from plm_jax.errors import UserError
 from plm_jax.models.parameters import ROLES, Role, named, path_name, role, roles_of, stacked_axes
-
-AXES = ("data", "fsdp", "tensor")
+from plm_jax.placement import AXES, ROW_AXES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +199,7 @@ def _spec(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> Partitio
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The sharding of rows: split over `data` and `fsdp`, the same along `tensor`."""
-  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+  return NamedSharding(mesh, PartitionSpec(ROW_AXES))
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

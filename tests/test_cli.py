@@ -1,5 +1,6 @@
 """Commands fail in one sentence, and experiments are found by file and name."""
 
+import importlib.util
 import signal
 import subprocess
 import sys
@@ -224,6 +225,7 @@ def folder(tmp_path, monkeypatch):
   papers.mkdir()
   (papers / "paper.py").write_text(PAPER)
   (papers / "other.py").write_text("def tiny() -> Experiment:\n  'Small.'\n")
+  (papers / "sizes.py").write_text("def _row() -> Experiment: ...\ndef half(x): return x / 2\n")
   return papers
 
 
@@ -265,7 +267,7 @@ def test_arguments_are_bound_if_the_experiment_takes_them(folder):
     ("papers/paper.py", "needs the name of an experiment after a colon. It has: base"),
     (
       "papers/papr.py:base",
-      "Did you mean papers/paper.py? There is: papers/other.py, papers/paper",
+      "Did you mean papers/paper.py? There is: papers/other.py, papers/paper.py.",
     ),
     ("papers:base", "not a Python file|does not exist"),
     ("", "(no name)"),
@@ -295,3 +297,16 @@ def test_errors_in_an_experiment_file_keep_their_own_kind(folder):
   for _ in range(2):  # a failed import leaves nothing half made behind
     with pytest.raises(ModuleNotFoundError):
       cli.load_experiment("papers/fails.py:base")
+
+
+@pytest.mark.parametrize("name", ["sweep", "report", "evaluate"])
+def test_the_spelling_of_committed_reports_runs_the_same_command(name):
+  old, new = (importlib.util.find_spec(f"plm_jax.{package}{name}") for package in ("ablate.", ""))
+  assert old.origin == new.origin == str(ROOT / f"plm_jax/commands/{name}.py")
+
+
+def test_the_library_of_published_checkpoints_is_no_command():
+  command = [sys.executable, "-m", "plm_jax.export.hf", "check", "DIR"]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 2 and done.stderr.count("\n") == 1
+  assert "python -m plm_jax.check DIR" in done.stderr

@@ -22,15 +22,16 @@ BENEATH = {
   "overrides": {"errors", "config_tree"},
   "cli": {"errors"},
   "data": {"errors", "progress"},
-  "models": {"errors"},
-  "objectives": {"errors"},
+  "placement": set(),
+  "models": {"errors", "progress", "placement"},
+  "objectives": {"errors", "placement"},
   "optim": {"errors", "models"},
-  "sharding": {"errors", "models"},
+  "sharding": {"errors", "placement", "models"},
   "experiment": {"errors", "data", "models", "objectives", "optim", "sharding"},
   "decode": {"errors", "data", "models"},
   "train": {
-    *("errors", "progress", "overrides", "data", "models", "objectives", "sharding"),
-    *("experiment", "decode"),
+    *("errors", "progress", "config_tree", "overrides", "data", "models", "objectives"),
+    *("sharding", "experiment", "decode"),
   },
   "runs": {"errors", "overrides", "data", "models", "experiment", "train"},
   "evaluation": {"errors", "data", "models", "objectives", "runs"},
@@ -50,11 +51,12 @@ BENEATH = {
     *("decode", "train", "runs", "experiment_flags"),
   },
   "ablate": {
-    *("errors", "overrides", "cli", "data", "experiment", "train", "runs", "evaluation", "tasks"),
+    *("errors", "config_tree", "overrides", "cli", "data", "experiment", "train", "runs"),
+    *("evaluation", "tasks"),
   },
   "commands": {
-    *("errors", "progress", "cli", "data", "decode", "train", "runs", "evaluation", "export"),
-    "tasks",
+    *("errors", "progress", "cli", "data", "decode", "experiment", "train", "runs"),
+    *("evaluation", "export", "tasks", "ablate"),
   },
 }
 
@@ -69,6 +71,7 @@ HEAVY = {
 LATE = {
   ("data.tokenizers", "data.tokenizer_files"): "needs tokenizers and sentencepiece",
   ("data.tokenizers", "data.tokenizer_training"): "needs tokenizers and sentencepiece",
+  ("models.attention", "models.fused_attention"): "needs Pallas for Triton, which JAX may drop",
 }
 
 

@@ -1,6 +1,6 @@
 """Models learn what there is to learn: they come near a loss that theory gives, and not below it.
 
-The language is a Markov source (plm_jax/data/toy_language.py). Bounds are exact for the very rows
+The language is a Markov source (tests/toy_language.py). Bounds are exact for the very rows
 that are measured: no model can do better on average than the posterior of one who knows the source
 and which positions were selected; and one that need guess the latter, as a model must, is bound by
 the posterior with the rate of selection.
@@ -12,16 +12,16 @@ import functools
 import numpy as np
 import pytest
 
-from plm_jax.data.toy_language import (
+from plm_jax.objectives.clm import CLM
+from plm_jax.objectives.mlm import MLM
+from tests import toy_run
+from tests.toy_language import (
   HIDDEN,
   Corruption,
   bayes_mlm_loss,
   entropy_rate,
   unigram_entropy,
 )
-from plm_jax.objectives.clm import CLM
-from plm_jax.objectives.mlm import MLM
-from tests import toy_run
 from tests.toy_run import LANGUAGE, ONE_STRETCH, TOY, WORDS
 
 DOCUMENTS = 2000

@@ -294,11 +294,11 @@ def test_json_gives_back_an_equal_configuration():
 
 
 def test_classes_of_the_project_are_found_by_their_full_name():
-  from plm_jax.data.toy_language import Corruption
+  from plm_jax.objectives.nsp import NSP
 
-  data = overrides.to_json(Corruption(rate=0.2))
-  assert data["type"] == "plm_jax.data.toy_language.Corruption"
-  assert overrides.from_json(data) == Corruption(rate=0.2)
+  data = overrides.to_json(NSP(weight=0.2))
+  assert data["type"] == "plm_jax.objectives.nsp.NSP"
+  assert overrides.from_json(data) == NSP(weight=0.2)
 
 
 def test_json_of_another_version_is_refused():
@@ -336,19 +336,19 @@ def test_the_difference_names_paths_and_both_values():
     ("data.tokenizer", Words(), Pieces(share=0.1)),
     ("peak", 1e-4, 2e-4),
   ]
-  assert overrides.format_diff(differences).splitlines() == [
-    "objectives.mlm.rate   0.15 -> 0.2",
-    "data.tokenizer        Words() -> Pieces(share=0.1)",
-    "peak                  0.0001 -> 0.0002",
+  assert [(overrides.show(old), overrides.show(new)) for _, old, new in differences] == [
+    ("0.15", "0.2"),
+    ("Words()", "Pieces(share=0.1)"),
+    ("0.0001", "0.0002"),
   ]
-  assert overrides.diff(Run(), Run()) == [] and overrides.format_diff([]) == ""
+  assert overrides.diff(Run(), Run()) == []
 
 
 def test_a_changed_set_of_objectives_is_one_difference():
   config = dataclasses.replace(Run(), objectives=(Mask(0.2),))
-  assert overrides.format_diff(overrides.diff(config, Run())) == (
-    "objectives   Mask(),Next() -> Mask(rate=0.2)"
-  )
+  ((path, old, new),) = overrides.diff(config, Run())
+  shown = overrides.show(old), overrides.show(new)
+  assert (path, *shown) == ("objectives", "Mask(),Next()", "Mask(rate=0.2)")
 
 
 def test_the_description_is_written_as_set_takes_it():

@@ -16,9 +16,9 @@ from absl import flags
 
 import run_pretrain
 from plm_jax import cli
-from plm_jax.data.toy_language import write_corpus
 from plm_jax.train import loop
 from plm_jax.train.workdir import read_records
+from tests.toy_language import write_corpus
 from tests.toy_run import LANGUAGE
 
 ROOT = Path(__file__).resolve().parents[1]

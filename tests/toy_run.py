@@ -19,7 +19,6 @@ from plm_jax.data.pipeline import Batches, Corpus, iterate
 from plm_jax.data.preparation import prepare
 from plm_jax.data.segments import SegmentPair
 from plm_jax.data.tokenizers import WordPiece
-from plm_jax.data.toy_language import random_language, write_corpus
 from plm_jax.experiment import Experiment, Intervals
 from plm_jax.experiment_flags import vocab_size_of
 from plm_jax.models.bert import Bert
@@ -31,6 +30,7 @@ from plm_jax.sharding import MeshShape
 from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import Data, compile_experiment, fit
 from plm_jax.train.workdir import Workdir
+from tests.toy_language import random_language, write_corpus
 
 WORDS = 12
 LANGUAGE = random_language(WORDS)

@@ -4,17 +4,17 @@ A launcher is `(out, plan, runs, jobs) -> failed runs`, or None if it only submi
 launcher starts `python -m plm_jax.ablate.task DIR ARM SEED`.
 """
 
-from __future__ import annotations
-
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from plm_jax.ablate.plan import ROOT, PlannedRun, SweepPlan, failure_of, log_of
+from plm_jax.ablate.plan import ROOT, PlannedRun, SweepPlan, environment, failure_of, log_of
 from plm_jax.ablate.view import View
 from plm_jax.errors import UserError
 
@@ -26,21 +26,17 @@ def task_command(out: Path, run: PlannedRun) -> list[str]:
   return [sys.executable, "-m", "plm_jax.ablate.task", str(out), run.arm, str(run.seed)]
 
 
-def environment() -> dict[str, str]:
-  path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-  return {**os.environ, "PYTHONPATH": path}
-
-
 # --- this machine ---------------------------------------------------------------------------------
 
 
 def local(out: Path, plan: SweepPlan, runs: list[PlannedRun], jobs: int) -> list[PlannedRun]:
   """Runs up to `jobs` processes at a time, each on its share of the cores and GPUs."""
-  slots = shares(jobs, cores_here(), gpus())
+  cores = sorted(os.sched_getaffinity(0)) if PINS else list(range(os.cpu_count() or 1))
+  slots = shares(jobs, cores, gpus())
   waiting, working, failed = list(runs), {}, []
   view = View(out, plan, runs, jobs)
   stopping = _Stopping()
-  with stopping, view:
+  with stop_signals(stopping.ask), view:
     while waiting or working:
       while waiting and len(working) < jobs and not stopping.asked:
         slot = next(i for i in range(jobs) if i not in {s for s, _ in working.values()})
@@ -93,10 +89,6 @@ def failure(out: Path, run: PlannedRun, code: int) -> str:
   return "\n".join([heading, *(f"  | {line}" for line in tail)])
 
 
-def cores_here() -> list[int]:
-  return sorted(os.sched_getaffinity(0)) if PINS else list(range(os.cpu_count() or 1))
-
-
 def shares(
   jobs: int, cores: list[int], devices: list[str]
 ) -> list[tuple[list[int], dict[str, str]]]:
@@ -128,22 +120,23 @@ def gpus() -> list[str]:
   return [str(i) for i, line in enumerate(l for l in listed.stdout.splitlines() if l[:3] == "GPU")]
 
 
+@contextlib.contextmanager
+def stop_signals(handler: Callable) -> Iterator[None]:
+  """Gives SIGTERM and SIGINT another handler within the block."""
+  before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield
+  finally:
+    for number, earlier in before.items():
+      signal.signal(number, earlier)
+
+
 class _Stopping:
   """Stops all runs: the first SIGTERM or SIGINT lets them save and end, the second kills them."""
 
   def __init__(self):
     self.asked = 0
     self._told: dict[int, int] = {}
-    self._before: dict[int, object] = {}
-
-  def __enter__(self):
-    for number in (signal.SIGTERM, signal.SIGINT):
-      self._before[number] = signal.signal(number, self._ask)
-    return self
-
-  def __exit__(self, *_):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
 
   @property
   def message(self) -> str:
@@ -151,7 +144,7 @@ class _Stopping:
       return "every run has saved its state; the same command goes on"
     return "the runs were killed; the same command goes on from their last checkpoints"
 
-  def _ask(self, number, frame):
+  def ask(self, number, frame):
     del number, frame
     self.asked += 1
 
@@ -183,8 +176,7 @@ def import_ray():
 def ray(out: Path, plan: SweepPlan, runs: list[PlannedRun], jobs: int) -> list[PlannedRun]:
   """Runs them as Ray tasks, on the cluster of RAY_ADDRESS or on one that it starts.
 
-  `out` and the cache must be on a file system that all machines share. jobs: runs per machine; they
-  divide its cores and GPUs.
+  All machines must share the file system of `out` and the cache. jobs: runs that share a machine.
   """
   ray = import_ray()
   variables = {"PYTHONPATH": environment()["PYTHONPATH"]}
@@ -240,7 +232,7 @@ def slurm(out: Path, plan: SweepPlan, runs: list[PlannedRun], jobs: int) -> None
   print(f"  sbatch {shlex.quote(str(script))}")
   print("after adding the options of your cluster (partition, account, --gres=gpu:1, time).")
   print("Submit the script again to continue stopped tasks; finished tasks are skipped.")
-  print(f"then: python -m plm_jax.ablate.report {shlex.quote(str(out))}")
+  print(f"then: python -m plm_jax.report {shlex.quote(str(out))}")
 
 
 SBATCH = """\

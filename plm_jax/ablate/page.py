@@ -3,8 +3,6 @@
 Texts mark `code` and **strong** as in Markdown.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import re

@@ -10,23 +10,23 @@ A sweep only runs commands that a user can also type (`SweepPlan.commands`). Thi
 import jax, which keeps the process that starts a run small.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from plm_jax.errors import UserError
 from plm_jax.tasks.comparison import numbers_of_labels
-from plm_jax.train.workdir import write_whole
+from plm_jax.train.workdir import read_records, write_whole
 
 FORMAT = 1
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP, SCORES = "sweep.json", "scores.json"
+_TAIL = 1 << 14  # bytes of a run's records that a view reads once a second
 
 
 class PlannedRun(NamedTuple):
@@ -41,7 +41,7 @@ class PlannedRun(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """The flags of plm_jax/ablate/evaluate.py: measurements of a run besides its held-out loss."""
+  """The flags of plm_jax/commands/evaluate.py: measurements of a run besides its held-out loss."""
 
   blimp: str | None = None
   blimp_pairs: int | None = None
@@ -58,11 +58,10 @@ class Evaluation:
   def labels(self) -> list[int | None]:
     return numbers_of_labels(self.finetune, "finetune") if self.finetune else []
 
-  def beside(self, before: Evaluation) -> Evaluation:
-    """These flags, and those of `before` that are not set here: a command that is repeated without
-    a flag keeps its measurements."""
+  def beside(self, before: Self) -> Self:
+    """These flags, and those of `before` that are not set here: repeated commands keep them."""
     pairs = self if self.blimp else before
-    return Evaluation(pairs.blimp, pairs.blimp_pairs, self.finetune or before.finetune)
+    return dataclasses.replace(pairs, finetune=self.finetune or before.finetune)
 
   def flags(self) -> list[str]:
     values = dataclasses.asdict(self)
@@ -71,8 +70,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class SweepPlan:
-  """The content of sweep.json. references: arm -> `FILE:FUNCTION`; steps: arm -> its number of
-  steps."""
+  """The content of sweep.json. references: arm -> `FILE:FUNCTION`. steps: those of each arm."""
 
   table: str
   budget: str
@@ -89,14 +87,15 @@ class SweepPlan:
 
   def commands(self, out: Path, run: PlannedRun) -> dict[str, list[str]]:
     """The commands of a run, in their order: name -> words."""
-    workdir = workdir_of(out, run)
+    workdir, script = workdir_of(out, run), ROOT / "run_pretrain.py"
+    script = script.name if Path.cwd() == ROOT else str(script)
     cache = [f"--cache={self.cache}"] if self.cache else []
     pretrain = [f"--experiment={self.references[run.arm]}", f"--budget={self.budget}"]
     pretrain += [f"--seed={run.seed}", f"--workdir={workdir}"]
     pretrain += [f"--set={setting}" for setting in self.settings]
-    evaluate = ["-m", "plm_jax.ablate.evaluate", f"--from={workdir}", *self.evaluation.flags()]
+    evaluate = ["-m", "plm_jax.evaluate", f"--from={workdir}", *self.evaluation.flags()]
     return {
-      "pretraining": [sys.executable, _script(), *pretrain, *cache],
+      "pretraining": [sys.executable, script, *pretrain, *cache],
       "evaluation": [sys.executable, *evaluate, *cache],
     }
 
@@ -108,9 +107,10 @@ class SweepPlan:
     return {"format": FORMAT, **dataclasses.asdict(self)}
 
 
-def _script() -> str:
-  script = ROOT / "run_pretrain.py"
-  return script.name if Path.cwd() == ROOT else str(script)
+def environment() -> dict[str, str]:
+  """The variables of a command, which finds this repository from any directory."""
+  path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+  return {**os.environ, "PYTHONPATH": path}
 
 
 def read_plan(out: Path) -> SweepPlan:
@@ -169,15 +169,14 @@ def _shown(value) -> str:
 
 
 class RunState(NamedTuple):
-  """The progress of a run. phase: waiting, starting, training, evaluating, done, failed or stopped.
-  evaluated_in: seconds of its evaluation."""
+  """The progress of a run."""
 
-  phase: str
+  phase: str  # waiting, starting, training, evaluating, done, failed or stopped
   step: int = 0
   loss: float | None = None
   seconds_per_step: float | None = None
   why: str = ""
-  evaluated_in: float | None = None
+  evaluated_in: float | None = None  # seconds
 
 
 def workdir_of(out: Path, run: PlannedRun) -> Path:
@@ -232,10 +231,8 @@ def state_of(out: Path, run: PlannedRun, plan: SweepPlan, alive: bool = False) -
     seconds = read_scores(out, run).get("seconds")
     return RunState("done", steps, loss, pace, evaluated_in=seconds)
   if alive:
-    trained = is_trained(out, run, steps)
-    return RunState(
-      "evaluating" if trained else "training" if step else "starting", step, loss, pace
-    )
+    phase = "training" if step else "starting"
+    return RunState("evaluating" if is_trained(out, run, steps) else phase, step, loss, pace)
   if failure_of(out, run).exists():
     why = ""
     with contextlib.suppress(ValueError, KeyError, TypeError):  # the log has the reason too
@@ -246,29 +243,12 @@ def state_of(out: Path, run: PlannedRun, plan: SweepPlan, alive: bool = False) -
 
 def _progress(workdir: Path) -> tuple[int, float | None, float | None]:
   """(last reported step, its loss, recent seconds per step)."""
-  records = [r for r in _last_records(workdir / "metrics.jsonl") if r.get("split") == "train"]
-  timing = _last_records(workdir / "timing.jsonl")[-10:]
+  metrics = read_records(workdir / "metrics.jsonl", _TAIL)
+  records = [record for record in metrics if record.get("split") == "train"]
+  timing = read_records(workdir / "timing.jsonl", _TAIL)[-10:]
   if not records:
     return 0, None, None
   pace = None
   if len(timing) > 1:  # the first window includes the start
     pace = sum(r["seconds"] for r in timing[1:]) / (timing[-1]["step"] - timing[0]["step"])
   return records[-1]["step"], records[-1]["loss"], pace
-
-
-def _last_records(path: Path, size: int = 1 << 14) -> list[dict[str, Any]]:
-  """The records in the last `size` bytes of a `.jsonl` file, which a view reads once a second.
-  Damaged lines are left out."""
-  try:
-    with open(path, "rb") as file:
-      start = max(0, file.seek(0, 2) - size)
-      file.seek(start)
-      lines = file.read().split(b"\n")
-  except FileNotFoundError:
-    return []
-  # The text after the last newline is a partial line, and so is the first one of a cut file.
-  records = []
-  for text in lines[1 if start else 0 : -1]:
-    with contextlib.suppress(ValueError):
-      records.append(json.loads(text))
-  return [record for record in records if isinstance(record, dict) and "step" in record]

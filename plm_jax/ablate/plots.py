@@ -1,7 +1,6 @@
 """The two figures of a report: learning curves of all arms, and every metric with its seeds."""
 
-from __future__ import annotations
-
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,8 +38,7 @@ def colours(arms: Sequence[str]) -> dict[str, tuple]:
 
 
 def draw_learning_curves(panels: Mapping[str, Curves], arms: Sequence[str], path: Path) -> None:
-  """Draws a panel per metric. A line is the mean of the seeds that reached a step, a band is their
-  range. panels: title -> curves."""
+  """Draws a panel per title; a line is the mean of the seeds at a step, a band their range."""
   figure, axes = _figure(len(panels), 3.6)
   colour = colours(arms)
   for axis, (title, curves) in zip(axes, panels.items()):
@@ -89,8 +87,7 @@ def draw_metrics(
   references: Mapping[str, float],
   path: Path,
 ) -> None:
-  """Draws a panel per metric and a row per arm: a dot for each seed, a bar at their mean, and a
-  dashed line at the trivial baseline."""
+  """A panel per metric, a row per arm: dots are seeds, bars their mean, dashed lines baselines."""
   figure, axes = _figure(len(metrics), 0.9 + 0.32 * len(arms))
   colour = colours(arms)
   for axis, metric in zip(axes, metrics):
@@ -99,7 +96,9 @@ def draw_metrics(
       if values:
         axis.plot(values, [row] * len(values), "o", color=colour[arm], ms=6, alpha=0.7, mew=0)
         axis.plot(np.mean(values), row, "|", color="black", ms=15, mew=1.6)
-    if metric in references and _near(references[metric], axis.get_xlim()):
+    low, high = axis.get_xlim()
+    reach = 2 * (high - low)  # a line further away would push the dots into a corner
+    if low - reach <= references.get(metric, math.inf) <= high + reach:
       axis.axvline(references[metric], color="gray", ls="--", lw=1)
     axis.set_yticks(range(len(arms)), arms)
     axis.set_ylim(len(arms) - 0.5, -0.5)
@@ -107,9 +106,3 @@ def draw_metrics(
     axis.locator_params(axis="x", nbins=6)  # more labels of four digits would overlap
     axis.grid(alpha=0.3)
   figure.savefig(path, dpi=110)
-
-
-def _near(value: float, limits: tuple[float, float]) -> bool:
-  """Whether a reference line fits without pushing the dots into a corner."""
-  low, high = limits
-  return low - 2 * (high - low) <= value <= high + 2 * (high - low)

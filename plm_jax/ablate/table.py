@@ -13,27 +13,14 @@
       )
 
 An arm's experiment is a function of an experiment file, so every arm is also a plain
-run_pretrain.py command. A claim names one of these metrics (plm_jax/ablate/evaluate.py):
-
-    mlm_loss mlm_perplexity mlm_accuracy    held-out rows, one set of masks for all arms
-    pseudo_perplexity                       one token masked at a time (Salazar et al. 2020)
-    clm_loss clm_perplexity clm_accuracy    left-to-right arms only; comparable with no mlm_ metric
-    seq2seq_loss seq2seq_perplexity ...     encoder-decoders, on each run's sources and targets
-    nsp_accuracy nsp_majority               on random pairs; an SOP head is scored too
-    sop_accuracy sop_majority               on swapped pairs; an NSP head is scored too
-    blimp  blimp/PARADIGM                   share of minimal pairs (sweep with --blimp)
-    finetune_500_accuracy finetune_all_macro_f1 ...      (sweep with --finetune=500,all)
-
-Names that end in `loss` or `perplexity` are better when lower, all others when higher.
+run_pretrain.py command. A claim names a metric of docs/ablation.md.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from plm_jax import cli
 from plm_jax.ablate.verdict import SeedScores, Tested, difference, level, student, usual_error
@@ -60,9 +47,7 @@ class Arm:
 
   def __post_init__(self):
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", self.name):
-      raise UserError(
-        f"the arm {self.name!r} names a directory; take letters, digits and _ . + - only"
-      )
+      raise UserError(f"the arm {self.name!r} names a directory; take letters, digits and _ . + -")
 
   @classmethod
   def of(
@@ -74,7 +59,7 @@ class Arm:
     name: str = "",
     note: str = "",
     **more: float | str,
-  ) -> Arm:
+  ) -> Self:
     """The arm of a row function, with the numbers that the paper prints for it.
 
     numbers: one for each of `columns`, None where the paper prints none. more: further columns, if
@@ -97,21 +82,47 @@ class Arm:
     return ", ".join(f"{column} {number}" for column, number in self.published.items())
 
 
-@dataclasses.dataclass(frozen=True)
-class Better:
-  """`arm` is better than `than`, paired by seed."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Claim:
+  """sentence: the claim in a report, instead of the default one."""
 
+  sentence: str = ""
+
+  def __str__(self) -> str:
+    return self.sentence or self._sentence()
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfTwo(_Claim):
   metric: str
   arm: str
   than: str
-  sentence: str = dataclasses.field(default="", kw_only=True)
 
   @property
   def arms(self) -> tuple[str, ...]:
     return (self.arm, self.than)
 
-  def __str__(self) -> str:
-    return self.sentence or f"{self.arm} has a better {self.metric} than {self.than}"
+
+@dataclasses.dataclass(frozen=True)
+class _AgainstChance(_Claim):
+  """chance: a number, or the name of the metric that is chance, such as "sop_majority"."""
+
+  metric: str
+  arm: str
+  chance: float | str
+  margin: float = 0.05
+
+  @property
+  def arms(self) -> tuple[str, ...]:
+    return (self.arm,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Better(_OfTwo):
+  """`arm` is better than `than`, paired by seed."""
+
+  def _sentence(self) -> str:
+    return f"{self.arm} has a better {self.metric} than {self.than}"
 
   def test(self, scores: SeedScores) -> Tested:
     values = difference(scores, self.metric, self.arm, self.than)
@@ -119,27 +130,18 @@ class Better:
 
 
 @dataclasses.dataclass(frozen=True)
-class NotWorse:
-  """`arm` is worse than `than` by less than `margin`; for perplexities the margin is on their
-  logarithm."""
+class NotWorse(_OfTwo):
+  """`arm` is worse than `than` by less than `margin`, which is on the logarithm of perplexities."""
 
-  metric: str
-  arm: str
-  than: str
   margin: float
-  sentence: str = dataclasses.field(default="", kw_only=True)
 
   def __post_init__(self):
     if not self.margin > 0:
       raise UserError(f"NotWorse needs a margin above 0, not {self.margin}")
 
-  @property
-  def arms(self) -> tuple[str, ...]:
-    return (self.arm, self.than)
-
-  def __str__(self) -> str:
-    default = f"the {self.metric} of {self.arm} is not worse than that of {self.than}"
-    return self.sentence or f"{default} by {self.margin:g}"
+  def _sentence(self) -> str:
+    limit = f"that of {self.than} by {self.margin:g}"
+    return f"the {self.metric} of {self.arm} is not worse than {limit}"
 
   def test(self, scores: SeedScores) -> Tested:
     values = difference(scores, self.metric, self.arm, self.than)
@@ -147,24 +149,22 @@ class NotWorse:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ordered:
+class Ordered(_Claim):
   """Each of `arms`, from the worst to the best, is better than the one before it."""
 
   metric: str
   arms: tuple[str, ...]
-  sentence: str = dataclasses.field(default="", kw_only=True)
 
   def __post_init__(self):
     object.__setattr__(self, "arms", tuple(self.arms))
     if len(self.arms) < 2:
       raise UserError("Ordered needs at least two arms, from the worst to the best")
 
-  def __str__(self) -> str:
-    return self.sentence or f"{self.metric} becomes better from {' to '.join(self.arms)}"
+  def _sentence(self) -> str:
+    return f"{self.metric} becomes better from {' to '.join(self.arms)}"
 
   def test(self, scores: SeedScores) -> Tested:
-    """The order is as sure as its weakest link. The opposite is tested on the worst link, with
-    Bonferroni's correction for the number of links."""
+    """As sure as its weakest link; the opposite by its worst one, with Bonferroni's correction."""
     usual = usual_error(scores, self.metric)
     pairs = list(zip(self.arms[1:], self.arms))
     links = [student(difference(scores, self.metric, a, b), 0.0, usual) for a, b in pairs]
@@ -177,54 +177,27 @@ class Ordered:
 
 
 @dataclasses.dataclass(frozen=True)
-class AtChance:
-  """The metric of `arm` lies within `margin` of chance.
+class AtChance(_AgainstChance):
+  """The metric of `arm` lies within `margin` of chance."""
 
-  chance: a number, or the name of the metric that is chance, such as "sop_majority".
-  """
-
-  metric: str
-  arm: str
-  chance: float | str
-  margin: float = 0.05
-  sentence: str = dataclasses.field(default="", kw_only=True)
-
-  @property
-  def arms(self) -> tuple[str, ...]:
-    return (self.arm,)
-
-  def __str__(self) -> str:
-    default = f"the {self.metric} of {self.arm} is within {self.margin:g} of chance"
-    return self.sentence or default
+  def _sentence(self) -> str:
+    return f"the {self.metric} of {self.arm} is within {self.margin:g} of chance"
 
   def test(self, scores: SeedScores) -> Tested:
     """Two one-sided tests (Schuirmann 1987): above chance - margin, and below chance + margin."""
     values = level(scores, self.metric, self.arm, self.chance)
     usual = usual_error(scores, self.metric, paired=False)
-    low, high = (
-      student(values, bound, usual, constant=True) for bound in (-self.margin, self.margin)
-    )
+    low, high = (student(values, at, usual, constant=True) for at in (-self.margin, self.margin))
     outside = min(1.0, 2 * min(low.p_against, high.p_for))
     return Tested(max(low.p_for, high.p_against), outside, low.numbers)
 
 
 @dataclasses.dataclass(frozen=True)
-class AboveChance:
-  """The metric of `arm` is above chance by more than `margin`. chance: as in `AtChance`."""
+class AboveChance(_AgainstChance):
+  """The metric of `arm` is above chance by more than `margin`."""
 
-  metric: str
-  arm: str
-  chance: float | str
-  margin: float = 0.05
-  sentence: str = dataclasses.field(default="", kw_only=True)
-
-  @property
-  def arms(self) -> tuple[str, ...]:
-    return (self.arm,)
-
-  def __str__(self) -> str:
-    default = f"the {self.metric} of {self.arm} is above chance by more than {self.margin:g}"
-    return self.sentence or default
+  def _sentence(self) -> str:
+    return f"the {self.metric} of {self.arm} is above chance by more than {self.margin:g}"
 
   def test(self, scores: SeedScores) -> Tested:
     values = level(scores, self.metric, self.arm, self.chance)
@@ -260,8 +233,8 @@ class Table:
     for metric in [claim.metric for claim in self.claims] + list(self.beside.values()):
       if not METRICS.fullmatch(metric):
         raise UserError(
-          f"nothing measures {metric!r}, which {self.title!r} names; the metrics are listed at the "
-          "top of plm_jax/ablate/table.py"
+          f"nothing measures {metric!r}, which {self.title!r} names; docs/ablation.md lists the "
+          "metrics"
         )
     columns = self.columns
     for column in self.beside:

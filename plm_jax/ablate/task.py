@@ -2,11 +2,8 @@
 
   python -m plm_jax.ablate.task DIR ARM SEED
 
-A sweep, a Ray task or a job array starts it. Finished steps are not repeated. With `--die_with` it
-ends when its parent process ends.
+Launchers start it, not users. Finished steps are not repeated. --die_with: it ends with its parent.
 """
-
-from __future__ import annotations
 
 import ctypes
 import fcntl
@@ -20,10 +17,11 @@ from pathlib import Path
 from absl import flags
 
 from plm_jax import cli
+from plm_jax.ablate.launch import stop_signals
 from plm_jax.ablate.plan import (
-  ROOT,
   PlannedRun,
   SweepPlan,
+  environment,
   failure_of,
   is_done,
   is_trained,
@@ -57,6 +55,40 @@ def main(out: str, arm: str, seed: str) -> int:
   return perform(Path(out), read_plan(Path(out)), PlannedRun(arm, int(seed)))
 
 
+class Child:
+  """Runs commands, one at a time, and passes on the signal to stop."""
+
+  def __init__(self):
+    self.stopped = False
+    self._process: subprocess.Popen | None = None
+
+  def stop(self, number, frame) -> None:
+    del number, frame
+    self.stopped = True
+    if self._process is not None:
+      self._process.send_signal(signal.SIGTERM)
+
+  def run(self, words: list[str], log: Path) -> int:
+    """The exit code; what the command prints is appended to `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # A progress bar that is redrawn ten times a second makes a log of megabytes.
+    settings = {"TQDM_MININTERVAL": "30", "TQDM_MAXINTERVAL": "60", "PYTHONUNBUFFERED": "1"}
+    with open(log, "ab") as file:
+      self._process = subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=file,
+        stderr=file,
+        env=settings | environment(),
+        preexec_fn=_die_with_parent,  # noqa: PLW1509  one thread here, and no jax
+      )
+      if self.stopped:  # the signal came between two commands
+        self._process.send_signal(signal.SIGTERM)
+      code = self._process.wait()
+      self._process = None
+      return code
+
+
 def perform(out: Path, plan: SweepPlan, run: PlannedRun) -> int:
   """The exit code of the first command that failed, else 0."""
   failure_of(out, run).parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +97,8 @@ def perform(out: Path, plan: SweepPlan, run: PlannedRun) -> int:
     "pretraining": lambda: is_trained(out, run, plan.steps[run.arm]),
     "evaluation": lambda: is_done(out, run, plan),
   }
-  with Child() as child:
+  child = Child()
+  with stop_signals(child.stop):
     _wait_for_lock(workdir_of(out, run), child)
     for name, words in plan.commands(out, run).items():
       if child.stopped:
@@ -94,51 +127,6 @@ def _wait_for_lock(workdir: Path, child: Child) -> None:
         return
       except BlockingIOError:
         time.sleep(0.1)
-
-
-class Child:
-  """Runs commands, one at a time, and passes on the signal to stop."""
-
-  def __init__(self):
-    self.stopped = False
-    self._process: subprocess.Popen | None = None
-    self._before: dict[int, object] = {}
-
-  def __enter__(self) -> Child:
-    for number in (signal.SIGTERM, signal.SIGINT):
-      self._before[number] = signal.signal(number, self._stop)
-    return self
-
-  def __exit__(self, *_) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def _stop(self, number, frame) -> None:
-    del number, frame
-    self.stopped = True
-    if self._process is not None:
-      self._process.send_signal(signal.SIGTERM)
-
-  def run(self, words: list[str], log: Path) -> int:
-    """The exit code; what the command prints is appended to `log`."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    # A progress bar that is redrawn ten times a second makes a log of megabytes.
-    settings = {"TQDM_MININTERVAL": "30", "TQDM_MAXINTERVAL": "60", "PYTHONUNBUFFERED": "1"}
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with open(log, "ab") as file:
-      self._process = subprocess.Popen(
-        words,
-        stdin=subprocess.DEVNULL,
-        stdout=file,
-        stderr=file,
-        env={**settings, **os.environ, "PYTHONPATH": path},
-        preexec_fn=_die_with_parent,  # noqa: PLW1509  one thread here, and no jax
-      )
-      if self.stopped:  # the signal came between two commands
-        self._process.send_signal(signal.SIGTERM)
-      code = self._process.wait()
-      self._process = None
-      return code
 
 
 def _die_with_parent() -> None:

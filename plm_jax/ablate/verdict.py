@@ -6,21 +6,10 @@ Verdicts are "supported", "not supported" (the opposite is supported) and "undec
 alpha = 0.05 holds for a whole table: where no arm differs from any other, at most one report in
 twenty has a verdict other than "undecided" (Holm's step-down over the claims; each p is two-sided).
 
-Why not a rule on signs: three seeds have three equal signs by chance one time in four (2 / 2^3). So
-an exact rule on signs has no level below 25% with three seeds, and needs six for 5% (2 / 2^6). A
-test with three seeds needs an assumption about the noise. The t-test assumes that differences
-between seeds are about normal. Then its level is right at any n, but its power is low at a small n:
-at n = 3 a single claim needs |mean| > 2.5 standard deviations of the differences, and one of five
-claims 5.7. Effects as large as those that papers print often pass. A tenth of a point does not, and
-stays "undecided" until there are more seeds.
-
-Three differences can also agree by chance, which makes t huge. So the standard error is raised to
-the usual one of the table (the median over all pairs of its arms, for the same metric) if it is
-smaller. This can only remove verdicts, never add one. It keeps a report undecided where arms were
-exchanged between seeds.
+Three differences can agree by chance, which makes t huge. So the standard error is raised to the
+usual one of the table (the median over all pairs of its arms, for the same metric) if it is
+smaller, which can only remove verdicts. docs/ablation.md says why the test is not one on signs.
 """
-
-from __future__ import annotations
 
 import itertools
 import math
@@ -59,22 +48,12 @@ def lower_is_better(metric: str) -> bool:
   return metric.endswith(("loss", "perplexity"))
 
 
-def is_logarithmic(metric: str) -> bool:
-  """Perplexities are compared by their logarithms, whose noise between seeds is about normal."""
-  return metric.endswith("perplexity")
-
-
 def measured(scores: SeedScores, metric: str, arm: str) -> dict[int, float]:
   """seed -> finite value of a metric, or the logarithm of a perplexity."""
   runs = {seed: values[metric] for seed, values in scores.get(arm, {}).items() if metric in values}
-  if is_logarithmic(metric):
+  if metric.endswith("perplexity"):  # the noise of its logarithm is about normal
     runs = {seed: math.log(value) for seed, value in runs.items() if value > 0}
   return {seed: value for seed, value in sorted(runs.items()) if math.isfinite(value)}
-
-
-def is_measured(scores: SeedScores, metric: str) -> bool:
-  """Whether any run has the metric."""
-  return any(metric in values for seeds in scores.values() for values in seeds.values())
 
 
 def difference(scores: SeedScores, metric: str, arm: str, than: str) -> list[float]:
@@ -135,8 +114,7 @@ def student(values: Sequence[float], bound: float, usual: float, constant: bool 
 
 
 def verdicts(claims: Sequence, scores: SeedScores, alpha: float = ALPHA) -> list[Verdict]:
-  """The verdict of every claim, in their order, by Holm's (1979) procedure at level alpha for all
-  claims together.
+  """The verdicts, in the order of the claims, by Holm's (1979) procedure at level alpha for all.
 
   A claim whose seeds or arms are still missing counts as a test, so that results that arrive later
   make no other verdict stricter. A claim whose metric no run of the sweep has does not count.
@@ -145,7 +123,8 @@ def verdicts(claims: Sequence, scores: SeedScores, alpha: float = ALPHA) -> list
   p = [min(1.0, 2 * min(test.p_for, test.p_against)) for test in tests]
   outcomes: list[Outcome] = ["undecided"] * len(claims)
   thresholds = [alpha] * len(claims)
-  asked = [i for i, claim in enumerate(claims) if is_measured(scores, claim.metric)]
+  metrics = {name for seeds in scores.values() for values in seeds.values() for name in values}
+  asked = [i for i, claim in enumerate(claims) if claim.metric in metrics]
   rejecting = True
   for rank, i in enumerate(sorted(asked, key=p.__getitem__)):
     thresholds[i] = alpha / (len(asked) - rank)

@@ -1,11 +1,10 @@
 """A live view of all runs of a sweep, read from the files that the runs write."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Self
 
 from plm_jax.ablate.plan import PlannedRun, RunState, SweepPlan, state_of
 
@@ -27,7 +26,7 @@ class View:
     self._working: set[PlannedRun] = set()
     self._phases: dict[PlannedRun, str] = {}
 
-  def __enter__(self) -> View:
+  def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *_) -> None:
@@ -60,10 +59,10 @@ class View:
       return
     first = not self._looked
     self._looked = now
-    if working is not None:
-      self._working = set(working)
-    else:
-      self._working = {run for run in self._runs if self._moves(run)}
+    if working is None:  # runs on other machines: those that have begun and are not done
+      states = {run: state_of(self._out, run, self._plan, alive=True) for run in self._runs}
+      working = {run for run, state in states.items() if state.phase != "done" and state.step > 0}
+    self._working = set(working)
     if self._live:
       self._draw()
     elif not first:
@@ -73,15 +72,9 @@ class View:
           self._print(f"{self._clock()} {line(run, states[run], self._plan.steps[run.arm])}")
       self._print(f"{self._clock()} {self._summary(states)}")
 
-  def _moves(self, run: PlannedRun) -> bool:
-    """Whether a run on another machine has begun and is not done."""
-    state = state_of(self._out, run, self._plan, alive=True)
-    return state.phase != "done" and state.step > 0
-
   def _states(self) -> dict[PlannedRun, RunState]:
-    return {
-      run: state_of(self._out, run, self._plan, alive=run in self._working) for run in self._runs
-    }
+    alive = self._working
+    return {run: state_of(self._out, run, self._plan, run in alive) for run in self._runs}
 
   def _summary(self, states: dict[PlannedRun, RunState]) -> str:
     done = sum(state.phase == "done" for state in states.values())

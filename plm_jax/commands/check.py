@@ -5,8 +5,6 @@
 Inputs are random tokens, in rows without padding, and with padding right, left and on both sides.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,9 +114,7 @@ def _reference(directory: str, model: hf.Pretrained):
     import torch
     import transformers
   except ImportError:
-    raise UserError(
-      "the comparison needs torch and transformers: pip install -e '.[bench]'."
-    ) from None
+    raise UserError("this needs torch and transformers: pip install -e '.[bench]'.") from None
   transformers.logging.set_verbosity_error()
   transformers.logging.disable_progress_bar()
   kind = getattr(transformers, model.architecture)

@@ -4,12 +4,9 @@
   python -m plm_jax.convert runs/bert_tiny exported            a run becomes a published model
   python -m plm_jax.convert stories260K.bin runs/stories --tokenizer=tok512.model
 
-SRC is a directory of transformers or Sentence-BERT, a llama2.c file, or a run; DST is new. The new
-run is read by run_pretrain.py --from, run_finetune.py --from, plm_jax.generate and
-plm_jax.fill_mask. Nothing in SRC is executed.
+SRC is a directory of transformers or Sentence-BERT, a llama2.c file, or a run; DST is new. Every
+command that takes a run reads the new one. Nothing in SRC is executed.
 """
-
-from __future__ import annotations
 
 import contextlib
 import shutil
@@ -89,8 +86,7 @@ def chosen_tokenizer(
 
 @contextlib.contextmanager
 def new_directory(target: Path) -> Iterator[None]:
-  """Makes a directory for the `with` block; empties or removes it if the block fails. Errors:
-  `UserError` if it cannot be made or written."""
+  """Makes a directory; a block that fails undoes it. Errors: `UserError` if it is not writable."""
   was_there = target.exists()
   try:
     target.mkdir(parents=True, exist_ok=True)

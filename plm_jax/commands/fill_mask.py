@@ -6,8 +6,6 @@
 separately: each is predicted while the others stay masked.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from absl import flags
 

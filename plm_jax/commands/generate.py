@@ -6,12 +6,10 @@
   python -m plm_jax.generate --model=DIR --shots=examples.txt --prompt="sea otter =>"
 
 Without a prompt a left-to-right model starts a new text. Without a temperature every token is the
-most probable one; the same seed and prompt give the same texts again. In a terminal a single text
-appears while it is written.
+most probable one; equal seeds and prompts give equal texts. A terminal shows a single text growing.
 """
 
-from __future__ import annotations
-
+import dataclasses
 import sys
 
 from absl import flags
@@ -63,7 +61,8 @@ def main() -> None:
   if prompts[0].source is not None and shown == [""]:
     raise UserError("an encoder-decoder needs a text to read: give --prompt or --prompts.")
   single = len(prompts) * FLAGS.samples == 1
-  terminal = Terminal(run.tokenizer, prompts[0], shown[0]) if single and streams(rules) else None
+  streams = single and rules.beams == 1 and sys.stdout.isatty()
+  terminal = Terminal(run.tokenizer, prompts[0], shown[0]) if streams else None
   written = write(
     *(run.params, run.config, run.tokenizer, run.compute, prompts, rules),
     samples=FLAGS.samples,
@@ -82,23 +81,13 @@ def main() -> None:
 
 def rules_of_flags() -> Rules:
   try:
-    return Rules(
-      temperature=FLAGS.temperature,
-      top_k=FLAGS.top_k,
-      top_p=FLAGS.top_p,
-      beams=FLAGS.beams,
-      length_penalty=FLAGS.length_penalty,
-      repetition_penalty=FLAGS.repetition_penalty,
-      min_length=FLAGS.min_length,
-      max_length=FLAGS.max_length,
-    )
+    return Rules(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(Rules)})
   except UserError as error:
     raise UserError(f"--{error}.") from None
 
 
 def prompts_of_flags() -> list[str]:
-  """The prompts; a single empty one without flags. Errors: `UserError` for an empty prompt, and
-  for a file that is not text."""
+  """The prompts; one empty one without flags. Errors: `UserError` for empty prompts, bad files."""
   prompts = list(FLAGS.prompt)
   if FLAGS.prompts:
     # Not splitlines(), which would also split a prompt at U+2028 and at a form feed.
@@ -108,9 +97,7 @@ def prompts_of_flags() -> list[str]:
       raise UserError(f"--prompts={FLAGS.prompts} is empty; expected a prompt in every line.")
   for number, prompt in enumerate(prompts, 1):
     if not prompt.strip():
-      raise UserError(
-        f"prompt {number} is empty; leave --prompt out to let a model start a new text."
-      )
+      raise UserError(f"prompt {number} is empty; leave --prompt out to start a new text.")
   return prompts or [""]
 
 
@@ -125,10 +112,6 @@ def with_shots(prompt: str) -> str:
 def beginning(text: str, prompt: Prompt) -> str:
   """The text to print before a continuation; none for an encoder-decoder."""
   return "" if prompt.source is not None else text
-
-
-def streams(rules: Rules) -> bool:
-  return rules.beams == 1 and sys.stdout.isatty()
 
 
 class Terminal:

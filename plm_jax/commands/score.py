@@ -12,8 +12,6 @@ pseudo-perplexities only. Bits per byte are comparable between tokenizers. BLiMP
 2020): how often a grammatical sentence scores higher than its ungrammatical twin.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from absl import flags

@@ -31,8 +31,6 @@ from plm_jax.data.layout import TITLE, Layout, layout_of, sentences_of, text_sen
 from plm_jax.data.tfds_text import open_tfds
 from plm_jax.errors import UserError
 
-__all__ = ["Document", "Source", "TextFiles", "default_cache", "open_source"]
-
 LONGEST_DOCUMENT = 1 << 20  # characters
 _LONGEST_PIECE = 1 << 20  # bytes read at once; a longer line comes in pieces
 _PROBE = 1 << 18  # bytes read from the beginning of a file to recognise its layout
@@ -61,8 +59,7 @@ def default_cache() -> Path:
 
 
 def cache_folder(path: str | None) -> Path:
-  """The folder of --cache=DIR, or `default_cache`; created if missing. Errors: `UserError` if that
-  fails."""
+  """The folder of --cache=DIR, or `default_cache`, created. Errors: `UserError` if that fails."""
   folder = Path(path or default_cache())
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,8 +149,7 @@ class _Line(NamedTuple):
 
 
 def _lines(file: Path, tabs: bool = False) -> Iterator[_Line]:
-  """The stripped lines of a file; a very long line comes in pieces that end between words. tabs:
-  whether tabs are kept."""
+  """The stripped lines of a file, with tabs or without; very long ones are cut between words."""
 
   def stripped(text: str) -> str:
     return "\t".join(" ".join(x.split()) for x in (text.split("\t") if tabs else [text]))

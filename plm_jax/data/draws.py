@@ -12,11 +12,10 @@ data/packing.py 8 to 10, objectives/rtd.py 16 to 18, objectives/rare_mlm.py 32,
 objectives/span_corruption.py 40 to 45, objectives/denoising.py 48 to 55.
 """
 
-from __future__ import annotations
-
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Self
 
 import numpy as np
 
@@ -43,7 +42,7 @@ class Draws:
 
   def uniform(self, stream: int, columns: int) -> np.ndarray:
     """float32 [B, columns] in [0, 1): multiples of 2^-24, so never 1."""
-    return unit_interval(self.bits(stream, columns))
+    return (self.bits(stream, columns) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
   def bits_at(self, stream: int, columns: np.ndarray) -> np.ndarray:
     """uint32 [B, P]: the values of `bits` at `columns` (uint32 [B, P] or [1, P]) only."""
@@ -51,19 +50,14 @@ class Draws:
     early, late = key.astype(np.uint32)[:, None], (key >> np.uint64(32)).astype(np.uint32)[:, None]
     return _mix32(columns * _GOLDEN32 + early, late)
 
-  def repeat(self, copies: int) -> Draws:
+  def repeat(self, copies: int) -> Self:
     """The draws of static corruption, which repeat every `copies` epochs."""
-    return Draws(self.seed, self.epoch % copies, self.rows)
+    return replace(self, epoch=self.epoch % copies)
 
   @cached_property
   def _row_keys(self) -> np.ndarray:
     epoch_key = _mix64(scalar_key(self.seed) + np.atleast_1d(self.epoch).astype(np.uint64))
     return _mix64(epoch_key + np.asarray(self.rows).astype(np.uint64))
-
-
-def unit_interval(bits: np.ndarray) -> np.ndarray:
-  """float32 in [0, 1) from uint32."""
-  return (bits >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
 
 def scalar_key(*parts: int) -> int:

@@ -38,9 +38,8 @@ def layout_of(lines: list[str]) -> Layout:
   inside = sum(len(split_sentences(line)) > 1 for line in lines)
   if continued < 0.3 * len(pairs) or inside < 0.05 * len(pairs):
     return Layout()
-  runs = sum(
-    not a and not b and c != "" for a, b, c in zip(lines, lines[1:], lines[2:], strict=False)
-  )
+  triples = zip(lines, lines[1:], lines[2:], strict=False)
+  runs = sum(not a and not b and c != "" for a, b, c in triples)
   return Layout(wrapped=True, run=2 if runs > 1 else 1)
 
 

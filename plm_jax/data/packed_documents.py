@@ -7,21 +7,16 @@ GPT-2 and its successors train on such rows. GPT-2 uses one token, <|endoftext|>
 ends. GPT-1's published vocabulary has no such token: `framed=False` leaves it out.
 """
 
-from __future__ import annotations
-
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from plm_jax.data.segments import Rows, single_segment, stretches
+from plm_jax.data.store import TokenStore
+from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
-
-if TYPE_CHECKING:
-  from plm_jax.data.store import TokenStore
-  from plm_jax.data.vocab import Vocab
-
-STRETCH = np.dtype([("start", np.int64), ("length", np.int32)])
 
 
 class _Bounds(NamedTuple):
@@ -44,8 +39,7 @@ class PackedDocuments:
     it a row is read as one text, as in GPT-2 and GPT-3. A document that is cut continues in the
     next row as if it began there. All seeds and passes have the same rows.
   framed: whether <s> and </s> surround a document; else a row has only the documents' tokens.
-  ordered: every row of a batch continues the same row of the previous batch, for models that carry
-    a state from batch to batch.
+  ordered: every row continues the same row of the previous batch, for models that carry a state.
   """
 
   separate: bool = True
@@ -57,32 +51,21 @@ class PackedDocuments:
   def table(self, store: TokenStore, length: int, seed: int, pass_: int) -> np.ndarray:
     """STRETCH [N]: the rows of the store; `start` counts <s> and </s>."""
     total = int(_bounds(store, self.framed).begins[-1])
-    starts = np.arange(0, total - 1, length)  # a row of one token predicts nothing
-    rows = np.empty(len(starts), STRETCH)
-    rows["start"], rows["length"] = starts, np.minimum(length, total - starts)
-    return rows
+    return stretches(total, length, shortest=2)  # a row of one token predicts nothing
 
   def tokens(self, rows: np.ndarray) -> np.ndarray:
     """int [N]: the number of positions of each row that are not padding."""
     return rows["length"]
 
-  def read(
-    self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
-  ) -> dict[str, np.ndarray]:
-    """The tokens of STRETCH [B]: input_ids and segment_ids int32 [B, T]; length and pair_label
-    int32 [B]. `separate` adds document_ids int32 [B, T], 0 for a row's first document, -1 for
-    padding. `ordered` adds begins bool [B], whether the row begins a separate document, and
-    next_ids int32 [B], the token that continues the row, -1 where there is none."""
+  def read(self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab) -> Rows:
+    """The tokens of STRETCH [B]. `separate` adds document_ids int32 [B, T], 0 for a row's first
+    document, -1 for padding. `ordered` adds begins bool [B], whether the row begins a separate
+    document, and next_ids int32 [B], the token that continues the row, -1 where there is none."""
     place = table_rows["start"][:, None] + np.arange(length)
     padding = np.arange(length) >= table_rows["length"][:, None]
     input_ids, document = self._tokens(store, place, vocab)
     np.copyto(input_ids, vocab.filler, where=padding)
-    rows = {
-      "input_ids": input_ids,
-      "segment_ids": np.zeros_like(input_ids),
-      "length": table_rows["length"].astype(np.int32),
-      "pair_label": np.zeros(len(table_rows), np.int32),
-    }
+    rows = single_segment(input_ids, table_rows["length"])
     if self.separate:
       document_ids = (document - document[:, :1]).astype(np.int32)
       rows["document_ids"] = np.where(padding, np.int32(-1), document_ids)

@@ -17,20 +17,15 @@ Deviations: fairseq ends every line with </s>; here </s> only separates document
 A sentence longer than a row is cut to pieces; fairseq makes a row that is too long.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from plm_jax.data.draws import Draws
-from plm_jax.data.segments import SPANS, read_pairs, windows
+from plm_jax.data.segments import SPANS, Rows, read_pairs, single_segment, windows
+from plm_jax.data.store import TokenStore
+from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
-
-if TYPE_CHECKING:
-  from plm_jax.data.store import TokenStore
-  from plm_jax.data.vocab import Vocab
 
 PACKED = np.dtype(
   [
@@ -68,11 +63,8 @@ class _Packed:
     """int [N]: the number of positions of each row that are not padding."""
     return rows["length"] + rows["separators"] + 2
 
-  def read(
-    self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
-  ) -> dict[str, np.ndarray]:
-    """The tokens of PACKED [B]: input_ids and segment_ids int32 [B, T]; length and pair_label int32
-    [B]. With one segment and no pair, segment_ids and pair_label are 0."""
+  def read(self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab) -> Rows:
+    """The tokens of PACKED [B]."""
     cls, sep = vocab.frame()
     input_ids = windows(store.tokens, table_rows["start"] - 1, length).astype(np.int32)
     crossing = np.flatnonzero(table_rows["separators"])
@@ -82,21 +74,13 @@ class _Packed:
     np.copyto(input_ids, vocab.pad, where=np.arange(length) > last_sep[:, None])
     input_ids[:, 0] = cls
     input_ids[np.arange(len(table_rows)), last_sep] = sep
-    return {
-      "input_ids": input_ids,
-      "segment_ids": np.zeros_like(input_ids),
-      "length": (last_sep + 1).astype(np.int32),
-      "pair_label": np.zeros(len(table_rows), np.int32),
-    }
+    return single_segment(input_ids, last_sep + 1)
 
-  def _rows(
-    self, store: TokenStore, begin: int, sentences: int, room: int
-  ) -> tuple[np.ndarray, int]:
-    """The rows from the token `begin` on that end within the next `sentences` sentences, and the
-    token after them."""
+  def _rows(self, store: TokenStore, begin: int, count: int, room: int) -> tuple[np.ndarray, int]:
+    """The rows from token `begin` on within the next `count` sentences, and the next token."""
     first = int(np.searchsorted(store.sentence_starts, begin, side="right")) - 1
-    bounds = np.asarray(store.sentence_starts[first : first + sentences + 1])
-    is_end = first + sentences >= len(store.sentence_starts) - 1
+    bounds = np.asarray(store.sentence_starts[first : first + count + 1])
+    is_end = first + count >= len(store.sentence_starts) - 1
     sentence = np.flatnonzero(np.diff(bounds))
     starts = np.maximum(bounds[sentence], begin)
     document = np.searchsorted(store.document_starts, sentence + first, side="right") - 1
@@ -141,8 +125,7 @@ class SentencePair:
   """SENTENCE-PAIR+NSP: A is one sentence; a coin makes B the next one (label 0) or one of another
   document (label 1). The last sentence of a document gets a random B, as in `SegmentPair`.
 
-  After a random B, the next pair starts right after A. Pairs that are too long lose the end of the
-  longer sentence.
+  After a random B, the next pair starts right after A. Of a long pair the longer sentence is cut.
 
   separators: tokens between A and B.
   """
@@ -172,9 +155,7 @@ class SentencePair:
     """int [N]: the number of positions of each row that are not padding."""
     return rows["a_length"] + rows["b_length"] + 2 + self.separators
 
-  def read(
-    self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
-  ) -> dict[str, np.ndarray]:
+  def read(self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab) -> Rows:
     """The tokens of SPANS [B], as `read_pairs` lays them out."""
     return read_pairs(store, table_rows, length, vocab, self.separators)
 

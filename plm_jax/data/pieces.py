@@ -1,8 +1,7 @@
 """A text with few documents, cut into pieces, so that some of it can be kept for evaluation.
 
-A book without a blank line is one document, which cannot be split by document. Its pieces are runs
-of consecutive sentences. Held-out pieces then have neighbours in the training text, so the manifest
-records the cut.
+A book without a blank line is one document. Its pieces are runs of consecutive sentences. Held-out
+pieces then have neighbours in the training text, so the manifest records the cut.
 """
 
 from collections.abc import Iterator

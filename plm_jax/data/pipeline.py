@@ -12,8 +12,6 @@ Ordered segments (`PackedDocuments(ordered=True)`) are read in lanes instead: th
 `global_batch` equal stretches, and slot b of every batch continues stretch b.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -79,9 +77,7 @@ class Corpus:
     if self.passes < 1:
       raise UserError(f"data.passes is {self.passes}; at least 1 pass over the corpus is needed.")
     if self.workers < 0:
-      raise UserError(
-        f"data.workers is {self.workers}; give the number of processes, or 0 for a thread."
-      )
+      raise UserError(f"data.workers is {self.workers}; it counts processes, and 0 is a thread.")
 
 
 @dataclass
@@ -209,12 +205,10 @@ class Batches:
     return cycles * self.corpus.passes + epoch, cycles * first + begin
 
   def _table(self, seed: int, pass_: int) -> np.ndarray:
-    if (seed, pass_) not in self._tables:
-      corpus = self.corpus
-      self._tables[seed, pass_] = pass_table(
-        self.store, corpus.segments, corpus.length, seed, pass_
-      )
-    return self._tables[seed, pass_]
+    key, corpus = (seed, pass_), self.corpus
+    if key not in self._tables:
+      self._tables[key] = pass_table(self.store, corpus.segments, corpus.length, *key)
+    return self._tables[key]
 
 
 def ordered(segments: Segments) -> bool:
@@ -223,8 +217,7 @@ def ordered(segments: Segments) -> bool:
 
 
 class PrefetchedBatches:
-  """Batches in the order of their steps, prefetched; `waited` counts the seconds that the consumer
-  waited for them."""
+  """Batches in the order of their steps, prefetched. waited: seconds that the consumer waited."""
 
   def __init__(self, dataset):
     self._iterator = iter(dataset)

@@ -2,20 +2,18 @@
 
 The text is read as a stream, in chunks; after each chunk a journal records how much of each file is
 valid. A preparation that was killed resumes there and ends with the same bytes. Arms of an ablation
-that share a text, a tokenizer and a split share one directory, named by a hash of these; a lock
-keeps two processes from writing it at once.
+that share a text, a tokenizer and a split share one locked directory, named by a hash of these.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-import queue
 import shutil
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from plm_jax.data import processes
-from plm_jax.data.corpora import Document, Source, default_cache, open_source
+from plm_jax.data.corpora import Source, default_cache, open_source
+from plm_jax.data.documents import Document
 from plm_jax.data.encoding import Encoding, encoded
 from plm_jax.data.pieces import Pieces, in_pieces
 from plm_jax.data.store import PARTS, StoreWriter, TokenStore
@@ -54,8 +53,7 @@ class Prepared:
 def prepare(corpus, cache_dir: str | os.PathLike | None = None, progress: bool = True) -> Prepared:
   """The tokenised text of `corpus` (its source, tokenizer and held_out), prepared once.
 
-  cache_dir: see `corpora.default_cache`. Errors: `UserError` for text that cannot be read or is too
-  small to be split.
+  cache_dir: see `corpora.default_cache`. Errors: `UserError` for text that is too small or damaged.
   """
   cache = Path(cache_dir or default_cache())
   source = open_source(corpus.source, cache)
@@ -135,8 +133,7 @@ class _Preparation:
     self.directory, self.key, self.progress = directory, key, progress
 
   def run(self) -> None:
-    if self.tokenizer is None:
-      self.tokenizer = self._trained()
+    self.tokenizer = self.tokenizer or self._trained()
     self._finish(self._encode())
 
   @contextmanager
@@ -209,7 +206,9 @@ class _Preparation:
   # Encoding.
 
   def _encode(self) -> dict:
-    journal = self._journal()
+    journal = {"read": 0, "size": 0, "dropped": {}, "lengths": [{}, {}]}
+    with suppress(FileNotFoundError):
+      journal = json.loads((self.directory / "journal.json").read_text())
     with ExitStack() as stack, self._bar("Encoding") as bar:
       writers = [
         stack.enter_context(StoreWriter(self.directory, split, self.tokenizer.vocab.size, sizes))
@@ -231,12 +230,6 @@ class _Preparation:
         _replace(self.directory / "journal.json", journal)
         bar.update(chunk.size)
     return journal
-
-  def _journal(self) -> dict:
-    path = self.directory / "journal.json"
-    if path.exists():
-      return json.loads(path.read_text())
-    return {"read": 0, "size": 0, "dropped": {}, "lengths": [{}, {}]}
 
   def _chunks(self, skip: int) -> Iterator[_Chunk]:
     chunk = _Chunk([], skip, 0)
@@ -324,37 +317,8 @@ def _replace(path: Path, content: dict) -> None:
 
 def _ahead(items: Iterator) -> Iterator:
   """The items, with the next one read in a thread while the last one is encoded."""
-  ready: queue.Queue = queue.Queue(maxsize=1)
-  stop = threading.Event()
-
-  def put(item) -> bool:
-    while not stop.is_set():
-      try:
-        ready.put(item, timeout=0.1)
-        return True
-      except queue.Full:
-        continue
-    return False
-
-  def read() -> None:
-    try:
-      for item in items:
-        if not put((item, None)):
-          return
-      put((None, None))
-    except BaseException as error:
-      put((None, error))
-
-  reader = threading.Thread(target=read, daemon=True)
-  reader.start()
-  try:
-    while True:
-      item, error = ready.get()
-      if error is not None:
-        raise error
-      if item is None:
-        return
+  with ThreadPoolExecutor(1) as reader:
+    waiting = reader.submit(next, items, None)
+    while (item := waiting.result()) is not None:
+      waiting = reader.submit(next, items, None)
       yield item
-  finally:
-    stop.set()
-    reader.join()

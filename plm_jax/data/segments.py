@@ -1,16 +1,12 @@
-"""BERT's and ALBERT's rows: "[CLS] A [SEP] B [SEP]", two runs of sentences; B follows A, precedes
-it, or comes from another document.
+"""BERT's and ALBERT's rows "[CLS] A [SEP] B [SEP]": two runs of sentences, consecutive or not.
 
 Sources: google-research/bert (eedf571) and google-research/albert (b772393),
 create_pretraining_data.py, `create_instances_from_document` and `truncate_seq_pair`. Here segments
 are spans into the stored tokens, not copied text: a truncated segment is still one contiguous span.
-Each document draws from a separate generator, keyed by (seed, pass, document), so that its rows do
-not depend on the other documents' draws.
+Each document draws from a separate generator, keyed by (seed, pass, document).
 
 The share of label 1 is above one half: a chunk of one sentence always gets a random B.
 """
-
-from __future__ import annotations
 
 import hashlib
 import os
@@ -18,17 +14,18 @@ import threading
 from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from plm_jax.data.draws import Sequence
+from plm_jax.data.store import TokenStore
+from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 
-if TYPE_CHECKING:
-  from plm_jax.data.store import TokenStore
-  from plm_jax.data.vocab import Vocab
+Rows = dict[str, np.ndarray]
+"""Arrays of a batch: input_ids and segment_ids int32 [B, T]; length and pair_label int32 [B]."""
 
 SPANS = np.dtype(
   [
@@ -39,6 +36,7 @@ SPANS = np.dtype(
     ("label", np.int32),  # 1: B is random, or A and B are swapped
   ]
 )
+STRETCH = np.dtype([("start", np.int64), ("length", np.int32)])
 _TABLE_FORMAT = 1  # increase it when the rules change, so that stored tables are not reused
 _TRIES = 10  # attempts to draw another document for B
 
@@ -64,9 +62,7 @@ class SegmentPair:
 
   def __post_init__(self):
     if self.next not in ("random", "swapped", "none"):
-      raise UserError(
-        f'SegmentPair.next is {self.next!r}; it must be "random", "swapped" or "none".'
-      )
+      raise UserError(f"SegmentPair.next is {self.next!r}; expected random, swapped or none.")
     if not 0 <= self.short <= 1:
       raise UserError(f"SegmentPair.short is {self.short}; it is a share and must be in [0, 1].")
     if self.separators not in (1, 2):
@@ -87,18 +83,15 @@ class SegmentPair:
     """int [N]: the number of positions of each row that are not padding."""
     return rows["a_length"] + rows["b_length"] + 2 + self.separators * (rows["b_length"] > 0)
 
-  def read(
-    self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
-  ) -> dict[str, np.ndarray]:
+  def read(self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab) -> Rows:
     """The tokens of SPANS [B], as `read_pairs` lays them out."""
     return read_pairs(store, table_rows, length, vocab, self.separators)
 
 
 def read_pairs(
   store: TokenStore, spans: np.ndarray, length: int, vocab: Vocab, separators: int
-) -> dict[str, np.ndarray]:
-  """The tokens of SPANS [B]: input_ids and segment_ids int32 [B, T]; length and pair_label int32
-  [B]. A span without B becomes "[CLS] A [SEP]"."""
+) -> Rows:
+  """The tokens of SPANS [B]. A span without B becomes "[CLS] A [SEP]"."""
   cls, sep = vocab.frame()
   first_sep = spans["a_length"] + 1
   second_sep = first_sep + (separators - 1) * (spans["b_length"] > 0)
@@ -123,6 +116,24 @@ def read_pairs(
     "length": (last_sep + 1).astype(np.int32),
     "pair_label": spans["label"].astype(np.int32),
   }
+
+
+def single_segment(input_ids: np.ndarray, length: np.ndarray) -> Rows:
+  """Rows of one segment and no pair: segment_ids and pair_label are 0."""
+  return {
+    "input_ids": input_ids,
+    "segment_ids": np.zeros_like(input_ids),
+    "length": length.astype(np.int32),
+    "pair_label": np.zeros(len(input_ids), np.int32),
+  }
+
+
+def stretches(total: int, length: int, shortest: int) -> np.ndarray:
+  """STRETCH [N]: `total` tokens, cut every `length`; a rest below `shortest` is left out."""
+  starts = np.arange(0, total - shortest + 1, length)
+  rows = np.empty(len(starts), STRETCH)
+  rows["start"], rows["length"] = starts, np.minimum(length, total - starts)
+  return rows
 
 
 def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:

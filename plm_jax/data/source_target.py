@@ -1,19 +1,14 @@
 """Rows of text pairs, such as a sentence and its translation, from documents of two sentences each,
 the documents of a `.tsv` file (`data/corpora.py`)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plm_jax.data.segments import SPANS, read_pairs
+from plm_jax.data.segments import SPANS, Rows, read_pairs
+from plm_jax.data.store import TokenStore
+from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
-
-if TYPE_CHECKING:
-  from plm_jax.data.store import TokenStore
-  from plm_jax.data.vocab import Vocab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +38,7 @@ class SourceTarget:
     """int [N]: the number of positions of each row that are not padding."""
     return rows["a_length"] + rows["b_length"] + 3
 
-  def read(
-    self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab
-  ) -> dict[str, np.ndarray]:
+  def read(self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab) -> Rows:
     """The tokens of SPANS [B], as `read_pairs` lays them out. A vocabulary without a token that
     begins a text (T5) uses its padding token instead."""
     if not vocab.begin:

@@ -12,7 +12,6 @@ A store is one split of a corpus in one directory, as flat little-endian arrays:
 
 import os
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -67,29 +66,10 @@ class TokenStore:
   def sentences(self) -> int:
     return len(self.sentence_starts) - 1
 
-  @cached_property
-  def _names(self) -> tuple[np.ndarray, np.ndarray]:
-    return self._map("names", PARTS["names"]), self._map("name_ends", PARTS["name_ends"])
-
-  def name(self, document: int) -> str:
-    return self._name_and_label(document)[0]
-
-  def label(self, document: int) -> str:
-    return self._name_and_label(document)[1]
-
-  def labels(self) -> list[str]:
-    """The label of every document."""
-    return [self.label(document) for document in range(self.documents)]
-
-  def _name_and_label(self, document: int) -> list[str]:
-    text, ends = self._names
+  def name_and_label(self, document: int) -> list[str]:
+    """The name of a document, and the origin of its text."""
+    text, ends = (self._map(part, PARTS[part]) for part in ("names", "name_ends"))
     return bytes(text[ends[document] : ends[document + 1] - 1]).decode().split("\t")
-
-  def document(self, document: int) -> list[np.ndarray]:
-    """The sentences of a document, each an array of ids."""
-    first, last = self.document_starts[document : document + 2]
-    starts = self.sentence_starts[first : last + 1]
-    return [self.tokens[a:b] for a, b in pairwise(starts)]
 
 
 class StoreWriter:

@@ -65,12 +65,11 @@ def _find(folder: Path, name: str, config: str) -> Path | None:
         f"The TFDS data set {name!r} has several configurations: give one of "
         f"{', '.join(f'tfds:{name}/{config}' for config in configs)}."
       )
-  versions = sorted((_numbers(path.parent.name), path.parent) for path in files)
-  return versions[-1][1] if versions else None
 
+  def numbers(folder: Path) -> list[int]:
+    return [int(part) for part in folder.name.split(".") if part.isdigit()]
 
-def _numbers(version: str) -> tuple[int, ...]:
-  return tuple(int(part) for part in version.split(".") if part.isdigit())
+  return max((path.parent for path in files), key=numbers, default=None)
 
 
 def _prepare_own(cache: Path) -> None:
@@ -151,7 +150,9 @@ class TfdsText(NamedTuple):
       for index, record in zip(block, data.__getitems__(list(block)), strict=True):
         yield Document(
           _string(record[title]) if title else f"{self.name}:{index}",
-          self._sentences(_string(record[text])),
+          tuple(_string(record[text]).split("\n"))
+          if self.name == OWN
+          else text_sentences(_string(record[text])),
           _label(builder.info.features[label], record[label]) if label else "",
         )
 
@@ -173,11 +174,6 @@ class TfdsText(NamedTuple):
         f"The TFDS data set in {str(self.folder)!r} is not stored as ArrayRecord, which random "
         f"access needs: prepare it again with `tfds build {self.name} --file_format=array_record`."
       ) from None
-
-  def _sentences(self, text: str) -> tuple[str, ...]:
-    if self.name == OWN:
-      return tuple(text.split("\n"))
-    return text_sentences(text)
 
   def fingerprint(self) -> str:
     """A hash of the stored files: names and sizes, and the content up to a gigabyte."""

@@ -35,8 +35,7 @@ ROLE_NAMES = {
 NO_SPACE_FOR_BERT = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
 LANGUAGE = re.compile("[a-z]{2,3}_[A-Z]{2}")  # "en_XX"
 ADDED = re.compile(rf"<extra_id_\d+>|{LANGUAGE.pattern}")  # tokens added after vocabularies
-# Limits of the cache of words (about 100 MB), at which it is emptied. The next few sentences bring
-# the frequent words back.
+# Limits (about 100 MB) at which the cache of words is emptied; frequent words soon come back.
 MAX_CACHED_WORDS, MAX_CACHED_CHARACTERS = 500_000, 8_000_000
 
 
@@ -169,18 +168,19 @@ class Fast:
   def write(self, folder: Path) -> None:
     """Writes vocab.txt or vocab.json + merges.txt, and a tokenizer.json for transformers."""
     published = tokenizers.Tokenizer.from_str(self.model.to_str())
-    names = [self.pieces[i] for i in self.special_ids]
-    mask = self.roles["mask"]
+    mask = self.roles["mask"] if self.joint == "" else None
+    # "a <mask>": the mask includes the space before it (transformers' RoBERTa)
     published.add_special_tokens(
-      # "a <mask>": the mask includes the space before it (transformers' RoBERTa)
-      [
-        AddedToken(n, special=True, lstrip=self.joint == "" and n == self._name(mask))
-        for n in names
-      ]
+      [AddedToken(self.pieces[i], special=True, lstrip=i == mask) for i in self.special_ids]
     )
     cls, sep = self.roles["cls"], self.roles["sep"]
     if cls is not None and sep is not None and published.post_processor is None:
-      published.post_processor = self._sentence_frame(cls, sep)
+      c, s = self.pieces[cls], self.pieces[sep]
+      published.post_processor = processors.TemplateProcessing(
+        single=f"{c} $A {s}",
+        pair=f"{c} $A {s} $B:1 {s}:1" if self.is_word_piece else f"{c} $A {s} {s} $B {s}",
+        special_tokens=[(c, cls), (s, sep)],
+      )
     if self.is_word_piece:
       (folder / "vocab.txt").write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
     else:
@@ -190,24 +190,11 @@ class Fast:
         raise OSError(None, str(error), str(folder)) from None
     (folder / "tokenizer.json").write_text(published.to_str(), encoding="utf-8")
 
-  def _name(self, i: int | None) -> str | None:
-    return None if i is None else self.pieces[i]
-
-  def _sentence_frame(self, cls: int, sep: int) -> processors.TemplateProcessing:
-    c, s = self.pieces[cls], self.pieces[sep]
-    bert = self.is_word_piece
-    return processors.TemplateProcessing(
-      single=f"{c} $A {s}",
-      pair=f"{c} $A {s} $B:1 {s}:1" if bert else f"{c} $A {s} {s} $B {s}",
-      special_tokens=[(c, cls), (s, sep)],
-    )
-
 
 class Pieces:
   """A unigram tokenizer, defined by a SentencePiece model.
 
-  `lowercase` first applies ALBERT's `preprocess_text` (`clean_like_albert`): plain quotes, NFKD, no
-  accents, lower case.
+  lowercase: `clean_like_albert` first (plain quotes, NFKD, no accents, lower case).
   """
 
   kind = "unigram"
@@ -237,18 +224,8 @@ class Pieces:
       roles[role] = named[0] if named else None
     return roles
 
-  @property
-  def merges_pairs(self) -> bool:
-    """Whether the model is LLaMA's kind, byte pairs, not unigram."""
-    return self._model_proto.trainer_spec.model_type == self._model_proto.trainer_spec.BPE
-
-  @property
-  def joins_spaces(self) -> bool:
-    """Whether several spaces in a row are read as one."""
-    return self._model_proto.normalizer_spec.remove_extra_whitespaces
-
   @cached_property
-  def _model_proto(self):
+  def model_proto(self):
     from sentencepiece import sentencepiece_model_pb2
 
     return sentencepiece_model_pb2.ModelProto.FromString(self.proto)

@@ -46,9 +46,11 @@ def read_backend(path: str | Path, lowercase: bool | None = None, prefix_space: 
   """
   file = _find(Path(path).expanduser())
   if file.name == "tokenizer.json":
-    return _read_definition(file)
+    return _build(file, _definition, file)
   if file.suffix == ".model":
-    return _read_pieces(file, bool(lowercase))
+    if file.stat().st_size == 0:
+      raise UserError(f"The tokenizer file {file} is empty; fetch it again.")
+    return _build(file, Pieces, file.read_bytes(), bool(lowercase))
   if file.name in PAIR_FILES:
     return _read_byte_pairs(file, file.with_name(PAIR_FILES[file.name]), prefix_space)
   return _read_word_piece(file, lowercase)
@@ -59,10 +61,7 @@ def in_fairseq_order(pieces: Pieces, languages: tuple[str, ...] = ()) -> Pieces:
   from the fourth on, a code for each of `languages`, and <mask> (transformers,
   tokenization_xlm_roberta.py and tokenization_mbart.py). Errors: `UserError` if the file does not
   begin with <unk>, <s> and </s>."""
-  from sentencepiece import sentencepiece_model_pb2
-
-  model = sentencepiece_model_pb2.ModelProto.FromString(pieces.proto)
-  unk, bos, eos, *words = model.pieces
+  unk, bos, eos, *words = pieces.model_proto.pieces
   if [unk.piece, bos.piece, eos.piece] != ["<unk>", "<s>", "</s>"]:
     raise UserError(
       "the .model file is not one of XLM-R or mBART: its first pieces are not <unk>, <s> and </s>; "
@@ -70,33 +69,29 @@ def in_fairseq_order(pieces: Pieces, languages: tuple[str, ...] = ()) -> Pieces:
     )
   control = {"score": 0.0, "type": bos.type}
   pad, *added = (type(bos)(piece=name, **control) for name in ("<pad>", *languages, "<mask>"))
-  ordered = [bos, pad, eos, unk, *words, *added]
-  moved = sentencepiece_model_pb2.ModelProto(pieces=ordered)
-  del model.pieces[:]
-  model.MergeFrom(moved)
-  spec = model.trainer_spec
-  spec.bos_id, spec.pad_id, spec.eos_id, spec.unk_id = range(4)
-  spec.vocab_size = len(model.pieces)
-  return Pieces(model.SerializeToString(), pieces.lowercase)
+  ids = {"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3}
+  return _reordered(pieces, [bos, pad, eos, unk, *words, *added], ids)
 
 
 def in_file_order(pieces: Pieces) -> Pieces:
   """Undoes `in_fairseq_order`; returns other tokenizers unchanged."""
-  from sentencepiece import sentencepiece_model_pb2
-
-  model = sentencepiece_model_pb2.ModelProto.FromString(pieces.proto)
-  if [piece.piece for piece in model.pieces[:4]] != ["<s>", "<pad>", "</s>", "<unk>"]:
+  fairseq = pieces.pieces[:4] == ["<s>", "<pad>", "</s>", "<unk>"]
+  if not fairseq or pieces.roles["mask"] != len(pieces.pieces) - 1:
     return pieces
-  if pieces.roles["mask"] != len(model.pieces) - 1:
-    return pieces
-  bos, _, eos, unk, *words = model.pieces
+  bos, _, eos, unk, *words = pieces.model_proto.pieces
   words = words[: -1 - len(pieces.languages)]
-  ordered = sentencepiece_model_pb2.ModelProto(pieces=[unk, bos, eos, *words])
+  ids = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
+  return _reordered(pieces, [unk, bos, eos, *words], ids)
+
+
+def _reordered(pieces: Pieces, ordered: list, ids: dict[str, int]) -> Pieces:
+  """The model with these pieces, and these ids of the special ones."""
+  model = type(pieces.model_proto)()
+  model.CopyFrom(pieces.model_proto)
   del model.pieces[:]
-  model.MergeFrom(ordered)
-  spec = model.trainer_spec
-  spec.unk_id, spec.bos_id, spec.eos_id, spec.pad_id = 0, 1, 2, -1
-  spec.vocab_size = len(model.pieces)
+  model.pieces.extend(ordered)
+  for name, i in {**ids, "vocab_size": len(ordered)}.items():
+    setattr(model.trainer_spec, name, i)
   return Pieces(model.SerializeToString(), pieces.lowercase)
 
 
@@ -226,18 +221,13 @@ def _check_merges(file: Path, vocab: dict[str, int], merges: list[tuple[str, str
 def _gpt1_backend(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Fast:
   """GPT-1: merges over characters, "</w>" at the end of a word; text as in transformers.
 
-  The original cleans with ftfy and splits with spaCy. BERT's rules replace both, and split
-  contractions ("don't") differently.
+  The original uses ftfy and spaCy; BERT's rules replace both and split "don't" differently.
   """
   model = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", end_of_word_suffix="</w>"))
   model.normalizer = normalizers.BertNormalizer(lowercase=True)
   model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
   model.decoder = decoders.BPEDecoder(suffix="</w>")
   return Fast(model.to_str())
-
-
-def _read_definition(file: Path) -> Fast:
-  return _build(file, _definition, file)
 
 
 def _definition(file: Path) -> Fast:
@@ -262,9 +252,3 @@ def _without_added(definition: str) -> str:
   if len(kept) == len(added):
     return definition
   return json.dumps(rules | {"added_tokens": kept}, ensure_ascii=False)
-
-
-def _read_pieces(file: Path, lowercase: bool) -> Pieces:
-  if file.stat().st_size == 0:
-    raise UserError(f"The tokenizer file {file} is empty; fetch it again.")
-  return _build(file, Pieces, file.read_bytes(), lowercase)

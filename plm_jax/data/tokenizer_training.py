@@ -93,8 +93,7 @@ def count_words(sentences: Iterable[str], lowercase: bool) -> Counter[str]:
   split = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
   sentences, chunks = iter(sentences), Counter()
   while block := list(islice(sentences, 1000)):
-    # The rules never act across white space: they are applied once to each distinct chunk between
-    # spaces.
+    # The rules never act across white space: they are applied once to each distinct chunk.
     chunks.update(NO_SPACE_FOR_BERT.sub("", "\n".join(block)).split())
   words = Counter()
   for chunk, n in chunks.items():
@@ -127,19 +126,12 @@ def train_byte_pairs(sentences: Iterable[str], vocab_size: int, prefix_space: bo
     show_progress=False,
   )
   model.train_from_iterator(_some_text(sentences), trainer)
-  model.decoder = decoders.ByteLevel()
-  return byte_pairs_backend(*_vocab_and_merges(model), prefix_space)
-
-
-def _vocab_and_merges(model: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
   rules = json.loads(model.to_str())["model"]
-  pairs = (m.split(" ") if isinstance(m, str) else m for m in rules["merges"])
-  return rules["vocab"], [(left, right) for left, right in pairs]
+  merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in rules["merges"]]
+  return byte_pairs_backend(rules["vocab"], merges, prefix_space)
 
 
-def train_unigram(
-  sentences: Iterable[str], vocab_size: int, lowercase: bool, layout: str
-) -> Pieces:
+def train_unigram(texts: Iterable[str], vocab_size: int, lowercase: bool, layout: str) -> Pieces:
   """ALBERT's ids (pad 0, unk 1, [CLS] 2, [SEP] 3, [MASK] 4) or T5's (pad 0, eos 1, unk 2)."""
   ids: dict[str, Any] = {
     "albert": {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1},
@@ -148,7 +140,7 @@ def train_unigram(
   if layout == "albert":
     ids["control_symbols"] = ["[CLS]", "[SEP]", "[MASK]"]
   clean = clean_like_albert if lowercase else str
-  sample = thin_out(_some_text(map(clean, sentences)), MAX_UNIGRAM_SENTENCES)
+  sample = thin_out(_some_text(map(clean, texts)), MAX_UNIGRAM_SENTENCES)
 
   def train(hard_vocab_limit: bool) -> Pieces:
     proto = io.BytesIO()

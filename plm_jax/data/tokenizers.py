@@ -29,73 +29,60 @@ _FULL_STOPS = (".", "▁.", "Ġ.", ".</w>")
 class Tokenizer:
   """A vocabulary with its rules; picklable; equal fingerprints give equal ids.
 
-  `sentinels` special tokens and one for each of `languages` follow the vocabulary's own ids, as in
-  T5 and mBART. The sentinels count down: <extra_id_0> is the last.
+  `backend` is the vocabulary without added tokens (plm_jax/data/tokenizer_backends.py). `sentinels`
+  special tokens and one for each of `languages` follow its ids, as in T5 and mBART. The sentinels
+  count down: <extra_id_0> is the last.
   """
 
   def __init__(self, backend, sentinels: int = 0, languages: tuple[str, ...] = ()):
-    self._backend = backend
-    self._sentinels, self._languages = sentinels, tuple(languages)
+    self.backend = backend
+    self.sentinels, self.added_languages = sentinels, tuple(languages)
 
   def __reduce__(self):
-    return Tokenizer, (self._backend, self._sentinels, self._languages)
-
-  @property
-  def backend(self):
-    """The vocabulary without added tokens (plm_jax/data/tokenizer_backends.py)."""
-    return self._backend
-
-  @property
-  def added_languages(self) -> tuple[str, ...]:
-    """The language codes that were added after the vocabulary."""
-    return self._languages
+    return Tokenizer, (self.backend, self.sentinels, self.added_languages)
 
   @property
   def kind(self) -> str:
     """The `kind` of its class of `TokenizerConfig`."""
-    return self._backend.kind
-
-  @property
-  def lowercase(self) -> bool:
-    return self._backend.lowercase
+    return self.backend.kind
 
   @cached_property
   def pieces(self) -> list[str]:
     """The text of every id."""
-    sentinels = [f"<extra_id_{i}>" for i in reversed(range(self._sentinels))]
-    return [*self._backend.pieces, *sentinels, *self._languages]
+    sentinels = [f"<extra_id_{i}>" for i in reversed(range(self.sentinels))]
+    return [*self.backend.pieces, *sentinels, *self.added_languages]
 
   @cached_property
   def vocab(self) -> Vocab:
-    own, size = len(self._backend.pieces), len(self.pieces)
+    own, size = len(self.backend.pieces), len(self.pieces)
     special = np.arange(size) >= own
-    special[self._backend.special_ids] = True
-    starts = self._backend.word_starts()
+    special[self.backend.special_ids] = True
+    starts = self.backend.word_starts()
     if starts is not None:
       starts = np.append(starts, np.ones(size - own, bool)) | special
       starts.setflags(write=False)
     special.setflags(write=False)
-    last = own + self._sentinels
+    last = own + self.sentinels
     return Vocab(
       size=size,
       special=special,
       word_start=starts,
-      sentinels=np.arange(last - 1, own - 1, -1, dtype=np.int32) if self._sentinels else None,
-      languages=self._backend.languages | {n: last + i for i, n in enumerate(self._languages)},
+      sentinels=np.arange(last - 1, own - 1, -1, dtype=np.int32) if self.sentinels else None,
+      languages=self.backend.languages | {n: last + i for i, n in enumerate(self.added_languages)},
       full_stop=np.isin(self.pieces, _FULL_STOPS),
-      **self._backend.roles,
+      **self.backend.roles,
     )
 
   @cached_property
   def fingerprint(self) -> str:
     """sha256 over the vocabulary and the rules, in hex."""
-    added = repr((self._sentinels, self._languages)).encode() if self._added else b""
-    return hashlib.sha256(self._backend.description() + added).hexdigest()
+    added = repr((self.sentinels, self.added_languages)).encode() if self._added else b""
+    return hashlib.sha256(self.backend.description() + added).hexdigest()
 
   @property
   def _added(self) -> dict[str, object]:
     """The tokens added after the vocabulary; empty settings are left out."""
-    added = {"sentinels": self._sentinels, "languages": self._languages}
+    added = {"sentinels": self.sentinels, "languages": self.added_languages}
     return {name: value for name, value in added.items() if value}
 
   def encode(self, text: str, special: bool = False) -> np.ndarray:
@@ -122,7 +109,7 @@ class Tokenizer:
 
   def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The concatenated ids int32 [N] of all texts, and the length int64 [S] of each."""
-    return self._backend.encode_flat(list(texts))
+    return self.backend.encode_flat(list(texts))
 
   def decode(self, ids: Iterable[int], special: bool = False) -> str:
     """The text of ids; special tokens are left out, or with `special` written by name."""
@@ -131,11 +118,11 @@ class Tokenizer:
       if not self.vocab.special[i]:
         run.append(i)
       elif special:
-        runs += [self._backend.decode(run), self.token(i)]
+        runs += [self.backend.decode(run), self.token(i)]
         run = []
-    runs.append(self._backend.decode(run))
-    text = self._backend.joint.join(r for r in runs if r)
-    return text.removeprefix(" ") if self._backend.prefix_space else text
+    runs.append(self.backend.decode(run))
+    text = self.backend.joint.join(r for r in runs if r)
+    return text.removeprefix(" ") if self.backend.prefix_space else text
 
   def token(self, i: int) -> str:
     return self.pieces[i]
@@ -149,8 +136,8 @@ class Tokenizer:
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    self._backend.write(folder)
-    rules = {"format": FORMAT, "kind": self.kind, "lowercase": self.lowercase}
+    self.backend.write(folder)
+    rules = {"format": FORMAT, "kind": self.kind, "lowercase": self.backend.lowercase}
     rules |= self._added
     rules |= {"vocab_size": self.vocab.size, "fingerprint": self.fingerprint}
     (folder / files.RULES_FILE).write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")
@@ -214,6 +201,13 @@ class Added:
     """The number of special tokens that are added."""
     return self.sentinels + len(self.languages)
 
+  def train(self, sentences: Iterable[str]) -> Tokenizer:
+    """Trains on sentences; equal sentences give equal ids in every process."""
+    from plm_jax.data import tokenizer_training
+
+    trained = self._trained(tokenizer_training, sentences)
+    return Tokenizer(trained, self.sentinels, self.languages)
+
   def load(self) -> Tokenizer:
     """The published or saved vocabulary at `path`."""
     from plm_jax.data import tokenizer_files as files
@@ -234,7 +228,7 @@ class Added:
         f"(path=...) instead of {name}."
       )
     actual = {rule: getattr(tokenizer.backend, rule) for rule in rules}
-    actual |= {"sentinels": tokenizer._sentinels, "languages": tuple(tokenizer.vocab.languages)}
+    actual |= {"sentinels": tokenizer.sentinels, "languages": tuple(tokenizer.vocab.languages)}
     rules |= {"sentinels": self.sentinels, "languages": self.languages}
     for rule, wanted in rules.items():
       if actual[rule] != wanted:
@@ -258,12 +252,8 @@ class WordPiece(Added):
   lowercase: bool = True
   path: str | None = None
 
-  def train(self, sentences: Iterable[str]) -> Tokenizer:
-    """Trains on sentences; equal sentences give equal ids in every process."""
-    from plm_jax.data import tokenizer_training
-
-    trained = tokenizer_training.train_word_piece(sentences, self.vocab_size, self.lowercase)
-    return Tokenizer(trained, self.sentinels, self.languages)
+  def _trained(self, training, sentences: Iterable[str]):
+    return training.train_word_piece(sentences, self.vocab_size, self.lowercase)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,13 +271,8 @@ class BytePairs(Added):
   prefix_space: bool | None = None
   path: str | None = None
 
-  def train(self, sentences: Iterable[str]) -> Tokenizer:
-    """Trains on sentences; equal sentences give equal ids in every process."""
-    from plm_jax.data import tokenizer_training
-
-    prefix_space = self.prefix_space is not False
-    trained = tokenizer_training.train_byte_pairs(sentences, self.vocab_size, prefix_space)
-    return Tokenizer(trained, self.sentinels, self.languages)
+  def _trained(self, training, sentences: Iterable[str]):
+    return training.train_byte_pairs(sentences, self.vocab_size, self.prefix_space is not False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,13 +294,8 @@ class Unigram(Added):
     if self.layout not in ("albert", "t5"):
       raise UserError(f"Unigram.layout is {self.layout!r}; expected 'albert' or 't5'.")
 
-  def train(self, sentences: Iterable[str]) -> Tokenizer:
-    """Trains on sentences; equal sentences give equal ids in every process."""
-    from plm_jax.data import tokenizer_training
-
-    rules = self.lowercase, self.layout
-    trained = tokenizer_training.train_unigram(sentences, self.vocab_size, *rules)
-    return Tokenizer(trained, self.sentinels, self.languages)
+  def _trained(self, training, sentences: Iterable[str]):
+    return training.train_unigram(sentences, self.vocab_size, self.lowercase, self.layout)
 
 
 TokenizerConfig = WordPiece | BytePairs | Unigram

@@ -52,8 +52,7 @@ class Vocab:
   def frame(self, padding: bool = True) -> tuple[int, int]:
     """The tokens before and after a text, for rows that require them.
 
-    padding: whether a padding token is required too, which LLaMA's vocabulary lacks. Errors:
-    `UserError` if one of them is missing.
+    padding: require a padding token too (LLaMA has none). Errors: `UserError` if one is missing.
     """
     if not (self.begin and self.end) or (padding and self.pad is None):
       raise UserError(

@@ -6,8 +6,6 @@ rules, such as the repetition penalty. As in fairseq, and in transformers with e
 prompt is done when it has K finished texts; with one beam this is greedy search.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

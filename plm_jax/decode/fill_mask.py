@@ -1,7 +1,5 @@
 """The most probable tokens of a masked language model for blanks in sentences."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax
@@ -9,7 +7,6 @@ import numpy as np
 
 from plm_jax.data.store import TokenStore
 from plm_jax.data.tokenizers import Tokenizer
-from plm_jax.data.vocab import Vocab
 from plm_jax.models.compute import Compute
 
 
@@ -54,22 +51,21 @@ def blanks_from(store: TokenStore, tokenizer: Tokenizer, count: int) -> list[Bla
 
   The word is the longest one that is a single token: function words would be easy.
   """
-  vocab = tokenizer.vocab
   starts = np.asarray(store.sentence_starts)
   lengths = np.diff(starts)
   suitable = np.flatnonzero((lengths >= 8) & (lengths <= 20))
   chosen = []
   for sentence in np.unique(suitable[np.linspace(0, len(suitable) - 1, 8 * count, dtype=int)]):
     ids = np.asarray(store.tokens[starts[sentence] : starts[sentence + 1]], np.int32)
-    blank = _blank(ids, tokenizer, vocab)
-    if blank is not None:
+    if (blank := _blank(ids, tokenizer)) is not None:
       chosen.append(blank)
     if len(chosen) == count:
       break
   return chosen
 
 
-def _blank(ids: np.ndarray, tokenizer: Tokenizer, vocab: Vocab) -> Blank | None:
+def _blank(ids: np.ndarray, tokenizer: Tokenizer) -> Blank | None:
+  vocab = tokenizer.vocab
   # "▁" and "Ġ" mark the start of a word in unigram and byte-pair vocabularies.
   tokens = [token.lstrip("▁Ġ") for token in tokenizer.tokens(ids)]
   whole = vocab.word_start[ids] & np.append(vocab.word_start[ids[1:]], True)

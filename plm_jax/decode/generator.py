@@ -10,9 +10,7 @@ Prompts are padded on the left: all rows then write the same column, the last co
 of every row, and a step costs one slice update, not a scatter. Padding changes no result.
 """
 
-from __future__ import annotations
-
-from typing import Protocol
+from typing import Protocol, Self
 
 import jax
 
@@ -27,7 +25,7 @@ class Cache(Protocol):
     *,
     same_prompts: bool = False,
     capacity: int | None = None,
-  ) -> Cache:
+  ) -> Self:
     """The cache of `rows`, int `[R]`, possibly repeated; None is all rows.
 
     same_prompts: every row stays with its prompt, as in beam search; R is then the number of rows.
@@ -36,9 +34,8 @@ class Cache(Protocol):
 
 
 class Generator(Protocol):
-  """A model prepared by its `generator(compute, rows)`, once and not for every token: layers are
-  unstacked, kernels have the activations' dtype and the fastest layout for `rows` rows. A pytree,
-  for use under jit."""
+  """A model prepared by its `generator(compute, rows)`, once for all tokens: layers are unstacked,
+  kernels have the activations' dtype and the fastest layout for `rows` rows. A pytree."""
 
   def start(self, batch: dict, capacity: int) -> Cache:
     """An empty cache with room for `capacity` tokens.

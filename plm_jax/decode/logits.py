@@ -1,17 +1,10 @@
 """Transformations of the next token's scores before it is chosen: small pure functions on float32
 `[B, V]`. A token that is ruled out has the score -inf."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
 RULED_OUT = -jnp.inf
-
-
-def temperature(logits_BV: jax.Array, value: float) -> jax.Array:
-  """Scores divided by `value`, above 0; values below 1 sharpen the distribution."""
-  return logits_BV / value
 
 
 def top_k(logits_BV: jax.Array, k: int) -> jax.Array:

@@ -1,7 +1,5 @@
 """The rules of generation: greedy search, sampling or beam search, penalties and lengths."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax
@@ -77,5 +75,5 @@ class Rules:
 
   def drawn_from(self, logits_BV: jax.Array) -> jax.Array:
     """The scores of the distribution that a token is drawn from."""
-    logits_BV = logits.temperature(logits_BV, self.temperature)
-    return logits.top_p(logits.top_k(logits_BV, self.top_k), self.top_p)
+    logits_BV = logits.top_k(logits_BV / self.temperature, self.top_k)
+    return logits.top_p(logits_BV, self.top_p)

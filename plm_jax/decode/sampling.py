@@ -1,14 +1,9 @@
 """Greedy search and sampling, one token at a time, in a loop under one jit.
 
-    state = begin(generator, batch, prompt_BT, limit_B, keys_B, rules, ends_E, columns)
-    state = advance(generator, state, rules, ends_E, stop)
-
-`advance` stops after `stop` tokens, or when all rows have ended, so that a terminal can show a
-growing text, and the cache can grow with it (`writer.grow`). A row's text depends only on its
-prompt and its key, not on the rest of the batch.
+`begin` reads the prompts. `advance` stops after `stop` tokens, or when all rows have ended, so that
+a terminal can show a growing text, and the cache can grow with it (`writer.grow`). A row's text
+depends only on its prompt and its key, not on the rest of the batch.
 """
-
-from __future__ import annotations
 
 import dataclasses
 

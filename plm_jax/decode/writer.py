@@ -1,7 +1,5 @@
 """Texts from prompts, in batches of similar length, padded on the left to few compiled shapes."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -26,16 +24,14 @@ _COLUMNS = 256  # of a new cache, which is then doubled
 
 
 class Generation(NamedTuple):
-  """A text: its new tokens without the end, and the sum of their log p or, in a beam search, the
-  score of `beam.BestTexts`."""
+  """New tokens without the end, and the sum of their log p or the score of `beam.BestTexts`."""
 
   ids: list[int]
   score: float
 
 
 class Prompt(NamedTuple):
-  """The input for one text. ids: the beginning of the text, or for encoder-decoders of the target.
-  source: the ids that encoder-decoders read."""
+  """ids: the beginning of the text, or of the target of encoder-decoders, which read `source`."""
 
   ids: list[int]
   source: list[int] | None = None
@@ -46,8 +42,7 @@ def encode_prompts(
 ) -> list[Prompt]:
   """A prompt for every text, with the model's special tokens around it.
 
-  Errors: `UserError` for a model that does not generate, a text longer than its positions, and ids
-  outside its vocabulary.
+  Errors: `UserError` for a model that does not generate, a text that is too long, unknown ids.
   """
   if not hasattr(params.encoder(), "generator"):
     fills = params.masked_lm() is not None
@@ -75,8 +70,7 @@ def encode_prompts(
 
 
 def source_of(text: str, tokenizer: Tokenizer) -> np.ndarray:
-  """int32 `[T]`: the ids of a text; "[MASK]" and names of special tokens, such as <extra_id_0>,
-  become their ids."""
+  """int32 `[T]`: the ids of a text in which "[MASK]" and "<extra_id_0>" are special tokens."""
   if tokenizer.vocab.mask is not None:
     text = text.replace("[MASK]", tokenizer.token(tokenizer.vocab.mask))
   return tokenizer.encode(text, special=True)
@@ -173,7 +167,7 @@ def _write(
     batch |= {"input_ids": ids_BS, "length": (ids_BS.shape[1] - pad).astype(np.int32)}
   limit_B = positions - (prompt_BT.shape[1] - pad_B)
   if rules.beams > 1:
-    best = jax.device_get(_search(generator, batch, prompt_BT, limit_B, ends_E, rules))
+    best = jax.device_get(_search(generator, batch, prompt_BT, limit_B, rules, ends_E))
     return [
       [Generation(ids[:n].tolist(), float(score)) for ids, n, score in zip(*texts)]
       for texts in list(zip(*best))[: len(jobs)]
@@ -189,8 +183,7 @@ def grow(
 ) -> sampling.SamplingState:
   """Whole texts; the seed and two numbers key each draw. Other arguments as in `sampling.begin`.
 
-  A step reads the whole cache, so it begins with few columns and is doubled when it is full. Each
-  size is compiled when a text first needs it.
+  A step reads the whole cache, so a cache begins with few columns and is doubled when it is full.
   """
   width, most = prompt_BT.shape[1], prompt_BT.shape[1] + rules.max_length - 1
   first = columns = min(most, bucket(width, _COLUMNS))
@@ -204,7 +197,7 @@ def grow(
     needed = min(most, bucket(width + stop - 1, _COLUMNS))
     if needed > columns:
       state, columns = _widened(state, needed), needed
-    state = _advance(generator, state, ends_E, stop, rules)
+    state = _advance(generator, state, rules, ends_E, stop)
     if watch and stop % _TOKENS == 0 and stop < rules.max_length:
       watch(state.ids_BL[0, : int(state.length_B[0])].tolist())
     if stop < rules.max_length and state.done_B.all():
@@ -255,19 +248,13 @@ def _begin(
   return sampling.begin(generator, batch, prompt, limit, keys_B, rules, ends_E, columns)
 
 
-@functools.partial(jax.jit, static_argnames="rules", donate_argnames="state")
-def _advance(generator, state, ends_E, stop, rules: Rules) -> sampling.SamplingState:
-  return sampling.advance(generator, state, rules, ends_E, stop)
+_advance = jax.jit(sampling.advance, static_argnames="rules", donate_argnames="state")
+_search = jax.jit(beam.search, static_argnames="rules")
 
 
 @functools.partial(jax.jit, static_argnames="columns")
 def _widened(state, columns: int) -> sampling.SamplingState:
   return dataclasses.replace(state, cache=state.cache.take(capacity=columns))
-
-
-@functools.partial(jax.jit, static_argnames="rules")
-def _search(generator, batch, prompt, limit, ends_E, rules: Rules) -> beam.BestTexts:
-  return beam.search(generator, batch, prompt, limit, rules, ends_E)
 
 
 def continuation(tokenizer: Tokenizer, prompt: Prompt, ids: list[int]) -> str:

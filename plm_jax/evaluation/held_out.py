@@ -1,11 +1,8 @@
 """Scores on held-out text: rows that do not depend on a run's objectives, format or masking."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +12,6 @@ from plm_jax.data.preparation import Prepared
 from plm_jax.data.segments import SegmentPair
 from plm_jax.evaluation.likelihood import TOKENS, masked_log_p
 from plm_jax.evaluation.scores import Scores, is_causal
-from plm_jax.models.compute import Compute
 from plm_jax.objectives import baselines
 from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
@@ -30,7 +26,10 @@ def held_out(run: Run, prepared: Prepared, scores: Scores) -> None:
   """Adds mlm_* and pseudo_perplexity, or clm_*, or seq2seq_*, to `scores`."""
   for objective in run.experiment.objectives:
     if isinstance(objective, Seq2Seq):
-      return sequences(run, prepared, objective, scores)
+      # The run's own sources and targets.
+      objective = dataclasses.replace(objective, label_smoothing=0.0, z_loss=0.0)
+      batches = _batches(run, prepared, run.experiment.data, (objective,))
+      return _add_losses("seq2seq", run, run.params, batches, objective, scores)
   if is_causal(run):
     batches = held_out_rows(run, prepared, (CLM(),))
     _add_losses("clm", run, run.params.encoder(), batches, CLM(), scores)
@@ -46,13 +45,6 @@ def held_out(run: Run, prepared: Prepared, scores: Scores) -> None:
   plain = held_out_rows(run, prepared, ())
   log_p = one_at_a_time(run, plain)
   scores.add("pseudo", {"perplexity": math.exp(-log_p.mean())}, len(log_p), plain)
-
-
-def sequences(run: Run, prepared: Prepared, objective: Seq2Seq, scores: Scores) -> None:
-  """Adds seq2seq_* of the run's own sources and targets to `scores`."""
-  objective = dataclasses.replace(objective, label_smoothing=0.0, z_loss=0.0)
-  batches = _batches(run, prepared, run.experiment.data, (objective,))
-  _add_losses("seq2seq", run, run.params, batches, objective, scores)
 
 
 def held_out_rows(run: Run, prepared: Prepared, objectives: tuple) -> list[dict[str, np.ndarray]]:
@@ -74,8 +66,7 @@ def _batches(run: Run, prepared: Prepared, corpus, objectives: tuple) -> list[di
 
 
 def row_limit(run: Run) -> int:
-  """The most rows of held-out text: twice those of the evaluations in training, so that a run of
-  seconds is measured in seconds."""
+  """The most rows of held-out text: twice those in training, so that short runs are quick."""
   return min(ROWS, 2 * run.experiment.schedule.evaluation_rows)
 
 
@@ -84,17 +75,12 @@ def rows_per_batch(run: Run) -> int:
 
 
 def _add_losses(kind: str, run: Run, model, batches, objective, scores: Scores) -> None:
-  terms = mean_terms(model, batches, objective, run.compute)
-  loss, count = terms["loss"]
-  values = {"loss": loss, "perplexity": math.exp(loss), "accuracy": terms["accuracy"][0]}
-  scores.add(kind, values, int(count), batches)
-
-
-def mean_terms(model, batches: list[dict], objective, compute: Compute) -> dict[str, Any]:
-  """metric -> (mean, count) of an objective's loss over batches."""
-  sums = [_terms(model, batch, objective, compute) for batch in batches]
+  sums = [_terms(model, batch, objective, run.compute) for batch in batches]
   totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64)), *jax.device_get(sums))
-  return {name: (total / count, count) for name, (total, count) in totals.items()}
+  means = {name: total / count for name, (total, count) in totals.items()}
+  values = {"loss": means["loss"], "perplexity": math.exp(means["loss"])}
+  values["accuracy"] = means["accuracy"]
+  scores.add(kind, values, int(totals["loss"][1]), batches)
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "compute"))

@@ -1,13 +1,13 @@
 """Log-probabilities of single tokens, from the left or from both sides, in batches of one shape."""
 
-from __future__ import annotations
-
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plm_jax.data.segments import Rows
 from plm_jax.models.compute import Compute
 from plm_jax.objectives.objective import token_log_p
 from plm_jax.runs import Run
@@ -15,20 +15,25 @@ from plm_jax.runs import Run
 TOKENS = 8192  # per batch, which bounds the memory of its scores
 
 
-def masked_log_p(
-  run: Run, rows: dict[str, np.ndarray], row: np.ndarray, position: np.ndarray
-) -> np.ndarray:
+def masked_log_p(run: Run, rows: Rows, row: np.ndarray, position: np.ndarray) -> np.ndarray:
   """log p(token at `position` of `row` | the row with [MASK] there), float64 [N]."""
   model, mask = run.params.masked_lm(), run.tokenizer.vocab.mask
-  size = max(8, TOKENS // rows["input_ids"].shape[1])
-  parts = []
-  for first in range(0, len(row), size):
-    at = np.minimum(np.arange(first, first + size), len(row) - 1)  # the last batch is filled up
+
+  def log_p(at):
     batch = {name: values[row[at]] for name, values in rows.items()}
-    target = batch["input_ids"][np.arange(size), position[at]]
-    batch["input_ids"][np.arange(size), position[at]] = mask
-    parts.append(_log_p_at(model, batch, position[at], target, run.compute))
-  return np.concatenate(jax.device_get(parts))[: len(row)].astype(np.float64)
+    target = batch["input_ids"][np.arange(len(at)), position[at]]
+    batch["input_ids"][np.arange(len(at)), position[at]] = mask
+    return _log_p_at(model, batch, position[at], target, run.compute)
+
+  return _in_batches(log_p, len(row), rows["input_ids"].shape[1])
+
+
+def _in_batches(log_p: Callable, count: int, width: int) -> np.ndarray:
+  """`log_p` of the rows 0 to count - 1, float64; the last batch is filled up with the last row."""
+  size = max(8, TOKENS // width)
+  firsts = range(0, count, size)
+  parts = [log_p(np.minimum(np.arange(first, first + size), count - 1)) for first in firsts]
+  return np.concatenate(jax.device_get(parts))[:count].astype(np.float64)
 
 
 @functools.partial(jax.jit, static_argnames="compute")
@@ -41,14 +46,12 @@ def _log_p_at(model, batch, position_B, target_B, compute: Compute):
 
 def next_log_p(run: Run, rows: dict[str, np.ndarray]) -> np.ndarray:
   """log p(token at t + 1 | those up to t) of every row, float64 [N, T - 1]; of padding too."""
-  count, width = rows["input_ids"].shape
-  size = max(8, TOKENS // width)
-  parts = []
-  for first in range(0, count, size):
-    at = np.minimum(np.arange(first, first + size), count - 1)
-    batch = {name: values[at] for name, values in rows.items()}
-    parts.append(_next_log_p(run.params.encoder(), batch, run.compute))
-  return np.concatenate(jax.device_get(parts))[:count].astype(np.float64)
+  model = run.params.encoder()
+
+  def log_p(at):
+    return _next_log_p(model, {name: values[at] for name, values in rows.items()}, run.compute)
+
+  return _in_batches(log_p, *rows["input_ids"].shape)
 
 
 @functools.partial(jax.jit, static_argnames="compute")

@@ -4,8 +4,6 @@ Source: BLiMP (Warstadt et al. 2020). A sentence's score is its log-likelihood, 
 its pseudo-log-likelihood (Salazar et al. 2020); ties count half.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

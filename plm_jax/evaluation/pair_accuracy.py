@@ -1,7 +1,5 @@
 """Accuracy of next-sentence and sentence-order heads on pairs of held-out segments."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -1,15 +1,10 @@
-"""The perplexity of a text, or its pseudo-perplexity under a masked language model.
-
-A left-to-right model predicts every token from those before it, in windows that overlap by half. A
-masked model predicts every token from all others, masked one at a time (Salazar et al. 2020).
-"""
-
-from __future__ import annotations
+"""The perplexity of a text, or its pseudo-perplexity under a masked model (Salazar et al. 2020)."""
 
 import math
 
 import numpy as np
 
+from plm_jax.data.segments import Rows
 from plm_jax.errors import UserError
 from plm_jax.evaluation.likelihood import masked_log_p, next_log_p
 from plm_jax.evaluation.scores import is_causal
@@ -19,8 +14,7 @@ NO_BEGIN = "the vocabulary has no token that begins a text"
 
 
 def perplexity(run: Run, text: str) -> dict[str, float]:
-  """The scores of a text. Errors: `UserError` for a text without tokens, and for models that
-  cannot score text."""
+  """The scores of a text. Errors: `UserError` if it has no tokens, or the model cannot score it."""
   tokens = run.tokenizer.encode(text)
   if not len(tokens):
     raise UserError("the text has no tokens; give one with words in it")
@@ -46,9 +40,7 @@ def perplexity(run: Run, text: str) -> dict[str, float]:
   }
 
 
-def windows(
-  run: Run, tokens: np.ndarray, overlap: bool
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+def windows(run: Run, tokens: np.ndarray, overlap: bool) -> tuple[Rows, np.ndarray, np.ndarray]:
   """Rows of the model's length over a text, and the place where each of its tokens is predicted:
   the batch arrays, row int `[N]`, position int `[N]`.
 

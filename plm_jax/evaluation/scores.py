@@ -1,9 +1,7 @@
 """The numbers of one run, with a hash of each set that they were measured on."""
 
-from __future__ import annotations
-
 import hashlib
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -21,7 +19,7 @@ class Scores(NamedTuple):
   notes: list[str]
 
   @classmethod
-  def of(cls, run: Run) -> Scores:
+  def of(cls, run: Run) -> Self:
     """Empty scores, with a note if the run has no masked metrics."""
     note = "left-to-right: it predicts from the left alone, so it has no mlm_ metrics"
     return cls({}, {}, {}, {}, [note] if is_causal(run) else [])

@@ -1,19 +1,22 @@
 """The base class of families of decoders: options, names, inputs and outputs."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from plm_jax.errors import UserError
-from plm_jax.export.family import Family, Published
-from plm_jax.export.heads import SIZED, tuned_entries, tuned_heads, tuned_outputs
+from plm_jax.export.family import Family, Fields, Outputs, Published
+from plm_jax.export.heads import (
+  SIZED,
+  rate_before_classes,
+  tuned_entries,
+  tuned_heads,
+  tuned_outputs,
+)
 from plm_jax.export.names import Entry
-from plm_jax.export.options import Options, activation_name
+from plm_jax.export.options import Options
 from plm_jax.models.compute import Compute
 from plm_jax.models.decoder import Decoder, DecoderModel
 
@@ -25,32 +28,26 @@ DEFAULT_DROPOUT = 0.1  # before token classes, in transformers' decoders
 class DecoderFamily(Family):
   """A causal language model, a classifier on the last token of a row, or a classifier of tokens.
 
-  always: the fields that are the same in the whole family. twice: option -> the field that it must
-  equal. top: the linear maps of token heads.
+  twice: option -> the field that it must equal. top: the linear maps of token heads.
   """
 
   config: type[Decoder]
   inputs = ("input_ids", "attention_mask", "position_ids")
-  options: Mapping[str, tuple[str, Any]]
-  always: Mapping[str, Any]
   twice: Mapping[str, str] = {}
-  silent: tuple[str, ...] = ()
-  activations: Mapping[str, str] = {}  # names that differ from the other families'
   top: Mapping[str, str] = {}
   tokens: str  # the name of the token table
 
   # --- options
 
   def model_of(self, options: Options, heads: Collection[str]) -> tuple[Decoder, dict[str, int]]:
-    fields = {name: options.take(*option) for name, option in self.options.items()}
-    fields["activation"] = options.activation(*self.options["activation"], self.activations)
+    fields = self.fields_of(options)
     for option, field in self.twice.items():
       if options.take(option, fields[field]) != fields[field]:
         raise UserError(
           f"{options.where} sets {option}={options.document[option]!r} and "
           f"{self.options[field][0]}={fields[field]!r}; this project has one rate for both."
         )
-    fields = self.adapt(options, {**self.always, **fields})
+    fields = self.adapt(options, fields)
     if "token_classes" in self.top:
       fields["classifier_dropout"] = options.take("classifier_dropout", None)
       if "token_classes" in heads and fields["classifier_dropout"] is None:
@@ -58,7 +55,7 @@ class DecoderFamily(Family):
     options.finish(self.silent)
     return self.config(**fields), {h: options.labels() if h in SIZED else 0 for h in heads}
 
-  def adapt(self, options: Options, fields: dict[str, Any]) -> dict[str, Any]:
+  def adapt(self, options: Options, fields: Fields) -> Fields:
     """The fields of our configuration."""
     return fields
 
@@ -72,13 +69,10 @@ class DecoderFamily(Family):
         )
       elif getattr(config, field) != needed:
         raise self.never(field, getattr(config, field), needed)
-    document = {theirs: getattr(config, ours) for ours, (theirs, _) in self.options.items()}
+    document = self.options_of(config)
     if "token_classes" in heads or config.classifier_dropout is not None:
-      own = config.classifier_dropout
-      document["classifier_dropout"] = config.dropout if own is None else own
-    document |= {option: getattr(config, field) for option, field in self.twice.items()}
-    name = self.options["activation"][0]
-    return document | {name: activation_name(config.activation, self.activations)}
+      document["classifier_dropout"] = rate_before_classes(config)
+    return document | {option: getattr(config, field) for option, field in self.twice.items()}
 
   # --- names
 
@@ -114,9 +108,7 @@ class DecoderFamily(Family):
     columns = np.arange(1, real.shape[1] + 1, dtype=np.int32)
     return inputs | {"length": np.maximum((columns * real).max(axis=1), 1)}
 
-  def run(
-    self, params: DecoderModel, batch: dict[str, Any], compute: Compute, architecture: str
-  ) -> dict[str, jax.Array]:
+  def run(self, params: DecoderModel, batch: dict, compute: Compute, architecture: str) -> Outputs:
     hidden = params(batch, compute)
     if "lm" in self.heads_of(params, architecture):
       return {"logits": params.token_logits(hidden)}

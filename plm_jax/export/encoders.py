@@ -1,18 +1,15 @@
 """The base class of families of encoders: options, names of a layer, inputs and outputs."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from plm_jax.errors import UserError
-from plm_jax.export.family import Family, Published
+from plm_jax.export.family import Family, Fields, Outputs, Published
 from plm_jax.export.heads import SIZED, size_of, tuned_outputs
 from plm_jax.export.names import Entry, linear, norm, table
-from plm_jax.export.options import Options, activation_name
+from plm_jax.export.options import Options
 from plm_jax.models.compute import Compute
 from plm_jax.models.encoder import Encoder, EncoderModel
 
@@ -78,7 +75,6 @@ class EncoderFamily(Family):
   inputs = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
   options: Mapping[str, tuple[str, Any]] = BERT_OPTIONS
   always: Mapping[str, Any] = BERT_ALWAYS
-  silent: tuple[str, ...] = ()
   buffers: tuple[str, ...] = ("embeddings.position_ids", "embeddings.token_type_ids")
   layer = "encoder.layer.{}."
   layer_names: Mapping[str, str] = BERT_LAYER
@@ -94,18 +90,14 @@ class EncoderFamily(Family):
   # --- options
 
   def model_of(self, options: Options, heads: Collection[str]) -> tuple[Encoder, dict[str, int]]:
-    fields = {name: options.take(*option) for name, option in self.options.items()}
-    fields["activation"] = options.activation(*self.options["activation"])
-    fields = self.adapt(options, {**self.always, **fields}, heads)
+    fields = self.adapt(options, self.fields_of(options), heads)
     options.finish(self.silent)
     labels = options.labels()
     if {"span", "sop"} & set(heads) and labels != 2:
       raise UserError(f"{options.where} has {labels} labels; this architecture always has 2.")
     return self.config(**fields), {head: labels if head in SIZED else 0 for head in heads}
 
-  def adapt(
-    self, options: Options, fields: dict[str, Any], heads: Collection[str]
-  ) -> dict[str, Any]:
+  def adapt(self, options: Options, fields: Fields, heads: Collection[str]) -> Fields:
     """The fields of our configuration."""
     return fields
 
@@ -116,11 +108,7 @@ class EncoderFamily(Family):
         value, needed = value or config.activation, needed or config.activation
       if value != needed and _OF_HEADS.get(field) in (None, *heads):
         raise self.never(field, value, needed)
-    document = {theirs: getattr(config, ours) for ours, (theirs, _) in self.options.items()}
-    hidden, activation = self.options["hidden"][0], self.options["activation"][0]
-    document[hidden] = config.hidden or 4 * config.width
-    document[activation] = activation_name(config.activation)
-    return document
+    return self.options_of(config) | {self.options["hidden"][0]: config.width_of_feed_forward}
 
   # --- names
 
@@ -156,8 +144,7 @@ class EncoderFamily(Family):
     return self.base + self.pooler
 
   def detect(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
-    """The architecture, or the one for pretraining if the file has its second head too; and its
-    heads. A bare model may lack a pooler."""
+    """The architecture, or with its second head that for pretraining; a pooler may be missing."""
     heads = self.architectures[architecture]
     pooler = f"{self.base}{self.pooler}.weight" in tensors
     for wider, more in self.architectures.items():
@@ -205,16 +192,13 @@ class EncoderFamily(Family):
       "position_ids": config.positions + config.first_position,
     }
 
-  def run(
-    self, params: EncoderModel, batch: dict[str, Any], compute: Compute, architecture: str
-  ) -> dict[str, jax.Array]:
+  def run(self, params: EncoderModel, batch: dict, compute: Compute, architecture: str) -> Outputs:
     hidden = params(batch, compute)
     heads = self.heads_of(params)
     beside = self.sentence_logits if "mlm" in heads else "logits"
+    tokens = "prediction_logits" if "pooler" in heads else "logits"
     makes = {
-      "mlm": lambda: {
-        "prediction_logits" if "pooler" in heads else "logits": params.token_logits(hidden)
-      },
+      "mlm": lambda: {tokens: params.token_logits(hidden)},
       "nsp": lambda: {beside: params.next_sentence_logits(hidden, batch)},
       "sop": lambda: {beside: params.sentence_order_logits(hidden, batch)},
       "rtd": lambda: {"logits": params.replaced_logits(hidden)},

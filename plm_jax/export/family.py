@@ -1,7 +1,5 @@
 """The interface of a family of published models, and the look-up of its file."""
 
-from __future__ import annotations
-
 import abc
 import importlib
 import pkgutil
@@ -15,9 +13,14 @@ import numpy as np
 from plm_jax.errors import UserError
 from plm_jax.export import families
 from plm_jax.export.names import Entry
-from plm_jax.export.options import Options
+from plm_jax.export.options import Options, activation_name
 from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model, Parameters
+
+Fields = dict[str, Any]
+"""Fields of one of our configurations."""
+Outputs = dict[str, jax.Array]
+"""Outputs by transformers' names."""
 
 
 class Published(Protocol):
@@ -36,15 +39,21 @@ class Family(abc.ABC):
 
   model_type: as in config.json. config: our class. base: the prefix of the names of a body
   ("bert."). architectures: transformers' class -> our heads in it; the first that fits is written.
-  inputs: the names that `run` takes. buffers: suffixes of older releases' tensors that are not
-  parameters. ids: special tokens that config.json may omit. pretraining: the experiment that
-  continues the training of such a checkpoint.
+  options: field of ours -> (option, transformers' default). always: the fields that are the same in
+  the whole family. silent: entries of config.json that no code reads. activations: names that
+  differ from the other families'. inputs: the names that `run` takes. buffers: suffixes of older
+  releases' tensors that are not parameters. ids: special tokens that config.json may omit.
+  pretraining: the experiment that continues the training of such a checkpoint.
   """
 
   model_type: str
   config: type
   base = ""
   architectures: Mapping[str, frozenset[str]]
+  options: Mapping[str, tuple[str, Any]]
+  always: Mapping[str, Any]
+  silent: tuple[str, ...] = ()
+  activations: Mapping[str, str] = types.MappingProxyType({})
   inputs: tuple[str, ...]
   buffers: tuple[str, ...] = ()
   ids: Mapping[str, int] = types.MappingProxyType({})
@@ -57,6 +66,21 @@ class Family(abc.ABC):
   @abc.abstractmethod
   def document_of(self, config: Model, heads: Mapping[str, int]) -> dict[str, Any]:
     """The options of config.json. Errors: `UserError` naming a field that transformers lacks."""
+
+  def fields_of(self, options: Options) -> Fields:
+    """The fields of `always` and of `options`."""
+    fields = {name: options.take(*option) for name, option in self.options.items()}
+    if "activation" in fields:
+      fields["activation"] = options.activation(*self.options["activation"], self.activations)
+    return {**self.always, **fields}
+
+  def options_of(self, config: Model) -> dict[str, Any]:
+    """The entries of config.json for `options`."""
+    document = {theirs: getattr(config, ours) for ours, (theirs, _) in self.options.items()}
+    if "activation" in self.options:
+      name = self.options["activation"][0]
+      document[name] = activation_name(config.activation, self.activations)
+    return document
 
   def never(self, field: str, value: Any, needed: Any) -> UserError:
     """The error for a field that differs from the value that the whole family has."""
@@ -103,8 +127,7 @@ class Family(abc.ABC):
 
   @abc.abstractmethod
   def batch(self, model: Published, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Our batch from checked inputs of transformers. Errors: `UserError` for inputs that
-    transformers cannot run either."""
+    """Our batch from checked inputs. Errors: `UserError` if transformers cannot run them either."""
 
   @abc.abstractmethod
   def limits(self, config: Model) -> dict[str, int]:
@@ -119,10 +142,8 @@ class Family(abc.ABC):
     return self.pretraining
 
   @abc.abstractmethod
-  def run(
-    self, params: Parameters, batch: dict, compute: Compute, architecture: str
-  ) -> dict[str, jax.Array]:
-    """Outputs by transformers' names."""
+  def run(self, params: Parameters, batch: dict, compute: Compute, architecture: str) -> Outputs:
+    """The outputs of an architecture."""
 
 
 def family_of_type(model_type: Any, where: str) -> Family:

@@ -1,7 +1,5 @@
 """Exports a run as a published model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from flax import nnx

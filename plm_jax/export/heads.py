@@ -1,7 +1,5 @@
 """The heads that fine-tuning trains: the same for encoders, decoders and encoder-decoders."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 
 import jax
@@ -24,6 +22,11 @@ def labelled(names: Sequence[str]) -> dict[str, dict]:
     "id2label": {str(number): name for number, name in enumerate(names)},
     "label2id": {name: number for number, name in enumerate(names)},
   }
+
+
+def rate_before_classes(config) -> float:
+  """The dropout before the head `classes`."""
+  return config.dropout if config.classifier_dropout is None else config.classifier_dropout
 
 
 def size_of(params: Parameters, head: str) -> int:

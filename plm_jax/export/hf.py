@@ -6,11 +6,8 @@
 
 `python -m plm_jax.check DIR` compares with transformers, if it is installed.
 
-`families/` has the names of each family's options, tensors and outputs. Any unknown option or
-tensor is an error that names it.
+`families/` has each family's options, tensors and outputs. Unknown ones are errors that name them.
 """
-
-from __future__ import annotations
 
 import functools
 import json
@@ -53,13 +50,16 @@ def load(directory: str | Path) -> Pretrained:
       "python -m plm_jax.convert."
     )
   family = family_of_type(document.get("model_type"), str(file))
-  tensors = {_modern(name): array for name, array in read_tensors(body).items()}
+  tensors = {
+    # Old files have TensorFlow's names of a norm's parameters.
+    name.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias"): array
+    for name, array in read_tensors(body).items()
+  }
   architecture = _architecture_in(document, family, file)
   base = family.base_of(family.architectures[architecture])
   based = any(name.startswith(base) for name in tensors)
-  architecture, heads = family.detect(
-    architecture, {name if based else base + name for name in tensors}
-  )
+  names = tensors if based else {base + name for name in tensors}
+  architecture, heads = family.detect(architecture, names)
   config, sizes = family.model_of(Options(document, str(file)), heads)
   model = jax.eval_shape(lambda key: config.init(key, sizes), jax.random.key(0))
   entries = _entries(family, config, heads, based)
@@ -77,8 +77,7 @@ def load(directory: str | Path) -> Pretrained:
 def save(model: Pretrained, directory: str | Path) -> None:
   """Writes config.json and model.safetensors, and for a Sentence-BERT its files too.
 
-  Errors: `UserError` for a model that transformers has no class or option for, and for a directory
-  that is not empty.
+  Errors: `UserError` if transformers lacks a class or an option, or the directory is not empty.
   """
   directory = Path(directory)
   family, heads = model.family, model.heads
@@ -152,13 +151,6 @@ def _architecture_in(document: dict[str, Any], family: Family, file: Path) -> st
   return name
 
 
-def _modern(name: str) -> str:
-  """Today's names of a norm's parameters; old files have TensorFlow's names."""
-  for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
-    name = name.replace(old, new)
-  return name
-
-
 def _drop_non_parameters(
   family, config, heads, tensors, entries, copies: Mapping[str, str], where: Path
 ) -> None:
@@ -195,9 +187,13 @@ def _drop_non_parameters(
 
 
 def _labels(heads: Mapping[str, int], kept: Mapping[str, Any]) -> dict[str, Any]:
-  """Names for the labels, unless the document has as many: without them transformers would assume
-  two, or three."""
+  """Names for the labels, unless the document has as many; transformers would assume 2 or 3."""
   count = next((heads[head] for head in SIZED if head in heads), 2 if "span" in heads else None)
   if count in (None, len(kept.get("id2label") or {})):
     return {}
   return labelled([f"LABEL_{i}" for i in range(count)])
+
+
+if __name__ == "__main__":
+  print("error: plm_jax.export.hf is no command; try: python -m plm_jax.check DIR", file=sys.stderr)
+  sys.exit(2)

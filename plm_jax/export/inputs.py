@@ -1,7 +1,5 @@
 """Inputs under transformers' names, checked before a model sees them."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -45,8 +43,9 @@ def checked_inputs(
         f"{name} is {array.shape[1]} tokens long; the model has {positions} positions."
       )
     limit = 2 if name.endswith("attention_mask") else limits[name]
-    if array.min() < 0 or array.max() >= limit:
-      raise UserError(f"{name} has {_outside(array, limit)}; expected 0 to {limit - 1}.")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= limit:
+      raise UserError(f"{name} has {low if low < 0 else high}; expected 0 to {limit - 1}.")
   for name in ("input_ids", "decoder_input_ids"):
     mask = name.replace("input_ids", "attention_mask")
     if name in inputs and mask in known:
@@ -67,7 +66,3 @@ def _integers(name: str, value: Any) -> np.ndarray:
       "tokens], at least one of each."
     )
   return array.astype(np.int64)
-
-
-def _outside(array: np.ndarray, limit: int) -> int:
-  return int(array.min() if array.min() < 0 else array.max())

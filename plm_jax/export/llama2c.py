@@ -5,8 +5,6 @@ export.py. Its heads rotate the pairs (2i, 2i + 1); here and in transformers the
 (i, i + H / 2), so the rows of queries and keys are reordered.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import struct

@@ -1,12 +1,9 @@
 """Our parameter paths <-> the tensor names of a published checkpoint, and their layouts.
 
 A family's file lists `Entry`s. The names decide the layout: a `kernel` [*inputs, *outputs] of ours
-is a torch Linear's weight [outputs, inputs], or a Conv1D's [inputs, outputs] (GPT-2); everything
-else is laid out as here, with heads side by side. Layers are one array with a leading axis here and
-separate tensors there.
+is a torch Linear's weight [outputs, inputs], or a Conv1D's [inputs, outputs] (GPT-2); all else has
+our layout, with heads side by side. Layers are one array here and separate tensors there.
 """
-
-from __future__ import annotations
 
 import itertools
 import math
@@ -166,9 +163,7 @@ def _stacked(entry: Entry, arrays: list[np.ndarray], shape: tuple[int, ...]) -> 
 
 def _refuse_misfits(expected: dict[str, tuple], tensors: Mapping, where: str) -> None:
   wrong = [f"{name} is missing" for name in expected if name not in tensors]
-  wrong += [
-    f"{name} has no place in the model" for name in sorted(tensors.keys() - expected.keys())
-  ]
+  wrong += [f"{name} has no place in the model" for name in sorted(tensors.keys() - expected)]
   wrong += [
     f"{name} has the shape {list(tensors[name].shape)} and config.json asks for {list(shape)}"
     for name, shape in expected.items()

@@ -1,10 +1,7 @@
-"""A checkpoint's `config.json`: every entry is read, or known to change nothing, or an error that
-names it.
+"""A checkpoint's `config.json`: every entry is read, known to change nothing, or refused by name.
 
 Source: transformers 5.23, configuration_utils.py and the families' configuration files.
 """
-
-from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """A published model: our configuration and parameters, and the rest of its directory."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any

@@ -1,18 +1,10 @@
 """Tokenizers of published directories: read into ours, and written as transformers reads them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
-from plm_jax.data.tokenizer_files import (
-  MBART_50_LANGUAGES,
-  MBART_LANGUAGES,
-  in_fairseq_order,
-  in_file_order,
-  read_backend,
-  read_rules,
-)
+from plm_jax.data import tokenizer_files as files
+from plm_jax.data.tokenizer_files import MBART_LANGUAGES
 from plm_jax.data.tokenizers import Tokenizer, Unigram, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.export import hf, sentence
@@ -31,9 +23,8 @@ PUBLISHED_PIECES = {  # family -> the file, and transformers' class that reads i
 
 
 def read_tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
-  """The tokenizer of a directory or file, ours or a published one. Errors: `UserError` if there is
-  none of a known kind."""
-  if read_rules(place):
+  """The tokenizer of a directory or file, ours or published. Errors: `UserError` if unknown."""
+  if files.read_rules(place):
     return load_tokenizer(place)
   lowercase = None
   if place.is_dir():
@@ -49,17 +40,18 @@ def read_tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
     raise UserError(
       "a .bin file of a tokenizer is not supported; give its .model by --tokenizer=FILE.model."
     )
-  backend = read_backend(place, lowercase)
+  backend = files.read_backend(place, lowercase)
   if model_type not in ("xlm-roberta", "mbart") or backend.kind != Unigram.kind:
     return Tokenizer(backend)
-  return Tokenizer(in_fairseq_order(backend, MBART_LANGUAGES if model_type == "mbart" else ()))
+  return Tokenizer(
+    files.in_fairseq_order(backend, MBART_LANGUAGES if model_type == "mbart" else ())
+  )
 
 
 def check_not_mbart_50(tokenizer: Tokenizer, config: Model) -> None:
-  """A `UserError` for mBART-50: its 52 language codes have the ids of mBART's 25, and begin its
-  texts instead of ending them."""
+  """A `UserError` for mBART-50: 52 language codes instead of 25, which begin its texts."""
   more = config.vocab_size - tokenizer.vocab.size
-  if isinstance(config, MBart) and more == MBART_50_LANGUAGES - len(MBART_LANGUAGES):
+  if isinstance(config, MBart) and more == files.MBART_50_LANGUAGES - len(MBART_LANGUAGES):
     raise UserError(
       f"the model has {config.vocab_size} tokens, {more} more than mBART with its 25 languages: it "
       "is mBART-50, whose texts begin with a language instead of ending with it, which no run of "
@@ -91,12 +83,13 @@ def write_tokenizer(
     options["tokenizer_class"] = "PreTrainedTokenizerFast"
   elif has_class(model.family.model_type, tokenizer):
     file, options["tokenizer_class"] = PUBLISHED_PIECES[model.family.model_type]
-    (target / file).write_bytes(in_file_order(tokenizer.backend).proto)
+    (target / file).write_bytes(files.in_file_order(tokenizer.backend).proto)
     if model.family.model_type == "albert":
-      options |= {"do_lower_case": tokenizer.lowercase, "keep_accents": not tokenizer.lowercase}
+      lowercase = tokenizer.backend.lowercase
+      options |= {"do_lower_case": lowercase, "keep_accents": not lowercase}
     if model.family.model_type == "llama":
       options |= {"add_bos_token": True, "add_eos_token": trained_here and "classes" in model.heads}
-      if tokenizer.backend.joins_spaces:
+      if tokenizer.backend.model_proto.normalizer_spec.remove_extra_whitespaces:
         print("note: transformers' LlamaTokenizer keeps repeated spaces, which this one joins")
     if model.family.model_type == "t5":
       options["extra_ids"] = 0 if vocab.sentinels is None else len(vocab.sentinels)
@@ -121,23 +114,25 @@ def _frame(model: hf.Pretrained, vocab, trained_here: bool) -> tuple[list[int], 
 def has_class(family: str, tokenizer: Tokenizer) -> bool:
   """Whether transformers' class for the family gives the same ids to these pieces."""
   v, backend = tokenizer.vocab, tokenizer.backend
+  spec = backend.model_proto.trainer_spec
   fairseq = (v.bos, v.pad, v.eos, v.unk, v.mask) == (0, 1, 2, 3, len(backend.pieces) - 1)
   fits = {
     "albert": v.unk == 1,
     "t5": (v.pad, v.eos, v.unk) == (0, 1, 2),
-    "llama": (v.unk, v.bos, v.eos) == (0, 1, 2) and backend.merges_pairs,
+    "llama": (v.unk, v.bos, v.eos) == (0, 1, 2) and spec.model_type == spec.BPE,
     "xlm-roberta": fairseq and not backend.languages,
     "mbart": fairseq and tuple(backend.languages) == MBART_LANGUAGES,
   }
   plain = not tokenizer.added_languages and (family == "t5" or v.sentinels is None)
-  return plain and fits.get(family, False) and (family == "albert" or not tokenizer.lowercase)
+  return (
+    plain and fits.get(family, False) and (family == "albert" or not tokenizer.backend.lowercase)
+  )
 
 
 def _add_to_file(
   file: Path, tokenizer: Tokenizer, frame: tuple[list[int], list[int]] | None
 ) -> None:
-  """Gives a tokenizer.json the sentinels and languages that follow the vocabulary, and the special
-  tokens of `frame` before and after a text."""
+  """Gives a tokenizer.json the tokens after the vocabulary, and those of `frame` around a text."""
   import tokenizers
 
   definition = tokenizers.Tokenizer.from_file(str(file))

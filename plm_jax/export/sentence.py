@@ -4,8 +4,6 @@ Source: sentence-transformers, models/Pooling.py and SentenceTransformer.py (mod
 and Gurevych 2019, section 3.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -58,8 +56,7 @@ def is_sentence_encoder(directory: Path) -> bool:
 
 
 def body_of(directory: Path) -> Path:
-  """The folder of the encoder's files. Errors: `UserError` for modules other than an encoder, a
-  pooling and a normalisation."""
+  """The folder of the encoder's files. Errors: `UserError` for unknown modules."""
   return directory / _modules(directory)[0]["path"] if is_sentence_encoder(directory) else directory
 
 

@@ -1,7 +1,5 @@
 """The base class of families of encoder-decoders: inputs, outputs and names."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -19,8 +17,7 @@ SOURCE = ("input_ids", "attention_mask")
 
 
 class Seq2SeqFamily(Family):
-  """A model with a head, or bare. If tables are tied, only the architecture tells the language
-  model from the bare one.
+  """A model with a head, or bare; with tied tables only the architecture tells which.
 
   alone: classes of the encoder without a decoder. shifts: classes whose decoder reads `start`, then
   the source, if it has no inputs.
@@ -29,7 +26,6 @@ class Seq2SeqFamily(Family):
   config: type[EncoderDecoder]
   alone: tuple[str, ...] = ()
   shifts: tuple[str, ...]
-  always: Mapping[str, Any]  # the fields that are the same in the whole family
 
   # --- names
 

@@ -4,8 +4,6 @@ Sources: the safetensors format (github.com/safetensors/safetensors, README); th
 checkpoint as transformers writes it, {"weight_map": {tensor: file}}; `torch_file` for the rest.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -28,8 +26,7 @@ INDEX = ".index.json"
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
   """All tensors of the checkpoint in a folder, in their stored dtypes.
 
-  Errors: `UserError` if there is no checkpoint, or if a file is cut off, damaged, or asks for
-  anything but tensors.
+  Errors: `UserError` without a checkpoint, or for a damaged file or one with more than tensors.
   """
   for name, read in ((SINGLE, read_safetensors), (TORCH, read_torch_file)):
     if (folder / name).is_file():
@@ -54,8 +51,7 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-  """Writes one file that transformers reads; {"format": "pt"} tells it that the names are torch's.
-  Errors: `OSError` if it cannot be written."""
+  """Writes a file for transformers; {"format": "pt"}: names are torch's. Errors: `OSError`."""
   contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
   try:
     safetensors.numpy.save_file(contiguous, file, metadata={"format": "pt"})

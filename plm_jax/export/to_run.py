@@ -1,7 +1,5 @@
 """Imports a published model as a run, as if it had been trained here."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
@@ -16,8 +14,7 @@ from plm_jax.runs import Run
 
 
 def write_run(model: hf.Pretrained, tokenizer: Tokenizer, target: Path, source: Path) -> None:
-  """Writes a run's directory, with the family's experiment and this model. Errors: `UserError` if
-  the model has fewer tokens than the tokenizer."""
+  """Writes a run with the family's experiment. Errors: `UserError` for a larger tokenizer."""
   size = tokenizer.vocab.size
   if size > model.config.vocab_size:
     raise UserError(
@@ -44,9 +41,8 @@ def write_run(model: hf.Pretrained, tokenizer: Tokenizer, target: Path, source: 
     "public": public,
     "converted_from": str(source),
   }
-  Run(experiment=experiment, params=model.params, tokenizer=tokenizer, document=document).save(
-    target
-  )
+  run = Run(experiment=experiment, params=model.params, tokenizer=tokenizer, document=document)
+  run.save(target)
 
 
 def with_languages(model: hf.Pretrained, tokenizer: Tokenizer) -> Model:
@@ -67,5 +63,5 @@ def _tokenizer_config(tokenizer: Tokenizer, path: Path) -> TokenizerConfig:
     fields["sentinels"] = len(tokenizer.vocab.sentinels)
   fields["languages"] = tuple(tokenizer.vocab.languages)
   if hasattr(kind, "lowercase"):
-    fields["lowercase"] = tokenizer.lowercase
+    fields["lowercase"] = tokenizer.backend.lowercase
   return kind(**fields)

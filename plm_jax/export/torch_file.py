@@ -1,13 +1,10 @@
-"""`pytorch_model.bin` without torch: a zip of raw numbers, and a pickle that may ask only for
-tensors.
+"""`pytorch_model.bin` without torch: a zip of numbers, and a pickle that may only ask for tensors.
 
 Source: torch/serialization.py and torch/_utils.py (`_rebuild_tensor_v2`). The pickle gives for
 each tensor its storage, offset, shape and strides; a storage is a file in the zip. A pickle can
 call any Python function. This one reaches only four names, which are replaced by functions of this
 file; any other name is refused before anything is called.
 """
-
-from __future__ import annotations
 
 import math
 import pickle

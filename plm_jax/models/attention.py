@@ -7,11 +7,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from plm_jax.errors import UserError
 from plm_jax.models.cache import KeyValues, KVStore
+from plm_jax.models.compute import AttentionKind
 from plm_jax.models.dropout import Noise, Part, dropout
+from plm_jax.models.groups import Groups
 from plm_jax.models.layers import Linear
 from plm_jax.models.positions import Rotation, rotate
 from plm_jax.models.products import einsum_float32
+from plm_jax.placement import splits_rows
+from plm_jax.progress import say_once
 
 BLOCK = 64  # queries of a block of causal attention, at least
 MOST_BLOCKS = 8  # of one row: each block is compiled separately
@@ -59,23 +64,116 @@ class Attention(nnx.Module):
     rotation: Rotation | None = None,
     causal: bool = False,
     window: int | None = None,
+    groups: Groups | None = None,
+    kind: AttentionKind = "auto",
   ) -> jax.Array:
     """`[B, T, D] -> [B, T, D]`.
 
     mask: bool, broadcast to `[B, N, T, S]`, True = may attend. read: the keys and values to attend
     to; None is those of x. score_bias: float32, broadcast to `[B, N, T, S]`, added to the scores.
     rotation: of the queries, and of the keys of x. causal: promises for self-attention that the
-    mask is False wherever the source follows the target; window: promises for causal attention that
-    it is also False where the source is more than `window` columns before the target.
+    mask is False wherever the source follows the target; window: promises that it is also False
+    where source and target are more than `window` columns apart. groups: the same mask without an
+    array, together with causal and window; None if there is no such form.
     """
     q_BTNH = rotate(self.query(x_BTD), rotation)
     keys, values = read or self.key_values(x_BTD, rotation)
+    form = {"causal": causal, "window": window}
+    kind = chosen_kind(
+      kind, q_BTNH, keys, groups, noise if dropout_rate else None, score_bias, **form
+    )
+    if kind == "pallas":
+      from plm_jax.models.fused_attention import fused_attention
+
+      seed = None if noise is None else noise.seed
+      options = form | {"scale": self.scale, "rate": dropout_rate, "seed": seed}
+      return self.output(fused_attention(q_BTNH, keys, values, groups, **options))
+    if kind == "cudnn":
+      return self.output(attend_by_cudnn(q_BTNH, keys, values, self.scale))
     inputs = q_BTNH, keys, values, mask, dropout_rate, noise, self.scale, score_bias
-    return self.output(attend_causally(*inputs, window=window) if causal else attend(*inputs))
+    blocks = kind == "blocks" and causal
+    return self.output(attend_causally(*inputs, window=window) if blocks else attend(*inputs))
 
   def key_values(self, x_BSD: jax.Array, rotation: Rotation | None = None) -> KeyValues:
     """The keys and values of the positions of x."""
     return KeyValues(rotate(self.key(x_BSD), rotation), self.value(x_BSD))
+
+
+def chosen_kind(
+  kind: AttentionKind,
+  q_BTNH: jax.Array,
+  keys: jax.Array,
+  groups: Groups | None,
+  noise: Noise | None,
+  score_bias: jax.Array | None,
+  *,
+  causal: bool,
+  window: int | None,
+) -> AttentionKind:
+  """`kind`, or for `auto` the fastest kind that fits these inputs. noise: None without dropout.
+  Errors: `UserError` if a kernel is asked for that does not fit."""
+
+  def misfit(kernel: AttentionKind) -> str | None:
+    """The reason why a kernel does not fit."""
+    width = q_BTNH.shape[-1]
+    if score_bias is not None:
+      return "the scores have a bias (relative positions)"
+    if groups is None or keys.ndim == 3:
+      return "the mask has no simple form (a visible prefix, or windows in scanned layers)"
+    if width < 16 or width & (width - 1):
+      return f"heads are {width} wide, and kernels take powers of 2 from 16"
+    if noise is not None and noise.generator != "hash":
+      return f"compute.dropout is {noise.generator}, and kernels draw the hash"
+    if kernel == "pallas":
+      if jax.default_backend() == "tpu":
+        return "this kernel is for NVIDIA GPUs"
+      return None if splits_rows(len(q_BTNH)) else "the devices do not divide the rows"
+    if not causal or any(x is not None for x in groups) or noise is not None or window is not None:
+      return "it takes causal rows without documents, padding, windows and dropout"
+    if jax.sharding.get_abstract_mesh().size > 1:
+      return "it runs on one device only"
+    if not has_tensor_cores(q_BTNH.dtype):
+      return "it needs an NVIDIA GPU and bfloat16"
+    return _refusal_of_cudnn(q_BTNH, keys)
+
+  if kind in ("pallas", "cudnn") and (reason := misfit(kind)):
+    raise UserError(
+      f"compute.attention={kind} does not fit here: {reason}; set compute.attention=auto"
+    )
+  if kind != "auto":
+    return kind
+  if not has_tensor_cores(q_BTNH.dtype):
+    return "blocks"
+  kernels: tuple[AttentionKind, ...] = ("cudnn", "pallas")
+  chosen = next((kernel for kernel in kernels if not misfit(kernel)), "plain")
+  why = f" ({misfit('pallas')})" if chosen == "plain" else ""
+  say_once(f"attention: {chosen}{why}")
+  return chosen
+
+
+def attend_by_cudnn(q_BTNH, k_BTKH, v_BTKH, scale: float | None) -> jax.Array:
+  """Causal attention of whole rows without dropout, by NVIDIA's kernel."""
+  return jax.nn.dot_product_attention(
+    q_BTNH, k_BTKH, v_BTKH, scale=scale, is_causal=True, implementation="cudnn"
+  )
+
+
+def _refusal_of_cudnn(q_BTNH: jax.Array, k_BTKH: jax.Array) -> str | None:
+  """The reason why cuDNN is missing or does not take these shapes."""
+  q, k = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_BTNH, k_BTKH))
+  try:
+    jax.eval_shape(lambda q, k: attend_by_cudnn(q, k, k, None), q, k)
+  except (RuntimeError, NotImplementedError, ValueError) as error:
+    return str(error)
+  return None
+
+
+def has_tensor_cores(dtype) -> bool:
+  """Whether a kernel for NVIDIA GPUs can run here: bfloat16 or float16, on an A100 or later."""
+  if jax.default_backend() != "gpu" or dtype == jnp.float32:
+    return False
+  capability = getattr(jax.devices()[0], "compute_capability", "")  # "9.0"; AMD's are "gfx90a"
+  return capability[:1].isdigit() and float(capability) >= 8
 
 
 def attend(

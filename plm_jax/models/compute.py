@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from plm_jax.errors import UserError
 from plm_jax.models.dropout import MaskGenerator
 
+AttentionKind = Literal["auto", "plain", "blocks", "pallas", "cudnn"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
@@ -18,9 +20,12 @@ class Compute:
 
   dtype: of activations; parameters, norms, softmax and losses stay float32. `auto` is bfloat16 on
     accelerators and float32 on a CPU, where bfloat16 is emulated.
-  layers: `scan` compiles one layer (fast to compile, the only practical choice at 24 layers),
-    `unroll` compiles all of them (faster steps); `auto` unrolls on a CPU up to 12 layers, else
-    scans.
+  layers: `scan` compiles one layer (fast to compile), `unroll` compiles all of them (faster steps);
+    `auto` unrolls up to 12 layers on a CPU and up to 24 on a GPU, else scans.
+  attention: how attention is computed, with the same numbers up to rounding. `plain` writes the
+    weights `[B, N, T, S]` to memory, `blocks` the same in blocks of causal queries (CPUs), `pallas`
+    is one kernel for NVIDIA GPUs (models/fused_attention.py), `cudnn` is NVIDIA's, for causal rows
+    without documents, padding and dropout; `auto` takes the fastest that fits.
   dropout: the mask generator, see `plm_jax.models.dropout`.
   remat: recompute each layer's activations in the backward pass: less memory, a third more work.
   micro_batches: number of parts in which a global batch is computed, gradients summed; 0 means as
@@ -29,6 +34,7 @@ class Compute:
 
   dtype: Literal["auto", "float32", "bfloat16"] = "auto"
   layers: Literal["auto", "scan", "unroll"] = "auto"
+  attention: AttentionKind = "auto"
   dropout: MaskGenerator = "hash"
   remat: bool = False
   micro_batches: int = 0
@@ -46,5 +52,5 @@ class Compute:
   def unrolls(self, layers: int) -> bool:
     """Whether a stack of `layers` layers is unrolled rather than scanned."""
     if self.layers == "auto":
-      return jax.default_backend() == "cpu" and layers <= 12
+      return layers <= {"cpu": 12, "gpu": 24}.get(jax.default_backend(), 0)
     return self.layers == "unroll"

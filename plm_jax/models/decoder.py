@@ -22,6 +22,7 @@ from plm_jax.models.compute import Compute
 from plm_jax.models.config import NormAt, TransformerConfig
 from plm_jax.models.decoding_layout import Output, decoding_layout
 from plm_jax.models.dropout import Noise, dropout, streams
+from plm_jax.models.groups import Groups
 from plm_jax.models.heads import DECODER_HEADS, LanguageModel, check_heads
 from plm_jax.models.initializers import initialised
 from plm_jax.models.layer_loop import extend_blocks, run_blocks, stack
@@ -29,6 +30,7 @@ from plm_jax.models.layers import NORMS, Embedding
 from plm_jax.models.parameters import map_roles
 from plm_jax.models.positions import document_positions
 from plm_jax.models.transformer import AttentionContext, make_block
+from plm_jax.placement import split_rows
 
 if TYPE_CHECKING:
   from plm_jax.data.vocab import Vocab
@@ -87,22 +89,27 @@ class DecoderModel(LanguageModel):
     """
     in_embed, in_blocks = streams(noise, 2)
     ids_BT = batch["input_ids"]
-    mask = causal_mask(ids_BT.shape[1])
+    mask, groups = causal_mask(ids_BT.shape[1]), Groups()
     position_ids = jnp.arange(ids_BT.shape[1])[None]
     if "document_ids" in batch:
-      mask &= document_mask(batch["document_ids"])
-      position_ids = document_positions(batch["document_ids"])
+      documents_BT = batch["document_ids"]
+      mask &= document_mask(documents_BT)
+      groups = Groups(documents_BT, documents_BT)
+      position_ids = document_positions(documents_BT)
     if "attention_mask" in batch:
-      mask &= batch["attention_mask"].astype(bool)[:, None, None, :]
+      real_BT = batch["attention_mask"].astype(bool)
+      mask &= real_BT[:, None, None, :]
+      groups = groups.hiding(real_BT)
     position_ids = batch.get("position_ids", position_ids)
     x_BTD = self.embed(ids_BT, position_ids, compute.activation_dtype, in_embed)
-    context = AttentionContext.from_config(self.config, mask, position_ids, causal=True)
+    form = {"causal": True, "groups": groups}
+    context = AttentionContext.from_config(self.config, mask, position_ids, **form)
     blocks = self.scaled_blocks()
     return self.normed(run_blocks(blocks, self.config.layers, x_BTD, context, compute, in_blocks))
 
   def embed(self, ids_BT, position_ids, dtype, noise: Noise | None) -> jax.Array:
     """`dropout(token + position)`; without learned positions `dropout(token)`."""
-    x_BTD = self.token(ids_BT, dtype)
+    x_BTD = split_rows(self.token(ids_BT, dtype))
     if self.position is not None:
       x_BTD += self.position(position_ids + self.config.first_position, dtype)
     return dropout(x_BTD, self.config.dropout, noise)

@@ -43,8 +43,12 @@ class Noise:
     if self.generator == "threefry":
       mask = jax.random.bernoulli(self.seed, 1.0 - rate, whole)
       return jax.lax.slice(mask, begin, [b + s for b, s in zip(begin, shape, strict=True)])
-    threshold = jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
-    return mix(_positions(shape, whole, begin) ^ self.seed) >= threshold
+    return mix(_positions(shape, whole, begin) ^ self.seed) >= jnp.uint32(keep_threshold(rate))
+
+
+def keep_threshold(rate: float) -> int:
+  """The least hash of an element that dropout keeps."""
+  return min(round(rate * 2**32), 2**32 - 1)
 
 
 class Part(NamedTuple):

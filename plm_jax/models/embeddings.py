@@ -10,6 +10,7 @@ from plm_jax.models.attention import real_tokens
 from plm_jax.models.config import TransformerConfig
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.layers import NORMS, Embedding, Linear
+from plm_jax.placement import split_rows
 
 
 class Embeddings(nnx.Module):
@@ -35,7 +36,7 @@ class Embeddings(nnx.Module):
     A model with one row of segments adds it to every token (RoBERTa in transformers).
     """
     ids_BT = batch["input_ids"]
-    x_BTE = self.token(ids_BT, dtype)
+    x_BTE = split_rows(self.token(ids_BT, dtype))
     if self.position is not None:
       x_BTE += self.position(position_ids(batch, self.first_position), dtype)
     if self.segment is not None:

@@ -22,6 +22,7 @@ from plm_jax.models.compute import Compute
 from plm_jax.models.config import TransformerConfig
 from plm_jax.models.dropout import Noise, dropout, streams
 from plm_jax.models.embeddings import Embeddings, position_ids
+from plm_jax.models.groups import real_sources
 from plm_jax.models.heads import ENCODER_HEADS, HeadedModel, PairHead, check_heads, state_at
 from plm_jax.models.initializers import Initializer, initialised
 from plm_jax.models.layer_loop import Sharing, run_blocks, shared, stack
@@ -134,12 +135,13 @@ class EncoderModel(HeadedModel):
         "data.segments.separate=false or train a decoder"
       )
     in_embed, in_blocks = streams(noise, 2)
-    c, mask = self.config, real_tokens(batch)[:, None, None, :]
-    causal = c.attention == "causal"
+    c, real_BT, columns = self.config, real_tokens(batch), batch["input_ids"].shape[1]
+    mask, causal = real_BT[:, None, None, :], c.attention == "causal"
     if causal:
-      mask &= causal_mask(batch["input_ids"].shape[1])
+      mask &= causal_mask(columns)
     positions = position_ids(batch, c.first_position)
-    context = AttentionContext.from_config(c, mask, positions, causal=causal)
+    groups = real_sources(columns, real_BT)
+    context = AttentionContext.from_config(c, mask, positions, causal=causal, groups=groups)
     x_BTD = self.embed(batch, compute.activation_dtype, in_embed)
     x_BTD = run_blocks(self.blocks, c.layers, x_BTD, context, compute, in_blocks)
     return x_BTD if self.norm is None else self.norm(x_BTD)
@@ -198,7 +200,14 @@ class InnerBlocks(nnx.Module):
   def __call__(
     self, x_BTD: jax.Array, context: AttentionContext, noise: Noise | None, cache: None = None
   ):
-    x_BTD = run_blocks(self.inner, self.count, x_BTD, context, Compute(layers="unroll"), noise)
+    x_BTD = run_blocks(
+      self.inner,
+      self.count,
+      x_BTD,
+      context,
+      Compute(layers="unroll", attention=context.kind),
+      noise,
+    )
     return x_BTD, cache
 
 

@@ -22,6 +22,7 @@ from plm_jax.models.compute import Compute
 from plm_jax.models.config import Position, TransformerConfig
 from plm_jax.models.decoding_layout import Output, decoding_layout
 from plm_jax.models.dropout import Noise, streams
+from plm_jax.models.groups import Groups, real_sources
 from plm_jax.models.heads import LM_HEADS, check_heads
 from plm_jax.models.initializers import initialised
 from plm_jax.models.layer_loop import extend_blocks
@@ -172,7 +173,8 @@ class SourceModel(Seq2SeqModel):
   def encode(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
     """The encoder's states, as `SourceModel.__call__` returns them."""
     encoder, positions = self.encoder_stack, jnp.arange(batch["input_ids"].shape[1])
-    context = encoder.context(over_sources(batch), positions)
+    groups = real_sources(len(positions), real_tokens(batch))
+    context = encoder.context(over_sources(batch), positions, groups=groups)
     x_BSD = self.token(batch["input_ids"], compute.activation_dtype)
     blocks = without_cross(self.decoder_stack.blocks) if encoder.blocks is None else None
     return encoder.run(x_BSD, positions, context, compute, noise, blocks)
@@ -198,11 +200,16 @@ class EncoderDecoderModel(SourceModel):
     source_BSD = self.encode(batch, compute, in_encoder)
     ids_BT = decoder_ids(batch)
     T, positions = ids_BT.shape[1], jnp.arange(ids_BT.shape[1])
-    decoder, mask = self.decoder_stack, causal_mask(T)
+    decoder, mask, groups = self.decoder_stack, causal_mask(T), Groups()
     if "decoder_attention_mask" in batch:
-      mask &= batch["decoder_attention_mask"].astype(bool)[:, None, None, :]
-    source = {"source": source_BSD, "source_mask": over_sources(batch)}
-    context = decoder.context(mask, positions, **source, causal=True)
+      real_BT = batch["decoder_attention_mask"].astype(bool)
+      mask, groups = mask & real_BT[:, None, None, :], groups.hiding(real_BT)
+    source = {
+      "source": source_BSD,
+      "source_mask": over_sources(batch),
+      "source_groups": real_sources(T, real_tokens(batch)),
+    }
+    context = decoder.context(mask, positions, **source, causal=True, groups=groups)
     x_BTD = self.token(ids_BT, compute.activation_dtype)
     return decoder.run(x_BTD, positions, context, compute, in_decoder)
 
@@ -238,7 +245,8 @@ class JoinedModel(Seq2SeqModel):
     if self.config.arrangement == "prefix":
       mask = mask | padding_mask(length_B, ids.shape[1])
     causal = self.config.arrangement == "causal"
-    context = self.stack.context(mask, positions, causal=causal)
+    groups = Groups() if causal else None
+    context = self.stack.context(mask, positions, causal=causal, groups=groups)
     x = self.token(ids, compute.activation_dtype)
     hidden = self.stack.run(x, positions, context, compute, noise)
     if "decoder_input_ids" not in batch:

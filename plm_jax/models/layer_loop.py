@@ -17,6 +17,7 @@ from flax import nnx
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise
 from plm_jax.models.transformer import AttentionContext, Block
+from plm_jax.placement import split_rows
 
 
 def stack(
@@ -61,8 +62,12 @@ def run_blocks(
   checkpoint does not depend on the choice. Parts with fewer entries than layers are `shared`.
   """
 
+  context = context._replace(kind=compute.attention)
+
   def apply(layer, block, x, cache):
-    return block(x, context.of_layer(layer), None if noise is None else noise.fold(layer), cache)
+    noise_of_layer = None if noise is None else noise.fold(layer)
+    x, cache = block(split_rows(x), context.of_layer(layer), noise_of_layer, cache)
+    return split_rows(x), cache
 
   return _loop(apply, blocks, layers, x, None, compute, compute.remat)[0]
 

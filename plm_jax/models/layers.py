@@ -19,7 +19,9 @@ from flax import nnx
 
 from plm_jax.models.parameters import map_roles, with_roles
 from plm_jax.models.products import contract
+from plm_jax.placement import split_rows
 
+SMALL_TABLE = 16  # rows of a table that is read by a product on accelerators
 STDDEV = 0.02  # of all initial kernels and tables, before a model rescales them
 
 
@@ -75,13 +77,22 @@ class Embedding(nnx.Module):
     self.table = nnx.Param(truncated_normal(key, (size, width)))
 
   def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """int `[...] -> dtype [..., D]`."""
-    return self.table[...].astype(dtype)[ids]
+    """int `[...] -> dtype [..., D]`. On accelerators a small table is read by a product, as in
+    google-research/bert (modeling.py `embedding_postprocessor`): the gradient of indexing adds all
+    rows to the same few, one after the other."""
+    table_VD = self.table[...].astype(dtype)
+    if len(table_VD) > SMALL_TABLE or jax.default_backend() == "cpu":
+      return table_VD[ids]
+    return jax.nn.one_hot(ids, len(table_VD), dtype=dtype) @ table_VD
 
 
 def scores(x: jax.Array, table_VD: jax.Array) -> jax.Array:
-  """`[..., D] -> float32 [..., V]`: the product with every row of a table."""
-  return contract(x, table_VD.T, 1, jnp.float32)
+  """`[..., D] -> float32 [..., V]`: the product with every row of a table. On accelerators the
+  product has a multiple of 128 rows, because others are much slower."""
+  size = len(table_VD)
+  if jax.default_backend() != "cpu":
+    table_VD = jnp.pad(table_VD, ((0, -size % 128), (0, 0)))
+  return split_rows(contract(split_rows(x), table_VD.T, 1, jnp.float32)[..., :size])
 
 
 class LayerNorm(nnx.Module):

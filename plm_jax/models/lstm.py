@@ -23,6 +23,7 @@ from plm_jax.models.layers import STDDEV, Embedding, scaled_kernels
 from plm_jax.models.model import SingleModel, refuse_below, refuse_rates
 from plm_jax.models.parameters import linear_rows
 from plm_jax.models.recurrent import LSTM, LSTMState
+from plm_jax.placement import split_rows
 
 if TYPE_CHECKING:
   from plm_jax.data.vocab import Vocab
@@ -121,12 +122,12 @@ class LstmModel(LanguageModel):
     """
     dtype = compute.activation_dtype
     *after_layers, in_embed = streams(noise, len(layers) + 1)
-    x_BTU = dropout(self.token(ids_BT, dtype), self.config.dropout, in_embed)
+    x_BTU = dropout(split_rows(self.token(ids_BT, dtype)), self.config.dropout, in_embed)
     last = []
     for index, (layer, after_layer) in enumerate(zip(layers, after_layers, strict=True)):
       start = jax.tree.map(lambda x_BLU, l=index: x_BLU[:, l].astype(dtype), carry)
       x_BTU, state = layer(x_BTU, real_BT, start=start, begins_BT=begins_BT)
-      x_BTU = dropout(x_BTU, self.config.dropout, after_layer)
+      x_BTU = split_rows(dropout(x_BTU, self.config.dropout, after_layer))
       last.append(state)
     carry = jax.tree.map(lambda *x_BU: jnp.stack(x_BU, axis=1).astype(jnp.float32), *last)
     return x_BTU, carry

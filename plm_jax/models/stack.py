@@ -16,6 +16,7 @@ from plm_jax.models.layers import NORMS, Embedding
 from plm_jax.models.positions import sinusoids
 from plm_jax.models.relative import RelativeBias
 from plm_jax.models.transformer import AttentionContext, make_block
+from plm_jax.placement import split_rows
 
 
 class Stack(nnx.Module):
@@ -52,7 +53,7 @@ class Stack(nnx.Module):
   def embed(self, x_BTD: jax.Array, position_ids, noise: Noise | None) -> jax.Array:
     """`dropout(norm(scale * token + position))`; scale, position and norm depend on the config.
     position_ids: int `[T]` or `[B, T]`, counted from 0."""
-    c = self.config
+    c, x_BTD = self.config, split_rows(x_BTD)
     if c.embedding_scale:
       x_BTD = x_BTD * jnp.asarray(math.sqrt(c.width), x_BTD.dtype)
     if c.position == "learned":

@@ -12,8 +12,10 @@ from flax import nnx
 from plm_jax.models.activations import Activation, activate
 from plm_jax.models.attention import Attention, window_mask
 from plm_jax.models.cache import LayerCache
+from plm_jax.models.compute import AttentionKind
 from plm_jax.models.config import TransformerConfig
 from plm_jax.models.dropout import Noise, dropout, streams
+from plm_jax.models.groups import Groups
 from plm_jax.models.layers import NORMS, Linear
 from plm_jax.models.positions import Rotation
 
@@ -72,7 +74,8 @@ class AttentionContext(NamedTuple):
   (T5). source, source_mask: the states `[B, S, D]` that cross-attention reads, not needed if their
   keys and values are cached. at: the cache column of the first target. causal: the mask is False
   wherever the source follows the target. local: of the layers with a window. window: of this layer,
-  if it is known when the program is compiled.
+  if it is known when the program is compiled. groups, source_groups: mask and source_mask as
+  groups, if they have that form. kind: how attention is computed.
   """
 
   mask: jax.Array
@@ -84,6 +87,9 @@ class AttentionContext(NamedTuple):
   causal: bool = False
   local: LocalContext | None = None
   window: int | None = None
+  groups: Groups | None = None
+  source_groups: Groups | None = None
+  kind: AttentionKind = "plain"
 
   @classmethod
   def from_config(
@@ -115,7 +121,8 @@ class AttentionContext(NamedTuple):
     if local.rotation is not None:
       pairs = zip(rotation, local.rotation, strict=True)
       rotation = Rotation(*(jnp.where(sees_all, wide, near) for wide, near in pairs))
-    return self._replace(mask=self.mask & (local.near | sees_all), rotation=rotation, local=None)
+    mask = self.mask & (local.near | sees_all)
+    return self._replace(mask=mask, rotation=rotation, local=None, groups=None)
 
 
 class Block(nnx.Module):
@@ -169,6 +176,8 @@ class Block(nnx.Module):
       rotation=context.rotation,
       causal=context.causal,
       window=context.window,
+      groups=context.groups,
+      kind=context.kind,
     )
     return y_BTD, cache
 
@@ -177,7 +186,15 @@ class Block(nnx.Module):
   ) -> jax.Array:
     """Cross-attention."""
     read = self.cross.key_values(context.source) if cache is None else cache.source
-    return self.cross(x_BTD, context.source_mask, self.attention_dropout, noise, read=read)
+    return self.cross(
+      x_BTD,
+      context.source_mask,
+      self.attention_dropout,
+      noise,
+      read=read,
+      groups=context.source_groups,
+      kind=context.kind,
+    )
 
 
 class PostNormBlock(Block):

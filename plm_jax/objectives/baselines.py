@@ -1,7 +1,5 @@
 """Trivial baselines (unigram, majority class) on the held-out predictions."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

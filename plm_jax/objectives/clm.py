@@ -1,8 +1,7 @@
 """Causal (left-to-right) language modelling: predict every token from those before it."""
 
-from __future__ import annotations
-
 import dataclasses
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -18,10 +17,7 @@ class CLM:
 
   weight: float = 1.0
   name = "clm"
-
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"lm": 0}
+  heads: ClassVar[dict[str, int]] = {"lm": 0}
 
   def corrupt(self, batch, draws, vocab) -> dict:
     """Adds `clm_targets` int32 `[B, T]` (the next token) and `clm_weights` float32 `[B, T]`. Rows

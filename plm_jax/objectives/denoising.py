@@ -1,15 +1,12 @@
 """BART's denoising (Lewis et al. 2020, section 2.2): restore a whole text from a corrupted one.
 
 Source: fairseq (3d262bb) data/denoising_dataset.py; for mBART tasks/multilingual_denoising.py. The
-order is fairseq's: permute sentences; mask, delete or insert spans; rotate the text. The target is
-the whole original text.
+order is fairseq's: permute sentences; mask, delete or insert spans; rotate. The target is the text.
 
 Rows are "<s> text </s>" (`DocSentences` is fairseq's `complete_doc`). A corrupted row is at most as
 long as its text; further insertions are left out.
 Deviation: random tokens are never special; fairseq draws them from all tokens but <s>.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import math
@@ -61,9 +58,7 @@ class Denoising(Seq2Seq):
     if not 0.1 <= self.mean_span_length < math.inf:
       raise UserError(f"seq2seq.mean_span_length={self.mean_span_length} must be at least 0.1")
     if self.random and not (self.mask and self.replace != "delete"):
-      raise UserError(
-        f"seq2seq.random={self.random} is a share of [MASK]s, of which there are none"
-      )
+      raise UserError(f"seq2seq.random={self.random} is a share of [MASK]s, and there are none")
     if self.unit != "span" and self.replace == "one":
       raise UserError("seq2seq.replace=one stands for a span: set seq2seq.unit=span")
 
@@ -112,8 +107,7 @@ class Denoising(Seq2Seq):
     return rows, size
 
   def _spans(self, starts, draws) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Columns int32 [B, K] that spans begin at and their sizes in words, 0 for none; and how many
-    spans of no words there are, [B]."""
+    """First columns int32 [B, K] of spans, sizes in words (0: none); number [B] of empty ones."""
     words = starts.sum(axis=1)
     number = np.ceil(words.astype(np.float32) * np.float32(self.mask)).astype(np.int32)
     most = int(number.max(initial=1))
@@ -217,8 +211,7 @@ def random_tokens(draws, stream: int, columns: int, vocab) -> np.ndarray:
 def permuted(ids, length, share: float, draws, vocab) -> np.ndarray:
   """Rows in which ceil(share S) of the S sentences, drawn at random, have changed places at random.
 
-  A sentence ends with a full stop that does not follow another, and with the row; "?" and "!" end
-  none.
+  A sentence ends with the row, or a full stop that does not follow another; not with "?" or "!".
   """
   rows, columns = ids.shape
   row, column = np.arange(rows), np.arange(columns)
@@ -260,8 +253,7 @@ def _new_order(count, most: int, share: float, draws) -> np.ndarray:
 
 
 def rotated(ids, length, share: float, draws) -> np.ndarray:
-  """Rows of which a share begins at a token uniform on all between the first and the last, which
-  stay where they are."""
+  """Rows of which a share begins at another token, uniform on all but the first and the last."""
   u = draws.uniform(_ROTATION, 2)
   inside = np.maximum(length - 2, 1)
   offset = np.where(u[:, 0] < share, (u[:, 1] * (inside + 1)).astype(np.int32), 0)

@@ -4,10 +4,8 @@ Source: huggingface/transformers-research-projects (fccd0cd) distillation/distil
 triple loss is `5 Distillation + 2 MLM + 1 Cosine`, the weights of the repository's README.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,14 +28,11 @@ class Distillation:
   positions: Literal["all", "masked"] = "all"
   weight: float = 5.0
   name = "distillation"
+  heads: ClassVar[dict[str, int]] = {"mlm": 0, "teacher": 0}
 
   def __post_init__(self):
     if self.temperature <= 0:
       raise UserError(f"distillation.temperature={self.temperature} must be above 0")
-
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"mlm": 0, "teacher": 0}
 
   def corrupt(self, batch, draws, vocab) -> dict:
     """The rows unchanged: teacher and student read the rows of the masking objective before."""
@@ -74,10 +69,7 @@ class Cosine:
 
   weight: float = 1.0
   name = "cosine"
-
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"teacher": 0}
+  heads: ClassVar[dict[str, int]] = {"teacher": 0}
 
   def corrupt(self, batch, draws, vocab) -> dict:
     return batch

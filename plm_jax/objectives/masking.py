@@ -6,12 +6,6 @@ for unit="ngram", google-research/albert (b772393), the same function; for rules
 Deviation: in unigram vocabularies words start at "▁" alone; ALBERT's code starts one at punctuation
 and at pieces with other than English letters too.
 
-    predictions(length, rate, max_predictions) -> P            static number of prediction slots
-    candidates(input_ids, vocab) -> bool [B, T]                all but [PAD], [CLS], [SEP]
-    not_padding(input_ids, length) -> bool [B, T]              all but padding
-    corrupt_tokens(input_ids, length, candidate_mask, draws, vocab, *, rate, mask, same, random,
-                   max_predictions, unit, ...) -> Corrupted(input_ids, positions, targets, weights)
-
 Static masking is the same function with draws of `epoch % copies`: `draws.repeat(copies)`.
 """
 
@@ -65,11 +59,6 @@ def candidates(input_ids: np.ndarray, vocab: Vocab) -> np.ndarray:
   return allowed
 
 
-def not_padding(input_ids: np.ndarray, length: np.ndarray) -> np.ndarray:
-  """bool [B, T]: positions that may be predicted by fairseq's rules; all but padding."""
-  return np.arange(input_ids.shape[1]) < length[:, None]
-
-
 def corrupt_tokens(
   input_ids: np.ndarray,
   length: np.ndarray,
@@ -79,7 +68,6 @@ def corrupt_tokens(
   *,
   rate: float = 0.15,
   mask: float = 0.8,
-  same: float = 0.1,
   random: float = 0.1,
   max_predictions: int | None = None,
   unit: Unit = "token",
@@ -91,19 +79,20 @@ def corrupt_tokens(
   A row of `length` tokens (int [B], [CLS] and [SEP] counted, padding not) gets
   n = min(max_predictions, max(1, round(length * rate))) predictions, fewer where candidates run
   out. Each selected token draws its own fate: `mask`, `random` (uniform over the whole vocabulary,
-  special tokens and the token itself included), else `same`; the three sum to 1.
+  special tokens and the token itself included), else it stays the same.
   With rules="fairseq" n = int(length * rate + u), u uniform in [0, 1) and the row's own, and random
   tokens are never special.
   `candidate_mask` bool [B, T]; with unit="whole_word" all pieces of a word are selected or none,
   with "ngram" up to `max_ngram` words in a row at a time.
   """
-  del same  # 1 - mask - random
   columns = input_ids.shape[1]
   slots = predictions(columns, rate, max_predictions, rules)
   if rules == "bert":
     number = budget(length, rate, slots)
   else:
-    number = _probabilistic_budget(length, rate, slots, draws)
+    # Rounded at random, so that the mean is exact. Rows of fewer than 1 / rate tokens may get 0.
+    shifted = length * rate + draws.uniform(_COUNT, 1)[:, 0]
+    number = np.minimum(shifted.astype(np.int32), slots)
   if unit == "token":
     positions, valid = _choose_tokens(candidate_mask, number, slots, draws)
   else:
@@ -154,18 +143,10 @@ def budget(length: np.ndarray, rate: float, slots: int) -> np.ndarray:
   return np.minimum(np.maximum(np.rint(length * rate), 1), slots).astype(np.int32)
 
 
-def _probabilistic_budget(length, rate, slots, draws) -> np.ndarray:
-  """int32 [B]: `length * rate` rounded up or down at random, so that the mean is exact. Rows of
-  fewer than 1 / rate tokens may get 0."""
-  shifted = length * rate + draws.uniform(_COUNT, 1)[:, 0]
-  return np.minimum(shifted.astype(np.int32), slots)
-
-
 def random_order(
   allowed: np.ndarray, draws: Draws, ranks: int, stream: int = _ORDER
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(column int32, allowed bool) [B, ranks]: the columns of each row in random order, the allowed
-  ones first.
+  """(column int32, allowed bool) [B, ranks]: columns in random order, the allowed ones first.
 
   Sorting values is 5 times as fast as sorting indices, so the column travels in the low bits of
   the key. What is left, 24 bits at 128 columns, makes ties (won by the left column) immaterial.

@@ -6,10 +6,8 @@ n-grams; fairseq (3d262bb) data/mask_tokens_dataset.py.
 Deviation: the loss is divided by the number of predictions, not by that number + 1e-5.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import numpy as np
@@ -21,8 +19,25 @@ from plm_jax.objectives.masking import MaskingRules, Unit
 from plm_jax.objectives.objective import Terms, cross_entropy
 
 
+class MaskedTokens:
+  """The shared part of objectives that predict the tokens at a batch's `mlm_positions`."""
+
+  name = "mlm"
+  heads: ClassVar[dict[str, int]] = {"mlm": 0}
+
+  def count(self, batch) -> jax.Array:
+    return batch["mlm_weights"].sum()
+
+  def loss(self, model, hidden, batch, noise) -> Terms:
+    logits_BPV = model.token_logits_at(hidden, batch["mlm_positions"])
+    return cross_entropy(logits_BPV, batch["mlm_targets"], batch["mlm_weights"])
+
+  def baseline(self, counts, batches, scores) -> Baseline:
+    return unigram(counts, batches, self.name)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MLM:
+class MLM(MaskedTokens):
   """Mean of `-log p(x_t | corrupted row)` over the chosen positions t.
 
   Of a row's tokens, [CLS] and [SEP] counted, `rate` are chosen (never [CLS], [SEP] or padding); of
@@ -49,7 +64,6 @@ class MLM:
   max_predictions: int | None = None
   rules: MaskingRules = "bert"
   weight: float = 1.0
-  name = "mlm"
 
   def __post_init__(self):
     if not 0 < self.rate <= 1:
@@ -66,17 +80,11 @@ class MLM:
     if self.copies < 1 or (self.max_predictions or 1) < 1:
       raise UserError("mlm.copies and mlm.max_predictions must be at least 1")
 
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"mlm": 0}
-
   def corrupt(self, batch, draws, vocab) -> dict:
     """Replaces `input_ids`; adds `mlm_positions`, `mlm_targets` int32 and `mlm_weights` float32,
     all `[B, P]` with a static P, so that the head runs on the chosen positions only."""
     if vocab.mask is None:
-      raise UserError(
-        "masked language modelling needs a tokenizer with a [MASK] token; this has none"
-      )
+      raise UserError("masked language modelling needs a tokenizer with [MASK]; this has none")
     if self.masking == "static":
       draws = draws.repeat(self.copies)
     input_ids, positions, targets, weights = masking.corrupt_tokens(
@@ -87,7 +95,6 @@ class MLM:
       vocab,
       rate=self.rate,
       mask=self.mask,
-      same=self.same,
       random=self.random,
       max_predictions=self.max_predictions,
       unit=self.unit,
@@ -106,15 +113,5 @@ class MLM:
     del draws
     ids = batch["input_ids"]
     if self.rules == "fairseq":
-      return masking.not_padding(ids, batch["length"])
+      return np.arange(ids.shape[1]) < batch["length"][:, None]  # all but padding
     return masking.candidates(ids, vocab)
-
-  def count(self, batch) -> jax.Array:
-    return batch["mlm_weights"].sum()
-
-  def loss(self, model, hidden, batch, noise) -> Terms:
-    logits_BPV = model.token_logits_at(hidden, batch["mlm_positions"])
-    return cross_entropy(logits_BPV, batch["mlm_targets"], batch["mlm_weights"])
-
-  def baseline(self, counts, batches, scores) -> Baseline:
-    return unigram(counts, batches, self.name)

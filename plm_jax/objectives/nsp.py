@@ -3,9 +3,8 @@
 The pairs are made where segments are (`SegmentPair`): B follows A or comes from another document.
 """
 
-from __future__ import annotations
-
 import dataclasses
+from typing import ClassVar
 
 import jax
 
@@ -13,8 +12,21 @@ from plm_jax.objectives.baselines import Baseline, majority
 from plm_jax.objectives.objective import Terms, cross_entropy
 
 
+class SegmentOrder:
+  """The shared part of objectives on pairs of segments, whose labels `SegmentPair` made."""
+
+  def corrupt(self, batch, draws, vocab) -> dict:
+    return batch
+
+  def count(self, batch) -> jax.Array:
+    return batch["row_weight"].sum()
+
+  def baseline(self, counts, batches, scores) -> Baseline:
+    return majority(batches, "pair_label")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NSP:
+class NSP(SegmentOrder):
   """Mean cross-entropy of "is B random?" over pairs; label 0 = B follows A, 1 = B is random.
 
   "All" pairs count, the single-sentence ones too, which are always random: with the original data
@@ -23,22 +35,9 @@ class NSP:
 
   weight: float = 1.0
   name = "nsp"
+  heads: ClassVar[dict[str, int]] = {"nsp": 0}
   pairs = "random"
-
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"nsp": 0}
-
-  def corrupt(self, batch, draws, vocab) -> dict:
-    """The rows unchanged: `SegmentPair` has made the labels."""
-    return batch
-
-  def count(self, batch) -> jax.Array:
-    return batch["row_weight"].sum()
 
   def loss(self, model, hidden, batch, noise) -> Terms:
     logits_B2 = model.next_sentence_logits(hidden, batch)
     return cross_entropy(logits_B2, batch["pair_label"], batch["row_weight"])
-
-  def baseline(self, counts, batches, scores) -> Baseline:
-    return majority(batches, "pair_label")

@@ -2,8 +2,7 @@
 
 An objective has two halves. `corrupt` runs on the host. It is a pure numpy function over a block of
 rows, and its random numbers depend on (seed, epoch, row) alone. `loss` runs on the device. It reads
-the result of one forward pass and returns sums and counts. The mean is then taken once, over all
-devices and micro-batches.
+one forward pass and returns sums and counts; the mean is taken over all devices and micro-batches.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from plm_jax.placement import rows_are_split_by
 
 if TYPE_CHECKING:
   from plm_jax.data.draws import Draws
@@ -39,8 +40,7 @@ class Objective(Protocol):
     """The rows with this objective's inputs and targets, `[B, ...]`."""
 
   def count(self, batch: dict) -> jax.Array:
-    """The number of predictions in this batch. It depends on the batch alone, so that gradients of
-    micro-batches can be summed."""
+    """The number of predictions, by the batch alone: gradients of micro-batches can be summed."""
 
   def loss(self, model, hidden: Any, batch: dict, noise: Noise | None) -> Terms:
     """Sums and counts of "loss" and of this objective's metrics.
@@ -62,17 +62,49 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> 
   logits float32 `[..., V]`, targets int `[...]`, weights float32 `[...]`. A prediction counts as
   correct when no class scores higher. `log_softmax` would write a second array of the logits' size.
   """
-  target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-  highest = jax.lax.stop_gradient(logits.max(axis=-1))
-  losses = jnp.log(jnp.exp(logits - highest[..., None]).sum(axis=-1)) + highest - target_logits
+  losses, correct = losses_of(logits, targets)
   count = weights.sum()
-  return {
-    "loss": ((losses * weights).sum(), count),
-    "accuracy": (((target_logits >= highest) * weights).sum(), count),
-  }
+  return {"loss": ((losses * weights).sum(), count), "accuracy": ((correct * weights).sum(), count)}
 
 
-LOGITS = 1 << 25  # the most that are computed at a time, for all positions together: 128 MB
+@jax.custom_vjp
+def losses_of(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """`-log softmax(logits)[target]`, float32, and whether no class scores higher, both `[...]`.
+
+  Its gradient is one pass over the logits. JAX's own would scatter the targets' part into an array
+  of their size.
+  """
+  return _losses_forward(logits, targets)[0]
+
+
+def _losses_forward(logits, targets):
+  target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  highest = logits.max(axis=-1)
+  log_sum = jnp.log(jnp.exp(logits - highest[..., None]).sum(axis=-1)) + highest
+  return (log_sum - target_logits, target_logits >= highest), (logits, targets, log_sum)
+
+
+def _losses_backward(kept, gradients):
+  logits, targets, log_sum = kept
+  classes = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+  p = jnp.exp(logits - log_sum[..., None])
+  return (p - (classes == targets[..., None])) * gradients[0][..., None], None
+
+
+losses_of.defvjp(_losses_forward, _losses_backward)
+
+
+LOGITS = 1 << 25  # the most that are computed at a time on a CPU, for all positions: 128 MB
+SHARE_OF_LOGITS = 8  # of an accelerator's memory: one part in so many
+
+
+def most_logits() -> int:
+  """The most logits that are computed at a time on all devices together."""
+  device = jax.local_devices()[0]
+  memory = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
+  if memory is None:
+    return LOGITS
+  return memory // SHARE_OF_LOGITS // 4 * rows_are_split_by()
 
 
 def token_terms(
@@ -89,7 +121,7 @@ def token_terms(
   z_loss is the factor of an added `log(Z)^2` (google-research/mesh, mesh_tensorflow layers.py).
 
   The logits of all positions of a large vocabulary are the largest array of a step by far (GPT-2's
-  50,257 tokens: 65 times the hidden states). Above `LOGITS` of them, positions are taken in equal
+  50,257 tokens: 65 times the hidden states). Above `most_logits`, positions are taken in equal
   parts, one after the other, and the backward pass computes each part's logits again.
   """
 
@@ -110,8 +142,7 @@ def token_terms(
 
 
 def token_log_p(model, hidden_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:
-  """float32 `[B, T]`: log p of every position's target, by the model's `token_logits`; never more
-  than `LOGITS` logits at a time."""
+  """float32 `[B, T]`: log p of every position's target; never more than `most_logits` at a time."""
 
   def log_p_of(part):
     hidden, targets = part
@@ -125,12 +156,13 @@ def token_log_p(model, hidden_BTD: jax.Array, targets_BT: jax.Array) -> jax.Arra
 
 def in_parts(model, arrays: tuple) -> tuple:
   """Arrays `[B, T, ...]`, hidden states first, as `[parts, B, T / parts, ...]`, padded with zeros:
-  as many parts as keep each one's logits within `LOGITS`."""
+  as many parts as keep each one's logits within `most_logits`."""
   hidden_BTD = arrays[0]
   batch, positions = hidden_BTD.shape[:2]
   vocabulary = jax.eval_shape(model.token_logits, hidden_BTD[:, :1]).shape[-1]
-  parts = min(positions, -(-batch * positions * vocabulary // LOGITS))
-  width = -(-positions // parts)
+  most = min(positions, max(1, most_logits() // (batch * vocabulary)))
+  width = -(-positions // -(-positions // most))  # even parts
+  parts = -(-positions // width)
 
   def part(x):
     x = jnp.pad(x, [(0, 0), (0, parts * width - positions), *[(0, 0)] * (x.ndim - 2)])

@@ -6,8 +6,6 @@ Deviation: each row gets its share of predictions, where the original draws the 
 batch at once, so that a row's masks would depend on its neighbours.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,8 +1,6 @@
 """Predicting the original tokens of a row that ELECTRA's generator has filled: the two ablations
 between BERT and ELECTRA (Clark et al. 2020, efficiency analysis)."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 
@@ -32,9 +30,7 @@ class ReplacedMLM:
 
   def __post_init__(self):
     if self.copy and self.positions != "all":
-      raise UserError(
-        "replaced.copy copies tokens that were not masked: set replaced.positions=all"
-      )
+      raise UserError("replaced.copy copies unmasked tokens: set replaced.positions=all")
 
   @property
   def heads(self) -> dict[str, int]:

@@ -4,11 +4,9 @@ Sources: google-research/electra (8a46635) pretrain/pretrain_helpers.py `mask`, 
 `_get_fake_data` and `_get_discriminator_output`, configure_pretraining.py for the losses' weights.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +14,24 @@ import numpy as np
 
 from plm_jax.errors import UserError
 from plm_jax.objectives import masking
-from plm_jax.objectives.baselines import Baseline, unigram
-from plm_jax.objectives.objective import Terms, cross_entropy, real_positions
+from plm_jax.objectives.baselines import Baseline
+from plm_jax.objectives.mlm import MaskedTokens
+from plm_jax.objectives.objective import Terms, real_positions
 
 _PLACES, _FATES, _SAMPLES = 16, 17, 18  # streams of draws
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GeneratorMLM:
+class GeneratorMLM(MaskedTokens):
   """Masked language modelling of ELECTRA's generator: mean of `-log p(x_t | masked row)`.
 
-  Of a row's n tokens round(rate * n) positions are drawn with replacement from those that are not
-  special; a share `mask` of the draws becomes [MASK], the rest stays. A position drawn twice counts
-  twice.
+  Of a row's n tokens round(rate * n) positions are drawn with replacement (twice counts twice) from
+  those that are not special; a share `mask` of the draws becomes [MASK], the rest stays.
   """
 
   rate: float = 0.15
   mask: float = 0.85
   weight: float = 1.0
-  name = "mlm"
 
   def __post_init__(self):
     if not (0 < self.rate <= 1 and 0 <= self.mask <= 1):
@@ -42,10 +39,6 @@ class GeneratorMLM:
         f"mlm.rate={self.rate} must be above 0 and at most 1, and mlm.mask={self.mask} between 0 "
         "and 1"
       )
-
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"mlm": 0}
 
   def corrupt(self, batch, draws, vocab) -> dict:
     """As `MLM.corrupt`: `input_ids`, `mlm_positions`, `mlm_targets`, `mlm_weights`."""
@@ -66,16 +59,6 @@ class GeneratorMLM:
       "mlm_targets": np.take_along_axis(ids, positions, axis=1) * valid,
       "mlm_weights": valid * batch["row_weight"][:, None],
     }
-
-  def count(self, batch) -> jax.Array:
-    return batch["mlm_weights"].sum()
-
-  def loss(self, model, hidden, batch, noise) -> Terms:
-    logits_BPV = model.token_logits_at(hidden, batch["mlm_positions"])
-    return cross_entropy(logits_BPV, batch["mlm_targets"], batch["mlm_weights"])
-
-  def baseline(self, counts, batches, scores) -> Baseline:
-    return unigram(counts, batches, self.name)
 
 
 def draw_with_replacement(allowed, number, slots: int, draws) -> tuple[np.ndarray, np.ndarray]:
@@ -111,10 +94,7 @@ class RTD:
   positions: Literal["all", "masked"] = "all"
   weight: float = 50.0
   name = "rtd"
-
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"rtd": 0}
+  heads: ClassVar[dict[str, int]] = {"rtd": 0}
 
   def corrupt(self, batch, draws, vocab) -> dict:
     return with_seeds(batch, draws)
@@ -141,15 +121,12 @@ class RTD:
     """A constant score: the true share of replaced tokens."""
     p = scores["rtd/replaced"]
     entropy = -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
-    found = float(p > 0.5)
-    return Baseline(
-      "constant", {"loss": entropy, "auc": 0.5, "accuracy": max(p, 1 - p), "found": found}
-    )
+    values = {"loss": entropy, "auc": 0.5, "accuracy": max(p, 1 - p), "found": float(p > 0.5)}
+    return Baseline("constant", values)
 
 
 def with_seeds(batch: dict, draws) -> dict:
-  """Adds `sample_seeds` uint32 `[B, P]`, a function of the position, so that a position that was
-  drawn twice is filled with one token."""
+  """Adds `sample_seeds` uint32 `[B, P]`; a position that was drawn twice has one seed."""
   if "mlm_positions" not in batch:
     raise UserError(
       "nothing is masked for the generator to fill: objectives needs GeneratorMLM before RTD or "

@@ -3,13 +3,11 @@
 Sources: Vaswani et al. 2017, section 5.4 (label smoothing); google-research/mesh, mesh_tensorflow
 layers.py `softmax_cross_entropy_with_logits` (z-loss, which T5 trains with).
 
-Each objective of this kind makes a source and a target of a row of text in its `corrupt`. All are
-named "seq2seq" and share the loss.
+In `corrupt` each makes a source and a target of a row. All are named "seq2seq" and share the loss.
 """
 
-from __future__ import annotations
-
 import dataclasses
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -32,6 +30,7 @@ class Seq2Seq:
   z_loss: float = 0.0
   weight: float = 1.0
   name = "seq2seq"
+  heads: ClassVar[dict[str, int]] = {"lm": 0}
 
   def __post_init__(self):
     if not (0 <= self.label_smoothing < 1 and 0 <= self.z_loss < 1):
@@ -39,10 +38,6 @@ class Seq2Seq:
         f"seq2seq.label_smoothing={self.label_smoothing} and seq2seq.z_loss={self.z_loss} must be "
         "at least 0 and below 1"
       )
-
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"lm": 0}
 
   def count(self, batch) -> jax.Array:
     return batch["seq2seq_weights"].sum()
@@ -66,12 +61,10 @@ def sides(
   target_length: np.ndarray,
   start: int | np.ndarray,
 ) -> dict[str, np.ndarray]:
-  """The batch of an encoder-decoder from source and target, int32 `[B, S]` and `[B, T]`, padded
-  after their lengths int `[B]`.
+  """The batch of an encoder-decoder. source, target: int32 `[B, S]`, `[B, T]`; lengths: int `[B]`.
 
-  `input_ids`, `length` are the source. `decoder_input_ids` is the target moved to the right, after
-  `start`. `decoder_length` int32 `[B]`; `seq2seq_targets` int32 and `seq2seq_weights` float32
-  `[B, T]`.
+  `input_ids`, `length` are the source, `decoder_input_ids` the target moved right, after `start`.
+  `decoder_length` int32 `[B]`; `seq2seq_targets` int32 and `seq2seq_weights` float32 `[B, T]`.
   """
   shifted = np.empty_like(target)
   shifted[:, 0] = start
@@ -138,22 +131,3 @@ def part(ids, begin, length, width: int, pad: int) -> np.ndarray:
   at = np.minimum(begin[:, None] + column, ids.shape[1] - 1)
   taken = np.take_along_axis(ids, at, axis=1)
   return np.where(column < length[:, None], taken, pad).astype(np.int32)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Copy(Seq2Seq):
-  """Predict the source itself, or the source reversed: a toy task to test new models.
-
-  Rows are "[CLS] text [SEP]". The source is such a row, the target "text [SEP]".
-  """
-
-  reverse: bool = False
-
-  def corrupt(self, batch, draws, vocab) -> dict:
-    del draws
-    ids, length = batch["input_ids"], batch["length"]
-    column = np.arange(ids.shape[1] - 1)
-    last = length[:, None] - 1
-    taken = np.where(column < last - 1, last - 1 - column, column + 1) if self.reverse else None
-    target = ids[:, 1:] if taken is None else np.take_along_axis(ids, taken, axis=1)
-    return sides(batch, ids, length, target, length - 1, ids[:, 0])

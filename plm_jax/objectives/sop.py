@@ -4,18 +4,15 @@ The pairs are made where segments are (`SegmentPair(next="swapped")`): two conse
 their order or swapped, so that the topic says nothing and only coherence does.
 """
 
-from __future__ import annotations
-
 import dataclasses
+from typing import ClassVar
 
-import jax
-
-from plm_jax.objectives.baselines import Baseline, majority
+from plm_jax.objectives.nsp import SegmentOrder
 from plm_jax.objectives.objective import Terms, cross_entropy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SOP:
+class SOP(SegmentOrder):
   """Mean cross-entropy of "are A and B swapped?" over pairs; label 0 = B follows A, 1 = swapped.
 
   Chunks of one sentence, which have nothing to swap, get a random B and label 1, as in the original
@@ -24,22 +21,9 @@ class SOP:
 
   weight: float = 1.0
   name = "sop"
+  heads: ClassVar[dict[str, int]] = {"sop": 0}
   pairs = "swapped"
-
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"sop": 0}
-
-  def corrupt(self, batch, draws, vocab) -> dict:
-    """The rows unchanged: `SegmentPair` has made the labels."""
-    return batch
-
-  def count(self, batch) -> jax.Array:
-    return batch["row_weight"].sum()
 
   def loss(self, model, hidden, batch, noise) -> Terms:
     logits_B2 = model.sentence_order_logits(hidden, batch)
     return cross_entropy(logits_B2, batch["pair_label"], batch["row_weight"])
-
-  def baseline(self, counts, batches, scores) -> Baseline:
-    return majority(batches, "pair_label")

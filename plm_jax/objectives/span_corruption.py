@@ -17,8 +17,6 @@ without a sentinel stay in the text, and settings that usually need more sentine
 Random tokens are never special.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import TYPE_CHECKING, Literal
@@ -37,8 +35,7 @@ _SURE = 6  # standard deviations of room; rows that need more are cut
 
 
 def tokens_for(inputs: int, rate: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
-  """(tokens of text, length of the targets) for inputs of a given length, special tokens included:
-  (568, 114) for 512 (`random_spans_helper`)."""
+  """(tokens of text, length of the targets) for a length of inputs; as `random_spans_helper`."""
   tokens = inputs
   while sum(_lengths(tokens + 1, rate, mean_span_length)[0]) <= inputs:
     tokens += 1
@@ -96,16 +93,9 @@ def parts(items: np.ndarray, count: np.ndarray, most: int, draws, stream: int) -
   return bounds
 
 
-def iid_noise(length: np.ndarray, columns: int, rate: float, draws) -> np.ndarray:
-  """bool [B, columns]: every token is noise with probability `rate`, independently."""
-  real = np.arange(columns) < length[:, None]
-  return real & (draws.uniform(_IID, columns) < rate)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpanCorruption(Seq2Seq):
-  """Predict the noise from the text around it. The defaults are those of T5's released models
-  (section 3.3.4, spans of 3).
+  """Predict noise from the text around it; by default as T5's released models (section 3.3.4).
 
   rate: share of noise tokens. mean_span_length: None draws every token independently (the i.i.d.
     objective, the baseline of the paper's ablations).
@@ -140,11 +130,12 @@ class SpanCorruption(Seq2Seq):
     """Source and target as `seq2seq.sides` lays them out. The decoder begins with padding."""
     ids, length, columns = batch["input_ids"], batch["length"], batch["input_ids"].shape[1]
     sentinels = self._sentinels(vocab, columns)
-    if self.mean_span_length is None:
-      noise = iid_noise(length, columns, self.rate, draws)
+    real = np.arange(columns) < length[:, None]
+    if self.mean_span_length is None:  # every token is noise with this probability
+      noise = real & (draws.uniform(_IID, columns) < self.rate)
     else:
       noise = random_spans(length, columns, self.rate, self.mean_span_length, draws)
-    text = (np.arange(columns) < length[:, None]) & ~noise
+    text = real & ~noise
     if "sentinels" in (self.inputs, self.targets):
       noise, text = _limited(noise, text, len(sentinels))
     shown, kept = self._shown(ids, noise, text, sentinels, draws, vocab)
@@ -212,8 +203,7 @@ def expected_runs(tokens: int, rate: float) -> tuple[float, float]:
 
 
 def _limited(noise, text, most: int) -> tuple[np.ndarray, np.ndarray]:
-  """Noise and text with at most `most` runs. In rows with more, later noise stays text, so that
-  there are sentinels for both."""
+  """Noise and text with at most `most` runs each: in rows with more, later noise stays text."""
   run = np.cumsum(_begins(noise), axis=1, dtype=np.int32)
   crowded = (run[:, -1] > most) | (_begins(text).sum(axis=1) > most)
   if not crowded.any():
@@ -270,7 +260,7 @@ class Deshuffling(Seq2Seq):
     return sides(batch, *source, *target, vocab.pad)
 
 
-def checked_end(vocab: Vocab) -> int:
+def checked_end(vocab: "Vocab") -> int:
   """The token at the end of inputs and targets. Errors: `UserError` if it or padding is missing."""
   if not vocab.end or vocab.pad is None:
     raise UserError("the tokenizer needs a token for the end of a text and one for padding")

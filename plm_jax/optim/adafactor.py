@@ -6,8 +6,6 @@ square over all of it. Here a kernel is a matrix [inputs, outputs], with heads m
 layer of a stack is separate, because the original has a variable for each.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -96,9 +94,8 @@ def scale_by_factored_rms(decay_rate: float, factored: int) -> optax.GradientTra
       sizes = {"v_row": shape[:-1], "v_col": (*shape[:-2], shape[-1])}
       return None if part == "v" else jnp.zeros(sizes[part], leaf.dtype)
 
-    parts = (
-      map_roles(functools.partial(zeros, part=part), params) for part in ("v_row", "v_col", "v")
-    )
+    names = ("v_row", "v_col", "v")
+    parts = (map_roles(functools.partial(zeros, part=name), params) for name in names)
     return FactoredState(jnp.zeros((), jnp.int32), *parts)
 
   def update(grads, state, params=None):

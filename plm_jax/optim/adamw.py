@@ -1,7 +1,5 @@
 """AdamW and LAMB with learning-rate schedules, as optax chains from a frozen configuration."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal, Self
 
@@ -57,13 +55,10 @@ class AdamW:
     if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
       raise UserError(f"optim.b1={self.b1} and optim.b2={self.b2} must be at least 0 and below 1")
     if self.decay_under_warmup and self.schedule != "linear":
-      raise UserError(
-        "optim.decay_under_warmup needs BERT's linear schedule; set optim.schedule=linear"
-      )
+      raise UserError("optim.decay_under_warmup needs BERT's schedule: set optim.schedule=linear")
 
   def paper_faithful(self) -> Self:
-    """The schedule and update of google-research/bert (eedf571) and google-research/albert
-    (b772393), optimization.py."""
+    """As google-research/bert (eedf571) and google-research/albert (b772393), optimization.py."""
     return dataclasses.replace(
       self, schedule="linear", bias_correction=False, decay_under_warmup=True
     )
@@ -131,8 +126,7 @@ class LAMB(AdamW):
 
 
 def scale_by_trust_ratio() -> optax.GradientTransformation:
-  """u |w| / |u| for kernels and tables, for each layer of a stack separately, because the original
-  has a variable for each."""
+  """u |w| / |u| for kernels and tables, for each layer of a stack alone, as in the original."""
 
   def update(updates, state, params):
     def scaled(path, role, u, w):

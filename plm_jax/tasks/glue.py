@@ -74,12 +74,13 @@ class GlueFiles(FileTask):
     return task, splits
 
   def read_noted(self, path: str) -> tuple[list[Example], list[str]]:
-    file = read_glue(Path(path), self.kind, labelled=True)
-    count, name = len(file.left_out), Path(path).name
-    notes = [
-      f"{name}: {count:,} malformed lines are left out, the first is line {file.left_out[0]}"
+    file, name = read_glue(Path(path), self.kind, labelled=True), Path(path).name
+    if not file.left_out:
+      return file.items, []
+    count, first = len(file.left_out), file.left_out[0]
+    return file.items, [
+      f"{name}: {count:,} malformed lines are left out, the first is line {first}"
     ]
-    return file.items, notes if count else []
 
   def read_file(self, path: str | Path, labelled: bool) -> list[Example]:
     return read_glue(Path(path), self.kind, labelled).items

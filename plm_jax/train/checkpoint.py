@@ -6,8 +6,7 @@
 
 A checkpoint is written as `<step>.saving` and renamed once its manifest is on disk, so `<step>` is
 complete or absent. SIGKILL leaves at most a `.saving` folder, which is never read. The state is
-flattened to {path: array}: no class of nnx or optax is stored, so later releases of both can read
-it.
+flattened to {path: array}, without classes of nnx or optax: later releases of both can read it.
 """
 
 import fnmatch
@@ -28,6 +27,7 @@ from jax.experimental import multihost_utils
 from plm_jax.errors import UserError
 from plm_jax.models.parameters import path_name
 from plm_jax.train.integrity import damage, sync_folder, write_manifest, write_text
+from plm_jax.train.processes import is_first
 from plm_jax.train.stored_arrays import load_arrays, quiet_orbax, refuse_misfits, to_arrays
 
 FORMAT = 1
@@ -77,8 +77,10 @@ class Checkpoints:
     saving = self.directory / f"{step}{SAVING}"
     ocp = quiet_orbax()
     try:
-      if jax.process_index() == 0:
-        self._clear_leftovers()
+      if is_first():
+        for ending in (SAVING, DELETING):
+          for leftover in self.directory.glob(f"*{ending}"):
+            shutil.rmtree(leftover)
         saving.mkdir(parents=True)
         write_text(saving / INDEX, json.dumps(index))
       if self._checkpointer is None:
@@ -112,14 +114,17 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """The steps of all completely written checkpoints, oldest first, damaged or not."""
-    return _steps(self.directory)
+    if not self.directory.is_dir():
+      return []
+    saved = (path for path in self.directory.iterdir() if path.is_dir())
+    return sorted(int(path.name) for path in saved if path.name.isdecimal())
 
   def latest_good(self) -> int | None:
     """The newest undamaged step, or None in a run that has saved nothing.
 
     Errors: `UserError` if all checkpoints are damaged: a silent fresh start would discard the run.
     """
-    step = self._find_latest() if jax.process_index() == 0 else 0
+    step = self._find_latest() if is_first() else 0
     if jax.process_count() > 1:  # all processes must continue from the same step
       step = int(multihost_utils.broadcast_one_to_all(np.int64(step)))
     if step == _ALL_DAMAGED:
@@ -142,16 +147,27 @@ class Checkpoints:
       step = self.latest_good()
     if step is None:
       raise UserError(f"there is no checkpoint in {self.directory}.")
-    folder = self._folder(step)
-    if step not in self._verified and (why := damage(folder)):
-      raise UserError(f"the checkpoint {folder} {why}; restore another step: {self.steps()}.")
-    self._verified.add(step)
-    index = _read_index(folder)
+    folder, index = self.read_index(step)
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract_state)
     wanted = {path_name(path): leaf for path, leaf in leaves}
     refuse_misfits(folder, index, wanted, index["arrays"])
     arrays = load_arrays(folder / STATE, index, wanted)
     return jax.tree.unflatten(tree, [arrays[name] for name in wanted]), index["meta"], step
+
+  def read_index(self, step: int) -> tuple[Path, dict]:
+    """The folder of a step and its index. Errors: `UserError` if it is damaged or newer."""
+    folder = self._folder(step)
+    unread = is_first() and step not in self._verified
+    if unread and (why := damage(folder)):
+      raise UserError(f"the checkpoint {folder} {why}; restore another step: {self.steps()}.")
+    self._verified.add(step)
+    index = json.loads((folder / INDEX).read_text())
+    if index["format"] > FORMAT:
+      raise UserError(
+        f"the checkpoint {folder} has format {index['format']}, this plm_jax reads up to {FORMAT}; "
+        "update plm_jax."
+      )
+    return folder, index
 
   def _folder(self, step: int) -> Path:
     return self.directory / str(step)
@@ -174,16 +190,11 @@ class Checkpoints:
       self._damaged[step] = why
     return _ALL_DAMAGED if steps else _NONE
 
-  def _clear_leftovers(self) -> None:
-    for ending in (SAVING, DELETING):
-      for leftover in self.directory.glob(f"*{ending}"):
-        shutil.rmtree(leftover)
-
   def _finish(self, step: int, saving: Path) -> None:
     """Background thread: waits for Orbax, hashes, renames the folder, deletes old checkpoints."""
     try:
       self._checkpointer.wait_until_finished()
-      if jax.process_index() == 0:
+      if is_first():
         write_manifest(saving)
         doomed = self._set_aside(step) if self._folder(step).exists() else None
         os.replace(saving, self._folder(step))
@@ -226,7 +237,6 @@ def restore_parameters(
   params: Any,
   allow_missing: Iterable[str] = (),
   allow_unused: Iterable[str] = (),
-  report: Callable[[str], None] | None = None,
   within: str = "",
 ) -> Restored:
   """The model's parameters without the rest of the state, for fine-tuning and `--from`.
@@ -235,18 +245,14 @@ def restore_parameters(
   abstract; a leaf that the checkpoint lacks is returned unchanged, and named in `fresh`.
   allow_missing, allow_unused: patterns (`classifier/*`) of paths that only the new model may have,
   and that only the checkpoint may have. within: the path of the model's parameters in the
-  checkpoint ("discriminator/"); all others are ignored. Errors: `UserError` for any other
-  difference.
+  checkpoint ("discriminator/"), all that is read. Errors: `UserError` for any other difference.
   """
-  checkpoints, step = _locate(Path(directory), report)
+  checkpoints, step = _locate(Path(directory))
   if step is None:
     step = checkpoints.latest_good()
-  folder = checkpoints._folder(step) if step is not None else None
-  if folder is None:
+  if step is None:
     raise UserError(f"there is no finished checkpoint in {checkpoints.directory}.")
-  if step not in checkpoints._verified and (why := damage(folder)):
-    raise UserError(f"the checkpoint {folder} {why}; choose another of {checkpoints.steps()}.")
-  index = _read_index(folder)
+  folder, index = checkpoints.read_index(step)
   leaves, tree = jax.tree_util.tree_flatten_with_path(params)
   place = PARAMETERS + within
   wanted = {place + path_name(path): leaf for path, leaf in leaves}
@@ -265,43 +271,21 @@ def restore_parameters(
   refuse_misfits(folder, index, kept, stored - unused)
   arrays = load_arrays(folder / STATE, index, kept)
   new = jax.tree.unflatten(tree, [arrays.get(name, leaf) for name, leaf in wanted.items()])
-  strip = len(place)
-  return Restored(
-    new,
-    sorted(name[strip:] for name in fresh),
-    sorted(name[strip:] for name in unused),
-    index["meta"],
-    folder,
-  )
+  fresh, unused = (sorted(name[len(place) :] for name in names) for names in (fresh, unused))
+  return Restored(new, fresh, unused, index["meta"], folder)
 
 
 def _matches(name: str, place: str, patterns: Iterable[str]) -> bool:
   return any(fnmatch.fnmatchcase(name[len(place) :], pattern) for pattern in patterns)
 
 
-def _locate(path: Path, report) -> tuple[Checkpoints, int | None]:
+def _locate(path: Path) -> tuple[Checkpoints, int | None]:
   if not path.is_dir():
     raise UserError(f"the folder {path} does not exist; expected a run or one of its checkpoints.")
   if path.name.isdecimal() and path.parent.name == "checkpoints":
-    return Checkpoints(path.parent, report=report), int(path.name)
+    return Checkpoints(path.parent), int(path.name)
   inner = path / "checkpoints"
-  return Checkpoints(inner if inner.is_dir() else path, report=report), None
-
-
-def _steps(directory: Path) -> list[int]:
-  if not directory.is_dir():
-    return []
-  return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal() and p.is_dir())
-
-
-def _read_index(folder: Path) -> dict:
-  index = json.loads((folder / INDEX).read_text())
-  if index["format"] > FORMAT:
-    raise UserError(
-      f"the checkpoint {folder} has format {index['format']}, this plm_jax reads up to {FORMAT}; "
-      "update plm_jax."
-    )
-  return index
+  return Checkpoints(inner if inner.is_dir() else path), None
 
 
 def _cannot_write(folder: Path, error: OSError | ValueError) -> Exception:

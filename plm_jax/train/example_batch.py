@@ -1,7 +1,5 @@
 """A batch of the right shapes, to compile a step before any text is read."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from plm_jax.data.draws import Draws

@@ -1,7 +1,6 @@
 """SHA-256 manifest of a checkpoint folder; detects any damaged byte.
 
-`manifest` holds the sha256 of every other file in the folder; its first line is the sha256 of its
-other lines.
+`manifest` holds the sha256 of every other file; its first line is the sha256 of its other lines.
 """
 
 import hashlib

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from plm_jax.errors import UserError
@@ -20,10 +21,14 @@ from plm_jax.experiment import Experiment
 from plm_jax.models.model import Parameters
 from plm_jax.progress import progress_bar
 from plm_jax.sharding import batch_sharding, parameter_shardings, to_global
+from plm_jax.train import processes
 from plm_jax.train.checkpoint import Checkpoints
-from plm_jax.train.metrics import JsonLines, Sink, Tee, TensorBoard
+from plm_jax.train.memory import compile_step
+from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, TensorBoard
+from plm_jax.train.processes import Interrupted
 from plm_jax.train.state import TrainState, create_state
-from plm_jax.train.step import evaluation_step, metric_names, together, train_step
+from plm_jax.train.step import evaluation_step, metric_names, together
+from plm_jax.train.trace import Trace
 from plm_jax.train.workdir import Workdir
 
 
@@ -59,18 +64,13 @@ class Program:
   memory: int
 
 
-class Interrupted(KeyboardInterrupt):
-  """The run received a stop signal and has saved."""
-
-
 def compile_experiment(
   experiment: Experiment, batch: dict[str, Any], devices: list[jax.Device] | None = None
 ) -> Program:
   """Compiles the step for batches like `batch` (arrays or shapes of a whole global batch).
 
-  devices: None takes all. With `compute.micro_batches=0` the number of parts is doubled
-  until the step fits in the memory that the device reports. Errors: `UserError` for an experiment
-  that trains nothing.
+  devices: None takes all. Errors: `UserError` for an experiment that trains nothing, or does not
+  fit in the devices' memory (memory.py).
   """
   experiment.check_trains()
   mesh = experiment.mesh.build(devices)
@@ -113,48 +113,24 @@ def compile_experiment(
     abstract=abstract,
     create=jax.jit(create, out_shardings=shardings, compiler_options=once()),
     step=step,
-    evaluate=jax.jit(functools.partial(evaluation_step, **settings)),
+    evaluate=on_mesh(mesh, jax.jit(functools.partial(evaluation_step, **settings))),
     memory=memory,
   )
+
+
+def on_mesh(mesh, function: Callable) -> Callable:
+  """`function`, traced with `mesh` set, which `placement.split_rows` reads."""
+
+  def call(*arguments):
+    with jax.set_mesh(mesh):
+      return function(*arguments)
+
+  return call
 
 
 def once() -> dict[str, int]:
   """Options for a program that runs once: on a CPU, optimising it takes longer than running it."""
   return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-
-
-def compile_step(experiment: Experiment, transform, abstract, rows, mesh):
-  """The compiled train step and its bytes per device."""
-  parts = experiment.compute.micro_batches or 1
-  devices = mesh.shape["data"] * mesh.shape["fsdp"]
-  limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-  while True:
-    compute = dataclasses.replace(experiment.compute, micro_batches=parts)
-    function = functools.partial(
-      train_step,
-      objectives=experiment.objectives,
-      compute=compute,
-      transform=transform,
-      learning_rate=experiment.optim.learning_rate(experiment.steps),
-      frozen=experiment.model.frozen,
-    )
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    step = jax.jit(function, donate_argnums=0, out_shardings=shardings)
-    with jax.set_mesh(mesh):
-      compiled = step.lower(abstract, rows).compile()
-    memory = step_memory(compiled)
-    rows_of_part = 2 * parts * math.lcm(devices, together(experiment.objectives))
-    can_split = experiment.global_batch % rows_of_part == 0
-    if experiment.compute.micro_batches or not limit or memory <= limit or not can_split:
-      return compiled, memory
-    parts *= 2
-
-
-def step_memory(compiled) -> int:
-  """Bytes per device: arguments, results that do not reuse them, and temporaries."""
-  m = compiled.memory_analysis()
-  reused = m.alias_size_in_bytes
-  return m.argument_size_in_bytes + m.output_size_in_bytes - reused + m.temp_size_in_bytes
 
 
 def check_batch_divides(experiment: Experiment, mesh) -> None:
@@ -184,11 +160,13 @@ def fit(
   sinks: Sequence[Sink] = (),
   quiet: bool = False,
   title: str = "training",
+  profile: Path | None = None,
 ) -> tuple[TrainState, list[dict]]:
   """Trains to the end, from the last good checkpoint in `workdir` if there is one.
 
   initial: parameters to start from instead of random ones. sinks: further destinations of the
-  records, closed by their owner. title: the label of the progress bar.
+  records, closed by their owner. title: the label of the progress bar. profile: a folder for a
+  trace of a few steps (trace.py).
   Returns the final state and all metric records. Errors: `UserError` when the loss stops being
   finite, naming the step; `Interrupted` after SIGTERM or SIGINT, with everything saved.
   """
@@ -201,9 +179,12 @@ def fit(
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", schedule.keep))
     state, start = restore_or_create(program, checkpoints, initial)
     last_record = start or -1  # a fresh start writes its evaluation of step 0 again
-    sinks = (opened(TensorBoard(workdir / "tensorboard")), *sinks)
-    metrics = opened(JsonLines(workdir / "metrics.jsonl", last_record))
-    timing = opened(JsonLines(workdir / "timing.jsonl", last_record))
+    metrics, timing = Records(), Records()
+    if processes.is_first():
+      sinks = (opened(TensorBoard(workdir / "tensorboard")), *sinks)
+      metrics = opened(JsonLines(workdir / "metrics.jsonl", last_record))
+      timing = opened(JsonLines(workdir / "timing.jsonl", last_record))
+    quiet = quiet or not processes.is_first()
     stopping = stack.enter_context(Stopping())
     written = Tee(metrics, *sinks), Tee(timing, *sinks)
     reporter = opened(Reporter(program, checkpoints, *written, start, quiet, title))
@@ -212,22 +193,25 @@ def fit(
     if start == 0:
       reporter.evaluated(0, evaluate(program, state.params, data.evaluation))
     stream = opened(data.training(start))
+    trace = opened(Trace(profile if processes.is_first() else None, start))
 
     for step in range(start + 1, experiment.steps + 1):
       batch = to_global(next(stream), program.mesh)
       state = program.step(state, batch)
       reporter.stepped(stream.waited)
+      trace.stepped(step, state)
       last = step == experiment.steps
+      stops = stopping.now()
       if step % schedule.log == 0 or last:
         state = reporter.take(step, state)
       if last or (schedule.evaluate and step % schedule.evaluate == 0):
         reporter.write()
         reporter.evaluated(step, evaluate(program, state.params, data.evaluation))
-      if last or step % schedule.save == 0 or stopping.asked:
+      if last or step % schedule.save == 0 or stops:
         reporter.write()
         raise_if_nonfinite(int(state.first_bad), checkpoints)
         checkpoints.save(step, state, {"step": step, "seed": experiment.seed})
-      if stopping.asked and not last:
+      if stops and not last:
         checkpoints.wait()
         raise Interrupted(f"saved step {step}")
     return state, metrics.records
@@ -275,8 +259,12 @@ class Reporter:
   def __init__(self, program, checkpoints, metrics: Sink, timing: Sink, start: int, quiet, title):
     experiment = program.experiment
     self._checkpoints, self._metrics, self._timing = checkpoints, metrics, timing
-    self._empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.abstract.metrics)
-    self._shardings = jax.tree.map(lambda x: x.sharding, program.abstract.metrics)
+    # Not `device_put`, with which processes would compare the zeros over the devices every time.
+    empty = program.abstract.metrics
+    self._zeros = jax.jit(
+      lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty),
+      out_shardings=jax.tree.map(lambda x: x.sharding, empty),
+    )
     self._tokens = experiment.global_batch * experiment.data.length
     self._pending: tuple | None = None
     self._window = (time.perf_counter(), start, 0.0)
@@ -300,7 +288,7 @@ class Reporter:
     """Sets a window's numbers aside; returns the state with empty metrics for the next one."""
     self.write()
     self._pending = (step, state.metrics, state.first_bad + 0)
-    return dataclasses.replace(state, metrics=jax.device_put(self._empty, self._shardings))
+    return dataclasses.replace(state, metrics=self._zeros())
 
   def evaluated(self, step: int, values: dict[str, float]) -> None:
     self._metrics.write({"step": step, "split": "valid", **values})
@@ -333,10 +321,12 @@ class Reporter:
 
 
 class Stopping:
-  """Turns the first SIGTERM or SIGINT into a request to save and stop; the second ends at once."""
+  """Turns the first SIGTERM or SIGINT into a request to save and stop, on which all processes
+  agree; the second ends at once."""
 
   def __init__(self):
     self.asked = False
+    self._any_asked = processes.AskedToStop()
     self._before: dict[int, Any] = {}
 
   def __enter__(self) -> Stopping:
@@ -349,6 +339,10 @@ class Stopping:
   def __exit__(self, *_) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)
+
+  def now(self) -> bool:
+    """Whether the run stops after this step; called at every step, and equal in all processes."""
+    return self._any_asked(self.asked)
 
   def _ask(self, number, frame) -> None:
     del frame

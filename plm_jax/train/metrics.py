@@ -4,8 +4,6 @@ A record is a dict with a `step`, and a `split` ("train" or "valid") where it ho
 record without one holds timing. `fit(..., sinks=[...])` writes every record to further sinks.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,11 +31,22 @@ class Tee:
   def close(self) -> None: ...
 
 
-class JsonLines:
-  """Appends records to a `.jsonl` file.
+class Records:
+  """Keeps records in memory, in processes that write no files."""
 
-  On opening, records after `step` and an incomplete last line are dropped, so the file continues
-  exactly where the checkpoint does.
+  def __init__(self):
+    self.records: list[dict[str, Any]] = []
+
+  def write(self, record: dict[str, Any]) -> None:
+    self.records.append(record)
+
+  def close(self) -> None: ...
+
+
+class JsonLines(Records):
+  """Appends records to a `.jsonl` file, and keeps them.
+
+  On opening, records after `step` are dropped: the file continues where the checkpoint does.
   """
 
   def __init__(self, path: Path, step: int):
@@ -46,7 +55,7 @@ class JsonLines:
     self._file = open(path, "a", buffering=1)  # noqa: SIM115  held as long as the object
 
   def write(self, record: dict[str, Any]) -> None:
-    self.records.append(record)
+    super().write(record)
     self._file.write(json.dumps(record) + "\n")
 
   def close(self) -> None:

@@ -1,7 +1,5 @@
 """The printed report of a training run and its plots: heading, costs, results, examples, curves."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,11 +51,6 @@ def costs(program: Program) -> str:
 def size(params) -> int:
   """The number of parameters."""
   return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-
-
-def text_record(manifest: dict[str, Any]) -> dict[str, Any]:
-  """The entry `text` of config.json, which identifies the text."""
-  return {name: manifest[name] for name in ("source", "tokenizer", "splits", "dropped")}
 
 
 def text_line(manifest: dict[str, Any]) -> str:
@@ -139,10 +132,8 @@ def examples(params: Parameters, run: Results, prepared, count: int = 4) -> str:
   lines = ["", "held-out sentences with a blank, and the five most probable fillers"]
   for blank, best in zip(blanks, fill(model, blanks, experiment.compute)):
     ids = blank.ids[1:-1]
-    before, after = (
-      tokenizer.decode(ids[: blank.position - 1]),
-      tokenizer.decode(ids[blank.position :]),
-    )
+    before = tokenizer.decode(ids[: blank.position - 1])
+    after = tokenizer.decode(ids[blank.position :])
     options = ", ".join(f"{tokenizer.decode([f.token])} {f.probability:.2f}" for f in best)
     answer = tokenizer.decode([blank.answer])
     lines += [f"  {before} ____ {after}", f"    {options}   (the text has: {answer})"]
@@ -178,9 +169,8 @@ def targets(params: Parameters, run: Results, tokenizer, count: int) -> str:
   names = ("input_ids", "length", "decoder_input_ids", "decoder_length", "seq2seq_targets")
   columns = [np.concatenate([batch[name] for batch in run.evaluation]) for name in names]
   real = np.flatnonzero(np.concatenate([batch["row_weight"] for batch in run.evaluation]))
-  chosen = [
-    tuple(c[i] for c in columns) for i in real[np.linspace(0, len(real) - 1, count, dtype=int)]
-  ]
+  rows = real[np.linspace(0, len(real) - 1, count, dtype=int)]
+  chosen = [tuple(column[i] for column in columns) for i in rows]
   prompts = [Prompt([int(start[0])], ids[:length].tolist()) for ids, length, start, *_ in chosen]
   rules = Rules(max_length=chosen[0][-1].size)
   model = params, run.experiment.model.encoder, tokenizer, run.experiment.compute
@@ -196,8 +186,7 @@ def targets(params: Parameters, run: Results, tokenizer, count: int) -> str:
 
 
 def draw_curves(run: Results, workdir: Workdir) -> None:
-  """`curves.png`: the loss and one more metric of every objective, in training and held out, with
-  the score of a trivial baseline."""
+  """`curves.png`: the loss and one more metric of every objective, and a trivial baseline."""
   import matplotlib
 
   matplotlib.use("Agg")

@@ -1,7 +1,5 @@
 """Everything that a training step reads and writes, as one pytree."""
 
-from __future__ import annotations
-
 import dataclasses
 import fnmatch
 from typing import Any

@@ -30,11 +30,9 @@ def to_arrays(state: Any) -> tuple[dict, dict[str, Any]]:
       raise ValueError(f"two leaves of the state have the path {name}")
     narrowed = jax.eval_shape(lambda x: x, leaf).dtype
     if narrowed != leaf.dtype:
-      raise TypeError(
-        f"{name} is {leaf.dtype}, which JAX would give back as {narrowed}; convert it"
-      )
+      raise TypeError(f"{name} is {leaf.dtype}, which JAX gives back as {narrowed}; convert it")
     described[name] = _described(leaf)
-    if _is_key(leaf):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       keys[name] = str(jax.random.key_impl(leaf))
       leaf = jax.random.key_data(leaf)
     arrays[name] = leaf
@@ -46,8 +44,9 @@ def load_arrays(folder: Path, index: dict, wanted: dict[str, Any]) -> dict[str, 
   ocp = quiet_orbax()
   shapes = {}
   for name, leaf in wanted.items():
-    # A key's words are one more axis at the end, which its sharding leaves whole.
-    data = jax.eval_shape(jax.random.key_data, _bare(leaf)) if name in index["keys"] else leaf
+    data = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    if name in index["keys"]:  # its words are one more axis, which its sharding leaves whole
+      data = jax.eval_shape(jax.random.key_data, data)
     sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.devices()[0])
     shapes[name] = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
   if not shapes:
@@ -63,11 +62,7 @@ def load_arrays(folder: Path, index: dict, wanted: dict[str, Any]) -> dict[str, 
 
 def refuse_misfits(folder: Path, index: dict, wanted: dict, stored: Iterable[str]) -> None:
   """A `UserError` naming the first five differences between `wanted` and `stored`."""
-  indexed, stored = index["arrays"], set(stored)
-
-  def show(described):
-    return f"{described[0]}{described[1]}"
-
+  indexed, stored, show = index["arrays"], set(stored), "{0[0]}{0[1]}".format
   wrong = [
     f"{name} should be {show(_described(leaf))} and is {show(indexed[name])}"
     for name, leaf in wanted.items()
@@ -85,14 +80,6 @@ def refuse_misfits(folder: Path, index: dict, wanted: dict, stored: Iterable[str
 
 def _described(leaf: Any) -> list:
   return [str(leaf.dtype), list(leaf.shape)]
-
-
-def _is_key(leaf: Any) -> bool:
-  return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _bare(leaf: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 def quiet_orbax():

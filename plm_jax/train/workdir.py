@@ -7,17 +7,18 @@ tensorboard/    metrics and timing as events
 tokenizer/  checkpoints/  curves.png
 """
 
-from __future__ import annotations
-
 import contextlib
+import difflib
 import fcntl
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TextIO
 
 from plm_jax import overrides
+from plm_jax.config_tree import is_within
 from plm_jax.errors import UserError
+from plm_jax.train import processes
 
 FORMAT = 1
 
@@ -26,30 +27,22 @@ PLACE = ("mesh", "compute", "schedule", "data.workers")
 
 
 class Workdir:
-  """A directory held by this process until `close`. Refuses one that another process holds."""
+  """A directory held by this run until `close`, of which the first process has the lock and writes
+  the files. Refuses one that another run holds."""
 
   def __init__(self, path: str | Path):
     self.path = Path(path)
-    try:
-      self.path.mkdir(parents=True, exist_ok=True)
-      # Opened to append: in a folder that is then refused, `.lock` may be another program's file.
-      self._lock = open(self.path / ".lock", "a")  # noqa: SIM115  held as long as the object
-    except OSError as error:
-      raise UserError(
-        f"the working directory {self.path} cannot be written: {error.strerror}"
-      ) from error
-    try:
-      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      self._lock.close()
-      raise UserError(
-        f"another process is working in {self.path}; wait for it or choose another --workdir"
-      ) from None
+    self._lock = lock(self.path, "process", "--workdir") if processes.is_first() else None
 
   def close(self) -> None:
+    if self._lock is None:
+      return
+    with contextlib.suppress(OSError):  # somebody has moved the directory away
+      if os.listdir(self.path) == [".lock"] and not os.path.getsize(self.path / ".lock"):
+        (self.path / ".lock").unlink()  # nothing was written
     self._lock.close()
 
-  def __enter__(self) -> Workdir:
+  def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *_) -> None:
@@ -59,7 +52,10 @@ class Workdir:
     return self.path / name
 
   def check_same_experiment(self, experiment, record: dict[str, Any]) -> None:
-    """A `UserError` if the directory holds anything but a run of this experiment."""
+    """A `UserError` if the directory holds anything but a run of this experiment; the first process
+    looks."""
+    if self._lock is None:
+      return
     if not (self.path / "config.json").exists():
       # A start that was killed early leaves these; all else is written after config.json.
       ours = (".lock", "config.json.partial")
@@ -73,7 +69,7 @@ class Workdir:
     if not self.has_begun():
       return
     before = overrides.from_json(document["experiment"])
-    different = [d for d in overrides.diff(experiment, before) if not _is_place(d[0])]
+    different = [d for d in overrides.diff(experiment, before) if not is_within(d[0], PLACE)]
     if different:
       path, old, new = different[0]
       more = f" and {len(different) - 1} more" if len(different) > 1 else ""
@@ -91,15 +87,41 @@ class Workdir:
     return any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints"))
 
   def write_config(self, experiment, record: dict[str, Any]) -> None:
-    """Writes config.json, unless the directory already holds this very run."""
+    """Writes config.json, unless the directory already holds this very run. Errors: `UserError` in
+    a process that does not see it there."""
+    with processes.first_goes_first():
+      if self._lock is not None:
+        self._write_config(experiment, record)
+      elif not (self.path / "config.json").exists():
+        raise UserError(
+          f"a process does not see the files of the first one in {self.path}; choose a --workdir "
+          "on a file system that all machines share"
+        )
+
+  def _write_config(self, experiment, record: dict[str, Any]) -> None:
     self.check_same_experiment(experiment, record)
     if not (self.path / "config.json").exists() or not self.has_begun():
       document = {"format": FORMAT, "experiment": overrides.to_json(experiment), **record}
       write_whole(self.path / "config.json", json.dumps(document, indent=2) + "\n")
 
 
-def _is_place(path: str) -> bool:
-  return any(path == place or path.startswith(place + ".") for place in PLACE)
+def lock(directory: Path, holder: str, flag: str) -> TextIO:
+  """Makes a directory and locks it until the returned file is closed. Errors: `UserError` if
+  another `holder` has locked it, or it cannot be written."""
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    # Opened to append: in a folder that is then refused, `.lock` may be another program's file.
+    file = open(directory / ".lock", "a")  # noqa: SIM115  the caller closes it
+  except OSError as error:
+    raise UserError(f"the directory {directory} cannot be written: {error.strerror}") from error
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.close()
+    raise UserError(
+      f"another {holder} is working in {directory}; wait for it or choose another {flag}"
+    ) from None
+  return file
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -108,7 +130,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
   try:
     document = json.loads((path / "config.json").read_text())
   except FileNotFoundError:
-    missing = "it has no config.json" if path.is_dir() else "it does not exist"
+    names = [sibling.name for sibling in path.parent.glob("*/")]
+    near = difflib.get_close_matches(path.name, names, n=1)
+    missing = f"it does not exist{f'; did you mean {path.parent / near[0]}?' if near else ''}"
+    missing = "it has no config.json" if path.is_dir() else missing
     raise UserError(f"{path} is not the directory of a run: {missing}") from None
   except (OSError, ValueError) as error:
     raise UserError(f"{path / 'config.json'} cannot be read: {error}") from error
@@ -150,14 +175,17 @@ def write_whole(path: Path, text: str) -> None:
   partial.replace(path)
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-  """The records of a `.jsonl` file; empty if there is no file. Incomplete and unreadable lines are
-  skipped."""
+def read_records(path: Path, last: int | None = None) -> list[dict[str, Any]]:
+  """The records of a `.jsonl` file, if any, or of its `last` bytes; bad lines are skipped."""
   if not path.exists():
     return []
+  with open(path, "rb") as file:
+    start = 0 if last is None else max(0, file.seek(0, os.SEEK_END) - last)
+    file.seek(start)
+    lines = file.read().split(b"\n")
   records = []
-  for line in path.read_text(errors="replace").splitlines(keepends=True):
+  # The text after the last newline is a partial line, and so is the first one of a cut file.
+  for line in lines[1 if start else 0 : -1]:
     with contextlib.suppress(ValueError):
-      if line.endswith("\n"):
-        records.append(json.loads(line))
+      records.append(json.loads(line))
   return [record for record in records if isinstance(record, dict) and "step" in record]

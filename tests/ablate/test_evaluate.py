@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from plm_jax.ablate import evaluate
+from plm_jax.ablate import evaluating
 from plm_jax.evaluation.scores import Scores
 
 
@@ -15,7 +15,7 @@ def test_fine_tuning_is_that_of_the_command_with_the_seed_of_the_run(source, tab
   settings += ("data.dev_share=0.2", "mesh.data=8")
   run = dataclasses.replace(source, experiment=dataclasses.replace(source.experiment, seed=5))
   scores = Scores({}, {}, {}, {}, [])
-  evaluate.finetune(run, [60], tmp_path, scores, settings)
+  evaluating.finetune(run, [60], tmp_path, scores, settings)
   assert scores.metrics.keys() == {
     "finetune_60_accuracy",
     "finetune_60_macro_f1",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from plm_jax import cli, overrides
-from plm_jax.ablate import page, plots, report
+from plm_jax.ablate import page, plots, reporting
 from plm_jax.ablate.plan import ROOT, Evaluation, PlannedRun, SweepPlan, claim, workdir_of
 from plm_jax.ablate.table import METRICS
 from plm_jax.errors import UserError
@@ -113,7 +113,7 @@ def drawn(levels=LEVELS, sd=0.003, seed=0, seeds=3):
 
 
 def verdicts_of(out):
-  return [v.outcome for v in report.gather(out).verdicts]
+  return [v.outcome for v in reporting.gather(out).verdicts]
 
 
 def test_large_effects_are_supported(sweep):
@@ -135,7 +135,7 @@ def test_a_report_of_shuffled_arms_is_undecided(sweep):
 
 def test_published_and_measured_numbers_stand_side_by_side(sweep, tmp_path):
   out = sweep({arm: {s: {"mlm_perplexity": 30.0 + s} for s in range(3)} for arm in ("a", "b")})
-  report.write_report(report.gather(out), tmp_path)
+  reporting.write_report(reporting.gather(out), tmp_path)
   lines = (tmp_path / "report.md").read_text().splitlines()
   header = next(line for line in lines if line.startswith("| arm | ppl"))
   assert header == "| arm | ppl, published | mlm_perplexity, measured | MNLI, published |"
@@ -145,7 +145,7 @@ def test_published_and_measured_numbers_stand_side_by_side(sweep, tmp_path):
 
 def test_an_arm_that_was_never_started_is_left_out_and_named(sweep, tmp_path):
   out = sweep({arm: {s: {"mlm_perplexity": 30.0 + s} for s in range(3)} for arm in ("a", "b")})
-  report.write_report(report.gather(out), tmp_path)
+  reporting.write_report(reporting.gather(out), tmp_path)
   said = (tmp_path / "report.md").read_text()
   assert "6 of 6 runs measured (2 of 3 arms, 3 seeds)" in said and "--arms=a,b" in said
   assert "- Not run: c." in said and "| c |" not in said
@@ -154,16 +154,16 @@ def test_an_arm_that_was_never_started_is_left_out_and_named(sweep, tmp_path):
 def test_seeds_that_are_not_there_are_counted_and_not_invented(sweep, tmp_path):
   scores = drawn()
   del scores["a"][2], scores["b"][1], scores["b"][2]
-  measured = report.gather(sweep(scores))
-  assert report.cell(measured, "a", "mlm_loss").endswith("(2)")
-  one = report.cell(measured, "b", "mlm_loss")
+  measured = reporting.gather(sweep(scores))
+  assert reporting.cell(measured, "a", "mlm_loss").endswith("(2)")
+  one = reporting.cell(measured, "b", "mlm_loss")
   assert "±" not in one and one.endswith("(1)")
   assert [v.outcome for v in measured.verdicts] == ["undecided", "undecided", "undecided"]
 
 
 def test_a_sweep_that_has_not_begun_gives_a_report_without_numbers(sweep, tmp_path):
   out = sweep({})
-  names = report.write_report(report.gather(out), tmp_path)
+  names = reporting.write_report(reporting.gather(out), tmp_path)
   assert names == ["report.md", "report.html", "results.json"]
   said = (tmp_path / "report.md").read_text()
   assert "0 of 9 runs measured" in said and "Nothing has been measured yet" in said
@@ -174,7 +174,7 @@ def test_a_sweep_that_has_not_begun_gives_a_report_without_numbers(sweep, tmp_pa
 
 def test_what_was_measured_on_another_set_is_left_out_and_said(sweep, tmp_path):
   out = sweep(drawn(), sets={"c": "another"})
-  measured = report.gather(out)
+  measured = reporting.gather(out)
   assert measured.values("c", "mlm_loss") == [] and len(measured.values("b", "mlm_loss")) == 3
   assert [v.outcome for v in measured.verdicts] == ["undecided", "supported", "undecided"]
   assert any("c: `mlm` was measured on another set" in note for note in measured.notes)
@@ -182,18 +182,18 @@ def test_what_was_measured_on_another_set_is_left_out_and_said(sweep, tmp_path):
 
 def test_costs_and_what_was_overridden_are_said(sweep, tmp_path):
   out = sweep(drawn())
-  report.write_report(report.gather(out), tmp_path)
+  reporting.write_report(reporting.gather(out), tmp_path)
   said = (tmp_path / "report.md").read_text()
   assert "| b | 3,200 | 12 | 0.0M | 0:09 | 3 |" in said
   assert "| `steps` | 1000 | 12 |" in said and "| `global_batch` | 256 | 8 |" in said
   assert "`model.width` 32 (not 16)" in said
   assert "cpu: 8 x cpu" in said and "jax 0." in said
-  assert f"python -m plm_jax.ablate.sweep --table={out.parent / 'tables.py'}:table" in said
+  assert f"python -m plm_jax.sweep --table={out.parent / 'tables.py'}:table" in said
   assert said.count("run_pretrain.py --experiment=") == 9
 
 
 def test_the_html_is_one_wellformed_file_with_its_pictures_inside(sweep, tmp_path):
-  report.write_report(report.gather(sweep(drawn())), tmp_path)
+  reporting.write_report(reporting.gather(sweep(drawn())), tmp_path)
   text = (tmp_path / "report.html").read_text()
   open_tags, images = [], []
 
@@ -216,7 +216,7 @@ def test_the_html_is_one_wellformed_file_with_its_pictures_inside(sweep, tmp_pat
 
 def test_every_number_is_in_the_results_file(sweep, tmp_path):
   scores = drawn()
-  report.write_report(report.gather(sweep(scores)), tmp_path)
+  reporting.write_report(reporting.gather(sweep(scores)), tmp_path)
   results = json.loads((tmp_path / "results.json").read_text())
   assert results["scores"]["b"]["1"] == scores["b"][1]
   assert results["published"]["a"] == {"ppl": 5.84, "MNLI": 77.9}
@@ -226,37 +226,37 @@ def test_every_number_is_in_the_results_file(sweep, tmp_path):
 
 def test_a_directory_without_a_sweep_and_a_table_without_the_arm_are_refused(sweep, tmp_path):
   with pytest.raises(UserError, match="is not the directory of a sweep"):
-    report.gather(tmp_path)
+    reporting.gather(tmp_path)
   out = sweep({})
   record = json.loads((out / "sweep.json").read_text())
   record["references"]["d"], record["steps"]["d"] = "x:d", 3
   (out / "sweep.json").write_text(json.dumps(record))
   with pytest.raises(UserError, match="the arm 'd', which"):
-    report.gather(out)
+    reporting.gather(out)
 
 
 def test_a_report_takes_no_place_but_its_own(sweep, tmp_path):
-  measured = report.gather(sweep(drawn()))
+  measured = reporting.gather(sweep(drawn()))
   to = tmp_path / "to"
-  report.claim_folder(to, measured)
+  reporting.claim_folder(to, measured)
   (to / "notes.txt").write_text("mine")
-  report.write_report(measured, to)
-  report.claim_folder(to, measured)  # its own is written anew
+  reporting.write_report(measured, to)
+  reporting.claim_folder(to, measured)  # its own is written anew
   other = measured._replace(plan=dataclasses.replace(measured.plan, settings=("steps=3",)))
   with pytest.raises(UserError, match=r"report.md is not from a report of this sweep"):
-    report.claim_folder(to, other)
+    reporting.claim_folder(to, other)
   (to / "results.json").write_text("mine")
   with pytest.raises(UserError, match=r"report.md is not from a report of this sweep"):
-    report.claim_folder(to, measured)
+    reporting.claim_folder(to, measured)
   with pytest.raises(UserError, match="is a file"):
-    report.claim_folder(to / "notes.txt", measured)
+    reporting.claim_folder(to / "notes.txt", measured)
 
 
 def test_commands_of_a_report_can_be_pasted_and_settings_go_before_the_caveat(sweep, tmp_path):
-  measured = report.gather(sweep(drawn()))
+  measured = reporting.gather(sweep(drawn()))
   plan = dataclasses.replace(measured.plan, settings=("objectives=MLM(rate=0.4), NSP()",))
   table = dataclasses.replace(measured.table, caveat="There are two layers.")
-  report.write_report(measured._replace(plan=plan, table=table), tmp_path)
+  reporting.write_report(measured._replace(plan=plan, table=table), tmp_path)
   said = (tmp_path / "report.md").read_text()
   assert "'--set=objectives=MLM(rate=0.4), NSP()'" in said
   assert "There are two layers. Sizes in this paragraph are those without `--set`" in said

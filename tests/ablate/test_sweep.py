@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import pytest
 
 from plm_jax import cli
-from plm_jax.ablate import launch, report, sweep
+from plm_jax.ablate import launch, reporting, sweeping
 from plm_jax.ablate import plan as plan_module
 from plm_jax.ablate.plan import (
   Evaluation,
@@ -27,6 +26,7 @@ from plm_jax.ablate.plan import (
 )
 from plm_jax.ablate.view import View, line, time_left
 from plm_jax.errors import UserError
+from plm_jax.train.workdir import lock
 from tests.toy_run import text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ def place(tmp_path_factory):
 
 def words_of(place, table, out, *words):
   return [
-    *(sys.executable, "-m", "plm_jax.ablate.sweep", f"--table={place / 'tables.py'}:{table}"),
+    *(sys.executable, "-m", "plm_jax.sweep", f"--table={place / 'tables.py'}:{table}"),
     *(f"--set=data.source={text()}", f"--cache={place / 'cache'}", f"--out={out}", *words),
   ]
 
@@ -100,12 +100,12 @@ def finished(place):
 
 
 def asked(place, **given):
-  """The flags of a sweep, for what is refused before anything starts."""
+  """The values of a sweep's flags, for mistakes that are told before anything starts."""
   flags = {
     **{"table": f"{place / 'tables.py'}:two", "budget": "small", "seeds": 2, "jobs": 1, "arms": []},
-    **{"set": [], "blimp": None, "blimp_pairs": None, "finetune": None, "cache": None},
+    **{"settings": [], "blimp": None, "blimp_pairs": None, "finetune": None, "cache": None},
   }
-  return types.SimpleNamespace(**flags | given)
+  return flags | given
 
 
 @pytest.mark.slow
@@ -154,7 +154,7 @@ def test_the_same_command_repeats_only_what_failed(finished, place):
 @pytest.mark.slow
 def test_a_report_of_it_shows_the_failed_arm_as_missing(finished, tmp_path):
   out, _ = finished
-  report.write_report(report.gather(out), tmp_path)
+  reporting.write_report(reporting.gather(out), tmp_path)
   said = (tmp_path / "report.md").read_text()
   assert "4 of 6 runs measured" in said
   assert "| broken |  | missing |" in said
@@ -220,7 +220,7 @@ def test_a_sweep_that_is_stopped_and_killed_ends_as_if_nothing_had_been(finished
 @pytest.mark.slow
 def test_a_second_sweep_in_the_same_directory_is_refused(place, tmp_path):
   out = tmp_path / "out"
-  with sweep.held(out):
+  with lock(out, "sweep", "--out"):
     second = command(place, "two", out)
   assert second.returncode == 2 and "another sweep is working in" in second.stderr
 
@@ -235,12 +235,12 @@ def test_a_second_sweep_in_the_same_directory_is_refused(place, tmp_path):
     ({"table": "tables.py:base"}, "has no table 'base'"),
     ({"table": None}, "--table=FILE:FUNCTION is needed"),
     ({"arms": ["bse"]}, "Did you mean 'base'?"),
-    ({"set": ["optim.paek=1"]}, "arm base: --set optim.paek=1: there is no 'paek'"),
+    ({"settings": ["optim.paek=1"]}, "arm base: --set optim.paek=1: there is no 'paek'"),
     ({"finetune": "some"}, "expected numbers or all"),
     ({"blimp": "nowhere"}, "--blimp=nowhere is not a folder with .jsonl files"),
     ({"blimp_pairs": 5}, "--blimp_pairs=5 says nothing without --blimp=FOLDER"),
-    ({"set": ["model.width=3"]}, "arm base: --set model.width=3: model.width=3"),
-    ({"set": ["steps=2"]}, "lower it too: --set=optim.warmup=0"),
+    ({"settings": ["model.width=3"]}, "arm base: --set model.width=3: model.width=3"),
+    ({"settings": ["steps=2"]}, "lower it too: --set=optim.warmup=0"),
     ({"seeds": 0}, "must both be at least 1"),
     ({"jobs": 0}, "must both be at least 1"),
   ],
@@ -248,68 +248,68 @@ def test_a_second_sweep_in_the_same_directory_is_refused(place, tmp_path):
 def test_mistakes_are_sentences_before_anything_starts(place, monkeypatch, given, said):
   monkeypatch.chdir(place)
   with pytest.raises(UserError) as error:
-    sweep.planned(asked(place, **given))
+    sweeping.planned(**asked(place, **given))
   assert said in str(error.value)
 
 
 def test_blimp_files_that_cannot_be_read_are_told_before_anything_is_trained(place, tmp_path):
   (tmp_path / "x.jsonl").write_text('{"sentence_good": 1, "sentence_bad": "b"}\n')
   with pytest.raises(UserError, match="line 1: expected an object with sentence_good"):
-    sweep.planned(asked(place, blimp=str(tmp_path)))
+    sweeping.planned(**asked(place, blimp=str(tmp_path)))
   (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe\x00")
   with pytest.raises(UserError, match=r"x\.jsonl cannot be read"):
-    sweep.planned(asked(place, blimp=str(tmp_path)))
+    sweeping.planned(**asked(place, blimp=str(tmp_path)))
 
 
 def test_arms_are_named_as_in_the_table_or_as_functions_and_run_once():
   table = cli.load_experiment("experiments/bert.py:table_5", returns="Table")()
   given = ["no_nsp", "bert-base", "no-nsp"]
-  assert sweep.arms_of(table, given) == ["no-nsp", "bert-base"]
-  assert sweep.arms_of(table, []) == [arm.name for arm in table.arms]
+  assert sweeping.arms_of(table, given) == ["no-nsp", "bert-base"]
+  assert sweeping.arms_of(table, []) == [arm.name for arm in table.arms]
   with pytest.raises(UserError, match="Did you mean 'no-nsp'"):
-    sweep.arms_of(table, ["no_nps"])
+    sweeping.arms_of(table, ["no_nps"])
 
 
 def test_the_list_has_a_line_per_arm_with_its_published_numbers():
   table = cli.load_experiment("experiments/distilbert.py:table_1", returns="Table")()
-  assert sweep.arm_lines(table) == "  bert        GLUE 79.5\n  distilbert  GLUE 77.0"
+  assert sweeping.arm_lines(table) == "  bert        GLUE 79.5\n  distilbert  GLUE 77.0"
   table = cli.load_experiment("experiments/electra.py:generator_sizes", returns="Table")()
-  assert sweep.arm_lines(table) == "  quarter\n  half\n  equal"
+  assert sweeping.arm_lines(table) == "  quarter\n  half\n  equal"
 
 
 def test_only_the_arms_that_are_asked_for_must_bear_the_settings(place):
   (place / "narrow.py").write_text(TABLES.replace("width=32)", "width=32, heads=4)"))
-  given = {"table": f"{place / 'narrow.py'}:two", "set": ["model.width=6"]}
+  given = {"table": f"{place / 'narrow.py'}:two", "settings": ["model.width=6"]}
   with pytest.raises(UserError, match=r"arm wide: .*--arms=base runs the others"):
-    sweep.planned(asked(place, **given))
-  _, plan, experiments = sweep.planned(asked(place, arms=["base"], **given))
+    sweeping.planned(**asked(place, **given))
+  _, plan, experiments = sweeping.planned(**asked(place, arms=["base"], **given))
   assert list(plan.references) == list(plan.steps) == list(experiments) == ["base"]
 
 
 def test_the_flags_without_which_claims_stay_open_are_named():
-  given = {"budget": "small", "seeds": 3, "jobs": 1, "arms": [], "set": [], "cache": None}
+  given = {"budget": "small", "seeds": 3, "jobs": 1, "arms": [], "settings": [], "cache": None}
   given |= {"table": "experiments/bert.py:table_5", "blimp": None, "blimp_pairs": None}
   for finetune, wanted in (
     (None, ["--blimp=FOLDER", "--finetune=500,all"]),
     ("500,all", ["--blimp=FOLDER"]),
   ):
-    table, plan, _ = sweep.planned(types.SimpleNamespace(**given, finetune=finetune))
-    assert sweep.flags_of_claims(table, plan) == wanted
+    table, plan, _ = sweeping.planned(**given, finetune=finetune)
+    assert sweeping.flags_of_claims(table, plan) == wanted
 
 
 def test_a_directory_of_another_sweep_is_refused(place, tmp_path):
-  _, plan, _ = sweep.planned(asked(place))
-  claim(tmp_path, sweep.planned(asked(place, set=["steps=4"]))[1])
+  _, plan, _ = sweeping.planned(**asked(place))
+  claim(tmp_path, sweeping.planned(**asked(place, settings=["steps=4"]))[1])
   assert claim(tmp_path, plan) == plan, "of a sweep that never began nothing is lost"
   (tmp_path / "base").mkdir()
   assert claim(tmp_path, plan) == plan
   for given, said in (
     ({"table": f"{place / 'tables.py'}:three"}, "--table is"),
     ({"budget": "smoke"}, "--budget is small there and smoke here"),
-    ({"set": ["steps=3"]}, "--set is nothing there and steps=3 here"),
+    ({"settings": ["steps=3"]}, "--set is nothing there and steps=3 here"),
   ):
     with pytest.raises(UserError, match=said):
-      claim(tmp_path, sweep.planned(asked(place, **given))[1])
+      claim(tmp_path, sweeping.planned(**asked(place, **given))[1])
   (tmp_path / "other").mkdir()
   (tmp_path / "other" / "thesis.txt").write_text("")
   with pytest.raises(UserError, match="is not empty and holds no sweep"):
@@ -317,8 +317,8 @@ def test_a_directory_of_another_sweep_is_refused(place, tmp_path):
 
 
 def test_seeds_and_evaluations_may_be_added_and_seeds_are_never_forgotten(place, tmp_path):
-  claim(tmp_path, sweep.planned(asked(place, seeds=3))[1])
-  _, plan, _ = sweep.planned(asked(place, seeds=2, finetune="all"))
+  claim(tmp_path, sweeping.planned(**asked(place, seeds=3))[1])
+  _, plan, _ = sweeping.planned(**asked(place, seeds=2, finetune="all"))
   assert claim(tmp_path, plan).seeds == read_plan(tmp_path).seeds == 3
   assert read_plan(tmp_path).evaluation == Evaluation(finetune="all")
 
@@ -358,20 +358,20 @@ def test_damaged_files_of_a_sweep_are_sentences_or_passed_over(tmp_path):
 
 def test_a_lock_of_somebody_else_keeps_its_content(tmp_path):
   (tmp_path / ".lock").write_text("mine")
-  with sweep.held(tmp_path):
+  with lock(tmp_path, "sweep", "--out"):
     pass
   assert (tmp_path / ".lock").read_text() == "mine"
 
 
 def test_an_arm_is_the_run_that_its_command_would_be(place, tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
-  _, plan, _ = sweep.planned(asked(place, set=["steps=3"]))
+  _, plan, _ = sweeping.planned(**asked(place, settings=["steps=3"]))
   pretrain, evaluate = plan.shown(tmp_path, PlannedRun("wide", 1))
   assert pretrain == (
     f"python run_pretrain.py --experiment={place / 'tables.py'}:wide --budget=small --seed=1 "
     f"--workdir={tmp_path / 'wide/1'} --set=steps=3"
   )
-  assert evaluate == f"python -m plm_jax.ablate.evaluate --from={tmp_path / 'wide/1'}"
+  assert evaluate == f"python -m plm_jax.evaluate --from={tmp_path / 'wide/1'}"
 
 
 # Sharing a machine.
@@ -398,7 +398,7 @@ def test_jobs_on_one_device_share_its_memory(monkeypatch):
 
 def test_slurm_gets_a_task_per_run_and_skips_nothing(place, tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(ROOT)
-  _, plan, _ = sweep.planned(asked(place))
+  _, plan, _ = sweeping.planned(**asked(place))
   assert launch.slurm(tmp_path, plan, plan.runs(), 3) is None
   tasks = (tmp_path / "tasks.txt").read_text().splitlines()
   assert len(tasks) == 4 and tasks[3].endswith(f"plm_jax.ablate.task {tmp_path} wide 1")
@@ -437,9 +437,9 @@ def test_ray_that_is_not_installed_is_named_as_an_extra(tmp_path, monkeypatch):
 
 def test_runs_that_were_killed_are_not_said_to_have_saved_their_state():
   stopping = launch._Stopping()
-  stopping._ask(15, None)
+  stopping.ask(15, None)
   assert "saved its state" in stopping.message
-  stopping._ask(15, None)
+  stopping.ask(15, None)
   assert "were killed" in stopping.message
 
 

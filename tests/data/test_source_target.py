@@ -9,8 +9,9 @@ from plm_jax.data.corpora import open_source
 from plm_jax.data.draws import Draws
 from plm_jax.data.source_target import SourceTarget
 from plm_jax.errors import UserError
-from plm_jax.objectives.seq2seq import Copy, Translation
+from plm_jax.objectives.seq2seq import Translation
 from tests.data.toy_store import CLS, PAD, SEP, ToyStore, random_store, toy_vocab
+from tests.toy_language import Copy
 
 
 def batch_of(store, length):

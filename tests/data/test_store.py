@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
@@ -49,15 +50,20 @@ def digests(folder: Path):
   return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
+def sentences_of(store, document):
+  first, last = store.document_starts[document : document + 2]
+  return [store.tokens[a:b] for a, b in itertools.pairwise(store.sentence_starts[first : last + 1])]
+
+
 def test_the_stored_tokens_are_the_text_in_order(path, tmp_path):
   made = prepare(corpus(path), tmp_path / "cache", progress=False)
   documents = [block.split("\n") for block in path.read_text().split("\n\n")]
   for store in (made.train, made.valid):
     assert store.tokens.dtype == np.uint16 and store.sentence_starts[-1] == len(store.tokens)
     for i in range(store.documents):
-      number = int(store.name(i).rpartition(":")[2]) // 6
+      number = int(store.name_and_label(i)[0].rpartition(":")[2]) // 6
       ids = [made.tokenizer.encode(sentence) for sentence in documents[number]]
-      assert all(map(np.array_equal, store.document(i), ids))
+      assert all(map(np.array_equal, sentences_of(store, i), ids))
     assert store.counts.sum() == len(store.tokens)
     assert np.array_equal(np.bincount(store.tokens, minlength=len(store.counts)), store.counts)
   assert made.train.documents + made.valid.documents == 60
@@ -70,7 +76,7 @@ def test_the_side_of_a_document_depends_on_its_text_alone(path, tmp_path):
   def held(source):
     made = prepare(corpus(source), tmp_path / "cache", progress=False)
     return {
-      made.tokenizer.decode(np.concatenate(made.valid.document(i)))
+      made.tokenizer.decode(np.concatenate(sentences_of(made.valid, i)))
       for i in range(made.valid.documents)
     }
 
@@ -212,9 +218,8 @@ def test_names_and_labels_are_read_one_by_one(tmp_path):
   (tmp_path / "a.jsonl").write_text("\n".join(lines))
   store = prepare(corpus(tmp_path / "a.jsonl"), tmp_path / "cache", progress=False).train
   assert isinstance(store, TokenStore)
-  assert store.labels() == [
-    f"l{int(store.name(i).split(':')[1]) - 1}" for i in range(store.documents)
-  ]
+  for name, label in map(store.name_and_label, range(store.documents)):
+    assert label == f"l{int(name.split(':')[1]) - 1}"
 
 
 # Worker processes
@@ -323,7 +328,7 @@ def test_a_text_without_a_blank_line_is_cut_into_pieces_and_the_manifest_says_so
   assert made.manifest["source"]["cut into pieces of sentences"] == 8
   assert made.train.documents + made.valid.documents == -(-300 // 8)
   assert made.train.sentences + made.valid.sentences == 300
-  assert made.train.name(0).startswith("text.txt:1+")
+  assert made.train.name_and_label(0)[0].startswith("text.txt:1+")
 
 
 def test_a_text_with_twenty_documents_is_not_cut(tmp_path):

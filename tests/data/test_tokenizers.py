@@ -327,7 +327,7 @@ def same(found, expected) -> bool:
 
 def test_forgotten_words_are_learnt_again(trained, monkeypatch):
   monkeypatch.setattr(tokenizer_backends, "MAX_CACHED_WORDS", 50)
-  backend = pickle.loads(pickle.dumps(trained["word_piece"]))._backend
+  backend = pickle.loads(pickle.dumps(trained["word_piece"])).backend
   texts = invented_text(100)
   for start in range(0, 100, 10):
     block = texts[start : start + 10]
@@ -344,7 +344,7 @@ def test_word_by_word_encoding_is_the_library_s_own_for_any_characters(trained):
     for _ in range(500)
   ]
   for name in ("word_piece", "word_piece_cased"):
-    backend = trained[name]._backend
+    backend = trained[name].backend
     assert backend.word_by_word
     assert same(backend.encode_flat(texts), flat(backend._encode_texts(texts)))
     assert same(backend.encode_flat(texts), flat(backend._encode_texts(texts)))  # now remembered
@@ -379,7 +379,7 @@ def test_a_blank_takes_the_space_before_it(trained, name):
 def test_decoding_gives_readable_text(trained, name):
   tokenizer = trained[name]
   text = invented_text()[3]
-  if tokenizer.lowercase:
+  if tokenizer.backend.lowercase:
     plain = unicodedata.normalize("NFD", text.lower())
     text = "".join(c for c in plain if unicodedata.category(c) != "Mn")
   decoded = tokenizer.decode(tokenizer.encode(text))
@@ -518,7 +518,7 @@ def test_a_path_of_another_kind_or_with_other_rules_is_refused(trained, tmp_path
 @pytest.mark.parametrize("name", ["word_piece", "byte_pairs", "unigram_t5"])
 def test_sentinels_and_languages_have_the_ids_after_the_vocabulary(trained, name, tmp_path):
   config = replace(TRAINED[name], sentinels=100, languages=("en_XX", "de_DE"))
-  tokenizer = Tokenizer(trained[name]._backend, config.sentinels, config.languages)
+  tokenizer = Tokenizer(trained[name].backend, config.sentinels, config.languages)
   own, vocab = trained[name].vocab.size, tokenizer.vocab
   assert vocab.size == own + config.added == own + 102
   assert vocab.sentinels.tolist() == list(range(own + 99, own - 1, -1))
@@ -553,7 +553,7 @@ def test_full_stops_are_told_from_other_tokens(trained, name):
 
 
 def test_byte_pairs_take_a_prefix_space_when_trained_and_none_when_published(trained, tmp_path):
-  assert trained["byte_pairs_prefix"]._backend.prefix_space  # nothing was said
+  assert trained["byte_pairs_prefix"].backend.prefix_space  # nothing was said
   text = "kalo kalo"
   ids = trained["byte_pairs_prefix"].encode(text).tolist()
   assert ids[: len(ids) // 2] * 2 == ids
@@ -563,7 +563,7 @@ def test_byte_pairs_take_a_prefix_space_when_trained_and_none_when_published(tra
   trained["byte_pairs"].save(tmp_path / "published")
   (tmp_path / "published/tokenizer.json").unlink()
   (tmp_path / "published/tokenizer_rules.json").unlink()
-  assert not BytePairs(path=str(tmp_path / "published")).load()._backend.prefix_space
+  assert not BytePairs(path=str(tmp_path / "published")).load().backend.prefix_space
   with pytest.raises(UserError, match="made with prefix_space=True"):
     BytePairs(path=str(tmp_path / "own"), prefix_space=False).load()
 
@@ -597,7 +597,7 @@ def test_a_file_of_xlm_r_has_the_ids_of_fairseq(tmp_path):
   tokenizer.save(tmp_path / "saved")
   assert load_tokenizer(tmp_path / "saved").fingerprint == tokenizer.fingerprint
   with pytest.raises(UserError, match="not one of XLM-R or mBART"):
-    in_fairseq_order(TRAINED["unigram_t5"].train(invented_text())._backend)
+    in_fairseq_order(TRAINED["unigram_t5"].train(invented_text()).backend)
 
 
 def test_a_file_of_mbart_has_its_languages_and_the_mask_after_the_pieces(tmp_path):

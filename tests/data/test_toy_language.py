@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from plm_jax.data.toy_language import (
+from tests.toy_language import (
   HIDDEN,
   Corruption,
   ToyLanguage,

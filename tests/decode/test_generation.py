@@ -114,7 +114,7 @@ def test_one_beam_is_greedy_search_and_more_beams_find_more_probable_texts(gpt):
   prompt, pad = writer.padded([t.ids for t in PROMPTS], left=True)
   limit = 40 - (prompt.shape[1] - pad)
   ends = writer.ends(trained.tokenizer.vocab, True)
-  found = writer._search(generator, {"pad": pad}, prompt, limit, ends, one)
+  found = writer._search(generator, {"pad": pad}, prompt, limit, one, ends)
   assert [ids[0, : n[0]].tolist() for ids, n in zip(found.ids_BKL, found.length_BK)] == [
     texts[0].ids for texts in greedy
   ]

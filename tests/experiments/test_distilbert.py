@@ -23,7 +23,9 @@ from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.rtd import RTD, GeneratorMLM
 from plm_jax.runs import RunInfo, initial_parameters, taught_parameters, teacher_of
 from plm_jax.sharding import MeshShape
-from plm_jax.tasks.finetuning import _chosen
+from plm_jax.tasks.classify import Classify
+from plm_jax.tasks.examples import Example, Examples, Splits
+from plm_jax.tasks.finetuning import FinetunePlan
 from plm_jax.train.checkpoint import restore_parameters
 from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import compile_experiment, evaluate, fit
@@ -294,11 +296,14 @@ def test_a_composite_starts_from_its_own_kind_only():
 
 
 @pytest.mark.slow
-def test_fine_tuning_s_model_is_the_student():
+def test_fine_tuning_s_model_is_the_student(tmp_path):
   from experiments.finetune import recipe
 
   source = RunInfo.read(distilled()[0])
-  chosen = _chosen(source, recipe, ["optim.layer_decay=0.8"], 3, 100)
+  task = Classify(labels=("a", "b", "c"), length=8)
+  splits = Splits(*3 * [Examples([Example(("x",), "a")], [(np.array([5]),)])])
+  plan = FinetunePlan(source, recipe, ["optim.layer_decay=0.8"], task, splits, tmp_path)
+  chosen = plan.experiment(None, 0)
   assert isinstance(chosen.model, DistilBert) and not isinstance(chosen.model, Distilled)
   assert chosen.optim.layer_decay == 0.8
 

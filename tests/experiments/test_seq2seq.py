@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -149,9 +150,10 @@ def test_rows_train_through_the_one_loop(file, name, tmp_path):
 
 def test_a_t5_is_fine_tuned_by_the_recipe_of_every_model():
   from experiments.finetune import recipe
-  from plm_jax.tasks.labelled_text import LabelledText
+  from plm_jax.tasks.classify import Classify
 
   model = dataclasses.replace(row("t5", "base", "smoke").model, vocab_size=64, layers=1)
-  experiment = recipe(model, LabelledText(), classes=3, examples=64)
+  task = Classify(labels=("a", "b", "c"), length=8)
+  experiment = recipe(SimpleNamespace(config=model, document={}), task, examples=64)
   shapes = jax.eval_shape(experiment.init_parameters, jax.random.key(0))
   assert shapes.classes.kernel.shape == (256, 3)

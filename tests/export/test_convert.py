@@ -62,7 +62,7 @@ def public(tokenizer, tmp_path_factory):
   config = Bert(layers=2, width=12, heads=3, vocab_size=tokenizer.vocab.size + 5, positions=40)
   params = initial(config, {"mlm": 0})
   hf.save(hf.Pretrained(config, params, None, {"pad_token_id": 0}), folder)
-  tokenizer._backend.write(folder)
+  tokenizer.backend.write(folder)
   (folder / "tokenizer.json").unlink()  # vocab.txt alone, as of old
   return folder
 

@@ -14,7 +14,7 @@ from plm_jax.models.attention import (
   padding_mask,
 )
 from plm_jax.models.dropout import Noise
-from plm_jax.models.layers import scores
+from plm_jax.models.layers import Embedding, scores
 from plm_jax.models.products import contract
 
 B, T, N, H = 2, 7, 3, 5
@@ -177,3 +177,25 @@ def test_no_product_of_a_bfloat16_step_has_float32_operands():
   products = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "dot_general"]
   assert len(products) >= 4
   assert all(v.aval.dtype == jnp.bfloat16 for e in products for v in e.invars)
+
+
+def test_accelerators_read_small_tables_and_odd_vocabularies_by_products_with_the_same_result(
+  monkeypatch,
+):
+  segment = Embedding(jax.random.key(0), 2, 8)
+  ids, x = jnp.array([[0, 1, 1]]), jax.random.normal(jax.random.key(1), (1, 3, 8))
+  table = jax.random.normal(jax.random.key(2), (50, 8))
+
+  def both(table, x):
+    return segment(ids, jnp.float32), scores(x, table)
+
+  def loss(table, x):
+    return sum(jnp.square(y).sum() for y in both(table, x))
+
+  on_cpu = both(table, x), jax.grad(loss, (0, 1))(table, x)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  program = str(jax.make_jaxpr(both)(table, x))
+  assert "f32[3,128] = dot_general" in program or "f32[128,8]" in program
+  assert "gather" not in program
+  on_gpu = both(table, x), jax.grad(loss, (0, 1))(table, x)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), on_gpu, on_cpu)

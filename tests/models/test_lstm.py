@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,8 @@ from plm_jax.objectives.mlm import MLM
 from plm_jax.optim.adamw import AdamW
 from plm_jax.runs import Run
 from plm_jax.sharding import MeshShape
-from plm_jax.tasks.labelled_text import Examples, LabelledText
-from plm_jax.tasks.rows import LabelledBatches
+from plm_jax.tasks.classify import Classify
+from plm_jax.tasks.rows import LabelledBatches, framed_rows
 from plm_jax.train import report
 from tests import toy_run
 from tests.toy_run import TOY, assert_equal, run
@@ -202,17 +203,16 @@ def test_texts_and_held_out_text_are_scored_from_the_left(lstm_run):
 
 def test_rows_of_a_classification_are_framed_and_read(lstm_run):
   vocab = lstm_run.tokenizer.vocab
-  examples = Examples(["x"], [np.array([5, 6])], np.zeros(1, np.int32), ["d"])
-  (batch,) = LabelledBatches.of(
-    examples, vocab, 6, lstm_run.config, seed=0, global_batch=1
-  ).evaluation()
+  texts = framed_rows([(np.array([5, 6]),)], lstm_run.config, lstm_run.tokenizer, 6)
+  (batch,) = LabelledBatches(texts, seed=0, global_batch=1).evaluation()
   assert batch["input_ids"][0, :4].tolist() == [vocab.cls, 5, 6, vocab.sep]
   params = lstm_run.config.init(jax.random.key(1), {"classes": 3})
   assert params.class_logits(params(batch, COMPUTE), batch, None).shape == (1, 3)
 
 
 def test_fine_tuning_reads_the_state_after_the_last_token():
-  experiment = recipe(SIZES, LabelledText(source="none.csv", length=12), classes=3, examples=10)
+  source = SimpleNamespace(config=SIZES, document={})
+  experiment = recipe(source, Classify(labels=("a", "b", "c"), length=12), examples=10)
   params = SIZES.init(jax.random.key(0), experiment.heads)
   ids = np.random.default_rng(0).integers(5, 40, (2, 12))
 

@@ -1,5 +1,7 @@
 """The loss of every position, taken in parts where the vocabulary is large."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,3 +50,20 @@ def test_no_array_of_all_logits_is_made(monkeypatch):
 
   shapes = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(jnp.ones((5, 1000)), jnp.ones((3, 8, 5))))
   assert "f32[3,2,1000]" in shapes and "f32[3,8,1000]" not in shapes
+
+
+def test_parts_are_even_and_hold_few_positions_of_padding(monkeypatch):
+  """786 parts of two positions once stood for 1,024 positions."""
+  monkeypatch.setattr(objective, "LOGITS", 3 * 1000 * 2)
+  model = Head(jnp.ones((5, 1000)))
+  for positions, shape in {1024: (512, 3, 2, 5), 7: (4, 3, 2, 5), 1: (1, 3, 1, 5)}.items():
+    (parts,) = objective.in_parts(model, (jnp.ones((3, positions, 5)),))
+    assert parts.shape == shape
+
+
+def test_devices_that_split_the_rows_take_parts_of_their_own(monkeypatch):
+  monkeypatch.setattr(objective, "rows_are_split_by", lambda: 4)
+  monkeypatch.setattr(objective, "LOGITS", 3 * 1000 * 2)
+  memory = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 32 * 6000})
+  monkeypatch.setattr(jax, "local_devices", lambda: [memory])
+  assert objective.most_logits() == 4 * 6000

@@ -130,6 +130,18 @@ def test_targets_of_predictions_that_do_not_count_change_nothing(batch, objectiv
   assert losses[0]["loss"][1] > 0
 
 
+def test_the_gradient_of_cross_entropy_is_that_of_its_formula():
+  rng = np.random.default_rng(3)
+  logits, targets = jnp.asarray(rng.normal(size=(4, 6)) * 3), jnp.array([0, 5, 2, 2])
+  weights = jnp.array([1.0, 0.5, 0.0, 2.0])
+
+  def formula(logits):
+    return -(jax.nn.log_softmax(logits)[jnp.arange(4), targets] * weights).sum()
+
+  ours = jax.grad(lambda logits: cross_entropy(logits, targets, weights)["loss"][0])(logits)
+  np.testing.assert_allclose(ours, jax.grad(formula)(logits), atol=1e-6)
+
+
 def test_cross_entropy_neither_overflows_nor_loses_its_gradient():
   logits = jnp.array([[1e4, 0.0, -1e4], [3.0, 3.0, 3.0]])
   targets, weights = jnp.array([0, 1]), jnp.ones(2)

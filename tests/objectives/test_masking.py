@@ -259,16 +259,16 @@ def test_whole_words_without_word_starts_are_refused_in_a_sentence():
 
 def test_shares_of_one_or_zero_are_exact():
   ids, length = rows_of(300, 64)
-  everything = corrupt(ids, length, mask=1.0, same=0.0, random=0.0)
+  everything = corrupt(ids, length, mask=1.0, random=0.0)
   chosen = np.take_along_axis(everything.input_ids, everything.positions, axis=1)
   assert (chosen == MASK).all()
-  nothing = corrupt(ids, length, mask=0.0, same=1.0, random=0.0)
+  nothing = corrupt(ids, length, mask=0.0, random=0.0)
   np.testing.assert_array_equal(nothing.input_ids, ids)
 
 
 def corrupt_as_fairseq(ids, length, rows=None, **options):
   draws = Draws(0, 0, np.arange(len(ids)) if rows is None else rows)
-  allowed = masking.not_padding(ids, length)
+  allowed = np.arange(ids.shape[1]) < length[:, None]
   return masking.corrupt_tokens(ids, length, allowed, draws, VOCAB, rules="fairseq", **options)
 
 

@@ -123,8 +123,10 @@ def test_scores_are_those_of_scikit_learn_and_mnli_has_two():
   scores = glue_scores(PARTS["mrpc"], items, predictions)
   assert scores["f1"] == f1_score(targets, labels, pos_label="1") == pytest.approx(2 / 3)
   assert scores["mcc"] == matthews_corrcoef(targets, labels)
-  mnli = [Example(("a", "b"), "neutral", f"dev_{m}matched.tsv:1") for m in ("", "mis", "mis")]
-  answers = [{"label": label} for label in ("neutral", "neutral", "entailment")]
+  sides = ("", "", "mis", "mis")
+  targets = ("neutral", "entailment", "neutral", "neutral")
+  mnli = [Example(("a", "b"), t, f"dev_{m}matched.tsv:1") for m, t in zip(sides, targets)]
+  answers = [{"label": t} for t in ("neutral", "entailment", "neutral", "entailment")]
   scores = glue_scores(PARTS["mnli"], mnli, answers)
   assert (scores["accuracy"], scores["accuracy_mm"]) == (1, 0.5)
   items = [Example(("a", "b"), value) for value in (0.0, 2.0, 5.0)]
@@ -221,9 +223,8 @@ def test_repeated_dev_examples_are_all_scored(folder, source, tmp_path):
   path.mkdir()
   (path / "train.tsv").write_text(lines_of("sst2", 40, True))
   (path / "dev.tsv").write_text("sentence\tlabel\nthe cat\t1\nthe cat\t0\nthe dog\t1")
-  for kind in (GlueLabels,):
-    _, splits = kind(part="sst2", source=str(path)).read(Context(source, tmp_path))
-    assert len(splits.test) == len(splits.dev) == 3
+  _, splits = GlueLabels(part="sst2", source=str(path)).read(Context(source, tmp_path))
+  assert len(splits.test) == len(splits.dev) == 3
 
 
 def test_parts_have_a_classifier_or_write_and_are_found_whatever_their_names(folder, tmp_path):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from plm_jax.data.packed_documents import PackedDocuments
-from plm_jax.data.toy_language import entropy_rate, unigram_entropy
 from plm_jax.errors import UserError
 from plm_jax.models import attention
 from plm_jax.models.gpt import Gpt2
@@ -15,6 +14,7 @@ from plm_jax.models.llama import Llama
 from plm_jax.objectives.clm import CLM
 from plm_jax.sharding import MeshShape, parameter_shardings
 from tests import toy_run
+from tests.toy_language import entropy_rate, unigram_entropy
 from tests.toy_run import LANGUAGE, TOY, WORDS
 
 SIZES = {"layers": 2, "width": 16, "heads": 4, "positions": 32}

@@ -10,18 +10,17 @@ import pytest
 from plm_jax.data.packing import DocSentences
 from plm_jax.data.running_text import RunningText
 from plm_jax.data.tokenizers import WordPiece
-from plm_jax.data.toy_language import unigram_entropy
 from plm_jax.models.bart import Bart
 from plm_jax.models.t5 import T5, T5v11
 from plm_jax.models.vaswani import Transformer
 from plm_jax.objectives.denoising import Denoising
-from plm_jax.objectives.seq2seq import Copy
 from plm_jax.objectives.span_corruption import SpanCorruption, tokens_for
 from plm_jax.optim.adafactor import Adafactor
 from plm_jax.optim.adamw import AdamW
 from plm_jax.sharding import MeshShape, parameter_shardings
 from plm_jax.train.report import Results, examples
 from tests import toy_run
+from tests.toy_language import Copy, unigram_entropy
 from tests.toy_run import LANGUAGE, TOY
 
 SIZES = {"layers": 2, "decoder_layers": 1, "width": 16, "heads": 4, "hidden": 32}

@@ -89,6 +89,7 @@ def assert_same_training(experiment, atol=2e-5):
   "shape",
   [
     pytest.param((8, 1, 1), marks=pytest.mark.slow),
+    pytest.param((1, 8, 1), marks=pytest.mark.slow),
     pytest.param((2, 2, 2), marks=pytest.mark.slow),
     (1, 1, 4),
   ],

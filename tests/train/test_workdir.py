@@ -117,6 +117,17 @@ def test_what_a_refused_directory_held_is_left_as_it_was(tmp_path):
   assert (tmp_path / "tokenizer" / "vocab.txt").read_text() == "a vocabulary of one's own"
 
 
+def test_a_directory_in_which_nothing_was_written_is_left_empty(tmp_path):
+  with Workdir(tmp_path / "run") as workdir:
+    assert (workdir / ".lock").exists()
+  assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_misspelt_run_is_answered_with_the_nearest_one(folder):
+  with pytest.raises(UserError, match=f"it does not exist; did you mean {folder}?"):
+    read_config(folder.with_name("rum"))
+
+
 def test_a_directory_that_a_killed_start_left_is_taken(tmp_path):
   with Workdir(tmp_path / "run") as workdir:  # killed while it wrote config.json
     (workdir / "config.json.partial").write_text('{"form')

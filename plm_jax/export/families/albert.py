@@ -1,13 +1,12 @@
 """ALBERT in transformers (models/albert, 5.23)."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from plm_jax.errors import UserError
 from plm_jax.export.encoders import BERT_ALWAYS, BERT_OPTIONS, EncoderFamily
-from plm_jax.export.heads import named
+from plm_jax.export.family import Fields
+from plm_jax.export.heads import named, rate_before_classes
 from plm_jax.export.names import Entry, linear, norm
 from plm_jax.export.options import Options
 from plm_jax.models.albert import Albert
@@ -29,24 +28,6 @@ DEFAULTS = {
   "classifier_dropout": ("classifier_dropout_prob", 0.1),
 }
 
-LAYER = {
-  "attention/query": "attention.query",
-  "attention/key": "attention.key",
-  "attention/value": "attention.value",
-  "attention/output": "attention.dense",
-  "attention_norm": "attention.LayerNorm",
-  "feed_forward/up": "ffn",
-  "feed_forward/down": "ffn_output",
-  "feed_forward_norm": "full_layer_layer_norm",
-}
-
-TOP = {
-  "sop": "sop_classifier.classifier",
-  "classes": "classifier",
-  "token_classes": "classifier",
-  "span": "qa_outputs",
-}
-
 
 class AlbertFamily(EncoderFamily):
   """Groups of shared layers, and a mapping after the tables even if E is the width."""
@@ -63,24 +44,34 @@ class AlbertFamily(EncoderFamily):
     AlbertModel="pooler",
   )
   options = BERT_OPTIONS | DEFAULTS | OWN
-  always = {name: value for name, value in BERT_ALWAYS.items() if name not in OWN} | {
-    "sharing": "all"
-  }
+  always = {k: v for k, v in BERT_ALWAYS.items() if k not in OWN} | {"sharing": "all"}
   # In the config.json of the released checkpoints; no code reads them.
   silent = ("down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks")
   project = "encoder.embedding_hidden_mapping_in"
   layer = "encoder.albert_layer_groups.{}.albert_layers.{}."
-  layer_names = LAYER
+  layer_names: Mapping[str, str] = {
+    "attention/query": "attention.query",
+    "attention/key": "attention.key",
+    "attention/value": "attention.value",
+    "attention/output": "attention.dense",
+    "attention_norm": "attention.LayerNorm",
+    "feed_forward/up": "ffn",
+    "feed_forward/down": "ffn_output",
+    "feed_forward_norm": "full_layer_layer_norm",
+  }
   mlm = ("predictions.dense", "predictions.LayerNorm", "predictions.bias", "predictions.decoder")
   pooler = "pooler"
-  top = TOP
+  top: Mapping[str, str] = {
+    "sop": "sop_classifier.classifier",
+    "classes": "classifier",
+    "token_classes": "classifier",
+    "span": "qa_outputs",
+  }
   sentence_logits = "sop_logits"
   pretraining = "experiments/albert.py:base"
   masked = "experiments/albert.py:table_5_none"
 
-  def adapt(
-    self, options: Options, fields: dict[str, Any], heads: Collection[str]
-  ) -> dict[str, Any]:
+  def adapt(self, options: Options, fields: Fields, heads: Collection[str]) -> Fields:
     layers, groups = fields["layers"], fields["groups"]
     rounded = [int(i / (layers / groups)) for i in range(layers)] if min(layers, groups) > 0 else []
     if rounded != [i * groups // layers for i in range(layers)]:
@@ -91,8 +82,8 @@ class AlbertFamily(EncoderFamily):
     return fields
 
   def document_of(self, config: Encoder, heads: Mapping[str, int]) -> dict[str, Any]:
-    own = config.dropout if config.classifier_dropout is None else config.classifier_dropout
-    return super().document_of(config, heads) | {"classifier_dropout_prob": own}
+    own = {"classifier_dropout_prob": rate_before_classes(config)}
+    return super().document_of(config, heads) | own
 
   def body(self, config: Encoder) -> list[Entry]:
     """With one layer in each group, our arrays have no axis for it."""

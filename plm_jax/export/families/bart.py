@@ -1,13 +1,11 @@
 """BART in transformers (models/bart, 5.23)."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from plm_jax.export.heads import SIZED, named
+from plm_jax.export.heads import SIZED, named, rate_before_classes
 from plm_jax.export.names import Entry, linear, norm, table
-from plm_jax.export.options import Options, activation_name
+from plm_jax.export.options import Options
 from plm_jax.export.seq2seq import Seq2SeqFamily
 from plm_jax.models.bart import Bart
 from plm_jax.models.encoder_decoder import EncoderDecoder
@@ -83,30 +81,27 @@ class BartFamily(Seq2SeqFamily):
   ids: Mapping[str, int] = {"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
   labels = 3  # if config.json gives no number
   buffers = ("final_logits_bias", "encoder.version", "decoder.version")
+  options = OPTIONS
   always = ALWAYS
   old = OLD
   silent = ("classif_dropout", "force_bos_token_to_be_generated")
   pretraining = "experiments/bart.py:base"
 
   def model_of(self, options: Options, heads: Collection[str]) -> tuple[Bart, dict[str, int]]:
-    fields: dict[str, Any] = {name: options.take(*option) for name, option in OPTIONS.items()}
-    fields["activation"] = options.activation(*OPTIONS["activation"])
+    fields = self.fields_of(options)
     options.fixed("tie_word_embeddings", True)  # untied, there would be four tables
     options.fixed("num_hidden_layers", fields["layers"])  # another name of the encoder's
     for name, value in self.old.items():
       options.fixed(name, value)
     options.finish(self.silent)
     sizes = {head: options.labels(self.labels) if head in SIZED else 0 for head in heads}
-    return self.config(**{**self.always, **fields}), sizes
+    return self.config(**fields), sizes
 
   def document_of(self, config: EncoderDecoder, heads: Mapping[str, int]) -> dict[str, Any]:
     self.check_always(config)
-    document = {theirs: getattr(config, ours) for ours, (theirs, _) in OPTIONS.items()}
-    hidden = config.hidden or 4 * config.width
-    own = config.classifier_dropout
-    return document | {
-      "classifier_dropout": config.dropout if own is None else own,
-      "activation_function": activation_name(config.activation),
+    hidden = config.width_of_feed_forward
+    return self.options_of(config) | {
+      "classifier_dropout": rate_before_classes(config),
       "decoder_layers": config.decoder_layers or config.layers,
       "decoder_attention_heads": config.decoder_heads or config.heads,
       "encoder_ffn_dim": hidden,

@@ -1,17 +1,10 @@
 """BERT in transformers (models/bert, 5.23)."""
 
-from __future__ import annotations
+from collections.abc import Mapping
 
 from plm_jax.export.encoders import EncoderFamily
 from plm_jax.export.heads import named
 from plm_jax.models.bert import Bert
-
-TOP = {
-  "nsp": "cls.seq_relationship",
-  "classes": "classifier",
-  "token_classes": "classifier",
-  "span": "qa_outputs",
-}
 
 
 class BertFamily(EncoderFamily):
@@ -44,7 +37,12 @@ class BertFamily(EncoderFamily):
     "cls.predictions.bias",
     "cls.predictions.decoder",
   )
-  top = TOP
+  top: Mapping[str, str] = {
+    "nsp": "cls.seq_relationship",
+    "classes": "classifier",
+    "token_classes": "classifier",
+    "span": "qa_outputs",
+  }
   sentence_logits = "seq_relationship_logits"
   pretraining = "experiments/bert.py:base"
 

@@ -1,12 +1,11 @@
 """DistilBERT in transformers (models/distilbert, 5.23)."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from plm_jax.export.encoders import BERT_ALWAYS, BERT_OPTIONS, EncoderFamily
-from plm_jax.export.heads import named
+from plm_jax.export.family import Fields
+from plm_jax.export.heads import named, rate_before_classes
 from plm_jax.export.options import Options
 from plm_jax.models.distilbert import DistilBert
 from plm_jax.models.encoder import Encoder
@@ -21,19 +20,6 @@ NAMES = {
   "attention_dropout": ("attention_dropout", 0.1),
 }
 DROPOUTS = {"classes": ("seq_classif_dropout", 0.2), "span": ("qa_dropout", 0.1)}
-
-LAYER = {
-  "attention/query": "attention.q_lin",
-  "attention/key": "attention.k_lin",
-  "attention/value": "attention.v_lin",
-  "attention/output": "attention.out_lin",
-  "attention_norm": "sa_layer_norm",
-  "feed_forward/up": "ffn.lin1",
-  "feed_forward/down": "ffn.lin2",
-  "feed_forward_norm": "output_layer_norm",
-}
-
-TOP = {"classes": "classifier", "token_classes": "classifier", "span": "qa_outputs"}
 
 OPTIONS = {
   name: option
@@ -60,19 +46,30 @@ class DistilBertFamily(EncoderFamily):
   always = BERT_ALWAYS | {"segments": 0, "norm_eps": 1e-12, "pooler_activation": "relu"}
   silent = ("sinusoidal_pos_embds", "tie_weights_")  # sinusoids are only initial values
   layer = "transformer.layer.{}."
-  layer_names = LAYER
+  layer_names: Mapping[str, str] = {
+    "attention/query": "attention.q_lin",
+    "attention/key": "attention.k_lin",
+    "attention/value": "attention.v_lin",
+    "attention/output": "attention.out_lin",
+    "attention_norm": "sa_layer_norm",
+    "feed_forward/up": "ffn.lin1",
+    "feed_forward/down": "ffn.lin2",
+    "feed_forward_norm": "output_layer_norm",
+  }
   mlm = ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias", "vocab_projector")
-  top = TOP
+  top: Mapping[str, str] = {
+    "classes": "classifier",
+    "token_classes": "classifier",
+    "span": "qa_outputs",
+  }
 
-  def adapt(
-    self, options: Options, fields: dict[str, Any], heads: Collection[str]
-  ) -> dict[str, Any]:
+  def adapt(self, options: Options, fields: Fields, heads: Collection[str]) -> Fields:
     dropouts = {head: options.take(name, default) for head, (name, default) in DROPOUTS.items()}
     chosen = next((dropouts[head] for head in heads if head in dropouts), None)
     return fields | {"classifier_dropout": chosen}
 
   def document_of(self, config: Encoder, heads: Mapping[str, int]) -> dict[str, Any]:
-    dropout = config.dropout if config.classifier_dropout is None else config.classifier_dropout
+    dropout = rate_before_classes(config)
     own = {name: dropout for head, (name, _) in DROPOUTS.items() if head in heads}
     return super().document_of(config, heads) | own
 

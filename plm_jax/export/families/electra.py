@@ -1,11 +1,10 @@
 """ELECTRA in transformers (models/electra, 5.23): a discriminator, or a generator with an MLM."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from plm_jax.export.encoders import BERT_ALWAYS, BERT_OPTIONS, EncoderFamily
+from plm_jax.export.family import Fields
 from plm_jax.export.heads import named
 from plm_jax.export.options import Options
 from plm_jax.models.electra import ElectraEncoder
@@ -18,18 +17,9 @@ OWN = {
   "hidden": ("intermediate_size", 1024),
 }
 
-TOP = {
-  "rtd/dense": "discriminator_predictions.dense",
-  "rtd/score": "discriminator_predictions.dense_prediction",
-  "classes": "classifier.out_proj",
-  "token_classes": "classifier",
-  "span": "qa_outputs",
-}
-
 
 class ElectraFamily(EncoderFamily):
-  """Classes and the masked-LM head have a dense layer with the exact GELU, whatever activation the
-  layers have."""
+  """Classes and the masked-LM head have the exact GELU, whatever activation the layers have."""
 
   model_type = "electra"
   config = ElectraEncoder
@@ -57,11 +47,15 @@ class ElectraFamily(EncoderFamily):
     "generator_lm_head.bias",
     "generator_lm_head",
   )
-  top = TOP
+  top: Mapping[str, str] = {
+    "rtd/dense": "discriminator_predictions.dense",
+    "rtd/score": "discriminator_predictions.dense_prediction",
+    "classes": "classifier.out_proj",
+    "token_classes": "classifier",
+    "span": "qa_outputs",
+  }
 
-  def adapt(
-    self, options: Options, fields: dict[str, Any], heads: Collection[str]
-  ) -> dict[str, Any]:
+  def adapt(self, options: Options, fields: Fields, heads: Collection[str]) -> Fields:
     same = fields["embedding"] == fields["width"]
     return fields | ({"embedding": None} if same else {})
 

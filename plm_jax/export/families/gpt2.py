@@ -1,7 +1,5 @@
 """GPT-2 in transformers (models/gpt2, 5.23)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from plm_jax.export.decoders import ALWAYS as DECODER_ALWAYS

@@ -1,7 +1,5 @@
 """LLaMA in transformers (models/llama, 5.23)."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any

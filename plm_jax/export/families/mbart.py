@@ -1,7 +1,5 @@
 """mBART in transformers (models/mbart, 5.23): BART with its norms before the sublayers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +13,7 @@ ARCHITECTURES = {f"M{name}": heads for name, heads in bart.ARCHITECTURES.items()
 
 
 class MBartFamily(BartFamily):
-  """Tensors are named as in BART. Before the source the decoder reads the source's last token, the
-  code of its language."""
+  """BART's names. The decoder begins with the source's last token, the code of its language."""
 
   model_type = "mbart"
   config = MBart

@@ -1,6 +1,6 @@
 """GPT-1 in transformers (models/openai, 5.23)."""
 
-from __future__ import annotations
+from collections.abc import Mapping
 
 from plm_jax.export.decoders import DecoderFamily
 from plm_jax.export.families.gpt2 import ALWAYS, OPTIONS, TWICE, fused
@@ -19,8 +19,6 @@ OPTIONS_1 = {
   for name, option in (OPTIONS | OWN).items()
   if name not in ("hidden", "inverse_layer_scale")
 }
-ALWAYS_1 = ALWAYS | {"norm_at": "post", "inverse_layer_scale": False}
-ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
 
 
 class Gpt1Family(DecoderFamily):
@@ -35,13 +33,18 @@ class Gpt1Family(DecoderFamily):
   inputs = ("input_ids", "attention_mask", "position_ids")
   buffers = (".attn.bias", "position_ids")
   options = OPTIONS_1
-  always = ALWAYS_1
+  always = ALWAYS | {"norm_at": "post", "inverse_layer_scale": False}
   twice = TWICE
   silent = (
     *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"),
     *("summary_first_dropout", "n_ctx", "n_special", "predict_special_tokens"),
   )
-  activations = ACTIVATIONS
+  activations: Mapping[str, str] = {
+    "gelu": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+  }
   tokens = "tokens_embed"
   pretraining = "experiments/gpt.py:base"
 

@@ -1,7 +1,5 @@
 """RoBERTa in transformers (models/roberta, 5.23)."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -9,7 +7,7 @@ import numpy as np
 
 from plm_jax.errors import UserError
 from plm_jax.export.encoders import BERT_ALWAYS, EncoderFamily
-from plm_jax.export.family import Published
+from plm_jax.export.family import Fields, Published
 from plm_jax.export.heads import named
 from plm_jax.export.options import Options
 from plm_jax.models.encoder import Encoder
@@ -39,9 +37,7 @@ class RobertaFamily(EncoderFamily):
   mlm = ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder")
   top = TOP
 
-  def adapt(
-    self, options: Options, fields: dict[str, Any], heads: Collection[str]
-  ) -> dict[str, Any]:
+  def adapt(self, options: Options, fields: Fields, heads: Collection[str]) -> Fields:
     padding = options.take("pad_token_id", 1)
     rows = fields["positions"]
     if padding < 0 or rows <= padding + 1:
@@ -53,9 +49,7 @@ class RobertaFamily(EncoderFamily):
 
   def document_of(self, config: Encoder, heads: Mapping[str, int]) -> dict[str, Any]:
     if not config.first_position:
-      raise UserError(
-        "model.first_position=0 cannot be exported: RoBERTa's padding has a position."
-      )
+      raise UserError("model.first_position=0 cannot be exported: RoBERTa's padding has one.")
     return super().document_of(config, heads) | {
       "max_position_embeddings": config.positions + config.first_position,
       "pad_token_id": config.first_position - 1,

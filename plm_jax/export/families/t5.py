@@ -1,14 +1,12 @@
 """T5 and T5 1.1 in transformers (models/t5, 5.23)."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from plm_jax.errors import UserError
-from plm_jax.export.heads import SIZED, named
+from plm_jax.export.heads import SIZED, named, rate_before_classes
 from plm_jax.export.names import Entry, linear, norm, table
 from plm_jax.export.options import ACTIVATIONS, Options, activation_name
 from plm_jax.export.seq2seq import Seq2SeqFamily
@@ -69,6 +67,7 @@ class T5Family(Seq2SeqFamily):
   ids: Mapping[str, int] = {"pad_token_id": 0, "eos_token_id": 1}
   # Cross-attention has it but does not read it.
   buffers = ("EncDecAttention.relative_attention_bias.weight",)
+  options = OPTIONS
   always = ALWAYS
   silent = ("initializer_factor", "n_positions")  # initial weights; no limit
   pretraining = "experiments/t5.py:base"
@@ -83,12 +82,12 @@ class T5Family(Seq2SeqFamily):
 
   def start(self, ids_BS: np.ndarray, document: Mapping[str, Any]) -> np.ndarray:
     """Padding if config.json gives no start token, as in the whole family."""
-    pad = self.special("pad_token_id", document)
-    return super().start(ids_BS, {"decoder_start_token_id": pad, **_without_nulls(document)})
+    start = document.get("decoder_start_token_id")
+    start = self.special("pad_token_id", document) if start is None else start
+    return super().start(ids_BS, {**document, "decoder_start_token_id": start})
 
   def model_of(self, options: Options, heads: Collection[str]) -> tuple[T5, dict[str, int]]:
-    fields: dict[str, Any] = {name: options.take(*option) for name, option in OPTIONS.items()}
-    fields |= gated_activation(options)
+    fields = self.fields_of(options) | gated_activation(options)
     # transformers 5 writes `scale_decoder_outputs`, which then decides.
     scales = options.take("scale_decoder_outputs", options.take("tie_word_embeddings", True))
     alone = ALONE in heads
@@ -113,17 +112,18 @@ class T5Family(Seq2SeqFamily):
       )
     if config.logit_scale and not config.tied:
       raise UserError("model.logit_scale with model.tied=false cannot be exported to t5.")
-    document = {theirs: getattr(config, ours) for ours, (theirs, _) in OPTIONS.items()}
+    document = self.options_of(config)
     gated = "gated-" if config.gated else ""
     name = activation_name(config.activation)
     document["feed_forward_proj"] = gated + ("gelu" if gated and name == "gelu_new" else name)
     document["num_decoder_layers"] = config.decoder_layers or config.layers
-    own = config.classifier_dropout
-    document["classifier_dropout"] = config.dropout if own is None else own
-    alone = config.arrangement == "encoder"
-    document |= {"d_ff": config.hidden or 4 * config.width, "is_encoder_decoder": not alone}
-    document["d_kv"] = config.head_width or config.width // config.heads
-    return document | {"tie_word_embeddings": config.logit_scale}
+    return document | {
+      "classifier_dropout": rate_before_classes(config),
+      "d_ff": config.width_of_feed_forward,
+      "d_kv": config.width_of_heads,
+      "is_encoder_decoder": config.arrangement != "encoder",
+      "tie_word_embeddings": config.logit_scale,
+    }
 
   def body(self, config: EncoderDecoder) -> list[Entry]:
     entries = table("token", "shared")
@@ -159,10 +159,6 @@ class T5Family(Seq2SeqFamily):
 def sides(config: EncoderDecoder) -> list[tuple[str, int]]:
   """The model's stacks, and the number of sublayers in their layers."""
   return [("encoder", 2), ("decoder", 3)][: 1 if config.arrangement == "encoder" else 2]
-
-
-def _without_nulls(document: Mapping[str, Any]) -> dict[str, Any]:
-  return {name: value for name, value in document.items() if value is not None}
 
 
 def gated_activation(options: Options) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """XLM-R in transformers (models/xlm_roberta, 5.23): RoBERTa with a vocabulary of 100 languages."""
 
-from __future__ import annotations
-
 from plm_jax.export.families.roberta import RobertaFamily
 
 ARCHITECTURES = {f"XLM{name}": heads for name, heads in RobertaFamily.architectures.items()}

@@ -1,14 +1,7 @@
 """The report of a sweep: published and measured numbers in one table, a verdict on each claim.
 
-  python -m plm_jax.ablate.report sweeps/bert_table_6_small
-  python -m plm_jax.ablate.report sweeps/bert_table_6_small --to=results/bert_table_6
-
-Writes report.md, report.html (one file with everything in it), results.json, metrics.png and, where
-a run reported more than twice, curves.png. The report of an unfinished
-sweep has the runs that are measured.
+`report(directory)` writes it; `python -m plm_jax.report` is the command.
 """
-
-from __future__ import annotations
 
 import contextlib
 import json
@@ -17,12 +10,11 @@ import shlex
 import statistics
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from absl import flags
-
-from plm_jax import cli, overrides
+from plm_jax import overrides
 from plm_jax.ablate import plots
+from plm_jax.ablate.gathering import HEADLINES, Measured, gather
 from plm_jax.ablate.page import (
   Code,
   Grid,
@@ -34,52 +26,28 @@ from plm_jax.ablate.page import (
   markdown,
   page,
 )
-from plm_jax.ablate.plan import (
-  PlannedRun,
-  RunState,
-  SweepPlan,
-  read_plan,
-  read_scores,
-  state_of,
-  workdir_of,
-)
-from plm_jax.ablate.table import Arm, Table
-from plm_jax.ablate.verdict import ALPHA, SEEDS, SeedScores, Verdict, lower_is_better, verdicts
+from plm_jax.ablate.plan import PlannedRun, workdir_of
+from plm_jax.ablate.verdict import ALPHA, SEEDS, lower_is_better
 from plm_jax.ablate.view import duration
+from plm_jax.config_tree import is_within
 from plm_jax.errors import UserError
-from plm_jax.train.workdir import read_config, read_records, write_whole
+from plm_jax.train.workdir import read_records, write_whole
 
-FLAGS = flags.FLAGS
-
-
-def define_flags() -> None:
-  flags.DEFINE_string("to", None, "Where the report is written (default: DIR/report).")
-
-
-# Metrics of the main table, in this order, if they were measured; a table below has all others.
-HEADLINES = (
-  *("mlm_perplexity", "pseudo_perplexity", "mlm_accuracy", "clm_perplexity"),
-  *("nsp_accuracy", "sop_accuracy", "blimp"),
-)
 MISSING = "missing"
 UNSET = " Sizes in this paragraph are those without `--set`; the recipes below have the others."
 FILES = ("report.md", "report.html", "curves.png", "metrics.png", "results.json")
 
 
-def main(directory: str) -> None:
-  out = Path(directory)
-  measured = gather(out)
-  to = Path(FLAGS.to or out / "report")
+def report(directory: str | Path, to: str | Path | None = None) -> tuple[Measured, list[Path]]:
+  """Writes the report of a sweep (default: to DIR/report); returns its content and its files."""
+  measured = gather(Path(directory))
+  to = Path(to or measured.out / "report")
   claim_folder(to, measured)
-  for name in write_report(measured, to):
-    print(to / name)
-  for verdict in measured.verdicts:
-    print(f"{verdict.outcome:14} {verdict.claim}")
+  return measured, [to / name for name in write_report(measured, to)]
 
 
 def claim_folder(to: Path, measured: Measured) -> None:
-  """Makes the folder. Errors: `UserError` if it holds files of these names that are not a report
-  of this sweep and would be overwritten."""
+  """Makes the folder. Errors: `UserError` if it holds `FILES` of anything but this sweep."""
   try:
     to.mkdir(parents=True, exist_ok=True)
   except FileExistsError:
@@ -99,117 +67,6 @@ def claim_folder(to: Path, measured: Measured) -> None:
     )
 
 
-class Measured(NamedTuple):
-  """The content of a report, before its layout."""
-
-  out: Path
-  plan: SweepPlan
-  table: Table
-  scores: SeedScores  # only those measured on the same set
-  records: dict[PlannedRun, dict[str, Any]]  # scores.json of every evaluated run
-  configs: dict[PlannedRun, dict[str, Any]]
-  states: dict[PlannedRun, RunState]
-  references: dict[str, float]
-  notes: list[str]
-  verdicts: list[Verdict]
-
-  @property
-  def arms(self) -> list[Arm]:
-    """The arms with a started run, or all arms if no run was started."""
-    started = {run.arm for run in self.states}
-    return [arm for arm in self.table.arms if arm.name in started]
-
-  @property
-  def left_out(self) -> list[str]:
-    return [arm.name for arm in self.table.arms if arm not in self.arms]
-
-  def values(self, arm: str, metric: str) -> list[float]:
-    return [v[metric] for v in self.scores.get(arm, {}).values() if metric in v]
-
-  @property
-  def metrics(self) -> list[str]:
-    """All measured metrics: headlines first, then by name."""
-    names = {m for seeds in self.scores.values() for values in seeds.values() for m in values}
-    return [m for m in HEADLINES if m in names] + sorted(names - set(HEADLINES))
-
-
-# --- gathering ------------------------------------------------------------------------------------
-
-
-def gather(out: Path) -> Measured:
-  """Reads a sweep. Errors: `UserError` if `out` holds none, or its table has changed."""
-  plan = read_plan(out)
-  table: Table = cli.load_experiment(plan.table, returns="Table")()
-  names = [arm.name for arm in table.arms]
-  if unknown := [name for name in plan.references if name not in names]:
-    raise UserError(
-      f"{out} has runs of the arm {unknown[0]!r}, which {plan.table} no longer has; it has: "
-      f"{', '.join(names)}"
-    )
-  runs = [run for run in plan.runs() if run.arm in names]
-  records = {run: record for run in runs if (record := read_scores(out, run))}
-  configs = {
-    run: read_config(workdir_of(out, run))
-    for run in runs
-    if (workdir_of(out, run) / "config.json").exists()
-  }
-  scores, references, notes = comparable(records, names)
-  states = {run: state_of(out, run, plan) for run in runs}
-  begun = {run.arm for run, state in states.items() if state.phase != "waiting"}
-  return Measured(
-    out=out,
-    plan=plan,
-    table=table,
-    scores=scores,
-    records=records,
-    configs=configs,
-    states={run: state for run, state in states.items() if run.arm in begun or not begun},
-    references=references,
-    notes=notes,
-    verdicts=verdicts(table.claims, scores),
-  )
-
-
-def comparable(
-  records: dict[PlannedRun, dict[str, Any]], arms: list[str]
-) -> tuple[dict[str, dict[int, dict[str, float]]], dict[str, float], list[str]]:
-  """The scores of every run and of trivial baselines, and notes. A metric of a run is omitted,
-  with a note, if it was measured on another set than in most runs."""
-  kinds = {kind for record in records.values() for kind in record["sets"]}
-  usual = {
-    kind: Counter(
-      record["sets"][kind] for record in records.values() if kind in record["sets"]
-    ).most_common(1)[0][0]
-    for kind in kinds
-  }
-  scores: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in arms}
-  references, notes = {}, {}
-  for run, record in records.items():
-    unusual = {kind for kind, digest in record["sets"].items() if digest != usual[kind]}
-
-    def same(values, unusual=unusual):
-      return {m: value for m, value in values.items() if kind_of(m, kinds) not in unusual}
-
-    scores[run.arm][run.seed] = same(record["metrics"])
-    references |= same(record["references"])
-    for kind in sorted(unusual):
-      notes[
-        f"{run.arm}: `{kind}` was measured on another set (with another text, tokenizer or row "
-        "length), so it is omitted here."
-      ] = None
-    for note in record["notes"]:
-      notes[f"{run.arm}: {note}."] = None
-  return scores, references, list(notes)
-
-
-def kind_of(metric: str, kinds: set[str]) -> str | None:
-  """The kind whose set a metric was measured on: the longest that its name begins with."""
-  return max((kind for kind in kinds if metric.startswith(kind)), key=len, default=None)
-
-
-# --- laying out -----------------------------------------------------------------------------------
-
-
 def write_report(measured: Measured, to: Path) -> list[str]:
   """Writes all files; returns their names."""
   # First: if this process is killed, a later one recognises the folder by this file.
@@ -225,15 +82,14 @@ def write_report(measured: Measured, to: Path) -> list[str]:
     plots.draw_metrics(measured.scores, shown, names, measured.references, to / "metrics.png")
     caption = "Dots: seeds; bars: their mean; dashed line, if within the axis: trivial baseline."
     pictures.append(Picture(to / "metrics.png", caption))
-  blocks = report(measured, pictures, to)
+  blocks = report_blocks(measured, pictures, to)
   write_whole(to / "report.md", markdown(blocks))
   write_whole(to / "report.html", page(measured.table.title, blocks))
   return ["report.md", "report.html", "results.json", *(picture.path.name for picture in pictures)]
 
 
 def curves(measured: Measured) -> dict[str, plots.Curves]:
-  """Panel -> arm -> seed -> (step, loss), for every objective of any arm; held-out losses too if
-  they were evaluated during training."""
+  """Panel -> arm -> seed -> (step, loss): training and held-out losses of every objective."""
   panels: dict[str, dict[str, dict[int, list]]] = {}
   for run in measured.states:
     for record in read_records(workdir_of(measured.out, run) / "metrics.jsonl"):
@@ -250,7 +106,7 @@ def curves(measured: Measured) -> dict[str, plots.Curves]:
   return {title: panels[title] for title in sorted(panels) if len(steps[title]) > 2}
 
 
-def report(measured: Measured, pictures: list[Picture], to: Path) -> list[PageBlock]:
+def report_blocks(measured: Measured, pictures: list[Picture], to: Path) -> list[PageBlock]:
   plan, table = measured.plan, measured.table
   done = sum(state.phase == "done" for state in measured.states.values())
   head = f"{table.source}. Budget `{plan.budget}`, {done} of {len(measured.states)} runs measured "
@@ -304,7 +160,7 @@ def table_blocks(measured: Measured) -> list[PageBlock]:
   twice = {m.replace("perplexity", "loss") for m in measured.metrics if m.endswith("perplexity")}
   for column in table.columns:
     header.append(f"{column}, published")
-    columns.append(lambda arm, column=column: show_published(arm.published.get(column)))
+    columns.append(lambda arm, column=column: str(arm.published.get(column, "")))
     if table.beside.get(column) in beside:
       header.append(f"{table.beside[column]}, measured")
       columns.append(lambda arm, m=table.beside[column]: cell(measured, arm.name, m))
@@ -381,10 +237,6 @@ def number(value: float, like: float | None = None) -> str:
   return f"{value:.{1 if size >= 100 else 2 if size >= 10 else 4}f}"
 
 
-def show_published(value) -> str:
-  return "" if value is None else str(value)
-
-
 def cost_blocks(measured: Measured) -> list[PageBlock]:
   rows, hardware, software = [], Counter(), Counter()
   for arm in measured.arms:
@@ -448,9 +300,7 @@ def recipe_blocks(measured: Measured) -> list[PageBlock]:
     blocks.append(Heading("Overridden from the published recipe", 3))
     if shared:
       blocks += [Text("In all arms:"), Grid(("field", "published", "here"), shared, left=3)]
-    rest = [
-      [arm, *change] for arm, fields in changed.items() for change in fields if change not in shared
-    ]
+    rest = [[arm, *c] for arm, fields in changed.items() for c in fields if c not in shared]
     if not shared and not rest:
       blocks.append(Text("Nothing."))
     if rest:
@@ -466,7 +316,7 @@ def changes(published, used) -> list[list[str]]:
   return [
     [f"`{path}`", overrides.show(old), overrides.show(new)]
     for path, old, new in overrides.diff(used, published)
-    if not any(path == a or path.startswith(a + ".") for a in _APART)
+    if not is_within(path, _APART)
   ]
 
 
@@ -478,13 +328,13 @@ def differences(first, second) -> str:
 def command_blocks(measured: Measured, to: Path) -> list[PageBlock]:
   plan = measured.plan
   sweep = [
-    *("python", "-m", "plm_jax.ablate.sweep", f"--table={plan.table}", f"--budget={plan.budget}"),
+    *("python", "-m", "plm_jax.sweep", f"--table={plan.table}", f"--budget={plan.budget}"),
     *(f"--seeds={plan.seeds}", f"--out={measured.out}"),
     *([f"--arms={','.join(arm.name for arm in measured.arms)}"] if measured.left_out else []),
     *(f"--set={setting}" for setting in plan.settings),
     *plan.evaluation.flags(),
   ]
-  report = ["python", "-m", "plm_jax.ablate.report", str(measured.out), f"--to={to}"]
+  report = ["python", "-m", "plm_jax.report", str(measured.out), f"--to={to}"]
   every = [line for run in measured.states for line in plan.shown(measured.out, run)]
   return [
     Code(shlex.join(sweep) + "\n" + shlex.join(report)),
@@ -524,7 +374,3 @@ def record_of(measured: Measured) -> dict[str, Any]:
       for text in dict.fromkeys(json.dumps(c["versions"]) for c in measured.configs.values())
     ],
   }
-
-
-if __name__ == "__main__":
-  cli.run(main, words=("DIR",))

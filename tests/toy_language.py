@@ -11,13 +11,14 @@ HIDDEN. Legend: B rows, T positions, V words, S = V**order states (the last `ord
 newest is the least significant digit).
 """
 
-from __future__ import annotations
-
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+
+from plm_jax.objectives.seq2seq import Seq2Seq, sides
 
 HIDDEN = -1
 
@@ -244,3 +245,25 @@ def write_corpus(
   texts = ("\n".join(" ".join(names[line]) for line in document) for document in written)
   Path(path).write_text("\n\n".join(texts) + "\n", encoding="utf-8")
   return written
+
+
+# --- as a task -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Copy(Seq2Seq):
+  """Predict the source itself, or the source reversed: a toy task to test new models.
+
+  Rows are "[CLS] text [SEP]". The source is such a row, the target "text [SEP]".
+  """
+
+  reverse: bool = False
+
+  def corrupt(self, batch, draws, vocab) -> dict:
+    del draws
+    ids, length = batch["input_ids"], batch["length"]
+    column = np.arange(ids.shape[1] - 1)
+    last = length[:, None] - 1
+    taken = np.where(column < last - 1, last - 1 - column, column + 1) if self.reverse else None
+    target = ids[:, 1:] if taken is None else np.take_along_axis(ids, taken, axis=1)
+    return sides(batch, ids, length, target, length - 1, ids[:, 0])

@@ -1,0 +1,77 @@
+"""The evaluation of a run on sets that are the same for every arm of a table.
+
+`python -m plm_jax.evaluate` is the command. docs/ablation.md defines the metrics, and
+plm_jax/evaluation/ has the code of the sets and scores.
+"""
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from plm_jax import cli
+from plm_jax.ablate.plan import SCORES, Evaluation
+from plm_jax.data.preparation import prepare
+from plm_jax.evaluation.held_out import held_out
+from plm_jax.evaluation.minimal_pairs import blimp
+from plm_jax.evaluation.pair_accuracy import pair_accuracies
+from plm_jax.evaluation.scores import Scores
+from plm_jax.runs import Run
+from plm_jax.tasks.finetuning import model_cell, plan
+from plm_jax.tasks.label import Label
+from plm_jax.train.process import versions
+from plm_jax.train.workdir import write_whole
+
+FORMAT = 1
+
+
+def evaluate(run: Run, asked: Evaluation, cache: Path) -> Scores:
+  """The scores of every run and the optional ones in `asked`, written to scores.json in its
+  directory, with the number of parameters, the seconds and the software."""
+  cli.load_module("data.installed_text")  # makes tfds:installed_text known
+  start = time.perf_counter()
+  prepared = prepare(run.experiment.data, cache)
+  scores = Scores.of(run)
+  if run.step < run.experiment.steps and "public" not in run.document:
+    scores.notes.append(f"measured after {run.step:,} of {run.experiment.steps:,} steps")
+  held_out(run, prepared, scores)
+  pair_accuracies(run, prepared, scores)
+  if asked.blimp:
+    blimp(run, Path(asked.blimp), asked.blimp_pairs, scores)
+  if asked.finetune:
+    finetune(run, asked.labels, cache, scores)
+  record = {
+    "format": FORMAT,
+    "asked": dataclasses.asdict(asked),
+    **scores._asdict(),
+    "step": run.step,
+    "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(run.params)),
+    "seconds": time.perf_counter() - start,
+    "versions": versions(),
+  }
+  write_whole(run.path / SCORES, json.dumps(record, indent=2) + "\n")
+  return scores
+
+
+def finetune(
+  run: Run,
+  labels: list[int | None],
+  cache: Path,
+  scores: Scores,
+  settings: tuple[str, ...] = (),
+) -> None:
+  """Adds finetune_LABELS_accuracy and _macro_f1 to `scores`: those of run_finetune.py with
+  --task=label and `settings`."""
+  recipe = cli.load_module("experiments.finetune").recipe
+  chosen = plan(run, recipe, Label(), list(settings), cache, run.path / "finetune")
+  for size in labels:
+    name = str(size or "all")
+    title = f"fine-tuning on {name}"
+    cell = model_cell(chosen, "pretrained", size, run.experiment.seed, title)
+    test = {metric: cell.test[metric] for metric in chosen.task.metrics}
+    measured_on = [{"test": np.array(chosen.splits.test.fingerprint())}]
+    scores.add(f"finetune_{name}", test, len(chosen.splits.test), measured_on)

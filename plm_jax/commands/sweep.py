@@ -1,0 +1,72 @@
+"""Runs a paper's table: every arm with every seed, pretraining and then evaluation.
+
+  python -m plm_jax.sweep --table=experiments/bert.py:table_6 --out=sweeps/table_6
+  python -m plm_jax.sweep --list
+  python -m plm_jax.sweep --table=... --budget=smoke --seeds=3 --jobs=2 --out=DIR
+  python -m plm_jax.sweep --table=... --out=DIR --arms=no-nsp,base --set=steps=2000
+
+The same command resumes a stopped or killed sweep. Then: python -m plm_jax.report DIR
+"""
+
+import shlex
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from plm_jax import cli
+from plm_jax.ablate.launch import LAUNCHERS
+from plm_jax.ablate.plan import is_done
+from plm_jax.ablate.sweeping import arm_lines, arms_of, default_out, heading, planned, sweep
+from plm_jax.experiment import BUDGETS
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  flags.DEFINE_string("table", None, "FILE:FUNCTION of the table.")
+  flags.DEFINE_enum("budget", "small", BUDGETS, "Scale: seconds, minutes, or as published.")
+  flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, 2, ...")
+  flags.DEFINE_string("out", None, "Where it is kept (default: sweeps/FILE_FUNCTION_BUDGET).")
+  flags.DEFINE_list("arms", [], "Only these arms, separated by commas (default: all).")
+  flags.DEFINE_multi_string("set", [], "FIELD=VALUE for all arms, such as steps=2000. Repeatable.")
+  flags.DEFINE_integer("jobs", 1, "Number of runs at a time; they share the cores and the GPUs.")
+  flags.DEFINE_enum("launcher", "local", LAUNCHERS, "Who starts the runs.")
+  flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files to evaluate on.")
+  flags.DEFINE_integer("blimp_pairs", None, "At most this many pairs of each of its files.")
+  flags.DEFINE_string("finetune", None, "Fine-tune on these numbers of labels, such as 500,all.")
+  flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
+  flags.DEFINE_bool("list", False, "List all tables with their published numbers, and exit.")
+  flags.DEFINE_bool("dry_run", False, "Show every command, run nothing.")
+
+
+def main() -> int:
+  # The runs need the accelerator; this process only reads experiments and prepares the text.
+  jax.config.update("jax_platforms", "cpu")
+  if FLAGS.list:
+    for reference, line in cli.list_experiments("experiments", returns="Table"):
+      print(f"{reference:45} {line}")
+      print(arm_lines(cli.load_experiment(reference, returns="Table")()))
+    return 0
+  names = ("table", "budget", "seeds", "jobs", "arms", "blimp", "blimp_pairs", "finetune", "cache")
+  options = {name: FLAGS[name].value for name in names}
+  table, plan, experiments = planned(**options, settings=FLAGS.set)
+  out, arms = Path(FLAGS.out or default_out(plan)), arms_of(table, FLAGS.arms)
+  print(heading(table, plan, experiments, plan.runs(arms), out), flush=True)
+  if FLAGS.dry_run:
+    for run in plan.runs(arms):
+      print("", *plan.shown(out, run), sep="\n")
+    return 0
+  plan, failed = sweep(plan, experiments, out, arms, FLAGS.jobs, FLAGS.launcher)
+  if failed is None:  # handed over
+    return 0
+  asked = plan.runs(arms)
+  done = sum(is_done(out, run, plan) for run in asked)
+  print(f"\n{done} of {len(asked)} runs are done")
+  if done:
+    print(f"next: python -m plm_jax.report {shlex.quote(str(out))}")
+  return 1 if failed else 0
+
+
+if __name__ == "__main__":
+  cli.run(main)

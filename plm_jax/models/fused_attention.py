@@ -1,0 +1,410 @@
+"""Attention in one kernel, for NVIDIA GPUs: no array `[B, N, T, S]` is written to memory.
+
+The algorithm is FlashAttention-2 (Dao 2023, arXiv 2307.08691): blocks of queries read blocks of
+keys, the softmax is accumulated over them, and the backward pass computes the scores again. Dropout
+draws the hash of `plm_jax.models.dropout` inside the kernel, so that it drops the same weights as
+plain attention. The kernels are written in Pallas for its Triton backend; on a CPU they are
+interpreted, which is for tests.
+
+A mask is given as groups, not as an array: see `Groups`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from plm_jax.models.dropout import keep_threshold, mix
+from plm_jax.models.groups import Groups
+from plm_jax.placement import split_heads
+
+LOG2E = math.log2(math.e)  # the kernels use powers of 2
+MASKED = -1e30  # as in `plm_jax.models.attention`
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+  """Sizes of the blocks and launch options of a kernel. rows: of the array a program owns
+  (queries, or keys and values); columns: of the array that it reads in a loop."""
+
+  rows: int
+  columns: int
+  warps: int
+  stages: int
+
+
+TILING = Tiling(rows=64, columns=64, warps=4, stages=3)  # of all kernels: docs/speed.md, GPU
+
+
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+  """Everything that is known when a kernel is compiled. heads: of queries, on all devices;
+  targets, sources: positions without the padding to whole blocks."""
+
+  scale: float
+  causal: bool
+  window: int | None
+  rate: float
+  heads: int
+  targets: int
+  sources: int
+  interpret: bool
+
+  def scores(self, q, k, rows, columns, row_groups, column_groups):
+    """float32 `[rows, columns]`: scaled by `scale * log2(e)`, and masked."""
+    scores = triton.dot(q, k, trans_b=True) * jnp.float32(self.scale * LOG2E)
+    allowed = None
+    if row_groups is not None:
+      allowed = row_groups[:, None] == column_groups[None, :]
+    if self.causal:
+      allowed = _both(allowed, columns[None, :] <= rows[:, None])
+    if self.window is not None:
+      near = jnp.abs(columns[None, :] - rows[:, None]) <= self.window
+      allowed = _both(allowed, near)
+    if row_groups is None and not self.causal:  # padding to whole blocks has no group otherwise
+      allowed = _both(allowed, columns[None, :] < self.sources)
+    return scores if allowed is None else jnp.where(allowed, scores, MASKED)
+
+  def keeps(self, place, rows, columns):
+    """bool `[rows, columns]`: the weights that dropout keeps. place: uint32 seed and index of the
+    head's first weight in the whole array."""
+    seed, first = place
+    index = rows.astype(jnp.uint32)[:, None] * jnp.uint32(self.sources)
+    index = first + index + columns.astype(jnp.uint32)[None, :]
+    return mix(index ^ seed) >= jnp.uint32(keep_threshold(self.rate))
+
+  def first_source(self, first_row, tiling: Tiling):
+    """The first block of sources that a block of targets sees."""
+    if self.window is None:
+      return 0
+    return jnp.maximum(first_row - self.window, 0) // tiling.columns
+
+  def end_of_sources(self, first_row, tiling: Tiling, width: int):
+    """The end of the blocks of sources that a block of targets sees."""
+    end = first_row + tiling.rows
+    if not self.causal:
+      if self.window is None:
+        return pl.cdiv(width, tiling.columns)
+      end = end + self.window
+    return jnp.minimum(end + tiling.columns - 1, width + tiling.columns - 1) // tiling.columns
+
+  def first_target(self, first_column, tiling: Tiling):
+    """The first block of targets that sees a block of sources."""
+    if self.causal:
+      return first_column // tiling.columns
+    if self.window is None:
+      return 0
+    return jnp.maximum(first_column - self.window, 0) // tiling.columns
+
+  def end_of_targets(self, first_column, tiling: Tiling, width: int):
+    """The end of the blocks of targets that see a block of sources."""
+    if self.window is None:
+      return pl.cdiv(width, tiling.columns)
+    end = first_column + tiling.rows + self.window
+    return jnp.minimum(end + tiling.columns - 1, width + tiling.columns - 1) // tiling.columns
+
+
+def _both(a, b):
+  return b if a is None else a & b
+
+
+def _block(start, size):
+  """The slice of a block, and its positions."""
+  return pl.ds(start, size), start + jax.lax.broadcasted_iota(jnp.int32, (size,), 0)
+
+
+def _group(ref, block):
+  return None if ref is None else ref[block]
+
+
+def _place(problem: _Problem, place_ref, head):
+  """Seed, and index of a head's first weight in the whole array, modulo 2**32. head: number among
+  this call's heads of all rows."""
+  size = jnp.uint32(problem.targets * problem.sources % 2**32)
+  return place_ref[0], place_ref[1] + head.astype(jnp.uint32) * size
+
+
+# --- kernels -------------------------------------------------------------------------------------
+
+
+def _forward_kernel(
+  place_ref, q_ref, k_ref, v_ref, tg_ref, sg_ref, o_ref, lse_ref, *, problem: _Problem, tiling
+):
+  """One block of queries of one head. lse: log2 of the softmax's denominator, of each query."""
+  first = pl.program_id(0) * tiling.rows
+  block, rows = _block(first, tiling.rows)
+  place = _place(problem, place_ref, pl.program_id(1) * problem.heads + pl.program_id(2))
+  q, row_groups = q_ref[...], _group(tg_ref, block)
+
+  def body(number, carry):
+    o, highest, total = carry
+    block, columns = _block(number * tiling.columns, tiling.columns)
+    k, v = k_ref[block, :], v_ref[block, :]
+    scores = problem.scores(q, k, rows, columns, row_groups, _group(sg_ref, block))
+    before, highest = highest, jnp.maximum(highest, scores.max(axis=1))
+    weights = jnp.exp2(scores - highest[:, None])
+    shrink = jnp.exp2(before - highest)
+    total = total * shrink + weights.sum(axis=1)
+    if problem.rate:
+      weights = jnp.where(problem.keeps(place, rows, columns), weights, 0.0)
+    return o * shrink[:, None] + triton.dot(weights.astype(v.dtype), v), highest, total
+
+  start = (
+    jnp.zeros((tiling.rows, q.shape[-1]), jnp.float32),
+    jnp.full((tiling.rows,), MASKED, jnp.float32),
+    jnp.zeros((tiling.rows,), jnp.float32),
+  )
+  begin = problem.first_source(first, tiling)
+  end = problem.end_of_sources(first, tiling, k_ref.shape[0])
+  o, highest, total = jax.lax.fori_loop(begin, end, body, start)
+  o_ref[...] = (o / (total * (1.0 - problem.rate))[:, None]).astype(o_ref.dtype)
+  lse_ref[...] = highest + jnp.log2(total)
+
+
+def _weights(problem: _Problem, scores, lse, place, rows, columns):
+  """The softmax's weights, and their factors by dropout (None without)."""
+  weights = jnp.exp2(scores - lse[:, None])
+  if not problem.rate:
+    return weights, None
+  factor = jnp.float32(1.0 / (1.0 - problem.rate))
+  return weights, jnp.where(problem.keeps(place, rows, columns), factor, 0.0)
+
+
+def _score_gradients(weights, factors, g_weights, delta):
+  """Gradients of the scores. g_weights: of the dropped weights. delta: sum of output times its
+  gradient, of each query."""
+  g = g_weights if factors is None else g_weights * factors
+  return weights * (g - delta[:, None])
+
+
+def _queries_kernel(
+  place_ref, q_ref, k_ref, v_ref, tg_ref, sg_ref, g_ref, lse_ref, delta_ref, dq_ref, *,
+  problem: _Problem, tiling,
+):  # fmt: skip
+  """The gradient of one block of queries of one head."""
+  first = pl.program_id(0) * tiling.rows
+  block, rows = _block(first, tiling.rows)
+  place = _place(problem, place_ref, pl.program_id(1) * problem.heads + pl.program_id(2))
+  q, g, lse, delta = q_ref[...], g_ref[...], lse_ref[...], delta_ref[...]
+  row_groups = _group(tg_ref, block)
+
+  def body(number, dq):
+    block, columns = _block(number * tiling.columns, tiling.columns)
+    k, v = k_ref[block, :], v_ref[block, :]
+    scores = problem.scores(q, k, rows, columns, row_groups, _group(sg_ref, block))
+    weights, factors = _weights(problem, scores, lse, place, rows, columns)
+    d_scores = _score_gradients(weights, factors, triton.dot(g, v, trans_b=True), delta)
+    return dq + triton.dot(d_scores.astype(k.dtype), k)
+
+  begin = problem.first_source(first, tiling)
+  end = problem.end_of_sources(first, tiling, k_ref.shape[0])
+  dq = jax.lax.fori_loop(begin, end, body, jnp.zeros(q.shape, jnp.float32))
+  dq_ref[...] = (dq * problem.scale).astype(dq_ref.dtype)
+
+
+def _keys_kernel(
+  place_ref, q_ref, k_ref, v_ref, tg_ref, sg_ref, g_ref, lse_ref, delta_ref, dk_ref, dv_ref, *,
+  problem: _Problem, tiling,
+):  # fmt: skip
+  """The gradients of one block of keys and values of one key head, from all its query heads."""
+  first, heads = pl.program_id(0) * tiling.rows, q_ref.shape[1]
+  block, columns = _block(first, tiling.rows)
+  k, v, column_groups = k_ref[...], v_ref[...], _group(sg_ref, block)
+  begin = problem.first_target(first, tiling)
+  end = problem.end_of_targets(first, tiling, q_ref.shape[0])
+  carry = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+  for head in range(heads):
+    number = pl.program_id(1) * problem.heads + pl.program_id(2) * heads + head
+    place = _place(problem, place_ref, number)
+
+    def body(number, carry, head=head, place=place):
+      dk, dv = carry
+      block, rows = _block(number * tiling.columns, tiling.columns)
+      q, g = q_ref[block, head, :], g_ref[block, head, :]
+      scores = problem.scores(q, k, rows, columns, _group(tg_ref, block), column_groups)
+      weights, factors = _weights(problem, scores, lse_ref[head, block], place, rows, columns)
+      dropped = weights if factors is None else weights * factors
+      dv += triton.dot(dropped.astype(g.dtype), g, trans_a=True)
+      g_weights = triton.dot(g, v, trans_b=True)
+      d_scores = _score_gradients(weights, factors, g_weights, delta_ref[head, block])
+      return dk + triton.dot(d_scores.astype(q.dtype), q, trans_a=True), dv
+
+    carry = jax.lax.fori_loop(begin, end, body, carry)
+  dk, dv = carry
+  dk_ref[...] = (dk * problem.scale).astype(dk_ref.dtype)
+  dv_ref[...] = dv.astype(dv_ref.dtype)
+
+
+# --- the function --------------------------------------------------------------------------------
+
+
+def fused_attention(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  groups: Groups,
+  *,
+  scale: float | None = None,
+  causal: bool = False,
+  window: int | None = None,
+  rate: float = 0.0,
+  seed: jax.Array | None = None,
+) -> jax.Array:
+  """`[B, T, N, H]`, as plain attention has it; a target that sees nothing has arbitrary values.
+
+  causal, window: a target sees the sources that are not after it, and at most `window` positions
+  away. seed: uint32 `[]` of a hash `Noise`; None is no dropout. H is a power of 2, at least 16. On
+  a mesh every device computes its rows and heads.
+  """
+  (_, T, N, H), S = q_BTNH.shape, k_BSKH.shape[1]
+  problem = _Problem(
+    scale=H**-0.5 if scale is None else scale,
+    causal=causal,
+    window=window,
+    rate=0.0 if seed is None else rate,
+    heads=N,
+    targets=T,
+    sources=S,
+    interpret=jax.default_backend() == "cpu",
+  )
+  seed = jnp.uint32(0) if seed is None else seed.astype(jnp.uint32)
+
+  def local(first_head, q_BTNH, k_BSKH, v_BSKH, groups, seed):
+    first = first_head.astype(jnp.uint32) * jnp.uint32(T * S % 2**32)
+    return _attend(problem, q_BTNH, k_BSKH, v_BSKH, groups, jnp.stack([seed, first]))
+
+  return split_heads(local, q_BTNH, k_BSKH, v_BSKH, groups, seed)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(problem: _Problem, q_BTNH, k_BSKH, v_BSKH, groups, place):
+  return _attend_forward(problem, q_BTNH, k_BSKH, v_BSKH, groups, place)[0]
+
+
+def _attend_forward(problem: _Problem, q_BTNH, k_BSKH, v_BSKH, groups, place):
+  tiling = _fitted(problem.targets, problem.sources)
+  q, k, v = _padded(q_BTNH, tiling), _padded(k_BSKH, tiling), _padded(v_BSKH, tiling)
+  (B, T, N, H), group = q.shape, q.shape[2] // k.shape[2]
+  own = pl.BlockSpec((None, tiling.rows, None, H), lambda t, b, n: (b, t, n, 0))
+  read = pl.BlockSpec((None, k.shape[1], None, H), lambda t, b, n: (b, 0, n // group, 0))
+  of_query = pl.BlockSpec((None, None, tiling.rows), lambda t, b, n: (b, n, t))
+  o, lse = _call(
+    _forward_kernel,
+    problem,
+    tiling,
+    (T // tiling.rows, B, N),
+    [own, read, read],
+    (q, k, v),
+    groups,
+    place,
+    out=[(own, q), (of_query, jax.ShapeDtypeStruct((B, N, T), jnp.float32))],
+  )
+  o_BTNH = o[:, : problem.targets]
+  return o_BTNH, (q_BTNH, k_BSKH, v_BSKH, groups, place, o_BTNH, lse[:, :, : problem.targets])
+
+
+def _attend_backward(problem: _Problem, kept, g_BTNH):
+  q_BTNH, k_BSKH, v_BSKH, groups, place, o_BTNH, lse_BNT = kept
+  delta_BNT = jnp.einsum("BTNH,BTNH->BNT", o_BTNH, g_BTNH, preferred_element_type=jnp.float32)
+  dq = _query_gradients(problem, q_BTNH, k_BSKH, v_BSKH, groups, place, g_BTNH, lse_BNT, delta_BNT)
+  dk, dv = _key_gradients(
+    problem, q_BTNH, k_BSKH, v_BSKH, groups, place, g_BTNH, lse_BNT, delta_BNT
+  )
+  return dq, dk, dv, jax.tree.map(lambda _: None, groups), None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _query_gradients(problem, q, k, v, groups, place, g, lse, delta):
+  tiling = _fitted(problem.targets, problem.sources)
+  q, k, v, g = (_padded(x, tiling) for x in (q, k, v, g))
+  lse, delta = (_padded(x, tiling, axis=2) for x in (lse, delta))
+  (B, T, N, H), group = q.shape, q.shape[2] // k.shape[2]
+  own = pl.BlockSpec((None, tiling.rows, None, H), lambda t, b, n: (b, t, n, 0))
+  read = pl.BlockSpec((None, k.shape[1], None, H), lambda t, b, n: (b, 0, n // group, 0))
+  of_query = pl.BlockSpec((None, None, tiling.rows), lambda t, b, n: (b, n, t))
+  (dq,) = _call(
+    _queries_kernel,
+    problem,
+    tiling,
+    (T // tiling.rows, B, N),
+    [own, read, read],
+    (q, k, v),
+    groups,
+    place,
+    out=[(own, q)],
+    more=[(own, g), (of_query, lse), (of_query, delta)],
+  )
+  return dq[:, : problem.targets]
+
+
+def _key_gradients(problem, q, k, v, groups, place, g, lse, delta):
+  tiling = _fitted(problem.sources, problem.targets)
+  q, k, v, g = (_padded(x, tiling) for x in (q, k, v, g))
+  lse, delta = (_padded(x, tiling, axis=2) for x in (lse, delta))
+  (B, S, K, H), T, group = k.shape, q.shape[1], q.shape[2] // k.shape[2]
+  own = pl.BlockSpec((None, tiling.rows, None, H), lambda s, b, n: (b, s, n, 0))
+  read = pl.BlockSpec((None, T, group, H), lambda s, b, n: (b, 0, n, 0))
+  of_query = pl.BlockSpec((None, group, T), lambda s, b, n: (b, n, 0))
+  dk, dv = _call(
+    _keys_kernel,
+    problem,
+    tiling,
+    (S // tiling.rows, B, K),
+    [read, own, own],
+    (q, k, v),
+    groups,
+    place,
+    out=[(own, k), (own, v)],
+    more=[(read, g), (of_query, lse), (of_query, delta)],
+  )
+  return dk[:, : problem.sources], dv[:, : problem.sources]
+
+
+def _call(kernel, problem, tiling, grid, specs, inputs, groups, place, *, out, more=()):
+  """A kernel's call. out: blocks and shapes of the results; more: further inputs with blocks."""
+  whole = lambda x: pl.BlockSpec((None, x.shape[1]), lambda i, b, n: (b, 0))  # noqa: E731
+  marks = [None if x is None else _padded(x, tiling, value=-2 + i) for i, x in enumerate(groups)]
+  return pl.pallas_call(
+    functools.partial(kernel, problem=problem, tiling=tiling),
+    grid=grid,
+    in_specs=[
+      pl.BlockSpec((2,), lambda i, b, n: (0,)),
+      *specs,
+      *(None if x is None else whole(x) for x in marks),
+      *(spec for spec, _ in more),
+    ],
+    out_specs=[spec for spec, _ in out],
+    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for _, x in out],
+    compiler_params=triton.CompilerParams(num_warps=tiling.warps, num_stages=tiling.stages),
+    interpret=problem.interpret,
+  )(place, *inputs, *marks, *(x for _, x in more))
+
+
+def _fitted(rows: int, columns: int) -> Tiling:
+  """The tiling with blocks that are not much longer than the arrays, and at least 16."""
+
+  def shortest(size: int, positions: int) -> int:
+    return min(size, max(16, 1 << (positions - 1).bit_length()))
+
+  return dataclasses.replace(
+    TILING, rows=shortest(TILING.rows, rows), columns=shortest(TILING.columns, columns)
+  )
+
+
+def _padded(x: jax.Array, tiling: Tiling, axis: int = 1, value: int = 0) -> jax.Array:
+  """x with whole blocks along an axis of positions."""
+  size = x.shape[axis]
+  missing = -size % max(tiling.rows, tiling.columns)
+  if not missing:
+    return x
+  return jnp.pad(
+    x, [(0, missing if a == axis else 0) for a in range(x.ndim)], constant_values=value
+  )

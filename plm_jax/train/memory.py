@@ -1,0 +1,88 @@
+"""The compiled train step, in as many micro-batches as the device's memory needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+
+import jax
+
+from plm_jax.errors import UserError
+from plm_jax.experiment import Experiment
+from plm_jax.train.step import together, train_step
+
+
+def compile_step(experiment: Experiment, transform, abstract, rows, mesh):
+  """The compiled train step and its bytes per device.
+
+  With `compute.micro_batches=0` there are more parts until the step fits: its bytes are within the
+  limit that the device reports, and the compiler does not refuse it, as it does on a TPU. Errors:
+  `UserError` if it does not fit in the given number of parts, or with one row per device and part.
+  """
+  parts = experiment.compute.micro_batches or 1
+  rows_per_device = experiment.global_batch // (mesh.shape["data"] * mesh.shape["fsdp"])
+  group = together(experiment.objectives)
+  limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+  while True:
+    compiled, memory, reason = None, 0, ""
+    try:
+      compiled = compiled_in(parts, experiment, transform, abstract, rows, mesh)
+      memory = step_memory(compiled)
+      if limit and memory > limit:
+        reason = f"it needs {memory / 2**30:.2f} GiB of {limit / 2**30:.2f}"
+    except jax.errors.JaxRuntimeError as error:
+      reason = out_of_memory(error)
+      if not reason:
+        raise
+    if compiled is not None and (not reason or experiment.compute.micro_batches):
+      return compiled, memory
+    more = [p for p in range(2 * parts, rows_per_device + 1)
+            if rows_per_device % p == 0 and experiment.global_batch % (p * group) == 0]  # fmt: skip
+    if experiment.compute.micro_batches or not more:
+      raise _does_not_fit(experiment, parts, rows_per_device // parts, reason)
+    parts = more[0]
+
+
+def compiled_in(parts: int, experiment: Experiment, transform, abstract, rows, mesh):
+  """The train step compiled with this number of micro-batches."""
+  function = functools.partial(
+    train_step,
+    objectives=experiment.objectives,
+    compute=dataclasses.replace(experiment.compute, micro_batches=parts),
+    transform=transform,
+    learning_rate=experiment.optim.learning_rate(experiment.steps),
+    frozen=experiment.model.frozen,
+  )
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  step = jax.jit(function, donate_argnums=0, out_shardings=shardings)
+  with jax.set_mesh(mesh):
+    return step.lower(abstract, rows).compile()
+
+
+def out_of_memory(error: Exception) -> str:
+  """The compiler's sentence on too little memory; "" for any other error."""
+  match = re.search(r"RESOURCE_EXHAUSTED:\s*(.+?)(?:\.\s|\.?$|\n)", str(error))
+  return match[1] if match else ""
+
+
+def _does_not_fit(experiment: Experiment, parts: int, rows: int, reason: str) -> UserError:
+  one = rows == 1
+  size = "even one row" if one else f"a micro-batch of {rows} rows"
+  advice = (
+    "split the model over more devices (mesh.fsdp, mesh.tensor), set compute.remat=true or lower "
+    "data.length"
+    if one
+    else f"set compute.micro_batches=0, or above {parts}"
+  )
+  return UserError(
+    f"{size} of data.length={experiment.data.length} per device does not fit in its memory "
+    f"({reason}); {advice}"
+  )
+
+
+def step_memory(compiled) -> int:
+  """Bytes per device: arguments, results that do not reuse them, and temporaries."""
+  m = compiled.memory_analysis()
+  reused = m.alias_size_in_bytes
+  return m.argument_size_in_bytes + m.output_size_in_bytes - reused + m.temp_size_in_bytes

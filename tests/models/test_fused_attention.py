@@ -1,0 +1,151 @@
+"""Attention in one kernel equals plain attention. On a CPU the kernels are interpreted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plm_jax.errors import UserError
+from plm_jax.models import attention
+from plm_jax.models.attention import attend, causal_mask, document_mask, padding_mask, window_mask
+from plm_jax.models.bert import Bert
+from plm_jax.models.compute import Compute
+from plm_jax.models.dropout import Noise
+from plm_jax.models.fused_attention import fused_attention
+from plm_jax.models.gpt import Gpt2
+from plm_jax.models.groups import Groups, real_sources
+from plm_jax.models.t5 import T5
+from plm_jax.sharding import MeshShape
+
+B, H = 2, 16
+LENGTHS = jnp.array([80, 33])
+DOCUMENTS = jnp.asarray(np.repeat([[0, 1, 2, 2], [0, 0, 0, 1]], 20, axis=1), jnp.int32)
+PADDED = real_sources(80, jnp.arange(80) < LENGTHS[:, None])
+CASES = {
+  # name: key heads of 4, rate, the mask as an array, as groups, causal, window
+  "padding and dropout": (4, 0.2, padding_mask(LENGTHS, 80), PADDED, False, None),
+  "causal documents, shared keys, dropout": (
+    *(2, 0.2, document_mask(DOCUMENTS) & causal_mask(80), Groups(DOCUMENTS, DOCUMENTS)),
+    *(True, None),
+  ),
+  "causal with a window": (4, 0.0, causal_mask(80) & window_mask(9, 80, 80), Groups(), True, 9),
+  "a window to both sides": (
+    *(4, 0.0, padding_mask(LENGTHS, 80) & window_mask(70, 80, 80), PADDED, False, 70),
+  ),
+  "no mask, and rows that blocks do not divide": (
+    *(4, 0.0, jnp.ones((1, 1, 1, 80), bool), Groups(), False, None),
+  ),
+}
+
+
+def inputs(key_heads, targets=80, sources=80):
+  shapes = [(B, targets, 4, H), (B, sources, key_heads, H), (B, sources, key_heads, H)]
+  keys = jax.random.split(jax.random.key(0), 4)
+  normal = [jax.random.normal(k, s) for k, s in zip(keys, [*shapes, shapes[0]], strict=True)]
+  return normal[:3], normal[3]
+
+
+def results(function, qkv, gradient):
+  """Result and gradients, in one program."""
+
+  def both(qkv, gradient):
+    result, pull_back = jax.vjp(function, *qkv)
+    return result, pull_back(gradient)
+
+  return jax.jit(both)(qkv, gradient)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_kernel_and_its_gradients_equal_plain_attention(name):
+  key_heads, rate, mask, groups, causal, window = CASES[name]
+  qkv, gradient = inputs(key_heads)
+  sees = jnp.broadcast_to(mask, (B, 1, 80, 80)).any(-1)[:, 0, :, None, None]
+  noise = Noise.create(jax.random.key(9), "hash") if rate else None
+  seed = None if noise is None else noise.seed
+
+  def kernel(q, k, v):
+    options = {"causal": causal, "window": window, "rate": rate, "seed": seed}
+    return jnp.where(sees, fused_attention(q, k, v, groups, **options), 0)
+
+  def plain(q, k, v):
+    return jnp.where(sees, attend(q, k, v, mask, rate, noise), 0)
+
+  fused, expected = results(kernel, qkv, gradient), results(plain, qkv, gradient)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), fused, expected)
+
+
+def test_a_target_reads_sources_of_another_length():
+  qkv, gradient = inputs(4, targets=24, sources=80)
+  real_BS = jnp.arange(80) < LENGTHS[:, None]
+  groups, mask = real_sources(24, real_BS), real_BS[:, None, None, :]
+  fused = results(lambda q, k, v: fused_attention(q, k, v, groups), qkv, gradient)
+  expected = results(lambda q, k, v: attend(q, k, v, mask, 0.0, None), qkv, gradient)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), fused, expected)
+
+
+SIZES = {"layers": 1, "width": 32, "heads": 2, "vocab_size": 64}
+BATCH = {
+  "input_ids": jnp.asarray(np.random.default_rng(0).integers(5, 60, (4, 16)), jnp.int32),
+  "segment_ids": jnp.zeros((4, 16), jnp.int32),
+  "length": jnp.array([16, 9, 12, 3]),
+}
+
+
+@pytest.mark.parametrize("config", [Bert(**SIZES), Gpt2(**SIZES)], ids=["bert", "gpt"])
+@pytest.mark.parametrize("mesh", [None, MeshShape(data=2, tensor=2)], ids=["alone", "mesh"])
+def test_a_model_gives_the_same_states_with_the_kernel(config, mesh):
+  """With dropout, on one device and with rows and heads on four."""
+  model = config.init(jax.random.key(0), {})
+  noise = Noise.create(jax.random.key(1), "hash")
+
+  def states(kind):
+    compute = Compute(attention=kind, dtype="float32")
+    return jax.jit(lambda model, noise: model(BATCH, compute, noise))(model, noise)
+
+  expected = states("plain")
+  if mesh is None:
+    fused = states("pallas")
+  else:
+    with jax.set_mesh(mesh.build(jax.devices()[:4])):
+      fused = states("pallas")
+  real = np.arange(16) < np.asarray(BATCH["length"])[:, None]
+  np.testing.assert_allclose(np.asarray(fused)[real], np.asarray(expected)[real], atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["pallas", "cudnn"])
+def test_a_kernel_that_does_not_fit_is_refused_with_the_reason(kind):
+  model = T5(**SIZES, head_width=16, hidden=32).init(jax.random.key(0), {"lm": 0})
+  batch = {name: BATCH[name] for name in ("input_ids", "length")}
+  with pytest.raises(
+    UserError, match=f"attention={kind} does not fit here: the scores have a bias"
+  ):
+    model(batch, Compute(attention=kind), None)
+
+
+def chosen(monkeypatch, *, rate=0.0, groups=None, causal=True, dtype=jnp.bfloat16, width=64):
+  monkeypatch.setattr(attention, "has_tensor_cores", lambda dtype: dtype != jnp.float32)
+  q = jax.ShapeDtypeStruct((2, 8, 4, width), dtype)
+  noise = Noise.create(jax.random.key(0), "hash") if rate else None
+  monkeypatch.setattr(attention, "_refusal_of_cudnn", lambda q, k: None)
+  monkeypatch.setattr(attention, "say_once", lambda sentence: None)
+  form = {"causal": causal, "window": None}
+  return attention.chosen_kind("auto", _Sized(q), q, groups, noise, None, **form)
+
+
+class _Sized:
+  """A shape with a length, in place of an array."""
+
+  def __init__(self, shape):
+    self.shape, self.dtype, self.ndim = shape.shape, shape.dtype, len(shape.shape)
+
+  def __len__(self):
+    return self.shape[0]
+
+
+def test_auto_takes_the_fastest_kernel_that_fits(monkeypatch):
+  assert chosen(monkeypatch, groups=Groups()) == "cudnn"
+  assert chosen(monkeypatch, groups=Groups(), rate=0.1) == "pallas"
+  assert chosen(monkeypatch, groups=PADDED, causal=False) == "pallas"
+  assert chosen(monkeypatch, groups=None) == "plain"
+  assert chosen(monkeypatch, groups=Groups(), width=48) == "plain"
+  assert chosen(monkeypatch, groups=Groups(), dtype=jnp.float32) == "blocks"
