@@ -244,10 +244,18 @@ def test_rows_of_the_same_source_are_references_to_test_on_and_examples_to_train
   assert scores["exact"] == scores["rouge_l"] == 100
 
 
+def test_targets_that_the_tokenizer_does_not_know_are_refused(source, tmp_path):
+  path = tmp_path / "other.jsonl"
+  rows = [{"source": w, "target": f"unbekannt {w} zwei drei vier"} for w in WORDS]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  with pytest.raises(UserError, match="of the targets' tokens are unknown to the tokenizer"):
+    read(source(MODELS["t5"]), Write(source=str(path)), tmp_path)
+
+
 def test_a_source_is_never_in_two_of_the_own_splits(source, tmp_path):
   pytest.importorskip("sacrebleu")
   path = tmp_path / "e2e.csv"
-  lines = [f'"{a} {b}",{b} {n}' for a in WORDS for b in WORDS[:3] for n in range(3)]
+  lines = [f'"{a} {b}",{b} {WORDS[n]}' for a in WORDS for b in WORDS[:3] for n in range(3)]
   path.write_text("\n".join(["mr,ref", *lines]))
   _, splits = read(source(MODELS["t5"]), Write(source=str(path)), tmp_path)
   sources = [{item.texts for item in split.items} for split in splits[:3]]
