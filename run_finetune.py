@@ -33,6 +33,7 @@ from experiments.finetune import recipe, rule
 from plm_jax import cli, overrides
 from plm_jax.data.corpora import cache_folder
 from plm_jax.errors import UserError
+from plm_jax.export.to_run import run_directory
 from plm_jax.runs import RunInfo
 from plm_jax.tasks.comparison import (
   TRAINED,
@@ -94,7 +95,7 @@ def main() -> None:
     raise UserError("run_finetune.py needs --from=DIR, the directory of a pretraining run.")
   cache = cache_folder(FLAGS.cache)
   keep_compilations(cache)
-  source = RunInfo.read(FLAGS["from"].value)
+  source = RunInfo.read(run_directory(FLAGS["from"].value))
   settings = [f"task.{name}={FLAGS[name].value}" for name in ("dev", "test") if FLAGS[name].value]
   settings += FLAGS.set
   sources = [

@@ -10,26 +10,20 @@ With no flag: BERT-tiny on the text that is installed with Python, in about two 
 A run that was stopped or killed continues when the same command is given again.
 """
 
-import dataclasses
-import sys
 from pathlib import Path
 
-import jax
-import numpy as np
 from absl import flags
 
 import data.installed_text  # noqa: F401  makes tfds:installed_text known
 from plm_jax import cli, overrides
 from plm_jax.ablate.table import list_rows
 from plm_jax.data.corpora import cache_folder
-from plm_jax.data.pipeline import Batches, iterate
-from plm_jax.data.preparation import Prepared, prepare
-from plm_jax.experiment import BUDGETS, Experiment
+from plm_jax.experiment import BUDGETS
 from plm_jax.experiment_flags import chosen_experiment
-from plm_jax.runs import RunInfo, initial_parameters
+from plm_jax.export.to_run import run_directory
+from plm_jax.pretraining import pretrain, program_of
+from plm_jax.runs import RunInfo
 from plm_jax.train import processes, report
-from plm_jax.train.example_batch import example_batch
-from plm_jax.train.loop import Data, compile_experiment, fit
 from plm_jax.train.process import enough_threads, keep_compilations, keep_freed_memory
 from plm_jax.train.workdir import Workdir
 
@@ -73,7 +67,7 @@ def main() -> None:
 
 def run() -> None:
   """The run of the flags, in this process."""
-  source = RunInfo.read(FLAGS["from"].value) if FLAGS["from"].value else None
+  source = RunInfo.read(run_directory(FLAGS["from"].value)) if FLAGS["from"].value else None
   experiment, record = chosen_experiment(
     FLAGS.experiment, DEFAULT, FLAGS.budget, FLAGS.set, FLAGS.seed, source
   )
@@ -83,72 +77,13 @@ def run() -> None:
   keep_compilations(cache)
   if FLAGS.dry_run:
     processes.say(overrides.describe(experiment))
-    processes.say(report.costs(compile_experiment(experiment, example_batch(experiment))))
+    processes.say(report.costs(program_of(experiment)))
     return
   path = Path(FLAGS.workdir or Path("runs") / record["name"])
   with Workdir(path) as workdir:
     workdir.check_same_experiment(experiment, record)
-    pretrain(experiment, record, workdir, cache, source)
-
-
-def pretrain(
-  experiment: Experiment, record: dict, workdir: Workdir, cache: Path, source: RunInfo | None
-) -> None:
-  """Prepares the text, trains, evaluates and reports."""
-  first = processes.is_first()
-  with processes.first_goes_first():
-    prepared = prepare(experiment.data, cache, progress=first)
-  names = ("source", "tokenizer", "splits", "dropped")
-  text = {name: prepared.manifest[name] for name in names}
-  workdir.write_config(experiment, record | {"text": text})
-  if first:
-    prepared.tokenizer.save(workdir / "tokenizer")
-  processes.say(report.text_line(prepared.manifest))
-  train, valid = batches_of(experiment, prepared)
-  with processes.first_goes_first():  # the first makes the tables of rows
-    train.check()
-    evaluation = valid.evaluation(experiment.schedule.evaluation_rows)
-  processes.say(report.rows_line(train))
-  processes.say("compiling ...", file=sys.stderr)
-  program = compile_experiment(experiment, example_batch(experiment))
-  processes.say(report.costs(program))
-  workers = experiment.data.workers
-  data = Data(lambda start: iterate(train, start, experiment.steps, workers), evaluation)
-  initial = initial_parameters(program, source)
-  profile = Path(FLAGS.profile) if FLAGS.profile else None
-  state, records = fit(program, data, workdir, initial=initial, profile=profile)
-  params = processes.whole(state.params)
-  if first:
-    rows = all_rows(valid).evaluation(experiment.schedule.evaluation_rows)
-    results = report.Results(experiment, records, prepared.train.counts, rows)
-    print(report.results(results))
-    print(report.examples(params, results, prepared))
-    report.draw_curves(results, workdir)
-    print(report.goodbye(workdir.path, experiment, params))
-
-
-def batches_of(experiment: Experiment, prepared: Prepared) -> tuple[Batches, Batches]:
-  """The training and the held-out batches of this process."""
-  vocab = dataclasses.replace(prepared.tokenizer.vocab, counts=np.asarray(prepared.train.counts))
-  train, valid = (
-    Batches(
-      store,
-      experiment.data,
-      experiment.objectives,
-      vocab,
-      seed=experiment.seed,
-      global_batch=experiment.global_batch,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
-    for store in (prepared.train, prepared.valid)
-  )
-  return train, valid
-
-
-def all_rows(batches: Batches) -> Batches:
-  """The batches of all processes together."""
-  return dataclasses.replace(batches, process_index=0, process_count=1)
+    profile = Path(FLAGS.profile) if FLAGS.profile else None
+    pretrain(experiment, record, workdir, cache, source, profile)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,15 @@ from plm_jax.train.process import versions
 
 
 def chosen_experiment(
-  reference: str | None,
+  reference: str | Experiment | None,
   default: str,
   budget: str,
   settings: list[str],
   seed: int | None,
   source: RunInfo | None = None,
 ) -> tuple[Experiment, dict[str, Any]]:
-  """The resolved experiment of a command line, and its record for config.json.
+  """The resolved experiment of a command line, and its record for config.json. reference:
+  FILE:FUNCTION, or the experiment itself.
 
   With a source, its experiment is the default and its tokenizer is kept; a published model
   (plm_jax/commands/convert.py) also replaces the experiment's model. The record lists the
@@ -31,8 +32,14 @@ def chosen_experiment(
   """
   if reference is None:
     reference = (source.document.get("reference") if source else None) or default
-  experiment = cli.load_experiment(reference, budget=budget)()
-  base = base_of(reference, budget) or experiment
+  if isinstance(reference, Experiment):
+    experiment = base = reference
+    reference, name = None, "experiment"
+  else:
+    experiment = cli.load_experiment(reference, budget=budget)()
+    base = base_of(reference, budget) or experiment
+    file, _, function = reference.partition(":")
+    name = f"{Path(file).stem}_{function}{'' if budget == 'small' else f'_{budget}'}"
   if source is not None and "public" in source.document and not experiment.model.encoder_path:
     experiment = with_model(experiment, source.experiment.model)
   experiment = overrides.apply(experiment, settings)
@@ -49,10 +56,8 @@ def chosen_experiment(
       )
     experiment = with_teacher(experiment, teacher, settings)
   experiment = experiment.resolve(vocab_size_of(experiment))
-  file, _, function = reference.partition(":")
-  suffix = "" if budget == "small" else f"_{budget}"
   record = {
-    "name": f"{Path(file).stem}_{function}{suffix}",
+    "name": name,
     "reference": reference,
     "budget": budget,
     "diff": [

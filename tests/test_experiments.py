@@ -145,7 +145,7 @@ def test_an_experiment_says_what_it_is_and_ablations_take_six_lines(node):
 @pytest.fixture
 def main(monkeypatch, tmp_path):
   """run_pretrain in this process, on one device; returns what the run left behind."""
-  import run_pretrain
+  from plm_jax import pretraining
   from tests.test_run_pretrain import in_process
 
   one_device = jax.devices()[:1]
@@ -154,8 +154,8 @@ def main(monkeypatch, tmp_path):
     mesh = dataclasses.replace(experiment, mesh=type(experiment.mesh)(data=1))
     return COMPILE(mesh, batch, one_device)
 
-  COMPILE = run_pretrain.compile_experiment
-  monkeypatch.setattr(run_pretrain, "compile_experiment", compile_on_one)
+  COMPILE = pretraining.compile_experiment
+  monkeypatch.setattr(pretraining, "compile_experiment", compile_on_one)
   return lambda *words: in_process(monkeypatch, f"--cache={text().parent / 'cache'}", *words)
 
 

@@ -45,6 +45,7 @@ BENEATH = {
     "train",
     "runs",
   },
+  "pretraining": {"data", "experiment", "train", "runs"},
   "export": {"errors", "cli", "data", "models", "runs", "experiment_flags"},
   "tasks": {
     *("errors", "overrides", "cli", "data", "models", "objectives", "sharding", "experiment"),
@@ -57,6 +58,10 @@ BENEATH = {
   "commands": {
     *("errors", "progress", "cli", "data", "decode", "experiment", "train", "runs"),
     *("evaluation", "export", "tasks", "ablate"),
+  },
+  "api": {
+    *("errors", "cli", "data", "experiment", "train", "runs", "evaluation", "experiment_flags"),
+    *("pretraining", "export", "tasks", "commands"),
   },
 }
 

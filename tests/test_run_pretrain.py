@@ -15,7 +15,7 @@ import pytest
 from absl import flags
 
 import run_pretrain
-from plm_jax import cli
+from plm_jax import cli, pretraining
 from plm_jax.train import loop
 from plm_jax.train.workdir import read_records
 from tests.toy_language import write_corpus
@@ -66,7 +66,7 @@ def command(place, monkeypatch, capsys, tmp_path):
   """Runs the command in this process on one device: (code, stdout, stderr)."""
   compiled = loop.compile_experiment
   monkeypatch.setattr(
-    run_pretrain, "compile_experiment", lambda e, batch: compiled(e, batch, jax.devices()[:1])
+    pretraining, "compile_experiment", lambda e, batch: compiled(e, batch, jax.devices()[:1])
   )
 
   def run(*words, workdir=tmp_path / "run"):
@@ -163,7 +163,7 @@ def test_a_folder_without_text_is_a_sentence(command, tmp_path):
 
 
 def test_a_mesh_that_does_not_divide_the_devices_is_a_sentence(command, monkeypatch):
-  monkeypatch.setattr(run_pretrain, "compile_experiment", loop.compile_experiment)
+  monkeypatch.setattr(pretraining, "compile_experiment", loop.compile_experiment)
   assert "8 devices" in refused(command("--set=mesh.data=3"))  # and may be corrected:
   assert "multiple of 8" in refused(command("--set=mesh.data=8", "--set=global_batch=12"))
 

@@ -18,11 +18,10 @@ from absl import flags
 from plm_jax import cli
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
-from plm_jax.export import hf, llama2c
+from plm_jax.export import hf
 from plm_jax.export.from_run import from_run, write_directory
-from plm_jax.export.published_tokenizer import check_not_mbart_50, read_tokenizer, with_sentinels
-from plm_jax.export.tensors import read_json
-from plm_jax.export.to_run import write_run
+from plm_jax.export.published_tokenizer import read_tokenizer
+from plm_jax.export.to_run import is_run, published, tokenizer_of, write_run
 from plm_jax.runs import Run
 
 FLAGS = flags.FLAGS
@@ -58,27 +57,13 @@ def main(source: str | Path, target: str | Path) -> None:
   print(f"{source} is now in {target}: {type(model.config).__name__}, {model.architecture}")
 
 
-def is_run(source: Path) -> bool:
-  config = source / "config.json"
-  return config.is_file() and "experiment" in read_json(config)
-
-
-def published(source: Path) -> hf.Pretrained:
-  if not source.exists():
-    raise UserError(f"{source} does not exist.")
-  return hf.load(source) if source.is_dir() else llama2c.load(source)
-
-
 def chosen_tokenizer(
   source: Path, run: Run | None, model: hf.Pretrained, to: str
 ) -> Tokenizer | None:
   """The tokenizer of --tokenizer, else of SRC; None if SRC and DST are both published."""
   place = Path(FLAGS.tokenizer or source)
   if to == "run":
-    tokenizer = read_tokenizer(place, model.family.model_type)
-    tokenizer = with_sentinels(tokenizer, model.config)
-    check_not_mbart_50(tokenizer, model.config)
-    return tokenizer
+    return tokenizer_of(place, model)
   if FLAGS.tokenizer:
     return read_tokenizer(place)
   return run.tokenizer if run else None

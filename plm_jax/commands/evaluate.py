@@ -16,6 +16,7 @@ from plm_jax.ablate.evaluating import evaluate
 from plm_jax.ablate.plan import Evaluation
 from plm_jax.data.corpora import cache_folder
 from plm_jax.errors import UserError
+from plm_jax.export.to_run import run_directory
 from plm_jax.runs import Run
 from plm_jax.train.process import keep_compilations, keep_freed_memory
 
@@ -37,7 +38,9 @@ def main() -> None:
   asked = Evaluation(FLAGS.blimp, FLAGS.blimp_pairs, FLAGS.finetune)
   cache = cache_folder(FLAGS.cache)
   keep_compilations(cache)
-  for name, value in evaluate(Run.load(FLAGS["from"].value), asked, cache).metrics.items():
+  for name, value in evaluate(
+    Run.load(run_directory(FLAGS["from"].value)), asked, cache
+  ).metrics.items():
     print(f"{name:32} {value:.4f}")
 
 

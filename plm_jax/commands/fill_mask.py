@@ -6,6 +6,9 @@
 separately: each is predicted while the others stay masked.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 from absl import flags
 
@@ -15,10 +18,16 @@ from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.decode.fill_mask import Blank, fill
 from plm_jax.decode.writer import source_of
 from plm_jax.errors import UserError
+from plm_jax.export.to_run import run_directory
 from plm_jax.runs import Run, check_predicts_tokens
 from plm_jax.train.process import keep_compilations
 
 FLAGS = flags.FLAGS
+
+
+class Filler(NamedTuple):
+  token: str
+  probability: float
 
 
 def define_flags() -> None:
@@ -30,10 +39,19 @@ def define_flags() -> None:
 def main() -> None:
   if not FLAGS.model or not FLAGS.text:
     raise UserError("--model=DIR, the directory of a run, and --text with a [MASK] are needed.")
-  if FLAGS.best < 1:
-    raise UserError(f"--best={FLAGS.best} was given; at least one filler is needed.")
   keep_compilations(default_cache())
-  run = Run.load(FLAGS.model)
+  run = Run.load(run_directory(FLAGS.model))
+  for text, blanks in zip(FLAGS.text, fill_mask(run, FLAGS.text, FLAGS.best)):
+    print(text)
+    for fillers in blanks:
+      print("  " + ", ".join(f"{token} {probability:.3f}" for token, probability in fillers))
+
+
+def fill_mask(run: Run, texts: Sequence[str], best: int = 5) -> list[list[list[Filler]]]:
+  """For every text and each of its blanks, the `best` most probable tokens, highest first. Errors:
+  `UserError` if the run predicts no masked tokens, or a text has no blank or is too long."""
+  if best < 1:
+    raise UserError(f"best={best} was given; at least one filler is needed.")
   check_predicts_tokens(run)
   model = run.params.masked_lm()
   if model is None:
@@ -41,17 +59,14 @@ def main() -> None:
       f"{run.path} was not trained to predict a masked token; use a BERT or one of its "
       "successors, or python -m plm_jax.generate with this model (a T5 fills <extra_id_0>)"
     )
-  blanks = [blanks_of(text, run.tokenizer, run.config.positions) for text in FLAGS.text]
-  best = min(FLAGS.best, run.tokenizer.vocab.size)
-  fillers = iter(fill(model, [b for each in blanks for b in each], run.compute, best))
-  for text, each in zip(FLAGS.text, blanks):
-    print(text)
-    for _ in each:
-      words = (
-        f"{run.tokenizer.decode([filler.token]).strip()} {filler.probability:.3f}"
-        for filler in next(fillers)
-      )
-      print("  " + ", ".join(words))
+  blanks = [blanks_of(text, run.tokenizer, run.config.positions) for text in texts]
+  flat = [blank for each in blanks for blank in each]
+  found = iter(fill(model, flat, run.compute, min(best, run.tokenizer.vocab.size)))
+
+  def named(candidate):
+    return Filler(run.tokenizer.decode([candidate.token]).strip(), candidate.probability)
+
+  return [[[named(candidate) for candidate in next(found)] for _ in each] for each in blanks]
 
 
 def blanks_of(text: str, tokenizer: Tokenizer, positions: int) -> list[Blank]:

@@ -11,6 +11,8 @@ most probable one; equal seeds and prompts give equal texts. A terminal shows a 
 
 import dataclasses
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -20,6 +22,7 @@ from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.decode.rules import Rules
 from plm_jax.decode.writer import Prompt, continuation, encode_prompts, write
 from plm_jax.errors import UserError
+from plm_jax.export.to_run import run_directory
 from plm_jax.runs import Run, check_predicts_tokens
 from plm_jax.train.process import keep_compilations
 
@@ -55,11 +58,8 @@ def main() -> None:
     )
   shown = prompts_of_flags()
   keep_compilations(default_cache())
-  run = Run.load(FLAGS.model)
-  check_predicts_tokens(run)
-  prompts = encode_prompts(run.params, run.config, run.tokenizer, [*map(with_shots, shown)])
-  if prompts[0].source is not None and shown == [""]:
-    raise UserError("an encoder-decoder needs a text to read: give --prompt or --prompts.")
+  run = Run.load(run_directory(FLAGS.model))
+  prompts = prompts_of(run, [*map(with_shots, shown)])
   single = len(prompts) * FLAGS.samples == 1
   streams = single and rules.beams == 1 and sys.stdout.isatty()
   terminal = Terminal(run.tokenizer, prompts[0], shown[0]) if streams else None
@@ -77,6 +77,32 @@ def main() -> None:
       if not single:
         print(f"--- {number}" + (f", text {sample} of {len(outputs)}" if len(outputs) > 1 else ""))
       print(beginning(text, prompt) + continuation(run.tokenizer, prompt, output.ids))
+
+
+def generate(
+  run: Run, prompts: Sequence[str] = ("",), samples: int = 1, seed: int = 0, **rules: Any
+) -> list[list[str]]:
+  """For every prompt, `samples` texts, each with its prompt (without it from an encoder-decoder).
+  rules: fields of `Rules`, such as max_length and temperature."""
+  encoded = prompts_of(run, prompts)
+  written = write(
+    *(run.params, run.config, run.tokenizer, run.compute, encoded, Rules(**rules)),
+    samples=samples,
+    seed=seed,
+  )
+  return [
+    [beginning(text, prompt) + continuation(run.tokenizer, prompt, one.ids) for one in outputs]
+    for text, prompt, outputs in zip(prompts, encoded, written, strict=True)
+  ]
+
+
+def prompts_of(run: Run, texts: Sequence[str]) -> list[Prompt]:
+  """Errors: `UserError` if the run generates no text, or an encoder-decoder has nothing to read."""
+  check_predicts_tokens(run)
+  prompts = encode_prompts(run.params, run.config, run.tokenizer, list(texts))
+  if prompts[0].source is not None and list(texts) == [""]:
+    raise UserError("an encoder-decoder needs a text to read: give a prompt.")
+  return prompts
 
 
 def rules_of_flags() -> Rules:

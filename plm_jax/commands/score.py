@@ -22,6 +22,7 @@ from plm_jax.errors import UserError
 from plm_jax.evaluation.minimal_pairs import blimp
 from plm_jax.evaluation.perplexity import NO_BEGIN, perplexity
 from plm_jax.evaluation.scores import Scores, is_causal
+from plm_jax.export.to_run import run_directory
 from plm_jax.runs import Run, check_predicts_tokens
 from plm_jax.train.process import keep_compilations
 
@@ -49,7 +50,7 @@ def main() -> None:
     raise UserError("--text and --file were given; one text is scored at a time.")
   text = cli.read_text(FLAGS.file, "--file") if FLAGS.file else FLAGS.text
   keep_compilations(default_cache())
-  run = Run.load(FLAGS.model)
+  run = Run.load(run_directory(FLAGS.model))
   check_predicts_tokens(run)
   skips_first = is_causal(run) and not run.tokenizer.vocab.begin
   if text is not None:

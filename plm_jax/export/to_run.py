@@ -1,16 +1,66 @@
 """Imports a published model as a run, as if it had been trained here."""
 
 import dataclasses
+import fcntl
+import hashlib
+import shutil
 from pathlib import Path
 
 from plm_jax import cli
+from plm_jax.data.corpora import default_cache
 from plm_jax.data.tokenizers import KINDS, Tokenizer, TokenizerConfig
 from plm_jax.errors import UserError
 from plm_jax.experiment_flags import with_model, with_rows_of
-from plm_jax.export import hf
+from plm_jax.export import hf, llama2c
+from plm_jax.export.published_tokenizer import check_not_mbart_50, read_tokenizer, with_sentinels
+from plm_jax.export.tensors import read_json
 from plm_jax.models.bart import MBart
 from plm_jax.models.model import Model
 from plm_jax.runs import Run
+
+
+def is_run(source: Path) -> bool:
+  config = source / "config.json"
+  return config.is_file() and "experiment" in read_json(config)
+
+
+def published(source: Path) -> hf.Pretrained:
+  """The model of a directory of transformers or Sentence-BERT, or of a llama2.c file."""
+  if not source.exists():
+    raise UserError(f"{source} does not exist.")
+  return hf.load(source) if source.is_dir() else llama2c.load(source)
+
+
+def run_directory(path: str | Path, cache: Path | None = None) -> Path:
+  """The directory of a run: `path`, or the conversion of a published model, which is kept in the
+  cache and made again if a file of the model changes."""
+  path = Path(path)
+  if not (path / "config.json").is_file() or is_run(path):
+    return path  # a run, or nothing that can be loaded
+  target = (cache or default_cache()) / "published" / _identity(path)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  with open(f"{target}.lock", "w") as waits:
+    fcntl.flock(waits, fcntl.LOCK_EX)
+    if not is_run(target):
+      shutil.rmtree(target, ignore_errors=True)  # of a conversion that was interrupted
+      model = published(path)
+      write_run(model, tokenizer_of(path, model), target, path)
+      print(f"{path} is a published {model.architecture}; its conversion is kept in {target}")
+  return target
+
+
+def tokenizer_of(place: Path, model: hf.Pretrained) -> Tokenizer:
+  """The tokenizer in `place`, as the model needs it."""
+  tokenizer = with_sentinels(read_tokenizer(place, model.family.model_type), model.config)
+  check_not_mbart_50(tokenizer, model.config)
+  return tokenizer
+
+
+def _identity(path: Path) -> str:
+  """A name for a directory as it is now: its own, and a hash of its files' sizes and times."""
+  files = sorted(p for p in path.rglob("*") if p.is_file())
+  states = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+  return f"{path.resolve().name}-{hashlib.sha256(repr(states).encode()).hexdigest()[:16]}"
 
 
 def write_run(model: hf.Pretrained, tokenizer: Tokenizer, target: Path, source: Path) -> None:

@@ -25,7 +25,8 @@ FEW = 100  # held-out rows: a report with fewer is marked
 
 def heading(record: dict[str, Any], experiment: Experiment) -> str:
   """The experiment's name, and its differences from its base."""
-  lines = [f"{record['reference']} at budget {record['budget']}, seed {experiment.seed}"]
+  name = record["reference"] or record["name"]  # an experiment made in Python has no reference
+  lines = [f"{name} at budget {record['budget']}, seed {experiment.seed}"]
   if record["diff"]:
     width = max(len(d["field"]) for d in record["diff"])
     lines.append("differs from its base in")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-import run_pretrain
+from plm_jax import pretraining
 from plm_jax.errors import UserError
 from plm_jax.train import loop, process, processes
 from plm_jax.train.launch import Place, place_of, wait_for
@@ -161,7 +161,7 @@ def test_two_processes_train_as_one_with_two_devices(place, two, tmp_path, monke
   folder, ((_, shown, _), (_, of_second, _)) = two
   compiled = loop.compile_experiment
   devices = jax.devices()[:2]
-  monkeypatch.setattr(run_pretrain, "compile_experiment", lambda e, b: compiled(e, b, devices))
+  monkeypatch.setattr(pretraining, "compile_experiment", lambda e, b: compiled(e, b, devices))
   workdir = tmp_path / "one"
   words = words_of(place, f"--workdir={workdir}", "--set=mesh.data=2")
   assert in_process(monkeypatch, *words) == 0

@@ -1,0 +1,155 @@
+"""The Python interface: `import plm_jax as plm`.
+
+    model = plm.load("runs/bert_tiny")
+    model.fill_mask("the [MASK] of the file")
+
+Each function does the work of the command of its name; flags are its keywords. Errors are
+`plm_jax.errors.UserError` with the command's sentence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from plm_jax import cli
+from plm_jax.commands.fill_mask import Filler, fill_mask
+from plm_jax.commands.generate import generate
+from plm_jax.data.corpora import cache_folder, default_cache
+from plm_jax.errors import UserError
+from plm_jax.evaluation.perplexity import perplexity
+from plm_jax.experiment import Budget, Experiment
+from plm_jax.experiment_flags import chosen_experiment
+from plm_jax.export.from_run import from_run, write_directory
+from plm_jax.export.to_run import run_directory
+from plm_jax.pretraining import pretrain as run_pretraining
+from plm_jax.runs import Run, RunInfo, check_predicts_tokens
+from plm_jax.tasks import predicting
+from plm_jax.tasks.task import Task, Trained
+from plm_jax.train import report
+from plm_jax.train.process import keep_compilations
+from plm_jax.train.workdir import Workdir
+
+
+def load(path: str | Path) -> LoadedModel:
+  """The model of a directory: of a run, a fine-tuned run, or a published model as it was
+  downloaded. Errors: `UserError` if it is none of them."""
+  keep_compilations(default_cache())
+  source = Path(path)
+  return LoadedModel(Run.load(run_directory(source)), source)
+
+
+def pretrain(
+  experiment: str | Experiment = "experiments/bert.py:tiny",
+  *,
+  budget: Budget = "small",
+  settings: Mapping[str, Any] | Sequence[str] = (),
+  seed: int | None = None,
+  start: str | Path | None = None,
+  workdir: str | Path | None = None,
+  cache: str | Path | None = None,
+) -> LoadedModel:
+  """Pretrains a model, prints its report and loads it; continues a run that was stopped.
+
+  experiment: "FILE:FUNCTION", or an `Experiment` made in a cell. settings: {"steps": 20,
+  "optim.peak": 1e-3}. start: a run, or a published model, to go on from. workdir: None is
+  runs/FILE_FUNCTION[_BUDGET], or runs/experiment. cache: None is ~/.cache/plm_jax.
+  """
+  cli.load_module("data.installed_text")  # makes tfds:installed_text known
+  folder = cache_folder(None if cache is None else str(cache))
+  keep_compilations(folder)
+  source = None if start is None else RunInfo.read(run_directory(start, folder))
+  if isinstance(settings, Mapping):
+    settings = [f"{field}={value}" for field, value in settings.items()]
+  chosen, record = chosen_experiment(experiment, "", budget, list(settings), seed, source)
+  chosen.check_trains()
+  print(report.heading(record, chosen))
+  with Workdir(workdir or Path("runs") / record["name"]) as opened:
+    opened.check_same_experiment(chosen, record)
+    run_pretraining(chosen, record, opened, folder, source)
+    return load(opened.path)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LoadedModel:
+  """A model with its parameters and its tokenizer, ready for use. path: where it came from."""
+
+  run: Run
+  path: Path
+
+  def fill_mask(self, text: str, best: int = 5) -> list[list[Filler]]:
+    """For every [MASK] of a text, the `best` (token, probability), highest first."""
+    return fill_mask(self.run, [text], best)[0]
+
+  def generate(
+    self, prompt: str | Sequence[str] = "", *, samples: int = 1, seed: int = 0, **rules: Any
+  ) -> list[str]:
+    """`samples` texts for every prompt, in order. rules: max_length, temperature, top_k, top_p,
+    beams, ...: the fields of `plm_jax.decode.rules.Rules`."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    texts = generate(self.run, prompts, samples=samples, seed=seed, **rules)
+    return [text for each in texts for text in each]
+
+  def score(self, text: str) -> dict[str, float]:
+    """The text's perplexity (pseudo-perplexity under a masked model) and bits per byte."""
+    check_predicts_tokens(self.run)
+    return perplexity(self.run, text)
+
+  def predict(self, texts: str | Sequence[Any]) -> list[dict[str, Any]]:
+    """A fine-tuned model's predictions, one dict for each example: a text, a pair of texts, or
+    whatever a line of the task's file has."""
+    task, trained = self._fine_tuned()
+    lines = [texts] if isinstance(texts, str) else list(texts)
+    lines = [line if isinstance(line, str) else "\t".join(line) for line in lines]
+    items = [task.parse(line, f"text {number}") for number, line in enumerate(lines, 1)]
+    return task.predict(trained, task.encode(items, trained.tokenizer))
+
+  def save(self, directory: str | Path) -> None:
+    """Writes the model as a directory that transformers loads."""
+    model = from_run(self.run, "discriminator")
+    write_directory(model, self.run.tokenizer, Path(directory), "public" not in self.run.document)
+
+  @property
+  def config(self) -> Any:
+    """The model's configuration."""
+    return self.run.config
+
+  @property
+  def parameters(self) -> int:
+    """The number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(self.run.params))
+
+  def _fine_tuned(self) -> tuple[Task, Trained]:
+    if self.run.path is None:
+      raise UserError("this model is in memory only; save its run and load it.")
+    return predicting.load(self.run.path)
+
+  def _facts(self) -> dict[str, str]:
+    config, tokenizer = self.run.config, self.run.tokenizer
+    sizes = ("layers", "width", "heads", "positions")
+    facts = {"family": type(config).__name__}
+    facts |= {name: f"{getattr(config, name):,}" for name in sizes if hasattr(config, name)}
+    facts |= {
+      "parameters": f"{self.parameters:,}",
+      "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab.size:,} tokens",
+    }
+    if self.run.step:
+      facts["step"] = f"{self.run.step:,}"
+    return facts | {"from": str(self.path)}
+
+  def __repr__(self) -> str:
+    facts = self._facts()
+    return f"{facts.pop('family')}({', '.join(f'{n} {v}' for n, v in facts.items())})"
+
+  def _repr_html_(self) -> str:
+    """A table, for notebooks."""
+    rows = "".join(
+      f"<tr><th style='text-align:left'>{html.escape(n)}</th><td>{html.escape(v)}</td></tr>"
+      for n, v in self._facts().items()
+    )
+    return f"<table>{rows}</table>"

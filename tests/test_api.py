@@ -1,0 +1,117 @@
+"""The Python interface does the work of the commands, and importing it costs nothing."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import pytest
+
+import plm_jax as plm
+from plm_jax import api
+from plm_jax.data.tokenizers import BytePairs
+from plm_jax.errors import UserError
+from plm_jax.models.gpt import Gpt2
+from plm_jax.objectives.clm import CLM
+from plm_jax.runs import Run
+from plm_jax.sharding import MeshShape
+from tests import toy_run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+  """Keeps the cache of the user, and compiled programs of the tests, as they are."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("PLM_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.setattr(api, "keep_compilations", lambda cache: None)
+    yield
+
+
+def saved(folder, config, objective, tokenizer):
+  trained = toy_run.prepared(tokenizer=tokenizer).tokenizer
+  experiment = dataclasses.replace(toy_run.TOY, model=config, objectives=(objective,))
+  experiment = experiment.resolve(trained.vocab.size)
+  params = experiment.init_parameters(jax.random.key(0))
+  Run(experiment=experiment, params=params, tokenizer=trained).save(folder)
+  return plm.load(folder)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+  data = toy_run.TOY.data.tokenizer
+  folder = tmp_path_factory.mktemp("runs") / "bert"
+  return saved(folder, toy_run.TOY.model, toy_run.TOY.objectives[0], data)
+
+
+@pytest.fixture(scope="module")
+def gpt(tmp_path_factory):
+  config = Gpt2(layers=1, width=16, heads=2, positions=32)
+  folder = tmp_path_factory.mktemp("runs") / "gpt"
+  return saved(folder, config, CLM(), BytePairs(vocab_size=300))
+
+
+def test_importing_the_package_imports_no_jax_and_reads_no_flags():
+  code = "import sys, plm_jax; print({'jax', 'numpy', 'absl'} & set(sys.modules), dir(plm_jax))"
+  printed = subprocess.run(
+    [sys.executable, "-c", code, "--unknown"], capture_output=True, text=True, check=True
+  ).stdout
+  assert printed.startswith("set() ") and "'load'" in printed
+  with pytest.raises(AttributeError, match="no attribute 'lode'"):
+    _ = plm.lode
+
+
+def test_a_masked_model_fills_blanks_and_scores_a_text(bert):
+  first, second = bert.fill_mask("w1 [MASK] w2 [MASK]", best=3)
+  assert len(first) == len(second) == 3
+  assert first[0].probability >= first[1].probability > 0
+  assert bert.score("w1 w2 w3")["tokens"] == 3
+  with pytest.raises(UserError, match="does not generate text"):
+    bert.generate("w1")
+
+
+def test_a_left_to_right_model_writes_one_text_for_each_prompt_and_sample(gpt):
+  texts = gpt.generate(["w1 w2", "w3"], samples=2, seed=1, temperature=1.0, max_length=4)
+  assert [text[:2] for text in texts] == ["w1", "w1", "w3", "w3"]
+  again = gpt.generate(["w1 w2", "w3"], samples=2, seed=1, temperature=1.0, max_length=4)
+  assert again == texts
+  with pytest.raises(UserError, match="temperature"):
+    gpt.generate("w1", temperature=-1.0)
+
+
+def test_a_model_shows_its_sizes_and_its_source(bert, gpt):
+  assert str(bert).startswith("Bert(layers 1, width 16, heads 2")
+  assert str(bert.run.path) in str(bert)
+  assert f"<td>{gpt.parameters:,}</td>" in gpt._repr_html_()
+
+
+def test_a_published_directory_is_loaded_as_it_is_and_converted_once(bert, tmp_path, capsys):
+  bert.save(tmp_path / "public")
+  loaded = plm.load(tmp_path / "public")
+  assert "its conversion is kept in" in capsys.readouterr().out
+  assert loaded.fill_mask("w1 [MASK]") == bert.fill_mask("w1 [MASK]")
+  assert plm.load(tmp_path / "public").run.path == loaded.run.path
+  assert "conversion" not in capsys.readouterr().out
+  changed = tmp_path / "public" / "tokenizer_config.json"
+  changed.write_text(changed.read_text() + " ")
+  assert plm.load(tmp_path / "public").run.path != loaded.run.path
+
+
+def test_a_directory_without_a_model_is_refused(bert, tmp_path):
+  with pytest.raises(UserError, match=r"config\.json"):
+    plm.load(tmp_path)
+  with pytest.raises(UserError, match="was pretrained and not fine-tuned"):
+    bert.predict("w1")
+
+
+def test_an_experiment_of_a_cell_is_pretrained_and_goes_on_where_it_stopped(tmp_path, capsys):
+  data = dataclasses.replace(toy_run.TOY.data, source=str(toy_run.text()))
+  experiment = dataclasses.replace(toy_run.TOY, steps=4, data=data, mesh=MeshShape())
+  options = {"settings": {"schedule.log": 1}, "seed": 3, "workdir": tmp_path / "run"}
+  options |= {"cache": toy_run.text().parent / "cache"}
+  model = plm.pretrain(experiment, **options)
+  assert model.run.step == 4 and model.run.experiment.seed == 3
+  assert capsys.readouterr().out.startswith("experiment at budget small, seed 3")
+  again = plm.pretrain(experiment, **options)
+  assert again.fill_mask("w1 [MASK]") == model.fill_mask("w1 [MASK]")
+  with pytest.raises(UserError, match="peak"):
+    plm.pretrain(experiment, **options | {"settings": {"optim.peak": 1e-3}})
