@@ -39,7 +39,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def tokenizer():
-  return WordPiece(vocab_size=60).train(iter(WORDS * 20))
+  return WordPiece(vocab_size=100).train(iter(WORDS * 20))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def source(tokenizer, tmp_path_factory):
   """`source(model) -> RunInfo` of a run with random parameters."""
 
   def make(model) -> RunInfo:
-    corpus = Corpus(length=64, tokenizer=WordPiece(vocab_size=60))
+    corpus = Corpus(length=64, tokenizer=WordPiece(vocab_size=100))
     experiment = Experiment(
       model=model, objectives=(), data=corpus, optim=AdamW(), global_batch=1, steps=0
     ).resolve(tokenizer.vocab.size)
@@ -246,7 +246,7 @@ def test_rows_of_the_same_source_are_references_to_test_on_and_examples_to_train
 
 def test_targets_that_the_tokenizer_does_not_know_are_refused(source, tmp_path):
   path = tmp_path / "other.jsonl"
-  rows = [{"source": w, "target": f"unbekannt {w} zwei drei vier"} for w in WORDS]
+  rows = [{"source": w, "target": f"我们{w}在这里"} for w in WORDS]
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
   with pytest.raises(UserError, match="of the targets' tokens are unknown to the tokenizer"):
     read(source(MODELS["t5"]), Write(source=str(path)), tmp_path)
