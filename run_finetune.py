@@ -60,8 +60,9 @@ from plm_jax.tasks.finetuning import (
   taught_by,
 )
 from plm_jax.tasks.probe import Probe
-from plm_jax.tasks.registry import TASKS, chosen_task
+from plm_jax.tasks.registry import SUITES, TASKS, chosen_task
 from plm_jax.tasks.search import searched
+from plm_jax.tasks.suite import Suite, suite_table, tune_parts, with_suite_settings
 from plm_jax.tasks.task import Task
 from plm_jax.train.process import keep_compilations, keep_freed_memory
 from plm_jax.train.workdir import write_whole
@@ -71,7 +72,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   flags.DEFINE_string("from", None, "The run whose checkpoint is fine-tuned.")
-  flags.DEFINE_enum("task", None, list(TASKS), "The task (default: what the data suggest).")
+  flags.DEFINE_enum("task", None, [*TASKS, *SUITES], "The task (default: what the data suggest).")
   flags.DEFINE_string("data", None, "A file or a folder with train, dev and test files.")
   flags.DEFINE_string("dev", None, "A file for the dev split (default: a share of --data).")
   flags.DEFINE_string("test", None, "A file for the test split (default: a share of --data).")
@@ -110,6 +111,8 @@ def main() -> None:
     s.partition("=")[2] for s in settings if s.startswith(("task.source=", "data.source="))
   ]
   task = chosen_task(FLAGS.task, FLAGS.data or next(reversed(sources), None))
+  if isinstance(task, Suite):
+    return finetune_suite(source, task, settings, cache)
   chosen = plan(source, recipe, task, settings, cache, Path(FLAGS.workdir or source.path))
   if FLAGS.teacher:
     chosen = chosen._replace(teacher=Path(FLAGS.teacher).absolute())
@@ -129,6 +132,26 @@ def main() -> None:
   compare(chosen, scope)
 
 
+def finetune_suite(source: RunInfo, suite: Suite, settings: list[str], cache: Path) -> None:
+  """Every part as a task, then one table and what the suite makes of the models."""
+  suite, settings = with_suite_settings(suite, settings)
+  path = Path(FLAGS.workdir or source.path / "finetune" / name_of(suite))
+
+  def tune(task: Task, folder: Path) -> list[Cell]:
+    chosen = plan(source, recipe, task, settings, cache, folder)
+    scope = chosen_scope(chosen)
+    print(describe(chosen, scope), flush=True)
+    return [] if FLAGS.dry_run else compare(chosen, scope)
+
+  results = tune_parts(suite, path, cache, tune)
+  if FLAGS.dry_run or jax.process_index():
+    return
+  text, record = suite_table(suite, results)
+  print(f"\n=== {suite.name} ===\n{text}")
+  write_whole(path / RESULTS, json.dumps(record, indent=2) + "\n")
+  print("\n".join(suite.finish(results, path)))
+
+
 def chosen_scope(chosen: FinetunePlan) -> Scope:
   """The cells that the flags ask for. Errors: `UserError` for flags that name none."""
   default = "pretrained" if "public" in chosen.source.document else ",".join(TRAINED)
@@ -144,7 +167,7 @@ def chosen_scope(chosen: FinetunePlan) -> Scope:
   return Scope(arms, numbers_of_labels(labels, "labels"), range(seeds))
 
 
-def name_of(task: Task) -> str:
+def name_of(task: Task | Suite) -> str:
   """The name of a task's directory: word_order, classify-reviews.csv."""
   place = re.sub(r"[^A-Za-z0-9_.-]+", "_", task.place)
   return f"{task.name}-{place}" if place else task.name
@@ -174,7 +197,7 @@ def describe(chosen: FinetunePlan, scope: Scope) -> str:
   return "\n".join(lines)
 
 
-def compare(chosen: FinetunePlan, scope: Scope) -> None:
+def compare(chosen: FinetunePlan, scope: Scope) -> list[Cell]:
   """Every cell, then the table and results.*, with the directory's earlier cells."""
   cells = {cell[:3]: cell for cell in earlier_cells(chosen)}
   fitted = list(chosen.task.baselines)[:-1]
@@ -204,6 +227,7 @@ def compare(chosen: FinetunePlan, scope: Scope) -> None:
         print(f"{title:36} {shown}  ({time.perf_counter() - start:.0f} s)", flush=True)
   if jax.process_index() == 0:
     write_results(chosen, Comparison.of(cells.values(), chosen.task), scope, recipes)
+  return list(cells.values())
 
 
 def fitted_cell(chosen: FinetunePlan, probe: Probe, arm: str, size: int | None, seed: int) -> Cell:

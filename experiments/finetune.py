@@ -91,7 +91,7 @@ def recipe(source: RunInfo, task: Task, examples: int) -> Experiment:
     objectives=(task.objective(),),
     data=task,
     optim=AdamW(peak=defaults.peak, warmup=defaults.warmup),
-    global_batch=BATCH,
+    global_batch=BATCH * task.together,
     steps=defaults.steps,
     schedule=Intervals(log=25, save=200, keep=1),
   )

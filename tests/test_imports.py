@@ -49,7 +49,7 @@ BENEATH = {
   "export": {"errors", "cli", "data", "models", "runs", "experiment_flags"},
   "tasks": {
     *("errors", "overrides", "cli", "data", "models", "objectives", "sharding", "experiment"),
-    *("train", "runs", "experiment_flags"),
+    *("decode", "train", "runs", "experiment_flags"),
   },
   "ablate": {
     *("errors", "config_tree", "overrides", "cli", "data", "experiment", "train", "runs"),
@@ -69,7 +69,7 @@ BENEATH = {
 HEAVY = {
   *("grain", "tensorflow_datasets", "tensorflow", "array_record", "sentencepiece", "tokenizers"),
   *("matplotlib", "tensorboardX", "sklearn", "orbax", "torch", "transformers", "scipy"),
-  *("ray", "tqdm"),
+  *("ray", "tqdm", "sacrebleu", "rouge_score"),
 }
 
 # Modules of this package that functions import, and why not the file.

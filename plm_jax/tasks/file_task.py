@@ -22,7 +22,7 @@ from plm_jax.tasks.task import Context, Task
 
 _SPLIT = 3  # salt for the user's examples in the own splits
 _SHARE_THAT_FITS = 99  # percent of the training rows that are not cut
-_STEMS = {
+STEMS = {
   "train": r"train(ing)?",
   "dev": r"(dev|valid|validation|val)(_matched)?",
   "test": r"test(_matched)?",
@@ -98,7 +98,7 @@ class FileTask(Task):
       return self, []
     files = sorted(p for p in folder.iterdir() if p.suffix in self.files)
     chosen, notes = {}, []
-    for name, stem in _STEMS.items():
+    for name, stem in STEMS.items():
       matches = [p for p in files if re.fullmatch(stem, p.stem.lower())]
       chosen[name] = str(matches[0]) if matches else None
     if chosen["train"] is None:

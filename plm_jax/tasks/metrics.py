@@ -12,10 +12,17 @@ NAMES = {
   "mcc": "MCC",
   "ece": "ECE",
   "pearson": "Pearson",
+  "spearman": "Spearman",
   "f1": "F1",
   "em": "EM",
+  "bleu": "BLEU",
+  "chrf": "chrF",
+  "rouge1": "ROUGE-1",
+  "rouge2": "ROUGE-2",
+  "rouge_l": "ROUGE-L",
+  "exact": "exact match",
+  "accuracy_mm": "accuracy, mismatched",
 }
-NAMES |= {"spearman": "Spearman"}
 
 
 def classification(targets: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> dict:

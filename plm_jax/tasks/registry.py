@@ -7,26 +7,32 @@ from pathlib import Path
 
 from plm_jax.errors import UserError
 from plm_jax.tasks.answer import Answer
+from plm_jax.tasks.choose import Choose
 from plm_jax.tasks.classify import Classify
+from plm_jax.tasks.glue import Glue
 from plm_jax.tasks.label import Label
 from plm_jax.tasks.labelled_text import INSTALLED_TEXT
 from plm_jax.tasks.pairs import Pairs
 from plm_jax.tasks.regress import Regress
+from plm_jax.tasks.suite import Suite
 from plm_jax.tasks.table_files import SUFFIXES, columns, number, pair_of, read_table
 from plm_jax.tasks.tag import Tag
 from plm_jax.tasks.task import Task
 from plm_jax.tasks.word_order import WordOrder
+from plm_jax.tasks.write import Write
 
 TASKS: dict[str, type[Task]] = {
-  task.name: task for task in (Classify, Pairs, Regress, Tag, Answer, WordOrder, Label)
+  task.name: task
+  for task in (Classify, Pairs, Regress, Tag, Answer, Choose, Write, WordOrder, Label)
 }
+SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (Glue,)}
 _MANY = 20  # different numbers; with more they are values, not classes
 
 
-def chosen_task(name: str | None, source: str | None) -> Task:
-  """The task named `name`, else the one that the data suggests. Errors: `UserError` for a task of
-  files without one."""
-  kind = TASKS[name] if name else guessed(source)
+def chosen_task(name: str | None, source: str | None) -> Task | Suite:
+  """The task or suite named `name`, else the task that the data suggests. Errors: `UserError` for a
+  task of files without one."""
+  kind = (TASKS | SUITES)[name] if name else guessed(source)
   if source is None and not kind().source:
     raise UserError(f"--task={name} needs --data=PATH, a file or a folder.")
   return kind() if source is None else kind(source=source)

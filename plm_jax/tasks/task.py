@@ -99,6 +99,11 @@ class Task(abc.ABC):
     """The names of the head's labels, for export; empty without labels."""
     return ()
 
+  @property
+  def together(self) -> int:
+    """The rows of an example that are always in one batch."""
+    return 1
+
   # --- reading
 
   @abc.abstractmethod
@@ -163,7 +168,7 @@ class _Root:
   task: Any
 
 
-def with_settings(task: Task, settings: Sequence[str]) -> Task:
+def with_settings(task: Any, settings: Sequence[str]) -> Any:
   """The task with every "task.FIELD=VALUE". Errors: `UserError` for an unknown field or value."""
   return overrides.apply(_Root(task), settings).task
 

@@ -98,6 +98,7 @@ TASKS = {
   "mnli": TextTask("mnli", ("hypothesis", "premise"), ("entailment", "neutral", "contradiction")),
   "qnli": TextTask("qnli", ("question", "sentence"), NOT_ENTAILED),
   "rte": TextTask("rte", ("sentence1", "sentence2"), NOT_ENTAILED),
+  "wnli": TextTask("wnli", ("sentence1", "sentence2"), NOT_ENTAILED[::-1]),
   "squad": TextTask("", ("question", "context"), target="answer"),
   "summarize": TextTask("summarize:", ("text",), target="summary"),
   "translate_en_de": TextTask("translate English to German:", ("text",), target="translation"),

@@ -28,7 +28,7 @@ from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, TensorBoard
 from plm_jax.train.processes import Interrupted
 from plm_jax.train.selection import Selection
 from plm_jax.train.state import TrainState, check_frozen, create_state
-from plm_jax.train.step import evaluation_step, metric_names
+from plm_jax.train.step import evaluation_step, metric_names, together
 from plm_jax.train.trace import Trace
 from plm_jax.train.workdir import Workdir
 
@@ -154,9 +154,16 @@ def once() -> dict[str, int]:
 
 
 def check_batch_divides(experiment: Experiment, mesh) -> None:
-  """A `UserError` if a micro-batch does not spread evenly over the devices."""
+  """A `UserError` if a micro-batch does not spread evenly over the devices, or splits a group of
+  rows."""
   devices = mesh.shape["data"] * mesh.shape["fsdp"]
   parts = max(experiment.compute.micro_batches, 1)
+  group = together(experiment.objectives)
+  if experiment.global_batch % (parts * group):
+    raise UserError(
+      f"global_batch={experiment.global_batch} in {parts} micro-batches would split the {group} "
+      f"rows of an example; it must be a multiple of {parts * group}"
+    )
   if experiment.global_batch % (devices * parts):
     raise UserError(
       f"global_batch={experiment.global_batch} in {parts} micro-batches does not divide evenly "

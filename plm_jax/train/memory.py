@@ -10,7 +10,7 @@ import jax
 
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
-from plm_jax.train.step import train_step
+from plm_jax.train.step import together, train_step
 
 
 def compile_step(experiment: Experiment, transform, abstract, rows, mesh):
@@ -22,6 +22,7 @@ def compile_step(experiment: Experiment, transform, abstract, rows, mesh):
   """
   parts = experiment.compute.micro_batches or 1
   rows_per_device = experiment.global_batch // (mesh.shape["data"] * mesh.shape["fsdp"])
+  group = together(experiment.objectives)
   limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
   while True:
     compiled, memory, reason = None, 0, ""
@@ -36,7 +37,8 @@ def compile_step(experiment: Experiment, transform, abstract, rows, mesh):
         raise
     if compiled is not None and (not reason or experiment.compute.micro_batches):
       return compiled, memory
-    more = [p for p in range(2 * parts, rows_per_device + 1) if rows_per_device % p == 0]
+    more = [p for p in range(2 * parts, rows_per_device + 1)
+            if rows_per_device % p == 0 and experiment.global_batch % (p * group) == 0]  # fmt: skip
     if experiment.compute.micro_batches or not more:
       raise _does_not_fit(experiment, parts, rows_per_device // parts, reason)
     parts = more[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -66,7 +67,8 @@ def train_step(
   value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
   if adversarial:
     value_and_grad = with_attack(value_and_grad, adversarial)
-  loss, terms, carry, grads = accumulate(value_and_grad, params, rows, key, compute)
+  group = together(objectives)
+  loss, terms, carry, grads = accumulate(value_and_grad, params, rows, key, compute, group)
   grad_norm = optax.tree.norm(grads)
   updates, opt_state = transform.update(grads, state.opt_state, params)
   updated = optax.apply_updates(params, updates)
@@ -126,19 +128,29 @@ def carried(state: TrainState, batch: dict) -> Any:
   return jax.tree.map(chosen, state.params.carry(len(begins_B)), state.carry)
 
 
-def accumulate(value_and_grad, params, rows, key, compute: Compute):
+def together(objectives) -> int:
+  """The consecutive rows that an objective reads together, such as the choices of an example."""
+  return math.lcm(*(getattr(objective, "together", 1) for objective in objectives))
+
+
+def accumulate(value_and_grad, params, rows, key, compute: Compute, group: int = 1):
   """Loss, terms, carry and gradients of the global batch, computed in `compute.micro_batches`
   parts.
 
-  Row i goes to part i mod M: with the batch sharded over devices in contiguous blocks every part is
-  spread evenly over them.
+  Group i of `group` consecutive rows goes to part i mod M: with the batch sharded over devices in
+  contiguous blocks every part is spread evenly over them.
   """
   parts = max(compute.micro_batches, 1)
   noise = [Noise.create(jax.random.fold_in(key, part), compute.dropout) for part in range(parts)]
   if parts == 1:
     (loss, (terms, carry)), grads = value_and_grad(params, rows, noise[0])
     return loss, terms, carry, grads
-  stacked = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), rows)
+
+  def in_parts(x):
+    x = x.reshape(-1, parts, group, *x.shape[1:]).swapaxes(0, 1)
+    return x.reshape(parts, -1, *x.shape[3:])
+
+  stacked = jax.tree.map(in_parts, rows)
   noise = jax.tree.map(lambda *seeds: jnp.stack(seeds), *noise)
 
   def add(total, part):
