@@ -53,14 +53,17 @@ class Data(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """An experiment compiled for a mesh. step: donates the state. evaluate: float32 [2] per metric,
-  its sum and count. memory: bytes per device that the step needs, as XLA reports it."""
+  """An experiment compiled for a mesh. step: donates the state; for batches of the shapes that were
+  compiled. step_for: the step of other batches, compiled when their shapes come first. evaluate:
+  float32 [2] per metric, its sum and count. memory: bytes per device that the step needs, as XLA
+  reports it."""
 
   experiment: Experiment
   mesh: jax.sharding.Mesh
   abstract: TrainState  # shapes, dtypes and shardings of the state
   create: Callable[[], TrainState]
   step: Callable[[TrainState, dict[str, jax.Array]], TrainState]
+  step_for: Callable[[dict[str, jax.Array]], Callable]
   evaluate: Callable[[Parameters, dict[str, jax.Array]], dict[str, jax.Array]]
   memory: int
 
@@ -68,8 +71,7 @@ class Program:
 def compile_experiment(
   experiment: Experiment, batch: dict[str, Any], devices: list[jax.Device] | None = None
 ) -> Program:
-  """Compiles the step for batches like `batch` (arrays or shapes of a whole global batch); batches
-  of other shapes are compiled when they come.
+  """Compiles the step for batches like `batch` (arrays or shapes of a whole global batch).
 
   devices: None takes all. Errors: `UserError` for an experiment that trains nothing, or does not
   fit in the devices' memory (memory.py).
@@ -108,18 +110,19 @@ def compile_experiment(
   step, memory = compile_step(experiment, transform, abstract, rows, mesh)
   steps = {shapes_of(rows): step}
 
-  def step_of_any_shape(state, batch):
+  def step_for(batch):
     key = shapes_of(batch)
     if key not in steps:
       steps[key] = compile_step(experiment, transform, abstract, shapes_on(batch, mesh), mesh)[0]
-    return steps[key](state, batch)
+    return steps[key]
 
   return Program(
     experiment=experiment,
     mesh=mesh,
     abstract=abstract,
     create=jax.jit(create, out_shardings=shardings, compiler_options=once()),
-    step=step_of_any_shape,
+    step=step,
+    step_for=step_for,
     evaluate=on_mesh(mesh, jax.jit(functools.partial(evaluation_step, **settings))),
     memory=memory,
   )
@@ -220,7 +223,7 @@ def fit(
 
     for step in range(start + 1, (start if ended else experiment.steps) + 1):
       batch = to_global(next(stream), program.mesh)
-      state = program.step(state, batch)
+      state = program.step_for(batch)(state, batch)
       reporter.stepped(stream.waited)
       trace.stepped(step, state)
       last = step == experiment.steps
