@@ -35,7 +35,7 @@ from experiments.finetune import grid, recipe, rule
 from plm_jax import cli, overrides
 from plm_jax.data.corpora import cache_folder
 from plm_jax.errors import UserError
-from plm_jax.export.to_run import run_directory
+from plm_jax.export.to_run import is_run, run_directory
 from plm_jax.runs import RunInfo
 from plm_jax.tasks.comparison import (
   PROBE,
@@ -71,7 +71,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-  flags.DEFINE_string("from", None, "The run whose checkpoint is fine-tuned.")
+  flags.DEFINE_string("from", None, "The run, or the published model's directory, to fine-tune.")
   flags.DEFINE_enum("task", None, [*TASKS, *SUITES], "The task (default: what the data suggest).")
   flags.DEFINE_string("data", None, "A file or a folder with train, dev and test files.")
   flags.DEFINE_string("dev", None, "A file for the dev split (default: a share of --data).")
@@ -85,7 +85,12 @@ def define_flags() -> None:
   flags.DEFINE_bool("search", False, "Choose learning rate, batch and epochs on the dev split.")
   flags.DEFINE_string("teacher", None, "A fine-tuned model whose probabilities are learnt too.")
   flags.DEFINE_bool("probe", True, "The baseline of a linear model on the frozen checkpoint.")
-  flags.DEFINE_string("workdir", None, "Where the runs are kept (default: FROM/finetune/TASK).")
+  flags.DEFINE_string(
+    "workdir",
+    None,
+    "Where the runs are kept (default: FROM/finetune/TASK, or "
+    "runs/NAME/finetune/TASK for a published model).",
+  )
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
   flags.DEFINE_bool("dry_run", False, "Show the task and the configuration, train nothing.")
 
@@ -104,7 +109,7 @@ def main() -> None:
     raise UserError("run_finetune.py needs --from=DIR, the directory of a pretraining run.")
   cache = cache_folder(FLAGS.cache)
   keep_compilations(cache)
-  source = RunInfo.read(run_directory(FLAGS["from"].value))
+  source = RunInfo.read(run_directory(FLAGS["from"].value, cache))
   settings = [f"task.{name}={FLAGS[name].value}" for name in ("dev", "test") if FLAGS[name].value]
   settings += FLAGS.set
   sources = [
@@ -121,7 +126,7 @@ def main() -> None:
   if not FLAGS.workdir:
     options = [name for name in ("search", "teacher") if FLAGS[name].value]
     name = "-".join([name_of(task), *options])
-    chosen = chosen._replace(path=source.path / "finetune" / name)
+    chosen = chosen._replace(path=finetunings() / name)
   scope = chosen_scope(chosen)
   experiments = [chosen.experiment(size, 0) for size in scope.sizes]  # refuses too few examples
   print(describe(chosen, scope), flush=True)
@@ -132,10 +137,16 @@ def main() -> None:
   compare(chosen, scope)
 
 
+def finetunings() -> Path:
+  """The folder of a model's fine-tunings: in its directory, or in runs/NAME for a published one."""
+  given = Path(FLAGS["from"].value)
+  return (given if is_run(given) else Path("runs") / given.resolve().name) / "finetune"
+
+
 def finetune_suite(source: RunInfo, suite: Suite, settings: list[str], cache: Path) -> None:
   """Every part as a task, then one table and what the suite makes of the models."""
   suite, settings = with_suite_settings(suite, settings)
-  path = Path(FLAGS.workdir or source.path / "finetune" / name_of(suite))
+  path = Path(FLAGS.workdir or finetunings() / name_of(suite))
 
   def tune(task: Task, folder: Path) -> list[Cell]:
     chosen = plan(source, recipe, task, settings, cache, folder)

@@ -41,7 +41,9 @@ def define_flags() -> None:
     None,
     "Where the run is kept (default: runs/FILE_FUNCTION[_BUDGET]).",
   )
-  flags.DEFINE_string("from", None, "Start from the parameters and the tokenizer of this run.")
+  flags.DEFINE_string(
+    "from", None, "Start from the parameters and the tokenizer of this run, or published model."
+  )
   flags.DEFINE_integer("seed", None, "Seed of parameters, dropout, data order and masks.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
   flags.DEFINE_bool("list", False, "List all experiments with their published numbers, and exit.")
@@ -67,13 +69,13 @@ def main() -> None:
 
 def run() -> None:
   """The run of the flags, in this process."""
-  source = RunInfo.read(run_directory(FLAGS["from"].value)) if FLAGS["from"].value else None
+  cache, given = cache_folder(FLAGS.cache), FLAGS["from"].value
+  source = RunInfo.read(run_directory(given, cache)) if given else None
   experiment, record = chosen_experiment(
     FLAGS.experiment, DEFAULT, FLAGS.budget, FLAGS.set, FLAGS.seed, source
   )
   processes.say(report.heading(record, experiment))
   experiment.check_trains()
-  cache = cache_folder(FLAGS.cache)
   keep_compilations(cache)
   if FLAGS.dry_run:
     processes.say(overrides.describe(experiment))
