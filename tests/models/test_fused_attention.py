@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from plm_jax.errors import UserError
 from plm_jax.models import attention
 from plm_jax.models.attention import attend, causal_mask, document_mask, padding_mask, window_mask
+from plm_jax.models.bart import Bart
 from plm_jax.models.bert import Bert
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise
@@ -149,3 +151,50 @@ def test_auto_takes_the_fastest_kernel_that_fits(monkeypatch):
   assert chosen(monkeypatch, groups=None) == "plain"
   assert chosen(monkeypatch, groups=Groups(), width=48) == "plain"
   assert chosen(monkeypatch, groups=Groups(), dtype=jnp.float32) == "blocks"
+
+
+LONG = {
+  "input_ids": jnp.full((2, 96), 5),
+  "segment_ids": jnp.zeros((2, 96), jnp.int32),
+  "length": jnp.array([96, 40]),
+}
+WIDE = SIZES | {"layers": 2, "positions": 96, "dropout": 0.1, "attention_dropout": 0.1}
+
+
+@pytest.mark.parametrize(
+  ("config", "batch"),
+  [
+    (Bert(**WIDE), LONG),
+    (Gpt2(**WIDE), LONG),
+    (Gpt2(**WIDE), LONG | {"document_ids": jnp.zeros((2, 96), jnp.int32)}),
+    (Bart(**WIDE), LONG),
+  ],
+  ids=["bert", "gpt", "documents", "bart"],
+)
+def test_on_a_gpu_no_step_makes_all_weights_or_multiplies_float32(config, batch, monkeypatch):
+  """Of the traced program: nothing is compiled."""
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(attention, "has_tensor_cores", lambda dtype: dtype == jnp.bfloat16)
+  model = jax.eval_shape(lambda key: config.init(key, {}), jax.random.key(0))
+  noise = Noise.create(jax.random.key(1), "hash")
+
+  def loss(model):
+    return model(batch, Compute(dtype="bfloat16"), noise).astype(jnp.float32).sum()
+
+  equations = list(outside_kernels(jax.make_jaxpr(jax.grad(loss))(model).jaxpr))
+  assert any(e.primitive.name == "pallas_call" for e in equations)
+  arrays = [v.aval for e in equations for v in e.outvars]  # unread masks are left out by XLA
+  assert not [
+    a for a in arrays if a.shape[-2:] == (96, 96) and jnp.issubdtype(a.dtype, jnp.floating)
+  ]
+  products = [e for e in equations if e.primitive.name == "dot_general"]
+  assert products and not [e for e in products if e.invars[0].aval.dtype == jnp.float32]
+
+
+def outside_kernels(jaxpr):
+  """All equations, those of inner functions included, but not those of kernels."""
+  for equation in jaxpr.eqns:
+    yield equation
+    if equation.primitive.name != "pallas_call":
+      for inner in jaxprs_in_params(equation.params):
+        yield from outside_kernels(inner)
