@@ -142,6 +142,13 @@ def read_text(path: str, flag: str) -> str:
     raise UserError(f"{flag}={path} cannot be read as text: {error}.") from None
 
 
+def read_lines(path: str, flag: str) -> list[str]:
+  """The lines of a file, as those of standard input: not `splitlines()`, which also splits at
+  U+2028 and at form feeds. Errors: as `read_text`."""
+  text = read_text(path, flag)  # with "\n" for "\r\n"
+  return text.removesuffix("\n").split("\n") if text else []
+
+
 # --- help ----------------------------------------------------------------------------------------
 
 

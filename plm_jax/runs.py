@@ -10,7 +10,7 @@ trained, imported, or made from counts (`steps=0`, `objectives=()`).
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +138,18 @@ def check_predicts_tokens(run: Run) -> None:
 
 
 # --- parameters that another run starts from ------------------------------------------------------
+
+
+def history(run: RunInfo) -> Iterator[RunInfo]:
+  """The run, the one that it started from, and so on, as far as their directories exist."""
+  yield run
+  while (initial := run.document.get("initial")) and "from" in initial:
+    try:
+      run = RunInfo.read(initial["from"])
+    except UserError as error:
+      print(f"note: the text of the pretraining before that is unknown: {error}", file=sys.stderr)
+      return
+    yield run
 
 
 def initial_record(source: RunInfo | None) -> dict[str, Any] | None:

@@ -310,3 +310,11 @@ def test_the_library_of_published_checkpoints_is_no_command():
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
   assert done.returncode == 2 and done.stderr.count("\n") == 1
   assert "python -m plm_jax.check DIR" in done.stderr
+
+
+def test_the_lines_of_a_file_end_at_newlines_alone(tmp_path):
+  file = tmp_path / "a.txt"
+  file.write_bytes("a\u2028b\x0cc\x85d\r\n\nlast\n".encode())
+  assert cli.read_lines(str(file), "--file") == ["a\u2028b\x0cc\x85d", "", "last"]
+  file.write_bytes(b"")
+  assert cli.read_lines(str(file), "--file") == []

@@ -1,5 +1,6 @@
 """Vectors and pieces of texts by command and from Python."""
 
+import dataclasses
 import json
 import sys
 
@@ -19,7 +20,7 @@ from plm_jax.tasks.rows import frame_of
 from tests.decode.test_commands import own_flags
 from tests.export.golden.record import FOLDER
 
-TEXTS = ["a b", "c", "a b c d a b", "", "d d"]
+TEXTS = ["a\u2028b", "c", "a b c d a b", "", "d d"]
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +147,15 @@ def test_a_loaded_model_encodes_and_tokenizes(models):
   loaded = LoadedModel(Run.load(run), run)
   np.testing.assert_array_equal(loaded.encode("a b", "cls"), encode.encode(run, ["a b"], "cls"))
   assert loaded.tokenize("a b")["ids"] == tokenizer.encode("a b").tolist()
+
+
+def test_a_run_reads_as_far_as_its_pretraining_and_counts_the_texts_that_are_cut(models, capsys):
+  run = Run.load(models["bert"][1])
+  data = dataclasses.replace(run.experiment.data, length=8)
+  own = dataclasses.replace(
+    run, document={}, experiment=dataclasses.replace(run.experiment, data=data)
+  )
+  assert own.config.positions > 8
+  array_ND = encode.encode(own, ["a b c d a b c d a b", "a b", "a b c d a b"])
+  assert "note: 1 of 3 texts are longer than 8 tokens and were cut" in capsys.readouterr().err
+  np.testing.assert_allclose(array_ND[0], array_ND[2], atol=1e-5)

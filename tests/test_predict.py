@@ -18,6 +18,7 @@ from plm_jax.errors import UserError
 from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.comparison import named
 from plm_jax.tasks.finetuning import model_cell, plan
+from plm_jax.tasks.glue import GlueLabels
 from plm_jax.tasks.pairs import Pairs
 from plm_jax.tasks.regress import Regress
 from tests.decode.test_commands import own_flags
@@ -71,9 +72,12 @@ def call(monkeypatch, capsys):
 @pytest.mark.parametrize("name", ["classify", "pairs", "regress"])
 def test_a_fine_tuned_model_scores_its_test_split_as_in_training(models, call, tmp_path, name):
   chosen, model, _, cell = models[name]
-  fields = {"classify": ["text"], "pairs": ["premise", "hypothesis"]}
-  names = [*fields.get(name, ["sentence1", "sentence2"]), "label"]
-  rows = [dict(zip(names, (*i.texts, i.target))) for i in chosen.splits.test.items]
+  fields = {
+    "classify": ["text", "label"],
+    "pairs": ["premise", "hypothesis", "label"],
+    "regress": ["sentence1", "sentence2", "score"],
+  }
+  rows = [dict(zip(fields[name], (*i.texts, i.target))) for i in chosen.splits.test.items]
   (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   code, out, _ = call(f"--model={model}", f"--evaluate={tmp_path / 'test.jsonl'}", "--errors")
   assert code == 0
@@ -98,12 +102,16 @@ def test_predictions_are_in_the_order_of_the_file_with_its_ids(models, call, tmp
 def test_texts_come_by_flag_by_file_or_by_standard_input(models, call, tmp_path):
   _, model, _, _ = models["classify"]
   texts = [text for text, _ in sentences(3)]
+  texts[0] = texts[0].replace(" ", "\u2028", 1)  # no end of a line
   (tmp_path / "a.txt").write_text("\n".join(texts) + "\n")
   by_flag = call(f"--model={model}", *(f"--text={text}" for text in texts))[1]
   by_file = call(f"--model={model}", f"--file={tmp_path / 'a.txt'}")[1]
   by_stdin = call(f"--model={model}", stdin="\n".join(texts))[1]
   labels = [
-    [(line["text"], line["label"], line["score"]) for line in map(json.loads, out.splitlines())]
+    [
+      (line["text"], line["label"], line["score"])
+      for line in map(json.loads, out.strip().split("\n"))
+    ]
     for out in (by_flag, by_file, by_stdin)
   ]
   assert labels[0] == labels[1] == labels[2] and [text for text, _, _ in labels[0]] == texts
@@ -197,6 +205,22 @@ def test_a_model_does_not_differ_from_itself(models):
 def test_models_of_two_tasks_are_not_compared(models):
   with pytest.raises(UserError, match="on the task classify and"):
     compare.compare(models["classify"][1], models["regress"][1], models["classify"][2])
+
+
+def test_models_of_two_parts_or_of_other_classes_are_not_compared(monkeypatch):
+  cola, sst2 = (
+    GlueLabels(part="cola", labels=("0", "1")),
+    GlueLabels(part="sst2", labels=("0", "1")),
+  )
+  films, topics = Classify(labels=("good", "bad")), Classify(labels=("art", "law"))
+  tasks = {"cola": cola, "sst2": sst2, "films": films, "topics": topics}
+  monkeypatch.setattr(compare, "load", lambda path: (tasks[path], None))
+  with pytest.raises(UserError, match=r"the task glue cola and sst2 on glue sst2;"):
+    compare.compare("cola", "sst2", "test.tsv")
+  with pytest.raises(
+    UserError, match=r"classify \(bad, good\) and topics on classify \(art, law\)"
+  ):
+    compare.compare("films", "topics", "test.tsv")
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
   python -m plm_jax.compare A B --data=test.tsv
 
-A and B are directories of run_finetune.py for the same task. The first metric of the task is
-compared: accuracy by McNemar's exact test, any other metric by the paired bootstrap. The interval
-is that of B minus A. Then come the examples on which the models differ most, as lines of JSON.
+A and B are directories of run_finetune.py for the same task and classes. The first metric of the
+task is compared: accuracy of examples by McNemar's exact test, accuracy of words and any other
+metric by the paired bootstrap. The interval is that of B minus A. Then come the examples on which
+the models differ most, as lines of JSON.
 
 From Python: `from plm_jax.compare import compare; compare("A", "B", "test.tsv").difference`.
 """
@@ -23,10 +24,10 @@ from plm_jax import cli
 from plm_jax.data.corpora import default_cache
 from plm_jax.errors import UserError
 from plm_jax.tasks.comparison import named
-from plm_jax.tasks.difference import Difference, difference, mistakes
+from plm_jax.tasks.difference import MCNEMAR, Difference, counts_examples, difference, mistakes
 from plm_jax.tasks.examples import Example, Prediction
 from plm_jax.tasks.predicting import load
-from plm_jax.tasks.task import shown
+from plm_jax.tasks.task import Task, shown
 from plm_jax.train.process import keep_compilations
 from plm_jax.train.workdir import write_whole
 
@@ -62,10 +63,14 @@ class Compared(NamedTuple):
 def compare(a: str | Path, b: str | Path, data: str | Path, seed: int = 0) -> Compared:
   """Both models on a labelled file. Errors: `UserError` for models of different tasks."""
   (task, first), (other_task, second) = load(a), load(b)
-  if type(task) is not type(other_task):
+  if kind_of(task) != kind_of(other_task):
+    names = [f"{each.name} {getattr(each, 'part', '')}".strip() for each in (task, other_task)]
+    if names[0] == names[1]:
+      names = [f"{name} ({', '.join(labels_of(each)[:10]) or 'no classes'})"
+               for name, each in zip(names, (task, other_task))]  # fmt: skip
     raise UserError(
-      f"{a} was fine-tuned on the task {task.name} and {b} on {other_task.name}; only models of "
-      "one task can be compared."
+      f"{a} was fine-tuned on the task {names[0]} and {b} on {names[1]}; only models of one task "
+      "can be compared."
     )
   items = task.read_file(data, labelled=True)
   if not items:
@@ -75,10 +80,19 @@ def compare(a: str | Path, b: str | Path, data: str | Path, seed: int = 0) -> Co
   other = other_task.predict(second, other_task.encode(items, second.tokenizer))
   sizes = [mistakes(task, examples, each) for each in (predictions, other)]
   gaps = sizes[0] - sizes[1]
-  if task.metrics[0] == "accuracy":  # how sure two mistakes are does not matter
+  if counts_examples(task):  # how sure two mistakes are does not matter
     gaps[np.minimum(*sizes) > 0] = 0
   result = difference(task, examples, predictions, other, seed)
   return Compared(result, items, predictions, other, gaps)
+
+
+def kind_of(task: Task) -> tuple:
+  """Equal for tasks with the same answers and metrics."""
+  return type(task), getattr(task, "part", None), task.metrics, labels_of(task)
+
+
+def labels_of(task: Task) -> list[str]:
+  return sorted(task.classes or getattr(task, "labels", None) or ())
 
 
 def main(a: str, b: str) -> None:
@@ -103,7 +117,7 @@ def verdict(compared: Compared) -> str:
     f"B minus A: {d.b - d.a:+.4f}, 95% confidence interval {d.low:+.4f} to {d.high:+.4f}",
     f"p = {d.p:.4g} ({d.test})",
   ]
-  if d.metric == "accuracy":
+  if d.test == MCNEMAR:
     lines.append(f"right in A alone: {d.only_a:,}; right in B alone: {d.only_b:,}")
   better = "B is better" if d.b > d.a else "A is better"
   lines.append(

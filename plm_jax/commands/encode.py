@@ -5,7 +5,7 @@
 
 The result is a float32 array [texts, width] in the order of the input; without --out a line of JSON
 for each text. A .csv, .tsv or .jsonl file has a column of texts; every line of another file is a
-text, an empty one too. Texts that are longer than the model reads are cut.
+text, an empty one too. Texts that are longer than the rows of pretraining are cut.
 
 From Python: `from plm_jax.encode import encode; encode("runs/minilm", ["a fine film"])`.
 """
@@ -13,6 +13,7 @@ From Python: `from plm_jax.encode import encode; encode("runs/minilm", ["a fine 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from plm_jax.progress import progress_bar
 from plm_jax.runs import Run
 from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.predicting import trained
+from plm_jax.tasks.rows import row_limit
 from plm_jax.tasks.table_files import SUFFIXES
 from plm_jax.tasks.vectors import POOLINGS, Pooled, vectors
 from plm_jax.train.process import keep_compilations
@@ -73,15 +75,22 @@ def encoded(
     )
   pooled = Pooled(pooling or modes[0], layer, run.compute)
   loaded = trained(run)
+  longest, cut = own.get("length") or row_limit(run), 0
   prepare = str.lower if own.get("lowercase") else str
   with progress_bar(len(texts), "encoding", unit=" texts", disable=len(texts) < BLOCK) as bar:
     for first in range(0, len(texts), BLOCK):
       block = [(prepare(text),) for text in texts[first : first + BLOCK]]
-      array_ND = vectors(loaded, block, pooled, own.get("length"))
+      array_ND, count = vectors(loaded, block, pooled, longest)
+      cut += count
       if normalized:
         array_ND /= np.maximum(np.linalg.norm(array_ND, axis=1, keepdims=True), 1e-12)
       bar.update(len(block))
       yield array_ND
+  if cut:
+    print(
+      f"note: {cut:,} of {len(texts):,} texts are longer than {longest} tokens and were cut",
+      file=sys.stderr,
+    )
 
 
 def main() -> None:
@@ -106,7 +115,7 @@ def read(path: str, column: str | None = None) -> list[str]:
   """The texts of a file."""
   if Path(path).suffix in SUFFIXES:
     return [item.texts[0] for item in Classify(text=column).read_file(path, labelled=False)]
-  return cli.read_text(path, "--file").splitlines()
+  return cli.read_lines(path, "--file")
 
 
 def write(path: Path, blocks: Iterator[np.ndarray], count: int) -> None:

@@ -116,10 +116,9 @@ def prompts_of_flags() -> list[str]:
   """The prompts; one empty one without flags. Errors: `UserError` for empty prompts, bad files."""
   prompts = list(FLAGS.prompt)
   if FLAGS.prompts:
-    # Not splitlines(), which would also split a prompt at U+2028 and at a form feed.
-    lines = cli.read_text(FLAGS.prompts, "--prompts").removesuffix("\n").split("\n")
+    lines = cli.read_lines(FLAGS.prompts, "--prompts")
     prompts += lines
-    if lines == [""]:
+    if lines in ([], [""]):
       raise UserError(f"--prompts={FLAGS.prompts} is empty; expected a prompt in every line.")
   for number, prompt in enumerate(prompts, 1):
     if not prompt.strip():

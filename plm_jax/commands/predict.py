@@ -125,7 +125,7 @@ def read(task: Task, inputs: list[str]) -> list[Example] | Iterator[Example]:
   if inputs == ["file"]:
     if Path(FLAGS.file).suffix in task.files:
       return task.read_file(FLAGS.file, labelled=False)
-    return list(parsed(task, cli.read_text(FLAGS.file, "--file").splitlines()))
+    return list(parsed(task, cli.read_lines(FLAGS.file, "--file")))
   return parsed(task, sys.stdin)
 
 

@@ -77,7 +77,7 @@ def main() -> None:
   if FLAGS.ids:
     print(detokenize(FLAGS.model, numbers(FLAGS.ids), FLAGS.special))
     return
-  texts = FLAGS.text or cli.read_text(FLAGS.file, "--file").splitlines()
+  texts = FLAGS.text or cli.read_lines(FLAGS.file, "--file")
   for line in tokenize(FLAGS.model, texts, FLAGS.special):
     print(json.dumps(line, ensure_ascii=False))
 

@@ -60,10 +60,12 @@ def pair_files(folder: Path) -> list[Path]:
 def read_minimal_pairs(file: Path) -> list[tuple[str, str]]:
   """(grammatical, ungrammatical) of every line. Errors: `UserError` naming file and line."""
   try:
-    lines = file.read_text(encoding="utf-8").splitlines()
+    text = file.read_text(encoding="utf-8")
   except (OSError, ValueError) as error:
     raise UserError(f"{file} cannot be read: {error}") from None
   pairs = []
+  # Not splitlines(), which would cut a JSON string at U+2028.
+  lines = text.removesuffix("\n").split("\n") if text else []
   for number, line in enumerate(lines, 1):
     try:
       pair = json.loads(line)

@@ -43,7 +43,7 @@ def layout_of(table: Table, task: Any) -> Layout:
   """The columns by the task's fields, else by those of known data sets. Errors: `UserError` if
   prompt or choices are missing."""
   present = {name.lower(): name for name in reversed(table.names)}
-  for field in ("text", "choices"):
+  for field in ("text", "then", "choices"):
     column = getattr(task, field)
     if column and column not in table.names:
       raise UserError(
@@ -62,7 +62,7 @@ def layout_of(table: Table, task: Any) -> Layout:
       f"The file {str(table.path)!r} has no column of {missing}: it has "
       f"{', '.join(table.names)[:200]}; name it with --set=task.{missing}=COLUMN."
     )
-  middle = None if task.text else known(MIDDLES, (*choices, prompt))
+  middle = task.then or (None if task.text else known(MIDDLES, (*choices, prompt)))
   taken = (*choices, prompt, middle)
   label = task.label if task.label in table.names else known(RIGHT, taken)
   label = None if task.label and task.label not in table.names else label

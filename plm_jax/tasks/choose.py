@@ -76,21 +76,23 @@ class Choice:
 class Choose(FileTask):
   """A prompt and several choices; one is right.
 
-  text, choices, label, id, document: the columns of the prompt, of a list of choices (or the first
-    of numbered ones, such as ending0), of the right one, of the id and of the document; None finds
-    them.
+  text, then, choices, label, id, document: the columns of the prompt, of a text between it and each
+    choice, of a list of choices (or the first of numbered ones, such as ending0), of the right one,
+    of the id and of the document; None finds them in the training file.
   first: the number of the first choice in the label's column, 0 or 1; None finds out.
   most: the most choices of an example; read from the data.
   """
 
   name: ClassVar[str] = "choose"
   metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+  one_answer: ClassVar[bool] = True
   baselines: ClassVar[dict[str, str]] = {
     "overlap": "choice with most words of the prompt",
     "majority": "most frequent place",
   }
 
   text: str | None = None
+  then: str | None = None
   choices: str | None = None
   label: str | None = None
   id: str | None = None
@@ -135,10 +137,19 @@ class Choose(FileTask):
     table = read_table(path)
     return examples_in(table, layout_of(table, self), self.first, labelled)[0]
 
+  def with_columns(self) -> Self:
+    table = read_table(self.source)
+    layout = layout_of(table, self)
+    _, first = examples_in(table, layout, self.first, labelled=True)
+    return dataclasses.replace(
+      self, text=layout.prompt, then=layout.middle, choices=layout.choices[0],
+      label=self.label or layout.label, id=self.id or layout.name,
+      document=self.document or layout.document, first=first,
+    )  # fmt: skip
+
   def has_targets(self, path: Path) -> bool:
     table = read_table(path)
-    layout = layout_of(table, self)
-    return layout.label is not None and any(table.values(layout.label))
+    return self.label in table.names and any(table.values(self.label))
 
   def parse(self, line: str, name: str) -> Example:
     """An object of JSON, or the prompt and its choices with tabs between them."""

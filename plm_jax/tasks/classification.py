@@ -130,6 +130,7 @@ class LabelTask(Task):
   """
 
   metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
+  one_answer: ClassVar[bool] = True
   baselines: ClassVar[dict[str, str]] = {
     "words": "bag of words, linear",
     "majority": "majority class",

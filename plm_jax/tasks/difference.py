@@ -10,6 +10,7 @@ from plm_jax.tasks.examples import Examples, Prediction
 from plm_jax.tasks.task import Task
 
 RESAMPLES = 1000
+MCNEMAR = "McNemar's exact test"
 LEVEL = 0.95  # of confidence intervals
 
 
@@ -35,8 +36,8 @@ class Difference(NamedTuple):
 def difference(
   task: Task, examples: Examples, a: list[Prediction], b: list[Prediction], seed: int = 0
 ) -> Difference:
-  """The difference by the task's first metric: of accuracies by McNemar's exact test, of any other
-  metric by the paired bootstrap (Efron & Tibshirani 1993, section 16.4; Koehn 2004)."""
+  """The difference by the task's first metric: accuracy of examples by McNemar's exact test, any
+  other metric by the paired bootstrap (Efron & Tibshirani 1993, section 16.4; Koehn 2004)."""
   metric = task.metrics[0]
   score_a, score_b = (task.score(examples, predictions)[metric] for predictions in (a, b))
   right_a, right_b = (right(task, examples, predictions) for predictions in (a, b))
@@ -44,15 +45,20 @@ def difference(
   rng = np.random.default_rng(seed)
   count = len(examples)
   draws = rng.integers(0, count, (RESAMPLES, count))
-  if metric == "accuracy":
+  if counts_examples(task):
     gaps = (right_b.astype(float) - right_a)[draws].mean(axis=1)
-    p, test = mcnemar(only_a, only_b), "McNemar's exact test"
+    p, test = mcnemar(only_a, only_b), MCNEMAR
   else:
     gaps = np.array([_gap(task, examples, a, b, rows, metric) for rows in draws])
     p, test = bootstrap_p(gaps), f"paired bootstrap, {RESAMPLES:,} resamples, seed {seed}"
   low, high = np.quantile(gaps, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
   bounds = float(low), float(high)
   return Difference(metric, score_a, score_b, *bounds, p, test, only_a, only_b)
+
+
+def counts_examples(task: Task) -> bool:
+  """Whether the first metric is the share of examples that are right."""
+  return task.metrics[0] == "accuracy" and task.one_answer
 
 
 def right(task: Task, examples: Examples, predictions: list[Prediction]) -> np.ndarray:

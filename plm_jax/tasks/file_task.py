@@ -16,7 +16,7 @@ from plm_jax.data.draws import permute
 from plm_jax.errors import UserError
 from plm_jax.tasks.augmentation import Augmentation
 from plm_jax.tasks.examples import SPLITS, Example, Splits
-from plm_jax.tasks.rows import frame_of
+from plm_jax.tasks.rows import frame_of, row_limit
 from plm_jax.tasks.table_files import FIELDS, SUFFIXES, Columns, Table, columns, read_table
 from plm_jax.tasks.task import Context, Task
 
@@ -60,6 +60,7 @@ class FileTask(Task):
   def read(self, context: Context) -> tuple[Self, Splits]:
     """The files' examples in three splits, and the task with all that reading them decided."""
     task, notes = self._in_folder()
+    task = task.with_columns()
     items = {}
     for name, path in (("train", task.source), ("dev", task.dev), ("test", task.test)):
       if path:
@@ -77,6 +78,10 @@ class FileTask(Task):
   def read_noted(self, path: str) -> tuple[list[Example], list[str]]:
     """The labelled examples of a file, and lines for the user about it."""
     return self.read_file(path, labelled=True), []
+
+  def with_columns(self) -> Self:
+    """The task with the columns of its training file, which all its files have."""
+    return self
 
   def has_targets(self, path: Path) -> bool:
     """Whether a file of a folder can be scored; GLUE's test files cannot."""
@@ -106,16 +111,12 @@ class FileTask(Task):
         f"The folder {str(folder)!r} has no train{'|'.join(self.files)}; it has "
         f"{', '.join(p.name for p in files) or 'no such file'}."
       )
-    if chosen["test"] and not self.has_targets(Path(chosen["test"])):
+    task = dataclasses.replace(self, source=chosen["train"]).with_columns()
+    if chosen["test"] and not task.has_targets(Path(chosen["test"])):
       notes.append(f"{Path(chosen['test']).name} has no labels and is not read")
       chosen["test"] = None
-    task = dataclasses.replace(
-      self,
-      source=chosen["train"],
-      dev=self.dev or chosen["dev"],
-      test=self.test or chosen["test"],
-    )
-    return task, notes
+    dev, test = self.dev or chosen["dev"], self.test or chosen["test"]
+    return dataclasses.replace(task, dev=dev, test=test), notes
 
 
 def _complete(items: dict[str, list[Example]], task: FileTask) -> list[str]:
@@ -176,10 +177,6 @@ def fitting_length(task: FileTask, splits: Splits, context: Context) -> tuple[in
   """Tokens per row, and a line about the examples that are longer."""
   source = context.source
   frame = frame_of(source.config, context.tokenizer)
-  limit = source.config.positions
-  if "public" not in source.document:
-    # Embeddings of positions that pretraining never reached are still random.
-    limit = min(limit, source.experiment.data.length)
   sizes = {}
   for name in SPLITS:
     tokens = [sum(map(len, texts)) + len(frame[0]) + len(frame[2]) + len(frame[1]) *
@@ -188,7 +185,7 @@ def fitting_length(task: FileTask, splits: Splits, context: Context) -> tuple[in
   chosen = task.length
   if chosen is None:
     fits = int(np.percentile(sizes["train"], _SHARE_THAT_FITS, method="higher"))
-    chosen = min(max(-(-fits // 8) * 8, 8), task.longest, limit)
+    chosen = min(max(-(-fits // 8) * 8, 8), task.longest, row_limit(source))
   every = np.concatenate(list(sizes.values()))
   cut = int((every > chosen).sum())
   note = f"rows of {chosen} tokens; {cut:,} of {len(every):,} examples are longer and {task.longer}"
@@ -203,8 +200,8 @@ class TableTask(FileTask):
   """Examples in the rows of `.csv`, `.tsv` and `.jsonl` files.
 
   text, text2, label, id, document: the names of columns, or their numbers from 1 in a file without
-    a header; None finds the column by its name or its values.
-  header: whether the first line names the columns; None finds out.
+    a header; None finds the column in the training file by its name or its values.
+  header: whether the first line of a .csv or .tsv file names the columns; None finds out.
   by_length: whether training batches have rows of similar length, which saves padding.
   augment: changes of the words of training texts.
   """
@@ -236,8 +233,19 @@ class TableTask(FileTask):
     table = read_table(path, self.header)
     return self._items(table, self._columns(table), labelled)
 
+  def with_columns(self) -> Self:
+    table = read_table(self.source, self.header)
+    texts, label, name, document, _ = self._columns(table)
+    fields = dict(zip(("text", "text2"), texts)) | {
+      "label": self.label or label,
+      "id": self.id or name,
+      "document": self.document or document,
+      "header": self.header if table.path.suffix == ".jsonl" else table.header,
+    }
+    return dataclasses.replace(self, **fields)
+
   def has_targets(self, path: Path) -> bool:
-    return self._columns(read_table(path, self.header)).label is not None
+    return self.label in read_table(path, self.header).names
 
   def parse(self, line: str, name: str) -> Example:
     """A text, or as many as the task has with a tab between them; or an object of JSON."""
@@ -262,8 +270,9 @@ class TableTask(FileTask):
 
   def _items(self, table: Table, chosen: Columns, labelled: bool) -> list[Example]:
     if labelled and chosen.label is None:
+      wanted = f"{self.label!r} (task.label)" if self.label else "of labels"
       raise UserError(
-        f"The file {str(table.path)!r} has no column of labels; it has "
+        f"The file {str(table.path)!r} has no column {wanted}; it has "
         f"{', '.join(table.names)[:200]}: name one with --set=task.label=COLUMN."
       )
     items = []

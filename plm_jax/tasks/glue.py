@@ -85,6 +85,9 @@ class GlueFiles(FileTask):
   def read_file(self, path: str | Path, labelled: bool) -> list[Example]:
     return read_glue(Path(path), self.kind, labelled).items
 
+  def with_columns(self) -> Self:
+    return self
+
   def has_targets(self, path: Path) -> bool:
     return False
 

@@ -24,7 +24,7 @@ from plm_jax.data.pieces import in_pieces
 from plm_jax.data.preparation import share_of
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
-from plm_jax.runs import RunInfo
+from plm_jax.runs import RunInfo, history
 from plm_jax.tasks.classification import LabelTask
 from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.examples import SPLITS, Example, Examples, Splits
@@ -214,7 +214,7 @@ def _capped(examples: Examples, cap: int, classes: int) -> Examples:
 
 def held_out_share(task: LabelledText, source: RunInfo, cache: Path) -> float:
   """The share of documents to test on: no document that pretraining read."""
-  runs = [run for run in _history(source) if run.document.get("text", {}).get("source")]
+  runs = [run for run in history(source) if run.document.get("text", {}).get("source")]
   fingerprint = open_source(task.source, cache).fingerprint()
   share = 1.0
   for run in runs:
@@ -236,15 +236,3 @@ def held_out_share(task: LabelledText, source: RunInfo, cache: Path) -> float:
       f"with --set=data.held_out={task.held_out}."
     )
   return task.held_out or (share if share < 1 else 0.1)
-
-
-def _history(source: RunInfo) -> Iterator[RunInfo]:
-  """The run, the one that it started from, and so on, as far as their directories exist."""
-  yield source
-  while (initial := source.document.get("initial")) and "from" in initial:
-    try:
-      source = RunInfo.read(initial["from"])
-    except UserError as error:
-      print(f"note: the text of the pretraining before that is unknown: {error}", file=sys.stderr)
-      return
-    yield source

@@ -63,5 +63,5 @@ class Probe:
   def _encode(self, texts: set[str]) -> None:
     if texts:
       model, ordered = trained(Run.load(self._source.path)), sorted(texts)
-      rows = vectors(model, [(text,) for text in ordered], Pooled("mean"), self._task.length)
+      rows, _ = vectors(model, [(text,) for text in ordered], Pooled("mean"), self._task.length)
       self._vectors |= dict(zip(ordered, rows))

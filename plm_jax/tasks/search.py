@@ -46,6 +46,8 @@ def searched(plan: FinetunePlan, size: int | None, grid: Grid) -> tuple[Finetune
   trained with seed 0, in PATH/search; a stopped search continues."""
   examples = len(plan.splits.few(size, 0).train)
   fixed = {setting.partition("=")[0].strip() for setting in plan.settings}
+  if "global_batch" in fixed:  # the steps of an epoch follow from it
+    grid = grid._replace(batches=(plan.experiment(size, 0).global_batch,))
   metric, tried = plan.task.metrics[0], []
   for name, settings in points(grid, examples, fixed).items():
     place = plan._replace(path=plan.path / "search" / (name or "given"), found=settings)

@@ -67,6 +67,8 @@ class Task(abc.ABC):
   baselines: ClassVar[dict[str, str]]
   # The suffixes of the files that `read_file` reads; a line of any other file goes to `parse`.
   files: ClassVar[tuple[str, ...]]
+  # Whether an example has one answer, so that accuracy counts examples.
+  one_answer: ClassVar[bool] = False
 
   source: str = ""
   tokenizer: TokenizerConfig = WordPiece(vocab_size=4096)  # noqa: RUF009  frozen

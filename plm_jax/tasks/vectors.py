@@ -58,20 +58,20 @@ class Pooled(NamedTuple):
 
 
 def vectors(
-  trained: Trained, texts: Sequence[tuple[str, ...]], pooled: Pooled, longest: int | None = None
-) -> np.ndarray:
-  """float32 [N, D], a vector for each row of one text or two, in order; longer rows are cut.
+  trained: Trained, texts: Sequence[tuple[str, ...]], pooled: Pooled, longest: int
+) -> tuple[np.ndarray, int]:
+  """float32 [N, D], a vector for each row of one text or two, in order; and how many rows are cut.
 
-  longest: tokens of a row; None is as many as the model has positions.
+  longest: tokens of a row.
   """
   tokenizer, config = trained.tokenizer, trained.config
   flat = iter(tokenizer.encode_batch([text for row in texts for text in row]))
   ids = [tuple(next(flat) for _ in row) for row in texts]
-  frame = sum(map(len, frame_of(config, tokenizer)))
-  needed = max(sum(map(len, row)) for row in ids) + frame
+  start, between, end = map(len, frame_of(config, tokenizer))
+  sizes = [start + sum(map(len, row)) + between * (len(row) - 1) + end for row in ids]
   length = 16
-  while length < needed:  # powers of 2, so that the calls have few shapes together
+  while length < max(sizes):  # powers of 2, so that the calls have few shapes together
     length *= 2
-  length = min(length, longest or config.positions)
-  rows = framed_rows(ids, config, tokenizer, length)
-  return outputs(trained, rows, pooled).astype(np.float32)
+  rows = framed_rows(ids, config, tokenizer, min(length, longest))
+  array_ND = outputs(trained, rows, pooled).astype(np.float32)
+  return array_ND, sum(size > longest for size in sizes)

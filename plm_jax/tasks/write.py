@@ -23,7 +23,7 @@ from plm_jax.tasks.classification import NONE
 from plm_jax.tasks.examples import Example, Examples, Prediction, Splits
 from plm_jax.tasks.file_task import STEMS, FileTask
 from plm_jax.tasks.parallel import references
-from plm_jax.tasks.rows import EncodedRows
+from plm_jax.tasks.rows import EncodedRows, row_limit
 from plm_jax.tasks.table_files import SUFFIXES, Table
 from plm_jax.tasks.task import Context, Trained
 from plm_jax.tasks.text_metrics import check_installed, exact, scores_of_texts, tokens_of
@@ -63,6 +63,7 @@ class Write(FileTask):
   """
 
   name: ClassVar[str] = "write"
+  one_answer: ClassVar[bool] = True
 
   text: str | None = None
   target: str | None = None
@@ -185,9 +186,16 @@ class Write(FileTask):
     chosen = parallel.columns_of(table, self.text, self.target)
     return parallel.examples_in(table, chosen, labelled=False)
 
+  def with_columns(self) -> Self:
+    if parallel.is_lines(self.source):
+      return self
+    table = parallel.read_columns(self.source, self.header)
+    source, target = parallel.columns_of(table, self.text, self.target)
+    header = self.header if table.path.suffix == ".jsonl" else table.header
+    return dataclasses.replace(self, text=source, target=self.target or target, header=header)
+
   def has_targets(self, path: Path) -> bool:
-    table = parallel.read_columns(path, self.header)
-    return parallel.columns_of(table, self.text, self.target).target is not None
+    return self.target in parallel.read_columns(path, self.header).names
 
   def parse(self, line: str, name: str) -> Example:
     """A text, or an object of JSON."""
@@ -215,7 +223,7 @@ class Write(FileTask):
   def _with_lengths(self, splits: Splits, context: Context) -> tuple[Self, list[str]]:
     """The task with the lengths of sources and targets, and lines about those that are cut."""
     config, tokenizer = context.source.config, context.tokenizer
-    limit, special = row_limit(context), specials(config, tokenizer)
+    limit, special = row_limit(context.source), specials(config, tokenizer)
     check_known(splits.train, tokenizer)
     targets = np.array([(row >= 0).sum() + 1 for t in splits.train.targets["target"] for row in t])
     sources = np.array([len(ids) + special for (ids,) in splits.train.ids])
@@ -291,7 +299,10 @@ class Write(FileTask):
     return "\n".join(lines)
 
   def mistake(self, example: Example, prediction: Prediction) -> float:
-    """1 minus the share of characters in common with the nearest reference."""
+    """Of a label 0 or 1; of a text 1 minus the share of characters in common with the nearest
+    reference."""
+    if self.labels:
+      return float(prediction["label"] != references(example)[0])
     output, refs = prediction["output"], references(example)
     if exact(output, refs, bool(self.lowercase)):
       return 0.0
@@ -304,14 +315,6 @@ class Write(FileTask):
       outputs = [item.texts[0] for item in splits.test.items]
     labels = self.labels or ()
     return [{"output": text, "label": text if text in labels else NONE} for text in outputs]
-
-
-def row_limit(context: Context) -> int:
-  """The most tokens of a row. Tables of positions that pretraining never reached are random."""
-  source = context.source
-  if "public" in source.document or getattr(source.config, "position", "learned") != "learned":
-    return source.config.positions
-  return min(source.config.positions, source.experiment.data.length)
 
 
 def check_known(examples: Examples, tokenizer: Tokenizer) -> None:

@@ -234,3 +234,16 @@ def test_predictions_do_not_need_a_label(tmp_path):
   row = {"prompt": "P", "choices": ["a", "b"]}
   (item,) = Choose().read_file(written(tmp_path / "a.jsonl", [row]), labelled=False)
   assert item.target is None and item.texts == ("P", "a", "b")
+
+
+def test_the_columns_and_numbers_of_the_training_file_are_kept(tmp_path):
+  row = {"premise": "P", "question": "cause", "choice1": "a", "choice2": "b"}
+  path = written(tmp_path / "train.jsonl", [row | {"label": n} for n in (1, 2)])
+  task = Choose(source=str(path)).with_columns()
+  assert task == task.with_columns() and (task.text, task.first) == ("premise", 1)
+  line = row | {"label": 1, "context": "not this one"}
+  (item,) = task.read_file(written(tmp_path / "new.jsonl", [line]), labelled=True)
+  assert (item.texts[0], item.target) == ("P", 0)
+  assert task.parse(json.dumps(line), "x").texts[1] == "What was the cause? a"
+  with pytest.raises(UserError, match=r"no column 'question' \(task.then\)"):
+    task.parse(json.dumps(line | {"question": 0}).replace("question", "why"), "x")

@@ -9,6 +9,8 @@ from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.difference import bootstrap_p, difference, mcnemar
 from plm_jax.tasks.examples import Example, Examples
 from plm_jax.tasks.regress import Regress
+from plm_jax.tasks.tag import Tag
+from plm_jax.tasks.write import Write
 from tests.tasks.conftest import examples_of
 
 
@@ -43,3 +45,24 @@ def test_numbers_are_compared_by_resampled_correlations():
   far = [{"value": float(v)} for v in rng.normal(size=50)]
   found = difference(Regress(length=8), examples, far, near)
   assert found.metric == "spearman" and found.low > 0 and found.p < 0.01
+
+
+def test_the_accuracy_of_words_is_compared_by_resampled_sentences():
+  items = [Example(("x",), ["N"] * 20, str(n)) for n in range(20)]
+  examples = Examples(items, [(np.array([5]),)] * 20)
+
+  def tagger(wrong):
+    tags = ["V"] * wrong + ["N"] * (20 - wrong)
+    return [{"tags": tags, "scores": [0.9] * 20}] * 20
+
+  # No sentence is right in either, so a test of whole sentences sees no difference.
+  result = difference(Tag(tags=("N", "V")), examples, tagger(6), tagger(1))
+  assert (result.metric, result.a, result.b) == ("accuracy", 0.7, 0.95)
+  assert result.test.startswith("paired bootstrap") and result.low > 0 and result.p < 0.01
+
+
+def test_a_written_label_is_right_where_its_accuracy_counts_it():
+  task = Write(labels=("Good", "Bad"))
+  example = Example(("x",), "Good")
+  assert task.mistake(example, {"output": "good", "label": "Good"}) == 0
+  assert task.mistake(example, {"output": "good", "label": "Bad"}) == 1

@@ -1,16 +1,19 @@
-"""Splits of a user's files, the length of rows, and data that make no task."""
+"""Splits of a user's files, their columns, the length of rows, and data that make no task."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
+from plm_jax import overrides
 from plm_jax.errors import UserError
 from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.examples import Example
 from plm_jax.tasks.file_task import own_splits
 from plm_jax.tasks.pairs import Pairs
 from plm_jax.tasks.regress import Regress
+from plm_jax.tasks.rows import row_limit
 from plm_jax.tasks.task import Context
 from tests.tasks.conftest import WORDS
 
@@ -155,3 +158,53 @@ def test_few_examples_keep_their_targets(context, tmp_path):
   assert np.array_equal(
     task.encode(few.train.items, context.tokenizer).ids[3][0], few.train.ids[3][0]
   )
+
+
+def named_rows(folder):
+  """A table whose longest column is the text; and a dev file with one that is longer."""
+  texts = [line.rpartition(",")[::2] for line in rows(0, 60).splitlines()]
+  made = [{"summary": text[:3], "body": text, "mark": mark} for text, mark in texts]
+  dev = [row | {"summary": row["body"] * 3} for row in made[:10]]
+  for name, part in (("train", made), ("dev", dev)):
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+  return dev
+
+
+def test_other_files_have_the_columns_of_the_training_file(context, tmp_path):
+  dev = named_rows(tmp_path)
+  task, splits = Classify(source=str(tmp_path)).read(context)
+  assert (task.text, task.label) == ("body", "mark")
+  bodies = [(row["body"],) for row in dev]
+  assert [item.texts for item in splits.dev.items] == bodies
+  assert [i.texts for i in task.read_file(tmp_path / "dev.jsonl", labelled=True)] == bodies
+  stored = overrides.from_json(overrides.to_json(task))
+  assert stored.parse(json.dumps(dev[0]), "line 1").texts == bodies[0]
+  assert stored.parse("a plain text", "line 1").texts == ("a plain text",)
+  with pytest.raises(
+    UserError, match=r"'line 1' has no column 'body' \(task.text\); it has summary"
+  ):
+    stored.parse('{"summary": "x"}', "line 1")
+  (tmp_path / "t.csv").write_text("body,verdict\nthe house,a\n")
+  with pytest.raises(UserError, match=r"has no column 'mark' \(task.label\); it has body, verdict"):
+    task.read_file(tmp_path / "t.csv", labelled=True)
+
+
+def test_files_after_training_without_a_header_have_none(context, tmp_path):
+  (tmp_path / "train.csv").write_text(rows(0, 60))
+  task, _ = Classify(source=str(tmp_path / "train.csv")).read(context)
+  (tmp_path / "new.csv").write_text("house,a\nold tree,b\n")
+  read = task.read_file(tmp_path / "new.csv", labelled=True)
+  assert [item.texts[0] for item in read] == ["house", "old tree"]
+
+
+def test_rows_reach_as_far_as_any_earlier_run(source, tmp_path):
+  config = dataclasses.replace(source.config, positions=512)
+  data = dataclasses.replace(source.experiment.data, length=8)
+  experiment = dataclasses.replace(source.experiment, model=config, data=data)
+  short = dataclasses.replace(source, experiment=experiment, document={})
+  assert row_limit(short) == 8
+  after = dataclasses.replace(short, document={"initial": {"from": str(source.path)}})
+  assert row_limit(after) == 16 == source.experiment.data.length
+  assert row_limit(dataclasses.replace(short, document={"public": {}})) == 512
+  rotary = dataclasses.replace(experiment, model=dataclasses.replace(config, position="rotary"))
+  assert row_limit(dataclasses.replace(short, experiment=rotary)) == 512

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from plm_jax.errors import UserError
+from plm_jax.tasks import search
 from plm_jax.tasks.classification import TEACHER
 from plm_jax.tasks.classify import Classify
+from plm_jax.tasks.comparison import Cell
 from plm_jax.tasks.finetuning import identity, model_cell, plan, taught
 from plm_jax.tasks.predicting import load
 from plm_jax.tasks.probe import Probe
@@ -85,3 +87,17 @@ def test_a_probe_of_numbers_and_of_pairs(source, tokenizer, tmp_path, recipe):
   predictions = probe.predictions(made.splits)
   assert len(predictions) == len(made.splits.test)
   assert all(np.isfinite(p["value"]) for p in predictions)
+
+
+def test_the_epochs_of_a_search_are_of_the_batch_that_the_user_set(planned, monkeypatch):
+  tried = []
+
+  def trained(place, arm, size, seed, title):
+    tried.append((place.experiment(size, seed), place.path.name))
+    return Cell(arm, str(size), seed, {}, {"accuracy": 1.0})
+
+  monkeypatch.setattr(search, "model_cell", trained)
+  fixed = planned._replace(settings=[*planned.settings, "global_batch=32"])
+  searched(fixed, 64, Grid((1e-3,), (8, 16), (2, 4)))
+  steps = {name: (experiment.global_batch, experiment.steps) for experiment, name in tried}
+  assert steps == {"rate-0.001_epochs-2": (32, 4), "rate-0.001_epochs-4": (32, 8)}

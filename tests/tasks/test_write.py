@@ -375,3 +375,12 @@ def test_the_copy_of_the_source_is_a_baseline(source, pairs, tmp_path):
   assert 0 < task.score(splits.test, copied)["chrf"] < 100
   first = splits.test.items[0]
   assert task.mistake(first, {"output": first.target}) == 0 < task.mistake(first, copied[0]) < 1
+
+
+def test_the_columns_of_the_training_table_are_kept(tmp_path):
+  path = tmp_path / "train.jsonl"
+  path.write_text(json.dumps({"input": "x y", "output": "y"}) + "\n")
+  task = Write(source=str(path)).with_columns()
+  assert (task.text, task.target) == ("input", "output")
+  line = json.dumps({"source": "not this one", "input": "x", "output": "y"})
+  assert task.parse(line, "line 1").texts == ("x",)
