@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,14 +104,14 @@ class LoadedModel:
     check_predicts_tokens(self.run)
     return perplexity(self.run, text)
 
-  def predict(self, texts: str | Sequence[Any]) -> list[dict[str, Any]]:
-    """A fine-tuned model's predictions, one dict for each example: a text, a pair of texts, or
-    whatever a line of the task's file has."""
+  def predict(self, texts: str | Mapping[str, Any] | Sequence[Any]) -> list[dict[str, Any]]:
+    """A fine-tuned model's predictions, one dict for each example: a text, a pair of texts, or a
+    dict with the columns of the training file."""
     task, trained = self._fine_tuned()
-    lines = [texts] if isinstance(texts, str) else list(texts)
-    lines = [line if isinstance(line, str) else "\t".join(line) for line in lines]
+    examples = [texts] if isinstance(texts, str | Mapping) else list(texts)
+    lines = [_line(example) for example in examples]
     items = [task.parse(line, f"text {number}") for number, line in enumerate(lines, 1)]
-    return task.predict(trained, task.encode(items, trained.tokenizer))
+    return task.predict(trained, task.encode(items, trained.tokenizer)) if items else []
 
   def encode(
     self, texts: str | Sequence[str], pooling: str | None = None, layer: int = -1
@@ -166,3 +167,10 @@ class LoadedModel:
       for n, v in self._facts().items()
     )
     return f"<table>{rows}</table>"
+
+
+def _line(example: str | Mapping[str, Any] | Sequence[str]) -> str:
+  """An example as a line of a file."""
+  if isinstance(example, str):
+    return example
+  return json.dumps(dict(example)) if isinstance(example, Mapping) else "\t".join(example)

@@ -375,3 +375,7 @@ def test_the_copy_of_the_source_is_a_baseline(source, pairs, tmp_path):
   assert 0 < task.score(splits.test, copied)["chrf"] < 100
   first = splits.test.items[0]
   assert task.mistake(first, {"output": first.target}) == 0 < task.mistake(first, copied[0]) < 1
+
+
+def test_rouge_reads_vowel_signs_as_parts_of_words():
+  assert text_metrics.words_of("मैं घर जाता हूँ") == ["मैं", "घर", "जाता", "हूँ"]
