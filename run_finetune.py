@@ -14,9 +14,11 @@ labels and on all, three seeds each. --task=label asks which package it comes fr
 
 --search first tries a small grid of recipes and chooses on dev; --teacher=DIR learns from a
 fine-tuned model too; docs/finetuning.md has more options.
---data is a .csv, .tsv or .jsonl file, or a folder with train, dev and test files; a line says which
-columns were chosen. Without --task the columns decide the task; other text needs no labels: its
-words are shuffled. A stopped command continues when it is given again.
+--from is a run or a downloaded model. --data is a .csv, .tsv or .jsonl file (classify, pairs,
+regress, choose, write), a .conll or .conllu file (tag), a .json file like SQuAD's (answer), or a
+folder with train, dev and test files. Without --task the file decides, and a line says which
+columns were chosen; other text needs no labels: its words are shuffled. A quick try:
+--set=steps=20 --set=optim.warmup=2. A stopped command continues when it is given again.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ class Scope(NamedTuple):
 def main() -> None:
   keep_freed_memory()
   if not FLAGS["from"].value:
-    raise UserError("run_finetune.py needs --from=DIR, the directory of a pretraining run.")
+    raise UserError("run_finetune.py needs --from=DIR, a run or a downloaded model.")
   cache = cache_folder(FLAGS.cache)
   keep_compilations(cache)
   source = RunInfo.read(run_directory(FLAGS["from"].value, cache))
@@ -262,7 +264,7 @@ def write_results(
   if len(scope.arms) == 1:
     print(f"\n{(model / REPORT).read_text().rstrip()}")
   print(f"\n{chosen.path}/results.png shows the table; {RESULTS} has every number")
-  print(f"next: python -m plm_jax.predict --model={model} --text=TEXT")
+  print(f"next: python -m plm_jax.predict --model={model} --file=FILE")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ Each function does the work of the command of its name; flags are its keywords. 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import html
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from plm_jax.commands.fill_mask import Filler, fill_mask
 from plm_jax.commands.generate import generate
 from plm_jax.commands.tokenize import tokenize
 from plm_jax.data.corpora import cache_folder, default_cache
+from plm_jax.decode.rules import Rules
 from plm_jax.errors import UserError
 from plm_jax.evaluation.perplexity import perplexity
 from plm_jax.experiment import Budget, Experiment
@@ -94,23 +97,31 @@ class LoadedModel:
   ) -> list[str]:
     """`samples` texts for every prompt, in order. rules: max_length, temperature, top_k, top_p,
     beams, ...: the fields of `plm_jax.decode.rules.Rules`."""
+    known = [field.name for field in dataclasses.fields(Rules)]
+    for name in rules:
+      if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f"; did you mean {near[0]}?" if near else f"; the rules are {', '.join(known)}"
+        raise UserError(f"there is no rule {name}{meant}")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     texts = generate(self.run, prompts, samples=samples, seed=seed, **rules)
     return [text for each in texts for text in each]
 
   def score(self, text: str) -> dict[str, float]:
     """The text's perplexity (pseudo-perplexity under a masked model) and bits per byte."""
+    if not isinstance(text, str):
+      raise UserError("score takes one text at a time")
     check_predicts_tokens(self.run)
-    return perplexity(self.run, text)
+    return {name: float(value) for name, value in perplexity(self.run, text).items()}
 
-  def predict(self, texts: str | Sequence[Any]) -> list[dict[str, Any]]:
-    """A fine-tuned model's predictions, one dict for each example: a text, a pair of texts, or
-    whatever a line of the task's file has."""
+  def predict(self, texts: str | Mapping[str, Any] | Sequence[Any]) -> list[dict[str, Any]]:
+    """A fine-tuned model's predictions, one dict for each example: a text, a pair of texts, or a
+    dict with the columns of the training file."""
     task, trained = self._fine_tuned()
-    lines = [texts] if isinstance(texts, str) else list(texts)
-    lines = [line if isinstance(line, str) else "\t".join(line) for line in lines]
+    examples = [texts] if isinstance(texts, str | Mapping) else list(texts)
+    lines = [_line(example) for example in examples]
     items = [task.parse(line, f"text {number}") for number, line in enumerate(lines, 1)]
-    return task.predict(trained, task.encode(items, trained.tokenizer))
+    return task.predict(trained, task.encode(items, trained.tokenizer)) if items else []
 
   def encode(
     self, texts: str | Sequence[str], pooling: str | None = None, layer: int = -1
@@ -118,9 +129,12 @@ class LoadedModel:
     """A vector for each text, float32 [texts, width]. pooling: mean, cls, max or last."""
     return encode(self.run, [texts] if isinstance(texts, str) else texts, pooling, layer)
 
-  def tokenize(self, text: str, special: bool = False) -> dict[str, Any]:
-    """The pieces of a text, their ids, and the characters that they cover."""
-    return tokenize(self.run.tokenizer, [text], special)[0]
+  def tokenize(self, text: str | Sequence[str], special: bool = False) -> Any:
+    """The pieces of a text, their ids, and the characters that they cover: a dict, or one for each
+    text of a list."""
+    texts = [text] if isinstance(text, str) else list(text)
+    made = tokenize(self.run.tokenizer, texts, special)
+    return made[0] if isinstance(text, str) else made
 
   def save(self, directory: str | Path) -> None:
     """Writes the model as a directory that transformers loads."""
@@ -166,3 +180,10 @@ class LoadedModel:
       for n, v in self._facts().items()
     )
     return f"<table>{rows}</table>"
+
+
+def _line(example: str | Mapping[str, Any] | Sequence[str]) -> str:
+  """An example as a line of a file."""
+  if isinstance(example, str):
+    return example
+  return json.dumps(dict(example)) if isinstance(example, Mapping) else "\t".join(example)

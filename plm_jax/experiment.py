@@ -64,7 +64,7 @@ class Tuning:
     parameters are kept. 0 trains all steps and keeps the last parameters.
   every: steps between these evaluations; 0 is an epoch.
   adversarial: FGM (Miyato et al. 2017): each update also descends on the loss after a step of this
-    length of the token table, along its gradient.
+    length of the token table, along its gradient; with micro-batches, each part after its own step.
   """
 
   freeze: tuple[str, ...] = ()

@@ -76,6 +76,8 @@ def test_a_left_to_right_model_writes_one_text_for_each_prompt_and_sample(gpt):
   assert again == texts
   with pytest.raises(UserError, match="temperature"):
     gpt.generate("w1", temperature=-1.0)
+  with pytest.raises(UserError, match=r"no rule temprature; did you mean temperature\?"):
+    gpt.generate("w1", temprature=1.0)
 
 
 def test_a_model_shows_its_sizes_and_its_source(bert, gpt):
@@ -103,6 +105,7 @@ def test_a_directory_without_a_model_is_refused(bert, tmp_path):
     bert.predict("w1")
 
 
+@pytest.mark.slow
 def test_an_experiment_of_a_cell_is_pretrained_and_goes_on_where_it_stopped(tmp_path, capsys):
   data = dataclasses.replace(toy_run.TOY.data, source=str(toy_run.text()))
   experiment = dataclasses.replace(toy_run.TOY, steps=4, data=data, mesh=MeshShape())

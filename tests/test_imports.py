@@ -60,8 +60,8 @@ BENEATH = {
     *("evaluation", "export", "tasks", "ablate"),
   },
   "api": {
-    *("errors", "cli", "data", "experiment", "train", "runs", "evaluation", "experiment_flags"),
-    *("pretraining", "export", "tasks", "commands"),
+    *("errors", "cli", "data", "experiment", "decode", "train", "runs", "evaluation"),
+    *("experiment_flags", "pretraining", "export", "tasks", "commands"),
   },
 }
 

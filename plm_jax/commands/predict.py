@@ -182,7 +182,7 @@ def predicted(
   if not count:
     raise UserError("there is no example in the input; expected one in every line.")
   seconds = time.perf_counter() - start
-  print(f"{count:,} examples in {seconds:.1f} s ({count / seconds:,.0f}/s)", file=sys.stderr)
+  print(f"{count:,} examples in {seconds:.1f} s ({count / seconds:,.1f}/s)", file=sys.stderr)
 
 
 if __name__ == "__main__":

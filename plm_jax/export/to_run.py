@@ -56,11 +56,16 @@ def tokenizer_of(place: Path, model: hf.Pretrained) -> Tokenizer:
   return tokenizer
 
 
+CONVERSION = 1  # raised when a conversion gives another run
+_READ = {".json", ".txt", ".model", ".safetensors", ".bin"}  # suffixes of a model's files
+
+
 def _identity(path: Path) -> str:
-  """A name for a directory as it is now: its own, and a hash of its files' sizes and times."""
-  files = sorted(p for p in path.rglob("*") if p.is_file())
+  """A name for a model as it is now: its directory's, and a hash of its files' sizes and times."""
+  files = sorted(p for p in [*path.glob("*"), *path.glob("[0-9]_*/*")] if p.suffix in _READ)
   states = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-  return f"{path.resolve().name}-{hashlib.sha256(repr(states).encode()).hexdigest()[:16]}"
+  digest = hashlib.sha256(repr((CONVERSION, states)).encode()).hexdigest()
+  return f"{path.resolve().name}-{digest[:16]}"
 
 
 def write_run(model: hf.Pretrained, tokenizer: Tokenizer, target: Path, source: Path) -> None:

@@ -225,7 +225,7 @@ class Answer(FileTask):
       for (answer, span), x in zip(kept, p)
     ]
     above = null - kept[0][1].score if kept else float("inf")
-    if not kept or (self.null and above > self.threshold):
+    if not kept or (self.null and round(above, 6) > self.threshold):  # as `tune` saw it
       made = {"answer": "", "start": None, "end": None, "score": round(float(p[-1]), 6)}
     else:
       made = {"answer": nbest[0]["text"], **{n: nbest[0][n] for n in ("start", "end", "score")}}

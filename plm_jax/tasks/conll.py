@@ -7,6 +7,7 @@ as one, and empty nodes such as "3.1", which are left out (universaldependencies
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 from plm_jax.errors import UserError
 from plm_jax.tasks.examples import Example
+from plm_jax.tasks.marks import marks
 from plm_jax.tasks.table_files import text_of
 
 SUFFIXES = (".conll", ".conllu", ".iob", ".iob2", ".bio", ".tsv")
@@ -25,7 +27,13 @@ _CJK = "\u2e80-\u2fdf\u3005\u3007\u3021-\u3029\u3040-\u30ff\u31f0-\u31ff\u3400-\
 _CJK += "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 _UNSPACED = re.compile(rf"[{_CJK}\u3000-\u303f\uff00-\uffef]")  # with their punctuation
 _WORD = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
-_OUTER = re.compile(r"(?P<before>[^\w@#$&]*)(?P<word>.*?)(?P<after>[^\w]*)", re.DOTALL)
+
+
+@functools.cache
+def _outer() -> re.Pattern[str]:
+  """A word between punctuation."""
+  other = rf"[^\w{marks()}"
+  return re.compile(rf"(?P<before>{other}@#$&]*)(?P<word>.*?)(?P<after>{other}]*)", re.DOTALL)
 
 
 class _Line(NamedTuple):
@@ -145,7 +153,7 @@ def words_of(text: str) -> tuple[tuple[int, int], ...]:
   marks around it, each of which is a word; every Chinese or Japanese character is one."""
   spans = []
   for chunk in _WORD.finditer(text):
-    match = _OUTER.fullmatch(chunk.group())
+    match = _outer().fullmatch(chunk.group())
     start, first, last = chunk.start(), *match.span("word")
     spans += [(start + i, start + i + 1) for i in range(first)]
     if last > first:

@@ -61,6 +61,19 @@ def scheme_of(sentences: Iterable[Sequence[str]]) -> str:
   return "IOB1" if begins_with_i > marks["B"] / 2 else "IOB2"
 
 
+_OTHER_NAMES = re.compile(r"O|[BILUMES]-.+")
+
+
+def in_iobes(sentences: Sequence[Sequence[str]]) -> list[list[str]]:
+  """Tags of BILOU (U alone, L last) and BMES (M inside) as those of IOBES; others as they are."""
+  tags = {tag for sentence in sentences for tag in sentence}
+  renamed = any(tag[:2] in ("U-", "L-", "M-") for tag in tags)
+  if not renamed or not all(map(_OTHER_NAMES.fullmatch, tags)):
+    return [list(sentence) for sentence in sentences]
+  names = {"U-": "S-", "L-": "E-", "M-": "I-"}
+  return [[names.get(tag[:2], tag[:2]) + tag[2:] for tag in sentence] for sentence in sentences]
+
+
 def all_tags(tags: Iterable[str], scheme: str) -> tuple[str, ...]:
   """The tags in order, "O" first, and with a scheme every tag that its types could have: a rare
   I- of a type may be in no training sentence."""

@@ -258,10 +258,11 @@ class TableTask(FileTask):
         table = Table(Path(name), list(row), [(1, row)], True)
         return self._items(table, self._columns(table), labelled=False)[0]._replace(name=name)
     texts = tuple(line.split("\t")) if self.texts > 1 else (line,)
-    if len(texts) != self.texts or not all(text.strip() for text in texts):
+    if not all(text.strip() for text in texts):
+      raise UserError(f"{name} is empty, or one of its texts is.")
+    if len(texts) != self.texts:
       raise UserError(
-        f"{name} has {len(texts)} texts, and this task reads {self.texts}: separate two texts by a "
-        "tab, and leave none empty."
+        f"{name} has {len(texts)} texts, and this task reads {self.texts}: separate them by a tab."
       )
     return Example(texts, None, name, name)
 

@@ -194,7 +194,9 @@ def glue_scores(
   targets = np.array([item.target for item in items])
   labels = np.array([prediction["label"] for prediction in predictions])
   in_mm = np.array([item.name.startswith(MISMATCHED) for item in items])
-  scores = metrics.classification(targets[~in_mm], labels[~in_mm], part.classes)
+  scores = {}
+  if not in_mm.all():
+    scores = metrics.classification(targets[~in_mm], labels[~in_mm], part.classes)
   if in_mm.any():
     scores["accuracy_mm"] = float((targets == labels)[in_mm].mean())
   if "f1" in part.metrics:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import jax
@@ -27,13 +29,9 @@ from plm_jax.tasks.task import Context, Trained
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Regression:
-  """Mean over rows of `(score - (value - mean) / scale)^2`, the score being that of one class.
+  """Mean over rows of `(score - value)^2`, the score being that of one class. Values are
+  standardised, so that a new head starts near them whatever their unit is."""
 
-  mean, scale: of the training values, so that a new head starts near them whatever their unit is.
-  """
-
-  mean: float = 0.0
-  scale: float = 1.0
   weight: float = 1.0
   name = "regress"
 
@@ -50,12 +48,12 @@ class Regression:
 
   def loss(self, model, hidden, batch, noise) -> Terms:
     scores_B = model.class_logits(hidden, batch, noise)[:, 0]
-    errors_B = jnp.square(scores_B - (batch["value"] - self.mean) / self.scale)
+    errors_B = jnp.square(scores_B - batch["value"])
     return {"loss": ((errors_B * batch["row_weight"]).sum(), self.count(batch))}
 
   def baseline(self, counts, batches, scores) -> Baseline:
     values = np.concatenate([b["value"][b["row_weight"] > 0] for b in batches])
-    return Baseline("mean", {"loss": float(np.var(values / self.scale))}, unit="")
+    return Baseline("mean", {"loss": float(np.var(values))}, unit="")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,12 +107,14 @@ class Regress(TableTask):
     return dataclasses.replace(self, mean=float(values.mean()), scale=float(values.std()))
 
   def objective(self) -> Regression:
-    return Regression(mean=self.mean, scale=self.scale)
+    return Regression()
 
   def encode(self, items: list[Example], tokenizer: Tokenizer) -> Examples:
     targets: dict[str, Any] = {}
     if all(item.target is not None for item in items):
-      targets["value"] = np.array([item.target for item in items], np.float32)
+      # Standardised in float64: float32 has one number for all times of a day.
+      values = (np.array([item.target for item in items]) - self.mean) / self.scale
+      targets["value"] = values.astype(np.float32)
     return Examples(items, encoded(items, tokenizer), targets)
 
   def rows(self, examples: Examples, config: Model, tokenizer: Tokenizer) -> EncodedRows:
@@ -125,7 +125,11 @@ class Regress(TableTask):
     """{"value"}: a number."""
     rows = self.rows(examples, trained.config, trained.tokenizer)
     scores_N = outputs(trained, rows, class_logits)[:, 0]
-    return [{"value": round(float(x) * self.scale + self.mean, 6)} for x in scores_N]
+    return self._predictions(scores_N)
+
+  def _predictions(self, standardised: Iterable[float]) -> list[Prediction]:
+    digits = max(6, 6 - math.floor(math.log10(self.scale)))
+    return [{"value": round(float(x) * self.scale + self.mean, digits)} for x in standardised]
 
   def score(self, examples: Examples, predictions: list[Prediction]) -> dict[str, float]:
     """Also the root of the mean squared error."""
@@ -138,7 +142,6 @@ class Regress(TableTask):
     return abs(prediction["value"] - example.target)
 
   def baseline(self, name: str, splits: Splits) -> list[Prediction]:
-    values = np.full(len(splits.test), splits.train.targets["value"].mean())
     if name == "words":
-      values = best_bag_of_words(splits).predictions
-    return [{"value": float(value)} for value in values]
+      return self._predictions(best_bag_of_words(splits).predictions)
+    return self._predictions(np.zeros(len(splits.test)))

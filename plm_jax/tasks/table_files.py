@@ -121,7 +121,11 @@ def columns(table: Table, texts: int, **wanted: str | None) -> Columns:
   parts += [f"{field} = {column!r}" for field, column in
             (("label", label), ("id", name), ("document", document)) if column]  # fmt: skip
   header = "" if table.header else "no header; "
-  note = f"{table.path.name}: {header}columns: {', '.join(parts)} (--set=task.text=... changes it)"
+  read = {*chosen_texts, label, name, document}
+  others = [repr(column) for column in table.names if column not in read]
+  unread = f"; not read: {', '.join(others)[:200]}" if others else ""
+  note = f"{table.path.name}: {header}columns: {', '.join(parts)}{unread} (--set=task.text=... "
+  note += "and task.text2=... change it)"
   return Columns(chosen_texts, label, name, document, note)
 
 
@@ -203,12 +207,15 @@ def read_table(path: str | Path, header: bool | None = None) -> Table:
 
 def text_of(path: Path) -> str:
   """The text of a file in UTF-8. Errors: `UserError` for another encoding."""
+  data = b""
   try:
-    return path.read_bytes().decode("utf-8-sig")
+    data = path.read_bytes()
+    return data.decode("utf-8-sig")
   except UnicodeDecodeError as error:
+    source = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
     raise UserError(
       f"The file {str(path)!r} is not UTF-8 (byte at offset {error.start}). Convert it, for "
-      "example with `iconv -f latin1 -t utf-8`."
+      f"example with `iconv -f {source} -t utf-8`."
     ) from None
   except OSError as error:
     raise UserError(f"The file {str(path)!r} cannot be read: {error.strerror}.") from None

@@ -23,7 +23,7 @@ from plm_jax.models.model import Model
 from plm_jax.objectives.baselines import Baseline
 from plm_jax.objectives.objective import Terms, cross_entropy
 from plm_jax.tasks.conll import SUFFIXES, joined, read_conll, words_of
-from plm_jax.tasks.entities import all_tags, entities, entity_counts, scheme_of
+from plm_jax.tasks.entities import all_tags, entities, entity_counts, in_iobes, scheme_of
 from plm_jax.tasks.examples import Example, Examples, Prediction, Splits
 from plm_jax.tasks.file_task import FileTask
 from plm_jax.tasks.predicting import outputs
@@ -130,7 +130,11 @@ class Tag(FileTask):
     return items, [f"{Path(path).name}: {len(items):,} sentences, {words:,} words, {kind}"]
 
   def read_file(self, path: str | Path, labelled: bool) -> list[Example]:
-    return read_conll(path, self.column, labelled)
+    items = read_conll(path, self.column, labelled)
+    if not all(item.target is not None for item in items):
+      return items
+    tags = in_iobes([item.target for item in items])
+    return [item._replace(target=target) for item, target in zip(items, tags, strict=True)]
 
   def parse(self, line: str, name: str) -> Example:
     """A plain text, which is split into words here; or an object of JSON with "text" or "words"."""

@@ -6,6 +6,7 @@ from 0 to 100. With several references BLEU counts matches in any, chrF and ROUG
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,10 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from plm_jax.errors import UserError
+from plm_jax.tasks.marks import marks
 
 ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rouge_l"}
 # Han, kana and hangul are written without spaces between words, or have long words.
-_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")
+_SINGLE = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+
+
+@functools.cache
+def _words() -> re.Pattern[str]:
+  return re.compile(rf"[{_SINGLE}]|(?:[^\W_]|[{marks()}])+")
 
 
 class Scores(NamedTuple):
@@ -80,7 +87,7 @@ class _Words:
 
 def words_of(text: str) -> list[str]:
   """Words in lower case; a character of Chinese, Japanese or Korean is a word."""
-  return _WORDS.findall(text.lower())
+  return _words().findall(text.lower())
 
 
 def tokens_of(texts: Sequence[str]) -> str:

@@ -266,7 +266,7 @@ def evaluate(program: Program, params, batches: Iterable[dict]) -> dict[str, flo
   """The mean of every metric over all held-out predictions, accumulated in float64."""
   sums = [program.evaluate(params, to_global(batch, program.mesh)) for batch in batches]
   totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *jax.device_get(sums))
-  return {name: float(total / max(count, 1)) for name, (total, count) in totals.items()}
+  return {name: float(total / (count or 1)) for name, (total, count) in totals.items()}
 
 
 def raise_if_nonfinite(first_bad: int, checkpoints: Checkpoints) -> None:
@@ -333,7 +333,7 @@ class Reporter:
     (step, *numbers), self._pending = self._pending, None
     numbers, first_bad = jax.device_get(numbers)
     raise_if_nonfinite(int(first_bad), self._checkpoints)
-    values = {name: float(total / max(count, 1)) for name, (total, count) in numbers.items()}
+    values = {name: float(total / (count or 1)) for name, (total, count) in numbers.items()}
     self._metrics.write({"step": step, "split": "train", **values})
     self._write_timing(step, values["loss"])
 

@@ -53,7 +53,8 @@ def train_step(
   `frozen` paths are neither differentiated nor changed. adversarial: as `Tuning` has it.
   """
   key = jax.random.fold_in(state.key, state.step)
-  counts = {o.name: jnp.maximum(o.count(batch), 1.0) for o in objectives}
+  counts = {o.name: o.count(batch) for o in objectives}
+  counts = {name: jnp.where(count > 0, count, 1.0) for name, count in counts.items()}
 
   def loss_fn(params, rows, noise):
     batch, carry = rows

@@ -259,6 +259,7 @@ def test_lamb_can_be_chosen_from_the_command_line():
   assert overrides.from_json(overrides.to_json(chosen)) == chosen
 
 
+@pytest.mark.slow
 def test_layers_are_unfrozen_from_the_head_to_the_embeddings_and_not_touched_before():
   config = Bert(layers=2, width=16, heads=2, positions=8, vocab_size=20)
   params = config.init(jax.random.key(0), {"classes": 2})

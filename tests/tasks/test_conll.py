@@ -120,6 +120,11 @@ def test_plain_text_is_split_at_spaces_and_chinese_by_character(text, expected):
   assert [text[s:e] for s, e in words_of(text)] == expected.split()
 
 
+@pytest.mark.parametrize("text", ["हिन्दी भाषा", "สวัสดี ครับ", "cafe\u0301 noir", "\u2764\ufe0f"])
+def test_combining_marks_are_parts_of_words(text):
+  assert [text[s:e] for s, e in words_of(text)] == text.split()
+
+
 def test_words_are_joined_without_spaces_in_chinese():
   text, spans = joined(["我", "在", "NASA", "工作", "。"], [True] * 5)
   assert text == "我在 NASA 工作。" and [text[s:e] for s, e in spans][2:4] == ["NASA", "工作"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from plm_jax.tasks.entities import all_tags, entities, entity_counts, scheme_of
+from plm_jax.tasks.entities import all_tags, entities, entity_counts, in_iobes, scheme_of
 
 
 def split(*lines):
@@ -81,3 +81,10 @@ def test_a_type_has_all_tags_of_its_scheme():
   assert all_tags(["B-b", "O", "B-a"], "IOB2") == ("O", "B-a", "I-a", "B-b", "I-b")
   assert all_tags(["S-a"], "IOBES") == ("O", "B-a", "E-a", "I-a", "S-a")
   assert all_tags(["VERB", "DET"], "") == ("DET", "VERB")
+
+
+def test_bilou_and_bmes_are_read_as_iobes():
+  bilou = [["U-PER", "O", "B-LOC", "I-LOC", "L-LOC"]]
+  assert in_iobes(bilou) == [["S-PER", "O", "B-LOC", "I-LOC", "E-LOC"]]
+  assert in_iobes([["B-LOC", "M-LOC", "E-LOC", "S-PER"]]) == [["B-LOC", "I-LOC", "E-LOC", "S-PER"]]
+  assert in_iobes([["M-x", "VERB"]]) == [["M-x", "VERB"]]  # no scheme: a tag without a mark

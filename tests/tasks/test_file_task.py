@@ -141,7 +141,11 @@ def test_a_regression_reads_one_text_or_two_and_standardises(context, tmp_path):
   task, splits = Regress(source=str(tmp_path)).read(context)
   assert task.pair and len(splits.train.items[0].texts) == 2
   values = splits.train.targets["value"]
-  assert task.mean == pytest.approx(values.mean()) and task.scale == pytest.approx(values.std())
+  targets = [item.target for item in splits.train.items]
+  assert task.mean == pytest.approx(np.mean(targets)) and task.scale == pytest.approx(
+    np.std(targets)
+  )
+  assert (values.mean(), values.std()) == pytest.approx((0, 1), abs=1e-6)
   words = task.score(splits.test, task.baseline("words", splits))
   constant = task.score(splits.test, task.baseline("majority", splits))
   assert constant["spearman"] == 0.0 and words["rmse"] != constant["rmse"]
@@ -208,3 +212,16 @@ def test_rows_reach_as_far_as_any_earlier_run(source, tmp_path):
   assert row_limit(dataclasses.replace(short, document={"public": {}})) == 512
   rotary = dataclasses.replace(experiment, model=dataclasses.replace(config, position="rotary"))
   assert row_limit(dataclasses.replace(short, experiment=rotary)) == 512
+
+
+@pytest.mark.parametrize(("start", "step"), [(1.7e9, 1), (0, 1e-9), (-5, 1e6)])
+def test_numbers_of_any_size_are_learnt_and_predicted(tmp_path, context, start, step):
+  """Times in seconds differ by less than float32 tells, and small numbers are not rounded away."""
+  lines = "".join(f"text {n},{start + step * (n % 40)!r}\n" for n in range(120))
+  (tmp_path / "train.csv").write_text("text,score\n" + lines)
+  task, splits = Regress(source=str(tmp_path)).read(context)
+  values = splits.train.targets["value"]
+  targets = np.array([item.target for item in splits.train.items])
+  assert len(np.unique(values)) == len(np.unique(targets))
+  back = [prediction["value"] for prediction in task._predictions(values.astype(np.float64))]
+  assert task.score(splits.train, [{"value": value} for value in back])["spearman"] > 0.999

@@ -11,7 +11,7 @@ from plm_jax.tasks import glue
 from plm_jax.tasks.comparison import Cell
 from plm_jax.tasks.examples import Example
 from plm_jax.tasks.finetuning import model_cell, plan
-from plm_jax.tasks.glue import Glue, GlueLabels, GlueText, GlueValues, glue_scores
+from plm_jax.tasks.glue import MISMATCHED, Glue, GlueLabels, GlueText, GlueValues, glue_scores
 from plm_jax.tasks.glue_files import PARTS, SUBMISSIONS, read_glue, submission
 from plm_jax.tasks.registry import SUITES, TASKS
 from plm_jax.tasks.suite import PartResult, average, suite_table, tune_parts, with_suite_settings
@@ -130,6 +130,9 @@ def test_scores_are_those_of_scikit_learn_and_mnli_has_two():
   scores = glue_scores(PARTS["mnli"], mnli, answers)
   assert (scores["accuracy"], scores["accuracy_mm"]) == (1, 0.5)
   items = [Example(("a", "b"), value) for value in (0.0, 2.0, 5.0)]
+  mismatched = [item for item in mnli if item.name.startswith(MISMATCHED)]
+  alone = glue_scores(PARTS["mnli"], mismatched, answers[-len(mismatched) :])
+  assert set(alone) == {"accuracy_mm"}
   scores = glue_scores(PARTS["stsb"], items, [{"value": value} for value in (1, 3, 6)])
   assert scores["pearson"] == pytest.approx(1) and scores["spearman"] == pytest.approx(1)
 

@@ -45,6 +45,7 @@ def test_a_search_chooses_on_dev_and_is_not_repeated(planned, monkeypatch):
   assert searched(planned, 60, Grid((1e-2, 1e-9), (16,), (2,)))[1] == said
 
 
+@pytest.mark.slow
 def test_a_teacher_s_logits_follow_the_order_of_the_student_s_classes(planned):
   cell = model_cell(planned, "pretrained", 60, 0, "teacher")
   teacher = planned.path / "pretrained-60-0"

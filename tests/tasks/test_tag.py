@@ -100,6 +100,7 @@ def test_a_sentence_longer_than_a_row_is_read_in_windows_and_none_is_lost():
   assert numbers.tolist() == sorted(task.tags.index(tag) for tag in tags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Bert, Roberta, Gpt2, Llama, T5, Bart])
 def test_any_family_is_trained_and_predicts_a_tag_for_each_word(kind):
   tokenizer = TOKENIZERS["byte_pairs"].train(iter(LINES))

@@ -131,6 +131,7 @@ def test_options_that_make_no_training_are_named(planned, settings, said):
     compiled(planned, *settings)
 
 
+@pytest.mark.slow
 def test_an_adversarial_step_adds_the_gradient_after_a_step_of_the_tables(planned):
   """By hand, with plain gradient descent: the update is the sum of both gradients."""
   from plm_jax.models.dropout import Noise

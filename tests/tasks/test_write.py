@@ -384,3 +384,7 @@ def test_the_columns_of_the_training_table_are_kept(tmp_path):
   assert (task.text, task.target) == ("input", "output")
   line = json.dumps({"source": "not this one", "input": "x", "output": "y"})
   assert task.parse(line, "line 1").texts == ("x",)
+
+
+def test_rouge_reads_vowel_signs_as_parts_of_words():
+  assert text_metrics.words_of("मैं घर जाता हूँ") == ["मैं", "घर", "जाता", "हूँ"]
