@@ -38,8 +38,8 @@ def difference(
 ) -> Difference:
   """The difference by the task's first metric: accuracy of examples by McNemar's exact test, any
   other metric by the paired bootstrap (Efron & Tibshirani 1993, section 16.4; Koehn 2004)."""
-  metric = task.metrics[0]
-  score_a, score_b = (task.score(examples, predictions)[metric] for predictions in (a, b))
+  scores_a, scores_b = (task.score(examples, predictions) for predictions in (a, b))
+  metric = next(name for name in task.metrics if name in scores_a)  # MNLI's mismatched has another
   right_a, right_b = (right(task, examples, predictions) for predictions in (a, b))
   only_a, only_b = int((right_a & ~right_b).sum()), int((~right_a & right_b).sum())
   rng = np.random.default_rng(seed)
@@ -53,7 +53,7 @@ def difference(
     p, test = bootstrap_p(gaps), f"paired bootstrap, {RESAMPLES:,} resamples, seed {seed}"
   low, high = np.quantile(gaps, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
   bounds = float(low), float(high)
-  return Difference(metric, score_a, score_b, *bounds, p, test, only_a, only_b)
+  return Difference(metric, scores_a[metric], scores_b[metric], *bounds, p, test, only_a, only_b)
 
 
 def counts_examples(task: Task) -> bool:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from plm_jax.tasks.classify import Classify
-from plm_jax.tasks.difference import bootstrap_p, difference, mcnemar
+from plm_jax.tasks.difference import MCNEMAR, bootstrap_p, difference, mcnemar
 from plm_jax.tasks.examples import Example, Examples
+from plm_jax.tasks.glue import GlueLabels
+from plm_jax.tasks.glue_files import MISMATCHED, PARTS
 from plm_jax.tasks.regress import Regress
 from plm_jax.tasks.tag import Tag
 from plm_jax.tasks.write import Write
@@ -66,3 +68,13 @@ def test_a_written_label_is_right_where_its_accuracy_counts_it():
   example = Example(("x",), "Good")
   assert task.mistake(example, {"output": "good", "label": "Good"}) == 0
   assert task.mistake(example, {"output": "good", "label": "Bad"}) == 1
+
+
+def test_mismatched_texts_of_mnli_are_compared_by_their_own_accuracy():
+  task = GlueLabels(part="mnli", labels=PARTS["mnli"].classes)
+  yes, no = task.labels[:2]
+  examples = Examples([Example(("x", "y"), yes, f"{MISMATCHED}:{n}") for n in range(8)], [()] * 8)
+  good, bad = ([{"label": label, "score": 0.9}] * 8 for label in (yes, no))
+  result = difference(task, examples, bad, good)
+  assert (result.metric, result.a, result.b) == ("accuracy_mm", 0.0, 1.0)
+  assert result.only_b == 8 and result.test == MCNEMAR
