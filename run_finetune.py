@@ -142,7 +142,8 @@ def main() -> None:
 def finetunings() -> Path:
   """The folder of a model's fine-tunings: in its directory, or in runs/NAME for a published one."""
   given = Path(FLAGS["from"].value)
-  return (given if is_run(given) else Path("runs") / given.resolve().name) / "finetune"
+  name = given.name or given.resolve().name
+  return (given if is_run(given) else Path("runs") / name) / "finetune"
 
 
 def finetune_suite(source: RunInfo, suite: Suite, settings: list[str], cache: Path) -> None:
