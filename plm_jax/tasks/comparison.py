@@ -114,7 +114,8 @@ def table(comparison: Comparison, chance: dict[str, float]) -> str:
   for arm, name in comparison.arms.items():
     values = [comparison.values(arm, *column) for column in columns]
     lines.append(f"{name:34}" + "".join(f"{_spread(v):>18}" for v in values))
-  always = "".join(f"{chance[metric]:>10.3f}{'':8}" for _, metric in columns)
+  room = "" if seeds == "1" else " " * 8  # under the means
+  always = "".join(f"{f'{chance[metric]:.3f}{room}':>18}" for _, metric in columns)
   lines.append(f"{list(comparison.baselines.values())[-1]:34}{always}".rstrip())
   lines += every_run(comparison)
   verdicts = [verdict(comparison, labels) for labels in comparison.labels]
