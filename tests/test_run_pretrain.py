@@ -305,7 +305,7 @@ def test_a_finished_run_started_again_trains_nothing_and_prints_the_same(
   def never(*_):
     raise AssertionError("a step was prepared")
 
-  monkeypatch.setattr(run_pretrain.Batches, "__call__", never)
+  monkeypatch.setattr(pretraining.Batches, "__call__", never)
   before = (finished[0] / "metrics.jsonl").read_bytes()
   code, shown, errors = command(workdir=finished[0])
   assert code == 0, errors
