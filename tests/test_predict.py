@@ -173,6 +173,7 @@ def second(models):
   return chosen.path / "pretrained-all-1"
 
 
+@pytest.mark.slow
 def test_two_models_are_compared_example_by_example(models, second, capsys, monkeypatch, tmp_path):
   _, model, path, _ = models["classify"]
   with own_flags(compare):

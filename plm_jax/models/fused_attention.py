@@ -290,15 +290,13 @@ def _attend(problem: _Problem, q_BTNH, k_BSKH, v_BSKH, groups, place):
 def _attend_forward(problem: _Problem, q_BTNH, k_BSKH, v_BSKH, groups, place):
   tiling = _fitted(problem.targets, problem.sources)
   q, k, v = _padded(q_BTNH, tiling), _padded(k_BSKH, tiling), _padded(v_BSKH, tiling)
-  (B, T, N, H), group = q.shape, q.shape[2] // k.shape[2]
-  own = pl.BlockSpec((None, tiling.rows, None, H), lambda t, b, n: (b, t, n, 0))
-  read = pl.BlockSpec((None, k.shape[1], None, H), lambda t, b, n: (b, 0, n // group, 0))
-  of_query = pl.BlockSpec((None, None, tiling.rows), lambda t, b, n: (b, n, t))
+  grid, own, read, of_query = _by_queries(q, k, tiling)
+  B, T, N, _ = q.shape
   o, lse = _call(
     _forward_kernel,
     problem,
     tiling,
-    (T // tiling.rows, B, N),
+    grid,
     [own, read, read],
     (q, k, v),
     groups,
@@ -326,15 +324,12 @@ def _query_gradients(problem, q, k, v, groups, place, g, lse, delta):
   tiling = _fitted(problem.targets, problem.sources)
   q, k, v, g = (_padded(x, tiling) for x in (q, k, v, g))
   lse, delta = (_padded(x, tiling, axis=2) for x in (lse, delta))
-  (B, T, N, H), group = q.shape, q.shape[2] // k.shape[2]
-  own = pl.BlockSpec((None, tiling.rows, None, H), lambda t, b, n: (b, t, n, 0))
-  read = pl.BlockSpec((None, k.shape[1], None, H), lambda t, b, n: (b, 0, n // group, 0))
-  of_query = pl.BlockSpec((None, None, tiling.rows), lambda t, b, n: (b, n, t))
+  grid, own, read, of_query = _by_queries(q, k, tiling)
   (dq,) = _call(
     _queries_kernel,
     problem,
     tiling,
-    (T // tiling.rows, B, N),
+    grid,
     [own, read, read],
     (q, k, v),
     groups,
@@ -366,6 +361,16 @@ def _key_gradients(problem, q, k, v, groups, place, g, lse, delta):
     more=[(read, g), (of_query, lse), (of_query, delta)],
   )
   return dk[:, : problem.sources], dv[:, : problem.sources]
+
+
+def _by_queries(q, k, tiling: Tiling):
+  """The grid of a kernel that owns blocks of queries, and the blocks of its own queries, of the
+  keys and values that it reads, and of numbers for each query."""
+  (B, T, N, H), group = q.shape, q.shape[2] // k.shape[2]
+  own = pl.BlockSpec((None, tiling.rows, None, H), lambda t, b, n: (b, t, n, 0))
+  read = pl.BlockSpec((None, k.shape[1], None, H), lambda t, b, n: (b, 0, n // group, 0))
+  of_query = pl.BlockSpec((None, None, tiling.rows), lambda t, b, n: (b, n, t))
+  return (T // tiling.rows, B, N), own, read, of_query
 
 
 def _call(kernel, problem, tiling, grid, specs, inputs, groups, place, *, out, more=()):

@@ -11,7 +11,6 @@ The null position is the row's first token, or its last one in a model that read
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -37,6 +36,7 @@ from plm_jax.tasks.spans import (
   span_logits,
 )
 from plm_jax.tasks.squad import SUFFIXES, is_chinese, read_squad, scores
+from plm_jax.tasks.table_files import object_of
 from plm_jax.tasks.task import Trained
 from plm_jax.tasks.windows import best_window, windowed_rows
 
@@ -109,12 +109,8 @@ class Answer(FileTask):
   def parse(self, line: str, name: str) -> Example:
     """A question and a context with a tab between them; or an object of JSON with both."""
     texts: Any = line.split("\t", 1)
-    if line.lstrip().startswith("{"):
-      try:
-        row = json.loads(line)
-        texts = [row.get("question"), row.get("context")]
-      except ValueError:
-        pass
+    if (row := object_of(line)) is not None:
+      texts = [row.get("question"), row.get("context")]
     if len(texts) != 2 or not all(isinstance(t, str) and t.strip() for t in texts):
       raise UserError(
         f"{name} has no question and context: separate them by a tab, or give JSON with "

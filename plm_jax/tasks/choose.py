@@ -8,7 +8,6 @@ Sources: google-research/bert and Devlin et al. 2019, section 4.4 (SWAG: a row f
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -29,7 +28,7 @@ from plm_jax.tasks.file_task import FileTask, fitting_length
 from plm_jax.tasks.metrics import expected_calibration_error
 from plm_jax.tasks.predicting import outputs
 from plm_jax.tasks.rows import EncodedRows, framed_rows
-from plm_jax.tasks.table_files import Table, read_table
+from plm_jax.tasks.table_files import object_of, read_table, table_of
 from plm_jax.tasks.task import Context, Trained
 from plm_jax.tasks.text_metrics import words_of
 
@@ -153,15 +152,10 @@ class Choose(FileTask):
 
   def parse(self, line: str, name: str) -> Example:
     """An object of JSON, or the prompt and its choices with tabs between them."""
-    if line.lstrip().startswith("{"):
-      try:
-        row = json.loads(line)
-      except ValueError:
-        row = None
-      if isinstance(row, dict):
-        table = Table(Path(name), list(row), [(1, row)], True)
-        items, _ = examples_in(table, layout_of(table, self), self.first, labelled=False)
-        return items[0]._replace(name=name)
+    if (row := object_of(line)) is not None:
+      table = table_of(row, name)
+      items, _ = examples_in(table, layout_of(table, self), self.first, labelled=False)
+      return items[0]._replace(name=name)
     texts = tuple(text.strip() for text in line.split("\t"))
     if len(texts) < 3 or not all(texts):
       raise UserError(

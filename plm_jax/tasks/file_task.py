@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +16,16 @@ from plm_jax.errors import UserError
 from plm_jax.tasks.augmentation import Augmentation
 from plm_jax.tasks.examples import SPLITS, Example, Splits
 from plm_jax.tasks.rows import frame_of, row_limit
-from plm_jax.tasks.table_files import FIELDS, SUFFIXES, Columns, Table, columns, read_table
+from plm_jax.tasks.table_files import (
+  FIELDS,
+  SUFFIXES,
+  Columns,
+  Table,
+  columns,
+  object_of,
+  read_table,
+  table_of,
+)
 from plm_jax.tasks.task import Context, Task
 
 _SPLIT = 3  # salt for the user's examples in the own splits
@@ -249,14 +257,9 @@ class TableTask(FileTask):
 
   def parse(self, line: str, name: str) -> Example:
     """A text, or as many as the task has with a tab between them; or an object of JSON."""
-    if line.lstrip().startswith("{"):
-      try:
-        row = json.loads(line)
-      except ValueError:
-        row = None
-      if isinstance(row, dict):
-        table = Table(Path(name), list(row), [(1, row)], True)
-        return self._items(table, self._columns(table), labelled=False)[0]._replace(name=name)
+    if (row := object_of(line)) is not None:
+      table = table_of(row, name)
+      return self._items(table, self._columns(table), labelled=False)[0]._replace(name=name)
     texts = tuple(line.split("\t")) if self.texts > 1 else (line,)
     if not all(text.strip() for text in texts):
       raise UserError(f"{name} is empty, or one of its texts is.")

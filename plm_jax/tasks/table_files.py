@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -86,6 +87,22 @@ def written(value: Any) -> str:
   if isinstance(value, float) and value.is_integer():
     return str(int(value))
   return str(value).strip() if isinstance(value, str | int | float) else ""
+
+
+def object_of(line: str) -> dict[str, Any] | None:
+  """The object of JSON in a line; None if it is plain text."""
+  if not line.lstrip().startswith("{"):
+    return None
+  try:
+    row = json.loads(line)
+  except ValueError:
+    return None
+  return row if isinstance(row, dict) else None
+
+
+def table_of(row: dict[str, Any], name: str) -> Table:
+  """A table with one row. name: of the example, for errors."""
+  return Table(Path(name), list(row), [(1, row)], True)
 
 
 # --- which column is which ------------------------------------------------------------------------

@@ -8,7 +8,6 @@ word's tag is read one position later, where the decoder has read that piece.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -28,6 +27,7 @@ from plm_jax.tasks.examples import Example, Examples, Prediction, Splits
 from plm_jax.tasks.file_task import FileTask
 from plm_jax.tasks.predicting import outputs
 from plm_jax.tasks.rows import EncodedRows
+from plm_jax.tasks.table_files import object_of
 from plm_jax.tasks.task import Trained
 from plm_jax.tasks.windows import best_window, windowed_rows
 from plm_jax.tasks.word_pieces import first_pieces, word_pieces
@@ -138,14 +138,8 @@ class Tag(FileTask):
 
   def parse(self, line: str, name: str) -> Example:
     """A plain text, which is split into words here; or an object of JSON with "text" or "words"."""
-    row: Any = None
-    if line.lstrip().startswith("{"):
-      try:
-        row = json.loads(line)
-      except ValueError:
-        row = None
     text: Any = line
-    if isinstance(row, dict):
+    if (row := object_of(line)) is not None:
       words = row.get("words", row.get("tokens"))
       if isinstance(words, list) and words and all(isinstance(w, str) and w for w in words):
         text, spans = joined(words, [True] * len(words))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -24,7 +23,7 @@ from plm_jax.tasks.examples import Example, Examples, Prediction, Splits
 from plm_jax.tasks.file_task import STEMS, FileTask
 from plm_jax.tasks.parallel import references
 from plm_jax.tasks.rows import EncodedRows, row_limit
-from plm_jax.tasks.table_files import SUFFIXES, Table
+from plm_jax.tasks.table_files import SUFFIXES, object_of, table_of
 from plm_jax.tasks.task import Context, Trained
 from plm_jax.tasks.text_metrics import check_installed, exact, scores_of_texts, tokens_of
 from plm_jax.tasks.writing import (
@@ -199,15 +198,10 @@ class Write(FileTask):
 
   def parse(self, line: str, name: str) -> Example:
     """A text, or an object of JSON."""
-    if line.lstrip().startswith("{"):
-      try:
-        row = json.loads(line)
-      except ValueError:
-        row = None
-      if isinstance(row, dict):
-        table = Table(Path(name), list(row), [(1, row)], True)
-        chosen = parallel.columns_of(table, self.text, self.target)
-        return parallel.examples_in(table, chosen, labelled=False)[0]._replace(name=name)
+    if (row := object_of(line)) is not None:
+      table = table_of(row, name)
+      chosen = parallel.columns_of(table, self.text, self.target)
+      return parallel.examples_in(table, chosen, labelled=False)[0]._replace(name=name)
     return Example((line,), None, name, name)
 
   def encode(self, items: list[Example], tokenizer: Tokenizer) -> Examples:

@@ -174,9 +174,8 @@ def trained(tmp_path, experiment):
   return run(tmp_path, experiment, data)
 
 
-@pytest.mark.parametrize(
-  "name", ["base_faithful", *(pytest.param(name, marks=pytest.mark.slow) for name in FORMATS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["base_faithful", *FORMATS])
 def test_every_format_trains_through_the_one_loop(name, tmp_path):
   experiment = tiny(name)
   _, records = trained(tmp_path, experiment)

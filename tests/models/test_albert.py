@@ -273,7 +273,7 @@ def test_sentence_order_is_trained_through_the_loop(tmp_path):
 # --- parity --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_logits_agree_with_transformers(groups):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")

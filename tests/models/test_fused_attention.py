@@ -94,7 +94,11 @@ BATCH = {
 
 
 @pytest.mark.parametrize("config", [Bert(**SIZES), Gpt2(**SIZES)], ids=["bert", "gpt"])
-@pytest.mark.parametrize("mesh", [None, MeshShape(data=2, tensor=2)], ids=["alone", "mesh"])
+@pytest.mark.parametrize(
+  "mesh",
+  [None, pytest.param(MeshShape(data=2, tensor=2), marks=pytest.mark.slow)],
+  ids=["alone", "mesh"],
+)
 def test_a_model_gives_the_same_states_with_the_kernel(config, mesh):
   """With dropout, on one device and with rows and heads on four."""
   model = config.init(jax.random.key(0), {})

@@ -75,6 +75,7 @@ def test_a_probe_learns_from_the_frozen_checkpoint(planned, source, documents):
   assert probe.cell(splits, "all", 0) == cell
 
 
+@pytest.mark.slow
 def test_a_probe_of_numbers_and_of_pairs(source, tokenizer, tmp_path, recipe):
   rng = np.random.default_rng(0)
   words = ["small", "old", "river", "house", "tree", "stone", "cat", "dog"]

@@ -43,6 +43,7 @@ def patient(planned):
   return chosen, model_cell(chosen, "pretrained", 60, 0, "toy"), chosen.path / "pretrained-60-0"
 
 
+@pytest.mark.slow
 def test_training_ends_after_patience_and_the_best_parameters_are_kept(patient):
   chosen, cell, place = patient
   scores = scores_in(place)

@@ -89,7 +89,9 @@ def read(source, task, folder):
 # --- rows -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+  "name", ["gpt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("t5", "bart"))]
+)
 def test_the_loss_is_on_the_answer_and_its_end_alone(source, pairs, tmp_path, tokenizer, name):
   run = source(MODELS[name])
   task, splits = read(run, Write(source=str(pairs)), tmp_path)

@@ -94,6 +94,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(alone, tmp_path):
   assert records == alone["gpt"]
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_too(tmp_path):
   low = dataclasses.replace(
     LLAMA, steps=6, compute=dataclasses.replace(LLAMA.compute, dtype="bfloat16")

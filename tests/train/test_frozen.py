@@ -109,6 +109,7 @@ def test_splitting_and_completing_gives_the_parameters_back():
   assert optax.tree.norm(some) < optax.tree.norm(params)
 
 
+@pytest.mark.slow
 def test_a_subtree_of_a_checkpoint_is_restored_alone(tmp_path):
   params = program_of().create().params
   whole = {"student": params, "teacher": jax.tree.map(lambda x: x + 1, params)}

@@ -19,9 +19,8 @@ XLA = (
 )
 
 
-@pytest.mark.parametrize(
-  "family", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt", "t5"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "gpt", "t5"])
 def test_fsdp_splits_activations_as_data_does(monkeypatch, family):
   monkeypatch.syspath_prepend(str(BENCHMARKS))
   benchmark = importlib.import_module("mesh_memory")

@@ -58,6 +58,7 @@ def test_a_further_sink_is_given_the_records_of_both_files(tmp_path):
     assert written
 
 
+@pytest.mark.slow
 def test_a_profile_is_a_trace_of_a_few_steps(tmp_path):
   with toy_run.Workdir(tmp_path / "run") as workdir:
     fit(toy_run.program(), toy_run.data(), workdir, quiet=True, profile=tmp_path / "trace")
