@@ -46,10 +46,15 @@ def pytest_sessionstart(session):
     pytest.exit(f"the tests need {DEVICES} simulated devices, jax has {jax.devices()}", 2)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out the slow ones
 def pytest_collection_modifyitems(items):
-  """Files of much work first, so that no worker is left alone with one at the end: a slow test
-  counts as much as 40 others."""
+  """Comparisons with transformers (the fixture `peers`) are slow; golden files hold their numbers.
+  Files of much work first, so that no worker is left alone with one at the end: a slow test counts
+  as much as 40 others."""
   work = {}
+  for item in items:
+    if "peers" in item.fixturenames:
+      item.add_marker("slow")
   for item in items:
     work.setdefault(item.path, 0)
     work[item.path] += 40 if item.get_closest_marker("slow") else 1

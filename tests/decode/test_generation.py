@@ -266,6 +266,7 @@ def test_prompts_that_the_model_cannot_read_are_refused(gpt):
     write(*gpt, PROMPTS, Rules(), samples=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("beams", "penalty", "least"), [(1, 1.1, 2), (3, 1.1, 2), (3, 1.4, 7)])
 def test_texts_are_those_of_transformers_generate(beams, penalty, least, gpt):
   torch = pytest.importorskip("torch")

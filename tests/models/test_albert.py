@@ -273,6 +273,7 @@ def test_sentence_order_is_trained_through_the_loop(tmp_path):
 # --- parity --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_logits_agree_with_transformers(groups):
   torch = pytest.importorskip("torch")

@@ -145,6 +145,7 @@ def test_the_two_gelus_differ_by_their_known_maximum():
   assert abs(abs(x[difference.argmax()]) - 2.70) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["gelu_erf", "gelu_tanh"])
 def test_logits_agree_with_transformers(activation):
   torch = pytest.importorskip("torch")

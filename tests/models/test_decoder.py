@@ -314,6 +314,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS)
 def test_logits_agree_with_transformers(pair):
   """On padding right and left, which for us is a document of its own."""

@@ -233,6 +233,7 @@ def torch_batch(torch, batch):
   }, real
 
 
+@pytest.mark.slow
 def test_the_detector_s_scores_are_those_of_transformers():
   torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
   config = TOY.encoder
@@ -255,6 +256,7 @@ def test_the_detector_s_scores_are_those_of_transformers():
   np.testing.assert_allclose(np.asarray(states)[real], expected[real], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_generator_s_logits_are_those_of_transformers():
   torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
   config = TOY.generator

@@ -332,6 +332,7 @@ def assert_agree(ours, torch, theirs, batch):
   assert np.abs(found - expected).max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("projection", "tied"), [("relu", True), ("gated-gelu", False), ("gated-silu", False)]
 )
@@ -371,6 +372,7 @@ def test_t5_s_logits_agree_with_transformers(projection, tied):
   assert_agree(t5_parameters(ours, theirs), torch, theirs, toy_batch())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("family", "scale"), [("Bart", False), ("Bart", True), ("MBart", True), ("Marian", True)]
 )

@@ -104,6 +104,7 @@ def from_roberta(state):
   return {bert(name): value.numpy() for name, value in state.items()}
 
 
+@pytest.mark.slow
 def test_logits_agree_with_transformers():
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")

@@ -96,6 +96,7 @@ def test_the_cosine_loss_is_one_minus_the_cosine_of_the_last_states():
   np.testing.assert_allclose(loss(Cosine(), student=3 * TEACHER)["loss"][0], 0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_losses_agree_with_those_of_the_original_code():
   torch = pytest.importorskip("torch")
   s, t = (torch.tensor(np.asarray(x)[REAL]) for x in (STUDENT, TEACHER))

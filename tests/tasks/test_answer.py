@@ -167,7 +167,10 @@ def test_a_model_that_reads_left_to_right_has_its_null_position_at_the_end(words
     assert (null_positions(rows, config) == expected).all()
 
 
-@pytest.mark.parametrize("kind", [Bert, Roberta, Gpt2, T5, Bart])
+@pytest.mark.parametrize(
+  "kind",
+  [Bert, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (Roberta, Gpt2, T5, Bart))],
+)
 def test_any_family_is_trained_and_answers(kind):
   tokenizer = BytePairs(vocab_size=300).train(iter([CONTEXT] * 9))
   sizes = {"layers": 1, "width": 16, "heads": 2, "vocab_size": tokenizer.vocab.size}
