@@ -69,7 +69,7 @@ POOLED = {
 }
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
+@pytest.mark.parametrize("family", ["bert", "gpt2", pytest.param("t5", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("pooling", "layer"), [("mean", -1), ("max", 1), ("last", -1), ("cls", 0)])
 def test_a_vector_pools_the_states_of_the_text_alone(models, family, pooling, layer):
   published, run, tokenizer = models[family]

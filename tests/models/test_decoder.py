@@ -112,7 +112,7 @@ def test_positions_begin_anew_with_every_document():
   assert document_positions(ids).tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 0, 1, 2, 3]]
 
 
-@pytest.mark.parametrize("layers", ["scan", "unroll"])
+@pytest.mark.parametrize("layers", ["unroll", pytest.param("scan", marks=pytest.mark.slow)])
 def test_a_cache_changes_no_logit(model, layers):
   """A prompt padded on the left and five tokens, one at a time, against the whole row at once."""
   batch, compute = toy_batch(), Compute(dtype="float32", layers=layers)

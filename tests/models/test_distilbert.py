@@ -81,7 +81,7 @@ def test_a_student_at_random_takes_nothing():
   np.testing.assert_array_equal(model.teacher.mlm.bias[...], initial(TEACHER, 7).mlm.bias[...])
 
 
-@pytest.mark.parametrize("sharing", ["all", "attention"])
+@pytest.mark.parametrize("sharing", ["all", pytest.param("attention", marks=pytest.mark.slow)])
 def test_a_teacher_whose_layers_share_is_read_where_they_read(sharing):
   teacher = dataclasses.replace(TEACHER, sharing=sharing, groups=2)
   config = dataclasses.replace(TOY, teacher_model=teacher)
@@ -178,6 +178,7 @@ def theirs():
   return torch, model, torch_names.filled(ours, arrays)
 
 
+@pytest.mark.slow
 def test_states_and_logits_are_those_of_transformers(theirs):
   torch, model, ours = theirs
   batch = toy_batch()

@@ -145,7 +145,9 @@ def test_slots_of_no_weight_write_nothing():
   assert not changed[:, 0].any()
 
 
-@pytest.mark.parametrize("compute", [{"layers": "scan"}, {"layers": "unroll"}])
+@pytest.mark.parametrize(
+  "compute", [{"layers": "unroll"}, pytest.param({"layers": "scan"}, marks=pytest.mark.slow)]
+)
 def test_scanned_and_unrolled_layers_agree(compute):
   run = jax.jit(lambda model, batch: model(batch, Compute(dtype="float32", **compute)))
   passes = run(initial(TOY), toy_batch())

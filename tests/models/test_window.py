@@ -105,7 +105,7 @@ def references(name):
 
 
 @pytest.mark.parametrize("block", [64, 5])
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", ["unroll", pytest.param("scan", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_layer_sees_the_tokens_of_a_mask_made_by_hand(name, loop, block, monkeypatch):
   """With block=5 causal attention on a CPU is computed in blocks of 5, 5 and 2 queries."""
@@ -190,8 +190,9 @@ def test_a_cache_changes_no_logit(name, loop):
 SEQ2SEQ = {"vocab_size": 50, "layers": 3, "width": 12, "heads": 3, "initializer_range": 0.2}
 
 
-@pytest.mark.parametrize("loop", ["unroll", pytest.param("scan", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", [T5, pytest.param(Bart, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("kind", [T5, Bart])
 def test_both_sides_of_an_encoder_decoder_have_windows(kind, loop):
   """A source token out of reach of all layers changes no state; a cache changes no logit."""
   config, compute = kind(window=1, **SEQ2SEQ), LOOPS[loop]

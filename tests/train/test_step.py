@@ -105,6 +105,7 @@ def test_micro_batches_do_not_change_the_number(parts):
   assert_same_training(dataclasses.replace(TOY, compute=compute))
 
 
+@pytest.mark.slow
 def test_micro_batches_and_devices_together_do_not_change_the_number():
   assert_same_training(
     dataclasses.replace(
