@@ -146,7 +146,7 @@ def test_slots_of_no_weight_write_nothing():
 
 
 @pytest.mark.parametrize(
-  "compute", [{"layers": "unroll"}, pytest.param({"layers": "scan"}, marks=pytest.mark.slow)]
+  "compute", [{"layers": "scan"}, pytest.param({"layers": "unroll"}, marks=pytest.mark.slow)]
 )
 def test_scanned_and_unrolled_layers_agree(compute):
   run = jax.jit(lambda model, batch: model(batch, Compute(dtype="float32", **compute)))
