@@ -16,25 +16,24 @@ import numpy as np
 
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
-from plm_jax.models.model import Model
 from plm_jax.objectives.baselines import Baseline, majority
 from plm_jax.objectives.objective import Terms, cross_entropy
 from plm_jax.tasks import metrics
 from plm_jax.tasks.bag_of_words import best_bag_of_words
 from plm_jax.tasks.examples import Example, Examples, Prediction, Splits, encoded
 from plm_jax.tasks.predicting import outputs
-from plm_jax.tasks.rows import EncodedRows, framed_rows
 from plm_jax.tasks.task import Task, Trained
+from plm_jax.tasks.task_objective import TaskObjective
 
 TEACHER = "teacher"  # in a batch: the teacher's logits, float32 [B, classes]
 NONE = "(none)"  # the label of a prediction below the threshold
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classification:
+class Classification(TaskObjective):
   """Mean of `-log p(label | row)` over rows; an objective like any other, so `fit` trains it.
 
-  labels: the number of classes. Rows of row_weight 0 fill up a batch and do not count.
+  labels: the number of classes.
   label_smoothing: e of `(1 - e) loss + e mean_c(-log p_c)` (Szegedy et al. 2016, section 7).
   class_weights: the weight of a row in the mean, by its class; empty is 1. balanced: fills them in,
     so that all classes weigh alike.
@@ -48,7 +47,6 @@ class Classification:
   balanced: bool = False
   soft: float = 0.5
   temperature: float = 2.0
-  weight: float = 1.0
   name = "class"
 
   def __post_init__(self):
@@ -78,15 +76,7 @@ class Classification:
   def heads(self) -> dict[str, int]:
     return {"classes": self.labels}
 
-  def corrupt(self, batch, draws, vocab) -> dict:
-    """The batch unchanged: labels are in the rows."""
-    return batch
-
-  def count(self, batch) -> jax.Array:
-    return self._weights(batch).sum()
-
-  def _weights(self, batch) -> jax.Array:
-    """float32 [B]."""
+  def weights(self, batch) -> jax.Array:
     if not self.class_weights:
       return batch["row_weight"]
     return batch["row_weight"] * jnp.asarray(self.class_weights, jnp.float32)[batch["label"]]
@@ -97,7 +87,7 @@ class Classification:
     teaches = TEACHER in batch and self.soft > 0
     if not (self.class_weights or self.label_smoothing or teaches):
       return terms
-    weights_B, log_p_BC = self._weights(batch), jax.nn.log_softmax(logits_BC)
+    weights_B, log_p_BC = self.weights(batch), jax.nn.log_softmax(logits_BC)
     losses_B = -jnp.take_along_axis(log_p_BC, batch["label"][:, None], axis=1)[:, 0]
     e = self.label_smoothing
     losses_B = (1 - e) * losses_B - e * log_p_BC.mean(axis=1)
@@ -163,10 +153,6 @@ class LabelTask(Task):
     if all(item.target is not None for item in items):
       targets["label"] = np.array([numbers[item.target] for item in items], np.int32)
     return Examples(items, encoded(items, tokenizer), targets)
-
-  def rows(self, examples: Examples, config: Model, tokenizer: Tokenizer) -> EncodedRows:
-    rows = framed_rows(examples.ids, config, tokenizer, self.length)
-    return dataclasses.replace(rows, values=rows.values | examples.targets)
 
   def predict(self, trained: Trained, examples: Examples) -> list[Prediction]:
     """{"label", "score", "scores"}: the most probable label, its probability, and that of each."""
