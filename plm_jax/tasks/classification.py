@@ -7,7 +7,7 @@ to one score per class; the loss is the mean cross-entropy of the rows.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -106,6 +106,13 @@ class Classification(TaskObjective):
     return majority(batches, "label")
 
 
+def unknown_label(item: Example, label: str, known: Sequence[str]) -> UserError:
+  return UserError(
+    f"the example {item.name} has the label {label!r}, which training never saw: it knows "
+    f"{', '.join(known[:20])}; correct the label or leave the example out."
+  )
+
+
 def class_logits(model, hidden, batch) -> jax.Array:
   """float32 [B, classes]."""
   return model.class_logits(hidden, batch, None)
@@ -145,10 +152,7 @@ class LabelTask(Task):
     numbers = {label: number for number, label in enumerate(self.labels)}
     for item in items:
       if item.target is not None and item.target not in numbers:
-        raise UserError(
-          f"the example {item.name} has the label {item.target!r}, which training never saw: it "
-          f"knows {', '.join(self.labels[:20])}; correct the label or leave the example out."
-        )
+        raise unknown_label(item, item.target, self.labels)
     targets: dict[str, Any] = {}
     if all(item.target is not None for item in items):
       targets["label"] = np.array([numbers[item.target] for item in items], np.int32)
@@ -201,6 +205,8 @@ class LabelTask(Task):
   def baseline(self, name: str, splits: Splits) -> list[Prediction]:
     known = splits.train.targets["label"]
     best = np.full(len(splits.test), np.bincount(known).argmax())
-    if name == "words":
-      best = best_bag_of_words(splits).predictions
-    return [{"label": self.labels[number]} for number in best]
+    return self.from_targets(best_bag_of_words(splits).predictions if name == "words" else best)
+
+  def from_targets(self, numbers: Iterable[int]) -> list[Prediction]:
+    """The predictions of a linear model."""
+    return [{"label": self.labels[number]} for number in numbers]

@@ -232,17 +232,24 @@ class TableTask(FileTask):
     """The target in a cell. Errors: `UserError`, naming the place, for another kind of value."""
     return cell
 
+  def table(self, path: str | Path) -> Table:
+    return read_table(path, self.header)
+
+  def target_in(self, table: Table, line: int, row: dict[str, Any], column: str) -> Any:
+    """The target of a row. Errors: `UserError` for none, or as `target`."""
+    return self.target(table.cell(line, row, column), table.at(line))
+
   def read_noted(self, path: str) -> tuple[list[Example], list[str]]:
-    table = read_table(path, self.header)
+    table = self.table(path)
     chosen = self._columns(table)
     return self._items(table, chosen, labelled=True), [chosen.note]
 
   def read_file(self, path: str | Path, labelled: bool) -> list[Example]:
-    table = read_table(path, self.header)
+    table = self.table(path)
     return self._items(table, self._columns(table), labelled)
 
   def with_columns(self) -> Self:
-    table = read_table(self.source, self.header)
+    table = self.table(self.source)
     texts, label, name, document, _ = self._columns(table)
     fields = dict(zip(("text", "text2"), texts)) | {
       "label": self.label or label,
@@ -253,7 +260,7 @@ class TableTask(FileTask):
     return dataclasses.replace(self, **fields)
 
   def has_targets(self, path: Path) -> bool:
-    return self.label in read_table(path, self.header).names
+    return self.label in self.table(path).names
 
   def parse(self, line: str, name: str) -> Example:
     """A text, or as many as the task has with a tab between them; or an object of JSON."""
@@ -284,7 +291,7 @@ class TableTask(FileTask):
       texts = tuple(table.cell(line, row, column) for column in chosen.texts)
       target = None
       if labelled:
-        target = self.target(table.cell(line, row, chosen.label), table.at(line))
+        target = self.target_in(table, line, row, chosen.label)
       where = f"{table.path.name}:{line}"
       name = table.cell(line, row, chosen.name) if chosen.name else where
       document = table.cell(line, row, chosen.document) if chosen.document else where

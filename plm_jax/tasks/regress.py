@@ -107,10 +107,10 @@ class Regress(TableTask):
   def predict(self, trained: Trained, examples: Examples) -> list[Prediction]:
     """{"value"}: a number."""
     rows = self.rows(examples, trained.config, trained.tokenizer)
-    scores_N = outputs(trained, rows, class_logits)[:, 0]
-    return self._predictions(scores_N)
+    return self.from_targets(outputs(trained, rows, class_logits)[:, 0])
 
-  def _predictions(self, standardised: Iterable[float]) -> list[Prediction]:
+  def from_targets(self, standardised: Iterable[float]) -> list[Prediction]:
+    """In the unit of the data."""
     digits = max(6, 6 - math.floor(math.log10(self.scale)))
     return [{"value": round(float(x) * self.scale + self.mean, digits)} for x in standardised]
 
@@ -125,6 +125,5 @@ class Regress(TableTask):
     return abs(prediction["value"] - example.target)
 
   def baseline(self, name: str, splits: Splits) -> list[Prediction]:
-    if name == "words":
-      return self._predictions(best_bag_of_words(splits).predictions)
-    return self._predictions(np.zeros(len(splits.test)))
+    mean = np.zeros(len(splits.test))
+    return self.from_targets(best_bag_of_words(splits).predictions if name == "words" else mean)

@@ -39,7 +39,7 @@ LABEL = ("label", "gold_label", "is_duplicate", "quality", "class", "category", 
 LABEL += ("sentiment", "target", "score", "rating", "stars", "similarity", "labels")
 NAME = ("id", "index", "idx", "guid", "pairid")
 DOCUMENT = ("document_id", "doc_id", "document", "doc", "group")
-_NAMES = {*TEXT, *LABEL, *NAME, *DOCUMENT, *(second for _, second in PAIRS)}
+KNOWN_NAMES = {*TEXT, *LABEL, *NAME, *DOCUMENT, *(second for _, second in PAIRS)}
 _SAMPLE = 1000  # rows that are looked at to find a column
 
 
@@ -285,7 +285,7 @@ def _has_header(lines: list[list[str]]) -> bool:
   """Whether the first line names columns: by a known name; else if none of its cells is a number,
   long, empty, or a value of the same column in another line."""
   first = [cell.strip() for cell in lines[0]]
-  if any(cell.lower() in _NAMES for cell in first):
+  if any(cell.lower() in KNOWN_NAMES for cell in first):
     return True
   later = [{line[i].strip() for line in lines[1:] if i < len(line)} for i in range(len(first))]
   return all(

@@ -223,5 +223,5 @@ def test_numbers_of_any_size_are_learnt_and_predicted(tmp_path, context, start, 
   values = splits.train.targets["value"]
   targets = np.array([item.target for item in splits.train.items])
   assert len(np.unique(values)) == len(np.unique(targets))
-  back = [prediction["value"] for prediction in task._predictions(values.astype(np.float64))]
+  back = [prediction["value"] for prediction in task.from_targets(values.astype(np.float64))]
   assert task.score(splits.train, [{"value": value} for value in back])["spearman"] > 0.999
