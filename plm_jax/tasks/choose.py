@@ -28,7 +28,7 @@ from plm_jax.tasks.file_task import FileTask, fitting_length
 from plm_jax.tasks.metrics import expected_calibration_error
 from plm_jax.tasks.predicting import outputs
 from plm_jax.tasks.rows import EncodedRows, framed_rows
-from plm_jax.tasks.table_files import object_of, read_table, table_of
+from plm_jax.tasks.table_files import no_column, object_of, read_table, table_of
 from plm_jax.tasks.task import Context, Trained
 from plm_jax.tasks.task_objective import TaskObjective
 from plm_jax.tasks.text_metrics import words_of
@@ -130,6 +130,9 @@ class Choose(FileTask):
 
   def with_columns(self) -> Self:
     table = read_table(self.source)
+    for field in ("label", "id", "document"):
+      if (column := getattr(self, field)) and column not in table.names:
+        raise no_column(table, column, field)
     layout = layout_of(table, self)
     _, first = examples_in(table, layout, self.first, labelled=True)
     return dataclasses.replace(

@@ -26,7 +26,7 @@ from plm_jax.tasks.examples import Example, Examples, Prediction, Splits, encode
 from plm_jax.tasks.file_task import TableTask
 from plm_jax.tasks.label_sets import gathered, label_columns, labels_in, separator_of
 from plm_jax.tasks.predicting import outputs
-from plm_jax.tasks.table_files import FIELDS, Columns, Table, columns
+from plm_jax.tasks.table_files import FIELDS, Columns, Table, columns, no_column
 from plm_jax.tasks.task import Trained
 from plm_jax.tasks.task_objective import TaskObjective
 
@@ -106,6 +106,10 @@ class Multi(TableTask):
     return columns(table, self.texts, **fields)
 
   def with_columns(self) -> Self:
+    table = self.table(self.source)
+    for name in label_columns(table, self.label):
+      if name not in table.names:
+        raise no_column(table, name, "label")
     task = super().with_columns()
     if task.label is None:
       return task

@@ -8,6 +8,7 @@ their values; a line says which were chosen.
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import math
@@ -66,6 +67,17 @@ class Table(NamedTuple):
     return value
 
 
+def no_column(table: Table, column: str, field: str) -> UserError:
+  """The error for a name that the user gave, with the nearest one."""
+  lower = {name.lower(): name for name in table.names}
+  near = difflib.get_close_matches(column.lower(), lower, n=1)
+  meant = f"; did you mean {lower[near[0]]!r}?" if near else "."
+  return UserError(
+    f"The file {str(table.path)!r} has no column {column!r} (task.{field}); it has "
+    f"{', '.join(table.names)[:200]}{meant}"
+  )
+
+
 class Columns(NamedTuple):
   """The columns of an example. label, name, document: None if there is none. note: says which were
   chosen."""
@@ -117,10 +129,7 @@ def columns(table: Table, texts: int, **wanted: str | None) -> Columns:
   wanted = {field: wanted.get(field) for field in FIELDS}
   for field, column in wanted.items():
     if column and column not in table.names and field in ("text", "text2"):
-      raise UserError(
-        f"The file {str(table.path)!r} has no column {column!r} (task.{field}); it has "
-        f"{', '.join(table.names)[:200]}."
-      )
+      raise no_column(table, column, field)
   present = {name.lower(): name for name in reversed(table.names)}
 
   def chosen(field: str, names: tuple[str, ...]) -> str | None:
