@@ -40,6 +40,7 @@ from plm_jax.tasks.suite import PartResult, Scores, Suite
 from plm_jax.tasks.task import Context, Task, Trained
 from plm_jax.tasks.text_to_text import TASKS as TEXT_TASKS
 from plm_jax.tasks.write import Write
+from plm_jax.train.processes import is_first
 
 _NO_NUMBER = -1.0  # an output of STS-B without a number (t5, `string_to_float`)
 
@@ -243,10 +244,11 @@ class Glue(Suite):
         continue
       best = paths[name].best(PARTS[name].metrics[0])
       files[f"{title}.tsv"] = predicted(best, folder / file)
-    if files:
+    if files and is_first():
       with zipfile.ZipFile(path / "submission.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for title, text in sorted(files.items()):
           archive.writestr(title, text)
+    if files:
       lines.append(f"{path}/submission.zip has the test predictions of {len(files)} files")
     left = [part.folder for name, part in PARTS.items() if name not in paths]
     if left:
