@@ -176,6 +176,8 @@ def finetune_suite(source: RunInfo, suite: Suite, settings: list[str], cache: Pa
     say(describe(chosen, scope))
     return [] if FLAGS.dry_run else compare(chosen, scope)
 
+  with processes.first_goes_first():
+    suite.chosen(cache)  # the first writes the files of TFDS's data sets
   results = tune_parts(suite, path, cache, tune)
   if FLAGS.dry_run:
     return
@@ -183,7 +185,7 @@ def finetune_suite(source: RunInfo, suite: Suite, settings: list[str], cache: Pa
     text, record = suite_table(suite, results)
     print(f"\n=== {suite.name} ===\n{text}")
     write_whole(path / RESULTS, json.dumps(record, indent=2) + "\n")
-  say("\n".join(suite.finish(results, path)))
+  say("\n".join(suite.finish(results, path, cache)))
 
 
 def chosen_scope(chosen: FinetunePlan) -> Scope:

@@ -65,7 +65,7 @@ class Suite(abc.ABC):
     """The scores of a part that its table shows; their mean is the part's score. test: metric ->
     value, from `Task.score`."""
 
-  def finish(self, results: list[PartResult], path: Path) -> list[str]:
+  def finish(self, results: list[PartResult], path: Path, cache: Path) -> list[str]:
     """Writes what the suite makes of its models to `path`; lines for the user. All processes call
     it, and the first one writes."""
     return []
