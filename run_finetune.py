@@ -29,7 +29,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from absl import flags
 
 import data.installed_text  # noqa: F401  makes tfds:installed_text known
@@ -66,7 +65,9 @@ from plm_jax.tasks.registry import SUITES, TASKS, chosen_task
 from plm_jax.tasks.search import searched
 from plm_jax.tasks.suite import Suite, suite_table, tune_parts, with_suite_settings
 from plm_jax.tasks.task import Task
-from plm_jax.train.process import keep_compilations, keep_freed_memory
+from plm_jax.train import launch, processes
+from plm_jax.train.process import enough_threads, keep_compilations, keep_freed_memory
+from plm_jax.train.processes import say
 from plm_jax.train.workdir import write_whole
 
 FLAGS = flags.FLAGS
@@ -95,6 +96,8 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
   flags.DEFINE_bool("dry_run", False, "Show the task and the configuration, train nothing.")
+  launch.define_flags()
+  flags.adopt_module_key_flags(launch)
 
 
 class Scope(NamedTuple):
@@ -109,9 +112,17 @@ def main() -> None:
   keep_freed_memory()
   if not FLAGS["from"].value:
     raise UserError("run_finetune.py needs --from=DIR, a run or a downloaded model.")
+  enough_threads()
+  with processes.joined(*launch.flags_of_place()):
+    run()
+
+
+def run() -> None:
+  """The fine-tunings of the flags, in this process."""
   cache = cache_folder(FLAGS.cache)
   keep_compilations(cache)
-  source = RunInfo.read(run_directory(FLAGS["from"].value, cache))
+  with processes.first_goes_first():
+    source = RunInfo.read(run_directory(FLAGS["from"].value, cache))
   settings = [f"task.{name}={FLAGS[name].value}" for name in ("dev", "test") if FLAGS[name].value]
   settings += FLAGS.set
   sources = [
@@ -120,7 +131,7 @@ def main() -> None:
   task = chosen_task(FLAGS.task, FLAGS.data or next(reversed(sources), None))
   if isinstance(task, Suite):
     return finetune_suite(source, task, settings, cache)
-  chosen = plan(source, recipe, task, settings, cache, Path(FLAGS.workdir or source.path))
+  chosen = planned(source, task, settings, cache, Path(FLAGS.workdir or source.path))
   if FLAGS.teacher:
     chosen = chosen._replace(teacher=Path(FLAGS.teacher).absolute())
     taught_by(chosen)  # refuses a directory that is no run
@@ -131,12 +142,20 @@ def main() -> None:
     chosen = chosen._replace(path=finetunings() / name)
   scope = chosen_scope(chosen)
   experiments = [chosen.experiment(size, 0) for size in scope.sizes]  # refuses too few examples
-  print(describe(chosen, scope), flush=True)
+  say(describe(chosen, scope))
   if FLAGS.dry_run:
     for experiment in experiments:
-      print(f"\n{overrides.describe(experiment)}")
+      say(f"\n{overrides.describe(experiment)}")
     return
   compare(chosen, scope)
+
+
+def planned(
+  source: RunInfo, task: Task, settings: list[str], cache: Path, folder: Path
+) -> FinetunePlan:
+  """The plan of the recipe; the first process prepares the text in the cache."""
+  with processes.first_goes_first():
+    return plan(source, recipe, task, settings, cache, folder)
 
 
 def finetunings() -> Path:
@@ -152,18 +171,21 @@ def finetune_suite(source: RunInfo, suite: Suite, settings: list[str], cache: Pa
   path = Path(FLAGS.workdir or finetunings() / name_of(suite))
 
   def tune(task: Task, folder: Path) -> list[Cell]:
-    chosen = plan(source, recipe, task, settings, cache, folder)
+    chosen = planned(source, task, settings, cache, folder)
     scope = chosen_scope(chosen)
-    print(describe(chosen, scope), flush=True)
+    say(describe(chosen, scope))
     return [] if FLAGS.dry_run else compare(chosen, scope)
 
+  with processes.first_goes_first():
+    suite.chosen(cache)  # the first writes the files of TFDS's data sets
   results = tune_parts(suite, path, cache, tune)
-  if FLAGS.dry_run or jax.process_index():
+  if FLAGS.dry_run:
     return
-  text, record = suite_table(suite, results)
-  print(f"\n=== {suite.name} ===\n{text}")
-  write_whole(path / RESULTS, json.dumps(record, indent=2) + "\n")
-  print("\n".join(suite.finish(results, path)))
+  if processes.is_first():
+    text, record = suite_table(suite, results)
+    print(f"\n=== {suite.name} ===\n{text}")
+    write_whole(path / RESULTS, json.dumps(record, indent=2) + "\n")
+  say("\n".join(suite.finish(results, path, cache)))
 
 
 def chosen_scope(chosen: FinetunePlan) -> Scope:
@@ -212,11 +234,12 @@ def describe(chosen: FinetunePlan, scope: Scope) -> str:
 
 
 def compare(chosen: FinetunePlan, scope: Scope) -> list[Cell]:
-  """Every cell, then the table and results.*, with the directory's earlier cells."""
+  """Every cell, then the table and results.*, with the directory's earlier cells. The first process
+  alone computes the baselines and writes."""
   cells = {cell[:3]: cell for cell in earlier_cells(chosen)}
   fitted = list(chosen.task.baselines)[:-1]
   probe = Probe(chosen.source, chosen.task)
-  if FLAGS.probe and probe.fits(chosen.splits) and jax.process_count() == 1:
+  if FLAGS.probe and probe.fits(chosen.splits):
     fitted.append(PROBE)
   recipes = {}
   for size in scope.sizes:
@@ -224,12 +247,14 @@ def compare(chosen: FinetunePlan, scope: Scope) -> list[Cell]:
     best = chosen
     if FLAGS.search:
       best, found = searched(chosen, size, grid(chosen.source))
-      print(found, flush=True)
+      say(found)
     recipes[str(size or "all")] = overrides.to_json(best.experiment(size, 0))
     for seed in scope.seeds:
       for arm in (*scope.arms, *fitted):
         start = time.perf_counter()
         title = f"{arm}, {size or 'all'} labels, seed {seed}"
+        if arm in chosen.task.baselines and not processes.is_first():
+          continue
         if arm in fitted:
           cell = known.get(arm) or fitted_cell(chosen, probe, arm, size, seed)
           cell = cell._replace(seed=seed)
@@ -238,8 +263,8 @@ def compare(chosen: FinetunePlan, scope: Scope) -> list[Cell]:
           cell = model_cell(best, arm, size, seed, title)
         cells[cell[:3]] = cell
         shown = ", ".join(f"{named(m)} {cell.test[m]:.3f}" for m in chosen.task.metrics)
-        print(f"{title:36} {shown}  ({time.perf_counter() - start:.0f} s)", flush=True)
-  if jax.process_index() == 0:
+        say(f"{title:36} {shown}  ({time.perf_counter() - start:.0f} s)")
+  if processes.is_first():
     write_results(chosen, Comparison.of(cells.values(), chosen.task), scope, recipes)
   return list(cells.values())
 
