@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from plm_jax import cli
+from plm_jax import cli, overrides
 from plm_jax.commands.encode import encode
 from plm_jax.commands.fill_mask import Filler, fill_mask
 from plm_jax.commands.generate import generate
@@ -35,11 +35,17 @@ from plm_jax.export.from_run import from_run, write_directory
 from plm_jax.export.to_run import run_directory
 from plm_jax.pretraining import pretrain as run_pretraining
 from plm_jax.runs import Run, RunInfo, check_predicts_tokens
+from plm_jax.tasks import arms as fine_tuning
 from plm_jax.tasks import predicting
+from plm_jax.tasks.registry import chosen_task
+from plm_jax.tasks.suite import Suite
 from plm_jax.tasks.task import Task, Trained
 from plm_jax.train import report
 from plm_jax.train.process import keep_compilations
 from plm_jax.train.workdir import Workdir
+
+Settings = Mapping[str, Any] | Sequence[str]
+"""{"optim.peak": 1e-3}, or ["optim.peak=1e-3"] as after --set."""
 
 
 def load(path: str | Path) -> LoadedModel:
@@ -54,7 +60,7 @@ def pretrain(
   experiment: str | Experiment = "experiments/bert.py:tiny",
   *,
   budget: Budget = "small",
-  settings: Mapping[str, Any] | Sequence[str] = (),
+  settings: Settings = (),
   seed: int | None = None,
   start: str | Path | None = None,
   workdir: str | Path | None = None,
@@ -70,15 +76,72 @@ def pretrain(
   folder = cache_folder(None if cache is None else str(cache))
   keep_compilations(folder)
   source = None if start is None else RunInfo.read(run_directory(start, folder))
-  if isinstance(settings, Mapping):
-    settings = [f"{field}={value}" for field, value in settings.items()]
-  chosen, record = chosen_experiment(experiment, "", budget, list(settings), seed, source)
+  chosen, record = chosen_experiment(experiment, "", budget, as_settings(settings), seed, source)
   chosen.check_trains()
   print(report.heading(record, chosen))
   with Workdir(workdir or Path("runs") / record["name"]) as opened:
     opened.check_same_experiment(chosen, record)
     run_pretraining(chosen, record, opened, folder, source)
     return load(opened.path)
+
+
+def finetune(
+  model: str | Path | LoadedModel,
+  task: str | Task | Suite | None = None,
+  data: str | Path | None = None,
+  *,
+  dev: str | Path | None = None,
+  test: str | Path | None = None,
+  labels: str | int | Sequence[int | str] | None = None,
+  seeds: int | None = None,
+  arms: str | Sequence[str] | None = None,
+  settings: Settings = (),
+  search: bool = False,
+  teacher: str | Path | None = None,
+  probe: bool = True,
+  workdir: str | Path | None = None,
+  cache: str | Path | None = None,
+  dry_run: bool = False,
+) -> fine_tuning.FineTuning | fine_tuning.SuiteTuning | None:
+  """Fine-tunes a model on a task, prints the table and returns it; continues what was stopped.
+
+  model: a run or a published model. task: its name, or a task made in a cell; None is what the data
+  suggest. labels: numbers of training examples, such as [500, "all"]. The other arguments are the
+  flags of run_finetune.py, and so are the defaults. None is returned by dry_run only.
+  """
+  start = model.path if isinstance(model, LoadedModel) else Path(model)
+  folder = cache_folder(None if cache is None else str(cache))
+  keep_compilations(folder)
+  source = RunInfo.read(run_directory(start, folder))
+  files = {"dev": dev, "test": test}
+  every = [f"task.{name}={path}" for name, path in files.items() if path] + as_settings(settings)
+  sources = [s.partition("=")[2] for s in every if s.startswith(("task.source=", "data.source="))]
+  place = next(reversed(sources), None) if data is None else str(data)
+  options = fine_tuning.Options(
+    arms=_words(arms),
+    labels=_words(labels),
+    seeds=seeds,
+    search=search,
+    teacher=None if teacher is None else str(teacher),
+    probe=probe,
+  )
+  chosen = chosen_task(task, place)
+  return fine_tuning.finetune(source, start, chosen, every, options, folder, workdir, dry_run)
+
+
+def as_settings(settings: Settings) -> list[str]:
+  """The settings as words of `--set`."""
+  if isinstance(settings, str):
+    return [settings]
+  if isinstance(settings, Mapping):
+    return [f"{field}={overrides.show(value)}" for field, value in settings.items()]
+  return list(settings)
+
+
+def _words(values: Any) -> str | None:
+  """The value of a flag that takes words with commas between them."""
+  is_list = isinstance(values, Sequence) and not isinstance(values, str)
+  return ",".join(map(str, values)) if is_list else None if values is None else str(values)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

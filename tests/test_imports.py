@@ -60,7 +60,7 @@ BENEATH = {
     *("evaluation", "export", "tasks", "ablate"),
   },
   "api": {
-    *("errors", "cli", "data", "experiment", "decode", "train", "runs", "evaluation"),
+    *("errors", "overrides", "cli", "data", "experiment", "decode", "train", "runs", "evaluation"),
     *("experiment_flags", "pretraining", "export", "tasks", "commands"),
   },
 }
