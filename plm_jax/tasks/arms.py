@@ -18,6 +18,7 @@ import jax
 
 from plm_jax import cli, overrides
 from plm_jax.errors import UserError
+from plm_jax.notebook import grid
 from plm_jax.runs import RunInfo
 from plm_jax.tasks.comparison import (
   PROBE,
@@ -27,6 +28,7 @@ from plm_jax.tasks.comparison import (
   draw,
   named,
   numbers_of_labels,
+  spread,
   table,
 )
 from plm_jax.tasks.examples import SPLITS
@@ -77,8 +79,21 @@ class FineTuning(NamedTuple):
   chance: dict[str, float]
   model: Path
 
-  def __str__(self) -> str:
+  def __repr__(self) -> str:
     return table(self.comparison, self.chance)
+
+  def _repr_html_(self) -> str:
+    """The table, for notebooks."""
+    comparison = self.comparison
+    columns = [(labels, metric) for labels in comparison.labels for metric in comparison.metrics]
+    header = ["arm", *(f"{named(metric)}, {labels} labels" for labels, metric in columns)]
+    rows = [
+      [name, *(spread(comparison.values(arm, *column)) for column in columns)]
+      for arm, name in comparison.arms.items()
+    ]
+    constant = list(comparison.baselines.values())[-1]
+    rows.append([constant, *(f"{self.chance[metric]:.3f}" for _, metric in columns)])
+    return grid(header, rows)
 
 
 class SuiteTuning(NamedTuple):
@@ -89,8 +104,17 @@ class SuiteTuning(NamedTuple):
   text: str
   scores: dict[str, dict[str, float]]
 
-  def __str__(self) -> str:
+  def __repr__(self) -> str:
     return self.text
+
+  def _repr_html_(self) -> str:
+    """The table, for notebooks."""
+    columns = list(dict.fromkeys(column for row in self.scores.values() for column in row))
+    rows = [
+      [name, *(f"{row[c]:.3f}" if c in row else "-" for c in columns)]
+      for name, row in self.scores.items()
+    ]
+    return grid(["mean over seeds", *columns], rows)
 
 
 def recipes() -> ModuleType:
