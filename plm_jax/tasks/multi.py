@@ -136,9 +136,11 @@ class Multi(TableTask):
     items, notes = super().read_noted(path)
     mean = sum(len(item.target) for item in items) / len(items)
     none = sum(not item.target for item in items)
-    between = f"{self.separator!r} between labels" if self.separator else "no separator"
-    note = f"{Path(path).name}: {between} (--set=task.separator=... changes it); {mean:.2f} labels "
-    return items, [*notes, f"{note}per example, {none:,} examples have none"]
+    notes.append(f"{Path(path).name}: {mean:.2f} labels per example, {none:,} examples have none")
+    if self.separator or all(len(item.target) < 2 for item in items):
+      separator = repr(self.separator) if self.separator else "no separator was found"
+      notes[-1] += f"; between labels: {separator} (--set=task.separator=... changes it)"
+    return items, notes
 
   def stratum(self, item: Example) -> str | None:
     """The rarest label, so that the training split has examples of it."""

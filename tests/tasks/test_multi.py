@@ -55,7 +55,7 @@ def test_labels_are_read_as_people_have_them(name, tmp_path):
   items, notes = task.read_noted(str(path))
   assert task.labels == ("a", "b", "c")  # the most frequent first
   assert [(i.texts[0], set(i.target)) for i in items] == [(t, set(s)) for t, s in SETS]
-  assert "1 examples have none" in notes[-1]
+  assert "1.25 labels per example, 1 examples have none" in notes[-1]
   assert overrides.from_json(json.loads(json.dumps(overrides.to_json(task)))) == task
   plain = write(tmp_path / f"new.{name[-3:].replace('onl', 'jsonl')}", ["text", "new"])
   if plain.suffix == ".csv":  # without the column of labels
@@ -67,7 +67,7 @@ def test_the_separator_that_the_labels_share_is_found_and_said(tmp_path):
   path = write(tmp_path / "places.csv", lines)
   task = Multi(source=str(path)).with_columns()
   assert task.labels == ("Paris", "York, NY")
-  assert "';' between labels (--set=task.separator=" in task.read_noted(str(path))[1][-1]
+  assert "between labels: ';' (--set=task.separator=" in task.read_noted(str(path))[1][-1]
   named = Multi(source=str(path), separator=",").with_columns()
   assert "NY;Paris" in named.labels
 
