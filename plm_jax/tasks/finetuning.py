@@ -26,6 +26,7 @@ from plm_jax.experiment_flags import with_tokenizer
 from plm_jax.models.parameters import head_patterns, roles_of
 from plm_jax.runs import RunInfo, initial_record
 from plm_jax.tasks.augmentation import AugmentedBatches
+from plm_jax.tasks.class_order import HEADS, in_order, stored_classes
 from plm_jax.tasks.classification import TEACHER
 from plm_jax.tasks.comparison import Cell
 from plm_jax.tasks.examples import Examples, Splits
@@ -252,11 +253,16 @@ def global_shapes(batches: LabelledBatches) -> dict[str, Any]:
 
 
 def restored(program, source: RunInfo):
-  """The parameters of the checkpoint's encoder with fresh heads, on the program's mesh."""
+  """The parameters of the checkpoint's encoder with fresh heads, on the program's mesh. A stored
+  classifier of as many classes is kept, in the order of the task's classes."""
   fresh = program.create().params
   place = source.experiment.model.encoder_path
   heads = head_patterns(roles_of(fresh))
-  return restore_parameters(source.path, fresh, heads, heads, within=place)
+  made = restore_parameters(source.path, fresh, heads, heads, within=place)
+  if set(HEADS) & set(made.fresh):
+    return made
+  wanted = program.experiment.data.classes
+  return made._replace(params=in_order(made.params, stored_classes(source), wanted))
 
 
 def baseline_cell(plan: FinetunePlan, name: str, examples: int | None, seed: int) -> Cell:
