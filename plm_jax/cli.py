@@ -314,6 +314,6 @@ def load_module(name: str) -> ModuleType:
   return importlib.import_module(name)
 
 
-def experiments_of(file: str) -> list[str]:
-  """The names of the experiments in one file."""
-  return list(_experiments_in(_experiment_file(file)))
+def experiments_of(file: str, returns: str = "Experiment") -> list[str]:
+  """The names of the experiments, or of the tables, in one file."""
+  return list(_experiments_in(_experiment_file(file), returns))

@@ -27,6 +27,7 @@ from plm_jax.ablate.page import (
   page,
 )
 from plm_jax.ablate.plan import PlannedRun, workdir_of
+from plm_jax.ablate.table import Table
 from plm_jax.ablate.verdict import ALPHA, SEEDS, lower_is_better
 from plm_jax.ablate.view import duration
 from plm_jax.config_tree import is_within
@@ -38,9 +39,12 @@ UNSET = " Sizes in this paragraph are those without `--set`; the recipes below h
 FILES = ("report.md", "report.html", "curves.png", "metrics.png", "results.json")
 
 
-def report(directory: str | Path, to: str | Path | None = None) -> tuple[Measured, list[Path]]:
-  """Writes the report of a sweep (default: to DIR/report); returns its content and its files."""
-  measured = gather(Path(directory))
+def report(
+  directory: str | Path, to: str | Path | None = None, table: Table | None = None
+) -> tuple[Measured, list[Path]]:
+  """Writes the report of a sweep (default: to DIR/report); returns its content and its files.
+  table: needed if it was made in Python."""
+  measured = gather(Path(directory), table)
   to = Path(to or measured.out / "report")
   claim_folder(to, measured)
   return measured, [to / name for name in write_report(measured, to)]
@@ -76,9 +80,9 @@ def write_report(measured: Measured, to: Path) -> list[str]:
     plots.draw_learning_curves(panels, [arm.name for arm in measured.arms], to / "curves.png")
     caption = "Loss against steps. Lines: mean of the seeds; bands: their range."
     pictures.append(Picture(to / "curves.png", caption))
-  if shown := [m for m in measured.metrics if not m.endswith("_majority")]:
+  drawn = (m for m in measured.metrics if not m.endswith(("_majority", "_loss")))
+  if shown := [m for m in drawn if not m.startswith("blimp/")]:
     names = [arm.name for arm in measured.arms]
-    shown = [m for m in shown if not m.startswith("blimp/") and not m.endswith("_loss")]
     plots.draw_metrics(measured.scores, shown, names, measured.references, to / "metrics.png")
     caption = "Dots: seeds; bars: their mean; dashed line, if within the axis: trivial baseline."
     pictures.append(Picture(to / "metrics.png", caption))
@@ -336,8 +340,9 @@ def command_blocks(measured: Measured, to: Path) -> list[PageBlock]:
   ]
   report = ["python", "-m", "plm_jax.report", str(measured.out), f"--to={to}"]
   every = [line for run in measured.states for line in plan.shown(measured.out, run)]
+  typed = Code(shlex.join(sweep) + "\n" + shlex.join(report))
   return [
-    Code(shlex.join(sweep) + "\n" + shlex.join(report)),
+    Text("The table was made in Python: plm_jax.sweep(table).") if plan.is_of_cell else typed,
     Text("The sweep's commands, one pair for each run:"),
     Code("\n".join(every), folded=f"{len(every)} commands"),
   ]
