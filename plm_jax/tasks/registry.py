@@ -10,7 +10,7 @@ from plm_jax.errors import UserError
 from plm_jax.tasks.answer import Answer
 from plm_jax.tasks.choose import Choose
 from plm_jax.tasks.classify import Classify
-from plm_jax.tasks.glue import Glue
+from plm_jax.tasks.glue_suite import Glue
 from plm_jax.tasks.label import Label
 from plm_jax.tasks.label_sets import has_label_lists
 from plm_jax.tasks.labelled_text import INSTALLED_TEXT
