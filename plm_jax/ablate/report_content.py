@@ -1,40 +1,24 @@
 """The content of a sweep's report, as blocks of a page (page.py)."""
 
-import math
 import shlex
 import statistics
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from plm_jax import overrides
 from plm_jax.ablate.gathering import Measured
-from plm_jax.ablate.page import (
-  Card,
-  Code,
-  Folded,
-  Grid,
-  Heading,
-  PageBlock,
-  Picture,
-  Points,
-  Text,
-)
+from plm_jax.ablate.page import Code, Folded, Grid, Heading, PageBlock, Picture, Points, Text
 from plm_jax.ablate.plan import PlannedRun, workdir_of
-from plm_jax.ablate.table import AboveChance, Arm, AtChance
-from plm_jax.ablate.verdict import ALPHA, SEEDS, Outcome, Verdict, lower_is_better
+from plm_jax.ablate.report_numbers import MISSING, cell, main_metrics, number, tokens, trivial
+from plm_jax.ablate.report_verdicts import summary, verdict_blocks
+from plm_jax.ablate.table import Arm
+from plm_jax.ablate.verdict import lower_is_better
 from plm_jax.ablate.view import duration
 from plm_jax.config_tree import is_within
 from plm_jax.train.workdir import read_records
 
-MISSING = "missing"
 UNSET = " Sizes in this paragraph are those without `--set`; the recipes below have the others."
 WIDEST = 12  # columns of the main table, which fit a page of 1,200 pixels
-REASONS: dict[Outcome, str] = {
-  "supported": "The seeds agree beyond their noise",
-  "not supported": "The seeds agree on the opposite, beyond their noise",
-  "undecided": "These seeds do not decide it",
-}
 
 
 def report_blocks(measured: Measured, pictures: list[Picture], to: Path) -> list[PageBlock]:
@@ -63,106 +47,6 @@ def report_blocks(measured: Measured, pictures: list[Picture], to: Path) -> list
     *recipe_blocks(measured),
     Heading("Commands", 3),
     *command_blocks(measured, to),
-  ]
-
-
-def summary(measured: Measured) -> str:
-  """The paragraph at the top: how many claims were decided, at which size, and the best arm."""
-  if not measured.metrics:
-    return "Nothing has been measured yet."
-  outcomes = Counter(verdict.outcome for verdict in measured.verdicts)
-  sizes = sorted({size for run in measured.records if (size := tokens(measured.configs[run]))})
-  size = " to ".join(dict.fromkeys((sizes[0], sizes[-1])))
-  counts = ", ".join(f"{outcomes[name]} {name}" for name in REASONS if outcomes[name])
-  claims = f"{len(measured.verdicts)} claim{'s' * (len(measured.verdicts) != 1)}"
-  parts = [f"{claims}, tested with {measured.plan.seeds} seeds on {size} tokens a run"]
-  parts[0] += f": {counts}." if counts else "; the table makes no claim."
-  if unmeasured := sum(bool(missing_arms(measured, verdict)) for verdict in measured.verdicts):
-    parts.append(f"Of the undecided, {unmeasured} lack a measurement.")
-  if outcomes["undecided"] > unmeasured:
-    parts.append("Undecided does not mean equal: more seeds or longer runs may decide.")
-  best = {metric: ranking(measured, metric) for metric in main_metrics(measured)}
-  metric = next((metric for metric, arms in best.items() if len(arms) > 1), None)
-  if metric is not None:
-    first, last = best[metric][0], best[metric][-1]
-    shown = (
-      f"By the mean {metric}, {first} is best ({cell(measured, first, metric)}) and {last} last "
-    )
-    shown += f"({cell(measured, last, metric)})"
-    if metric in measured.references:
-      name = {"unigram": "a unigram model has", "chance": "chance is"}[trivial(metric)]
-      shown += f"; {name} {number(measured.references[metric])}"
-    parts.append(shown + ".")
-  return " ".join(parts)
-
-
-def ranking(measured: Measured, metric: str) -> list[str]:
-  """The arms with this metric, the best mean first."""
-  means = {arm.name: measured.values(arm.name, metric) for arm in measured.arms}
-  means = {arm: statistics.fmean(values) for arm, values in means.items() if values}
-  return sorted(means, key=means.__getitem__, reverse=not lower_is_better(metric))
-
-
-def trivial(metric: str) -> str:
-  """The name of the trivial baseline of a metric."""
-  return "unigram" if metric.startswith(("mlm", "clm", "seq2seq", "pseudo")) else "chance"
-
-
-def verdict_blocks(measured: Measured) -> list[PageBlock]:
-  if not measured.verdicts:
-    return []
-  method = (
-    "Two-sided Student's t tests over seeds, on the differences between arms of the same seed, at "
-    f"level {ALPHA:g} for all claims together (Holm), with at least {SEEDS} seeds, and a standard "
-    "error no smaller than the median of this table's. A claim is decided if p is below the number "
-    "that is needed. Positive means favour the claim; perplexities are compared by their "
-    "logarithms. docs/ablation.md explains the verdicts."
-  )
-  cards = [
-    Card(
-      v.outcome, str(v.claim), sentence(measured, v), f"p = {v.p:.2g}; {v.threshold:.2g} is needed"
-    )
-    for v in measured.verdicts
-  ]
-  rows = [[str(v.claim), v.numbers] for v in measured.verdicts]
-  test = [Text(method), Grid(("claim", "numbers"), rows, left=2)]
-  return [*cards, Folded("How the claims were tested", test)]
-
-
-def sentence(measured: Measured, verdict: Verdict) -> str:
-  """A verdict in one plain sentence with the means of its arms."""
-  claim = verdict.claim
-  means = {arm: cell(measured, arm, claim.metric) for arm in claim.arms}
-  if missing := missing_arms(measured, verdict):
-    return f"{claim.metric} was not measured for {', '.join(missing)}."
-  shown = ", ".join(f"{arm} {mean}" for arm, mean in means.items())
-  if isinstance(claim, AtChance | AboveChance):
-    chance = claim.chance if isinstance(claim.chance, float) else measured.references[claim.metric]
-    shown += f", chance {number(chance)}"
-  return f"{REASONS[verdict.outcome]}: {shown}."
-
-
-def missing_arms(measured: Measured, verdict: Verdict) -> list[str]:
-  """The arms of a claim without its metric."""
-  claim = verdict.claim
-  return [arm for arm in claim.arms if not measured.values(arm, claim.metric)]
-
-
-def main_metrics(measured: Measured) -> list[str]:
-  """The metrics of the main table: twins of published columns, then claims, then the usual ones
-  that compare arms. A table below has all."""
-  table, names = measured.table, measured.metrics
-  twins = [metric for metric in table.beside.values() if metric in names]
-  claimed = {claim.metric for claim in table.claims}
-  # A loss is redundant with its perplexity, which papers print.
-  twice = {m.replace("perplexity", "loss") for m in names if m.endswith("perplexity")}
-  usual = ("mlm_perplexity", "mlm_accuracy", "clm_perplexity", "seq2seq_perplexity", "blimp")
-  return twins + [
-    m
-    for m in names
-    if m not in twice
-    and m not in twins
-    and (m in claimed or m in usual or (m.startswith("finetune") and m.endswith("accuracy")))
   ]
 
 
@@ -248,29 +132,6 @@ def numbers_blocks(measured: Measured) -> list[PageBlock]:
   ]
 
 
-def cell(measured: Measured, arm: str, metric: str) -> str:
-  """`3.21 ± 0.04`, with the number of seeds if some are missing."""
-  values = measured.values(arm, metric)
-  if not values:
-    evaluated = any(run.arm == arm for run in measured.records)
-    return "–" if evaluated else MISSING
-  mean = statistics.fmean(values)
-  shown = number(mean)
-  if len(values) > 1:
-    shown += f" ± {number(statistics.stdev(values), like=mean)}"
-  if len(values) < measured.plan.seeds:
-    shown += f" ({len(values)})"
-  return shown
-
-
-def number(value: float, like: float | None = None) -> str:
-  """Four decimals below 10, fewer above; `like`: with the decimals of that number."""
-  if not math.isfinite(value):
-    return str(value)
-  size = abs(value if like is None else like)
-  return f"{value:.{1 if size >= 100 else 2 if size >= 10 else 4}f}"
-
-
 def cost_blocks(measured: Measured) -> list[PageBlock]:
   rows, hardware, software = [], Counter(), Counter()
   for arm in measured.arms:
@@ -305,12 +166,6 @@ def cost_blocks(measured: Measured) -> list[PageBlock]:
 def trained_seconds(measured: Measured, run: PlannedRun) -> float:
   records = read_records(workdir_of(measured.out, run) / "timing.jsonl")
   return sum(record["seconds"] for record in records)
-
-
-def tokens(config: dict[str, Any]) -> str:
-  experiment = overrides.from_json(config["experiment"])
-  count = experiment.steps * experiment.global_batch * experiment.data.length
-  return f"{count / 1e6:,.1f}M"
 
 
 def recipe_blocks(measured: Measured) -> list[PageBlock]:

@@ -12,7 +12,8 @@ from plm_jax.ablate import plots
 from plm_jax.ablate.gathering import Measured, gather
 from plm_jax.ablate.page import Picture, markdown, page
 from plm_jax.ablate.plan import workdir_of
-from plm_jax.ablate.report_content import main_metrics, missing_notes, report_blocks
+from plm_jax.ablate.report_content import missing_notes, report_blocks
+from plm_jax.ablate.report_numbers import main_metrics
 from plm_jax.ablate.verdict import ALPHA
 from plm_jax.errors import UserError
 from plm_jax.train.workdir import read_records, write_whole

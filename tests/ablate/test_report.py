@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from plm_jax import cli, overrides
-from plm_jax.ablate import page, plots, report_content, reporting
+from plm_jax.ablate import page, plots, report_numbers, report_verdicts, reporting
 from plm_jax.ablate.plan import ROOT, Evaluation, PlannedRun, SweepPlan, claim, workdir_of
 from plm_jax.ablate.table import METRICS
 from plm_jax.errors import UserError
@@ -151,20 +151,20 @@ def test_a_published_column_without_numbers_of_these_arms_is_left_out(sweep, tmp
 
 def test_a_page_begins_with_its_verdicts_in_plain_sentences(sweep):
   measured = reporting.gather(sweep(drawn()))
-  summary = report_content.summary(measured)
+  summary = report_verdicts.summary(measured)
   assert "3 claims, tested with 3 seeds on 0.0M tokens a run: 3 supported." in summary
   assert (
     "By the mean mlm_perplexity, c is best" in summary and "a unigram model has 148.4." in summary
   )
-  sentence = report_content.sentence(measured, measured.verdicts[1])
+  sentence = report_verdicts.sentence(measured, measured.verdicts[1])
   assert sentence.startswith("The seeds agree beyond their noise: b 3.39")
   few = reporting.gather(sweep({"a": drawn()["a"]}))
-  assert report_content.sentence(few, few.verdicts[1]) == "mlm_loss was not measured for b."
-  assert "3 undecided. Of the undecided, 3 lack a measurement." in report_content.summary(few)
+  assert report_verdicts.sentence(few, few.verdicts[1]) == "mlm_loss was not measured for b."
+  assert "3 undecided. Of the undecided, 3 lack a measurement." in report_verdicts.summary(few)
 
 
 def test_baselines_are_called_by_their_names():
-  names = [report_content.trivial(m) for m in ("mlm_accuracy", "clm_loss", "sop_accuracy", "blimp")]
+  names = [report_numbers.trivial(m) for m in ("mlm_accuracy", "clm_loss", "sop_accuracy", "blimp")]
   assert names == ["unigram", "unigram", "chance", "chance"]
 
 
@@ -209,8 +209,8 @@ def test_seeds_that_are_not_there_are_counted_and_not_invented(sweep, tmp_path):
   scores = drawn()
   del scores["a"][2], scores["b"][1], scores["b"][2]
   measured = reporting.gather(sweep(scores))
-  assert report_content.cell(measured, "a", "mlm_loss").endswith("(2)")
-  one = report_content.cell(measured, "b", "mlm_loss")
+  assert report_numbers.cell(measured, "a", "mlm_loss").endswith("(2)")
+  one = report_numbers.cell(measured, "b", "mlm_loss")
   assert "±" not in one and one.endswith("(1)")
   assert [v.outcome for v in measured.verdicts] == ["undecided", "undecided", "undecided"]
 
