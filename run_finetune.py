@@ -21,53 +21,13 @@ columns were chosen; other text needs no labels: its words are shuffled. A quick
 --set=steps=20 --set=optim.warmup=2. A stopped command continues when it is given again.
 """
 
-from __future__ import annotations
-
-import json
-import re
-import time
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import jax
 from absl import flags
 
-import data.installed_text  # noqa: F401  makes tfds:installed_text known
-from experiments.finetune import grid, recipe, rule
-from plm_jax import cli, overrides
-from plm_jax.data.corpora import cache_folder
+from plm_jax import api, cli
 from plm_jax.errors import UserError
-from plm_jax.export.to_run import is_run, run_directory
-from plm_jax.runs import RunInfo
-from plm_jax.tasks.comparison import (
-  PROBE,
-  TRAINED,
-  Cell,
-  Comparison,
-  draw,
-  named,
-  numbers_of_labels,
-  table,
-)
-from plm_jax.tasks.examples import SPLITS
-from plm_jax.tasks.finetuning import (
-  REPORT,
-  RESULTS,
-  FinetunePlan,
-  baseline_cell,
-  earlier_cells,
-  identity,
-  model_cell,
-  plan,
-  taught_by,
-)
-from plm_jax.tasks.probe import Probe
-from plm_jax.tasks.registry import SUITES, TASKS, chosen_task
-from plm_jax.tasks.search import searched
-from plm_jax.tasks.suite import Suite, suite_table, tune_parts, with_suite_settings
-from plm_jax.tasks.task import Task
-from plm_jax.train.process import keep_compilations, keep_freed_memory
-from plm_jax.train.workdir import write_whole
+from plm_jax.tasks.registry import SUITES, TASKS
+from plm_jax.train import launch, processes
+from plm_jax.train.process import enough_threads, keep_freed_memory
 
 FLAGS = flags.FLAGS
 
@@ -95,177 +55,20 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
   flags.DEFINE_bool("dry_run", False, "Show the task and the configuration, train nothing.")
-
-
-class Scope(NamedTuple):
-  """The cells of a command."""
-
-  arms: list[str]
-  sizes: list[int | None]
-  seeds: range
+  launch.define_flags()
+  flags.adopt_module_key_flags(launch)
 
 
 def main() -> None:
   keep_freed_memory()
-  if not FLAGS["from"].value:
+  start = FLAGS["from"].value
+  if not start:
     raise UserError("run_finetune.py needs --from=DIR, a run or a downloaded model.")
-  cache = cache_folder(FLAGS.cache)
-  keep_compilations(cache)
-  source = RunInfo.read(run_directory(FLAGS["from"].value, cache))
-  settings = [f"task.{name}={FLAGS[name].value}" for name in ("dev", "test") if FLAGS[name].value]
-  settings += FLAGS.set
-  sources = [
-    s.partition("=")[2] for s in settings if s.startswith(("task.source=", "data.source="))
-  ]
-  task = chosen_task(FLAGS.task, FLAGS.data or next(reversed(sources), None))
-  if isinstance(task, Suite):
-    return finetune_suite(source, task, settings, cache)
-  chosen = plan(source, recipe, task, settings, cache, Path(FLAGS.workdir or source.path))
-  if FLAGS.teacher:
-    chosen = chosen._replace(teacher=Path(FLAGS.teacher).absolute())
-    taught_by(chosen)  # refuses a directory that is no run
-  chosen = chosen._replace(search=FLAGS.search)
-  if not FLAGS.workdir:
-    options = [name for name in ("search", "teacher") if FLAGS[name].value]
-    name = "-".join([name_of(task), *options])
-    chosen = chosen._replace(path=finetunings() / name)
-  scope = chosen_scope(chosen)
-  experiments = [chosen.experiment(size, 0) for size in scope.sizes]  # refuses too few examples
-  print(describe(chosen, scope), flush=True)
-  if FLAGS.dry_run:
-    for experiment in experiments:
-      print(f"\n{overrides.describe(experiment)}")
-    return
-  compare(chosen, scope)
-
-
-def finetunings() -> Path:
-  """The folder of a model's fine-tunings: in its directory, or in runs/NAME for a published one."""
-  given = Path(FLAGS["from"].value)
-  name = given.name or given.resolve().name
-  return (given if is_run(given) else Path("runs") / name) / "finetune"
-
-
-def finetune_suite(source: RunInfo, suite: Suite, settings: list[str], cache: Path) -> None:
-  """Every part as a task, then one table and what the suite makes of the models."""
-  suite, settings = with_suite_settings(suite, settings)
-  path = Path(FLAGS.workdir or finetunings() / name_of(suite))
-
-  def tune(task: Task, folder: Path) -> list[Cell]:
-    chosen = plan(source, recipe, task, settings, cache, folder)
-    scope = chosen_scope(chosen)
-    print(describe(chosen, scope), flush=True)
-    return [] if FLAGS.dry_run else compare(chosen, scope)
-
-  results = tune_parts(suite, path, cache, tune)
-  if FLAGS.dry_run or jax.process_index():
-    return
-  text, record = suite_table(suite, results)
-  print(f"\n=== {suite.name} ===\n{text}")
-  write_whole(path / RESULTS, json.dumps(record, indent=2) + "\n")
-  print("\n".join(suite.finish(results, path)))
-
-
-def chosen_scope(chosen: FinetunePlan) -> Scope:
-  """The cells that the flags ask for. Errors: `UserError` for flags that name none."""
-  default = "pretrained" if "public" in chosen.source.document else ",".join(TRAINED)
-  arms = list(dict.fromkeys((FLAGS.arms or default).split(",")))
-  if "pretrained" not in arms or not set(arms) <= set(TRAINED):
-    raise UserError(f"--arms={FLAGS.arms} was given; expected pretrained or pretrained,random.")
-  compares = len(arms) > 1
-  seeds = (3 if compares else 1) if FLAGS.seeds is None else FLAGS.seeds
-  if seeds < 1:
-    raise UserError(f"--seeds={seeds} was given; at least one seed is needed.")
-  # A user's file may be small, and is for the best model rather than for a comparison.
-  labels = FLAGS.labels or ("500,all" if compares and not chosen.task.place else "all")
-  return Scope(arms, numbers_of_labels(labels, "labels"), range(seeds))
-
-
-def name_of(task: Task | Suite) -> str:
-  """The name of a task's directory: word_order, classify-reviews.csv."""
-  place = re.sub(r"[^A-Za-z0-9_.-]+", "_", task.place)
-  return f"{task.name}-{place}" if place else task.name
-
-
-def describe(chosen: FinetunePlan, scope: Scope) -> str:
-  """The task: classes, splits, what was decided, and the recipe."""
-  task, splits = chosen.task, chosen.splits
-  lines = [f"{task.source}: {task.question}"]
-  if task.classes:
-    lines.append("  " + ", ".join(task.classes))
-  for name in SPLITS:
-    examples = getattr(splits, name)
-    lines.append(
-      f"  {name:6}{len(examples):7,} examples from {len(examples.documents):,} documents"
-    )
-  lines += [f"  {note}" for note in splits.notes]
-  if splits.left_out:
-    why = "; ".join(f"{label} ({why})" for label, why in splits.left_out.items())
-    lines.append(f"  left out: {why}")
-  hashes = " ".join(getattr(splits, name).fingerprint()[:12] for name in SPLITS)
-  lines.append(f"  sha256 of {', '.join(SPLITS)}: {hashes}")
-  for size in scope.sizes:
-    defaults = rule(chosen.source, size or len(splits.train))
-    lines.append(f"  defaults for {size or 'all'} labels: {defaults}")
-  lines += [f"  --set={setting}" for setting in chosen.settings]
-  return "\n".join(lines)
-
-
-def compare(chosen: FinetunePlan, scope: Scope) -> list[Cell]:
-  """Every cell, then the table and results.*, with the directory's earlier cells."""
-  cells = {cell[:3]: cell for cell in earlier_cells(chosen)}
-  fitted = list(chosen.task.baselines)[:-1]
-  probe = Probe(chosen.source, chosen.task)
-  if FLAGS.probe and probe.fits(chosen.splits) and jax.process_count() == 1:
-    fitted.append(PROBE)
-  recipes = {}
-  for size in scope.sizes:
-    known: dict[str, Cell] = {}  # with all labels every seed has the same examples
-    best = chosen
-    if FLAGS.search:
-      best, found = searched(chosen, size, grid(chosen.source))
-      print(found, flush=True)
-    recipes[str(size or "all")] = overrides.to_json(best.experiment(size, 0))
-    for seed in scope.seeds:
-      for arm in (*scope.arms, *fitted):
-        start = time.perf_counter()
-        title = f"{arm}, {size or 'all'} labels, seed {seed}"
-        if arm in fitted:
-          cell = known.get(arm) or fitted_cell(chosen, probe, arm, size, seed)
-          cell = cell._replace(seed=seed)
-          known |= {arm: cell} if size is None else {}
-        else:
-          cell = model_cell(best, arm, size, seed, title)
-        cells[cell[:3]] = cell
-        shown = ", ".join(f"{named(m)} {cell.test[m]:.3f}" for m in chosen.task.metrics)
-        print(f"{title:36} {shown}  ({time.perf_counter() - start:.0f} s)", flush=True)
-  if jax.process_index() == 0:
-    write_results(chosen, Comparison.of(cells.values(), chosen.task), scope, recipes)
-  return list(cells.values())
-
-
-def fitted_cell(chosen: FinetunePlan, probe: Probe, arm: str, size: int | None, seed: int) -> Cell:
-  """A baseline that is fitted to the training examples."""
-  if arm == PROBE:
-    return probe.cell(chosen.splits.few(size, seed), str(size or "all"), seed)
-  return baseline_cell(chosen, arm, size, seed)
-
-
-def write_results(
-  chosen: FinetunePlan, comparison: Comparison, scope: Scope, recipes: dict[str, Any]
-) -> None:
-  """Prints the table and writes results.*. recipes: labels -> the experiment of seed 0."""
-  constant = list(chosen.task.baselines)[-1]
-  chance = baseline_cell(chosen, constant, None, 0).test
-  print(table(comparison, chance))
-  record = {"of": identity(chosen), "recipes": recipes, **comparison.record()}
-  write_whole(chosen.path / RESULTS, json.dumps(record, indent=2) + "\n")
-  draw(comparison, chosen.path / "results.png", chance)
-  model = chosen.path / f"pretrained-{scope.sizes[-1] or 'all'}-{scope.seeds[0]}"
-  if len(scope.arms) == 1:
-    print(f"\n{(model / REPORT).read_text().rstrip()}")
-  print(f"\n{chosen.path}/results.png shows the table; {RESULTS} has every number")
-  print(f"next: python -m plm_jax.predict --model={model} --file=FILE")
+  names = ("task", "data", "dev", "test", "arms", "labels", "seeds", "search", "teacher", "probe")
+  options = {name: FLAGS[name].value for name in (*names, "workdir", "cache", "dry_run")}
+  enough_threads()
+  with processes.joined(*launch.flags_of_place()):
+    api.finetune(start, settings=FLAGS.set, **options)
 
 
 if __name__ == "__main__":

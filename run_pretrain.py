@@ -23,7 +23,7 @@ from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.export.to_run import run_directory
 from plm_jax.pretraining import pretrain, program_of
 from plm_jax.runs import RunInfo
-from plm_jax.train import processes, report
+from plm_jax.train import launch, processes, report
 from plm_jax.train.process import enough_threads, keep_compilations, keep_freed_memory
 from plm_jax.train.workdir import Workdir
 
@@ -49,10 +49,8 @@ def define_flags() -> None:
   flags.DEFINE_bool("list", False, "List all experiments with their published numbers, and exit.")
   flags.DEFINE_bool("dry_run", False, "Show the configuration and its costs, train nothing.")
   flags.DEFINE_string("profile", None, "Folder for a profiler trace of a few steps.")
-  flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes.")
-  flags.DEFINE_integer("processes", None, "Number of processes; 1 runs alone (default: detected).")
-  flags.DEFINE_integer("process", None, "Number of this process, from 0.")
-  flags.DEFINE_integer("join_seconds", 300, "How long to wait for the other processes.")
+  launch.define_flags()
+  flags.adopt_module_key_flags(launch)
 
 
 def main() -> None:
@@ -62,8 +60,7 @@ def main() -> None:
       print(f"{reference:45} {line}")
     return
   enough_threads()
-  numbers = FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.join_seconds
-  with processes.joined(*numbers):
+  with processes.joined(*launch.flags_of_place()):
     run()
 
 

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from plm_jax.api import finetune as finetune
   from plm_jax.api import load as load
   from plm_jax.api import pretrain as pretrain
+  from plm_jax.api import report as report
+  from plm_jax.api import sweep as sweep
 
 __version__ = "0.1.0"
-__all__ = ["load", "pretrain"]
+__all__ = ["load", "pretrain", "finetune", "sweep", "report"]
 # Makes `python -m plm_jax.generate` run plm_jax/commands/generate.py.
 __path__.append(str(Path(__file__).parent / "commands"))
 

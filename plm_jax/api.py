@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from plm_jax import cli
+from plm_jax import cli, notebook, overrides
+from plm_jax.ablate.gathering import Measured
+from plm_jax.ablate.reporting import report as write_report
+from plm_jax.ablate.sweeping import Sweep
+from plm_jax.ablate.sweeping import sweep as run_sweep
+from plm_jax.ablate.table import Table
+from plm_jax.ablate.verdict import Verdict
 from plm_jax.commands.encode import encode
 from plm_jax.commands.fill_mask import Filler, fill_mask
 from plm_jax.commands.generate import generate
@@ -32,14 +37,22 @@ from plm_jax.evaluation.perplexity import perplexity
 from plm_jax.experiment import Budget, Experiment
 from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.export.from_run import from_run, write_directory
+from plm_jax.export.outputs import outputs
 from plm_jax.export.to_run import run_directory
 from plm_jax.pretraining import pretrain as run_pretraining
 from plm_jax.runs import Run, RunInfo, check_predicts_tokens
+from plm_jax.tasks import arms as fine_tuning
 from plm_jax.tasks import predicting
+from plm_jax.tasks.registry import chosen_task
+from plm_jax.tasks.suite import Suite
 from plm_jax.tasks.task import Task, Trained
-from plm_jax.train import report
+from plm_jax.train import processes
 from plm_jax.train.process import keep_compilations
-from plm_jax.train.workdir import Workdir
+from plm_jax.train.report import heading
+from plm_jax.train.workdir import Workdir, read_records
+
+Settings = Mapping[str, Any] | Sequence[str]
+"""{"optim.peak": 1e-3}, or ["optim.peak=1e-3"] as after --set."""
 
 
 def load(path: str | Path) -> LoadedModel:
@@ -54,7 +67,7 @@ def pretrain(
   experiment: str | Experiment = "experiments/bert.py:tiny",
   *,
   budget: Budget = "small",
-  settings: Mapping[str, Any] | Sequence[str] = (),
+  settings: Settings = (),
   seed: int | None = None,
   start: str | Path | None = None,
   workdir: str | Path | None = None,
@@ -70,15 +83,118 @@ def pretrain(
   folder = cache_folder(None if cache is None else str(cache))
   keep_compilations(folder)
   source = None if start is None else RunInfo.read(run_directory(start, folder))
-  if isinstance(settings, Mapping):
-    settings = [f"{field}={value}" for field, value in settings.items()]
-  chosen, record = chosen_experiment(experiment, "", budget, list(settings), seed, source)
+  chosen, record = chosen_experiment(experiment, "", budget, as_settings(settings), seed, source)
   chosen.check_trains()
-  print(report.heading(record, chosen))
+  print(heading(record, chosen))
   with Workdir(workdir or Path("runs") / record["name"]) as opened:
     opened.check_same_experiment(chosen, record)
     run_pretraining(chosen, record, opened, folder, source)
     return load(opened.path)
+
+
+def finetune(
+  model: str | Path | LoadedModel,
+  task: str | Task | Suite | None = None,
+  data: str | Path | None = None,
+  *,
+  dev: str | Path | None = None,
+  test: str | Path | None = None,
+  labels: str | int | Sequence[int | str] | None = None,
+  seeds: int | None = None,
+  arms: str | Sequence[str] | None = None,
+  settings: Settings = (),
+  search: bool = False,
+  teacher: str | Path | None = None,
+  probe: bool = True,
+  workdir: str | Path | None = None,
+  cache: str | Path | None = None,
+  dry_run: bool = False,
+) -> fine_tuning.FineTuning | fine_tuning.SuiteTuning | None:
+  """Fine-tunes a model on a task, prints the table and returns it; continues what was stopped.
+
+  model: a run or a published model. task: its name, or a task made in a cell; None is what the data
+  suggest. labels: numbers of training examples, such as [500, "all"]. The other arguments are the
+  flags of run_finetune.py, and so are the defaults. None is returned by dry_run only.
+  """
+  start = model.path if isinstance(model, LoadedModel) else Path(model)
+  folder = cache_folder(None if cache is None else str(cache))
+  keep_compilations(folder)
+  with processes.first_goes_first():
+    source = RunInfo.read(run_directory(start, folder))
+  files = {"dev": dev, "test": test}
+  every = [f"task.{name}={path}" for name, path in files.items() if path] + as_settings(settings)
+  sources = [s.partition("=")[2] for s in every if s.startswith(("task.source=", "data.source="))]
+  place = next(reversed(sources), None) if data is None else str(data)
+  options = fine_tuning.Options(
+    arms=_words(arms),
+    labels=_words(labels),
+    seeds=seeds,
+    search=search,
+    teacher=None if teacher is None else str(teacher),
+    probe=probe,
+  )
+  chosen = chosen_task(task, place)
+  return fine_tuning.finetune(source, start, chosen, every, options, folder, workdir, dry_run)
+
+
+def sweep(
+  table: str | Table | Callable[[], Table],
+  *,
+  budget: Budget = "small",
+  seeds: int = 3,
+  arms: str | Sequence[str] = (),
+  settings: Settings = (),
+  jobs: int = 1,
+  out: str | Path | None = None,
+  blimp: str | Path | None = None,
+  blimp_pairs: int | None = None,
+  finetune: str | int | Sequence[int | str] | None = None,
+  cache: str | Path | None = None,
+) -> Sweep:
+  """Runs every arm of a table with every seed, and measures it; continues what was stopped.
+
+  table: "FILE:FUNCTION", the function, or a table made in a cell, whose arms may be `Experiment`s.
+  jobs: 1 runs all in this process; more are that many processes at a time. The other arguments are
+  the flags of `python -m plm_jax.sweep`.
+  """
+  keep_compilations(cache_folder(None if cache is None else str(cache)))
+  return run_sweep(
+    table,
+    out,
+    arms=arms.split(",") if isinstance(arms, str) else arms,
+    jobs=jobs,
+    inline=True,
+    budget=budget,
+    seeds=seeds,
+    settings=as_settings(settings),
+    blimp=None if blimp is None else str(blimp),
+    blimp_pairs=blimp_pairs,
+    finetune=_words(finetune),
+    cache=None if cache is None else str(cache),
+  )
+
+
+def report(sweep: str | Path | Sweep, to: str | Path | None = None) -> Report:
+  """Writes the report of a sweep, given by its directory or as the result of `sweep`. to: None is
+  DIR/report."""
+  is_result = isinstance(sweep, Sweep)
+  place, table = (sweep.out, sweep.table) if is_result else (sweep, None)
+  return Report(*write_report(place, to, table))
+
+
+def as_settings(settings: Settings) -> list[str]:
+  """The settings as words of `--set`."""
+  if isinstance(settings, str):
+    return [settings]
+  if isinstance(settings, Mapping):
+    return [f"{field}={overrides.show(value)}" for field, value in settings.items()]
+  return list(settings)
+
+
+def _words(values: Any) -> str | None:
+  """The value of a flag that takes words with commas between them."""
+  is_list = isinstance(values, Sequence) and not isinstance(values, str)
+  return ",".join(map(str, values)) if is_list else None if values is None else str(values)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -141,6 +257,18 @@ class LoadedModel:
     model = from_run(self.run, "discriminator")
     write_directory(model, self.run.tokenizer, Path(directory), "public" not in self.run.document)
 
+  def __call__(
+    self, *, output_hidden_states: bool = False, output_attentions: bool = False, **inputs: Any
+  ) -> dict[str, Any]:
+    """One forward pass: outputs by transformers' names, float32, for inputs by theirs, arrays or
+    lists `[B, T]` (`input_ids`, `attention_mask`, ...). `tokenize` gives the ids of a text.
+
+    output_hidden_states: also the embeddings and the states of all layers, `[B, T, D]` each.
+    output_attentions: also the attention weights of all layers, `[B, N, T, S]` each.
+    """
+    wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+    return outputs(self.run, **wanted, **inputs)
+
   @property
   def config(self) -> Any:
     """The model's configuration."""
@@ -174,12 +302,48 @@ class LoadedModel:
     return f"{facts.pop('family')}({', '.join(f'{n} {v}' for n, v in facts.items())})"
 
   def _repr_html_(self) -> str:
-    """A table, for notebooks."""
-    rows = "".join(
-      f"<tr><th style='text-align:left'>{html.escape(n)}</th><td>{html.escape(v)}</td></tr>"
-      for n, v in self._facts().items()
+    """A table and the curves of training, for notebooks."""
+    return notebook.facts(self._facts()) + self._curves()
+
+  def _curves(self) -> str:
+    path = self.run.path
+    records = read_records(path / "metrics.jsonl") if path else []
+    names = {"train": "training", "valid": "held out"}
+    return "".join(
+      notebook.curves(
+        f"{metric.removesuffix('/loss').upper()} loss",
+        {
+          name: [(r["step"], r[metric]) for r in records if r.get("split") == s and metric in r]
+          for s, name in names.items()
+        },
+      )
+      for metric in dict.fromkeys(m for r in records for m in r if m.endswith("/loss"))
     )
-    return f"<table>{rows}</table>"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Report:
+  """The report of a sweep. files: report.md, report.html, results.json and the pictures."""
+
+  measured: Measured
+  files: list[Path]
+
+  @property
+  def verdicts(self) -> list[Verdict]:
+    return self.measured.verdicts
+
+  @property
+  def scores(self) -> Mapping[str, Mapping[int, Mapping[str, float]]]:
+    """arm -> seed -> metric -> value."""
+    return self.measured.scores
+
+  def __repr__(self) -> str:
+    lines = [f"{verdict.outcome:14} {verdict.claim}" for verdict in self.verdicts]
+    return "\n".join([f"{self.measured.table.title}: {self.files[0]}", *lines])
+
+  def _repr_html_(self) -> str:
+    (page,) = (path for path in self.files if path.suffix == ".html")
+    return notebook.frame(page.read_text())
 
 
 def _line(example: str | Mapping[str, Any] | Sequence[str]) -> str:

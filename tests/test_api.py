@@ -1,10 +1,15 @@
 """The Python interface does the work of the commands, and importing it costs nothing."""
 
+import ast
 import dataclasses
+import inspect
+import json
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import jax
+import numpy as np
 import pytest
 
 import plm_jax as plm
@@ -12,10 +17,13 @@ from plm_jax import api
 from plm_jax.data.tokenizers import BytePairs
 from plm_jax.errors import UserError
 from plm_jax.models.gpt import Gpt2
+from plm_jax.models.lstm import Lstm
 from plm_jax.objectives.clm import CLM
 from plm_jax.runs import Run
 from plm_jax.sharding import MeshShape
 from tests import toy_run
+
+NAMES = ("load", "pretrain", "finetune", "sweep", "report")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,6 +68,14 @@ def test_importing_the_package_imports_no_jax_and_reads_no_flags():
     _ = plm.lode
 
 
+def test_static_tools_see_every_function_of_the_interface():
+  tree = ast.parse(inspect.getsource(plm))
+  (block,) = (node for node in tree.body if isinstance(node, ast.If))
+  assert {node.names[0].asname for node in block.body} == set(NAMES) == set(plm.__all__)
+  for name in NAMES:
+    assert getattr(plm, name) is getattr(api, name) and getattr(api, name).__doc__
+
+
 def test_a_masked_model_fills_blanks_and_scores_a_text(bert):
   first, second = bert.fill_mask("w1 [MASK] w2 [MASK]", best=3)
   assert len(first) == len(second) == 3
@@ -84,6 +100,47 @@ def test_a_model_shows_its_sizes_and_its_source(bert, gpt):
   assert str(bert).startswith("Bert(layers 1, width 16, heads 2")
   assert str(bert.run.path) in str(bert)
   assert f"<td>{gpt.parameters:,}</td>" in gpt._repr_html_()
+
+
+def test_a_model_is_called_with_token_ids_and_gives_the_outputs_of_transformers(bert, gpt):
+  ids = [bert.tokenize("w1 w2 w3", special=True)["ids"]]
+  wanted = {"output_hidden_states": True, "output_attentions": True}
+  made = bert(input_ids=ids, **wanted)
+  T = len(ids[0])
+  assert made["logits"].shape == (1, T, bert.config.vocab_size)
+  assert [x.shape for x in made["hidden_states"]] == [(1, T, 16)] * 2
+  (weights_BNTS,) = made["attentions"]
+  np.testing.assert_allclose(weights_BNTS.sum(axis=-1), 1, rtol=1e-5)
+  padded = bert(input_ids=[ids[0] + [0]], attention_mask=[[1] * T + [0]])
+  np.testing.assert_allclose(padded["logits"][:, :T], made["logits"], atol=1e-5)
+  assert gpt(input_ids=[[5, 6]])["logits"].shape == (1, 2, gpt.config.vocab_size)
+  with pytest.raises(UserError, match="takes no ids"):
+    bert(ids=ids)
+
+
+def test_a_model_that_transformers_lacks_has_the_same_call(tmp_path):
+  config = Lstm(layers=1, width=16, positions=32)
+  lstm = saved(tmp_path / "lstm", config, CLM(), toy_run.TOY.data.tokenizer)
+  made = lstm(input_ids=[[5, 6, 7, 0]], attention_mask=[[1, 1, 1, 0]], output_hidden_states=True)
+  assert made["logits"].shape == (1, 4, lstm.config.vocab_size)
+  np.testing.assert_array_equal(made["hidden_states"][-1], made["last_hidden_state"])
+  with pytest.raises(UserError, match="pad on the right"):
+    lstm(input_ids=[[0, 6]], attention_mask=[[0, 1]])
+
+
+def test_a_trained_model_shows_the_curve_of_its_losses(bert):
+  records = [
+    {"step": step, "split": split, "mlm/loss": 4.0 / step}
+    for step, split in ((1, "valid"), (1, "train"), (2, "train"), (4, "valid"))
+  ]
+  path = bert.run.path / "metrics.jsonl"
+  assert "<svg" not in bert._repr_html_()
+  path.write_text("".join(json.dumps(record) + "\n" for record in records))
+  shown = bert._repr_html_()
+  path.unlink()
+  assert shown.count("<svg") == 1 and shown.count("<polyline") == 2
+  assert "MLM loss" in shown and "held out" in shown and "step 4" in shown
+  ElementTree.fromstring(shown[shown.index("<svg") :])
 
 
 def test_a_published_directory_is_loaded_as_it_is_and_converted_once(bert, tmp_path, capsys):

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BENEATH = {
   "errors": set(),
   "progress": set(),
+  "notebook": set(),
   "config_tree": {"errors"},
   "overrides": {"errors", "config_tree"},
   "cli": {"errors"},
@@ -49,19 +50,19 @@ BENEATH = {
   "export": {"errors", "cli", "data", "models", "runs", "experiment_flags"},
   "tasks": {
     *("errors", "overrides", "cli", "data", "models", "objectives", "sharding", "experiment"),
-    *("decode", "train", "runs", "experiment_flags"),
+    *("decode", "notebook", "train", "runs", "experiment_flags"),
   },
   "ablate": {
     *("errors", "config_tree", "overrides", "cli", "data", "experiment", "train", "runs"),
-    *("evaluation", "tasks"),
+    *("experiment_flags", "pretraining", "evaluation", "notebook", "tasks"),
   },
   "commands": {
     *("errors", "progress", "cli", "data", "decode", "experiment", "train", "runs"),
     *("evaluation", "export", "tasks", "ablate"),
   },
   "api": {
-    *("errors", "cli", "data", "experiment", "decode", "train", "runs", "evaluation"),
-    *("experiment_flags", "pretraining", "export", "tasks", "commands"),
+    *("errors", "overrides", "cli", "data", "experiment", "decode", "train", "runs", "evaluation"),
+    *("experiment_flags", "pretraining", "export", "notebook", "tasks", "ablate", "commands"),
   },
 }
 

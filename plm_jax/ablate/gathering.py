@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from plm_jax import cli
 from plm_jax.ablate.plan import (
+  CELL,
   PlannedRun,
   RunState,
   SweepPlan,
@@ -60,10 +61,16 @@ class Measured(NamedTuple):
     return [m for m in HEADLINES if m in names] + sorted(names - set(HEADLINES))
 
 
-def gather(out: Path) -> Measured:
-  """Reads a sweep. Errors: `UserError` if `out` holds none, or its table has changed."""
+def gather(out: Path, table: Table | None = None) -> Measured:
+  """Reads a sweep. table: needed if it was made in Python. Errors: `UserError` if `out` holds none,
+  or its table has changed."""
   plan = read_plan(out)
-  table: Table = cli.load_experiment(plan.table, returns="Table")()
+  if table is None and plan.table == CELL:
+    raise UserError(
+      f"the table of {out} was made in Python, and no file has it: plm_jax.report(SWEEP), with the "
+      "result of plm_jax.sweep, writes its report"
+    )
+  table = table or cli.load_experiment(plan.table, returns="Table")()
   names = [arm.name for arm in table.arms]
   if unknown := [name for name in plan.references if name not in names]:
     raise UserError(

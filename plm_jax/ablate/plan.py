@@ -25,6 +25,7 @@ from plm_jax.train.workdir import read_records, write_whole
 
 FORMAT = 1
 ROOT = Path(__file__).resolve().parents[2]
+CELL = "(made in Python)"  # the reference of a table or an arm that no file has
 SWEEP, SCORES = "sweep.json", "scores.json"
 _TAIL = 1 << 14  # bytes of a run's records that a view reads once a second
 
@@ -70,7 +71,8 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class SweepPlan:
-  """The content of sweep.json. references: arm -> `FILE:FUNCTION`. steps: those of each arm."""
+  """The content of sweep.json. table, references of arms: `FILE:FUNCTION`, or `CELL`. steps: those
+  of each arm."""
 
   table: str
   budget: str
@@ -80,6 +82,11 @@ class SweepPlan:
   steps: dict[str, int]
   evaluation: Evaluation = Evaluation()
   cache: str | None = None
+
+  @property
+  def is_of_cell(self) -> bool:
+    """Whether only the process that made the table can run it."""
+    return CELL in (self.table, *self.references.values())
 
   def runs(self, arms: list[str] | None = None) -> list[PlannedRun]:
     """All runs, seed by seed, so that all arms can be compared as early as possible."""
@@ -100,7 +107,9 @@ class SweepPlan:
     }
 
   def shown(self, out: Path, run: PlannedRun) -> list[str]:
-    """The same commands as a user would type them."""
+    """The same commands as a user would type them; none for an arm that no file has."""
+    if self.references[run.arm] == CELL:
+      return [f"{run}: its experiment was made in Python"]
     return [shlex.join(["python", *words[1:]]) for words in self.commands(out, run).values()]
 
   def record(self) -> dict[str, Any]:

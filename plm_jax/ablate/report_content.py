@@ -225,7 +225,8 @@ def command_blocks(measured: Measured, to: Path) -> list[PageBlock]:
   ]
   report = ["python", "-m", "plm_jax.report", str(measured.out), f"--to={to}"]
   every = [line for run in measured.states for line in plan.shown(measured.out, run)]
+  typed = Code(shlex.join(sweep) + "\n" + shlex.join(report))
   return [
-    Code(shlex.join(sweep) + "\n" + shlex.join(report)),
+    Text("The table was made in Python: plm_jax.sweep(table).") if plan.is_of_cell else typed,
     Folded(f"The {len(every)} commands of the sweep, two for each run", [Code("\n".join(every))]),
   ]

@@ -14,6 +14,7 @@ from plm_jax.ablate.page import Picture, markdown, page
 from plm_jax.ablate.plan import workdir_of
 from plm_jax.ablate.report_content import missing_notes, report_blocks
 from plm_jax.ablate.report_numbers import main_metrics
+from plm_jax.ablate.table import Table
 from plm_jax.ablate.verdict import ALPHA
 from plm_jax.errors import UserError
 from plm_jax.train.workdir import read_records, write_whole
@@ -21,9 +22,12 @@ from plm_jax.train.workdir import read_records, write_whole
 FILES = ("report.md", "report.html", "curves.png", "metrics.png", "results.json")
 
 
-def report(directory: str | Path, to: str | Path | None = None) -> tuple[Measured, list[Path]]:
-  """Writes the report of a sweep (default: to DIR/report); returns its content and its files."""
-  measured = gather(Path(directory))
+def report(
+  directory: str | Path, to: str | Path | None = None, table: Table | None = None
+) -> tuple[Measured, list[Path]]:
+  """Writes the report of a sweep (default: to DIR/report); returns its content and its files.
+  table: needed if it was made in Python."""
+  measured = gather(Path(directory), table)
   to = Path(to or measured.out / "report")
   claim_folder(to, measured)
   return measured, [to / name for name in write_report(measured, to)]

@@ -1,51 +1,122 @@
 """A paper's table, run: every arm with every seed, pretraining and then evaluation.
 
-    table, plan, experiments = planned("experiments/bert.py:table_6", budget="smoke")
-    sweep(plan, experiments, Path("sweeps/table_6"))
+    sweep("experiments/bert.py:table_6", budget="smoke")
 
 The same call resumes a stopped or killed sweep. `python -m plm_jax.sweep` is the command.
 """
 
 import inspect
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from plm_jax import cli, overrides
 from plm_jax.ablate import launch
-from plm_jax.ablate.plan import ROOT, Evaluation, PlannedRun, SweepPlan, claim, is_done
+from plm_jax.ablate.here import run_here
+from plm_jax.ablate.plan import (
+  CELL,
+  ROOT,
+  Evaluation,
+  PlannedRun,
+  RunState,
+  SweepPlan,
+  claim,
+  is_done,
+  state_of,
+)
 from plm_jax.ablate.table import Arm, Table
+from plm_jax.ablate.view import line
 from plm_jax.data.corpora import cache_folder
 from plm_jax.data.preparation import prepare
 from plm_jax.errors import UserError
 from plm_jax.evaluation.minimal_pairs import pair_files, read_minimal_pairs
 from plm_jax.experiment import Budget, Experiment
+from plm_jax.notebook import grid
 from plm_jax.runs import teacher_of
 from plm_jax.train.workdir import lock
 
 
+class Sweep(NamedTuple):
+  """A sweep in the directory `out`. runs: those that this call was asked for. failed: None if they
+  were only submitted, or shown."""
+
+  out: Path
+  table: Table
+  plan: SweepPlan
+  runs: list[PlannedRun]
+  failed: list[PlannedRun] | None
+
+  @property
+  def states(self) -> dict[PlannedRun, RunState]:
+    return {run: state_of(self.out, run, self.plan) for run in self.runs}
+
+  def __repr__(self) -> str:
+    steps = self.plan.steps
+    return "\n".join(line(run, state, steps[run.arm]) for run, state in self.states.items())
+
+  def _repr_html_(self) -> str:
+    """A table of the runs, for notebooks."""
+    rows = (
+      (str(run), state.phase, f"{state.step:,}", "" if state.loss is None else f"{state.loss:.4f}")
+      for run, state in self.states.items()
+    )
+    return grid(("run", "state", "step", "loss"), rows)
+
+
 def sweep(
-  plan: SweepPlan,
-  experiments: dict[str, Experiment],
-  out: Path,
-  arms: list[str] | None = None,
+  table: str | Table | Callable[[], Table] | None,
+  out: str | Path | None = None,
+  *,
+  arms: Sequence[str] = (),
   jobs: int = 1,
   launcher: str = "local",
-) -> tuple[SweepPlan, list[PlannedRun] | None]:
-  """Runs the arms that are not done yet (default: all). Returns the plan in `out`, which may have
-  more seeds from before, and the failed runs; None for them if the launcher only submits runs."""
+  inline: bool = False,
+  dry_run: bool = False,
+  **options: Any,
+) -> Sweep:
+  """Runs the arms that are not done yet, and prints the progress.
+
+  options: further arguments of `planned`. out: None is sweeps/FILE_FUNCTION_BUDGET. arms: default
+  all. inline: whether the runs share this process, one after the other. dry_run: only shows the
+  commands. Errors: `UserError` for values with which no arm can be run.
+  """
+  rows, plan, experiments = planned(table, jobs=jobs, arms=arms, **options)
+  inline = inline and jobs == 1 and launcher == "local"
+  if plan.is_of_cell and not inline:
+    raise UserError(
+      f"{rows.title!r} was made in this process, so no other process can run its arms: leave jobs "
+      "and launcher out, or write the table and its rows into a file"
+    )
+  out, names = Path(out or default_out(plan)), arms_of(rows, arms)
+  print(heading(rows, plan, experiments, plan.runs(names), out), flush=True)
+  if dry_run:
+    for run in plan.runs(names):
+      print("", *plan.shown(out, run), sep="\n")
+    return Sweep(out, rows, plan, plan.runs(names), None)
   if launcher == "ray":
     launch.import_ray()  # before any text is prepared
   with lock(out, "sweep", "--out"):
     plan = claim(out, plan)
-    runs = [run for run in plan.runs(arms) if not is_done(out, run, plan)]
+    runs = [run for run in plan.runs(names) if not is_done(out, run, plan)]
     for arm in {run.arm for run in runs}:  # a distillation needs a finished teacher
       teacher_of(experiments[arm], plan.budget)
     prepare_texts([experiments[run.arm] for run in runs], cache_folder(plan.cache))
-    return plan, launch.LAUNCHERS[launcher](out, plan, runs, jobs) if runs else []
+    if inline:
+      failed = run_here(out, plan, runs, rows)
+    else:
+      failed = launch.LAUNCHERS[launcher](out, plan, runs, jobs) if runs else []
+  made = Sweep(out, rows, plan, plan.runs(names), failed)
+  if failed is not None:  # else the runs were handed over
+    done = sum(is_done(out, run, plan) for run in made.runs)
+    print(f"\n{done} of {len(made.runs)} runs are done")
+    if done and not plan.is_of_cell:
+      print(f"next: python -m plm_jax.report {shlex.quote(str(out))}")
+  return made
 
 
 def planned(
-  table: str | None,
+  table: str | Table | Callable[[], Table] | None,
   budget: Budget = "small",
   seeds: int = 3,
   jobs: int = 1,
@@ -57,21 +128,23 @@ def planned(
   cache: str | None = None,
 ) -> tuple[Table, SweepPlan, dict[str, Experiment]]:
   """The table, the sweep and its experiments, from the values of the command's flags (settings:
-  those of `--set`). Errors: `UserError` for values with which no arm can be run."""
+  those of `--set`). table: FILE:FUNCTION, the function, or a table that was made in this process.
+  Errors: `UserError` for values with which no arm can be run."""
   if not table:
     raise UserError("--table=FILE:FUNCTION is needed; --list shows all tables.")
   if seeds < 1 or jobs < 1:
     raise UserError(f"--seeds={seeds} and --jobs={jobs} must both be at least 1.")
   for file in pair_files(Path(blimp)) if blimp else ():
     read_minimal_pairs(file)  # an error before anything is trained
-  rows: Table = cli.load_experiment(table, returns="Table")()
+  rows, name = table_of(table)
   experiments = experiments_of(rows, budget, arms, settings)
+  references = {arm: reference_of(rows.arm(arm), name == CELL) for arm in experiments}
   plan = SweepPlan(
-    table=table,
+    table=name,
     budget=budget,
     settings=tuple(settings),
     seeds=seeds,
-    references={name: reference_of(rows.arm(name)) for name in experiments},
+    references=references,
     steps={name: experiment.steps for name, experiment in experiments.items()},
     evaluation=Evaluation(blimp, blimp_pairs, finetune),
     cache=cache,
@@ -110,23 +183,44 @@ def experiments_of(
   return experiments
 
 
-def reference_of(arm: Arm) -> str:
-  """`FILE:FUNCTION` by which run_pretrain.py finds the arm's experiment."""
-  name = getattr(arm.experiment, "__name__", "")
-  file = Path(inspect.getsourcefile(arm.experiment) or "") if name else Path()
-  if file.is_relative_to(ROOT):
-    file = file.relative_to(ROOT)
-  if not name or name not in cli.experiments_of(str(file)):
+def table_of(table: str | Table | Callable[[], Table]) -> tuple[Table, str]:
+  """The table, and its FILE:FUNCTION, or `CELL` if it has none."""
+  if isinstance(table, str):
+    return cli.load_experiment(table, returns="Table")(), table
+  name = CELL if isinstance(table, Table) else file_reference(table, "Table") or CELL
+  return table if isinstance(table, Table) else table(), name
+
+
+def reference_of(arm: Arm, of_cell: bool = False) -> str:
+  """`FILE:FUNCTION` by which run_pretrain.py finds the arm's experiment. of_cell: the table was
+  made in this process, and so may be the experiment."""
+  reference = file_reference(arm.experiment, "Experiment")
+  if reference is None and not of_cell:
     raise UserError(
       f"the arm {arm.name} must be given a public function of an experiment file that is annotated "
       f"to return Experiment, not {arm.experiment!r}"
     )
-  return f"{file.as_posix()}:{name}"
+  return reference or CELL
+
+
+def file_reference(function: Callable, returns: str) -> str | None:
+  """`FILE:FUNCTION` of a function that `cli.load_experiment` finds; None for others."""
+  name = getattr(function, "__name__", "")
+  try:
+    file = Path(inspect.getsourcefile(function) or "")
+  except TypeError:  # of an object that is no function
+    return None
+  if not file.is_file():  # of a cell
+    return None
+  if file.is_relative_to(ROOT):
+    file = file.relative_to(ROOT)
+  return f"{file.as_posix()}:{name}" if name in cli.experiments_of(str(file), returns) else None
 
 
 def default_out(plan: SweepPlan) -> Path:
   file, _, function = plan.table.partition(":")
-  return Path("sweeps") / f"{Path(file).stem}_{function}_{plan.budget}"
+  name = "table" if plan.is_of_cell else f"{Path(file).stem}_{function}"
+  return Path("sweeps") / f"{name}_{plan.budget}"
 
 
 def heading(table: Table, plan: SweepPlan, experiments, runs: list[PlannedRun], out: Path) -> str:

@@ -25,6 +25,7 @@ from typing import Any, Self
 from plm_jax import cli
 from plm_jax.ablate.verdict import SeedScores, Tested, difference, level, student, usual_error
 from plm_jax.errors import UserError
+from plm_jax.experiment import Experiment
 
 METRICS = re.compile(
   r"(mlm|clm|seq2seq)_(loss|perplexity|accuracy)|pseudo_perplexity|(nsp|sop)_(accuracy|majority)"
@@ -36,7 +37,8 @@ METRICS = re.compile(
 class Arm:
   """A row of a table.
 
-  name: also its directory. experiment: `row(budget) -> Experiment` of an experiment file.
+  name: also its directory. experiment: `row(budget) -> Experiment` of an experiment file, or in a
+    notebook an `Experiment`, which is the same at every budget.
   published: column -> number or text, both as printed. note: a remark for the report.
   """
 
@@ -48,6 +50,9 @@ class Arm:
   def __post_init__(self):
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", self.name):
       raise UserError(f"the arm {self.name!r} names a directory; take letters, digits and _ . + -")
+    if isinstance(self.experiment, Experiment):
+      made = self.experiment
+      object.__setattr__(self, "experiment", lambda budget="small": made)
 
   @classmethod
   def of(

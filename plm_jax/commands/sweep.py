@@ -8,17 +8,15 @@
 The same command resumes a stopped or killed sweep. Then: python -m plm_jax.report DIR
 """
 
-import shlex
-from pathlib import Path
-
 import jax
 from absl import flags
 
 from plm_jax import cli
 from plm_jax.ablate.launch import LAUNCHERS
-from plm_jax.ablate.plan import is_done
-from plm_jax.ablate.sweeping import arm_lines, arms_of, default_out, heading, planned, sweep
+from plm_jax.ablate.sweeping import arm_lines, sweep
+from plm_jax.data.corpora import cache_folder
 from plm_jax.experiment import BUDGETS
+from plm_jax.train.process import keep_compilations
 
 FLAGS = flags.FLAGS
 
@@ -41,31 +39,21 @@ def define_flags() -> None:
 
 
 def main() -> int:
-  # The runs need the accelerator; this process only reads experiments and prepares the text.
-  jax.config.update("jax_platforms", "cpu")
+  # A run of ten steps takes less time than the start of a process.
+  inline = FLAGS.budget == "smoke" and FLAGS.jobs == 1 and FLAGS.launcher == "local"
+  if inline:
+    keep_compilations(cache_folder(FLAGS.cache))
+  else:
+    # The runs need the accelerator; this process only reads experiments and prepares the text.
+    jax.config.update("jax_platforms", "cpu")
   if FLAGS.list:
     for reference, line in cli.list_experiments("experiments", returns="Table"):
       print(f"{reference:45} {line}")
       print(arm_lines(cli.load_experiment(reference, returns="Table")()))
     return 0
-  names = ("table", "budget", "seeds", "jobs", "arms", "blimp", "blimp_pairs", "finetune", "cache")
-  options = {name: FLAGS[name].value for name in names}
-  table, plan, experiments = planned(**options, settings=FLAGS.set)
-  out, arms = Path(FLAGS.out or default_out(plan)), arms_of(table, FLAGS.arms)
-  print(heading(table, plan, experiments, plan.runs(arms), out), flush=True)
-  if FLAGS.dry_run:
-    for run in plan.runs(arms):
-      print("", *plan.shown(out, run), sep="\n")
-    return 0
-  plan, failed = sweep(plan, experiments, out, arms, FLAGS.jobs, FLAGS.launcher)
-  if failed is None:  # handed over
-    return 0
-  asked = plan.runs(arms)
-  done = sum(is_done(out, run, plan) for run in asked)
-  print(f"\n{done} of {len(asked)} runs are done")
-  if done:
-    print(f"next: python -m plm_jax.report {shlex.quote(str(out))}")
-  return 1 if failed else 0
+  names = ("table", "out", "budget", "seeds", "jobs", "arms", "blimp", "blimp_pairs", "finetune")
+  options = {name: FLAGS[name].value for name in (*names, "cache", "launcher", "dry_run")}
+  return 1 if sweep(**options, settings=FLAGS.set, inline=inline).failed else 0
 
 
 if __name__ == "__main__":

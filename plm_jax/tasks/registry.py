@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -29,10 +30,15 @@ SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (Glue,)}
 _MANY = 20  # different numbers; with more they are values, not classes
 
 
-def chosen_task(name: str | None, source: str | None) -> Task | Suite:
-  """The task or suite named `name`, else the task that the data suggests. Errors: `UserError` for a
-  task of files without one."""
-  kind = (TASKS | SUITES)[name] if name else guessed(source)
+def chosen_task(name: str | Task | Suite | None, source: str | None) -> Task | Suite:
+  """The task or suite named `name`, else the task that the data suggests. name: also the task
+  itself. Errors: `UserError` for an unknown name, and for a task of files without one."""
+  if isinstance(name, Task | Suite):
+    return name if source is None else dataclasses.replace(name, source=source)
+  kinds = TASKS | SUITES
+  if name and name not in kinds:
+    raise UserError(f"there is no task {name!r}; the tasks are {', '.join(kinds)}.")
+  kind = kinds[name] if name else guessed(source)
   if source is None and not kind().source:
     raise UserError(f"--task={name} needs --data=PATH, a file or a folder.")
   return kind() if source is None else kind(source=source)
@@ -46,7 +52,8 @@ def guessed(source: str | None) -> type[Task]:
     return Label
   path = Path(os.path.expanduser(source))
   if path.is_dir():
-    path = next((p for p in sorted(path.glob("train*")) if p.suffix in SUFFIXES), path)
+    known = {suffix for kind in TASKS.values() for suffix in kind.files}
+    path = next((p for p in sorted(path.glob("train*")) if p.suffix in known), path)
   if path.suffix not in SUFFIXES:
     return next((kind for kind in TASKS.values() if path.suffix in kind.files), WordOrder)
   table = read_table(path)

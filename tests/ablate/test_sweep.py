@@ -218,6 +218,19 @@ def test_a_sweep_that_is_stopped_and_killed_ends_as_if_nothing_had_been(finished
 
 
 @pytest.mark.slow
+def test_a_smoke_sweep_is_one_process_and_has_the_numbers_of_the_others(finished, place, tmp_path):
+  done = command(place, "two", tmp_path / "out", "--seeds=1", "--arms=base", "--budget=smoke")
+  assert done.returncode == 0, done.stdout + done.stderr
+  runs = [folder / "base/0" for folder in (finished[0], tmp_path / "out")]
+  one, two = ((run / "metrics.jsonl").read_bytes() for run in runs)
+  assert one == two
+  one, two = (json.loads((run / "scores.json").read_text())["metrics"] for run in runs)
+  assert one == two
+  process = json.loads((runs[1] / "config.json").read_text())["command"][0]
+  assert Path(process).name == "sweep.py"  # of the others it is run_pretrain.py
+
+
+@pytest.mark.slow
 def test_a_second_sweep_in_the_same_directory_is_refused(place, tmp_path):
   out = tmp_path / "out"
   with lock(out, "sweep", "--out"):

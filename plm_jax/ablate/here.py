@@ -1,0 +1,83 @@
+"""The runs of a sweep in this process, one after the other.
+
+This is for runs of seconds, where starting two processes takes longer than the run, and for
+experiments that only this process has (made in a notebook's cell). The files are those of
+plm_jax/ablate/launch.py.
+"""
+
+import json
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+from plm_jax.ablate.evaluating import evaluate
+from plm_jax.ablate.launch import failure
+from plm_jax.ablate.plan import (
+  CELL,
+  PlannedRun,
+  SweepPlan,
+  failure_of,
+  is_done,
+  is_trained,
+  log_of,
+  workdir_of,
+)
+from plm_jax.ablate.table import Arm, Table
+from plm_jax.ablate.view import View
+from plm_jax.data.corpora import cache_folder
+from plm_jax.errors import UserError
+from plm_jax.experiment_flags import chosen_experiment
+from plm_jax.pretraining import pretrain
+from plm_jax.runs import Run
+from plm_jax.train.workdir import Workdir, write_whole
+
+
+def run_here(out: Path, plan: SweepPlan, runs: list[PlannedRun], table: Table) -> list[PlannedRun]:
+  """Runs them all; returns those that failed. An interrupted run has saved its state."""
+  failed = []
+  with View(out, plan, runs, 1) as view:
+    for run in runs:
+      view.started(run)
+      code = perform(out, plan, run, table.arm(run.arm))
+      view.ended(run, code)
+      if code:
+        failed.append(run)
+        view.say(failure(out, run, code))
+  return failed
+
+
+def perform(out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm) -> int:
+  """Pretrains and evaluates a run; what is printed goes to its log. Returns 0, or the exit code
+  that the command would have."""
+  for path in (failure_of(out, run), log_of(out, run)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+  failure_of(out, run).unlink(missing_ok=True)
+  step, code = "pretraining", 0
+  with open(log_of(out, run), "a") as log, redirect_stdout(log), redirect_stderr(log):
+    try:
+      if not is_trained(out, run, plan.steps[run.arm]):
+        train(out, plan, run, arm)
+      step = "evaluation"
+      if not is_done(out, run, plan):
+        evaluate(Run.load(workdir_of(out, run)), plan.evaluation, cache_folder(plan.cache))
+    except UserError as error:
+      print(f"error: {error}")
+      code = 2
+    except Exception:  # a bug of ours, or of the user's own experiment, ends one run only
+      traceback.print_exc()
+      code = 1
+  if code:
+    why = {"step": step, "code": code, "why": f"{step} ended with exit code {code}"}
+    write_whole(failure_of(out, run), json.dumps(why) + "\n")
+  return code
+
+
+def train(out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm) -> None:
+  """The work of run_pretrain.py with the flags of `SweepPlan.commands`."""
+  reference = plan.references[run.arm]
+  row = arm.experiment(plan.budget) if reference == CELL else reference
+  experiment, record = chosen_experiment(row, "", plan.budget, list(plan.settings), run.seed)
+  experiment.check_trains()
+  with Workdir(workdir_of(out, run)) as workdir:
+    workdir.check_same_experiment(experiment, record)
+    pretrain(experiment, record, workdir, cache_folder(plan.cache))

@@ -1,0 +1,90 @@
+"""A sweep in one process: tables of a cell, failures of single runs, and the same files."""
+
+import dataclasses
+import json
+
+import pytest
+
+import plm_jax as plm
+from plm_jax import api
+from plm_jax.ablate import here, launch, sweeping
+from plm_jax.ablate.plan import SCORES, is_trained
+from plm_jax.ablate.table import Arm, Better, Table
+from plm_jax.errors import UserError
+from plm_jax.train.workdir import Workdir
+from tests import toy_run
+
+NARROW = dataclasses.replace(toy_run.TOY, steps=4)
+WIDE = dataclasses.replace(NARROW, model=dataclasses.replace(NARROW.model, width=32))
+TABLE = Table(
+  title="Width",
+  source="nobody",
+  arms=(Arm("narrow", NARROW), Arm("wide", WIDE)),
+  claims=(Better("mlm_loss", "wide", than="narrow"),),
+)
+
+
+@pytest.fixture
+def stubs(monkeypatch):
+  """Training and evaluation that write their files at once; (arm's width, seed) of every run."""
+  trained = []
+
+  def pretrain(experiment, record, workdir: Workdir, cache):
+    if experiment.model.width == 32 and experiment.seed == 0:
+      raise UserError("it does not fit")
+    trained.append((experiment.model.width, experiment.seed))
+    workdir.write_config(experiment, record)
+    (workdir / "checkpoints" / str(experiment.steps)).mkdir(parents=True)
+    print("a line of the report")
+
+  def evaluate(run, asked, cache):
+    scores = {"metrics": {"mlm_loss": 1.0}, "counts": {"mlm_loss": 9}, "sets": {"mlm": "x"}}
+    scores |= {"asked": dataclasses.asdict(asked), "references": {}, "notes": [], "parameters": 5}
+    (run / SCORES).write_text(json.dumps(scores))
+
+  monkeypatch.setattr(here, "pretrain", pretrain)
+  monkeypatch.setattr(here, "evaluate", evaluate)
+  monkeypatch.setattr(here.Run, "load", lambda path: path)
+  monkeypatch.setattr(launch.subprocess, "Popen", None)  # no process is started
+  monkeypatch.setattr(sweeping, "prepare_texts", lambda experiments, cache: None)
+  monkeypatch.setattr(api, "keep_compilations", lambda cache: None)
+  return trained
+
+
+def test_a_table_of_a_cell_runs_in_this_process_and_loses_no_run_to_a_failed_one(
+  stubs, tmp_path, capsys
+):
+  made = plm.sweep(TABLE, seeds=2, out=tmp_path / "out", settings={"optim.peak": 0.02})
+  assert stubs == [(16, 0), (16, 1), (32, 1)]
+  assert [str(run) for run in made.failed] == ["wide/0"]
+  printed = capsys.readouterr().out
+  assert "  | error: it does not fit" in printed and "3 of 4 runs are done" in printed
+  assert "a line of the report" in (tmp_path / "out/logs/narrow.0.log").read_text()
+  assert made._repr_html_().count("<td style='text-align:right'>done</td>") == 3
+  stored = json.loads((tmp_path / "out/narrow/1/config.json").read_text())
+  assert stored["experiment"]["optim"]["peak"] == 0.02
+  plm.sweep(TABLE, seeds=2, out=tmp_path / "out", settings={"optim.peak": 0.02})
+  assert len(stubs) == 3, "what is done is not repeated"
+  assert is_trained(tmp_path / "out", made.runs[0], 4)
+
+
+def test_the_report_of_a_table_of_a_cell_takes_the_result_of_the_sweep(stubs, tmp_path):
+  made = plm.sweep(TABLE, seeds=2, out=tmp_path / "out")
+  with pytest.raises(UserError, match="was made in Python, and no file has it"):
+    plm.report(tmp_path / "out")
+  report = plm.report(made)
+  assert report.verdicts[0].outcome == "undecided"
+  assert repr(report).splitlines()[1].startswith("undecided")
+  assert report._repr_html_().startswith("<iframe srcdoc='&lt;!doctype html&gt;")
+  assert "made in Python: plm_jax.sweep(table)" in (tmp_path / "out/report/report.md").read_text()
+
+
+def test_other_processes_cannot_run_a_table_of_a_cell(tmp_path):
+  with pytest.raises(UserError, match="'Width' was made in this process, so no other process"):
+    plm.sweep(TABLE, jobs=2, out=tmp_path / "out")
+
+
+def test_a_function_of_a_file_is_the_reference_that_the_command_takes():
+  table = sweeping.cli.load_experiment("experiments/bert.py:table_6", returns="Table")
+  assert sweeping.table_of(table)[1] == "experiments/bert.py:table_6"
+  assert sweeping.table_of(lambda: TABLE) == (TABLE, sweeping.CELL)
