@@ -57,7 +57,10 @@ def verdict_blocks(measured: Measured) -> list[PageBlock]:
   )
   cards = [
     Card(
-      v.outcome, str(v.claim), sentence(measured, v), f"p = {v.p:.2g}; {v.threshold:.2g} is needed"
+      v.outcome,
+      str(v.claim),
+      sentence(measured, v),
+      f"p = {v.p:.3g}; at most {v.threshold:.3g} is needed",
     )
     for v in measured.verdicts
   ]
