@@ -32,5 +32,5 @@ def on_page_markdown(markdown, page, **_):
 
 def _in_site(text: str) -> str:
   """A report's page is drawn by the browser; its Markdown is for readers of the repository."""
-  text = text.replace("README.md", "index.md")
+  text = re.sub(r"\]\((?:\.\./)?README\.md", "](index.md", text)
   return re.sub(r"\]\((results/\w+)/report\.md", r"](\1/report.html", text)

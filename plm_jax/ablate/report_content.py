@@ -9,7 +9,15 @@ from plm_jax import overrides
 from plm_jax.ablate.gathering import Measured
 from plm_jax.ablate.page import Code, Folded, Grid, Heading, PageBlock, Picture, Points, Text
 from plm_jax.ablate.plan import PlannedRun, workdir_of
-from plm_jax.ablate.report_numbers import MISSING, cell, main_metrics, number, tokens, trivial
+from plm_jax.ablate.report_numbers import (
+  MISSING,
+  cell,
+  main_metrics,
+  number,
+  shown_tokens,
+  tokens_read,
+  trivial,
+)
 from plm_jax.ablate.report_verdicts import summary, verdict_blocks
 from plm_jax.ablate.table import Arm
 from plm_jax.ablate.verdict import lower_is_better
@@ -143,7 +151,7 @@ def cost_blocks(measured: Measured) -> list[PageBlock]:
         arm.name,
         f"{parameters.pop():,}" if parameters else MISSING,
         f"{measured.plan.steps.get(arm.name, 0):,}",
-        tokens(measured.configs[runs[0]]) if runs else MISSING,
+        shown_tokens(tokens_read(measured.configs[runs[0]])) if runs else MISSING,
         duration(statistics.fmean(seconds)) if seconds else MISSING,
         str(len(seconds)),
       ]

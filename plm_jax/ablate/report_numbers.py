@@ -64,7 +64,11 @@ def number(value: float, like: float | None = None) -> str:
   return f"{value:.{1 if size >= 100 else 2 if size >= 10 else 4}f}"
 
 
-def tokens(config: dict[str, Any]) -> str:
+def tokens_read(config: dict[str, Any]) -> int:
+  """The number of tokens that a run of this config.json reads."""
   experiment = overrides.from_json(config["experiment"])
-  count = experiment.steps * experiment.global_batch * experiment.data.length
-  return f"{count / 1e6:,.1f}M"
+  return experiment.steps * experiment.global_batch * experiment.data.length
+
+
+def shown_tokens(count: int) -> str:
+  return f"{count / 1e6:,.1f}M" if count >= 100_000 else f"{count:,}"

@@ -1,12 +1,21 @@
 """The top of a report: the verdicts in plain sentences."""
 
+import statistics
 from collections import Counter
 
 from plm_jax.ablate.gathering import Measured
 from plm_jax.ablate.page import Card, Folded, Grid, PageBlock, Text
-from plm_jax.ablate.report_numbers import cell, main_metrics, number, ranking, tokens, trivial
+from plm_jax.ablate.report_numbers import (
+  cell,
+  main_metrics,
+  number,
+  ranking,
+  shown_tokens,
+  tokens_read,
+  trivial,
+)
 from plm_jax.ablate.table import AboveChance, AtChance
-from plm_jax.ablate.verdict import ALPHA, SEEDS, Outcome, Verdict
+from plm_jax.ablate.verdict import ALPHA, SEEDS, Outcome, Verdict, lower_is_better
 
 REASONS: dict[Outcome, str] = {
   "supported": "The seeds agree beyond their noise",
@@ -19,30 +28,45 @@ def summary(measured: Measured) -> str:
   """The paragraph at the top: how many claims were decided, at which size, and the best arm."""
   if not measured.metrics:
     return "Nothing has been measured yet."
+  return " ".join([*claims(measured), *best_arm(measured)])
+
+
+def claims(measured: Measured) -> list[str]:
+  """Sentences on the number of claims, their verdicts, and the size of the runs."""
+  sizes = [tokens_read(config) for config in measured.configs.values()]
+  size = " to ".join(dict.fromkeys((shown_tokens(min(sizes)), shown_tokens(max(sizes)))))
+  runs = f"{measured.plan.seeds} seeds on {size} tokens a run"
+  total = len(measured.verdicts)
+  if not total:
+    return [f"The table makes no claim. Its arms were trained with {runs}."]
   outcomes = Counter(verdict.outcome for verdict in measured.verdicts)
-  sizes = sorted({size for run in measured.records if (size := tokens(measured.configs[run]))})
-  size = " to ".join(dict.fromkeys((sizes[0], sizes[-1])))
   counts = ", ".join(f"{outcomes[name]} {name}" for name in REASONS if outcomes[name])
-  claims = f"{len(measured.verdicts)} claim{'s' * (len(measured.verdicts) != 1)}"
-  parts = [f"{claims}, tested with {measured.plan.seeds} seeds on {size} tokens a run"]
-  parts[0] += f": {counts}." if counts else "; the table makes no claim."
+  sentences = [f"{total} claim{'s' * (total != 1)}, tested with {runs}: {counts}."]
   if unmeasured := sum(bool(missing_arms(measured, verdict)) for verdict in measured.verdicts):
-    parts.append(f"Of the undecided, {unmeasured} lack a measurement.")
+    sentences.append(f"Of the undecided, {unmeasured} lack a measurement.")
   if outcomes["undecided"] > unmeasured:
-    parts.append("Undecided does not mean equal: more seeds or longer runs may decide.")
-  best = {metric: ranking(measured, metric) for metric in main_metrics(measured)}
-  metric = next((metric for metric, arms in best.items() if len(arms) > 1), None)
-  if metric is not None:
-    first, last = best[metric][0], best[metric][-1]
-    shown = (
-      f"By the mean {metric}, {first} is best ({cell(measured, first, metric)}) and {last} last "
-    )
-    shown += f"({cell(measured, last, metric)})"
-    if metric in measured.references:
-      name = {"unigram": "a unigram model has", "chance": "chance is"}[trivial(metric)]
-      shown += f"; {name} {number(measured.references[metric])}"
-    parts.append(shown + ".")
-  return " ".join(parts)
+    sentences.append("Undecided does not mean equal: more seeds or longer runs may decide.")
+  return sentences
+
+
+def best_arm(measured: Measured) -> list[str]:
+  """Sentences on the first metric that compares arms: the best arm, the last, and the baseline."""
+  arms_of = {metric: ranking(measured, metric) for metric in main_metrics(measured)}
+  metric = next((metric for metric, arms in arms_of.items() if len(arms) > 1), None)
+  if metric is None:
+    return []
+  best, last = arms_of[metric][0], arms_of[metric][-1]
+  first, second = cell(measured, best, metric), cell(measured, last, metric)
+  shown = f"By the mean {metric}, {best} is best ({first}) and {last} last ({second})"
+  if metric not in measured.references:
+    return [shown + "."]
+  baseline = measured.references[metric]
+  name = {"unigram": "a unigram model has", "chance": "chance is"}[trivial(metric)]
+  sentences = [f"{shown}; {name} {number(baseline)}."]
+  mean = statistics.fmean(measured.values(best, metric))
+  if mean >= baseline if lower_is_better(metric) else mean <= baseline:
+    sentences.append("No arm is better than that, so the verdicts say nothing about learning.")
+  return sentences
 
 
 def verdict_blocks(measured: Measured) -> list[PageBlock]:

@@ -152,12 +152,15 @@ def test_a_published_column_without_numbers_of_these_arms_is_left_out(sweep, tmp
 def test_a_page_begins_with_its_verdicts_in_plain_sentences(sweep):
   measured = reporting.gather(sweep(drawn()))
   summary = report_verdicts.summary(measured)
-  assert "3 claims, tested with 3 seeds on 0.0M tokens a run: 3 supported." in summary
+  assert "3 claims, tested with 3 seeds on 2,592 tokens a run: 3 supported." in summary
   assert (
     "By the mean mlm_perplexity, c is best" in summary and "a unigram model has 148.4." in summary
   )
   sentence = report_verdicts.sentence(measured, measured.verdicts[1])
   assert sentence.startswith("The seeds agree beyond their noise: b 3.39")
+  assert "No arm is better than that" not in summary
+  worse = reporting.gather(sweep(drawn({arm: 6 + level for arm, level in LEVELS.items()})))
+  assert "No arm is better than that" in report_verdicts.summary(worse)
   few = reporting.gather(sweep({"a": drawn()["a"]}))
   assert report_verdicts.sentence(few, few.verdicts[1]) == "mlm_loss was not measured for b."
   assert "3 undecided. Of the undecided, 3 lack a measurement." in report_verdicts.summary(few)
@@ -238,7 +241,7 @@ def test_costs_and_what_was_overridden_are_said(sweep, tmp_path):
   out = sweep(drawn())
   reporting.write_report(reporting.gather(out), tmp_path)
   said = (tmp_path / "report.md").read_text()
-  assert "| b | 3,200 | 12 | 0.0M | 0:09 | 3 |" in said
+  assert "| b | 3,200 | 12 | 2,592 | 0:09 | 3 |" in said
   assert "| `steps` | 1000 | 12 |" in said and "| `global_batch` | 256 | 8 |" in said
   assert "`model.width` 32 (not 16)" in said
   assert "cpu: 8 x cpu" in said and "jax 0." in said
