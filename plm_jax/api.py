@@ -26,6 +26,7 @@ from plm_jax.ablate.sweeping import Sweep
 from plm_jax.ablate.sweeping import sweep as run_sweep
 from plm_jax.ablate.table import Table
 from plm_jax.ablate.verdict import Verdict
+from plm_jax.budgets import AnyBudget
 from plm_jax.commands.encode import encode
 from plm_jax.commands.fill_mask import Filler, fill_mask
 from plm_jax.commands.generate import generate
@@ -34,7 +35,7 @@ from plm_jax.data.corpora import cache_folder, default_cache
 from plm_jax.decode.rules import Rules
 from plm_jax.errors import UserError
 from plm_jax.evaluation.perplexity import perplexity
-from plm_jax.experiment import Budget, Experiment
+from plm_jax.experiment import Experiment
 from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.export.from_run import from_run, write_directory
 from plm_jax.export.outputs import outputs
@@ -65,7 +66,7 @@ def load(path: str | Path) -> LoadedModel:
 def pretrain(
   experiment: str | Experiment = "experiments/bert.py:tiny",
   *,
-  budget: Budget = "small",
+  budget: AnyBudget = "small",
   settings: Settings = (),
   seed: int | None = None,
   start: str | Path | None = None,
@@ -138,7 +139,7 @@ def finetune(
 def sweep(
   table: str | Table | Callable[[], Table],
   *,
-  budget: Budget = "small",
+  budget: AnyBudget = "small",
   seeds: int = 3,
   arms: str | Sequence[str] = (),
   settings: Settings = (),

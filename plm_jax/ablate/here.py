@@ -24,6 +24,7 @@ from plm_jax.ablate.plan import (
 )
 from plm_jax.ablate.table import Arm, Table
 from plm_jax.ablate.view import View
+from plm_jax.budgets import of_rows
 from plm_jax.data.corpora import cache_folder
 from plm_jax.errors import UserError
 from plm_jax.experiment_flags import chosen_experiment
@@ -75,7 +76,7 @@ def perform(out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm) -> int:
 def train(out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm) -> None:
   """The work of run_pretrain.py with the flags of `SweepPlan.commands`."""
   reference = plan.references[run.arm]
-  row = arm.experiment(plan.budget) if reference == CELL else reference
+  row = arm.experiment(of_rows(plan.budget)) if reference == CELL else reference
   experiment, record = chosen_experiment(row, "", plan.budget, list(plan.settings), run.seed)
   experiment.check_trains()
   with Workdir(workdir_of(out, run)) as workdir:

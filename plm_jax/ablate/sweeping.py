@@ -27,11 +27,13 @@ from plm_jax.ablate.plan import (
 )
 from plm_jax.ablate.table import Arm, Table
 from plm_jax.ablate.view import line
+from plm_jax.budgets import AnyBudget, of_rows, scaled
 from plm_jax.data.corpora import cache_folder
 from plm_jax.data.preparation import prepare
 from plm_jax.errors import UserError
 from plm_jax.evaluation.minimal_pairs import pair_files, read_minimal_pairs
-from plm_jax.experiment import Budget, Experiment
+from plm_jax.experiment import Experiment
+from plm_jax.experiment_flags import row_and_base
 from plm_jax.notebook import grid
 from plm_jax.runs import teacher_of
 from plm_jax.train.workdir import lock
@@ -117,7 +119,7 @@ def sweep(
 
 def planned(
   table: str | Table | Callable[[], Table] | None,
-  budget: Budget = "small",
+  budget: AnyBudget = "small",
   seeds: int = 3,
   jobs: int = 1,
   arms: Sequence[str] = (),
@@ -137,6 +139,7 @@ def planned(
   for file in pair_files(Path(blimp)) if blimp else ():
     read_minimal_pairs(file)  # an error before anything is trained
   rows, name = table_of(table)
+  settings = [*(rows.laptop if budget == "laptop" else ()), *settings]
   experiments = experiments_of(rows, budget, arms, settings)
   references = {arm: reference_of(rows.arm(arm), name == CELL) for arm in experiments}
   plan = SweepPlan(
@@ -167,13 +170,13 @@ def arm_lines(table: Table) -> str:
 
 
 def experiments_of(
-  table: Table, budget: Budget, arms: Sequence[str], settings: Sequence[str]
+  table: Table, budget: AnyBudget, arms: Sequence[str], settings: Sequence[str]
 ) -> dict[str, Experiment]:
   """Arm -> experiment, without arms that `--set` does not fit, an error if --arms names one."""
   experiments, refused = {}, {}
   for arm in table.arms:
     try:
-      experiments[arm.name] = overrides.apply(arm.experiment(budget), settings)
+      experiments[arm.name] = overrides.apply(at_budget(arm, budget), settings)
     except UserError as error:
       refused[arm.name] = error
   for name in arms_of(table, arms):
@@ -181,6 +184,14 @@ def experiments_of(
       others = f" (--arms={','.join(experiments)} runs the others)" if experiments else ""
       raise UserError(f"arm {name}: {refused[name]}{others}")
   return experiments
+
+
+def at_budget(arm: Arm, budget: AnyBudget) -> Experiment:
+  """The experiment of an arm."""
+  reference = file_reference(arm.experiment, "Experiment")
+  if reference:
+    return row_and_base(reference, budget)[0]
+  return scaled(arm.experiment(of_rows(budget)), budget, None)
 
 
 def table_of(table: str | Table | Callable[[], Table]) -> tuple[Table, str]:
