@@ -22,7 +22,7 @@ from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.export.to_run import run_directory
 from plm_jax.pretraining import pretrain, program_of
 from plm_jax.runs import RunInfo
-from plm_jax.train import processes, report
+from plm_jax.train import estimate, processes, report
 from plm_jax.train.process import enough_threads, keep_compilations, keep_freed_memory
 from plm_jax.train.workdir import Workdir
 
@@ -78,7 +78,11 @@ def run() -> None:
   keep_compilations(cache)
   if FLAGS.dry_run:
     processes.say(overrides.describe(experiment))
-    processes.say(report.costs(program_of(experiment)))
+    program = program_of(experiment)
+    processes.say(report.costs(program))
+    step = estimate.timed(program)
+    seconds = step.seconds * experiment.steps
+    processes.say(estimate.sentence(seconds, step.how, record["budget"]))
     return
   path = Path(FLAGS.workdir or Path("runs") / record["name"])
   with Workdir(path) as workdir:

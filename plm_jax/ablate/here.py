@@ -9,6 +9,7 @@ import json
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from plm_jax.ablate.evaluating import evaluate
 from plm_jax.ablate.launch import failure
@@ -27,6 +28,7 @@ from plm_jax.ablate.view import View
 from plm_jax.budgets import of_rows
 from plm_jax.data.corpora import cache_folder
 from plm_jax.errors import UserError
+from plm_jax.experiment import Experiment
 from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.pretraining import pretrain
 from plm_jax.runs import Run
@@ -75,10 +77,15 @@ def perform(out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm) -> int:
 
 def train(out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm) -> None:
   """The work of run_pretrain.py with the flags of `SweepPlan.commands`."""
-  reference = plan.references[run.arm]
-  row = arm.experiment(of_rows(plan.budget)) if reference == CELL else reference
-  experiment, record = chosen_experiment(row, "", plan.budget, list(plan.settings), run.seed)
+  experiment, record = resolved(plan, run, arm)
   experiment.check_trains()
   with Workdir(workdir_of(out, run)) as workdir:
     workdir.check_same_experiment(experiment, record)
     pretrain(experiment, record, workdir, cache_folder(plan.cache))
+
+
+def resolved(plan: SweepPlan, run: PlannedRun, arm: Arm) -> tuple[Experiment, dict[str, Any]]:
+  """The experiment of a run, and its record for config.json."""
+  reference = plan.references[run.arm]
+  row = arm.experiment(of_rows(plan.budget)) if reference == CELL else reference
+  return chosen_experiment(row, "", plan.budget, list(plan.settings), run.seed)

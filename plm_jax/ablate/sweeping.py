@@ -7,13 +7,16 @@ The same call resumes a stopped or killed sweep. `python -m plm_jax.sweep` is th
 
 import inspect
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from plm_jax import cli, overrides
 from plm_jax.ablate import launch
-from plm_jax.ablate.here import run_here
+from plm_jax.ablate.here import resolved, run_here
 from plm_jax.ablate.plan import (
   CELL,
   ROOT,
@@ -36,7 +39,10 @@ from plm_jax.experiment import Experiment
 from plm_jax.experiment_flags import row_and_base
 from plm_jax.notebook import grid
 from plm_jax.runs import teacher_of
+from plm_jax.train import estimate
 from plm_jax.train.workdir import lock
+
+SECONDS = 500_000  # tokens that take no longer: no time is estimated
 
 
 class Sweep(NamedTuple):
@@ -92,6 +98,8 @@ def sweep(
     )
   out, names = Path(out or default_out(plan)), arms_of(rows, arms)
   print(heading(rows, plan, experiments, plan.runs(names), out), flush=True)
+  if time := time_needed(rows, plan, plan.runs(names), experiments):
+    print(time, flush=True)
   if dry_run:
     for run in plan.runs(names):
       print("", *plan.shown(out, run), sep="\n")
@@ -253,6 +261,28 @@ def heading(table: Table, plan: SweepPlan, experiments, runs: list[PlannedRun], 
       "can be added later"
     )
   return "\n".join(lines)
+
+
+def time_needed(
+  table: Table, plan: SweepPlan, runs: list[PlannedRun], experiments: dict[str, Experiment]
+) -> str:
+  """The estimated time of all runs, and how to spend less; empty for runs of seconds, and where
+  this process cannot know: runs on an accelerator, and students of a teacher that is missing."""
+  counts = Counter(run.arm for run in runs)
+  arms = {arm: experiments[arm] for arm in counts}
+  tokens = sum(counts[a] * e.steps * e.global_batch * e.data.length for a, e in arms.items())
+  if tokens < SECONDS or (jax.default_backend() == "cpu" and launch.gpus()):
+    return ""
+  try:
+    arms = {arm: resolved(plan, PlannedRun(arm, 0), table.arm(arm))[0] for arm in counts}
+  except UserError:
+    return ""
+  rate = estimate.product_rate()
+  steps = {arm: estimate.counted(experiment, rate) for arm, experiment in arms.items()}
+  seconds = sum(counts[arm] * arms[arm].steps * step.seconds for arm, step in steps.items())
+  how = next(iter(steps.values())).how
+  told = estimate.sentence(seconds, how, plan.budget)
+  return f"{tokens / 1e6:,.0f}M tokens, {told}, or fewer --arms and --seeds"
 
 
 def _many(number: int, noun: str) -> str:

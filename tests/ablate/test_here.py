@@ -79,6 +79,22 @@ def test_the_report_of_a_table_of_a_cell_takes_the_result_of_the_sweep(stubs, tm
   assert "made in Python: plm_jax.sweep(table)" in (tmp_path / "out/report/report.md").read_text()
 
 
+def test_the_start_of_a_sweep_tells_its_time_and_what_takes_less(monkeypatch):
+  monkeypatch.setattr(launch, "gpus", list)
+  monkeypatch.setattr(sweeping.estimate, "product_rate", lambda: 1e9)
+  table, plan, experiments = sweeping.planned("experiments/bert.py:table_6", "small", seeds=2)
+  runs = [run for run in plan.runs() if run.arm in ("L3-H768-A12", "L6-H768-A12")]
+  told = sweeping.time_needed(table, plan, runs, experiments)
+  assert told.startswith("49M tokens, about 10 days") and " of training on this machine" in told
+  assert "--budget=laptop" in told and told.endswith("or fewer --arms and --seeds")
+  twice = sweeping.time_needed(table, plan, runs * 10, experiments)
+  assert twice.startswith("492M tokens, about 96 days")
+  tiny = {name: dataclasses.replace(e, steps=1) for name, e in experiments.items()}
+  assert sweeping.time_needed(table, plan, runs, tiny) == ""
+  monkeypatch.setattr(launch, "gpus", lambda: ["0"])
+  assert sweeping.time_needed(table, plan, runs, experiments) == "", "the runs have another device"
+
+
 def test_other_processes_cannot_run_a_table_of_a_cell(tmp_path):
   with pytest.raises(UserError, match="'Width' was made in this process, so no other process"):
     plm.sweep(TABLE, jobs=2, out=tmp_path / "out")
