@@ -26,7 +26,8 @@ from absl import flags
 from plm_jax import api, cli
 from plm_jax.errors import UserError
 from plm_jax.tasks.registry import SUITES, TASKS
-from plm_jax.train.process import keep_freed_memory
+from plm_jax.train import launch, processes
+from plm_jax.train.process import enough_threads, keep_freed_memory
 
 FLAGS = flags.FLAGS
 
@@ -54,6 +55,8 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
   flags.DEFINE_bool("dry_run", False, "Show the task and the configuration, train nothing.")
+  launch.define_flags()
+  flags.adopt_module_key_flags(launch)
 
 
 def main() -> None:
@@ -63,7 +66,9 @@ def main() -> None:
     raise UserError("run_finetune.py needs --from=DIR, a run or a downloaded model.")
   names = ("task", "data", "dev", "test", "arms", "labels", "seeds", "search", "teacher", "probe")
   options = {name: FLAGS[name].value for name in (*names, "workdir", "cache", "dry_run")}
-  api.finetune(start, settings=FLAGS.set, **options)
+  enough_threads()
+  with processes.joined(*launch.flags_of_place()):
+    api.finetune(start, settings=FLAGS.set, **options)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.export.to_run import run_directory
 from plm_jax.pretraining import pretrain, program_of
 from plm_jax.runs import RunInfo
-from plm_jax.train import estimate, processes, report
+from plm_jax.train import estimate, launch, processes, report
 from plm_jax.train.process import enough_threads, keep_compilations, keep_freed_memory
 from plm_jax.train.workdir import Workdir
 
@@ -48,10 +48,8 @@ def define_flags() -> None:
   cli.define_list(__name__, "List experiments (those with WORD) and published numbers.")
   flags.DEFINE_bool("dry_run", False, "Show the configuration and its costs, train nothing.")
   flags.DEFINE_string("profile", None, "Folder for a profiler trace of a few steps.")
-  flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes.")
-  flags.DEFINE_integer("processes", None, "Number of processes; 1 runs alone (default: detected).")
-  flags.DEFINE_integer("process", None, "Number of this process, from 0.")
-  flags.DEFINE_integer("join_seconds", 300, "How long to wait for the other processes.")
+  launch.define_flags()
+  flags.adopt_module_key_flags(launch)
 
 
 def main() -> None:
@@ -61,8 +59,7 @@ def main() -> None:
       print(f"\n{title}", *(f"{reference:45} {line}" for reference, line in rows), sep="\n")
     return
   enough_threads()
-  numbers = FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.join_seconds
-  with processes.joined(*numbers):
+  with processes.joined(*launch.flags_of_place()):
     run()
 
 

@@ -47,6 +47,7 @@ from plm_jax.tasks import predicting
 from plm_jax.tasks.registry import chosen_task
 from plm_jax.tasks.suite import Suite
 from plm_jax.tasks.task import Task, Trained
+from plm_jax.train import processes
 from plm_jax.train.process import keep_compilations
 from plm_jax.train.report import heading
 from plm_jax.train.workdir import Workdir, read_records
@@ -119,7 +120,8 @@ def finetune(
   start = model.path if isinstance(model, LoadedModel) else Path(model)
   folder = cache_folder(None if cache is None else str(cache))
   keep_compilations(folder)
-  source = RunInfo.read(run_directory(start, folder))
+  with processes.first_goes_first():
+    source = RunInfo.read(run_directory(start, folder))
   files = {"dev": dev, "test": test}
   every = [f"task.{name}={path}" for name, path in files.items() if path] + as_settings(settings)
   sources = [s.partition("=")[2] for s in every if s.startswith(("task.source=", "data.source="))]

@@ -3,7 +3,7 @@
 A command is a module with a docstring, `define_flags()`, `main()`, and `cli.run(main)` as its last
 line. Flags are defined when a command runs, not on import, since several commands have flags of the
 same name. Exit codes: 0 success (`--help` included), 1 a bug of ours (with its traceback), 2 the
-user's mistake (one sentence on stderr), 130 interrupted, 141 closed pipe.
+user's mistake (one sentence on stderr), 130 interrupted (Ctrl-C, SIGTERM), 141 closed pipe.
 """
 
 import ast
@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import os
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Callable
@@ -43,6 +44,8 @@ def run(main: Callable[..., int | None], words: tuple[str, ...] = ()) -> NoRetur
   if not _own_flags(module):
     module.define_flags()
   hook, sys.unraisablehook = sys.unraisablehook, _end_if_interrupted
+  if ends_at_once := signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
     code = main(*_parse_flags(module, sys.argv, words))
     sys.stdout.flush()
@@ -68,6 +71,8 @@ def run(main: Callable[..., int | None], words: tuple[str, ...] = ()) -> NoRetur
     code = 2
   finally:
     sys.unraisablehook = hook
+    if ends_at_once:
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)
   sys.exit(code)
 
 

@@ -205,10 +205,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """This process's rows [B_local, ...] of each array -> one array [B, ...] over all devices.
 
-  B is B_local times the number of processes; process p has rows p * B_local onwards. Errors:
-  `UserError` if the rows do not divide over the devices, or a `tensor` group spans two processes.
+  B is B_local times the number of processes of the mesh; process p has rows p * B_local onwards.
+  Errors: `UserError` if the rows do not divide over the devices, or a `tensor` group spans two
+  processes.
   """
-  sharding, processes = batch_sharding(mesh), jax.process_count()
+  sharding = batch_sharding(mesh)
+  processes = jax.process_count() if mesh.is_multi_process else 1
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
   for name, rows in batch.items():
     if rows.shape[0] * processes % shards:

@@ -175,9 +175,10 @@ def waiting(command):
   return process
 
 
-def test_an_interrupt_leaves_one_line_and_code_130(command):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_one_line_and_code_130(command, number):
   with waiting(command) as process:
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate()
   assert (process.returncode, errors) == (130, "interrupted\n")
 

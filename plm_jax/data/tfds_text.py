@@ -139,22 +139,29 @@ class TfdsText(NamedTuple):
     return sizes.get(self.split, 0)
 
   def documents(self) -> Iterator[Document]:
+    features = self._builder().info.features
+    text, title, label = _features(features, self.name)
+    for index, record in enumerate(self.records()):
+      yield Document(
+        string_of(record[title]) if title else f"{self.name}:{index}",
+        tuple(string_of(record[text]).split("\n"))
+        if self.name == OWN
+        else text_sentences(string_of(record[text])),
+        _label(features[label], record[label]) if label else "",
+      )
+
+  def records(self) -> Iterator[dict]:
+    """The examples of the split, name of a feature -> value."""
+    with _quiet():
+      data = self._open(self._builder())
+    for start in range(0, len(data), _BLOCK):
+      yield from data.__getitems__(list(range(start, min(start + _BLOCK, len(data)))))
+
+  def _builder(self):
     import tensorflow_datasets as tfds
 
     with _quiet():
-      builder = tfds.builder_from_directory(self.folder)
-      data = self._open(builder)
-    text, title, label = _features(builder.info.features, self.name)
-    for start in range(0, len(data), _BLOCK):
-      block = range(start, min(start + _BLOCK, len(data)))
-      for index, record in zip(block, data.__getitems__(list(block)), strict=True):
-        yield Document(
-          _string(record[title]) if title else f"{self.name}:{index}",
-          tuple(_string(record[text]).split("\n"))
-          if self.name == OWN
-          else text_sentences(_string(record[text])),
-          _label(builder.info.features[label], record[label]) if label else "",
-        )
+      return tfds.builder_from_directory(self.folder)
 
   def _open(self, builder):
     if self.split.partition("[")[0] not in builder.info.splits:
@@ -208,9 +215,9 @@ def _features(features, name: str) -> tuple[str, str | None, str | None]:
   return text, title, "label" if "label" in features and text != "label" else None
 
 
-def _string(value) -> str:
+def string_of(value) -> str:
   return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
 def _label(feature, value) -> str:
-  return feature.int2str(int(value)) if hasattr(feature, "int2str") else _string(value)
+  return feature.int2str(int(value)) if hasattr(feature, "int2str") else string_of(value)

@@ -14,8 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import jax
-
 from plm_jax import cli, overrides
 from plm_jax.errors import UserError
 from plm_jax.notebook import grid
@@ -47,6 +45,8 @@ from plm_jax.tasks.probe import Probe
 from plm_jax.tasks.search import searched
 from plm_jax.tasks.suite import Suite, suite_table, tune_parts, with_suite_settings
 from plm_jax.tasks.task import Task
+from plm_jax.train import processes
+from plm_jax.train.processes import say
 from plm_jax.train.workdir import write_whole
 
 
@@ -142,7 +142,7 @@ def finetune(
   if isinstance(task, Suite):
     return finetune_suite(source, start, task, list(settings), options, cache, workdir, dry_run)
   path = Path(workdir or source.path)
-  chosen = plan(source, recipes().recipe, task, list(settings), cache, path)
+  chosen = planned(source, task, list(settings), cache, path)
   if options.teacher:
     chosen = chosen._replace(teacher=Path(options.teacher).absolute())
     taught_by(chosen)  # refuses a directory that is no run
@@ -152,12 +152,20 @@ def finetune(
     chosen = chosen._replace(path=finetunings(source, start) / "-".join([name_of(task), *extras]))
   scope = scope_of(chosen, options)
   experiments = [chosen.experiment(size, 0) for size in scope.sizes]  # refuses too few examples
-  print(describe(chosen, scope), flush=True)
+  say(describe(chosen, scope))
   if not dry_run:
     return compare(chosen, scope, options)
   for experiment in experiments:
-    print(f"\n{overrides.describe(experiment)}")
+    say(f"\n{overrides.describe(experiment)}")
   return None
+
+
+def planned(
+  source: RunInfo, task: Task, settings: list[str], cache: Path, folder: Path
+) -> FinetunePlan:
+  """The plan of the recipe; the first process prepares the text in the cache."""
+  with processes.first_goes_first():
+    return plan(source, recipes().recipe, task, settings, cache, folder)
 
 
 def finetunings(source: RunInfo, start: Path) -> Path:
@@ -181,19 +189,21 @@ def finetune_suite(
   path = Path(workdir or finetunings(source, start) / name_of(suite))
 
   def tune(task: Task, folder: Path) -> list[Cell]:
-    chosen = plan(source, recipes().recipe, task, settings, cache, folder)
+    chosen = planned(source, task, settings, cache, folder)
     scope = scope_of(chosen, options)
-    print(describe(chosen, scope), flush=True)
+    say(describe(chosen, scope))
     return [] if dry_run else compare(chosen, scope, options).comparison.cells
 
+  with processes.first_goes_first():
+    suite.chosen(cache)  # the first writes the files of TFDS's data sets
   results = tune_parts(suite, path, cache, tune)
   if dry_run:
     return None
   result = SuiteTuning(path, *suite_table(suite, results))
-  if jax.process_index() == 0:
+  if processes.is_first():
     print(f"\n=== {suite.name} ===\n{result.text}")
     write_whole(path / RESULTS, json.dumps(result.scores, indent=2) + "\n")
-    print("\n".join(suite.finish(results, path)))
+  say("\n".join(suite.finish(results, path, cache)))
   return result
 
 
@@ -243,11 +253,12 @@ def describe(chosen: FinetunePlan, scope: Scope) -> str:
 
 
 def compare(chosen: FinetunePlan, scope: Scope, options: Options) -> FineTuning:
-  """Every cell, then the table and results.*, with the directory's earlier cells."""
+  """Every cell, then the table and results.*, with the directory's earlier cells. The first process
+  alone computes the baselines and writes."""
   cells = {cell[:3]: cell for cell in earlier_cells(chosen)}
   fitted = list(chosen.task.baselines)[:-1]
   probe = Probe(chosen.source, chosen.task)
-  if options.probe and probe.fits(chosen.splits) and jax.process_count() == 1:
+  if options.probe and probe.fits(chosen.splits):
     fitted.append(PROBE)
   used = {}
   for size in scope.sizes:
@@ -255,12 +266,14 @@ def compare(chosen: FinetunePlan, scope: Scope, options: Options) -> FineTuning:
     best = chosen
     if options.search:
       best, tried = searched(chosen, size, recipes().grid(chosen.source))
-      print(tried, flush=True)
+      say(tried)
     used[str(size or "all")] = overrides.to_json(best.experiment(size, 0))
     for seed in scope.seeds:
       for arm in (*scope.arms, *fitted):
         start = time.perf_counter()
         title = f"{arm}, {size or 'all'} labels, seed {seed}"
+        if arm in chosen.task.baselines and not processes.is_first():
+          continue
         if arm in fitted:
           cell = known.get(arm) or fitted_cell(chosen, probe, arm, size, seed)
           cell = cell._replace(seed=seed)
@@ -269,7 +282,7 @@ def compare(chosen: FinetunePlan, scope: Scope, options: Options) -> FineTuning:
           cell = model_cell(best, arm, size, seed, title)
         cells[cell[:3]] = cell
         shown = ", ".join(f"{named(m)} {cell.test[m]:.3f}" for m in chosen.task.metrics)
-        print(f"{title:36} {shown}  ({time.perf_counter() - start:.0f} s)", flush=True)
+        say(f"{title:36} {shown}  ({time.perf_counter() - start:.0f} s)")
   constant = list(chosen.task.baselines)[-1]
   result = FineTuning(
     chosen.path,
@@ -277,7 +290,7 @@ def compare(chosen: FinetunePlan, scope: Scope, options: Options) -> FineTuning:
     baseline_cell(chosen, constant, None, 0).test,
     chosen.path / f"pretrained-{scope.sizes[-1] or 'all'}-{scope.seeds[0]}",
   )
-  if jax.process_index() == 0:
+  if processes.is_first():
     write_results(chosen, result, len(scope.arms) == 1, used)
   return result
 

@@ -47,6 +47,7 @@ class FileTask(Task):
   length: tokens per row, special tokens included; None fits 99% of the training examples, as far as
     the model has positions.
   test_share, dev_share: of the examples of `source`.
+  by_length: whether training batches have rows of similar length, which saves padding.
   """
 
   files: ClassVar[tuple[str, ...]] = SUFFIXES
@@ -58,6 +59,7 @@ class FileTask(Task):
   test: str | None = None
   dev_share: float = 0.1
   test_share: float = 0.1
+  by_length: bool = True
 
   def __post_init__(self):
     super().__post_init__()
@@ -210,7 +212,6 @@ class TableTask(FileTask):
   text, text2, label, id, document: the names of columns, or their numbers from 1 in a file without
     a header; None finds the column in the training file by its name or its values.
   header: whether the first line of a .csv or .tsv file names the columns; None finds out.
-  by_length: whether training batches have rows of similar length, which saves padding.
   augment: changes of the words of training texts.
   """
 
@@ -220,7 +221,6 @@ class TableTask(FileTask):
   id: str | None = None
   document: str | None = None
   header: bool | None = None
-  by_length: bool = True
   augment: Augmentation = Augmentation()  # noqa: RUF009  frozen
 
   @property

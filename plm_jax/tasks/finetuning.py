@@ -35,6 +35,7 @@ from plm_jax.tasks.task import Context, Task, Trained, with_settings
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.loop import Data, compile_experiment, fit
 from plm_jax.train.process import versions
+from plm_jax.train.processes import is_first
 from plm_jax.train.selection import Selection
 from plm_jax.train.workdir import Workdir, write_whole
 
@@ -159,10 +160,11 @@ def model_cell(plan: FinetunePlan, arm: str, examples: int | None, seed: int, ti
     if (workdir / SCORES).exists():
       return Cell(**json.loads((workdir / SCORES).read_text()))
     workdir.write_config(experiment, record)
-    plan.source.tokenizer.save(workdir / "tokenizer")
+    if is_first():
+      plan.source.tokenizer.save(workdir / "tokenizer")
     dev, test = _train_and_test(plan, arm, experiment, workdir, title)
     cell = Cell(arm, labels, seed, test, dev)
-    if jax.process_index() == 0:
+    if is_first():
       write_whole(workdir / SCORES, json.dumps(cell._asdict(), indent=2) + "\n")
     return cell
 
@@ -207,7 +209,7 @@ def _train_and_test(
   model = trained(params)
   tuned = task.tune(model, splits.dev)
   predictions = tuned.predict(model, splits.test)
-  if jax.process_index() == 0:
+  if is_first():
     write_whole(workdir / REPORT, tuned.report(splits.test, predictions) + "\n")
     write_whole(workdir / TASK, json.dumps(overrides.to_json(tuned), indent=2) + "\n")
   on_dev = tuned.score(splits.dev, tuned.predict(model, splits.dev))

@@ -2,6 +2,7 @@
 the files of a submission.
 
   python run_finetune.py --from=runs/minilm --task=glue --data=glue_data
+  python run_finetune.py --from=runs/minilm --task=glue --data=tfds    # of TensorFlow Datasets
   python run_finetune.py --from=runs/t5 --task=glue --data=glue_data --set=task.text_to_text=true
 
 The test files have no labels: scores are those of the dev files, MNLI's of both. As text to text
@@ -33,13 +34,16 @@ from plm_jax.tasks.glue_files import (
   folder_of,
   read_glue,
   submission,
+  test_file,
 )
+from plm_jax.tasks.glue_tfds import glue_folder
 from plm_jax.tasks.predicting import load
 from plm_jax.tasks.regress import Regress
 from plm_jax.tasks.suite import PartResult, Scores, Suite
 from plm_jax.tasks.task import Context, Task, Trained
 from plm_jax.tasks.text_to_text import TASKS as TEXT_TASKS
 from plm_jax.tasks.write import Write
+from plm_jax.train.processes import is_first
 
 _NO_NUMBER = -1.0  # an output of STS-B without a number (t5, `string_to_float`)
 
@@ -208,6 +212,7 @@ def glue_scores(
 class Glue(Suite):
   """The nine tasks of a folder with CoLA, SST-2, ..., WNLI, or those of them that it has.
 
+  source: the folder, or "tfds" for the data sets glue/cola, ... of TensorFlow Datasets.
   text_to_text: whether labels are written as words, by a model that generates.
   """
 
@@ -216,37 +221,47 @@ class Glue(Suite):
   text_to_text: bool = False
 
   def parts(self, cache: Path) -> dict[str, Task]:
-    place = Path(os.path.expanduser(self.source))
-    if not place.is_dir():
-      raise UserError(f"{self.source!r} is no folder; --task=glue needs one with CoLA, SST-2, ...")
+    place = self.folder(cache)
     parts: dict[str, Task] = {}
     for name, part in PARTS.items():
       kind = GlueText if self.text_to_text else GlueLabels if part.classes else GlueValues
-      if folder := folder_of(place, part):
+      if folder := folder_of(place, part.folder):
         parts[name] = kind(part=name, source=str(folder))
     if not parts:
       names = ", ".join(part.folder for part in PARTS.values())
       raise UserError(f"The folder {self.source!r} has none of GLUE's tasks: {names}.")
     return parts
 
+  def folder(self, cache: Path) -> Path:
+    """The folder with the files of all parts. Errors: `UserError` if there is none."""
+    if self.source == "tfds":
+      return glue_folder(cache)
+    place = Path(os.path.expanduser(self.source))
+    if not place.is_dir():
+      raise UserError(
+        f"{self.source!r} is no folder; --task=glue needs one with CoLA, SST-2, ..., or --data=tfds"
+      )
+    return place
+
   def scores(self, name: str, test: Scores) -> Scores:
     return {metric: test[metric] for metric in PARTS[name].metrics}
 
-  def finish(self, results: list[PartResult], path: Path) -> list[str]:
+  def finish(self, results: list[PartResult], path: Path, cache: Path) -> list[str]:
     """Writes submission.zip with the predictions of the models that are best on dev."""
     paths = {result.name: result for result in results}
     files, lines = {}, []
-    for name, file, title in SUBMISSIONS:
-      folder = folder_of(Path(os.path.expanduser(self.source)), PARTS[name])
-      if name not in paths or folder is None or not (folder / file).is_file():
-        lines.append(f"{title} is not in the submission: it has no {file} or was not trained")
+    for each in SUBMISSIONS:
+      title, name, file = each.title, each.part, test_file(self.folder(cache), each)
+      if name not in paths or file is None:
+        why = f"there is no {each.folders[0]}/{each.files[0]}" if name in paths else "no such model"
+        lines.append(f"{title} is not in the submission: {why}")
         continue
-      best = paths[name].best(PARTS[name].metrics[0])
-      files[f"{title}.tsv"] = predicted(best, folder / file)
-    if files:
+      files[f"{title}.tsv"] = predicted(paths[name].best(PARTS[name].metrics[0]), file)
+    if files and is_first():
       with zipfile.ZipFile(path / "submission.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for title, text in sorted(files.items()):
           archive.writestr(title, text)
+    if files:
       lines.append(f"{path}/submission.zip has the test predictions of {len(files)} files")
     left = [part.folder for name, part in PARTS.items() if name not in paths]
     if left:

@@ -57,20 +57,45 @@ PARTS = {
   "rte": Part("RTE", _SENTENCES, "label", _ENTAILMENT),
   "wnli": Part("WNLI", _SENTENCES, "label"),
 }  # fmt: skip
-# The lines of a submission: (part, test file, name).
-SUBMISSIONS = [(name, "test.tsv", part.folder) for name, part in PARTS.items() if name != "mnli"]
-SUBMISSIONS += [("mnli", "test_matched.tsv", "MNLI-m"), ("mnli", "test_mismatched.tsv", "MNLI-mm")]
 MISMATCHED = "dev_mismatched.tsv"
+# The diagnostic set, which MNLI's model predicts: the names of its folder, and of its file.
+DIAGNOSTIC = ("AX", "diagnostic")
+_DIAGNOSTIC_FILES = ("test.tsv", "ax.tsv", "diagnostic.tsv")
 
 
-def folder_of(place: Path, part: Part) -> Path | None:
-  """The part's folder, whatever the case and the hyphens of its name."""
+class Submitted(NamedTuple):
+  """A file of a submission: its name, the part whose model predicts it, and the names that its
+  folder and its test file may have."""
+
+  title: str
+  part: str
+  folders: tuple[str, ...]
+  files: tuple[str, ...] = ("test.tsv",)
+
+
+SUBMISSIONS = [
+  *(Submitted(p.folder, name, (p.folder,)) for name, p in PARTS.items() if name != "mnli"),
+  Submitted("MNLI-m", "mnli", ("MNLI",), ("test_matched.tsv",)),
+  Submitted("MNLI-mm", "mnli", ("MNLI",), ("test_mismatched.tsv",)),
+  Submitted("AX", "mnli", DIAGNOSTIC, _DIAGNOSTIC_FILES),
+]
+
+
+def test_file(place: Path, submitted: Submitted) -> Path | None:
+  """The file whose lines are predicted, if the folder of GLUE has it."""
+  folder = folder_of(place, *submitted.folders)
+  files = sorted(folder.iterdir()) if folder else []
+  return next((path for path in files if path.name.lower() in submitted.files), None)
+
+
+def folder_of(place: Path, *names: str) -> Path | None:
+  """The folder of a part, whatever the case and the hyphens of its name."""
 
   def plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
   folders = (p for p in sorted(place.iterdir()) if p.is_dir())
-  return next((p for p in folders if plain(p.name) == plain(part.folder)), None)
+  return next((p for p in folders if plain(p.name) in map(plain, names)), None)
 
 
 class GlueFile(NamedTuple):

@@ -40,7 +40,7 @@ def load(path: str | Path, settings: Sequence[str] = ()) -> tuple[Task, Trained]
 
 def trained(run: Run) -> Trained:
   """The model of a run on one device."""
-  mesh = MeshShape().build(jax.devices()[:1])
+  mesh = MeshShape().build(jax.local_devices()[:1])
   return Trained(run.config, run.params.encoder(), run.tokenizer, run.compute, mesh)
 
 
@@ -51,7 +51,10 @@ def outputs(trained: Trained, rows: EncodedRows, read: Callable[..., Any]) -> An
   padded with zeros to the longest row.
   """
   run = _compiled(read, trained.compute, trained.mesh)
-  processes, index = jax.process_count(), jax.process_index()
+  # On the mesh of a run of several processes each has a part of the rows.
+  processes, index = 1, 0
+  if trained.mesh.is_multi_process:
+    processes, index = jax.process_count(), jax.process_index()
   local = trained.batch // processes
   mine = slice(index * local, (index + 1) * local)
   parts, order = [], []

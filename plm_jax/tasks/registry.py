@@ -52,7 +52,8 @@ def guessed(source: str | None) -> type[Task]:
     return Label
   path = Path(os.path.expanduser(source))
   if path.is_dir():
-    path = next((p for p in sorted(path.glob("train*")) if p.suffix in SUFFIXES), path)
+    known = {suffix for kind in TASKS.values() for suffix in kind.files}
+    path = next((p for p in sorted(path.glob("train*")) if p.suffix in known), path)
   if path.suffix not in SUFFIXES:
     return next((kind for kind in TASKS.values() if path.suffix in kind.files), WordOrder)
   table = read_table(path)

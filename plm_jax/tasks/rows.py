@@ -77,8 +77,8 @@ class EncodedRows:
 
   @property
   def width(self) -> int:
-    """Tokens of a row, padding included."""
-    return next(iter(self.tokens.values())).shape[1]
+    """Tokens of a row, padding included, in the encoder or the decoder."""
+    return max(array.shape[1] for array in self.tokens.values())
 
   @property
   def longest(self) -> np.ndarray:
@@ -87,10 +87,14 @@ class EncodedRows:
 
 
 def width_of(length: int, longest: int) -> int:
-  """The shape for rows of up to `length` tokens: 16, 32, 64, ..., at most `longest`."""
+  """The shape for rows of up to `length` tokens: 16, 32, 48, 64, 96, 128, 192, ..., at most
+  `longest`."""
   width = _SHORTEST
   while width < length:
     width *= 2
+  between = width * 3 // 4
+  if width > 2 * _SHORTEST and length <= between:
+    width = between
   return min(width, longest)
 
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 from plm_jax.errors import UserError
 from plm_jax.tasks.comparison import Cell, named
 from plm_jax.tasks.task import Task, with_settings
+from plm_jax.train.processes import say
 
 Scores = Mapping[str, float]
 """metric -> value of one part, for one arm and one seed."""
@@ -64,8 +65,9 @@ class Suite(abc.ABC):
     """The scores of a part that its table shows; their mean is the part's score. test: metric ->
     value, from `Task.score`."""
 
-  def finish(self, results: list[PartResult], path: Path) -> list[str]:
-    """Writes what the suite makes of its models to `path`; lines for the user."""
+  def finish(self, results: list[PartResult], path: Path, cache: Path) -> list[str]:
+    """Writes what the suite makes of its models to `path`; lines for the user. All processes call
+    it, and the first one writes."""
     return []
 
   def chosen(self, cache: Path) -> dict[str, Task]:
@@ -95,7 +97,7 @@ def tune_parts(
   """Every part in turn. tune: trains and tests a task in a directory, or reads its results."""
   results = []
   for name, task in suite.chosen(cache).items():
-    print(f"\n=== {suite.name}: {name} ===", flush=True)
+    say(f"\n=== {suite.name}: {name} ===")
     results.append(PartResult(name, tune(task, path / name), path / name))
   return results
 

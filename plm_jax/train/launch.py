@@ -9,9 +9,24 @@ import time
 import warnings
 from typing import NamedTuple
 
+from absl import flags
 from jax._src import clusters
 
 from plm_jax.errors import UserError
+
+
+def define_flags() -> None:
+  """The flags of a command that may run as several processes."""
+  flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes.")
+  flags.DEFINE_integer("processes", None, "Number of processes; 1 runs alone (default: detected).")
+  flags.DEFINE_integer("process", None, "Number of this process, from 0.")
+  flags.DEFINE_integer("join_seconds", 300, "How long to wait for the other processes.")
+
+
+def flags_of_place() -> tuple[str | None, int | None, int | None, int]:
+  """The arguments of `processes.joined` that the flags give."""
+  values = flags.FLAGS
+  return values.coordinator, values.processes, values.process, values.join_seconds
 
 
 class Place(NamedTuple):

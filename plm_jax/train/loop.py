@@ -193,7 +193,8 @@ def fit(
   parameters, and may end the training early. profile: a folder for a trace of a few steps
   (trace.py).
   Returns the final state and all metric records. Errors: `UserError` when the loss stops being
-  finite, naming the step; `Interrupted` after SIGTERM or SIGINT, with everything saved.
+  finite, naming the step; `Interrupted` after SIGTERM or SIGINT, with everything saved, also if the
+  signal came in the last step: it holds for the whole command.
   """
   experiment, schedule = program.experiment, program.experiment.schedule
   with contextlib.ExitStack() as stack:
@@ -201,6 +202,7 @@ def fit(
     def opened(resource):
       return stack.enter_context(contextlib.closing(resource))
 
+    stopping = stack.enter_context(Stopping())
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", schedule.keep))
     state, start = restore_or_create(program, checkpoints, initial)
     last_record = start or -1  # a fresh start writes its evaluation of step 0 again
@@ -210,7 +212,6 @@ def fit(
       metrics = opened(JsonLines(workdir / "metrics.jsonl", last_record))
       timing = opened(JsonLines(workdir / "timing.jsonl", last_record))
     quiet = quiet or not processes.is_first()
-    stopping = stack.enter_context(Stopping())
     written = Tee(metrics, *sinks), Tee(timing, *sinks)
     reporter = opened(Reporter(program, checkpoints, *written, start, quiet, title))
     if start and not quiet:
@@ -221,6 +222,7 @@ def fit(
     stream = opened(data.training(start))
     trace = opened(Trace(profile if processes.is_first() else None, start))
 
+    step = start
     for step in range(start + 1, (start if ended else experiment.steps) + 1):
       batch = to_global(next(stream), program.mesh)
       state = program.step_for(batch)(state, batch)
@@ -239,12 +241,11 @@ def fit(
         reporter.write()
         raise_if_nonfinite(int(state.first_bad), checkpoints)
         checkpoints.save(step, state, {"step": step, "seed": experiment.seed})
-      if stops and not last:
-        checkpoints.wait()
-        raise Interrupted(f"saved step {step}")
-      if last:
+      if last or stops:
         break
-    return state, metrics.records
+  if stopping.at_end():
+    raise Interrupted(f"saved step {step}")
+  return state, metrics.records
 
 
 def restore_or_create(
@@ -373,6 +374,11 @@ class Stopping:
   def now(self) -> bool:
     """Whether the run stops after this step; called at every step, and equal in all processes."""
     return self._any_asked(self.asked)
+
+  def at_end(self) -> bool:
+    """As `now`, with all signals until the context was left."""
+    self.now()
+    return self.now()
 
   def _ask(self, number, frame) -> None:
     del frame

@@ -47,7 +47,7 @@ def load_arrays(folder: Path, index: dict, wanted: dict[str, Any]) -> dict[str, 
     data = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     if name in index["keys"]:  # its words are one more axis, which its sharding leaves whole
       data = jax.eval_shape(jax.random.key_data, data)
-    sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.devices()[0])
+    sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
     shapes[name] = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
   if not shapes:
     return {}

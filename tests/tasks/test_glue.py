@@ -2,17 +2,21 @@
 
 import dataclasses
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
+from plm_jax.data import tfds_text
 from plm_jax.errors import UserError
-from plm_jax.tasks import glue
+from plm_jax.tasks import glue, glue_tfds
 from plm_jax.tasks.comparison import Cell
 from plm_jax.tasks.examples import Example
 from plm_jax.tasks.finetuning import model_cell, plan
 from plm_jax.tasks.glue import MISMATCHED, Glue, GlueLabels, GlueText, GlueValues, glue_scores
 from plm_jax.tasks.glue_files import PARTS, SUBMISSIONS, read_glue, submission
+from plm_jax.tasks.glue_files import test_file as file_to_predict
 from plm_jax.tasks.registry import SUITES, TASKS
 from plm_jax.tasks.suite import PartResult, average, suite_table, tune_parts, with_suite_settings
 from plm_jax.tasks.task import Context
@@ -76,6 +80,8 @@ def folder(tmp_path_factory):
         text = text.replace("\n", "\r\n")
       encoding = "utf-8-sig" if name == "mrpc" else "utf-8"
       (inside / f"{stem}.tsv").write_text(text, encoding=encoding, newline="")
+  (place / "AX").mkdir()
+  (place / "AX" / "AX.tsv").write_text("index\tsentence1\tsentence2\n5\ta\tb\n7\tc\td\n")
   return place
 
 
@@ -163,10 +169,13 @@ def test_the_suite_trains_each_task_and_writes_a_submission(folder, source, reci
 
   results = tune_parts(suite, tmp_path, tmp_path, tune)
   assert set(results[2].cells[0].test) >= {"accuracy", "accuracy_mm"}
-  lines = suite.finish(results, tmp_path)
+  lines = suite.finish(results, tmp_path, tmp_path)
   assert any("4 of 9 tasks: without SST-2, MRPC, QQP, RTE, WNLI" in line for line in lines)
   with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
     files = {name: archive.read(name).decode().splitlines() for name in archive.namelist()}
+  ax = files.pop("AX.tsv")
+  assert [row.split("\t")[0] for row in ax] == ["index", "5", "7"]
+  assert {row.split("\t")[1] for row in ax[1:]} <= set(PARTS["mnli"].classes)
   assert set(files) == {"CoLA.tsv", "STS-B.tsv", "MNLI-m.tsv", "MNLI-mm.tsv", "QNLI.tsv"}
   classes = {"CoLA.tsv": "cola", "MNLI-m.tsv": "mnli", "MNLI-mm.tsv": "mnli", "QNLI.tsv": "qnli"}
   for name, rows in files.items():
@@ -180,12 +189,85 @@ def test_the_suite_trains_each_task_and_writes_a_submission(folder, source, reci
 
 
 def test_a_submission_has_the_names_and_numbers_of_the_leaderboard():
-  titles = {title for _, _, title in SUBMISSIONS}
-  expected = "CoLA SST-2 MRPC STS-B QQP MNLI-m MNLI-mm QNLI RTE WNLI"
+  titles = {each.title for each in SUBMISSIONS}
+  expected = "CoLA SST-2 MRPC STS-B QQP MNLI-m MNLI-mm QNLI RTE WNLI AX"
   assert titles == set(expected.split())
   items = [Example(("a", "b"), None, str(n)) for n in range(3)]
   text = submission(PARTS["stsb"], items, [-0.5, 2.34567, 7.0])
   assert text == "index\tprediction\n0\t0.000\n1\t2.346\n2\t5.000\n"
+
+
+@pytest.mark.parametrize("names", ["AX/AX.tsv", "diagnostic/diagnostic.tsv", "ax/test.tsv"])
+def test_the_best_model_of_mnli_predicts_the_diagnostic_set(tmp_path, monkeypatch, names):
+  for path in ("MNLI/test_matched.tsv", names):
+    (tmp_path / path).parent.mkdir()
+    (tmp_path / path).write_text("")
+  monkeypatch.setattr(glue, "predicted", lambda model, path: f"{path.name} by {model.name}")
+  cells = [Cell("pretrained", "all", seed, {"accuracy": seed / 2}) for seed in range(2)]
+  results = [PartResult("mnli", cells, tmp_path)]
+  lines = Glue(source=str(tmp_path)).finish(results, tmp_path, tmp_path)
+  assert "MNLI-mm is not in the submission: there is no MNLI/test_mismatched.tsv" in lines
+  assert "CoLA is not in the submission: no such model" in lines
+  with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
+    assert sorted(archive.namelist()) == ["AX.tsv", "MNLI-m.tsv"]
+    assert archive.read("AX.tsv").decode() == f"{names.split('/')[1]} by pretrained-all-1"
+
+
+def builder_of(folder, name, place):
+  """A builder like TFDS's glue/NAME, of the files of a folder."""
+  import tensorflow_datasets as tfds
+
+  part = PARTS["mnli" if name == "ax" else name]
+  label = tfds.features.ClassLabel(names=part.classes) if part.classes else np.float32
+  texts = dict.fromkeys(part.names, tfds.features.Text())
+  features = tfds.features.FeaturesDict(texts | {"label": label, "idx": np.int32})
+
+  class Glue(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {"2.0.0": "Toy."}  # noqa: RUF012
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, description="Toy.")]  # noqa: RUF012
+    url_infos = None  # looks for no checksums
+
+    def _info(self):
+      return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, manager):
+      if name == "ax":
+        return {"test": self._generate_examples(folder / "AX" / "AX.tsv")}
+      files = sorted((folder / part.folder).iterdir())
+      return {p.stem.replace("dev", "validation"): self._generate_examples(p) for p in files}
+
+    def _generate_examples(self, path):
+      labelled = not path.name.lower().startswith(("test", "ax"))
+      for number, item in enumerate(read_glue(path, part, labelled).items):
+        target = -1 if not labelled else item.target
+        target = part.classes.index(target) if part.classes and labelled else target
+        yield number, dict(zip(part.names, item.texts)) | {"label": target, "idx": number}
+
+  return Glue(config=name, data_dir=place, file_format="array_record")
+
+
+def test_tfds_has_the_same_examples_as_the_files(folder, tmp_path, monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+  with pytest.raises(UserError, match="tfds:glue/cola' is not prepared"):
+    Glue(source="tfds").parts(tmp_path)
+  names = ("cola", "stsb", "mnli", "ax")
+  with tfds_text._quiet():
+    for name in names:
+      builder_of(folder, name, tmp_path / "data").download_and_prepare()
+  suite, files = Glue(source="tfds"), Glue(source=str(folder)).parts(tmp_path)
+  parts = suite.parts(tmp_path)
+  assert list(parts) == [name for name in PARTS if name in names]
+  for name, task in parts.items():
+    for path in sorted(Path(files[name].source).iterdir()):
+      labelled = not path.name.startswith("test")
+      (theirs, ours) = (read_glue(p, PARTS[name], labelled).items
+                        for p in (path, Path(task.source) / path.name))  # fmt: skip
+      assert [(e.texts, e.target) for e in ours] == [(e.texts, e.target) for e in theirs]
+  diagnostic = file_to_predict(suite.folder(tmp_path), SUBMISSIONS[-1])
+  assert diagnostic.read_text() == "index\tsentence1\tsentence2\n0\ta\tb\n1\tc\td\n"
+  monkeypatch.setattr(glue_tfds, "_lines", None)  # written once
+  assert suite.folder(tmp_path) == diagnostic.parents[1]
 
 
 @pytest.mark.parametrize("name", PARTS)

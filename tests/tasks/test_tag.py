@@ -208,9 +208,11 @@ def test_words_may_be_given_instead_of_a_text():
       TASK.parse(line, "line 1")
 
 
-def test_a_file_of_words_chooses_the_task():
+def test_a_file_of_words_chooses_the_task(tmp_path):
   assert isinstance(chosen_task(None, "corpus.conll"), Tag)
   assert isinstance(chosen_task(None, "corpus.conllu"), Tag)
+  (tmp_path / "train.conll").write_text("a X\n")
+  assert isinstance(chosen_task(None, str(tmp_path)), Tag)
 
 
 @pytest.mark.parametrize(

@@ -108,23 +108,37 @@ def test_killing_again_and_again_changes_nothing(whole, tmp_path):
   assert_ends_like(whole, folder, *run(folder))
 
 
+@pytest.mark.parametrize("at", [8, 12])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_the_step_at_hand_and_stops(whole, tmp_path, number):
+def test_a_signal_saves_the_step_at_hand_and_stops(whole, tmp_path, number, at):
   def ask(step, batch):
-    if step == 8:
+    if step == at:
       os.kill(os.getpid(), number)
 
   folder = tmp_path / "run"
   handler = signal.getsignal(number)
-  with pytest.raises(loop.Interrupted, match="step 8"):
+  with pytest.raises(loop.Interrupted, match=f"step {at}$"):
     run(folder, given=watched(ask))
   assert signal.getsignal(number) is handler
-  assert (folder / "checkpoints/8").is_dir()
+  assert (folder / f"checkpoints/{at}").is_dir()
   seen = []
   assert_ends_like(
     whole, folder, *run(folder, given=watched(lambda step, batch: seen.append(step)))
   )
-  assert seen == [9, 10, 11, 12]
+  assert seen == list(range(at + 1, 13))
+
+
+def test_a_signal_while_a_finished_run_is_restored_holds(whole, tmp_path, monkeypatch):
+  folder, restore = tmp_path / "run", loop.restore_or_create
+  shutil.copytree(whole[0] / "run", folder)
+
+  def ask(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return restore(*arguments)
+
+  monkeypatch.setattr(loop, "restore_or_create", ask)
+  with pytest.raises(loop.Interrupted, match="saved step 12"):
+    run(folder, given=watched(never))
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(whole, tmp_path, capsys):

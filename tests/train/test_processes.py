@@ -1,5 +1,6 @@
 """Several processes are one run: its numbers, its files, its end."""
 
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from plm_jax.errors import UserError
 from plm_jax.train import loop, process, processes
 from plm_jax.train.launch import Place, place_of, wait_for
 from plm_jax.train.workdir import read_records
+from tests.tasks.conftest import documents, source, table, tokenizer  # noqa: F401  fixtures
 from tests.test_run_pretrain import PICO, ROOT, in_process, results, words_of
 from tests.test_run_pretrain import wait_for as wait_until
 from tests.toy_run import LANGUAGE, write_corpus
@@ -107,13 +109,13 @@ def place(tmp_path_factory):
   return folder
 
 
-def start_all(count, *command):
-  """The processes of a command, each with one device; {} in a word becomes the process's number,
+def start_all(count, *command, devices=1):
+  """The processes of a command, each with these devices; {} in a word becomes the process's number,
   COORDINATOR the address of the first."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-  environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
+  environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
   return [
     subprocess.Popen(
       [sys.executable, *(w.replace("COORDINATOR", coordinator).replace("{}", n) for w in command)],
@@ -208,6 +210,33 @@ def test_sigterm_to_one_process_saves_on_all(place, tmp_path):
   (step,) = [int(p.name) for p in (folder / "checkpoints").iterdir()]
   for code, _, errors in outputs:
     assert code == 130 and f"interrupted: saved step {step}" in errors
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one_and_the_first_writes(source, table, tmp_path):  # noqa: F811
+  words = [str(ROOT / "run_finetune.py"), f"--cache={tmp_path}", f"--from={source.path}"]
+  words += [f"--data={table}", "--arms=pretrained", "--set=steps=6", "--set=optim.warmup=2"]
+  (alone,) = start_all(1, *words, f"--workdir={tmp_path / 'one'}", "--processes=1", devices=2)
+  assert [code for code, *_ in ends([alone])] == [0]
+  numbers = ("--coordinator=COORDINATOR", "--processes=2", "--process={}")
+  outputs = ends(start_all(2, *words, f"--workdir={tmp_path / 'two'}", *numbers))
+  assert [code for code, *_ in outputs] == [0, 0], outputs
+  assert "linear probe" in outputs[0][1] and "bag of words" in outputs[0][1]
+  assert not [line for line in outputs[1][1].splitlines() if not line.startswith("[Gloo]")]
+  files = [sorted(p.name for p in (tmp_path / name).rglob("*") if p.parent.name != "tensorboard"
+           and "checkpoints" not in p.parts) for name in ("one", "two")]  # fmt: skip
+  assert files[0] == files[1]
+  one, two = (
+    read_records(tmp_path / f"{n}/pretrained-all-0/metrics.jsonl") for n in ("one", "two")
+  )
+  assert [r["class/loss"] for r in one] == pytest.approx([r["class/loss"] for r in two], rel=1e-6)
+  one, two = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("one", "two"))
+  for mine, expected in zip(one["cells"], two["cells"], strict=True):
+    assert mine["arm"] == expected["arm"]
+    assert mine["test"] == pytest.approx(expected["test"], abs=1e-6)
+  outputs = ends(start_all(2, *words, f"--workdir={tmp_path / 'two'}", "--seeds=0", *numbers))
+  assert [code for code, *_ in outputs] == [2, 2]
+  assert all("--seeds=0 was given" in errors for *_, errors in outputs)
 
 
 # Two processes whose devices meet in every round, until the second one ends.
