@@ -113,7 +113,7 @@ def table(comparison: Comparison, chance: dict[str, float]) -> str:
   ]
   for arm, name in comparison.arms.items():
     values = [comparison.values(arm, *column) for column in columns]
-    lines.append(f"{name:34}" + "".join(f"{spread(v):>18}" for v in values))
+    lines.append(f"{name:34}" + "".join(f"{mean_and_deviation(v):>18}" for v in values))
   room = "" if seeds == "1" else " " * 8  # under the means
   always = "".join(f"{f'{chance[metric]:.3f}{room}':>18}" for _, metric in columns)
   lines.append(f"{list(comparison.baselines.values())[-1]:34}{always}".rstrip())
@@ -140,7 +140,7 @@ def named(metric: str) -> str:
   return NAMES.get(metric, metric)
 
 
-def spread(values: np.ndarray) -> str:
+def mean_and_deviation(values: np.ndarray) -> str:
   """Mean and standard deviation."""
   if not len(values):
     return "-"
