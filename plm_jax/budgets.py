@@ -4,7 +4,7 @@
 minutes on two cores. A field in which a row differs from its base is the row's own, and is kept.
 """
 
-from typing import Literal
+from typing import Literal, cast
 
 from plm_jax import overrides
 from plm_jax.config_tree import is_within, places
@@ -25,7 +25,7 @@ LAPTOP = (
 
 def of_rows(budget: str) -> Budget:
   """The budget that the function of a row takes."""
-  return "small" if budget == "laptop" else budget
+  return cast(Budget, "small" if budget == "laptop" else budget)
 
 
 def scaled(experiment: Experiment, budget: str, base: Experiment | None) -> Experiment:

@@ -353,6 +353,24 @@ def load_module(name: str) -> ModuleType:
   return importlib.import_module(name)
 
 
+def load_class(ref: str, kind: type) -> type:
+  """The class of a reference such as `my_task.py:Task`, which is a `kind`. Errors: `UserError` for
+  an unknown file or class; errors in the file keep their traceback."""
+  file, _, name = ref.partition(":")
+  path = _find(file, Path.is_file)
+  if path is None or path.suffix != ".py":
+    raise UserError(f"the Python file {file} does not exist, neither here nor in {_ROOT}.")
+  module = _import(path)
+  classes = [
+    n for n, value in vars(module).items()
+    if isinstance(value, type) and issubclass(value, kind) and value.__module__ == module.__name__
+  ]  # fmt: skip
+  if name not in classes:
+    rest = f"it has {', '.join(classes)}" if classes else "it has none"
+    raise UserError(f"{file} has no {kind.__name__.lower()} {name!r}; {rest}.")
+  return getattr(module, name)
+
+
 def experiments_of(file: str, returns: str = "Experiment") -> list[str]:
   """The names of the experiments, or of the tables, in one file."""
   return list(_experiments_in(_experiment_file(file), returns))
