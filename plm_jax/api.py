@@ -44,7 +44,7 @@ from plm_jax.pretraining import pretrain as run_pretraining
 from plm_jax.runs import Run, RunInfo, check_predicts_tokens
 from plm_jax.tasks import arms as fine_tuning
 from plm_jax.tasks import predicting
-from plm_jax.tasks.registry import chosen_task, kind_of
+from plm_jax.tasks.registry import chosen_task, task_class
 from plm_jax.tasks.suite import Suite
 from plm_jax.tasks.task import Task, Trained
 from plm_jax.train import processes
@@ -61,7 +61,7 @@ def load(path: str | Path, task: str | None = None) -> LoadedModel:
   downloaded. task: "FILE:CLASS" of the task, if it is one of your own. Errors: `UserError` if the
   directory is none of them."""
   if task is not None:
-    kind_of(task)  # imports its file
+    task_class(task)  # imports its file
   keep_compilations(default_cache())
   source = Path(path)
   return LoadedModel(Run.load(run_directory(source)), source)

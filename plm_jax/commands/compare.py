@@ -27,7 +27,7 @@ from plm_jax.tasks.comparison import named
 from plm_jax.tasks.difference import MCNEMAR, Difference, counts_examples, difference, mistakes
 from plm_jax.tasks.examples import Example, Prediction
 from plm_jax.tasks.predicting import load
-from plm_jax.tasks.registry import kind_of
+from plm_jax.tasks.registry import task_class
 from plm_jax.tasks.task import Task, shown
 from plm_jax.train.process import keep_compilations
 from plm_jax.train.workdir import write_whole
@@ -104,7 +104,7 @@ def main(a: str, b: str) -> None:
     raise UserError(f"{FLAGS.out} already exists; name another file with --out.")
   keep_compilations(default_cache())
   if FLAGS.task:
-    kind_of(FLAGS.task)  # imports its file
+    task_class(FLAGS.task)  # imports its file
   compared = compare(a, b, FLAGS.data, FLAGS.seed)
   print(verdict(compared))
   lines = [json.dumps(line, ensure_ascii=False) for line in compared.lines()]

@@ -34,7 +34,7 @@ from plm_jax.progress import progress_bar
 from plm_jax.tasks.comparison import named
 from plm_jax.tasks.examples import Example, Prediction
 from plm_jax.tasks.predicting import load
-from plm_jax.tasks.registry import kind_of
+from plm_jax.tasks.registry import task_class
 from plm_jax.tasks.task import Task, Trained, shown
 from plm_jax.train.process import keep_compilations
 from plm_jax.train.workdir import write_whole
@@ -78,7 +78,7 @@ def main() -> None:
   keep_compilations(default_cache())
   settings = [] if FLAGS.threshold is None else [f"task.threshold={FLAGS.threshold}"]
   if FLAGS.task:
-    kind_of(FLAGS.task)  # imports its file
+    task_class(FLAGS.task)  # imports its file
   task, trained = load(FLAGS.model, [*settings, *FLAGS.set])
   if FLAGS.evaluate:
     evaluate(task, trained)

@@ -37,13 +37,13 @@ def chosen_task(name: str | Task | Suite | None, source: str | None) -> Task | S
   or the task itself. Errors: `UserError` for an unknown name, and for files that are missing."""
   if isinstance(name, Task | Suite):
     return name if source is None else dataclasses.replace(name, source=source)
-  kind = kind_of(name) if name else guessed(source)
+  kind = task_class(name) if name else guessed(source)
   if source is None and not kind().source:
     raise UserError(f"--task={name} needs --data=PATH, a file or a folder.")
   return kind() if source is None else kind(source=source)
 
 
-def kind_of(name: str) -> type[Task | Suite]:
+def task_class(name: str) -> type[Task | Suite]:
   """The class of a task's name, or of a user's FILE:CLASS."""
   if ":" in name:
     return cli.load_class(name, Task)
