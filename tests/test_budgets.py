@@ -10,6 +10,8 @@ import pytest
 from experiments import bert, gpt, t5
 from plm_jax import budgets, overrides
 from plm_jax.ablate import sweeping
+from plm_jax.ablate.table import Arm, Table
+from plm_jax.errors import UserError
 from plm_jax.experiment_flags import chosen_experiment
 from tests.toy_run import TOY
 
@@ -37,6 +39,15 @@ def test_the_word_gives_the_experiments_of_the_results(report):
     run = chosen_experiment(plan.references[arm], "", "laptop", list(plan.settings), 1)[0]
     long = chosen_experiment(plan.references[arm], "", "small", options["set"], 1)[0]
     assert run == long
+
+
+def test_arms_that_the_word_makes_equal_are_refused_and_the_others_named():
+  with pytest.raises(UserError, match=r"E768-all-shared and E128-all-shared are .*; --arms=E768-"):
+    sweeping.planned("experiments/albert.py:table_4", budget="laptop")
+  arms = (Arm("dropped", replace(TOY, model=replace(TOY.model, dropout=0.3))), Arm("plain", TOY))
+  cell = Table(title="Dropout", source="a cell", arms=arms)
+  with pytest.raises(UserError, match=r"dropped and plain are .*--arms=dropped runs"):
+    sweeping.planned(cell, budget="laptop")
 
 
 def test_a_field_in_which_a_row_differs_from_its_base_is_kept():

@@ -197,7 +197,7 @@ def test_a_dry_run_tells_the_costs_and_writes_nothing(command, tmp_path):
   assert code == 0
   assert "seed" in shown and "0 -> 3" in shown
   assert "8 x 27 = 216 positions" in shown and "MiB per device" in shown
-  assert "of training on this machine: an estimate by one timed step" in shown
+  assert "of training on this machine, as busy as it is now: an estimate by one timed step" in shown
   assert not (tmp_path / "run").exists()
 
 

@@ -6,6 +6,7 @@ The same call resumes a stopped or killed sweep. `python -m plm_jax.sweep` is th
 """
 
 import inspect
+import itertools
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -191,7 +192,22 @@ def experiments_of(
     if name in refused:
       others = f" (--arms={','.join(experiments)} runs the others)" if experiments else ""
       raise UserError(f"arm {name}: {refused[name]}{others}")
+  check_differ(table, budget, arms_of(table, arms), experiments)
   return experiments
+
+
+def check_differ(
+  table: Table, budget: AnyBudget, names: list[str], experiments: dict[str, Experiment]
+) -> None:
+  """A `UserError` if settings have made arms equal that differ without them."""
+  rows = {name: table.arm(name).experiment(of_rows(budget)) for name in names}
+  for first, second in itertools.combinations(names, 2):
+    if experiments[first] == experiments[second] and rows[first] != rows[second]:
+      others = ",".join(name for name in names if name != second)
+      raise UserError(
+        f"the arms {first} and {second} are the same experiment with the settings of this budget "
+        f"and of --set; --arms={others} runs the others"
+      )
 
 
 def at_budget(arm: Arm, budget: AnyBudget) -> Experiment:

@@ -61,7 +61,8 @@ def sentence(seconds: float, how: str, budget: str) -> str:
   """The time of the training, and how to spend less."""
   smaller = {"paper": "--budget=small, --budget=laptop, ", "small": "--budget=laptop, "}
   return (
-    f"{spoken(seconds)} of training on this machine: an estimate by {how}\n"
+    f"{spoken(seconds)} of training on this machine, as busy as it is now: an estimate by "
+    f"{how}\n"
     f"less time: {smaller.get(budget, '')}--set=steps=N with fewer steps, or an accelerator"
   )
 

@@ -69,5 +69,7 @@ def test_a_time_is_told_in_a_readers_unit_with_what_makes_it_shorter():
     "about 1 seconds", "about 80 seconds", "about 3 minutes", "about 15 hours", "about 12 days"
   ]  # fmt: skip
   told = estimate.sentence(200, "guessing", "small")
-  assert told.startswith("about 3 minutes of training on this machine: an estimate by guessing\n")
+  assert told.startswith(
+    "about 3 minutes of training on this machine, as busy as it is now: an estimate by guessing\n"
+  )
   assert "--budget=laptop" in told and "--budget" not in estimate.sentence(9, "", "laptop")
