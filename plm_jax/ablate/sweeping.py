@@ -7,6 +7,7 @@ The same call resumes a stopped or killed sweep. `python -m plm_jax.sweep` is th
 
 import inspect
 import itertools
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import jax
 
 from plm_jax import cli, overrides
 from plm_jax.ablate import launch
-from plm_jax.ablate.here import resolved, run_here
+from plm_jax.ablate.here import check_unchanged, resolved, run_here
 from plm_jax.ablate.plan import (
   CELL,
   ROOT,
@@ -109,6 +110,8 @@ def sweep(
     launch.import_ray()  # before any text is prepared
   with lock(out, "sweep", "--out"):
     plan = claim(out, plan)
+    if plan.is_of_cell:  # its experiments may have been edited
+      check_unchanged(out, plan, plan.runs(names), rows)
     runs = [run for run in plan.runs(names) if not is_done(out, run, plan)]
     for arm in {run.arm for run in runs}:  # a distillation needs a finished teacher
       teacher_of(experiments[arm], plan.budget)
@@ -150,7 +153,7 @@ def planned(
   rows, name = table_of(table)
   settings = [*(rows.laptop if budget == "laptop" else ()), *settings]
   experiments = experiments_of(rows, budget, arms, settings)
-  references = {arm: reference_of(rows.arm(arm), name == CELL) for arm in experiments}
+  references = {arm: reference_of(rows.arm(arm), name.startswith(CELL)) for arm in experiments}
   plan = SweepPlan(
     table=name,
     budget=budget,
@@ -219,11 +222,12 @@ def at_budget(arm: Arm, budget: AnyBudget) -> Experiment:
 
 
 def table_of(table: str | Table | Callable[[], Table]) -> tuple[Table, str]:
-  """The table, and its FILE:FUNCTION, or `CELL` if it has none."""
+  """The table, and its FILE:FUNCTION, or `CELL` and its title if it has none."""
   if isinstance(table, str):
     return cli.load_experiment(table, returns="Table")(), table
-  name = CELL if isinstance(table, Table) else file_reference(table, "Table") or CELL
-  return table if isinstance(table, Table) else table(), name
+  rows = table if isinstance(table, Table) else table()
+  reference = None if isinstance(table, Table) else file_reference(table, "Table")
+  return rows, reference or f"{CELL} {rows.title}"
 
 
 def reference_of(arm: Arm, of_cell: bool = False) -> str:
@@ -254,7 +258,8 @@ def file_reference(function: Callable, returns: str) -> str | None:
 
 def default_out(plan: SweepPlan) -> Path:
   file, _, function = plan.table.partition(":")
-  name = "table" if plan.is_of_cell else f"{Path(file).stem}_{function}"
+  title = plan.table.removeprefix(CELL) if plan.table.startswith(CELL) else ""
+  name = re.sub(r"\W+", "_", title.lower()).strip("_") or f"{Path(file).stem}_{function}"
   return Path("sweeps") / f"{name}_{plan.budget}"
 
 

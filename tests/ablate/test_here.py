@@ -68,6 +68,18 @@ def test_a_table_of_a_cell_runs_in_this_process_and_loses_no_run_to_a_failed_one
   assert is_trained(tmp_path / "out", made.runs[0], 4)
 
 
+def test_an_arm_that_was_edited_in_its_cell_is_not_taken_for_the_earlier_one(stubs, tmp_path):
+  plm.sweep(TABLE, seeds=1, out=tmp_path / "out", arms="narrow")
+  deeper = dataclasses.replace(NARROW, optim=dataclasses.replace(NARROW.optim, peak=0.5))
+  edited = dataclasses.replace(TABLE, arms=(Arm("narrow", deeper), Arm("wide", WIDE)))
+  with pytest.raises(UserError, match=r"is 0.01 there and 0.5 here; choose another `out`"):
+    plm.sweep(edited, seeds=1, out=tmp_path / "out", arms="narrow")
+  titled = dataclasses.replace(TABLE, title="Another question")
+  with pytest.raises(UserError, match="holds another sweep: --table is"):
+    plm.sweep(titled, seeds=1, out=tmp_path / "out")
+  assert sweeping.default_out(sweeping.planned(titled)[1]).name == "another_question_small"
+
+
 def test_the_report_of_a_table_of_a_cell_takes_the_result_of_the_sweep(stubs, tmp_path):
   made = plm.sweep(TABLE, seeds=2, out=tmp_path / "out")
   with pytest.raises(UserError, match="was made in Python, and no file has it"):
@@ -104,4 +116,6 @@ def test_other_processes_cannot_run_a_table_of_a_cell(tmp_path):
 def test_a_function_of_a_file_is_the_reference_that_the_command_takes():
   table = sweeping.cli.load_experiment("experiments/bert.py:table_6", returns="Table")
   assert sweeping.table_of(table)[1] == "experiments/bert.py:table_6"
-  assert sweeping.table_of(lambda: TABLE) == (TABLE, sweeping.CELL)
+  assert sweeping.table_of(lambda: TABLE) == (
+    TABLE, f"{sweeping.CELL} Width"
+  )  # fmt: skip
