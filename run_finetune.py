@@ -34,7 +34,8 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   flags.DEFINE_string("from", None, "The run, or the published model's directory, to fine-tune.")
-  flags.DEFINE_enum("task", None, [*TASKS, *SUITES], "The task (default: what the data suggest).")
+  flags.DEFINE_string("task", None, f"{', '.join([*TASKS, *SUITES])}, or FILE:CLASS of your own "
+                      "(default: what the data suggest).")  # fmt: skip
   flags.DEFINE_string("data", None, "A file or a folder with train, dev and test files.")
   flags.DEFINE_string("dev", None, "A file for the dev split (default: a share of --data).")
   flags.DEFINE_string("test", None, "A file for the test split (default: a share of --data).")

@@ -26,6 +26,7 @@ from plm_jax.ablate.sweeping import Sweep
 from plm_jax.ablate.sweeping import sweep as run_sweep
 from plm_jax.ablate.table import Table
 from plm_jax.ablate.verdict import Verdict
+from plm_jax.budgets import AnyBudget
 from plm_jax.commands.encode import encode
 from plm_jax.commands.fill_mask import Filler, fill_mask
 from plm_jax.commands.generate import generate
@@ -34,7 +35,7 @@ from plm_jax.data.corpora import cache_folder, default_cache
 from plm_jax.decode.rules import Rules
 from plm_jax.errors import UserError
 from plm_jax.evaluation.perplexity import perplexity
-from plm_jax.experiment import Budget, Experiment
+from plm_jax.experiment import Experiment
 from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.export.from_run import from_run, write_directory
 from plm_jax.export.outputs import outputs
@@ -43,7 +44,7 @@ from plm_jax.pretraining import pretrain as run_pretraining
 from plm_jax.runs import Run, RunInfo, check_predicts_tokens
 from plm_jax.tasks import arms as fine_tuning
 from plm_jax.tasks import predicting
-from plm_jax.tasks.registry import chosen_task
+from plm_jax.tasks.registry import chosen_task, task_class
 from plm_jax.tasks.suite import Suite
 from plm_jax.tasks.task import Task, Trained
 from plm_jax.train import processes
@@ -55,9 +56,12 @@ Settings = Mapping[str, Any] | Sequence[str]
 """{"optim.peak": 1e-3}, or ["optim.peak=1e-3"] as after --set."""
 
 
-def load(path: str | Path) -> LoadedModel:
+def load(path: str | Path, task: str | None = None) -> LoadedModel:
   """The model of a directory: of a run, a fine-tuned run, or a published model as it was
-  downloaded. Errors: `UserError` if it is none of them."""
+  downloaded. task: "FILE:CLASS" of the task, if it is one of your own. Errors: `UserError` if the
+  directory is none of them."""
+  if task is not None:
+    task_class(task)  # imports its file
   keep_compilations(default_cache())
   source = Path(path)
   return LoadedModel(Run.load(run_directory(source)), source)
@@ -66,7 +70,7 @@ def load(path: str | Path) -> LoadedModel:
 def pretrain(
   experiment: str | Experiment = "experiments/bert.py:tiny",
   *,
-  budget: Budget = "small",
+  budget: AnyBudget = "small",
   settings: Settings = (),
   seed: int | None = None,
   start: str | Path | None = None,
@@ -140,7 +144,7 @@ def finetune(
 def sweep(
   table: str | Table | Callable[[], Table],
   *,
-  budget: Budget = "small",
+  budget: AnyBudget = "small",
   seeds: int = 3,
   arms: str | Sequence[str] = (),
   settings: Settings = (),

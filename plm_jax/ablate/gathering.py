@@ -20,10 +20,10 @@ from plm_jax.ablate.verdict import SeedScores, Verdict, verdicts
 from plm_jax.errors import UserError
 from plm_jax.train.workdir import read_config
 
-# Metrics of the main table, in this order, if they were measured; a table below has all others.
+# These metrics come first, in this order.
 HEADLINES = (
   *("mlm_perplexity", "pseudo_perplexity", "mlm_accuracy", "clm_perplexity"),
-  *("nsp_accuracy", "sop_accuracy", "blimp"),
+  *("seq2seq_perplexity", "nsp_accuracy", "sop_accuracy", "blimp"),
 )
 
 
@@ -65,7 +65,7 @@ def gather(out: Path, table: Table | None = None) -> Measured:
   """Reads a sweep. table: needed if it was made in Python. Errors: `UserError` if `out` holds none,
   or its table has changed."""
   plan = read_plan(out)
-  if table is None and plan.table == CELL:
+  if table is None and plan.table.startswith(CELL):
     raise UserError(
       f"the table of {out} was made in Python, and no file has it: plm_jax.report(SWEEP), with the "
       "result of plm_jax.sweep, writes its report"

@@ -24,9 +24,9 @@ from plm_jax.tasks.comparison import (
   Cell,
   Comparison,
   draw,
+  mean_and_deviation,
   named,
   numbers_of_labels,
-  spread,
   table,
 )
 from plm_jax.tasks.examples import SPLITS
@@ -88,7 +88,7 @@ class FineTuning(NamedTuple):
     columns = [(labels, metric) for labels in comparison.labels for metric in comparison.metrics]
     header = ["arm", *(f"{named(metric)}, {labels} labels" for labels, metric in columns)]
     rows = [
-      [name, *(spread(comparison.values(arm, *column)) for column in columns)]
+      [name, *(mean_and_deviation(comparison.values(arm, *column)) for column in columns)]
       for arm, name in comparison.arms.items()
     ]
     constant = list(comparison.baselines.values())[-1]

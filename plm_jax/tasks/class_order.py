@@ -12,13 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from plm_jax.models.heads import TUNED, Labels
 from plm_jax.models.model import Parameters
 from plm_jax.models.parameters import path_name
 from plm_jax.runs import RunInfo
 
-HEADS = tuple(f"{name}/{part}" for name, head in TUNED.items() if head is Labels
-               for part in ("kernel", "bias"))  # fmt: skip
+# The parameters with an axis of classes, the last one.
+HEADS = ("classes/kernel", "classes/bias", "token_classes/kernel", "token_classes/bias")
 
 
 def stored_classes(source: RunInfo) -> list[str]:

@@ -114,7 +114,7 @@ def table(comparison: Comparison, chance: dict[str, float]) -> str:
   ]
   for arm, name in comparison.arms.items():
     values = [comparison.values(arm, *column) for column in columns]
-    lines.append(f"{name:34}" + "".join(f"{spread(v):>{width}}" for v in values))
+    lines.append(f"{name:34}" + "".join(f"{mean_and_deviation(v):>{width}}" for v in values))
   room = "" if seeds == "1" else " " * 8  # under the means
   always = "".join(f"{f'{chance[metric]:.3f}{room}':>{width}}" for _, metric in columns)
   lines.append(f"{list(comparison.baselines.values())[-1]:34}{always}".rstrip())
@@ -141,7 +141,7 @@ def named(metric: str) -> str:
   return NAMES.get(metric, metric)
 
 
-def spread(values: np.ndarray) -> str:
+def mean_and_deviation(values: np.ndarray) -> str:
   """Mean and standard deviation."""
   if not len(values):
     return "-"

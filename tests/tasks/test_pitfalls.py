@@ -47,7 +47,8 @@ def test_an_end_token_inside_a_text_is_no_padding():
   assert made.values["length"].tolist() == [5, 3]
   batch = {"input_ids": made.tokens["input_ids"], "length": made.values["length"]}
   batch |= {"row_weight": np.ones(2, np.float32)}
-  assert CLM().count(CLM().corrupt(batch, None, END)) == 4 + 2  # the loss has all end tokens, and no filler
+  # The loss has all end tokens, and no filler.
+  assert CLM().count(CLM().corrupt(batch, None, END)) == 4 + 2
 
 
 @pytest.mark.parametrize("kind", [Roberta, DistilBert, Bart, T5, Bert])
