@@ -169,9 +169,9 @@ def test_float16_is_refused_and_norms_are_of_float32(source):
   experiment = recipe(source, TASK, 100)
   with pytest.raises(UserError, match=r"compute\.dtype"):
     overrides.apply(experiment, ["compute.dtype=float16"])
-  x = jnp.linspace(-300, 300, 1024).astype(jnp.bfloat16)
+  x = jnp.linspace(-100, 100, 1024).astype(jnp.bfloat16)
   norm = RMSNorm(1024, 1e-6)
   exact = np.asarray(x, np.float64)
   exact /= np.sqrt(np.mean(exact**2) + 1e-6)
-  # half a unit in the last place of bfloat16; a mean in bfloat16 would be far off
-  np.testing.assert_allclose(np.asarray(norm(x), np.float64), exact, rtol=2**-8)
+  rounded = exact.astype(jnp.bfloat16)  # all in bfloat16, a third of the numbers would differ
+  assert (np.asarray(norm(x)) == rounded).mean() > 0.99
