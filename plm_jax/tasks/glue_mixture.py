@@ -65,14 +65,14 @@ class GlueMixture(Write):
       name: max(getattr(task, name) for task, _ in read.values())
       for name in ("length", "target_length")
     }
-    splits = [
+    train, dev, test = (
       _joined({part: getattr(splits, name) for part, (_, splits) in read.items()})
       for name in SPLITS
-    ]
+    )
     notes = [f"{part}: {note}" for part, (_, splits) in read.items() for note in splits.notes
              if not note.startswith(("sources of ", "targets of "))]  # fmt: skip
     notes.append(f"sources of {lengths['length']} tokens, targets of {lengths['target_length']}")
-    return dataclasses.replace(self, **lengths), Splits(*splits, tuple(notes))
+    return dataclasses.replace(self, **lengths), Splits(train, dev, test, tuple(notes))
 
   def read_file(self, path: str | Path, labelled: bool) -> list[Example]:
     """The examples of a part's file, which lies in a folder with the part's name."""
