@@ -3,7 +3,7 @@
 With no flag: BERT-tiny on the text that is installed with Python, in about two minutes on a laptop.
 
   python run_pretrain.py
-  python run_pretrain.py --list
+  python run_pretrain.py --list             # or --list=albert
   python run_pretrain.py --experiment=experiments/bert.py:no_nsp --budget=smoke
   python run_pretrain.py --set=data.source=my_text.txt --set=optim.peak=1e-3 --workdir=runs/mine
 
@@ -15,15 +15,14 @@ from pathlib import Path
 from absl import flags
 
 import data.installed_text  # noqa: F401  makes tfds:installed_text known
-from plm_jax import cli, overrides
+from plm_jax import budgets, cli, overrides
 from plm_jax.ablate.table import list_rows
 from plm_jax.data.corpora import cache_folder
-from plm_jax.experiment import BUDGETS
 from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.export.to_run import run_directory
 from plm_jax.pretraining import pretrain, program_of
 from plm_jax.runs import RunInfo
-from plm_jax.train import launch, processes, report
+from plm_jax.train import estimate, launch, processes, report
 from plm_jax.train.process import enough_threads, keep_compilations, keep_freed_memory
 from plm_jax.train.workdir import Workdir
 
@@ -34,7 +33,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   flags.DEFINE_string("experiment", None, f"FILE:FUNCTION of the run (default: {DEFAULT}).")
-  flags.DEFINE_enum("budget", "small", BUDGETS, "Scale: seconds, minutes, or as published.")
+  flags.DEFINE_enum("budget", "small", budgets.BUDGETS, budgets.HELP)
   flags.DEFINE_multi_string("set", [], "FIELD=VALUE, for example optim.peak=2e-4. Repeatable.")
   flags.DEFINE_string(
     "workdir",
@@ -46,7 +45,7 @@ def define_flags() -> None:
   )
   flags.DEFINE_integer("seed", None, "Seed of parameters, dropout, data order and masks.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
-  flags.DEFINE_bool("list", False, "List all experiments with their published numbers, and exit.")
+  cli.define_list(__name__, "List experiments (those with WORD) and published numbers.")
   flags.DEFINE_bool("dry_run", False, "Show the configuration and its costs, train nothing.")
   flags.DEFINE_string("profile", None, "Folder for a profiler trace of a few steps.")
   launch.define_flags()
@@ -55,9 +54,9 @@ def define_flags() -> None:
 
 def main() -> None:
   keep_freed_memory()
-  if FLAGS.list:
-    for reference, line in list_rows("experiments"):
-      print(f"{reference:45} {line}")
+  if FLAGS.list is not None:
+    for title, rows in cli.listed(list_rows("experiments"), FLAGS.list).items():
+      print(f"\n{title}", *(f"{reference:45} {line}" for reference, line in rows), sep="\n")
     return
   enough_threads()
   with processes.joined(*launch.flags_of_place()):
@@ -76,7 +75,11 @@ def run() -> None:
   keep_compilations(cache)
   if FLAGS.dry_run:
     processes.say(overrides.describe(experiment))
-    processes.say(report.costs(program_of(experiment)))
+    program = program_of(experiment)
+    processes.say(report.costs(program))
+    step = estimate.timed(program)
+    seconds = step.seconds * experiment.steps
+    processes.say(estimate.sentence(seconds, step.how, record["budget"]))
     return
   path = Path(FLAGS.workdir or Path("runs") / record["name"])
   with Workdir(path) as workdir:

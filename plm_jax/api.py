@@ -26,15 +26,18 @@ from plm_jax.ablate.sweeping import Sweep
 from plm_jax.ablate.sweeping import sweep as run_sweep
 from plm_jax.ablate.table import Table
 from plm_jax.ablate.verdict import Verdict
+from plm_jax.budgets import AnyBudget
 from plm_jax.commands.encode import encode
 from plm_jax.commands.fill_mask import Filler, fill_mask
 from plm_jax.commands.generate import generate
+from plm_jax.commands.inspect import Attention, attention, neighbours
 from plm_jax.commands.tokenize import tokenize
 from plm_jax.data.corpora import cache_folder, default_cache
+from plm_jax.decode.neighbours import Neighbour
 from plm_jax.decode.rules import Rules
 from plm_jax.errors import UserError
 from plm_jax.evaluation.perplexity import perplexity
-from plm_jax.experiment import Budget, Experiment
+from plm_jax.experiment import Experiment
 from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.export.from_run import from_run, write_directory
 from plm_jax.export.outputs import outputs
@@ -43,7 +46,7 @@ from plm_jax.pretraining import pretrain as run_pretraining
 from plm_jax.runs import Run, RunInfo, check_predicts_tokens
 from plm_jax.tasks import arms as fine_tuning
 from plm_jax.tasks import predicting
-from plm_jax.tasks.registry import chosen_task
+from plm_jax.tasks.registry import chosen_task, task_class
 from plm_jax.tasks.suite import Suite
 from plm_jax.tasks.task import Task, Trained
 from plm_jax.train import processes
@@ -55,9 +58,12 @@ Settings = Mapping[str, Any] | Sequence[str]
 """{"optim.peak": 1e-3}, or ["optim.peak=1e-3"] as after --set."""
 
 
-def load(path: str | Path) -> LoadedModel:
+def load(path: str | Path, task: str | None = None) -> LoadedModel:
   """The model of a directory: of a run, a fine-tuned run, or a published model as it was
-  downloaded. Errors: `UserError` if it is none of them."""
+  downloaded. task: "FILE:CLASS" of the task, if it is one of your own. Errors: `UserError` if the
+  directory is none of them."""
+  if task is not None:
+    task_class(task)  # imports its file
   keep_compilations(default_cache())
   source = Path(path)
   return LoadedModel(Run.load(run_directory(source)), source)
@@ -66,7 +72,7 @@ def load(path: str | Path) -> LoadedModel:
 def pretrain(
   experiment: str | Experiment = "experiments/bert.py:tiny",
   *,
-  budget: Budget = "small",
+  budget: AnyBudget = "small",
   settings: Settings = (),
   seed: int | None = None,
   start: str | Path | None = None,
@@ -88,7 +94,7 @@ def pretrain(
   print(heading(record, chosen))
   with Workdir(workdir or Path("runs") / record["name"]) as opened:
     opened.check_same_experiment(chosen, record)
-    run_pretraining(chosen, record, opened, folder, source)
+    run_pretraining(chosen, record, opened, folder, source, sinks=notebook.live_sinks())
     return load(opened.path)
 
 
@@ -140,7 +146,7 @@ def finetune(
 def sweep(
   table: str | Table | Callable[[], Table],
   *,
-  budget: Budget = "small",
+  budget: AnyBudget = "small",
   seeds: int = 3,
   arms: str | Sequence[str] = (),
   settings: Settings = (),
@@ -252,6 +258,14 @@ class LoadedModel:
     made = tokenize(self.run.tokenizer, texts, special)
     return made[0] if isinstance(text, str) else made
 
+  def neighbours(self, words: str | Sequence[str], best: int = 8) -> dict[str, list[Neighbour]]:
+    """For every word, the `best` nearest (token, cosine) in the token table."""
+    return neighbours(self.run, [words] if isinstance(words, str) else words, best)
+
+  def attention(self, text: str) -> Attention:
+    """The attention weights of every layer and head for a sentence; a notebook draws them."""
+    return attention(self.run, text)
+
   def save(self, directory: str | Path) -> None:
     """Writes the model as a directory that transformers loads."""
     model = from_run(self.run, "discriminator")
@@ -303,22 +317,8 @@ class LoadedModel:
 
   def _repr_html_(self) -> str:
     """A table and the curves of training, for notebooks."""
-    return notebook.facts(self._facts()) + self._curves()
-
-  def _curves(self) -> str:
-    path = self.run.path
-    records = read_records(path / "metrics.jsonl") if path else []
-    names = {"train": "training", "valid": "held out"}
-    return "".join(
-      notebook.curves(
-        f"{metric.removesuffix('/loss').upper()} loss",
-        {
-          name: [(r["step"], r[metric]) for r in records if r.get("split") == s and metric in r]
-          for s, name in names.items()
-        },
-      )
-      for metric in dict.fromkeys(m for r in records for m in r if m.endswith("/loss"))
-    )
+    records = read_records(self.run.path / "metrics.jsonl") if self.run.path else []
+    return notebook.facts(self._facts()) + notebook.loss_curves(records)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

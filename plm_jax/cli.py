@@ -154,6 +154,23 @@ def read_lines(path: str, flag: str) -> list[str]:
   return text.removesuffix("\n").split("\n") if text else []
 
 
+class _WordOrAll(flags.ArgumentParser):
+  """The parser of a flag that may be given alone or with a word."""
+
+  syntactic_help = "a word, or nothing for all"
+
+  def parse(self, argument: Any) -> str | None:
+    return {"true": "all", "false": None}.get(argument, argument)
+
+
+def define_list(module: str, text: str) -> None:
+  """`--list`, whose value is "all", and `--list=WORD`; None if it is not given. module: the
+  command's `__name__`."""
+  flag = flags.Flag(_WordOrAll(), None, "list", None, text, boolean=True)
+  # absl knows the module that is run by its file.
+  flags.DEFINE_flag(flag, module_name=sys.argv[0] if module == "__main__" else module)
+
+
 # --- help ----------------------------------------------------------------------------------------
 
 
@@ -178,6 +195,8 @@ def _help(module: ModuleType) -> str:
 
 
 def _flag_usage(flag: flags.Flag) -> str:
+  if isinstance(flag.parser, _WordOrAll):
+    return f"--{flag.name}[=WORD]"
   if flag.boolean:
     return f"--[no]{flag.name}"
   choices = getattr(flag, "enum_values", None) or getattr(flag.parser, "enum_values", None)
@@ -240,6 +259,26 @@ def list_experiments(folder: str, returns: str = "Experiment") -> list[tuple[str
     for path in sorted(root.rglob("*.py"))
     for name, line in _experiments_in(path, returns).items()
   ]
+
+
+def listed(lines: list[tuple[str, str]], word: str) -> dict[str, list[tuple[str, str]]]:
+  """Those of (FILE:FUNCTION, text) that have a word, in capitals or not ("all" is in all), by the
+  title of their file. Errors: `UserError` if none has it."""
+  files: dict[str, list[tuple[str, str]]] = {}
+  for reference, text in lines:
+    if word == "all" or word.lower() in f"{reference} {text}".lower():
+      files.setdefault(reference.partition(":")[0], []).append((reference, text))
+  if not files:
+    names = ", ".join(dict.fromkeys(Path(r.partition(":")[0]).stem for r, _ in lines))
+    raise UserError(f"--list={word} was given, and no line has it; the files are {names}.")
+  return {_title(file): rows for file, rows in files.items()}
+
+
+def _title(file: str) -> str:
+  """The paper in the first line of a file's docstring, such as `BERT (Devlin et al. 2019)`."""
+  line = (ast.get_docstring(ast.parse(_experiment_file(file).read_bytes())) or file).split("\n")[0]
+  paper, closed, _ = line.partition(")")
+  return f"{file}: {paper}{closed}"
 
 
 def _find(text: str, exists: Callable[[Path], bool]) -> Path | None:
@@ -312,6 +351,24 @@ def load_module(name: str) -> ModuleType:
   if str(_ROOT) not in sys.path:
     sys.path.append(str(_ROOT))
   return importlib.import_module(name)
+
+
+def load_class(ref: str, kind: type) -> type:
+  """The class of a reference such as `my_task.py:Task`, which is a `kind`. Errors: `UserError` for
+  an unknown file or class; errors in the file keep their traceback."""
+  file, _, name = ref.partition(":")
+  path = _find(file, Path.is_file)
+  if path is None or path.suffix != ".py":
+    raise UserError(f"the Python file {file} does not exist, neither here nor in {_ROOT}.")
+  module = _import(path)
+  classes = [
+    n for n, value in vars(module).items()
+    if isinstance(value, type) and issubclass(value, kind) and value.__module__ == module.__name__
+  ]  # fmt: skip
+  if name not in classes:
+    rest = f"it has {', '.join(classes)}" if classes else "it has none"
+    raise UserError(f"{file} has no {kind.__name__.lower()} {name!r}; {rest}.")
+  return getattr(module, name)
 
 
 def experiments_of(file: str, returns: str = "Experiment") -> list[str]:

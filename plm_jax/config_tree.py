@@ -7,6 +7,7 @@ A place has a path such as `objectives.mlm.rate`: fields by name, elements of a 
 import dataclasses
 import functools
 import importlib
+import sys
 import typing
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -125,6 +126,7 @@ _MOVED = {
   "plm_jax.train.optim.AdamW": "plm_jax.optim.adamw.AdamW",
   "plm_jax.train.optim.LAMB": "plm_jax.optim.adamw.LAMB",
 }
+GIVE_AGAIN = "--task=FILE:CLASS, or plm_jax.load(DIR, task='FILE:CLASS')"
 _OTHER_VERSION = "the run was made by another version; use that one, or start a new run."
 
 
@@ -145,7 +147,8 @@ def to_json(config: Any) -> Any:
 def from_json(data: Any, classes: Collection[type] = ()) -> Any:
   """Rebuilds what `to_json` wrote, running every `__post_init__`.
 
-  Only modules of plm_jax are imported; `classes` are allowed from elsewhere. A field that is newer
+  Only modules of plm_jax are imported; `classes` are allowed from elsewhere, and those of a user's
+  files and cells that are imported already. A field that is newer
   than the file takes its default. Errors: `UserError` for unknown classes and fields.
   """
   if isinstance(data, list):
@@ -178,6 +181,13 @@ def _find_class(name: Any) -> type:
     except ModuleNotFoundError as error:
       if not module.startswith(str(error.name)):
         raise  # the module exists; one of its imports does not
+  elif module == "__main__" or module.startswith("file:"):  # of a user: imported by them, or not
+    kind = getattr(sys.modules.get(module), attribute, None)
+    if kind is None:
+      raise UserError(
+        f"The stored configuration has the class {attribute} of {module.removeprefix('file:')}, "
+        f"which is not loaded: give it again ({GIVE_AGAIN})."
+      )
   if isinstance(kind, type) and dataclasses.is_dataclass(kind):
     return kind
   raise UserError(

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from plm_jax import cli, overrides
+from plm_jax import budgets, cli, overrides
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
@@ -33,11 +33,10 @@ def chosen_experiment(
   if reference is None:
     reference = (source.document.get("reference") if source else None) or default
   if isinstance(reference, Experiment):
-    experiment = base = reference
+    experiment = base = budgets.scaled(reference, budget, None)
     reference, name = None, "experiment"
   else:
-    experiment = cli.load_experiment(reference, budget=budget)()
-    base = base_of(reference, budget) or experiment
+    experiment, base = row_and_base(reference, budget)
     file, _, function = reference.partition(":")
     name = f"{Path(file).stem}_{function}{'' if budget == 'small' else f'_{budget}'}"
   if source is not None and "public" in source.document and not experiment.model.encoder_path:
@@ -80,12 +79,16 @@ def with_model(experiment: Experiment, model: Model) -> Experiment:
   return dataclasses.replace(experiment, model=model, data=data)
 
 
-def base_of(reference: str, budget: str) -> Experiment | None:
-  """The experiment that a file's rows derive from: its function `base`, if there is one."""
+def row_and_base(reference: str, budget: str) -> tuple[Experiment, Experiment]:
+  """A row of a file, and the experiment that the file's rows derive from: its function `base`, else
+  the row itself."""
   file, _, function = reference.partition(":")
-  if function == "base" or "base" not in cli.experiments_of(file):
-    return None
-  return cli.load_experiment(f"{file}:base", budget=budget)()
+  of_rows = budgets.of_rows(budget)
+  row, base = cli.load_experiment(reference, budget=of_rows)(), None
+  if function != "base" and "base" in cli.experiments_of(file):
+    base = cli.load_experiment(f"{file}:base", budget=of_rows)()
+  experiment = budgets.scaled(row, budget, base)
+  return experiment, budgets.scaled(base, budget, None) if base else experiment
 
 
 def with_tokenizer(

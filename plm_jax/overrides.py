@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, NamedTuple
 
+from plm_jax.aliases import EPOCHS, fields_named
 from plm_jax.config_tree import (
   describe,
   diff,
@@ -127,7 +128,16 @@ def _edited_tuple(elements: tuple, annotation: Any, edit: _Edit, path: str) -> t
 
 
 def _unknown(owner: Any, path: str, name: str, names: list[str], edit: _Edit) -> UserError:
-  """The error for an unknown name, with the nearest name here, else anywhere below."""
+  """The error for an unknown name, with its field if it is an alias, else with the nearest name
+  here, else with the nearest anywhere below."""
+  paths = {join(path, place) for place, _ in places(owner)}
+  for field in fields_named(name):
+    if field in paths:
+      unit = f" {EPOCHS}" if "epoch" in name else ""
+      return UserError(
+        f"{edit.flags(join(path, name))}: {name} is called {field} here;{unit} write "
+        f"--set {field}=VALUE."
+      )
   near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
   if not near:
     ends = {p.rpartition(".")[2]: p for p, _ in reversed(list(places(owner)))}

@@ -20,7 +20,8 @@ BENEATH = {
   "progress": set(),
   "notebook": set(),
   "config_tree": {"errors"},
-  "overrides": {"errors", "config_tree"},
+  "aliases": set(),
+  "overrides": {"errors", "config_tree", "aliases"},
   "cli": {"errors"},
   "data": {"errors", "progress"},
   "placement": set(),
@@ -29,6 +30,7 @@ BENEATH = {
   "optim": {"errors", "models"},
   "sharding": {"errors", "placement", "models"},
   "experiment": {"errors", "data", "models", "objectives", "optim", "sharding"},
+  "budgets": {"config_tree", "overrides", "experiment"},
   "decode": {"errors", "data", "models"},
   "train": {
     *("errors", "progress", "config_tree", "overrides", "data", "models", "objectives"),
@@ -38,6 +40,7 @@ BENEATH = {
   "evaluation": {"errors", "data", "models", "objectives", "runs"},
   "experiment_flags": {
     "errors",
+    "budgets",
     "overrides",
     "cli",
     "data",
@@ -53,21 +56,33 @@ BENEATH = {
     *("decode", "notebook", "train", "runs", "experiment_flags"),
   },
   "ablate": {
-    *("errors", "config_tree", "overrides", "cli", "data", "experiment", "train", "runs"),
-    *("experiment_flags", "pretraining", "evaluation", "notebook", "tasks"),
+    *("errors", "config_tree", "overrides", "cli", "data", "experiment", "budgets", "train"),
+    *("runs", "experiment_flags", "pretraining", "evaluation", "notebook", "tasks"),
   },
   "commands": {
-    *("errors", "progress", "cli", "data", "decode", "experiment", "train", "runs"),
+    *("errors", "progress", "cli", "data", "decode", "budgets", "train", "runs"),
     *("evaluation", "export", "tasks", "ablate"),
   },
   "api": {
-    *("errors", "overrides", "cli", "data", "experiment", "decode", "train", "runs", "evaluation"),
+    *(
+      "errors",
+      "overrides",
+      "cli",
+      "data",
+      "experiment",
+      "budgets",
+      "decode",
+      "train",
+      "runs",
+      "evaluation",
+    ),
     *("experiment_flags", "pretraining", "export", "notebook", "tasks", "ablate", "commands"),
   },
 }
 
 # Libraries that are slow to import, or extras: imported inside the functions that need them.
 HEAVY = {
+  "IPython",
   *("grain", "tensorflow_datasets", "tensorflow", "array_record", "sentencepiece", "tokenizers"),
   *("matplotlib", "tensorboardX", "sklearn", "orbax", "torch", "transformers", "scipy"),
   *("ray", "tqdm", "sacrebleu", "rouge_score"),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pytest
 
-from plm_jax import overrides
+from plm_jax import aliases, overrides
+from plm_jax.config_tree import places
 from plm_jax.errors import UserError
-from tests import settings_page
+from plm_jax.objectives.mlm import MLM
+from plm_jax.tasks.classify import Classify
+from plm_jax.tasks.task import with_settings
+from tests import settings_page, toy_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,3 +390,33 @@ def test_the_page_of_settings_has_every_field_as_it_is():
   assert settings_page.PAGE.read_text() == settings_page.page(), (
     "a field or its docstring has changed: python -m tests.settings_page writes the page anew"
   )
+
+
+@pytest.mark.parametrize(
+  ("setting", "field"),
+  [
+    ("lr=1e-4", "optim.peak"),
+    ("optim.learning_rate=1", "optim.peak"),
+    ("epochs=3", "steps"),
+    ("batch_size=8", "global_batch"),
+    ("warmup_steps=10", "optim.warmup"),
+    ("weight_decay=0", "optim.decay"),
+    ("max_length=64", "data.length"),
+    ("max_steps=9", "steps"),
+    ("dropout=0", "model.dropout"),
+    ("hidden_size=64", "model.width"),
+  ],
+)
+def test_a_name_of_another_library_is_answered_with_the_field(setting, field):
+  with pytest.raises(UserError) as error:
+    overrides.apply(toy_run.TOY, [setting])
+  assert str(error.value).startswith(f"--set {setting}: ") and field in str(error.value)
+  assert ("not passes over the text" in str(error.value)) == ("epoch" in setting)
+
+
+def test_every_field_that_an_alias_stands_for_exists():
+  known = {path for path, _ in places(replace(toy_run.TOY, objectives=(MLM(),)))}
+  assert set(aliases.FIELDS) - known == {"task.length"}
+  task = with_settings(Classify(source="x.csv"), ["task.length=9"])
+  with pytest.raises(UserError, match=r"max_len is called task.length here; write"):
+    with_settings(task, ["task.max_len=9"])

@@ -119,11 +119,13 @@ def refused(result) -> str:
     (["--set=objectives="], "at least one objective"),
     (["--seed=abc"], "--seed=abc"),
     (["--seed=-1"], "seed=-1 must be at least 0"),
-    (["--budget=large"], "smoke|small|paper"),
+    (["--budget=large"], "smoke|laptop|small|paper"),
     (["--sede=1"], "did you mean --seed?"),
     (["--from=nowhere"], "nowhere is not the directory of a run"),
     (["more"], "'more' was given without a flag"),
-    (["--list=foo"], "--list=foo was given; this flag takes no value."),
+    (["--list=foo"], "--list=foo was given, and no line has it; the files are albert, bart, bert"),
+    (["--dry_run=foo"], "--dry_run=foo was given; this flag takes no value."),
+    (["--set=lr=1e-4"], "--set lr=1e-4: lr is called optim.peak here; write --set optim.peak="),
     (["--cache=/dev/null/cache"], "the cache /dev/null/cache cannot be created"),
     (["--set=model.layers=0"], "model.layers=0 must be at least 1"),
   ],
@@ -185,6 +187,9 @@ def test_the_list_has_every_experiment_with_its_first_line_and_published_numbers
   assert code == 0 and 'Table 5, "No NSP". Published in BERT, Table 5: MNLI-m 83.9,' in shown
   for reference, line in cli.list_experiments("experiments"):
     assert f"{reference:45} {line}".strip() in shown
+  code, shown, _ = command("--list=Electra")
+  assert code == 0 and "\nexperiments/electra.py: ELECTRA (Clark et al. 2020" in shown
+  assert "experiments/electra.py:small" in shown and "experiments/t5.py" not in shown
 
 
 def test_a_dry_run_tells_the_costs_and_writes_nothing(command, tmp_path):
@@ -192,6 +197,7 @@ def test_a_dry_run_tells_the_costs_and_writes_nothing(command, tmp_path):
   assert code == 0
   assert "seed" in shown and "0 -> 3" in shown
   assert "8 x 27 = 216 positions" in shown and "MiB per device" in shown
+  assert "of training on this machine, as busy as it is now: an estimate by one timed step" in shown
   assert not (tmp_path / "run").exists()
 
 

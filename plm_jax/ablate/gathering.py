@@ -65,7 +65,7 @@ def gather(out: Path, table: Table | None = None) -> Measured:
   """Reads a sweep. table: needed if it was made in Python. Errors: `UserError` if `out` holds none,
   or its table has changed."""
   plan = read_plan(out)
-  if table is None and plan.table == CELL:
+  if table is None and plan.table.startswith(CELL):
     raise UserError(
       f"the table of {out} was made in Python, and no file has it: plm_jax.report(SWEEP), with the "
       "result of plm_jax.sweep, writes its report"

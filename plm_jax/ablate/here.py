@@ -7,8 +7,9 @@ plm_jax/ablate/launch.py.
 
 import json
 import traceback
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from plm_jax.ablate.evaluating import evaluate
 from plm_jax.ablate.launch import failure
@@ -24,8 +25,10 @@ from plm_jax.ablate.plan import (
 )
 from plm_jax.ablate.table import Arm, Table
 from plm_jax.ablate.view import View
+from plm_jax.budgets import of_rows
 from plm_jax.data.corpora import cache_folder
 from plm_jax.errors import UserError
+from plm_jax.experiment import Experiment
 from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.pretraining import pretrain
 from plm_jax.runs import Run
@@ -46,6 +49,17 @@ def run_here(out: Path, plan: SweepPlan, runs: list[PlannedRun], table: Table) -
   return failed
 
 
+def check_unchanged(out: Path, plan: SweepPlan, runs: list[PlannedRun], table: Table) -> None:
+  """A `UserError` if the directory of a run holds another experiment than its arm has now."""
+  for run in runs:
+    if (workdir_of(out, run) / "config.json").exists():
+      with Workdir(workdir_of(out, run)) as workdir:
+        try:
+          workdir.check_same_experiment(*resolved(plan, run, table.arm(run.arm)))
+        except UserError as error:
+          raise UserError(str(error).replace("another --workdir", "another `out`")) from None
+
+
 def perform(out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm) -> int:
   """Pretrains and evaluates a run; what is printed goes to its log. Returns 0, or the exit code
   that the command would have."""
@@ -53,7 +67,9 @@ def perform(out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
   failure_of(out, run).unlink(missing_ok=True)
   step, code = "pretraining", 0
-  with open(log_of(out, run), "a") as log, redirect_stdout(log), redirect_stderr(log):
+  with open(log_of(out, run), "a") as log, redirect_stdout(log), ExitStack() as stack:
+    if plan.budget == "smoke":  # others show their progress bar
+      stack.enter_context(redirect_stderr(log))
     try:
       if not is_trained(out, run, plan.steps[run.arm]):
         train(out, plan, run, arm)
@@ -64,7 +80,7 @@ def perform(out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm) -> int:
       print(f"error: {error}")
       code = 2
     except Exception:  # a bug of ours, or of the user's own experiment, ends one run only
-      traceback.print_exc()
+      traceback.print_exc(file=log)
       code = 1
   if code:
     why = {"step": step, "code": code, "why": f"{step} ended with exit code {code}"}
@@ -74,10 +90,15 @@ def perform(out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm) -> int:
 
 def train(out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm) -> None:
   """The work of run_pretrain.py with the flags of `SweepPlan.commands`."""
-  reference = plan.references[run.arm]
-  row = arm.experiment(plan.budget) if reference == CELL else reference
-  experiment, record = chosen_experiment(row, "", plan.budget, list(plan.settings), run.seed)
+  experiment, record = resolved(plan, run, arm)
   experiment.check_trains()
   with Workdir(workdir_of(out, run)) as workdir:
     workdir.check_same_experiment(experiment, record)
     pretrain(experiment, record, workdir, cache_folder(plan.cache))
+
+
+def resolved(plan: SweepPlan, run: PlannedRun, arm: Arm) -> tuple[Experiment, dict[str, Any]]:
+  """The experiment of a run, and its record for config.json."""
+  reference = plan.references[run.arm]
+  row = arm.experiment(of_rows(plan.budget)) if reference == CELL else reference
+  return chosen_experiment(row, "", plan.budget, list(plan.settings), run.seed)

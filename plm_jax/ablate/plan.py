@@ -25,7 +25,7 @@ from plm_jax.train.workdir import read_records, write_whole
 
 FORMAT = 1
 ROOT = Path(__file__).resolve().parents[2]
-CELL = "(made in Python)"  # the reference of a table or an arm that no file has
+CELL = "(made in Python)"  # of an arm that no file has; of a table, before its title
 SWEEP, SCORES = "sweep.json", "scores.json"
 _TAIL = 1 << 14  # bytes of a run's records that a view reads once a second
 
@@ -86,7 +86,7 @@ class SweepPlan:
   @property
   def is_of_cell(self) -> bool:
     """Whether only the process that made the table can run it."""
-    return CELL in (self.table, *self.references.values())
+    return self.table.startswith(CELL) or CELL in self.references.values()
 
   def runs(self, arms: list[str] | None = None) -> list[PlannedRun]:
     """All runs, seed by seed, so that all arms can be compared as early as possible."""

@@ -6,14 +6,19 @@ The same call resumes a stopped or killed sweep. `python -m plm_jax.sweep` is th
 """
 
 import inspect
+import itertools
+import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from plm_jax import cli, overrides
 from plm_jax.ablate import launch
-from plm_jax.ablate.here import run_here
+from plm_jax.ablate.here import check_unchanged, resolved, run_here
 from plm_jax.ablate.plan import (
   CELL,
   ROOT,
@@ -27,14 +32,19 @@ from plm_jax.ablate.plan import (
 )
 from plm_jax.ablate.table import Arm, Table
 from plm_jax.ablate.view import line
+from plm_jax.budgets import AnyBudget, of_rows, scaled
 from plm_jax.data.corpora import cache_folder
 from plm_jax.data.preparation import prepare
 from plm_jax.errors import UserError
 from plm_jax.evaluation.minimal_pairs import pair_files, read_minimal_pairs
-from plm_jax.experiment import Budget, Experiment
+from plm_jax.experiment import Experiment
+from plm_jax.experiment_flags import row_and_base
 from plm_jax.notebook import grid
 from plm_jax.runs import teacher_of
+from plm_jax.train import estimate
 from plm_jax.train.workdir import lock
+
+SECONDS = 500_000  # tokens that take no longer: no time is estimated
 
 
 class Sweep(NamedTuple):
@@ -90,6 +100,8 @@ def sweep(
     )
   out, names = Path(out or default_out(plan)), arms_of(rows, arms)
   print(heading(rows, plan, experiments, plan.runs(names), out), flush=True)
+  if time := time_needed(rows, plan, plan.runs(names), experiments):
+    print(time, flush=True)
   if dry_run:
     for run in plan.runs(names):
       print("", *plan.shown(out, run), sep="\n")
@@ -98,6 +110,8 @@ def sweep(
     launch.import_ray()  # before any text is prepared
   with lock(out, "sweep", "--out"):
     plan = claim(out, plan)
+    if plan.is_of_cell:  # its experiments may have been edited
+      check_unchanged(out, plan, plan.runs(names), rows)
     runs = [run for run in plan.runs(names) if not is_done(out, run, plan)]
     for arm in {run.arm for run in runs}:  # a distillation needs a finished teacher
       teacher_of(experiments[arm], plan.budget)
@@ -117,7 +131,7 @@ def sweep(
 
 def planned(
   table: str | Table | Callable[[], Table] | None,
-  budget: Budget = "small",
+  budget: AnyBudget = "small",
   seeds: int = 3,
   jobs: int = 1,
   arms: Sequence[str] = (),
@@ -137,8 +151,9 @@ def planned(
   for file in pair_files(Path(blimp)) if blimp else ():
     read_minimal_pairs(file)  # an error before anything is trained
   rows, name = table_of(table)
+  settings = [*(rows.laptop if budget == "laptop" else ()), *settings]
   experiments = experiments_of(rows, budget, arms, settings)
-  references = {arm: reference_of(rows.arm(arm), name == CELL) for arm in experiments}
+  references = {arm: reference_of(rows.arm(arm), name.startswith(CELL)) for arm in experiments}
   plan = SweepPlan(
     table=name,
     budget=budget,
@@ -167,28 +182,52 @@ def arm_lines(table: Table) -> str:
 
 
 def experiments_of(
-  table: Table, budget: Budget, arms: Sequence[str], settings: Sequence[str]
+  table: Table, budget: AnyBudget, arms: Sequence[str], settings: Sequence[str]
 ) -> dict[str, Experiment]:
   """Arm -> experiment, without arms that `--set` does not fit, an error if --arms names one."""
   experiments, refused = {}, {}
   for arm in table.arms:
     try:
-      experiments[arm.name] = overrides.apply(arm.experiment(budget), settings)
+      experiments[arm.name] = overrides.apply(at_budget(arm, budget), settings)
     except UserError as error:
       refused[arm.name] = error
   for name in arms_of(table, arms):
     if name in refused:
       others = f" (--arms={','.join(experiments)} runs the others)" if experiments else ""
       raise UserError(f"arm {name}: {refused[name]}{others}")
+  check_differ(table, budget, arms_of(table, arms), experiments)
   return experiments
 
 
+def check_differ(
+  table: Table, budget: AnyBudget, names: list[str], experiments: dict[str, Experiment]
+) -> None:
+  """A `UserError` if settings have made arms equal that differ without them."""
+  rows = {name: table.arm(name).experiment(of_rows(budget)) for name in names}
+  for first, second in itertools.combinations(names, 2):
+    if experiments[first] == experiments[second] and rows[first] != rows[second]:
+      others = ",".join(name for name in names if name != second)
+      raise UserError(
+        f"the arms {first} and {second} are the same experiment with the settings of this budget "
+        f"and of --set; --arms={others} runs the others"
+      )
+
+
+def at_budget(arm: Arm, budget: AnyBudget) -> Experiment:
+  """The experiment of an arm."""
+  reference = file_reference(arm.experiment, "Experiment")
+  if reference:
+    return row_and_base(reference, budget)[0]
+  return scaled(arm.experiment(of_rows(budget)), budget, None)
+
+
 def table_of(table: str | Table | Callable[[], Table]) -> tuple[Table, str]:
-  """The table, and its FILE:FUNCTION, or `CELL` if it has none."""
+  """The table, and its FILE:FUNCTION, or `CELL` and its title if it has none."""
   if isinstance(table, str):
     return cli.load_experiment(table, returns="Table")(), table
-  name = CELL if isinstance(table, Table) else file_reference(table, "Table") or CELL
-  return table if isinstance(table, Table) else table(), name
+  rows = table if isinstance(table, Table) else table()
+  reference = None if isinstance(table, Table) else file_reference(table, "Table")
+  return rows, reference or f"{CELL} {rows.title}"
 
 
 def reference_of(arm: Arm, of_cell: bool = False) -> str:
@@ -219,7 +258,8 @@ def file_reference(function: Callable, returns: str) -> str | None:
 
 def default_out(plan: SweepPlan) -> Path:
   file, _, function = plan.table.partition(":")
-  name = "table" if plan.is_of_cell else f"{Path(file).stem}_{function}"
+  title = plan.table.removeprefix(CELL) if plan.table.startswith(CELL) else ""
+  name = re.sub(r"\W+", "_", title.lower()).strip("_") or f"{Path(file).stem}_{function}"
   return Path("sweeps") / f"{name}_{plan.budget}"
 
 
@@ -242,6 +282,28 @@ def heading(table: Table, plan: SweepPlan, experiments, runs: list[PlannedRun], 
       "can be added later"
     )
   return "\n".join(lines)
+
+
+def time_needed(
+  table: Table, plan: SweepPlan, runs: list[PlannedRun], experiments: dict[str, Experiment]
+) -> str:
+  """The estimated time of all runs, and how to spend less; empty for runs of seconds, and where
+  this process cannot know: runs on an accelerator, and students of a teacher that is missing."""
+  counts = Counter(run.arm for run in runs)
+  arms = {arm: experiments[arm] for arm in counts}
+  tokens = sum(counts[a] * e.steps * e.global_batch * e.data.length for a, e in arms.items())
+  if tokens < SECONDS or (jax.default_backend() == "cpu" and launch.gpus()):
+    return ""
+  try:
+    arms = {arm: resolved(plan, PlannedRun(arm, 0), table.arm(arm))[0] for arm in counts}
+  except UserError:
+    return ""
+  rate = estimate.product_rate()
+  steps = {arm: estimate.counted(experiment, rate) for arm, experiment in arms.items()}
+  seconds = sum(counts[arm] * arms[arm].steps * step.seconds for arm, step in steps.items())
+  how = next(iter(steps.values())).how
+  told = estimate.sentence(seconds, how, plan.budget)
+  return f"{tokens / 1e6:,.0f}M tokens, {told}, or fewer --arms and --seeds"
 
 
 def _many(number: int, noun: str) -> str:

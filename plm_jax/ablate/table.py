@@ -218,6 +218,7 @@ class Table:
   """A table of a paper. source: where it was published.
 
   beside: published column -> measured metric of the same kind; the report prints them side by side.
+  laptop: further settings, as after --set, of this table at the budget `laptop`.
   caveat: how the measured numbers differ from the published ones, for the reader of a report.
   """
 
@@ -226,6 +227,7 @@ class Table:
   arms: tuple[Arm, ...]
   claims: tuple[Claim, ...] = ()
   beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  laptop: tuple[str, ...] = ()
   caveat: str = ""
 
   def __post_init__(self):

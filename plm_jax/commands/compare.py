@@ -27,6 +27,7 @@ from plm_jax.tasks.comparison import named
 from plm_jax.tasks.difference import MCNEMAR, Difference, counts_examples, difference, mistakes
 from plm_jax.tasks.examples import Example, Prediction
 from plm_jax.tasks.predicting import load
+from plm_jax.tasks.registry import task_class
 from plm_jax.tasks.task import Task, shown
 from plm_jax.train.process import keep_compilations
 from plm_jax.train.workdir import write_whole
@@ -37,6 +38,7 @@ SURE = 0.05  # the p-value below which models are said to differ
 
 def define_flags() -> None:
   flags.DEFINE_string("data", None, "A labelled file that both models are tested on.")
+  flags.DEFINE_string("task", None, "FILE:CLASS of a task of your own, as both were tuned with.")
   flags.DEFINE_integer("most", 20, "The number of examples that are listed.")
   flags.DEFINE_string("out", None, "A .jsonl file for all examples on which the models differ.")
   flags.DEFINE_integer("seed", 0, "The seed of the resamples.")
@@ -101,6 +103,8 @@ def main(a: str, b: str) -> None:
   if FLAGS.out and Path(FLAGS.out).exists():
     raise UserError(f"{FLAGS.out} already exists; name another file with --out.")
   keep_compilations(default_cache())
+  if FLAGS.task:
+    task_class(FLAGS.task)  # imports its file
   compared = compare(a, b, FLAGS.data, FLAGS.seed)
   print(verdict(compared))
   lines = [json.dumps(line, ensure_ascii=False) for line in compared.lines()]

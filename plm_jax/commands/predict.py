@@ -34,6 +34,7 @@ from plm_jax.progress import progress_bar
 from plm_jax.tasks.comparison import named
 from plm_jax.tasks.examples import Example, Prediction
 from plm_jax.tasks.predicting import load
+from plm_jax.tasks.registry import task_class
 from plm_jax.tasks.task import Task, Trained, shown
 from plm_jax.train.process import keep_compilations
 from plm_jax.train.workdir import write_whole
@@ -51,6 +52,7 @@ def define_flags() -> None:
   flags.DEFINE_bool("errors", False, "With --evaluate: the most confident mistakes.")
   flags.DEFINE_integer("most", 20, "With --errors: the number of mistakes.")
   flags.DEFINE_float("threshold", None, "The least probability of a label; else it is (none).")
+  flags.DEFINE_string("task", None, "FILE:CLASS of a task of your own, as it was fine-tuned with.")
   flags.DEFINE_multi_string("set", [], "task.FIELD=VALUE, such as task.threshold=0.8. Repeatable.")
 
 
@@ -75,6 +77,8 @@ def main() -> None:
     raise UserError(f"{FLAGS.out} already exists; name another file with --out.")
   keep_compilations(default_cache())
   settings = [] if FLAGS.threshold is None else [f"task.threshold={FLAGS.threshold}"]
+  if FLAGS.task:
+    task_class(FLAGS.task)  # imports its file
   task, trained = load(FLAGS.model, [*settings, *FLAGS.set])
   if FLAGS.evaluate:
     evaluate(task, trained)

@@ -1,7 +1,7 @@
 """Runs a paper's table: every arm with every seed, pretraining and then evaluation.
 
   python -m plm_jax.sweep --table=experiments/bert.py:table_6 --out=sweeps/table_6
-  python -m plm_jax.sweep --list
+  python -m plm_jax.sweep --list                # or --list=albert
   python -m plm_jax.sweep --table=... --budget=smoke --seeds=3 --jobs=2 --out=DIR
   python -m plm_jax.sweep --table=... --out=DIR --arms=no-nsp,base --set=steps=2000
 
@@ -11,11 +11,10 @@ The same command resumes a stopped or killed sweep. Then: python -m plm_jax.repo
 import jax
 from absl import flags
 
-from plm_jax import cli
+from plm_jax import budgets, cli
 from plm_jax.ablate.launch import LAUNCHERS
 from plm_jax.ablate.sweeping import arm_lines, sweep
 from plm_jax.data.corpora import cache_folder
-from plm_jax.experiment import BUDGETS
 from plm_jax.train.process import keep_compilations
 
 FLAGS = flags.FLAGS
@@ -23,7 +22,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   flags.DEFINE_string("table", None, "FILE:FUNCTION of the table.")
-  flags.DEFINE_enum("budget", "small", BUDGETS, "Scale: seconds, minutes, or as published.")
+  flags.DEFINE_enum("budget", "small", budgets.BUDGETS, budgets.HELP)
   flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, 2, ...")
   flags.DEFINE_string("out", None, "Where it is kept (default: sweeps/FILE_FUNCTION_BUDGET).")
   flags.DEFINE_list("arms", [], "Only these arms, separated by commas (default: all).")
@@ -34,7 +33,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("blimp_pairs", None, "At most this many pairs of each of its files.")
   flags.DEFINE_string("finetune", None, "Fine-tune on these numbers of labels, such as 500,all.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
-  flags.DEFINE_bool("list", False, "List all tables with their published numbers, and exit.")
+  cli.define_list(__name__, "List tables (those with WORD) and published numbers.")
   flags.DEFINE_bool("dry_run", False, "Show every command, run nothing.")
 
 
@@ -46,10 +45,13 @@ def main() -> int:
   else:
     # The runs need the accelerator; this process only reads experiments and prepares the text.
     jax.config.update("jax_platforms", "cpu")
-  if FLAGS.list:
-    for reference, line in cli.list_experiments("experiments", returns="Table"):
-      print(f"{reference:45} {line}")
-      print(arm_lines(cli.load_experiment(reference, returns="Table")()))
+  if FLAGS.list is not None:
+    tables = cli.list_experiments("experiments", returns="Table")
+    for title, rows in cli.listed(tables, FLAGS.list).items():
+      print(f"\n{title}")
+      for reference, line in rows:
+        print(f"{reference:45} {line}")
+        print(arm_lines(cli.load_experiment(reference, returns="Table")()))
     return 0
   names = ("table", "out", "budget", "seeds", "jobs", "arms", "blimp", "blimp_pairs", "finetune")
   options = {name: FLAGS[name].value for name in (*names, "cache", "launcher", "dry_run")}

@@ -24,9 +24,9 @@ from plm_jax.tasks.comparison import (
   Cell,
   Comparison,
   draw,
+  mean_and_deviation,
   named,
   numbers_of_labels,
-  spread,
   table,
 )
 from plm_jax.tasks.examples import SPLITS
@@ -88,7 +88,7 @@ class FineTuning(NamedTuple):
     columns = [(labels, metric) for labels in comparison.labels for metric in comparison.metrics]
     header = ["arm", *(f"{named(metric)}, {labels} labels" for labels, metric in columns)]
     rows = [
-      [name, *(spread(comparison.values(arm, *column)) for column in columns)]
+      [name, *(mean_and_deviation(comparison.values(arm, *column)) for column in columns)]
       for arm, name in comparison.arms.items()
     ]
     constant = list(comparison.baselines.values())[-1]
@@ -236,9 +236,9 @@ def describe(chosen: FinetunePlan, scope: Scope) -> str:
     lines.append("  " + ", ".join(task.classes))
   for name in SPLITS:
     examples = getattr(splits, name)
-    lines.append(
-      f"  {name:6}{len(examples):7,} examples from {len(examples.documents):,} documents"
-    )
+    documents = len(examples.documents)  # as many as the examples where the data name none
+    sources = f" from {documents:,} documents" if documents < len(examples) else ""
+    lines.append(f"  {name:6}{len(examples):7,} examples{sources}")
   lines += [f"  {note}" for note in splits.notes]
   if splits.left_out:
     why = "; ".join(f"{label} ({why})" for label, why in splits.left_out.items())

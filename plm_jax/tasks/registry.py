@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from pathlib import Path
 
+from plm_jax import cli
 from plm_jax.errors import UserError
 from plm_jax.tasks.answer import Answer
 from plm_jax.tasks.choose import Choose
 from plm_jax.tasks.classify import Classify
-from plm_jax.tasks.glue import Glue
+from plm_jax.tasks.glue_suite import Glue
 from plm_jax.tasks.label import Label
+from plm_jax.tasks.label_sets import has_label_lists
 from plm_jax.tasks.labelled_text import INSTALLED_TEXT
+from plm_jax.tasks.multi import Multi
 from plm_jax.tasks.pairs import Pairs
 from plm_jax.tasks.regress import Regress
 from plm_jax.tasks.suite import Suite
@@ -24,24 +28,36 @@ from plm_jax.tasks.write import Write
 
 TASKS: dict[str, type[Task]] = {
   task.name: task
-  for task in (Classify, Pairs, Regress, Tag, Answer, Choose, Write, WordOrder, Label)
+  for task in (Classify, Pairs, Multi, Regress, Tag, Answer, Choose, Write, WordOrder, Label)
 }
 SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (Glue,)}
 _MANY = 20  # different numbers; with more they are values, not classes
 
 
 def chosen_task(name: str | Task | Suite | None, source: str | None) -> Task | Suite:
-  """The task or suite named `name`, else the task that the data suggests. name: also the task
-  itself. Errors: `UserError` for an unknown name, and for a task of files without one."""
+  """The task or suite named `name`, else the task that the data suggests. name: also FILE:CLASS,
+  or the task itself. Errors: `UserError` for an unknown name, and for files that are missing."""
   if isinstance(name, Task | Suite):
     return name if source is None else dataclasses.replace(name, source=source)
-  kinds = TASKS | SUITES
-  if name and name not in kinds:
-    raise UserError(f"there is no task {name!r}; the tasks are {', '.join(kinds)}.")
-  kind = kinds[name] if name else guessed(source)
+  kind = task_class(name) if name else guessed(source)
   if source is None and not kind().source:
     raise UserError(f"--task={name} needs --data=PATH, a file or a folder.")
   return kind() if source is None else kind(source=source)
+
+
+def task_class(name: str) -> type[Task | Suite]:
+  """The class of a task's name, or of a user's FILE:CLASS."""
+  if ":" in name:
+    return cli.load_class(name, Task)
+  kinds: dict[str, type[Task | Suite]] = {**TASKS, **SUITES}
+  if name not in kinds:
+    near = difflib.get_close_matches(name, kinds, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    raise UserError(
+      f"there is no task {name!r}; {meant}The tasks are {', '.join(kinds)}, and FILE:CLASS is one "
+      "of your own."
+    )
+  return kinds[name]
 
 
 def guessed(source: str | None) -> type[Task]:
@@ -57,6 +73,8 @@ def guessed(source: str | None) -> type[Task]:
   if path.suffix not in SUFFIXES:
     return next((kind for kind in TASKS.values() if path.suffix in kind.files), WordOrder)
   table = read_table(path)
+  if has_label_lists(table):
+    return Multi
   label = columns(table, texts=1).label
   if label is None:
     return WordOrder

@@ -68,6 +68,18 @@ def test_a_table_of_a_cell_runs_in_this_process_and_loses_no_run_to_a_failed_one
   assert is_trained(tmp_path / "out", made.runs[0], 4)
 
 
+def test_an_arm_that_was_edited_in_its_cell_is_not_taken_for_the_earlier_one(stubs, tmp_path):
+  plm.sweep(TABLE, seeds=1, out=tmp_path / "out", arms="narrow")
+  deeper = dataclasses.replace(NARROW, optim=dataclasses.replace(NARROW.optim, peak=0.5))
+  edited = dataclasses.replace(TABLE, arms=(Arm("narrow", deeper), Arm("wide", WIDE)))
+  with pytest.raises(UserError, match=r"is 0.01 there and 0.5 here; choose another `out`"):
+    plm.sweep(edited, seeds=1, out=tmp_path / "out", arms="narrow")
+  titled = dataclasses.replace(TABLE, title="Another question")
+  with pytest.raises(UserError, match="holds another sweep: --table is"):
+    plm.sweep(titled, seeds=1, out=tmp_path / "out")
+  assert sweeping.default_out(sweeping.planned(titled)[1]).name == "another_question_small"
+
+
 def test_the_report_of_a_table_of_a_cell_takes_the_result_of_the_sweep(stubs, tmp_path):
   made = plm.sweep(TABLE, seeds=2, out=tmp_path / "out")
   with pytest.raises(UserError, match="was made in Python, and no file has it"):
@@ -79,6 +91,23 @@ def test_the_report_of_a_table_of_a_cell_takes_the_result_of_the_sweep(stubs, tm
   assert "made in Python: plm_jax.sweep(table)" in (tmp_path / "out/report/report.md").read_text()
 
 
+def test_the_start_of_a_sweep_tells_its_time_and_what_takes_less(monkeypatch):
+  monkeypatch.setattr(launch, "gpus", list)
+  monkeypatch.setattr(sweeping.estimate, "product_rate", lambda: 1e9)
+  table, plan, experiments = sweeping.planned("experiments/bert.py:table_6", "small", seeds=2)
+  runs = [run for run in plan.runs() if run.arm in ("L3-H768-A12", "L6-H768-A12")]
+  told = sweeping.time_needed(table, plan, runs, experiments)
+  assert told.startswith("49M tokens, about 10 days") and " of training on this machine" in told
+  assert "--budget=laptop" in told and told.endswith("or fewer --arms and --seeds")
+  twice = sweeping.time_needed(table, plan, runs * 10, experiments)
+  assert twice.startswith("492M tokens, about 96 days")
+  with monkeypatch.context() as patch:
+    patch.setattr(sweeping, "SECONDS", 1e12)
+    assert sweeping.time_needed(table, plan, runs, experiments) == "", "for runs of seconds"
+  monkeypatch.setattr(launch, "gpus", lambda: ["0"])
+  assert sweeping.time_needed(table, plan, runs, experiments) == "", "the runs have another device"
+
+
 def test_other_processes_cannot_run_a_table_of_a_cell(tmp_path):
   with pytest.raises(UserError, match="'Width' was made in this process, so no other process"):
     plm.sweep(TABLE, jobs=2, out=tmp_path / "out")
@@ -87,4 +116,6 @@ def test_other_processes_cannot_run_a_table_of_a_cell(tmp_path):
 def test_a_function_of_a_file_is_the_reference_that_the_command_takes():
   table = sweeping.cli.load_experiment("experiments/bert.py:table_6", returns="Table")
   assert sweeping.table_of(table)[1] == "experiments/bert.py:table_6"
-  assert sweeping.table_of(lambda: TABLE) == (TABLE, sweeping.CELL)
+  assert sweeping.table_of(lambda: TABLE) == (
+    TABLE, f"{sweeping.CELL} Width"
+  )  # fmt: skip

@@ -252,6 +252,7 @@ def test_a_second_sweep_in_the_same_directory_is_refused(place, tmp_path):
     ({"finetune": "some"}, "expected numbers or all"),
     ({"blimp": "nowhere"}, "--blimp=nowhere is not a folder with .jsonl files"),
     ({"blimp_pairs": 5}, "--blimp_pairs=5 says nothing without --blimp=FOLDER"),
+    ({"settings": ["model.width=8"]}, "the arms base and wide are the same experiment with the"),
     ({"settings": ["model.width=3"]}, "arm base: --set model.width=3: model.width=3"),
     ({"settings": ["steps=2"]}, "lower it too: --set=optim.warmup=0"),
     ({"seeds": 0}, "must both be at least 1"),

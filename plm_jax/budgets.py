@@ -1,0 +1,42 @@
+"""The budgets of the commands: those of an experiment file's functions, and `laptop`.
+
+`laptop` is `small` with the settings of the tables in results/: a model of width 128 that trains in
+minutes on two cores. A field in which a row differs from its base is the row's own, and is kept.
+"""
+
+from typing import Literal, cast
+
+from plm_jax import overrides
+from plm_jax.config_tree import is_within, places
+from plm_jax.experiment import Budget, Experiment
+
+AnyBudget = Literal["smoke", "laptop", "small", "paper"]
+BUDGETS: tuple[AnyBudget, ...] = ("smoke", "laptop", "small", "paper")
+HELP = "Scale: seconds, minutes on a laptop, minutes on a GPU, or as published."
+LAPTOP = (
+  *("data.length=32", "global_batch=32", "steps=1800"),
+  *("model.width=128", "model.heads=2", "model.dropout=0", "model.attention_dropout=0"),
+  "model.initializer_range=0.05",
+  *("optim.peak=1.5e-3", "optim.warmup=120", "optim.schedule=wsd", "optim.b2=0.98"),
+  *("schedule.log=50", "schedule.save=1000", "schedule.keep=1", "schedule.evaluate=300"),
+  "schedule.evaluation_rows=512",
+)
+
+
+def of_rows(budget: str) -> Budget:
+  """The budget that the function of a row takes."""
+  return cast(Budget, "small" if budget == "laptop" else budget)
+
+
+def scaled(experiment: Experiment, budget: str, base: Experiment | None) -> Experiment:
+  """A row at its budget. experiment, base: the row and its file's `base`, if there is one, at
+  `of_rows(budget)`. Settings without a field in this experiment are left out."""
+  if budget != "laptop":
+    return experiment
+  own = [path for path, _, _ in overrides.diff(experiment, base)] if base else []
+  known = {path for path, _ in places(experiment)}
+  if "optim.b2" not in known:  # the rates of Adafactor are relative
+    own.append("optim")
+  fields = ((setting.partition("=")[0], setting) for setting in LAPTOP)
+  chosen = [setting for field, setting in fields if field in known and not is_within(field, own)]
+  return overrides.apply(experiment, chosen)

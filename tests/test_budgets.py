@@ -1,0 +1,73 @@
+"""The budget `laptop` is the recipe of the tables in results/, in one word."""
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import bert, gpt, t5
+from plm_jax import budgets, overrides
+from plm_jax.ablate import sweeping
+from plm_jax.ablate.table import Arm, Table
+from plm_jax.errors import UserError
+from plm_jax.experiment_flags import chosen_experiment
+from tests.toy_run import TOY
+
+ROOT = Path(__file__).resolve().parents[1]
+REPORTS = sorted((ROOT / "results").glob("*/report.md"))
+
+
+def options_of(report: Path) -> dict:
+  """The flags of the sweep's command in a report."""
+  (command,) = re.findall(r"^python -m plm_jax\.sweep (.*)$", report.read_text(), re.MULTILINE)
+  words = [word.removeprefix("--").partition("=") for word in shlex.split(command)]
+  settings = [value for name, _, value in words if name == "set"]
+  return {name: value for name, _, value in words} | {"set": settings}
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda path: path.parent.name)
+def test_the_word_gives_the_experiments_of_the_results(report):
+  options = options_of(report)
+  arms = options["arms"].split(",") if "arms" in options else []
+  common = {"table": options["table"], "arms": arms}
+  table, _, spelled = sweeping.planned(budget="small", settings=options["set"], **common)
+  _, plan, short = sweeping.planned(budget="laptop", **common)
+  for arm in sweeping.arms_of(table, arms):
+    assert short[arm] == spelled[arm]
+    run = chosen_experiment(plan.references[arm], "", "laptop", list(plan.settings), 1)[0]
+    long = chosen_experiment(plan.references[arm], "", "small", options["set"], 1)[0]
+    assert run == long
+
+
+def test_arms_that_the_word_makes_equal_are_refused_and_the_others_named():
+  with pytest.raises(UserError, match=r"E768-all-shared and E128-all-shared are .*; --arms=E768-"):
+    sweeping.planned("experiments/albert.py:table_4", budget="laptop")
+  arms = (Arm("dropped", replace(TOY, model=replace(TOY.model, dropout=0.3))), Arm("plain", TOY))
+  cell = Table(title="Dropout", source="a cell", arms=arms)
+  with pytest.raises(UserError, match=r"dropped and plain are .*--arms=dropped runs"):
+    sweeping.planned(cell, budget="laptop")
+
+
+def test_a_field_in_which_a_row_differs_from_its_base_is_kept():
+  row = replace(TOY, optim=replace(TOY.optim, peak=0.5))
+  scaled = budgets.scaled(row, "laptop", TOY)
+  assert scaled.optim.peak == 0.5 and scaled.optim.b2 == 0.98
+  assert (scaled.data.length, scaled.model.width, scaled.steps) == (32, 128, 1800)
+  wide = bert.table_6_l12_h1024_a16("small")
+  assert budgets.scaled(wide, "laptop", bert.base("small")).model.width == wide.model.width
+
+
+def test_settings_that_an_experiment_lacks_are_left_out():
+  model = budgets.scaled(t5.tiny("small"), "laptop", None)
+  assert model.global_batch == 32 and model.optim == t5.tiny("small").optim
+  assert budgets.scaled(gpt.tiny("small"), "laptop", None).model.width == 128
+
+
+def test_a_run_at_this_budget_has_its_own_directory_and_tells_its_diff_to_base():
+  experiment, record = chosen_experiment("experiments/bert.py:no_nsp", "", "laptop", [], None)
+  assert (record["name"], record["budget"]) == ("bert_no_nsp_laptop", "laptop")
+  assert [line["field"] for line in record["diff"]] == ["objectives"]
+  settings = [f"{path}={overrides.show(new)}" for path, _, new in overrides.diff(experiment, TOY)]
+  assert "optim.schedule=wsd" in settings
