@@ -28,6 +28,8 @@ def flags_of(file: str) -> set[str]:
   """The names of a command's flags, as its file defines them."""
   source = (ROOT / file).read_text()
   names = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
+  if "cli.define_list" in source:
+    names.add("list")
   return names | (flags_of("plm_jax/train/launch.py") if "launch.define_flags" in source else set())
 
 

@@ -122,12 +122,14 @@ def numbers_blocks(measured: Measured) -> list[PageBlock]:
   metrics = [m for m in measured.metrics if not m.endswith("_majority")]
   if not metrics:
     return [Text("Nothing has been measured yet.")]
-  rows = []
-  for metric in metrics:
-    best = "lower" if lower_is_better(metric) else "higher"
-    reference = measured.references.get(metric)
-    shown = "" if reference is None else f"{number(reference)} {trivial(metric)}"
-    rows.append([f"`{metric}`", best, *(cell(measured, arm, metric) for arm in arms), shown])
+  columns = [
+    ["metric", *(f"`{metric}`" for metric in metrics)],
+    ["better", *("lower" if lower_is_better(metric) else "higher" for metric in metrics)],
+    *([arm, *(cell(measured, arm, metric) for metric in metrics)] for arm in arms),
+    ["unigram or chance", *(_baseline(measured, metric) for metric in metrics)],
+  ]
+  # The longer side goes down the page.
+  rows = columns if len(arms) > len(metrics) else [list(row) for row in zip(*columns)]
   main = main_metrics(measured)
   seeds = [
     [arm, str(seed), *(number(v[m]) if m in v else "–" for m in main)]
@@ -135,9 +137,15 @@ def numbers_blocks(measured: Measured) -> list[PageBlock]:
     for seed, v in sorted(measured.scores[arm].items())
   ]
   return [
-    Grid(("metric", "better", *arms, "unigram or chance"), rows, left=2),
+    Grid(rows[0], rows[1:], left=1 if rows is columns else 2),
     Folded("Every seed", [Grid(("arm", "seed", *main), seeds)]),
   ]
+
+
+def _baseline(measured: Measured, metric: str) -> str:
+  if metric not in measured.references:
+    return ""
+  return f"{number(measured.references[metric])} {trivial(metric)}"
 
 
 def cost_blocks(measured: Measured) -> list[PageBlock]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from plm_jax import cli, overrides
-from plm_jax.ablate import page, plots, report_numbers, report_verdicts, reporting
+from plm_jax.ablate import page, plots, report_content, report_numbers, report_verdicts, reporting
 from plm_jax.ablate.plan import ROOT, Evaluation, PlannedRun, SweepPlan, claim, workdir_of
 from plm_jax.ablate.table import METRICS
 from plm_jax.errors import UserError
@@ -164,6 +164,16 @@ def test_a_page_begins_with_its_verdicts_in_plain_sentences(sweep):
   few = reporting.gather(sweep({"a": drawn()["a"]}))
   assert report_verdicts.sentence(few, few.verdicts[1]) == "mlm_loss was not measured for b."
   assert "3 undecided. Of the undecided, 3 lack a measurement." in report_verdicts.summary(few)
+
+
+def test_the_longer_side_of_all_numbers_goes_down_the_page(sweep):
+  one = sweep({arm: {s: {"mlm_perplexity": 30.0 + s} for s in range(3)} for arm in ARMS})
+  wide, deep = (
+    report_content.numbers_blocks(reporting.gather(out)) for out in (sweep(drawn()), one)
+  )
+  assert wide[0].header == ["metric", "better", *ARMS, "unigram or chance"]
+  assert deep[0].header == ["metric", "`mlm_perplexity`"]
+  assert deep[0].rows[1] == ["a", "31.00 ± 1.00"]
 
 
 def test_baselines_are_called_by_their_names():
