@@ -1,7 +1,7 @@
 # The commands that people type. They use the Python of the active environment.
 PYTHON ?= python
 
-.PHONY: help install test check format gate settings
+.PHONY: help install test check format gate settings site
 
 help:  ## Show this list.
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
@@ -26,3 +26,7 @@ gate:  ## Everything that a merge needs, in a fresh environment: many minutes.
 
 settings:  ## Write docs/settings.md again, after a field of an experiment changed.
 	$(PYTHON) -m tests.settings_page
+
+site:  ## Build the documentation into site/, and check its links.
+	$(PYTHON) -m pip install -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict

@@ -15,8 +15,8 @@ labels and on all, three seeds each. --task=label asks which package it comes fr
 --search first tries a small grid of recipes and chooses on dev; --teacher=DIR learns from a
 fine-tuned model too; docs/finetuning.md has more options.
 --from is a run or a downloaded model. --data is a .csv, .tsv or .jsonl file (classify, pairs,
-regress, choose, write), a .conll or .conllu file (tag), a .json file like SQuAD's (answer), or a
-folder with train, dev and test files. Without --task the file decides, and a line says which
+multi, regress, choose, write), a .conll or .conllu file (tag), a .json file like SQuAD's (answer),
+or a folder with train, dev and test files. Without --task the file decides, and a line says which
 columns were chosen; other text needs no labels: its words are shuffled. A quick try:
 --set=steps=20 --set=optim.warmup=2. A stopped command continues when it is given again.
 """

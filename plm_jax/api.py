@@ -78,7 +78,7 @@ def pretrain(
   print(heading(record, chosen))
   with Workdir(workdir or Path("runs") / record["name"]) as opened:
     opened.check_same_experiment(chosen, record)
-    run_pretraining(chosen, record, opened, folder, source)
+    run_pretraining(chosen, record, opened, folder, source, sinks=notebook.live_sinks())
     return load(opened.path)
 
 

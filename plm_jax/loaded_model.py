@@ -16,7 +16,9 @@ from plm_jax import notebook
 from plm_jax.commands.encode import encode
 from plm_jax.commands.fill_mask import Filler, fill_mask
 from plm_jax.commands.generate import generate
+from plm_jax.commands.inspect import Attention, attention, neighbours
 from plm_jax.commands.tokenize import tokenize
+from plm_jax.decode.neighbours import Neighbour
 from plm_jax.decode.rules import Rules
 from plm_jax.errors import UserError
 from plm_jax.evaluation.perplexity import perplexity
@@ -83,6 +85,14 @@ class LoadedModel:
     made = tokenize(self.run.tokenizer, texts, special)
     return made[0] if isinstance(text, str) else made
 
+  def neighbours(self, words: str | Sequence[str], best: int = 8) -> dict[str, list[Neighbour]]:
+    """For every word, the `best` nearest (token, cosine) in the token table."""
+    return neighbours(self.run, [words] if isinstance(words, str) else words, best)
+
+  def attention(self, text: str) -> Attention:
+    """The attention weights of every layer and head for a sentence; a notebook draws them."""
+    return attention(self.run, text)
+
   def save(self, directory: str | Path) -> None:
     """Writes the model as a directory that transformers loads."""
     model = from_run(self.run, "discriminator")
@@ -134,22 +144,8 @@ class LoadedModel:
 
   def _repr_html_(self) -> str:
     """A table and the curves of training, for notebooks."""
-    return notebook.facts(self._facts()) + self._curves()
-
-  def _curves(self) -> str:
-    path = self.run.path
-    records = read_records(path / "metrics.jsonl") if path else []
-    names = {"train": "training", "valid": "held out"}
-    return "".join(
-      notebook.curves(
-        f"{metric.removesuffix('/loss').upper()} loss",
-        {
-          name: [(r["step"], r[metric]) for r in records if r.get("split") == s and metric in r]
-          for s, name in names.items()
-        },
-      )
-      for metric in dict.fromkeys(m for r in records for m in r if m.endswith("/loss"))
-    )
+    records = read_records(self.run.path / "metrics.jsonl") if self.run.path else []
+    return notebook.facts(self._facts()) + notebook.loss_curves(records)
 
 
 def _line(example: str | Mapping[str, Any] | Sequence[str]) -> str:

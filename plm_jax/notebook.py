@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd")
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 420, 200, 52, 34, 24
@@ -76,6 +78,46 @@ def curves(title: str, lines: Mapping[str, Curve]) -> str:
     f"<svg xmlns='http://www.w3.org/2000/svg' width='{_WIDTH}' height='{_HEIGHT}' "
     f"style='background:#fff' font-family='sans-serif' font-size='11'>{''.join(parts)}</svg>"
   )
+
+
+def loss_curves(records: Sequence[Mapping[str, Any]]) -> str:
+  """A picture of each loss in the records of a run (metrics.jsonl), training and held out."""
+  names = {"train": "training", "valid": "held out"}
+  losses = dict.fromkeys(m for r in records for m in r if m.endswith("/loss"))
+  return "".join(
+    curves(
+      f"{metric.removesuffix('/loss').upper()} loss",
+      {
+        name: [(r["step"], r[metric]) for r in records if r.get("split") == s and metric in r]
+        for s, name in names.items()
+      },
+    )
+    for metric in losses
+  )
+
+
+class LiveCurves:
+  """A sink of records that draws them in the cell of a notebook while a model is trained."""
+
+  def __init__(self):
+    from IPython.display import HTML, display
+
+    self._html = HTML
+    self._records: list[Mapping[str, Any]] = []
+    self._place = display(HTML(""), display_id=True)
+
+  def write(self, record: Mapping[str, Any]) -> None:
+    if "split" in record:
+      self._records.append(record)
+      self._place.update(self._html(loss_curves(self._records)))
+
+  def close(self) -> None: ...
+
+
+def live_sinks() -> list[LiveCurves]:
+  """`LiveCurves` in a notebook, elsewhere nothing."""
+  shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+  return [LiveCurves()] if type(shell).__name__ in ("ZMQInteractiveShell", "Shell") else []
 
 
 def _dot(point: str, colour: str) -> str:

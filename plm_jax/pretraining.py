@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from plm_jax.runs import RunInfo, initial_parameters
 from plm_jax.train import processes, report
 from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import Data, Program, compile_experiment, fit
+from plm_jax.train.metrics import Sink
 from plm_jax.train.workdir import Workdir
 
 
@@ -25,11 +27,12 @@ def pretrain(
   cache: Path,
   source: RunInfo | None = None,
   profile: Path | None = None,
+  sinks: Sequence[Sink] = (),
 ) -> None:
   """Prepares the text, trains, evaluates and reports; continues a run that was stopped.
 
   record: of `chosen_experiment`, for config.json. source: the run to start from. profile: a folder
-  for a profiler's trace of a few steps.
+  for a profiler's trace of a few steps. sinks: further destinations of the records.
   """
   first = processes.is_first()
   with processes.first_goes_first():
@@ -51,7 +54,7 @@ def pretrain(
   workers = experiment.data.workers
   data = Data(lambda start: iterate(train, start, experiment.steps, workers), evaluation)
   initial = initial_parameters(program, source)
-  state, records = fit(program, data, workdir, initial=initial, profile=profile)
+  state, records = fit(program, data, workdir, initial=initial, profile=profile, sinks=sinks)
   params = processes.whole(state.params)
   if first:
     rows = all_rows(valid).evaluation(experiment.schedule.evaluation_rows)

@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+import types
 from xml.etree import ElementTree
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import plm_jax as plm
-from plm_jax import api
+from plm_jax import api, notebook
 from plm_jax.data.tokenizers import BytePairs
 from plm_jax.errors import UserError
 from plm_jax.models.gpt import Gpt2
@@ -100,6 +101,44 @@ def test_a_model_shows_its_sizes_and_its_source(bert, gpt):
   assert str(bert).startswith("Bert(layers 1, width 16, heads 2")
   assert str(bert.run.path) in str(bert)
   assert f"<td>{gpt.parameters:,}</td>" in gpt._repr_html_()
+
+
+def test_attention_of_a_text_is_that_of_the_model_and_is_drawn(bert, gpt):
+  seen = bert.attention("w1 w2 w3")
+  ids = [bert.tokenize("[CLS] w1 w2 w3 [SEP]", special=True)["ids"]]
+  assert seen.pieces == ["[CLS]", "w1", "w2", "w3", "[SEP]"]
+  expected = bert(input_ids=ids, output_attentions=True)["attentions"]
+  np.testing.assert_allclose(seen.weights, np.stack(expected)[:, 0], atol=1e-6)
+  assert "image/png" in seen._repr_html_() and seen.png().startswith(b"\x89PNG")
+  weights = gpt.attention("w1 w2").weights
+  assert np.triu(weights, 1).max() == 0  # a decoder reads the past only
+  with pytest.raises(UserError, match="shorter sentence"):
+    bert.attention("w1 " * 70)
+
+
+def test_neighbours_are_of_words_that_are_one_token(bert):
+  (near,) = bert.neighbours("w1", best=3).values()
+  assert len(near) == 3 and near[0].cosine >= near[1].cosine >= near[2].cosine
+  with pytest.raises(UserError, match="give words that are one token"):
+    bert.neighbours(["w1 w2"])
+
+
+def test_curves_grow_in_a_notebook_and_nowhere_else(monkeypatch):
+  shown = []
+  place = types.SimpleNamespace(update=shown.append)
+  shell = type("ZMQInteractiveShell", (), {})
+  display = types.ModuleType("IPython.display")
+  display.HTML, display.display = str, lambda html, display_id: place
+  ipython = types.ModuleType("IPython")
+  ipython.get_ipython = shell
+  assert notebook.live_sinks() == []
+  monkeypatch.setitem(sys.modules, "IPython", ipython)
+  monkeypatch.setitem(sys.modules, "IPython.display", display)
+  (sink,) = notebook.live_sinks()
+  for step in (1, 2):
+    sink.write({"step": step, "split": "train", "mlm/loss": 3.0 / step})
+  sink.write({"step": 2, "seconds": 1.0})
+  assert len(shown) == 2 and "step 2" in shown[-1] and "MLM loss" in shown[-1]
 
 
 def test_a_model_is_called_with_token_ids_and_gives_the_outputs_of_transformers(bert, gpt):

@@ -75,6 +75,7 @@ BENEATH = {
 
 # Libraries that are slow to import, or extras: imported inside the functions that need them.
 HEAVY = {
+  "IPython",
   *("grain", "tensorflow_datasets", "tensorflow", "array_record", "sentencepiece", "tokenizers"),
   *("matplotlib", "tensorboardX", "sklearn", "orbax", "torch", "transformers", "scipy"),
   *("ray", "tqdm", "sacrebleu", "rouge_score"),

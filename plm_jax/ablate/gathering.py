@@ -20,10 +20,10 @@ from plm_jax.ablate.verdict import SeedScores, Verdict, verdicts
 from plm_jax.errors import UserError
 from plm_jax.train.workdir import read_config
 
-# Metrics of the main table, in this order, if they were measured; a table below has all others.
+# These metrics come first, in this order.
 HEADLINES = (
   *("mlm_perplexity", "pseudo_perplexity", "mlm_accuracy", "clm_perplexity"),
-  *("nsp_accuracy", "sop_accuracy", "blimp"),
+  *("seq2seq_perplexity", "nsp_accuracy", "sop_accuracy", "blimp"),
 )
 
 

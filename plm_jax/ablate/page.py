@@ -28,7 +28,7 @@ class Grid(NamedTuple):
   """A table. The first `left` columns are aligned left, the others right."""
 
   header: Sequence[str]
-  rows: Sequence[Sequence[str]]
+  rows: list[list[str]]
   left: int = 1
 
 
@@ -39,10 +39,25 @@ class Picture(NamedTuple):
 
 class Code(NamedTuple):
   text: str
-  folded: str = ""  # if not empty, HTML shows only this line until it is clicked
 
 
-PageBlock = Heading | Text | Points | Grid | Picture | Code
+class Card(NamedTuple):
+  """A verdict: its outcome, the claim, one sentence, and the numbers of the test."""
+
+  outcome: str
+  claim: str
+  sentence: str
+  numbers: str
+
+
+class Folded(NamedTuple):
+  """Blocks of which only a line is shown until it is clicked."""
+
+  line: str
+  blocks: "Sequence[PageBlock]"
+
+
+PageBlock = Heading | Text | Points | Grid | Picture | Code | Card | Folded
 
 
 def markdown(blocks: Sequence[PageBlock]) -> str:
@@ -65,8 +80,12 @@ def _markdown(block: PageBlock) -> str:
       )
     case Picture(path, text):
       return f"![{text}]({path.name})"
-    case Code(text, _):
+    case Code(text):
       return f"```\n{text}\n```"
+    case Card(outcome, claim, sentence, numbers):
+      return f"- **{outcome}**: {claim}. {sentence} ({numbers})"
+    case Folded(line, blocks):
+      return f"<details><summary>{html.escape(line)}</summary>\n\n{markdown(blocks)}\n</details>"
 
 
 def page(title: str, blocks: Sequence[PageBlock]) -> str:
@@ -97,23 +116,31 @@ def _html(block: PageBlock) -> str:
         f'<figure><img alt="{alt}" src="data:image/png;base64,{data}">'
         f"<figcaption>{_inline(text)}</figcaption></figure>"
       )
-    case Code(text, folded):
-      code = f"<pre><code>{html.escape(text)}</code></pre>"
-      if not folded:
-        return code
-      return f"<details><summary>{_inline(folded)}</summary>{code}</details>"
+    case Code(text):
+      return f"<pre><code>{html.escape(text)}</code></pre>"
+    case Card(outcome, claim, sentence, numbers):
+      return (
+        f'<div class="card {OUTCOMES[outcome]}"><b>{outcome}</b><h3>{_inline(claim)}</h3>'
+        f"<p>{_inline(sentence)}</p><small>{_inline(numbers)}</small></div>"
+      )
+    case Folded(line, blocks):
+      inside = "\n".join(map(_html, blocks))
+      return f"<details><summary>{_inline(line)}</summary>\n{inside}</details>"
+
+
+LEFT = ' class="left"'
 
 
 def _table(header, rows, left) -> str:
-  def cells(row, tag):
+  def cells(row, tag, show):
     return "".join(
-      f"<{tag}{_class(cell, column < left)}>{_inline(cell)}</{tag}>"
+      f"<{tag}{LEFT if column < left else ''}>{show(cell)}</{tag}>"
       for column, cell in enumerate(row)
     )
 
-  lines = [f"<tr>{cells(row, 'td')}</tr>" for row in rows]
+  lines = [f"<tr>{cells(row, 'td', _cell)}</tr>" for row in rows]
   return (
-    f'<div class="wide"><table><thead><tr>{cells(header, "th")}</tr></thead>'
+    f'<div class="wide"><table><thead><tr>{cells(header, "th", _header)}</tr></thead>'
     f"<tbody>{''.join(lines)}</tbody></table></div>"
   )
 
@@ -121,9 +148,16 @@ def _table(header, rows, left) -> str:
 OUTCOMES = {"supported": "yes", "not supported": "no", "undecided": "open"}
 
 
-def _class(cell: str, left: bool) -> str:
-  names = [name for name in ("left" if left else "", OUTCOMES.get(cell.strip("*"), "")) if name]
-  return f' class="{" ".join(names)}"' if names else ""
+def _cell(text: str) -> str:
+  """The deviation of a mean is small, below it, which halves the width of a column."""
+  return re.sub(r" (± [^ ]+)$", r"<small>\1</small>", _inline(text))
+
+
+def _header(text: str) -> str:
+  """Two lines: the name, which may be broken at `_` and not at `-`, and after a comma its kind."""
+  name, _, kind = text.partition(", ")
+  name = "".join(f"<span>{part}</span>" for part in re.split("(?<=_)", _inline(name)) if part)
+  return f"{name}<small>{_inline(kind)}</small>" if kind else name
 
 
 def _inline(text: str) -> str:
@@ -134,28 +168,34 @@ def _inline(text: str) -> str:
 
 STYLE = """\
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1d2430; background: #fff; max-width: 68rem;
+body { font: 16px/1.5 system-ui, sans-serif; color: #1d2430; background: #fff; max-width: 72rem;
   margin: 2.5rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .5rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-bottom: .25rem;
   border-bottom: 1px solid #dde2ea; }
 h3 { font-size: 1.05rem; margin: 1.5rem 0 .5rem; }
+.card { border: 1px solid #dde2ea; border-left: .4rem solid; border-radius: 6px;
+  margin: .6rem 0; padding: .6rem 1rem; }
+.card h3, .card p { color: #1d2430; margin: .1rem 0; } .card small { color: #5b6472; }
+.card b { float: right; margin-left: 1rem; }
+.yes { color: #116a34; background: #f1faf4; } .no { color: #a11c2b; background: #fef5f6; }
+.open { color: #5b6472; background: #f8f9fb; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums;
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums;
   margin: .75rem 0; }
-th, td { padding: .35rem .7rem; text-align: right; vertical-align: top;
+th, td { padding: .35rem .55rem; text-align: right; vertical-align: top;
   border-bottom: 1px solid #e6eaf0; }
 th { font-weight: 600; border-bottom: 2px solid #aeb7c4; vertical-align: bottom; }
 th.left, td.left { text-align: left; }
-td { white-space: nowrap; } td.left { white-space: normal; }
-td.yes, td.no, td.open { font-weight: 600; white-space: nowrap; }
-td.yes { color: #116a34; background: #e7f6ec; } td.no { color: #a11c2b; background: #fdecee; }
-td.open { color: #5b6472; background: #f1f3f6; }
+th span { display: inline-block; white-space: nowrap; } td { white-space: nowrap; }
+td.left + td.left { white-space: normal; }
+th small, td small { display: block; font-weight: 400; color: #5b6472; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
 code, pre { font: .86em/1.45 ui-monospace, monospace; }
 code { background: #f3f5f8; padding: .1em .25em; border-radius: 3px; }
 pre { background: #f3f5f8; padding: .8rem 1rem; overflow-x: auto; border-radius: 6px; }
 pre code { padding: 0; }
 figure { margin: 1rem 0; } img { max-width: 100%; }
 figcaption { color: #5b6472; font-size: .88rem; }
-summary { cursor: pointer; }
+summary { cursor: pointer; margin: .5rem 0; }
 """

@@ -11,6 +11,7 @@ from plm_jax.ablate.verdict import SeedScores
 Curves = Mapping[str, Mapping[int, Sequence[tuple[int, float]]]]
 """arm -> seed -> (step, value) of one metric."""
 
+HELD_OUT = "held out"  # the end of a panel's title
 _COLUMNS = 2
 
 
@@ -38,22 +39,25 @@ def colours(arms: Sequence[str]) -> dict[str, tuple]:
 
 
 def draw_learning_curves(panels: Mapping[str, Curves], arms: Sequence[str], path: Path) -> None:
-  """Draws a panel per title; a line is the mean of the seeds at a step, a band their range."""
+  """Draws a panel per title: thin lines are seeds, a thick one is their mean. Points above the axis
+  are left out, not joined to the next: losses of early steps are far apart, and a straight line
+  between them was never measured."""
   figure, axes = _figure(len(panels), 3.6)
   colour = colours(arms)
   for axis, (title, curves) in zip(axes, panels.items()):
-    highest, lowest = [], []
-    for arm in arms:
-      steps, mean, low, high = spread(curves.get(arm, {}))
-      if not len(steps):
-        continue
-      axis.plot(steps, mean, color=colour[arm], lw=1.4, label=arm)
-      axis.fill_between(steps, low, high, color=colour[arm], alpha=0.18, lw=0)
-      late = steps >= 0.1 * steps[-1]  # the steep first steps would flatten the others
-      highest.append(high[late].max())
-      lowest.append(low.min())
-    room = 0.05 * (max(highest) - min(lowest)) or 0.1
-    axis.set_ylim(min(lowest) - room, max(highest) + room)
+    spreads = {arm: spread(curves.get(arm, {})) for arm in arms}
+    spreads = {arm: values for arm, values in spreads.items() if len(values[0])}
+    top = max(high[steps >= 0.1 * steps[-1]].max() for steps, _, _, high in spreads.values())
+    bottom = min(low.min() for _, _, low, _ in spreads.values())
+    style = {"marker": "o", "ms": 3} if title.endswith(HELD_OUT) else {}
+    for arm, (steps, mean, _, _) in spreads.items():
+      for seed in curves[arm].values():
+        points = [(step, value) for step, value in seed if value <= top]
+        axis.plot(*zip(*points), color=colour[arm], lw=0.6, alpha=0.5)
+      within = mean <= top
+      axis.plot(steps[within], mean[within], color=colour[arm], lw=1.8, label=arm, **style)
+    room = 0.05 * (top - bottom) or 0.1
+    axis.set_ylim(bottom - room, top + room)
     axis.set_title(title)
     axis.set_xlabel("step")
     axis.grid(alpha=0.3)

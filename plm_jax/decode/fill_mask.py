@@ -49,7 +49,8 @@ def fill(model, blanks: list[Blank], compute: Compute, best: int = 5) -> list[li
 def blanks_from(store: TokenStore, tokenizer: Tokenizer, count: int) -> list[Blank]:
   """`count` sentences of `store`, spread over its documents, each with one whole word masked.
 
-  The word is the longest one that is a single token: function words would be easy.
+  The word is one of at least four letters that is a single token: the first such word of the first
+  sentence, the second of the next, and so on.
   """
   starts = np.asarray(store.sentence_starts)
   lengths = np.diff(starts)
@@ -57,22 +58,22 @@ def blanks_from(store: TokenStore, tokenizer: Tokenizer, count: int) -> list[Bla
   chosen = []
   for sentence in np.unique(suitable[np.linspace(0, len(suitable) - 1, 8 * count, dtype=int)]):
     ids = np.asarray(store.tokens[starts[sentence] : starts[sentence + 1]], np.int32)
-    if (blank := _blank(ids, tokenizer)) is not None:
+    if (blank := _blank(ids, tokenizer, len(chosen))) is not None:
       chosen.append(blank)
     if len(chosen) == count:
       break
   return chosen
 
 
-def _blank(ids: np.ndarray, tokenizer: Tokenizer) -> Blank | None:
+def _blank(ids: np.ndarray, tokenizer: Tokenizer, number: int) -> Blank | None:
   vocab = tokenizer.vocab
   # "▁" and "Ġ" mark the start of a word in unigram and byte-pair vocabularies.
-  tokens = [token.lstrip("▁Ġ") for token in tokenizer.tokens(ids)]
+  words = [token.lstrip("▁Ġ") for token in tokenizer.tokens(ids)]
   whole = vocab.word_start[ids] & np.append(vocab.word_start[ids[1:]], True)
-  lengths = [len(t) if w and t.isalpha() else 0 for t, w in zip(tokens, whole)]
-  at = int(np.argmax(lengths[1:])) + 1  # not the first word, which has no left context
-  if lengths[at] < 4:
+  suitable = [i for i, w in enumerate(words) if i and whole[i] and w.isalpha() and len(w) >= 4]
+  if not suitable:  # the first word has no left context
     return None
+  at = suitable[number % len(suitable)]
   first, last = vocab.frame()
   row = np.concatenate([[first], ids, [last]]).astype(np.int32)
   row[at + 1] = vocab.mask

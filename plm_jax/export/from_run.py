@@ -22,6 +22,9 @@ def from_run(run: Run, part: str = "discriminator") -> hf.Pretrained:
   document = special_tokens(run.tokenizer, config)
   if names := run.document.get("classes"):  # of a run of run_finetune.py
     document |= labelled(names)
+  for objective in run.experiment.objectives:  # the loss of transformers on these labels
+    if problem := getattr(objective, "problem_type", None):
+      document["problem_type"] = problem
   if isinstance(config, Electra):
     return hf.Pretrained(*electra_part(config, run.params, part), None, document)
   return hf.Pretrained(config.encoder, run.params.encoder(), None, document)

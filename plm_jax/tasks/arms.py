@@ -236,9 +236,9 @@ def describe(chosen: FinetunePlan, scope: Scope) -> str:
     lines.append("  " + ", ".join(task.classes))
   for name in SPLITS:
     examples = getattr(splits, name)
-    lines.append(
-      f"  {name:6}{len(examples):7,} examples from {len(examples.documents):,} documents"
-    )
+    documents = len(examples.documents)  # as many as the examples where the data name none
+    sources = f" from {documents:,} documents" if documents < len(examples) else ""
+    lines.append(f"  {name:6}{len(examples):7,} examples{sources}")
   lines += [f"  {note}" for note in splits.notes]
   if splits.left_out:
     why = "; ".join(f"{label} ({why})" for label, why in splits.left_out.items())

@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from plm_jax.tasks import metrics
 from plm_jax.tasks.examples import Examples, Splits
 
 PENALTIES = (1.0, 10.0, 100.0)  # C, the inverse of the strength; the dev split chooses one
 
 
 class Fitted(NamedTuple):
-  """predictions [N] on the test split: classes, or numbers. penalty: the C that was best on the dev
-  split; dev: its accuracy there, or minus its squared error."""
+  """predictions [N] on the test split: classes, or numbers; of several labels bool [N, labels].
+  penalty: the C that was best on the dev split; dev: its accuracy there, minus its squared error,
+  or its micro-F1."""
 
   predictions: np.ndarray
   penalty: float
@@ -26,8 +28,9 @@ class Fitted(NamedTuple):
 
 
 def best_bag_of_words(splits: Splits) -> Fitted:
-  """Multinomial logistic regression of the target "label", or ridge regression of "value", trained
-  on `splits.train`. Deterministic. A class without a training example is never predicted."""
+  """Multinomial logistic regression of the target "label", one logistic regression for each of
+  "labels", or ridge regression of "value", trained on `splits.train`. Deterministic. A class
+  without a training example is never predicted."""
   return best_linear(_features(splits), splits, PENALTIES)
 
 
@@ -36,6 +39,9 @@ def best_linear(features: Sequence[Any], splits: Splits, penalties: Sequence[flo
   test, [examples, features]. With one class in training it is always predicted."""
   from sklearn.linear_model import LogisticRegression, Ridge
 
+  if "labels" in splits.train.targets:
+    fits = (_fitted_labels(features, splits, penalty) for penalty in penalties)
+    return max(fits, key=lambda fit: fit.dev)
   train, dev, test = features
   is_number = "value" in splits.train.targets
   target = "value" if is_number else "label"
@@ -52,6 +58,21 @@ def best_linear(features: Sequence[Any], splits: Splits, penalties: Sequence[flo
     same = np.full(len(splits.test), known[0])
     return Fitted(same, penalties[0], float(np.mean(chosen_by == known[0])))
   return max(map(fitted, penalties), key=lambda fit: fit.dev)  # the first of equals
+
+
+def _fitted_labels(features: Sequence[Any], splits: Splits, penalty: float) -> Fitted:
+  """A linear model for each label, and the threshold that is best on the dev split."""
+  from sklearn.linear_model import LogisticRegression
+
+  train, dev, test = features
+  known, true = (split.targets["labels"] > 0 for split in splits[:2])
+  p_dev, p_test = (np.tile(known.all(axis=0) * 1.0, (x.shape[0], 1)) for x in (dev, test))
+  for label in np.flatnonzero(known.any(axis=0) & ~known.all(axis=0)):
+    model = LogisticRegression(C=penalty, max_iter=1000).fit(train, known[:, label])
+    p_dev[:, label], p_test[:, label] = (model.predict_proba(x)[:, 1] for x in (dev, test))
+  threshold = metrics.best_f1_threshold(p_dev, true)
+  micro = metrics.label_sets(true, p_dev >= threshold)["micro_f1"]
+  return Fitted(p_test >= threshold, penalty, micro)
 
 
 def _features(splits: Splits) -> list[Any]:

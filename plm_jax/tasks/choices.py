@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from plm_jax.errors import UserError
 from plm_jax.tasks.examples import Example
-from plm_jax.tasks.table_files import DOCUMENT, NAME, Table, written
+from plm_jax.tasks.table_files import DOCUMENT, NAME, Table, no_column, written
 
 PROMPTS = ("prompt", "ctx", "context", "article", "passage", "premise", "goal", "startphrase")
 PROMPTS += ("sent1", "question", "question_stem", "stem", "query", "text", "sentence")
@@ -46,10 +46,7 @@ def layout_of(table: Table, task: Any) -> Layout:
   for field in ("text", "then", "choices"):
     column = getattr(task, field)
     if column and column not in table.names:
-      raise UserError(
-        f"The file {str(table.path)!r} has no column {column!r} (task.{field}); it has "
-        f"{', '.join(table.names)[:200]}."
-      )
+      raise no_column(table, column, field)
 
   def known(names: tuple[str, ...], taken: tuple = ()) -> str | None:
     return next((present[n] for n in names if n in present and present[n] not in taken), None)

@@ -28,15 +28,16 @@ from plm_jax.tasks.file_task import FileTask, fitting_length
 from plm_jax.tasks.metrics import expected_calibration_error
 from plm_jax.tasks.predicting import outputs
 from plm_jax.tasks.rows import EncodedRows, framed_rows
-from plm_jax.tasks.table_files import object_of, read_table, table_of
+from plm_jax.tasks.table_files import no_column, object_of, read_table, table_of
 from plm_jax.tasks.task import Context, Trained
+from plm_jax.tasks.task_objective import TaskObjective
 from plm_jax.tasks.text_metrics import words_of
 
 _NO_CHOICE = -1e9  # the score of a row that only fills up a group
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Choice:
+class Choice(TaskObjective):
   """Mean of `-log softmax(scores of the choices)[right one]` over examples.
 
   together: the rows of an example, consecutive in a batch; `is_choice` is 0 at those that only fill
@@ -44,25 +45,16 @@ class Choice:
   """
 
   together: int
-  weight: float = 1.0
   name = "choice"
+  heads = {"classes": 1}  # noqa: RUF012  read only
 
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"classes": 1}
-
-  def corrupt(self, batch, draws, vocab) -> dict:
-    """The batch unchanged: the choices are in the rows."""
-    return batch
-
-  def count(self, batch) -> jax.Array:
-    return self._groups(batch["row_weight"])[:, 0].sum()
+  def weights(self, batch) -> jax.Array:
+    return self._groups(batch["row_weight"])[:, 0]
 
   def loss(self, model, hidden, batch, noise) -> Terms:
     scores_B = model.class_logits(hidden, batch, noise)[:, 0]
     logits_GK = self._groups(jnp.where(batch["is_choice"] > 0, scores_B, _NO_CHOICE))
-    right_G, weight_G = (self._groups(batch[name])[:, 0] for name in ("label", "row_weight"))
-    return cross_entropy(logits_GK, right_G, weight_G)
+    return cross_entropy(logits_GK, self._groups(batch["label"])[:, 0], self.weights(batch))
 
   def baseline(self, counts, batches, scores) -> Baseline:
     return majority(batches, "label")
@@ -138,6 +130,9 @@ class Choose(FileTask):
 
   def with_columns(self) -> Self:
     table = read_table(self.source)
+    for field in ("label", "id", "document"):
+      if (column := getattr(self, field)) and column not in table.names:
+        raise no_column(table, column, field)
     layout = layout_of(table, self)
     _, first = examples_in(table, layout, self.first, labelled=True)
     return dataclasses.replace(

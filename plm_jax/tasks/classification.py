@@ -7,7 +7,7 @@ to one score per class; the loss is the mean cross-entropy of the rows.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -16,25 +16,24 @@ import numpy as np
 
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
-from plm_jax.models.model import Model
 from plm_jax.objectives.baselines import Baseline, majority
 from plm_jax.objectives.objective import Terms, cross_entropy
 from plm_jax.tasks import metrics
 from plm_jax.tasks.bag_of_words import best_bag_of_words
 from plm_jax.tasks.examples import Example, Examples, Prediction, Splits, encoded
 from plm_jax.tasks.predicting import outputs
-from plm_jax.tasks.rows import EncodedRows, framed_rows
 from plm_jax.tasks.task import Task, Trained
+from plm_jax.tasks.task_objective import TaskObjective
 
 TEACHER = "teacher"  # in a batch: the teacher's logits, float32 [B, classes]
 NONE = "(none)"  # the label of a prediction below the threshold
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classification:
+class Classification(TaskObjective):
   """Mean of `-log p(label | row)` over rows; an objective like any other, so `fit` trains it.
 
-  labels: the number of classes. Rows of row_weight 0 fill up a batch and do not count.
+  labels: the number of classes.
   label_smoothing: e of `(1 - e) loss + e mean_c(-log p_c)` (Szegedy et al. 2016, section 7).
   class_weights: the weight of a row in the mean, by its class; empty is 1. balanced: fills them in,
     so that all classes weigh alike.
@@ -48,7 +47,6 @@ class Classification:
   balanced: bool = False
   soft: float = 0.5
   temperature: float = 2.0
-  weight: float = 1.0
   name = "class"
 
   def __post_init__(self):
@@ -78,15 +76,7 @@ class Classification:
   def heads(self) -> dict[str, int]:
     return {"classes": self.labels}
 
-  def corrupt(self, batch, draws, vocab) -> dict:
-    """The batch unchanged: labels are in the rows."""
-    return batch
-
-  def count(self, batch) -> jax.Array:
-    return self._weights(batch).sum()
-
-  def _weights(self, batch) -> jax.Array:
-    """float32 [B]."""
+  def weights(self, batch) -> jax.Array:
     if not self.class_weights:
       return batch["row_weight"]
     return batch["row_weight"] * jnp.asarray(self.class_weights, jnp.float32)[batch["label"]]
@@ -97,7 +87,7 @@ class Classification:
     teaches = TEACHER in batch and self.soft > 0
     if not (self.class_weights or self.label_smoothing or teaches):
       return terms
-    weights_B, log_p_BC = self._weights(batch), jax.nn.log_softmax(logits_BC)
+    weights_B, log_p_BC = self.weights(batch), jax.nn.log_softmax(logits_BC)
     losses_B = -jnp.take_along_axis(log_p_BC, batch["label"][:, None], axis=1)[:, 0]
     e = self.label_smoothing
     losses_B = (1 - e) * losses_B - e * log_p_BC.mean(axis=1)
@@ -114,6 +104,13 @@ class Classification:
 
   def baseline(self, counts, batches, scores) -> Baseline:
     return majority(batches, "label")
+
+
+def unknown_label(item: Example, label: str, known: Sequence[str]) -> UserError:
+  return UserError(
+    f"the example {item.name} has the label {label!r}, which training never saw: it knows "
+    f"{', '.join(known[:20])}; correct the label or leave the example out."
+  )
 
 
 def class_logits(model, hidden, batch) -> jax.Array:
@@ -155,18 +152,11 @@ class LabelTask(Task):
     numbers = {label: number for number, label in enumerate(self.labels)}
     for item in items:
       if item.target is not None and item.target not in numbers:
-        raise UserError(
-          f"the example {item.name} has the label {item.target!r}, which training never saw: it "
-          f"knows {', '.join(self.labels[:20])}; correct the label or leave the example out."
-        )
+        raise unknown_label(item, item.target, self.labels)
     targets: dict[str, Any] = {}
     if all(item.target is not None for item in items):
       targets["label"] = np.array([numbers[item.target] for item in items], np.int32)
     return Examples(items, encoded(items, tokenizer), targets)
-
-  def rows(self, examples: Examples, config: Model, tokenizer: Tokenizer) -> EncodedRows:
-    rows = framed_rows(examples.ids, config, tokenizer, self.length)
-    return dataclasses.replace(rows, values=rows.values | examples.targets)
 
   def predict(self, trained: Trained, examples: Examples) -> list[Prediction]:
     """{"label", "score", "scores"}: the most probable label, its probability, and that of each."""
@@ -215,6 +205,8 @@ class LabelTask(Task):
   def baseline(self, name: str, splits: Splits) -> list[Prediction]:
     known = splits.train.targets["label"]
     best = np.full(len(splits.test), np.bincount(known).argmax())
-    if name == "words":
-      best = best_bag_of_words(splits).predictions
-    return [{"label": self.labels[number]} for number in best]
+    return self.from_targets(best_bag_of_words(splits).predictions if name == "words" else best)
+
+  def from_targets(self, numbers: Iterable[int]) -> list[Prediction]:
+    """The predictions of a linear model."""
+    return [{"label": self.labels[number]} for number in numbers]

@@ -106,16 +106,17 @@ def table(comparison: Comparison, chance: dict[str, float]) -> str:
   counts = {len(comparison.values("pretrained", l, metrics[0])) for l in comparison.labels}
   seeds = " or ".join(map(str, sorted(counts)))
   heads = [f"{named(metric)}, {labels}" for labels, metric in columns]
-  spread = "one seed" if seeds == "1" else f"mean ± standard deviation of {seeds} seeds"
+  runs = "one seed" if seeds == "1" else f"mean ± standard deviation of {seeds} seeds"
+  width = max(18, *(len(head) + 2 for head in heads))
   lines = [
-    f"\non the test split, {spread}",
-    f"{'metric, number of training labels':34}" + "".join(f"{head:>18}" for head in heads),
+    f"\non the test split, {runs}",
+    f"{'metric, number of training labels':34}" + "".join(f"{head:>{width}}" for head in heads),
   ]
   for arm, name in comparison.arms.items():
     values = [comparison.values(arm, *column) for column in columns]
-    lines.append(f"{name:34}" + "".join(f"{mean_and_deviation(v):>18}" for v in values))
+    lines.append(f"{name:34}" + "".join(f"{mean_and_deviation(v):>{width}}" for v in values))
   room = "" if seeds == "1" else " " * 8  # under the means
-  always = "".join(f"{f'{chance[metric]:.3f}{room}':>18}" for _, metric in columns)
+  always = "".join(f"{f'{chance[metric]:.3f}{room}':>{width}}" for _, metric in columns)
   lines.append(f"{list(comparison.baselines.values())[-1]:34}{always}".rstrip())
   lines += every_run(comparison)
   verdicts = [verdict(comparison, labels) for labels in comparison.labels]

@@ -22,6 +22,7 @@ from plm_jax.tasks.table_files import (
   Columns,
   Table,
   columns,
+  no_column,
   object_of,
   read_table,
   table_of,
@@ -30,6 +31,7 @@ from plm_jax.tasks.task import Context, Task
 
 _SPLIT = 3  # salt for the user's examples in the own splits
 _SHARE_THAT_FITS = 99  # percent of the training rows that are not cut
+TYPES = (*SUFFIXES, ".json", ".conll", ".conllu")  # known; text may have any other suffix
 STEMS = {
   "train": r"train(ing)?",
   "dev": r"(dev|valid|validation|val)(_matched)?",
@@ -70,6 +72,8 @@ class FileTask(Task):
   def read(self, context: Context) -> tuple[Self, Splits]:
     """The files' examples in three splits, and the task with all that reading them decided."""
     task, notes = self._in_folder()
+    for path in filter(None, (task.source, task.dev, task.test)):
+      task.check_type(path)
     task = task.with_columns()
     items = {}
     for name, path in (("train", task.source), ("dev", task.dev), ("test", task.test)):
@@ -84,6 +88,15 @@ class FileTask(Task):
     splits = Splits(*(task.encode(items[name], context.tokenizer) for name in SPLITS))
     length, said = fitting_length(task, splits, context)
     return dataclasses.replace(task, length=length), splits._replace(notes=(*notes, *said))
+
+  def check_type(self, path: str) -> None:
+    """Errors: `UserError` for a file of a type that other tasks read."""
+    suffix = Path(path).suffix
+    if suffix in TYPES and suffix not in self.files:
+      raise UserError(
+        f"--task={self.name} reads {', '.join(self.files)} files, and {path!r} is a {suffix} file: "
+        "give another file, or another --task (docs/finetuning.md has the types of each)."
+      )
 
   def read_noted(self, path: str) -> tuple[list[Example], list[str]]:
     """The labelled examples of a file, and lines for the user about it."""
@@ -232,17 +245,27 @@ class TableTask(FileTask):
     """The target in a cell. Errors: `UserError`, naming the place, for another kind of value."""
     return cell
 
+  def table(self, path: str | Path) -> Table:
+    return read_table(path, self.header)
+
+  def target_in(self, table: Table, line: int, row: dict[str, Any], column: str) -> Any:
+    """The target of a row. Errors: `UserError` for none, or as `target`."""
+    return self.target(table.cell(line, row, column), table.at(line))
+
   def read_noted(self, path: str) -> tuple[list[Example], list[str]]:
-    table = read_table(path, self.header)
+    table = self.table(path)
     chosen = self._columns(table)
     return self._items(table, chosen, labelled=True), [chosen.note]
 
   def read_file(self, path: str | Path, labelled: bool) -> list[Example]:
-    table = read_table(path, self.header)
+    table = self.table(path)
     return self._items(table, self._columns(table), labelled)
 
   def with_columns(self) -> Self:
-    table = read_table(self.source, self.header)
+    table = self.table(self.source)
+    for field in FIELDS:
+      if (column := getattr(self, field)) and column not in table.names:
+        raise no_column(table, column, field)
     texts, label, name, document, _ = self._columns(table)
     fields = dict(zip(("text", "text2"), texts)) | {
       "label": self.label or label,
@@ -253,7 +276,7 @@ class TableTask(FileTask):
     return dataclasses.replace(self, **fields)
 
   def has_targets(self, path: Path) -> bool:
-    return self.label in read_table(path, self.header).names
+    return self.label in self.table(path).names
 
   def parse(self, line: str, name: str) -> Example:
     """A text, or as many as the task has with a tab between them; or an object of JSON."""
@@ -274,9 +297,10 @@ class TableTask(FileTask):
 
   def _items(self, table: Table, chosen: Columns, labelled: bool) -> list[Example]:
     if labelled and chosen.label is None:
-      wanted = f"{self.label!r} (task.label)" if self.label else "of labels"
+      if self.label:
+        raise no_column(table, self.label, "label")
       raise UserError(
-        f"The file {str(table.path)!r} has no column {wanted}; it has "
+        f"The file {str(table.path)!r} has no column of labels; it has "
         f"{', '.join(table.names)[:200]}: name one with --set=task.label=COLUMN."
       )
     items = []
@@ -284,7 +308,7 @@ class TableTask(FileTask):
       texts = tuple(table.cell(line, row, column) for column in chosen.texts)
       target = None
       if labelled:
-        target = self.target(table.cell(line, row, chosen.label), table.at(line))
+        target = self.target_in(table, line, row, chosen.label)
       where = f"{table.path.name}:{line}"
       name = table.cell(line, row, chosen.name) if chosen.name else where
       document = table.cell(line, row, chosen.document) if chosen.document else where

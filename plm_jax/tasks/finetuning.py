@@ -7,6 +7,7 @@ Every cell of a model is an `Experiment` with a separate working directory, trai
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
@@ -29,6 +30,7 @@ from plm_jax.tasks.augmentation import AugmentedBatches
 from plm_jax.tasks.classification import TEACHER
 from plm_jax.tasks.comparison import Cell
 from plm_jax.tasks.examples import Examples, Splits
+from plm_jax.tasks.mixture import MixedBatches
 from plm_jax.tasks.predicting import TASK, load
 from plm_jax.tasks.rows import LabelledBatches
 from plm_jax.tasks.task import Context, Task, Trained, with_settings
@@ -217,9 +219,13 @@ def _train_and_test(
 
 
 def batches_of(experiment: Experiment, examples: Examples, tokenizer: Tokenizer) -> LabelledBatches:
-  """The batches of a split, of similar length in training if the task asks for that."""
+  """The batches of a split, of similar length or mixed in training if the task asks for that."""
   task: Any = experiment.data
-  return LabelledBatches(
+  make = LabelledBatches
+  if hasattr(task, "part_of"):
+    part = np.array([task.part_of(item) for item in examples.items])
+    make = functools.partial(MixedBatches, part=part, cap=task.cap)
+  return make(
     task.rows(examples, experiment.model, tokenizer),
     seed=experiment.seed,
     global_batch=experiment.global_batch,

@@ -1,9 +1,4 @@
-"""GLUE (Wang et al. 2019, arXiv:1804.07461): nine tasks with their own metrics, the average, and
-the files of a submission.
-
-  python run_finetune.py --from=runs/minilm --task=glue --data=glue_data
-  python run_finetune.py --from=runs/minilm --task=glue --data=tfds    # of TensorFlow Datasets
-  python run_finetune.py --from=runs/t5 --task=glue --data=glue_data --set=task.text_to_text=true
+"""The nine tasks of GLUE (Wang et al. 2019, arXiv:1804.07461) with their own metrics.
 
 The test files have no labels: scores are those of the dev files, MNLI's of both. As text to text
 (Raffel et al. 2020, section 2.4) the source is "mrpc sentence1: ... sentence2: ...", the target a
@@ -13,8 +8,6 @@ word, or of STS-B a number, rounded to the nearest fifth; an output that is no l
 from __future__ import annotations
 
 import dataclasses
-import os
-import zipfile
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -26,24 +19,11 @@ from plm_jax.tasks import metrics
 from plm_jax.tasks.classification import NONE, LabelTask
 from plm_jax.tasks.examples import Example, Examples, Prediction, Splits
 from plm_jax.tasks.file_task import FileTask
-from plm_jax.tasks.glue_files import (
-  MISMATCHED,
-  PARTS,
-  SUBMISSIONS,
-  Part,
-  folder_of,
-  read_glue,
-  submission,
-  test_file,
-)
-from plm_jax.tasks.glue_tfds import glue_folder
-from plm_jax.tasks.predicting import load
+from plm_jax.tasks.glue_files import MISMATCHED, PARTS, Part, read_glue
 from plm_jax.tasks.regress import Regress
-from plm_jax.tasks.suite import PartResult, Scores, Suite
-from plm_jax.tasks.task import Context, Task, Trained
+from plm_jax.tasks.task import Context, Trained
 from plm_jax.tasks.text_to_text import TASKS as TEXT_TASKS
 from plm_jax.tasks.write import Write
-from plm_jax.train.processes import is_first
 
 _NO_NUMBER = -1.0  # an output of STS-B without a number (t5, `string_to_float`)
 
@@ -206,77 +186,3 @@ def glue_scores(
   if "f1" in part.metrics:
     scores["f1"] = float(f1_score(targets == "1", labels == "1", zero_division=0))
   return scores
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Glue(Suite):
-  """The nine tasks of a folder with CoLA, SST-2, ..., WNLI, or those of them that it has.
-
-  source: the folder, or "tfds" for the data sets glue/cola, ... of TensorFlow Datasets.
-  text_to_text: whether labels are written as words, by a model that generates.
-  """
-
-  name: ClassVar[str] = "glue"
-
-  text_to_text: bool = False
-
-  def parts(self, cache: Path) -> dict[str, Task]:
-    place = self.folder(cache)
-    parts: dict[str, Task] = {}
-    for name, part in PARTS.items():
-      kind = GlueText if self.text_to_text else GlueLabels if part.classes else GlueValues
-      if folder := folder_of(place, part.folder):
-        parts[name] = kind(part=name, source=str(folder))
-    if not parts:
-      names = ", ".join(part.folder for part in PARTS.values())
-      raise UserError(f"The folder {self.source!r} has none of GLUE's tasks: {names}.")
-    return parts
-
-  def folder(self, cache: Path) -> Path:
-    """The folder with the files of all parts. Errors: `UserError` if there is none."""
-    if self.source == "tfds":
-      return glue_folder(cache)
-    place = Path(os.path.expanduser(self.source))
-    if not place.is_dir():
-      raise UserError(
-        f"{self.source!r} is no folder; --task=glue needs one with CoLA, SST-2, ..., or --data=tfds"
-      )
-    return place
-
-  def scores(self, name: str, test: Scores) -> Scores:
-    return {metric: test[metric] for metric in PARTS[name].metrics}
-
-  def finish(self, results: list[PartResult], path: Path, cache: Path) -> list[str]:
-    """Writes submission.zip with the predictions of the models that are best on dev."""
-    paths = {result.name: result for result in results}
-    files, lines = {}, []
-    for each in SUBMISSIONS:
-      title, name, file = each.title, each.part, test_file(self.folder(cache), each)
-      if name not in paths or file is None:
-        why = f"there is no {each.folders[0]}/{each.files[0]}" if name in paths else "no such model"
-        lines.append(f"{title} is not in the submission: {why}")
-        continue
-      files[f"{title}.tsv"] = predicted(paths[name].best(PARTS[name].metrics[0]), file)
-    if files and is_first():
-      with zipfile.ZipFile(path / "submission.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for title, text in sorted(files.items()):
-          archive.writestr(title, text)
-    if files:
-      lines.append(f"{path}/submission.zip has the test predictions of {len(files)} files")
-    left = [part.folder for name, part in PARTS.items() if name not in paths]
-    if left:
-      lines.append(f"the average is of {len(paths)} of 9 tasks: without {', '.join(left)}")
-    return lines
-
-
-def predicted(model: Path, path: Path) -> str:
-  """A file of the submission from a fine-tuned model."""
-  task, trained = load(model)
-  items = task.read_file(path, labelled=False)
-  predictions = task.predict(trained, task.encode(items, trained.tokenizer))
-  # Every line needs a label; an output that is none counts as the first.
-  answers = [
-    p["value"] if "value" in p else p["label"] if p["label"] != NONE else task.kind.classes[0]
-    for p in predictions
-  ]
-  return submission(task.kind, items, answers)

@@ -16,7 +16,7 @@ import numpy as np
 
 from plm_jax.errors import UserError
 from plm_jax.tasks.examples import Example, Examples
-from plm_jax.tasks.table_files import Table, number, read_table, text_of, written
+from plm_jax.tasks.table_files import Table, no_column, number, read_table, text_of, written
 
 SOURCES = ("source", "src", "mr", "meaning_representation", "article", "document", "dialogue")
 SOURCES += ("input", "question", "text", "sentence")
@@ -72,10 +72,7 @@ def columns_of(table: Table, source: str | None, target: str | None) -> Columns:
   """The user's columns, else those of data sets, else the first two of text. Errors: `UserError`
   without a column of sources, or for an unknown one."""
   if source and source not in table.names:
-    raise UserError(
-      f"The file {str(table.path)!r} has no column {source!r} (task.text); it has "
-      f"{', '.join(table.names)[:200]}."
-    )
+    raise no_column(table, source, "text")
   present = {name.lower(): name for name in reversed(table.names)}
   guesses_target = target is None
 

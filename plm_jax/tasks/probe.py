@@ -6,6 +6,8 @@ The features of a text are the mean of the last states over its tokens; of a pai
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from plm_jax.runs import Run, RunInfo
@@ -28,11 +30,9 @@ class Probe:
 
   @staticmethod
   def fits(splits: Splits) -> bool:
-    """Whether the task has a label or a number for each example of one text or two."""
-    targets = splits.train.targets
-    known = targets.get("label", targets.get("value"))
+    """Whether the task has labels or a number for each example of one text or two."""
     texts = {len(item.texts) for item in splits.train.items[:1]}
-    return isinstance(known, np.ndarray) and known.ndim == 1 and texts <= {1, 2}
+    return bool({"label", "labels", "value"} & splits.train.targets.keys()) and texts <= {1, 2}
 
   def cell(self, splits: Splits, labels: str, seed: int) -> Cell:
     """The scores of a probe that is trained on `splits.train`."""
@@ -43,10 +43,8 @@ class Probe:
     features = [self._features(split) for split in splits[:3]]
     mean, scale = features[0].mean(axis=0), np.maximum(features[0].std(axis=0), 1e-6)
     scaled = [(each - mean) / scale for each in features]
-    best = best_linear(scaled, splits, PENALTIES).predictions
-    if "value" in splits.train.targets:
-      return [{"value": float(value)} for value in best]
-    return [{"label": self._task.classes[number]} for number in best]
+    task: Any = self._task
+    return task.from_targets(best_linear(scaled, splits, PENALTIES).predictions)
 
   def _features(self, split: Examples) -> np.ndarray:
     """float32 [N, features]."""

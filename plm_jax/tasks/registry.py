@@ -12,9 +12,11 @@ from plm_jax.errors import UserError
 from plm_jax.tasks.answer import Answer
 from plm_jax.tasks.choose import Choose
 from plm_jax.tasks.classify import Classify
-from plm_jax.tasks.glue import Glue
+from plm_jax.tasks.glue_suite import Glue
 from plm_jax.tasks.label import Label
+from plm_jax.tasks.label_sets import has_label_lists
 from plm_jax.tasks.labelled_text import INSTALLED_TEXT
+from plm_jax.tasks.multi import Multi
 from plm_jax.tasks.pairs import Pairs
 from plm_jax.tasks.regress import Regress
 from plm_jax.tasks.suite import Suite
@@ -26,7 +28,7 @@ from plm_jax.tasks.write import Write
 
 TASKS: dict[str, type[Task]] = {
   task.name: task
-  for task in (Classify, Pairs, Regress, Tag, Answer, Choose, Write, WordOrder, Label)
+  for task in (Classify, Pairs, Multi, Regress, Tag, Answer, Choose, Write, WordOrder, Label)
 }
 SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (Glue,)}
 _MANY = 20  # different numbers; with more they are values, not classes
@@ -71,6 +73,8 @@ def guessed(source: str | None) -> type[Task]:
   if path.suffix not in SUFFIXES:
     return next((kind for kind in TASKS.values() if path.suffix in kind.files), WordOrder)
   table = read_table(path)
+  if has_label_lists(table):
+    return Multi
   label = columns(table, texts=1).label
   if label is None:
     return WordOrder

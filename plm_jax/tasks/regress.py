@@ -7,13 +7,11 @@ import math
 from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
-from plm_jax.models.model import Model
 from plm_jax.objectives.baselines import Baseline
 from plm_jax.objectives.objective import Terms
 from plm_jax.tasks.bag_of_words import best_bag_of_words
@@ -22,29 +20,18 @@ from plm_jax.tasks.examples import Example, Examples, Prediction, Splits, encode
 from plm_jax.tasks.file_task import TableTask
 from plm_jax.tasks.metrics import correlations
 from plm_jax.tasks.predicting import outputs
-from plm_jax.tasks.rows import EncodedRows, framed_rows
 from plm_jax.tasks.table_files import number, pair_of, read_table
 from plm_jax.tasks.task import Context, Trained
+from plm_jax.tasks.task_objective import TaskObjective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Regression:
+class Regression(TaskObjective):
   """Mean over rows of `(score - value)^2`, the score being that of one class. Values are
   standardised, so that a new head starts near them whatever their unit is."""
 
-  weight: float = 1.0
   name = "regress"
-
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"classes": 1}
-
-  def corrupt(self, batch, draws, vocab) -> dict:
-    """The batch unchanged: values are in the rows."""
-    return batch
-
-  def count(self, batch) -> jax.Array:
-    return batch["row_weight"].sum()
+  heads = {"classes": 1}  # noqa: RUF012  read only
 
   def loss(self, model, hidden, batch, noise) -> Terms:
     scores_B = model.class_logits(hidden, batch, noise)[:, 0]
@@ -52,7 +39,7 @@ class Regression:
     return {"loss": ((errors_B * batch["row_weight"]).sum(), self.count(batch))}
 
   def baseline(self, counts, batches, scores) -> Baseline:
-    values = np.concatenate([b["value"][b["row_weight"] > 0] for b in batches])
+    values = self.values(batches, "value")
     return Baseline("mean", {"loss": float(np.var(values))}, unit="")
 
 
@@ -117,17 +104,13 @@ class Regress(TableTask):
       targets["value"] = values.astype(np.float32)
     return Examples(items, encoded(items, tokenizer), targets)
 
-  def rows(self, examples: Examples, config: Model, tokenizer: Tokenizer) -> EncodedRows:
-    rows = framed_rows(examples.ids, config, tokenizer, self.length)
-    return dataclasses.replace(rows, values=rows.values | examples.targets)
-
   def predict(self, trained: Trained, examples: Examples) -> list[Prediction]:
     """{"value"}: a number."""
     rows = self.rows(examples, trained.config, trained.tokenizer)
-    scores_N = outputs(trained, rows, class_logits)[:, 0]
-    return self._predictions(scores_N)
+    return self.from_targets(outputs(trained, rows, class_logits)[:, 0])
 
-  def _predictions(self, standardised: Iterable[float]) -> list[Prediction]:
+  def from_targets(self, standardised: Iterable[float]) -> list[Prediction]:
+    """In the unit of the data."""
     digits = max(6, 6 - math.floor(math.log10(self.scale)))
     return [{"value": round(float(x) * self.scale + self.mean, digits)} for x in standardised]
 
@@ -142,6 +125,5 @@ class Regress(TableTask):
     return abs(prediction["value"] - example.target)
 
   def baseline(self, name: str, splits: Splits) -> list[Prediction]:
-    if name == "words":
-      return self._predictions(best_bag_of_words(splits).predictions)
-    return self._predictions(np.zeros(len(splits.test)))
+    mean = np.zeros(len(splits.test))
+    return self.from_targets(best_bag_of_words(splits).predictions if name == "words" else mean)

@@ -15,31 +15,27 @@ from plm_jax.objectives.baselines import Baseline
 from plm_jax.objectives.objective import Terms
 from plm_jax.tasks.rows import EncodedRows
 from plm_jax.tasks.squad import TrueAnswer
+from plm_jax.tasks.task_objective import TaskObjective
 
 NBEST = 20  # starts, ends and answers that are kept
 NONE, MISPLACED = -1, -2  # instead of a span's tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpanLoss:
+class SpanLoss(TaskObjective):
   """Mean of `-(log p(start) + log p(end)) / 2` over the positions of a row without its padding.
 
   Rows of span_weight 0, whose answer is not at its offset, do not count.
   """
 
-  weight: float = 1.0
   name = "span"
   heads = {"span": 0}  # noqa: RUF012  read only
 
-  def corrupt(self, batch, draws, vocab) -> dict:
-    """The batch unchanged: spans are in the rows."""
-    return batch
-
-  def count(self, batch) -> jax.Array:
-    return (batch["row_weight"] * batch["span_weight"]).sum()
+  def weights(self, batch) -> jax.Array:
+    return batch["row_weight"] * batch["span_weight"]
 
   def loss(self, model, hidden, batch, noise) -> Terms:
-    weight_B = batch["row_weight"] * batch["span_weight"]
+    weight_B = self.weights(batch)
     loss_B, correct_B = 0.0, 1.0
     for logits_BT, target_B in zip(
       span_logits(model, hidden, batch), (batch["start"], batch["end"]), strict=True
@@ -48,11 +44,10 @@ class SpanLoss:
       loss_B -= jnp.take_along_axis(log_p_BT, target_B[:, None], axis=1)[:, 0] / 2
       correct_B *= logits_BT.argmax(axis=1) == target_B
     terms = {"loss": loss_B, "accuracy": correct_B}
-    return {name: ((x_B * weight_B).sum(), self.count(batch)) for name, x_B in terms.items()}
+    return {name: ((x_B * weight_B).sum(), weight_B.sum()) for name, x_B in terms.items()}
 
   def baseline(self, counts, batches, scores) -> Baseline:
-    lengths = np.concatenate([b["length"][b["row_weight"] > 0] for b in batches])
-    return Baseline("uniform", {"loss": float(np.log(lengths).mean())})
+    return Baseline("uniform", {"loss": float(np.log(self.values(batches, "length")).mean())})
 
 
 def span_logits(model, hidden, batch) -> tuple[jax.Array, jax.Array]:

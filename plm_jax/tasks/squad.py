@@ -1,4 +1,5 @@
-"""SQuAD 1.1 and 2.0 files, CMRC 2018 in their layout, and the scores of their official scripts.
+"""SQuAD 1.1 and 2.0 files, CMRC 2018 in their layout and its own, and the scores of their official
+scripts.
 
 Sources: evaluate-v1.1.py and evaluate-v2.0.py of SQuAD; cmrc2018_evaluate.py of CMRC 2018. Scores
 are between 0 and 1, not percentages. Deviation: CMRC splits Latin text by nltk's `word_tokenize`,
@@ -11,7 +12,7 @@ import os
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,9 +36,9 @@ class TrueAnswer(NamedTuple):
 
 
 def read_squad(path: str | Path, labelled: bool) -> list[Example]:
-  """The questions of a file; texts are question and context, targets lists of `TrueAnswer`, empty
-  for a question without an answer. document: the paragraph. Errors: `UserError` for another layout.
-  """
+  """The questions of a file of SQuAD's layout or CMRC 2018's; texts are question and context,
+  targets lists of `TrueAnswer`, empty for a question without an answer. document: the paragraph.
+  Errors: `UserError` for another layout."""
   path = Path(os.path.expanduser(path))
   if not path.is_file():
     raise UserError(f"The file {str(path)!r} does not exist: give a .json file of SQuAD's layout.")
@@ -47,22 +48,41 @@ def read_squad(path: str | Path, labelled: bool) -> list[Example]:
     raise UserError(f"The file {str(path)!r} is not JSON ({error}).") from None
   items = []
   try:
-    for number, article in enumerate(content["data"]):
-      for paragraph_number, paragraph in enumerate(article["paragraphs"]):
-        document = f"{path.name}#{number}.{paragraph_number}"
-        for question in paragraph["qas"]:
-          name = str(question.get("id", len(items)))
-          texts = (_text(question["question"]), _text(paragraph["context"]))
-          target = _answers(path, name, question, texts[1]) if labelled else None
-          items.append(Example(texts, target, name, document))
+    for place, paragraph in _paragraphs(content):
+      for question in paragraph["qas"]:
+        name = str(question.get("id", len(items)))
+        texts = (_text(question["question"]), _text(paragraph["context"]))
+        target = _answers(path, name, question, texts[1]) if labelled else None
+        items.append(Example(texts, target, name, f"{path.name}#{place}"))
   except (TypeError, KeyError, AttributeError) as error:
     raise UserError(
       f"The file {str(path)!r} does not have SQuAD's layout ({type(error).__name__}: {error}): "
-      "expected data[].paragraphs[] with a context and qas[], each with a question and answers."
+      "expected data[].paragraphs[] with a context and qas[], each with a question and answers; or "
+      "CMRC 2018's list of paragraphs with context_text and qas[] of query_text and answers."
     ) from None
   if not items:
     raise UserError(f"The file {str(path)!r} is empty: expected at least one question.")
   return items
+
+
+def _paragraphs(content: Any) -> Iterator[tuple[str, dict]]:
+  """(place, paragraph in SQuAD's layout). CMRC 2018's answers are texts without an offset; theirs
+  is the first place where the context has the text."""
+  if not isinstance(content, list):
+    for number, article in enumerate(content["data"]):
+      for part, paragraph in enumerate(article["paragraphs"]):
+        yield f"{number}.{part}", paragraph
+    return
+  if not content:
+    raise TypeError("an empty list")
+  for number, paragraph in enumerate(content):
+    context, questions = _text(paragraph["context_text"]), []
+    for question in paragraph["qas"]:
+      texts = map(_text, question.get("answers", ()))
+      answers = [{"text": text, "answer_start": context.find(text)} for text in texts]
+      questions.append({"question": question["query_text"], "answers": answers})
+      questions[-1] |= {"id": question["query_id"]} if "query_id" in question else {}
+    yield str(number), {"context": context, "qas": questions}
 
 
 def _text(value: Any) -> str:

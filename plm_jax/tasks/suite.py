@@ -65,6 +65,11 @@ class Suite(abc.ABC):
     """The scores of a part that its table shows; their mean is the part's score. test: metric ->
     value, from `Task.score`."""
 
+  def joint(self, cache: Path) -> Task | None:
+    """The one task of all chosen parts, if one model learns them together. Its scores of a part are
+    named PART/METRIC."""
+    return None
+
   def finish(self, results: list[PartResult], path: Path, cache: Path) -> list[str]:
     """Writes what the suite makes of its models to `path`; lines for the user. All processes call
     it, and the first one writes."""
@@ -94,12 +99,25 @@ def tune_parts(
   cache: Path,
   tune: Callable[[Task, Path], list[Cell]],
 ) -> list[PartResult]:
-  """Every part in turn. tune: trains and tests a task in a directory, or reads its results."""
+  """Every part in turn, or all in one. tune: trains and tests a task in a directory, or reads its
+  results."""
   results = []
+  if (joint := suite.joint(cache)) is not None:
+    cells = tune(joint, path)
+    return [PartResult(n, [scores_of(c, n) for c in cells], path) for n in suite.chosen(cache)]
   for name, task in suite.chosen(cache).items():
     say(f"\n=== {suite.name}: {name} ===")
     results.append(PartResult(name, tune(task, path / name), path / name))
   return results
+
+
+def scores_of(cell: Cell, part: str) -> Cell:
+  """A cell of the joint task with the scores of one part."""
+
+  def own(scores):
+    return {n.removeprefix(f"{part}/"): x for n, x in scores.items() if n.startswith(f"{part}/")}
+
+  return cell._replace(test=own(cell.test), dev=cell.dev and own(cell.dev))
 
 
 def suite_table(suite: Suite, results: list[PartResult]) -> tuple[str, dict[str, Any]]:

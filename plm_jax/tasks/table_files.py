@@ -8,6 +8,7 @@ their values; a line says which were chosen.
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import math
@@ -39,7 +40,7 @@ LABEL = ("label", "gold_label", "is_duplicate", "quality", "class", "category", 
 LABEL += ("sentiment", "target", "score", "rating", "stars", "similarity", "labels")
 NAME = ("id", "index", "idx", "guid", "pairid")
 DOCUMENT = ("document_id", "doc_id", "document", "doc", "group")
-_NAMES = {*TEXT, *LABEL, *NAME, *DOCUMENT, *(second for _, second in PAIRS)}
+KNOWN_NAMES = {*TEXT, *LABEL, *NAME, *DOCUMENT, *(second for _, second in PAIRS)}
 _SAMPLE = 1000  # rows that are looked at to find a column
 
 
@@ -64,6 +65,17 @@ class Table(NamedTuple):
     if not value:
       raise UserError(f'{self.at(line)} has no "{column}"; fill it in or leave the line out.')
     return value
+
+
+def no_column(table: Table, column: str, field: str) -> UserError:
+  """The error for a name that the user gave, with the nearest one."""
+  lower = {name.lower(): name for name in table.names}
+  near = difflib.get_close_matches(column.lower(), lower, n=1)
+  meant = f"; did you mean {lower[near[0]]!r}?" if near else "."
+  return UserError(
+    f"The file {str(table.path)!r} has no column {column!r} (task.{field}); it has "
+    f"{', '.join(table.names)[:200]}{meant}"
+  )
 
 
 class Columns(NamedTuple):
@@ -117,10 +129,7 @@ def columns(table: Table, texts: int, **wanted: str | None) -> Columns:
   wanted = {field: wanted.get(field) for field in FIELDS}
   for field, column in wanted.items():
     if column and column not in table.names and field in ("text", "text2"):
-      raise UserError(
-        f"The file {str(table.path)!r} has no column {column!r} (task.{field}); it has "
-        f"{', '.join(table.names)[:200]}."
-      )
+      raise no_column(table, column, field)
   present = {name.lower(): name for name in reversed(table.names)}
 
   def chosen(field: str, names: tuple[str, ...]) -> str | None:
@@ -285,7 +294,7 @@ def _has_header(lines: list[list[str]]) -> bool:
   """Whether the first line names columns: by a known name; else if none of its cells is a number,
   long, empty, or a value of the same column in another line."""
   first = [cell.strip() for cell in lines[0]]
-  if any(cell.lower() in _NAMES for cell in first):
+  if any(cell.lower() in KNOWN_NAMES for cell in first):
     return True
   later = [{line[i].strip() for line in lines[1:] if i < len(line)} for i in range(len(first))]
   return all(

@@ -29,6 +29,7 @@ from plm_jax.tasks.predicting import outputs
 from plm_jax.tasks.rows import EncodedRows
 from plm_jax.tasks.table_files import object_of
 from plm_jax.tasks.task import Trained
+from plm_jax.tasks.task_objective import TaskObjective
 from plm_jax.tasks.windows import best_window, windowed_rows
 from plm_jax.tasks.word_pieces import first_pieces, word_pieces
 
@@ -36,14 +37,13 @@ NO_TAG = -100  # of a position that is no first piece of a word
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenClassification:
+class TokenClassification(TaskObjective):
   """Mean of `-log p(tag | text)` over the words.
 
   tags: their number.
   """
 
   tags: int
-  weight: float = 1.0
   name = "tag"
 
   def __post_init__(self):
@@ -54,24 +54,17 @@ class TokenClassification:
   def heads(self) -> dict[str, int]:
     return {"token_classes": self.tags}
 
-  def corrupt(self, batch, draws, vocab) -> dict:
-    """The batch unchanged: tags are in the rows."""
-    return batch
-
-  def count(self, batch) -> jax.Array:
-    return self._weights(batch).sum()
+  def weights(self, batch) -> jax.Array:
+    return (batch["tag"] != NO_TAG) * batch["row_weight"][:, None]
 
   def loss(self, model, hidden, batch, noise) -> Terms:
     logits_BTC = model.token_class_logits(hidden, noise)
-    return cross_entropy(logits_BTC, jnp.maximum(batch["tag"], 0), self._weights(batch))
+    return cross_entropy(logits_BTC, jnp.maximum(batch["tag"], 0), self.weights(batch))
 
   def baseline(self, counts, batches, scores) -> Baseline:
-    tags = np.concatenate([b["tag"][b["row_weight"] > 0].reshape(-1) for b in batches])
+    tags = np.concatenate([self.values([b], "tag").reshape(-1) for b in batches])
     numbers = np.bincount(tags[tags >= 0])
     return Baseline("majority", {"accuracy": float(numbers.max() / numbers.sum())})
-
-  def _weights(self, batch) -> jax.Array:
-    return (batch["tag"] != NO_TAG) * batch["row_weight"][:, None]
 
 
 def token_class_logits(model, hidden, batch) -> jax.Array:

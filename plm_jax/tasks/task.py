@@ -22,7 +22,7 @@ from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model, Parameters
 from plm_jax.runs import RunInfo
 from plm_jax.tasks.examples import Example, Examples, Prediction, Splits
-from plm_jax.tasks.rows import EncodedRows
+from plm_jax.tasks.rows import EncodedRows, framed_rows
 
 
 class Trained(NamedTuple):
@@ -132,9 +132,11 @@ class Task(abc.ABC):
   def objective(self) -> Any:
     """The `Objective` of a task that was read."""
 
-  @abc.abstractmethod
   def rows(self, examples: Examples, config: Model, tokenizer: Tokenizer) -> EncodedRows:
-    """The rows to train and to predict on, with the targets that the objective reads."""
+    """The rows to train and to predict on, with the targets that the objective reads: by default
+    one row for each example."""
+    rows = framed_rows(examples.ids, config, tokenizer, self.length)
+    return dataclasses.replace(rows, values=rows.values | examples.targets)
 
   def tune(self, trained: Trained, dev: Examples) -> Self:
     """The task with fields that are chosen after training, such as a threshold."""

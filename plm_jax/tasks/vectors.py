@@ -75,3 +75,23 @@ def vectors(
   rows = framed_rows(ids, config, tokenizer, min(length, longest))
   array_ND = outputs(trained, rows, pooled).astype(np.float32)
   return array_ND, sum(size > longest for size in sizes)
+
+
+def attentions(trained: Trained, text: str, longest: int) -> tuple[np.ndarray, np.ndarray]:
+  """The ids of a text with special tokens, int32 [T], and its attention weights, float32 [layers,
+  heads, T, T]; of an encoder-decoder the encoder's. Errors: `UserError` for a text of more than
+  `longest` tokens, and for a model without attention."""
+  tokenizer, config = trained.tokenizer, trained.config
+  rows = framed_rows([(tokenizer.encode(text),)], config, tokenizer, longest + 1)
+  size = int(rows.values["length"][0])
+  if size > longest:
+    raise UserError(f"the text has more than {longest} tokens; give a shorter sentence.")
+  batch = rows.batch(np.zeros(1, int), np.ones(1, np.float32), size)
+
+  def weights(params, batch: dict) -> jax.Array:
+    seen = all_states(params, batch, Compute(dtype="float32"))[1]
+    if not seen:
+      raise UserError(f"a model of type {type(config).__name__} has no attention.")
+    return jnp.stack(seen)[:, 0]
+
+  return batch["input_ids"][0], np.asarray(jax.jit(weights)(trained.params, batch), np.float32)

@@ -23,7 +23,7 @@ from plm_jax.tasks.examples import Example, Examples, Prediction, Splits
 from plm_jax.tasks.file_task import STEMS, FileTask
 from plm_jax.tasks.parallel import references
 from plm_jax.tasks.rows import EncodedRows, row_limit
-from plm_jax.tasks.table_files import SUFFIXES, object_of, table_of
+from plm_jax.tasks.table_files import SUFFIXES, no_column, object_of, table_of
 from plm_jax.tasks.task import Context, Trained
 from plm_jax.tasks.text_metrics import check_installed, exact, scores_of_texts, tokens_of
 from plm_jax.tasks.writing import (
@@ -189,6 +189,8 @@ class Write(FileTask):
     if parallel.is_lines(self.source):
       return self
     table = parallel.read_columns(self.source, self.header)
+    if self.target and self.target not in table.names:
+      raise no_column(table, self.target, "target")
     source, target = parallel.columns_of(table, self.text, self.target)
     header = self.header if table.path.suffix == ".jsonl" else table.header
     return dataclasses.replace(self, text=source, target=self.target or target, header=header)

@@ -21,10 +21,11 @@ from plm_jax.objectives.baselines import Baseline, unigram
 from plm_jax.objectives.objective import Terms, token_terms
 from plm_jax.tasks.examples import Examples
 from plm_jax.tasks.rows import EncodedRows, frame_of
+from plm_jax.tasks.task_objective import TaskObjective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Writing:
+class Writing(TaskObjective):
   """Mean of `-log p(y_t | y_<t, source)` over the tokens of all targets, the end token included.
 
   label_smoothing: as in `objectives.seq2seq.Seq2Seq`; the papers on translation and summaries have
@@ -32,36 +33,25 @@ class Writing:
   """
 
   label_smoothing: float = 0.0
-  weight: float = 1.0
   name = "write"
+  heads = {"lm": 0}  # noqa: RUF012  read only
 
   def __post_init__(self):
     if not 0 <= self.label_smoothing < 1:
       raise UserError(f"write.label_smoothing={self.label_smoothing} must be at least 0, below 1.")
 
-  @property
-  def heads(self) -> dict[str, int]:
-    return {"lm": 0}
-
-  def corrupt(self, batch, draws, vocab) -> dict:
-    """The batch unchanged: targets are in the rows."""
-    return batch
-
-  def count(self, batch) -> jax.Array:
-    return self._weights(batch).sum()
-
   def loss(self, model, hidden, batch, noise) -> Terms:
     targets_BT = jnp.maximum(batch["targets"], 0)
-    return token_terms(model, hidden, targets_BT, self._weights(batch), self.label_smoothing)
+    return token_terms(model, hidden, targets_BT, self.weights(batch), self.label_smoothing)
 
-  def _weights(self, batch) -> jax.Array:
+  def weights(self, batch) -> jax.Array:
     """float32 [B, T]: 0 at the source, at padding, and in rows that only fill up the batch."""
     return (batch["targets"] >= 0) * batch["row_weight"][:, None]
 
   def baseline(self, counts, batches, scores) -> Baseline:
     targets = np.concatenate([b["targets"].ravel() for b in batches])
     counts = np.bincount(targets[targets >= 0], minlength=len(counts))
-    batches = [{"write_targets": np.maximum(b["targets"], 0), "write_weights": self._weights(b)}
+    batches = [{"write_targets": np.maximum(b["targets"], 0), "write_weights": self.weights(b)}
                for b in batches]  # fmt: skip
     return unigram(counts, batches, self.name)
 

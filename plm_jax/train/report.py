@@ -9,6 +9,7 @@ import numpy as np
 
 from plm_jax.data.pipeline import Batches
 from plm_jax.decode.fill_mask import blanks_from, fill
+from plm_jax.decode.neighbours import groups
 from plm_jax.decode.rules import Rules
 from plm_jax.decode.writer import Prompt, continuation, readable, write
 from plm_jax.experiment import Experiment
@@ -21,6 +22,7 @@ from plm_jax.train.state import trainable
 from plm_jax.train.workdir import Workdir, read_records
 
 FEW = 100  # held-out rows: a report with fewer is marked
+BLANKS = 64  # held-out sentences whose blanks are filled
 
 
 def heading(record: dict[str, Any], experiment: Experiment) -> str:
@@ -117,27 +119,49 @@ def _number(value: float) -> str:
 
 
 def examples(params: Parameters, run: Results, prepared, count: int = 4) -> str:
-  """Examples on held-out text: continuations of sentences, targets of sources, or the five best
-  fillers of blanks; else the reason why there are none."""
+  """Examples on held-out text: continuations of sentences, targets of sources, or fillers of
+  blanks; else the reason why there are none. Then words that are alike in the token table."""
   experiment, tokenizer = run.experiment, prepared.tokenizer
-  if writes(params):
-    if hasattr(experiment.model, "source_ids"):
-      return targets(params, run, tokenizer, count)
-    return continuations(params, experiment, prepared, count)
-  model = params.masked_lm()
-  if model is None or tokenizer.vocab.mask is None:
-    return "\nno examples: this model neither generates text nor predicts masked tokens"
-  blanks = blanks_from(prepared.valid, tokenizer, count)
+  if writes(params) and hasattr(experiment.model, "source_ids"):
+    shown = targets(params, run, tokenizer, count)
+  elif writes(params):
+    shown = continuations(params, experiment, prepared, count)
+  elif params.masked_lm() is not None and tokenizer.vocab.mask is not None:
+    shown = fillers(params, experiment, prepared, count)
+  else:
+    shown = "\nno examples: this model neither generates text nor predicts masked tokens"
+  alike = groups(params, tokenizer, prepared.train.counts)
+  if not alike:
+    return shown
+  lines = ["\nfrequent words with the most similar vectors in the token table"]
+  return "\n".join([shown, *lines, *("  " + ", ".join(words) for words in alike)])
+
+
+def fillers(params: Parameters, experiment: Experiment, prepared, count: int) -> str:
+  """Held-out sentences with a blank and the most probable fillers: those where the model is most
+  certain and those where it is least, half of `count` each."""
+  tokenizer = prepared.tokenizer
+  blanks = blanks_from(prepared.valid, tokenizer, BLANKS)
   if not blanks:
     return "\nno examples: no held-out sentence has a long word of one token"
-  lines = ["", "held-out sentences with a blank, and the five most probable fillers"]
-  for blank, best in zip(blanks, fill(model, blanks, experiment.compute)):
-    ids = blank.ids[1:-1]
-    before = tokenizer.decode(ids[: blank.position - 1])
-    after = tokenizer.decode(ids[blank.position :])
-    options = ", ".join(f"{tokenizer.decode([f.token])} {f.probability:.2f}" for f in best)
-    answer = tokenizer.decode([blank.answer])
-    lines += [f"  {before} ____ {after}", f"    {options}   (the text has: {answer})"]
+  filled = list(zip(blanks, fill(params.masked_lm(), blanks, experiment.compute)))
+  ranks = [[f.token for f in best].index(b.answer) for b, best in filled
+           if b.answer in [f.token for f in best]]  # fmt: skip
+  filled.sort(key=lambda pair: -pair[1][0].probability)
+  few = min(count // 2, len(filled) // 2)
+  lines = [
+    f"\n{len(blanks)} held-out sentences with a blank: the right word is the most probable token "
+    f"in {ranks.count(0)}, and among the five most probable in {len(ranks)}"
+  ]
+  for title, chosen in (("most", filled[:few]), ("least", filled[len(filled) - few :])):
+    lines.append(f"where the model is {title} certain")
+    for blank, best in chosen:
+      ids = blank.ids[1:-1]
+      before = tokenizer.decode(ids[: blank.position - 1])
+      after = tokenizer.decode(ids[blank.position :])
+      options = ", ".join(f"{tokenizer.decode([f.token])} {f.probability:.2f}" for f in best)
+      answer = tokenizer.decode([blank.answer])
+      lines += [f"  {before} ____ {after}", f"    {options}   (the text has: {answer})"]
   return "\n".join(lines)
 
 

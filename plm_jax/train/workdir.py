@@ -125,6 +125,14 @@ def lock(directory: Path, holder: str, flag: str) -> TextIO:
   return file
 
 
+def _below(path: Path) -> str:
+  """A hint for a folder with runs."""
+  places = ("*/config.json", "*/*/config.json")
+  runs = sorted(str(config.parent) for place in places for config in path.glob(place))
+  shown = ", ".join(runs[:5]) + (f" and {len(runs) - 5} others" if len(runs) > 5 else "")
+  return f"; directories below it that have one: {shown}" if runs else ""
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
   """The config.json of a run. Errors: `UserError` if it is missing, or not that of a run."""
   path = Path(path)
@@ -134,7 +142,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     names = [sibling.name for sibling in path.parent.glob("*/")]
     near = difflib.get_close_matches(path.name, names, n=1)
     missing = f"it does not exist{f'; did you mean {path.parent / near[0]}?' if near else ''}"
-    missing = "it has no config.json" if path.is_dir() else missing
+    if path.is_dir():
+      missing = f"it has no config.json{_below(path)}"
     raise UserError(f"{path} is not the directory of a run: {missing}") from None
   except (OSError, ValueError) as error:
     raise UserError(f"{path / 'config.json'} cannot be read: {error}") from error

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from plm_jax import cli, overrides
-from plm_jax.ablate import page, plots, reporting
+from plm_jax.ablate import page, plots, report_numbers, report_verdicts, reporting
 from plm_jax.ablate.plan import ROOT, Evaluation, PlannedRun, SweepPlan, claim, workdir_of
 from plm_jax.ablate.table import METRICS
 from plm_jax.errors import UserError
@@ -140,7 +140,64 @@ def test_published_and_measured_numbers_stand_side_by_side(sweep, tmp_path):
   header = next(line for line in lines if line.startswith("| arm | ppl"))
   assert header == "| arm | ppl, published | mlm_perplexity, measured | MNLI, published |"
   assert "| a | 5.84 | 31.00 ± 1.00 | 77.9 |" in lines
-  assert "| baseline |  | 148.4 |  |" in lines
+  assert "| unigram |  | 148.4 |  |" in lines
+
+
+def test_a_published_column_without_numbers_of_these_arms_is_left_out(sweep, tmp_path):
+  out = sweep({"c": {s: {"mlm_perplexity": 30.0 + s} for s in range(3)}})
+  reporting.write_report(reporting.gather(out), tmp_path)
+  assert "| arm | mlm_perplexity, measured |" in (tmp_path / "report.md").read_text()
+
+
+def test_a_page_begins_with_its_verdicts_in_plain_sentences(sweep):
+  measured = reporting.gather(sweep(drawn()))
+  summary = report_verdicts.summary(measured)
+  assert "3 claims, tested with 3 seeds on 2,592 tokens a run: 3 supported." in summary
+  assert (
+    "By the mean mlm_perplexity, c is best" in summary and "a unigram model has 148.4." in summary
+  )
+  sentence = report_verdicts.sentence(measured, measured.verdicts[1])
+  assert sentence.startswith("The seeds agree beyond their noise: b 3.39")
+  assert "No arm is better than that" not in summary
+  worse = reporting.gather(sweep(drawn({arm: 6 + level for arm, level in LEVELS.items()})))
+  assert "No arm is better than that" in report_verdicts.summary(worse)
+  few = reporting.gather(sweep({"a": drawn()["a"]}))
+  assert report_verdicts.sentence(few, few.verdicts[1]) == "mlm_loss was not measured for b."
+  assert "3 undecided. Of the undecided, 3 lack a measurement." in report_verdicts.summary(few)
+
+
+def test_baselines_are_called_by_their_names():
+  names = [report_numbers.trivial(m) for m in ("mlm_accuracy", "clm_loss", "sop_accuracy", "blimp")]
+  assert names == ["unigram", "unigram", "chance", "chance"]
+
+
+def test_an_arm_alone_has_a_panel_only_if_no_other_shows_it(sweep):
+  out = sweep(drawn())
+
+  def panels(arms, name):
+    for arm in arms:
+      file = workdir_of(out, PlannedRun(arm, 0)) / "metrics.jsonl"
+      with file.open("a") as lines:
+        lines.writelines(
+          json.dumps({"step": step, "split": "train", "loss": 1.0, f"{name}/loss": 1.0}) + "\n"
+          for step in range(3)
+        )
+    return list(reporting.curves(reporting.gather(out)))
+
+  assert panels("a", "nsp") == ["MLM loss, training"]
+  assert panels("b", "nsp") == ["MLM loss, training", "NSP loss, training"]
+
+
+def test_a_curve_begins_where_the_axis_does(monkeypatch, tmp_path):
+  """Not with a straight line from the first loss, which would hide how losses really fell."""
+  from matplotlib.figure import Figure
+
+  figures = []
+  monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+  curve = [(0, 9.0), (100, 5.0), (200, 4.5), (300, 4.0)]
+  plots.draw_learning_curves({"MLM loss, held out": {"a": {0: curve, 1: curve}}}, ["a"], tmp_path)
+  lines = figures[0].axes[0].lines
+  assert [list(line.get_xdata()) for line in lines] == [[100, 200, 300]] * 3  # two seeds, a mean
 
 
 def test_an_arm_that_was_never_started_is_left_out_and_named(sweep, tmp_path):
@@ -155,8 +212,8 @@ def test_seeds_that_are_not_there_are_counted_and_not_invented(sweep, tmp_path):
   scores = drawn()
   del scores["a"][2], scores["b"][1], scores["b"][2]
   measured = reporting.gather(sweep(scores))
-  assert reporting.cell(measured, "a", "mlm_loss").endswith("(2)")
-  one = reporting.cell(measured, "b", "mlm_loss")
+  assert report_numbers.cell(measured, "a", "mlm_loss").endswith("(2)")
+  one = report_numbers.cell(measured, "b", "mlm_loss")
   assert "±" not in one and one.endswith("(1)")
   assert [v.outcome for v in measured.verdicts] == ["undecided", "undecided", "undecided"]
 
@@ -184,7 +241,7 @@ def test_costs_and_what_was_overridden_are_said(sweep, tmp_path):
   out = sweep(drawn())
   reporting.write_report(reporting.gather(out), tmp_path)
   said = (tmp_path / "report.md").read_text()
-  assert "| b | 3,200 | 12 | 0.0M | 0:09 | 3 |" in said
+  assert "| b | 3,200 | 12 | 2,592 | 0:09 | 3 |" in said
   assert "| `steps` | 1000 | 12 |" in said and "| `global_batch` | 256 | 8 |" in said
   assert "`model.width` 32 (not 16)" in said
   assert "cpu: 8 x cpu" in said and "jax 0." in said
@@ -210,7 +267,7 @@ def test_the_html_is_one_wellformed_file_with_its_pictures_inside(sweep, tmp_pat
   Reader().feed(text)
   assert not open_tags and images == ["data:image/png;base64,"] * 2
   assert "Width &amp; &lt;depth&gt;" in text and "<depth>" not in text
-  assert 'class="left yes"' in text and 'src="http' not in text and "<link" not in text
+  assert 'class="card yes"' in text and 'src="http' not in text and "<link" not in text
   assert sum(path.stat().st_size for path in tmp_path.glob("*.*")) < 1 << 20
 
 
@@ -286,7 +343,7 @@ def test_markdown_and_html_mark_code_and_keep_a_bar_in_a_cell():
   assert page.markdown([grid]).splitlines()[0] == "| a\\|b | n |"
   html = page.page("t", [grid])
   assert "<code>x&lt;y</code>" in html
-  assert '<td class="yes"><strong>supported</strong></td>' in html
+  assert "<td><strong>supported</strong></td>" in html
 
 
 def test_the_ledger_names_every_table():

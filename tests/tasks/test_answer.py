@@ -250,11 +250,17 @@ def test_a_question_and_a_context_come_with_a_tab_or_as_json():
       TASK.parse(line, "line 3")
 
 
-def test_chinese_is_scored_by_characters(source, tmp_path):
+@pytest.mark.parametrize("layout", ["squad", "cmrc"])
+def test_chinese_is_scored_by_characters(source, tmp_path, layout):
   context = "他在北京大学工作，住在上海。"
   parts = [document(asked("北京大学", 2, f"q{n}"), context=f"{context}{n}") for n in range(30)]
-  path = write(tmp_path, {"data": [part["data"][0] for part in parts]})
+  content = {"data": [part["data"][0] for part in parts]}
+  if layout == "cmrc":
+    asks = [{"query_id": "q", "query_text": "Who?", "answers": ["北京大学"]}]
+    content = [{"context_id": "c", "context_text": f"{context}{n}", "qas": asks} for n in range(30)]
+  path = write(tmp_path, content)
   task, splits = Answer(source=str(path)).read(Context(source, tmp_path))
   assert task.metric == "cmrc"
+  assert (splits.train.items[0].target[0].start, len(splits.test)) == (2, 3)
   made = task.score(splits.test, [{"answer": "北京"} for _ in splits.test.items])
   assert made == {"f1": pytest.approx(2 / 3), "em": 0}

@@ -16,6 +16,7 @@ from plm_jax.tasks import metrics
 from plm_jax.tasks.classification import Classification
 from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.comparison import Cell, Comparison, table, verdict
+from plm_jax.tasks.multi import Multi
 from plm_jax.tasks.task import Trained
 from plm_jax.train.step import forward
 from tests.tasks.conftest import examples_of
@@ -161,6 +162,14 @@ def test_the_table_has_means_and_sample_deviations():
   assert "0.700 ± 0.100" in text
   assert "+0.100 +0.200 +0.300" in text
   assert text.index("0.250") < text.index("0.125")  # the most frequent class
+
+
+def test_the_heads_of_a_table_have_spaces_between_them():
+  scores = {"micro_f1": 0.5, "macro_f1": 0.5, "subset_accuracy": 0.5}
+  cells = [Cell("pretrained", "all", 0, scores)]
+  lines = table(Comparison.of(cells, Multi), scores).splitlines()
+  assert "macro-F1, all  subset accuracy, all" in lines[2]
+  assert len(lines[2]) == len(lines[3])
 
 
 def test_a_model_below_a_baseline_is_told_what_to_try():

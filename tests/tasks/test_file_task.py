@@ -8,13 +8,18 @@ import pytest
 
 from plm_jax import overrides
 from plm_jax.errors import UserError
+from plm_jax.tasks.answer import Answer
+from plm_jax.tasks.choose import Choose
 from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.examples import Example
 from plm_jax.tasks.file_task import own_splits
+from plm_jax.tasks.multi import Multi
 from plm_jax.tasks.pairs import Pairs
 from plm_jax.tasks.regress import Regress
 from plm_jax.tasks.rows import row_limit
+from plm_jax.tasks.tag import Tag
 from plm_jax.tasks.task import Context
+from plm_jax.tasks.write import Write
 from tests.tasks.conftest import WORDS
 
 SHARES = {"test": 0.2, "dev": 0.1}
@@ -193,6 +198,44 @@ def test_other_files_have_the_columns_of_the_training_file(context, tmp_path):
     task.read_file(tmp_path / "t.csv", labelled=True)
 
 
+@pytest.mark.parametrize(
+  ("task", "said"),
+  [
+    (Classify(label="Lable"), r"'Lable' \(task.label\); it has .*; did you mean 'label'\?"),
+    (Classify(id="nam"), r"'nam' \(task.id\); .*; did you mean 'name'\?"),
+    (Multi(label="label,naem"), r"'naem' \(task.label\); .*; did you mean 'name'\?"),
+    (Choose(label="lable"), r"'lable' \(task.label\); .*; did you mean 'label'\?"),
+    (Write(target="lable"), r"'lable' \(task.target\); .*; did you mean 'label'\?"),
+    (Write(text="zzz"), r"'zzz' \(task.text\); it has text, label, name, choices\.$"),
+  ],
+)
+def test_a_misspelt_column_is_answered_with_the_nearest_one(tmp_path, task, said):
+  row = {"text": "a", "label": "0", "name": "n", "choices": ["x", "y"]}
+  (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+  with pytest.raises(UserError, match=f"has no column {said}"):
+    dataclasses.replace(task, source=str(tmp_path / "train.jsonl")).with_columns()
+
+
+@pytest.mark.parametrize(
+  ("task", "name", "files"),
+  [
+    (Tag(), "a.csv", ".conll, .conllu, "),
+    (Answer(), "a.csv", ".json files"),
+    (Classify(), "a.conll", ".jsonl, .csv, .tsv files"),
+    (Multi(), "a.json", ".jsonl, .csv, .tsv files"),
+    (Choose(), "a.conllu", ".jsonl, .csv, .tsv files"),
+  ],
+)
+def test_a_file_of_a_type_that_the_task_does_not_read_is_refused(
+  context, tmp_path, task, name, files
+):
+  (tmp_path / name).write_text("text,label\n" + rows(0, 40))
+  path = str(tmp_path / name)
+  suffix = name.removeprefix("a")
+  with pytest.raises(UserError, match=rf"--task={task.name} reads {files}.*is a {suffix} file"):
+    dataclasses.replace(task, source=path).read(context)
+
+
 def test_files_after_training_without_a_header_have_none(context, tmp_path):
   (tmp_path / "train.csv").write_text(rows(0, 60))
   task, _ = Classify(source=str(tmp_path / "train.csv")).read(context)
@@ -223,5 +266,5 @@ def test_numbers_of_any_size_are_learnt_and_predicted(tmp_path, context, start, 
   values = splits.train.targets["value"]
   targets = np.array([item.target for item in splits.train.items])
   assert len(np.unique(values)) == len(np.unique(targets))
-  back = [prediction["value"] for prediction in task._predictions(values.astype(np.float64))]
+  back = [prediction["value"] for prediction in task.from_targets(values.astype(np.float64))]
   assert task.score(splits.train, [{"value": value} for value in back])["spearman"] > 0.999

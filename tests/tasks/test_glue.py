@@ -10,13 +10,14 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from plm_jax.data import tfds_text
 from plm_jax.errors import UserError
-from plm_jax.tasks import glue, glue_tfds
+from plm_jax.tasks import glue, glue_suite, glue_tfds
 from plm_jax.tasks.comparison import Cell
 from plm_jax.tasks.examples import Example
 from plm_jax.tasks.finetuning import model_cell, plan
-from plm_jax.tasks.glue import MISMATCHED, Glue, GlueLabels, GlueText, GlueValues, glue_scores
+from plm_jax.tasks.glue import MISMATCHED, GlueLabels, GlueText, GlueValues, glue_scores
 from plm_jax.tasks.glue_files import PARTS, SUBMISSIONS, read_glue, submission
 from plm_jax.tasks.glue_files import test_file as file_to_predict
+from plm_jax.tasks.glue_suite import Glue
 from plm_jax.tasks.registry import SUITES, TASKS
 from plm_jax.tasks.suite import PartResult, average, suite_table, tune_parts, with_suite_settings
 from plm_jax.tasks.task import Context
@@ -202,7 +203,9 @@ def test_the_best_model_of_mnli_predicts_the_diagnostic_set(tmp_path, monkeypatc
   for path in ("MNLI/test_matched.tsv", names):
     (tmp_path / path).parent.mkdir()
     (tmp_path / path).write_text("")
-  monkeypatch.setattr(glue, "predicted", lambda model, path: f"{path.name} by {model.name}")
+  monkeypatch.setattr(
+    glue_suite, "predicted", lambda model, path, part: f"{path.name} by {model.name} of {part}"
+  )
   cells = [Cell("pretrained", "all", seed, {"accuracy": seed / 2}) for seed in range(2)]
   results = [PartResult("mnli", cells, tmp_path)]
   lines = Glue(source=str(tmp_path)).finish(results, tmp_path, tmp_path)
@@ -210,7 +213,7 @@ def test_the_best_model_of_mnli_predicts_the_diagnostic_set(tmp_path, monkeypatc
   assert "CoLA is not in the submission: no such model" in lines
   with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
     assert sorted(archive.namelist()) == ["AX.tsv", "MNLI-m.tsv"]
-    assert archive.read("AX.tsv").decode() == f"{names.split('/')[1]} by pretrained-all-1"
+    assert archive.read("AX.tsv").decode() == f"{names.split('/')[1]} by pretrained-all-1 of mnli"
 
 
 def builder_of(folder, name, place):

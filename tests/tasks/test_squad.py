@@ -48,10 +48,29 @@ def test_an_answer_that_is_not_at_its_offset_is_marked(tmp_path):
   assert [item.target[0].start for item in items] == [-1, -1, 21, -1]
 
 
+CMRC = [
+  {"context_id": f"T{n}", "title": "范", "context_text": "他在北京大学工作，北京大学在北京。",
+   "qas": [{"query_id": f"T{n}_Q0", "query_text": "他在哪？", "answers": ["北京大学", "上海"]}]}
+  for n in range(2)
+]  # fmt: skip
+
+
+def test_cmrc_s_own_layout_has_answers_at_their_first_place(tmp_path):
+  first, second = read_squad(write(tmp_path, CMRC), labelled=True)
+  assert first.texts == ("他在哪？", CMRC[0]["context_text"]) and first.name == "T0_Q0"
+  assert first.target == [TrueAnswer("北京大学", 2), TrueAnswer("上海", -1)]
+  assert first.document != second.document
+  unlabelled = [{**CMRC[0], "qas": [{"query_text": "他在哪？"}]}]
+  assert read_squad(write(tmp_path, unlabelled), labelled=False)[0].target is None
+  with pytest.raises(UserError, match=r"The question 0 of a\.json has no answer"):
+    read_squad(write(tmp_path, unlabelled), labelled=True)
+
+
 @pytest.mark.parametrize(
   ("content", "said"),
   [
     ("{", "is not JSON"),
+    ([{"context_text": "x"}], "or CMRC 2018's list of paragraphs with context_text and qas"),
     ({"rows": []}, "does not have SQuAD's layout .KeyError: 'data'."),
     ([], "does not have SQuAD's layout"),
     ({"data": []}, "is empty: expected at least one question"),

@@ -1,8 +1,12 @@
 """Tables as people have them: which column is which, headers, quotes, and errors in a sentence."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from plm_jax.errors import UserError
+from plm_jax.tasks import choices, label_sets, parallel, table_files
 from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.pairs import Pairs
 from plm_jax.tasks.registry import TASKS, chosen_task
@@ -164,3 +168,24 @@ def test_a_line_is_a_text_a_pair_or_an_object():
   assert pair.texts == ("a", "b") and pair.name == "line 1"
   with pytest.raises(UserError, match="line 7 has 1 texts, and this task reads 2"):
     Pairs().parse("a", "line 7")
+
+
+def test_the_docs_have_the_names_of_columns_that_are_guessed():
+  text = (Path(__file__).resolve().parents[2] / "docs/finetuning.md").read_text()
+  rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")]
+  cells = {row[1].strip(): re.split(", |; ", row[2].strip()) for row in rows}
+  pairs = [tuple(pair.split(" + ")) for pair in cells["text and text2 of a pair"]]
+  assert tuple(pairs) == table_files.PAIRS
+  for column, names in (
+    ("text", table_files.TEXT[: -len(pairs)]),
+    ("label", table_files.LABEL),
+    ("labels (`multi`)", label_sets.LABELS),
+    ("id", table_files.NAME),
+    ("document", table_files.DOCUMENT),
+    ("source (`write`)", parallel.SOURCES),
+    ("target (`write`)", parallel.TARGETS),
+    ("prompt (`choose`)", choices.PROMPTS),
+    ("choices (`choose`)", choices.CHOICES),
+    ("right choice (`choose`)", choices.RIGHT),
+  ):
+    assert tuple(cells[column][: len(names)]) == names, column

@@ -297,7 +297,7 @@ def test_columns_are_those_of_known_data_sets_or_the_first_two(tmp_path, header,
   [
     (Write(source="none.de,none.en"), "'none.de' does not exist"),
     (Write(source="{pairs}", text="sauce"), "no column 'sauce'"),
-    (Write(source="{pairs}", target="sauce"), "no column of targets"),
+    (Write(source="{pairs}", target="sauce"), "no column 'sauce' .task.target.; it has"),
     (Write(source="{empty}"), "no train.jsonl, .csv or .tsv, and no parallel files"),
     (Write(source="{pairs}", target_length=62), "leaves no room for a source"),
   ],

@@ -12,8 +12,11 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.finetune import recipe
 from plm_jax import pretraining
 from plm_jax.errors import UserError
+from plm_jax.tasks import finetuning
+from plm_jax.tasks.classify import Classify
 from plm_jax.train import loop, process, processes
 from plm_jax.train.launch import Place, place_of, wait_for
 from plm_jax.train.workdir import read_records
@@ -109,13 +112,13 @@ def place(tmp_path_factory):
   return folder
 
 
-def start_all(count, *command, devices=1):
-  """The processes of a command, each with these devices; {} in a word becomes the process's number,
+def start_all(count, *command):
+  """The processes of a command, each with one device; {} in a word becomes the process's number,
   COORDINATOR the address of the first."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-  environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
+  environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
   return [
     subprocess.Popen(
       [sys.executable, *(w.replace("COORDINATOR", coordinator).replace("{}", n) for w in command)],
@@ -213,30 +216,29 @@ def test_sigterm_to_one_process_saves_on_all(place, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_fine_tune_as_one_and_the_first_writes(source, table, tmp_path):  # noqa: F811
+def test_two_processes_fine_tune_as_one_and_the_first_writes(source, table, tmp_path, monkeypatch):  # noqa: F811
+  settings = ["steps=6", "optim.warmup=2"]
   words = [str(ROOT / "run_finetune.py"), f"--cache={tmp_path}", f"--from={source.path}"]
-  words += [f"--data={table}", "--arms=pretrained", "--set=steps=6", "--set=optim.warmup=2"]
-  (alone,) = start_all(1, *words, f"--workdir={tmp_path / 'one'}", "--processes=1", devices=2)
-  assert [code for code, *_ in ends([alone])] == [0]
-  numbers = ("--coordinator=COORDINATOR", "--processes=2", "--process={}")
-  outputs = ends(start_all(2, *words, f"--workdir={tmp_path / 'two'}", *numbers))
+  words += [f"--data={table}", "--arms=pretrained", *(f"--set={each}" for each in settings)]
+  words += ["--coordinator=COORDINATOR", "--processes=2", "--process={}"]
+  outputs = ends(start_all(2, *words, f"--workdir={tmp_path / 'two'}"))
   assert [code for code, *_ in outputs] == [0, 0], outputs
   assert "linear probe" in outputs[0][1] and "bag of words" in outputs[0][1]
   assert not [line for line in outputs[1][1].splitlines() if not line.startswith("[Gloo]")]
-  files = [sorted(p.name for p in (tmp_path / name).rglob("*") if p.parent.name != "tensorboard"
-           and "checkpoints" not in p.parts) for name in ("one", "two")]  # fmt: skip
-  assert files[0] == files[1]
-  one, two = (
-    read_records(tmp_path / f"{n}/pretrained-all-0/metrics.jsonl") for n in ("one", "two")
-  )
+  refused = ends(start_all(2, *words, f"--workdir={tmp_path / 'two'}", "--seeds=0"))
+  assert [code for code, *_ in refused] == [2, 2]
+  assert all("--seeds=0 was given" in errors for *_, errors in refused)
+  devices, compiled = jax.devices()[:2], loop.compile_experiment
+  monkeypatch.setattr(finetuning, "compile_experiment", lambda e, b: compiled(e, b, devices))
+  made = finetuning.plan(source, recipe, Classify(source=str(table)), settings, tmp_path, tmp_path)
+  alone = finetuning.model_cell(made, "pretrained", None, 0, "alone")
+  scores = json.loads((tmp_path / "two/pretrained-all-0/scores.json").read_text())
+  assert scores["test"] == pytest.approx(alone.test, abs=1e-6)
+  folders = (tmp_path / "pretrained-all-0", tmp_path / "two/pretrained-all-0")
+  one, two = (read_records(folder / "metrics.jsonl") for folder in folders)
   assert [r["class/loss"] for r in one] == pytest.approx([r["class/loss"] for r in two], rel=1e-6)
-  one, two = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("one", "two"))
-  for mine, expected in zip(one["cells"], two["cells"], strict=True):
-    assert mine["arm"] == expected["arm"]
-    assert mine["test"] == pytest.approx(expected["test"], abs=1e-6)
-  outputs = ends(start_all(2, *words, f"--workdir={tmp_path / 'two'}", "--seeds=0", *numbers))
-  assert [code for code, *_ in outputs] == [2, 2]
-  assert all("--seeds=0 was given" in errors for *_, errors in outputs)
+  files = [sorted(path.name for path in folder.iterdir()) for folder in folders]
+  assert files[0] == files[1] and len(list((folders[1] / "tensorboard").iterdir())) == 1
 
 
 # Two processes whose devices meet in every round, until the second one ends.

@@ -128,6 +128,14 @@ def test_a_misspelt_run_is_answered_with_the_nearest_one(folder):
     read_config(folder.with_name("rum"))
 
 
+def test_a_directory_above_runs_is_answered_with_the_runs(folder, tmp_path):
+  with pytest.raises(UserError, match=rf"has no config\.json; directories below it.*: {folder}"):
+    read_config(folder.parent)
+  (tmp_path / "empty" / "a").mkdir(parents=True)
+  with pytest.raises(UserError, match=r"it has no config\.json$"):
+    read_config(tmp_path / "empty")
+
+
 def test_a_directory_that_a_killed_start_left_is_taken(tmp_path):
   with Workdir(tmp_path / "run") as workdir:  # killed while it wrote config.json
     (workdir / "config.json.partial").write_text('{"form')

@@ -1,0 +1,66 @@
+"""The commands and examples of README.md and docs/ are ones that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from plm_jax import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(text: str) -> list[list[str]]:
+  """The words of every command in the blocks of code, from the name of its file on."""
+  blocks = re.findall(r"```(?:bash)?\n(.*?)```", text, re.DOTALL)
+  blocks += re.findall(r"(?m)^ {4}(?:.*\\\n)*.+", text)
+  lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+  found = [re.search(r"python3? (?:-m plm_jax\.(\w+)|(run_\w+\.py))(.*)", line) for line in lines]
+  return [
+    [m[2] or f"plm_jax/commands/{m[1]}.py", *re.findall(r"--\w+", m[3].split(" # ")[0])]
+    for m in found
+    if m
+  ]
+
+
+def flags_of(file: str) -> set[str]:
+  """The names of a command's flags, as its file defines them."""
+  source = (ROOT / file).read_text()
+  names = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
+  return names | (flags_of("plm_jax/train/launch.py") if "launch.define_flags" in source else set())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_exists_with_its_flags(page):
+  for file, *flags in commands(page.read_text()):
+    unknown = {flag.removeprefix("--") for flag in flags} - flags_of(file)
+    assert not unknown, f"{file} has no {unknown}"
+
+
+def test_every_kind_of_block_is_read():
+  text = (
+    "```\npython run_pretrain.py --a=1 \\\n  --b  # --c\n```\n\n    python -m plm_jax.score --d\n"
+  )
+  files = ["run_pretrain.py", "plm_jax/commands/score.py"]
+  assert commands(text) == [[files[0], "--a", "--b"], [files[1], "--d"]]
+  assert sum(len(commands(page.read_text())) for page in PAGES) > 60
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_experiment_of_a_page_exists(page):
+  names = re.findall(r"--(?:experiment|table)=(experiments/\w+\.py):(\w+)", page.read_text())
+  for file, name in names:
+    if file != "experiments/masking_rates.py":  # the example of CONTRIBUTING.md
+      known = cli.experiments_of(file) + cli.experiments_of(file, "Table")
+      assert name in known, f"{file}:{name}"
+
+
+def test_the_tutorial_s_own_ablation_is_a_table(tmp_path):
+  text = (ROOT / "docs" / "tutorial.md").read_text()
+  file = tmp_path / "my_ablation.py"
+  file.write_text(re.search(r"`my_ablation\.py`.*?```python\n(.*?)```", text, re.DOTALL)[1])
+  table = cli.load_experiment(f"{file}:rates", returns="Table")()
+  rates = {arm.name: arm.experiment("smoke").objectives[0].rate for arm in table.arms}
+  assert rates == {"rate-15": 0.15, "rate-40": 0.4}
+  assert "--table=my_ablation.py:rates" in text
