@@ -84,7 +84,7 @@ def pretrain(
 
 def finetune(
   model: str | Path | LoadedModel,
-  task: str | Task | Suite | None = None,
+  task: str | Task | Suite | type[Task] | None = None,
   data: str | Path | None = None,
   *,
   dev: str | Path | None = None,
@@ -102,9 +102,10 @@ def finetune(
 ) -> fine_tuning.FineTuning | fine_tuning.SuiteTuning | None:
   """Fine-tunes a model on a task, prints the table and returns it; continues what was stopped.
 
-  model: a run or a published model. task: its name, or a task made in a cell; None is what the data
-  suggest. labels: numbers of training examples, such as [500, "all"]. The other arguments are the
-  flags of run_finetune.py, and so are the defaults. None is returned by dry_run only.
+  model: a run or a published model. task: its name, or one of your own (FILE:CLASS, or the class
+  of a cell); None is what the data suggest. labels: numbers of training examples, such as
+  [500, "all"]. The other arguments are the flags of run_finetune.py, and so are the defaults. None
+  is returned by dry_run only.
   """
   start = model.path if isinstance(model, LoadedModel) else Path(model)
   folder = cache_folder(None if cache is None else str(cache))
