@@ -45,7 +45,7 @@ def define_flags() -> None:
   )
   flags.DEFINE_integer("seed", None, "Seed of parameters, dropout, data order and masks.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
-  cli.define_list(__name__, "List experiments (those with WORD) and published numbers.")
+  cli.DEFINE_word("list", "List experiments (those with WORD) and published numbers.", __name__)
   flags.DEFINE_bool("dry_run", False, "Show the configuration and its costs, train nothing.")
   flags.DEFINE_string("profile", None, "Folder for a profiler trace of a few steps.")
   launch.define_flags()

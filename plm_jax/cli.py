@@ -163,10 +163,10 @@ class _WordOrAll(flags.ArgumentParser):
     return {"true": "all", "false": None}.get(argument, argument)
 
 
-def define_list(module: str, text: str) -> None:
-  """`--list`, whose value is "all", and `--list=WORD`; None if it is not given. module: the
-  command's `__name__`."""
-  flag = flags.Flag(_WordOrAll(), None, "list", None, text, boolean=True)
+def DEFINE_word(name: str, text: str, module: str) -> None:
+  """A flag whose value is "all" if it is given alone, or a word; None if it is not given. module:
+  the command's `__name__`."""
+  flag = flags.Flag(_WordOrAll(), None, name, None, text, boolean=True)
   # absl knows the module that is run by its file.
   flags.DEFINE_flag(flag, module_name=sys.argv[0] if module == "__main__" else module)
 

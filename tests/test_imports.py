@@ -63,20 +63,13 @@ BENEATH = {
     *("errors", "progress", "cli", "data", "decode", "budgets", "train", "runs"),
     *("evaluation", "export", "tasks", "ablate"),
   },
+  "loaded_model": {
+    *("errors", "decode", "notebook", "train", "runs", "evaluation", "export", "tasks"),
+    "commands",
+  },
   "api": {
-    *(
-      "errors",
-      "overrides",
-      "cli",
-      "data",
-      "experiment",
-      "budgets",
-      "decode",
-      "train",
-      "runs",
-      "evaluation",
-    ),
-    *("experiment_flags", "pretraining", "export", "notebook", "tasks", "ablate", "commands"),
+    *("overrides", "cli", "data", "experiment", "budgets", "train", "runs", "experiment_flags"),
+    *("pretraining", "export", "notebook", "tasks", "ablate", "loaded_model"),
   },
 }
 

@@ -59,6 +59,7 @@ def test_an_experiment_and_a_table_are_found_from_their_folder(folder):
 def test_a_task_of_a_file_reads_its_table_and_is_stored_by_its_class(folder, source):  # noqa: F811
   new("task", "stars", folder)
   task = chosen_task("stars.py:Task", "stars.csv")
+  assert chosen_task(type(task), "stars.csv") == chosen_task(task, None) == task
   task, splits = task.read(Context(source, folder))
   assert task.labels == ("bad", "good") and len(splits.train) > 30
   stored = json.loads(json.dumps(overrides.to_json(task)))

@@ -5,7 +5,6 @@
 The same call resumes a stopped or killed sweep. `python -m plm_jax.sweep` is the command.
 """
 
-import inspect
 import itertools
 import re
 import shlex
@@ -21,7 +20,6 @@ from plm_jax.ablate import launch
 from plm_jax.ablate.here import check_unchanged, resolved, run_here
 from plm_jax.ablate.plan import (
   CELL,
-  ROOT,
   Evaluation,
   PlannedRun,
   RunState,
@@ -30,15 +28,15 @@ from plm_jax.ablate.plan import (
   is_done,
   state_of,
 )
-from plm_jax.ablate.table import Arm, Table
+from plm_jax.ablate.references import at_budget, reference_of, table_of
+from plm_jax.ablate.table import Table
 from plm_jax.ablate.view import line
-from plm_jax.budgets import AnyBudget, of_rows, scaled
+from plm_jax.budgets import AnyBudget, of_rows
 from plm_jax.data.corpora import cache_folder
 from plm_jax.data.preparation import prepare
 from plm_jax.errors import UserError
 from plm_jax.evaluation.minimal_pairs import pair_files, read_minimal_pairs
 from plm_jax.experiment import Experiment
-from plm_jax.experiment_flags import row_and_base
 from plm_jax.notebook import grid
 from plm_jax.runs import teacher_of
 from plm_jax.train import estimate
@@ -60,6 +58,15 @@ class Sweep(NamedTuple):
   @property
   def states(self) -> dict[PlannedRun, RunState]:
     return {run: state_of(self.out, run, self.plan) for run in self.runs}
+
+  @property
+  def summary(self) -> str:
+    """How many runs are done, and the next command."""
+    done = sum(is_done(self.out, run, self.plan) for run in self.runs)
+    lines = [f"\n{done} of {len(self.runs)} runs are done"]
+    if done and not self.plan.is_of_cell:
+      lines.append(f"next: python -m plm_jax.report {shlex.quote(str(self.out))}")
+    return "\n".join(lines)
 
   def __repr__(self) -> str:
     steps = self.plan.steps
@@ -110,23 +117,28 @@ def sweep(
     launch.import_ray()  # before any text is prepared
   with lock(out, "sweep", "--out"):
     plan = claim(out, plan)
-    if plan.is_of_cell:  # its experiments may have been edited
-      check_unchanged(out, plan, plan.runs(names), rows)
-    runs = [run for run in plan.runs(names) if not is_done(out, run, plan)]
-    for arm in {run.arm for run in runs}:  # a distillation needs a finished teacher
-      teacher_of(experiments[arm], plan.budget)
-    prepare_texts([experiments[run.arm] for run in runs], cache_folder(plan.cache))
+    made = Sweep(out, rows, plan, plan.runs(names), None)
+    runs = runs_left(made, experiments)
     if inline:
-      failed = run_here(out, plan, runs, rows)
+      made = made._replace(failed=run_here(out, plan, runs, rows))
     else:
-      failed = launch.LAUNCHERS[launcher](out, plan, runs, jobs) if runs else []
-  made = Sweep(out, rows, plan, plan.runs(names), failed)
-  if failed is not None:  # else the runs were handed over
-    done = sum(is_done(out, run, plan) for run in made.runs)
-    print(f"\n{done} of {len(made.runs)} runs are done")
-    if done and not plan.is_of_cell:
-      print(f"next: python -m plm_jax.report {shlex.quote(str(out))}")
+      made = made._replace(failed=launch.LAUNCHERS[launcher](out, plan, runs, jobs) if runs else [])
+  if made.failed is not None:  # else the runs were handed over
+    print(made.summary)
   return made
+
+
+def runs_left(made: Sweep, experiments: dict[str, Experiment]) -> list[PlannedRun]:
+  """The runs that are not done, after their texts were prepared. Errors: `UserError` for an arm
+  that was edited in its cell, and for a missing teacher."""
+  out, plan = made.out, made.plan
+  if plan.is_of_cell:
+    check_unchanged(out, plan, made.runs, made.table)
+  runs = [run for run in made.runs if not is_done(out, run, plan)]
+  for arm in {run.arm for run in runs}:
+    teacher_of(experiments[arm], plan.budget)
+  prepare_texts([experiments[run.arm] for run in runs], cache_folder(plan.cache))
+  return runs
 
 
 def planned(
@@ -211,49 +223,6 @@ def check_differ(
         f"the arms {first} and {second} are the same experiment with the settings of this budget "
         f"and of --set; --arms={others} runs the others"
       )
-
-
-def at_budget(arm: Arm, budget: AnyBudget) -> Experiment:
-  """The experiment of an arm."""
-  reference = file_reference(arm.experiment, "Experiment")
-  if reference:
-    return row_and_base(reference, budget)[0]
-  return scaled(arm.experiment(of_rows(budget)), budget, None)
-
-
-def table_of(table: str | Table | Callable[[], Table]) -> tuple[Table, str]:
-  """The table, and its FILE:FUNCTION, or `CELL` and its title if it has none."""
-  if isinstance(table, str):
-    return cli.load_experiment(table, returns="Table")(), table
-  rows = table if isinstance(table, Table) else table()
-  reference = None if isinstance(table, Table) else file_reference(table, "Table")
-  return rows, reference or f"{CELL} {rows.title}"
-
-
-def reference_of(arm: Arm, of_cell: bool = False) -> str:
-  """`FILE:FUNCTION` by which run_pretrain.py finds the arm's experiment. of_cell: the table was
-  made in this process, and so may be the experiment."""
-  reference = file_reference(arm.experiment, "Experiment")
-  if reference is None and not of_cell:
-    raise UserError(
-      f"the arm {arm.name} must be given a public function of an experiment file that is annotated "
-      f"to return Experiment, not {arm.experiment!r}"
-    )
-  return reference or CELL
-
-
-def file_reference(function: Callable, returns: str) -> str | None:
-  """`FILE:FUNCTION` of a function that `cli.load_experiment` finds; None for others."""
-  name = getattr(function, "__name__", "")
-  try:
-    file = Path(inspect.getsourcefile(function) or "")
-  except TypeError:  # of an object that is no function
-    return None
-  if not file.is_file():  # of a cell
-    return None
-  if file.is_relative_to(ROOT):
-    file = file.relative_to(ROOT)
-  return f"{file.as_posix()}:{name}" if name in cli.experiments_of(str(file), returns) else None
 
 
 def default_out(plan: SweepPlan) -> Path:

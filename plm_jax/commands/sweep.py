@@ -33,7 +33,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("blimp_pairs", None, "At most this many pairs of each of its files.")
   flags.DEFINE_string("finetune", None, "Fine-tune on these numbers of labels, such as 500,all.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
-  cli.define_list(__name__, "List tables (those with WORD) and published numbers.")
+  cli.DEFINE_word("list", "List tables (those with WORD) and published numbers.", __name__)
   flags.DEFINE_bool("dry_run", False, "Show every command, run nothing.")
 
 

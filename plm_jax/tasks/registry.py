@@ -34,12 +34,15 @@ SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (Glue,)}
 _MANY = 20  # different numbers; with more they are values, not classes
 
 
-def chosen_task(name: str | Task | Suite | None, source: str | None) -> Task | Suite:
+def chosen_task(name: str | Task | Suite | type[Task] | None, source: str | None) -> Task | Suite:
   """The task or suite named `name`, else the task that the data suggests. name: also FILE:CLASS,
-  or the task itself. Errors: `UserError` for an unknown name, and for files that are missing."""
+  the class, or the task itself. Errors: `UserError` for an unknown name, and for missing files."""
   if isinstance(name, Task | Suite):
     return name if source is None else dataclasses.replace(name, source=source)
-  kind = task_class(name) if name else guessed(source)
+  if isinstance(name, type):
+    kind: type[Task | Suite] = name
+  else:
+    kind = task_class(name) if name else guessed(source)
   if source is None and not kind().source:
     raise UserError(f"--task={name} needs --data=PATH, a file or a folder.")
   return kind() if source is None else kind(source=source)

@@ -6,8 +6,8 @@ import json
 import pytest
 
 import plm_jax as plm
-from plm_jax import api
-from plm_jax.ablate import here, launch, sweeping
+from plm_jax import api, cli
+from plm_jax.ablate import here, launch, references, sweeping
 from plm_jax.ablate.plan import SCORES, is_trained
 from plm_jax.ablate.table import Arm, Better, Table
 from plm_jax.errors import UserError
@@ -114,8 +114,8 @@ def test_other_processes_cannot_run_a_table_of_a_cell(tmp_path):
 
 
 def test_a_function_of_a_file_is_the_reference_that_the_command_takes():
-  table = sweeping.cli.load_experiment("experiments/bert.py:table_6", returns="Table")
-  assert sweeping.table_of(table)[1] == "experiments/bert.py:table_6"
-  assert sweeping.table_of(lambda: TABLE) == (
-    TABLE, f"{sweeping.CELL} Width"
+  table = cli.load_experiment("experiments/bert.py:table_6", returns="Table")
+  assert references.table_of(table)[1] == "experiments/bert.py:table_6"
+  assert references.table_of(lambda: TABLE) == (
+    TABLE, f"{references.CELL} Width"
   )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import bert
 from plm_jax import cli
-from plm_jax.ablate.sweeping import reference_of
+from plm_jax.ablate.references import reference_of
 from plm_jax.ablate.table import Arm, list_rows
 from plm_jax.errors import UserError
 from plm_jax.experiment import BUDGETS, Experiment
