@@ -28,6 +28,7 @@ def flags_of(file: str) -> set[str]:
   """The names of a command's flags, as its file defines them."""
   source = (ROOT / file).read_text()
   names = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
+  names |= {"list"} if "cli.define_list" in source else set()
   return names | (flags_of("plm_jax/train/launch.py") if "launch.define_flags" in source else set())
 
 
