@@ -155,8 +155,8 @@ def _cell(text: str) -> str:
 
 def _header(text: str) -> str:
   """Two lines: the name, which may be broken at `_` and not at `-`, and after a comma its kind."""
-  name, _, kind = text.partition(", ")
-  name = "".join(f"<span>{part}</span>" for part in re.split("(?<=_)", _inline(name)) if part)
+  name, _, kind = text.replace("`", "").partition(", ")
+  name = "".join(f"<span>{html.escape(part)}</span>" for part in re.split("(?<=_)", name) if part)
   return f"{name}<small>{_inline(kind)}</small>" if kind else name
 
 

@@ -353,6 +353,8 @@ def test_markdown_and_html_mark_code_and_keep_a_bar_in_a_cell():
   assert page.markdown([grid]).splitlines()[0] == "| a\\|b | n |"
   html = page.page("t", [grid])
   assert "<code>x&lt;y</code>" in html
+  header = page.page("t", [page.Grid(("`mlm_loss`, measured",), [["1"]])])
+  assert "<span>mlm_</span><span>loss</span><small>measured</small></th>" in header
   assert "<td><strong>supported</strong></td>" in html
 
 
