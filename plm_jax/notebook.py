@@ -104,7 +104,7 @@ class LiveCurves:
 
     self._html = HTML
     self._records: list[Mapping[str, Any]] = []
-    self._place = display(HTML(""), display_id=True)
+    self._place: Any = display(HTML(""), display_id=True)
 
   def write(self, record: Mapping[str, Any]) -> None:
     if "split" in record:
