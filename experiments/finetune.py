@@ -5,11 +5,13 @@ pooled [CLS] state: batch 16 or 32, peak rate 5e-5 to 2e-5, 2 to 4 epochs, warmu
 the steps. Its repository fine-tunes small models with rates up to 3e-4 for 4 epochs.
 
 Two rules, by the checkpoint: `public_rule` for a published one, `own_rule` for one that this
-project pretrained for minutes.
+project pretrained for minutes. Small published models have the rates of ELECTRA-small: 3e-4 for the
+classifier, and 0.8 of the rate above for each lower layer (Clark et al. 2020, appendix B).
 
 Deviation of `own_rule`: the classifier reads the mean of the tokens' states, not the pooled [CLS]
 state. Only next-sentence prediction trains that state, and a short pretraining hardly does. Both
-arms have this deviation. A published model keeps its head, so that `convert` can export it.
+arms have this deviation. A published model keeps its head, so that `convert` can export it. But a
+Sentence-BERT has no head: where its vectors are means of states, the classifier reads those.
 
 A decoder's classifier reads the last token. In an encoder-decoder, the decoder reads the source
 again after its start token. The classifier, a dense layer and a linear map, reads the end of the
@@ -28,23 +30,27 @@ from plm_jax.tasks.search import Grid
 from plm_jax.tasks.task import Task
 
 BATCH = 32
-LARGE = 1024  # the width from which a model is large
+BASE, LARGE = 768, 1024  # the widths from which a model is no longer small, and is large
 FEWEST_STEPS = 300  # for a published model with few labels (Mosbach et al. 2021)
 
 
 class Rule(NamedTuple):
-  """The defaults of a fine-tuning. head: whether the model keeps its own classifier."""
+  """The defaults of a fine-tuning. layer_decay: 1 is off. classifier: what it reads, of models with
+  a choice; None is as the checkpoint has it."""
 
   peak: float
   steps: int
   warmup: int
-  head: bool
   why: str
+  layer_decay: float = 1.0
+  classifier: str | None = None
 
   def __str__(self) -> str:
+    lower = f", {self.layer_decay:g} of it for each lower layer" if self.layer_decay < 1 else ""
+    reads = f"; the classifier reads the {self.classifier} of the states" * bool(self.classifier)
     return (
-      f"{self.why}: peak rate {self.peak:g}, {self.steps:,} steps of {BATCH} examples, {self.warmup} "
-      "of warmup, then linear decay"
+      f"{self.why}: peak rate {self.peak:g}{lower}, {self.steps:,} steps of {BATCH} examples, "
+      f"{self.warmup} of warmup, then linear decay{reads}"
     )
 
 
@@ -57,21 +63,38 @@ def own_rule(source: RunInfo, examples: int) -> Rule:
   """Up to 2,000 examples are read for 4 epochs, more for 2."""
   epochs = 2 if examples > 2000 else 4
   steps = max(1, epochs * examples // BATCH)
-  return Rule(1e-3, steps, max(1, steps // 10), False, "a checkpoint of a short pretraining")
+  why = "a checkpoint of a short pretraining"
+  return Rule(1e-3, steps, max(1, steps // 10), why, classifier=mean_classifier(source))
 
 
 def public_rule(source: RunInfo, examples: int) -> Rule:
-  """3 epochs, and at least `FEWEST_STEPS` steps; a lower rate for large models."""
+  """3 epochs, and at least `FEWEST_STEPS` steps; rates by the model's width."""
   steps = max(3 * examples // BATCH, FEWEST_STEPS)
-  peak = 2e-5 if getattr(source.config, "width", 0) >= LARGE else 5e-5
-  return Rule(peak, steps, steps // 10, True, "a published checkpoint")
+  width = getattr(source.config, "width", BASE)
+  if width >= BASE:
+    peak, layer_decay, kind = 2e-5 if width >= LARGE else 5e-5, 1.0, "a published checkpoint"
+  else:
+    peak, layer_decay, kind = 3e-4, 0.8, "a small published checkpoint"
+  pooling = source.document["public"].get("pooling") or {}
+  is_mean = list(pooling.get("modes", ())) == ["mean"]
+  classifier = mean_classifier(source) if is_mean else None
+  return Rule(peak, steps, steps // 10, kind, layer_decay, classifier)
+
+
+def mean_classifier(source: RunInfo) -> str | None:
+  """ "mean", for a model whose classifier would read a pooled state; a decoder has none."""
+  return "mean" if "pooler" in getattr(source.config, "classifier", "") else None
 
 
 def grid(source: RunInfo) -> Grid:
   """The recipes that --search tries: those of appendix A.3 for a published checkpoint, higher rates
-  for one that this project pretrained for minutes."""
-  is_public = "public" in source.document
-  peaks = (5e-5, 3e-5, 2e-5) if is_public else (3e-3, 1e-3, 3e-4)
+  for small ones, and for one that this project pretrained for minutes."""
+  if "public" not in source.document:
+    peaks = (3e-3, 1e-3, 3e-4)
+  elif getattr(source.config, "width", BASE) < BASE:
+    peaks = (3e-4, 2e-4, 1e-4)
+  else:
+    peaks = (5e-5, 3e-5, 2e-5)
   return Grid(peaks, (16, 32), (2, 3, 4))
 
 
@@ -81,8 +104,8 @@ def recipe(source: RunInfo, task: Task, examples: int) -> Experiment:
   task: one that has read its data. examples: the number of labelled examples.
   """
   model, defaults = source.config, rule(source, examples)
-  if not defaults.head and "pooler" in getattr(model, "classifier", ""):  # a decoder has none
-    model = replace(model, classifier="mean")
+  if defaults.classifier:
+    model = replace(model, classifier=defaults.classifier)
   rates = {name: 0.1 for name in ("dropout", "attention_dropout") if hasattr(model, name)}
   if getattr(model, "hidden_dropout", 0) or getattr(model, "final_dropout", False):
     rates["hidden_dropout"] = 0.1  # T5 has one rate for all places
@@ -90,7 +113,7 @@ def recipe(source: RunInfo, task: Task, examples: int) -> Experiment:
     model=replace(model, **rates),
     objectives=(task.objective(),),
     data=task,
-    optim=AdamW(peak=defaults.peak, warmup=defaults.warmup),
+    optim=AdamW(peak=defaults.peak, warmup=defaults.warmup, layer_decay=defaults.layer_decay),
     global_batch=BATCH * task.together,
     steps=defaults.steps,
     schedule=Intervals(log=25, save=200, keep=1),

@@ -255,20 +255,36 @@ def test_the_defaults_follow_from_the_checkpoint(source):  # noqa: F811
   own = finetune.rule(source, 500)
   assert (own.peak, own.steps, own.warmup) == (1e-3, 62, 6)
   assert finetune.rule(source, 9000).steps == 562
-  public = dataclasses.replace(source, document={**source.document, "public": {}})
-  few, many = finetune.rule(public, 100), finetune.rule(public, 9000)
-  assert few.peak == 5e-5 and few.steps == 300 and few.warmup == 30
+  few, many = (finetune.rule(published(source, width=768), n) for n in (100, 9000))
+  assert (few.peak, few.layer_decay, few.steps, few.warmup) == (5e-5, 1, 300, 30)
   assert many.steps == 3 * 9000 // 32
-  large = dataclasses.replace(public.experiment.model, width=1024, heads=16)
-  experiment = dataclasses.replace(public.experiment, model=large)
-  assert finetune.rule(dataclasses.replace(public, experiment=experiment), 100).peak == 2e-5
+  assert finetune.rule(published(source, width=1024), 100).peak == 2e-5
+  small = finetune.rule(published(source, width=384), 100)
+  assert (small.peak, small.layer_decay) == (3e-4, 0.8)
+
+
+def published(run, pooling=None, **sizes):
+  """The run as a published model."""
+  model = dataclasses.replace(run.experiment.model, **sizes)
+  document = {**run.document, "public": {"pooling": pooling}}
+  experiment = dataclasses.replace(run.experiment, model=model)
+  return dataclasses.replace(run, experiment=experiment, document=document)
 
 
 def test_a_published_model_keeps_its_classifier(source):  # noqa: F811
   task = Classify(labels=("a", "b"), length=8)
-  public = dataclasses.replace(source, document={**source.document, "public": {}})
-  assert finetune.recipe(public, task, 100).model.classifier == "pooler"
+  assert finetune.recipe(published(source), task, 100).model.classifier == "pooler"
   assert finetune.recipe(source, task, 100).model.classifier == "mean"
+
+
+def test_a_sentence_bert_s_classifier_reads_the_means_that_it_was_trained_for(source):  # noqa: F811
+  task = Classify(labels=("a", "b"), length=8)
+  for modes, classifier in ((["mean"], "mean"), (["cls"], "pooler"), (["mean", "max"], "pooler")):
+    sentence_bert = published(source, {"modes": modes})
+    assert finetune.recipe(sentence_bert, task, 100).model.classifier == classifier
+    assert ("mean of the states" in str(finetune.rule(sentence_bert, 100))) == (
+      classifier == "mean"
+    )
 
 
 @pytest.fixture(autouse=True)
