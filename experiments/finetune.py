@@ -47,7 +47,7 @@ class Rule(NamedTuple):
 
   def __str__(self) -> str:
     lower = f", {self.layer_decay:g} of it for each lower layer" if self.layer_decay < 1 else ""
-    reads = f"; the classifier reads the {self.classifier} of the states" * bool(self.classifier)
+    reads = f"; classes are read from the {self.classifier} of the states" * bool(self.classifier)
     return (
       f"{self.why}: peak rate {self.peak:g}{lower}, {self.steps:,} steps of {BATCH} examples, "
       f"{self.warmup} of warmup, then linear decay{reads}"
