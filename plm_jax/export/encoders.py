@@ -206,7 +206,7 @@ class EncoderFamily(Family):
     outputs = tuned_outputs(params, hidden, batch)
     for head in heads.keys() & makes.keys():
       outputs |= makes[head]()
-    if not outputs:
+    if not self.architectures[architecture] - {"pooler"}:  # a class without a head
       outputs["last_hidden_state"] = hidden
       if params.pooler is not None:
         outputs["pooler_output"] = params.pool(hidden, batch)

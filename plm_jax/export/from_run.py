@@ -1,5 +1,6 @@
 """Exports a run as a published model."""
 
+import dataclasses
 from pathlib import Path
 
 from flax import nnx
@@ -8,6 +9,7 @@ from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
 from plm_jax.export import hf, sentence
 from plm_jax.export.heads import labelled
+from plm_jax.export.pretrained import has_dense
 from plm_jax.export.published_tokenizer import write_tokenizer
 from plm_jax.models.electra import Electra
 from plm_jax.models.model import Model
@@ -27,7 +29,11 @@ def from_run(run: Run, part: str = "discriminator") -> hf.Pretrained:
       document["problem_type"] = problem
   if isinstance(config, Electra):
     return hf.Pretrained(*electra_part(config, run.params, part), None, document)
-  return hf.Pretrained(config.encoder, run.params.encoder(), None, document)
+  model = hf.Pretrained(config.encoder, run.params.encoder(), None, document)
+  if model.pooling is None:
+    return model
+  pooling = model.pooling._replace(length=run.experiment.data.length)
+  return dataclasses.replace(model, pooling=pooling)
 
 
 def _imported(run: Run, public: dict) -> hf.Pretrained:
@@ -65,8 +71,14 @@ def special_tokens(tokenizer: Tokenizer, config: Model) -> dict[str, int]:
 def write_directory(
   model: hf.Pretrained, tokenizer: Tokenizer | None, target: Path, trained_here: bool = False
 ) -> None:
-  """Writes the files of `hf.save`, and the tokenizer as transformers reads it. trained_here: texts
-  get this project's special tokens, not those of the published tokenizer."""
+  """Writes the files of `hf.save`, and the tokenizer as transformers reads it; prints how another
+  library than transformers reads the directory. trained_here: texts get this project's special
+  tokens, not those of the published tokenizer."""
   hf.save(model, target)
   if tokenizer is not None:
     write_tokenizer(model, tokenizer, target, trained_here)
+  if has_dense(model.config, model.heads):
+    print(
+      f'{target} is for sentence-transformers: SentenceTransformer("{target}").encode(texts) '
+      f"gives the {model.heads['classes']} class scores (logits) of each text"
+    )

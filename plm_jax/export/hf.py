@@ -9,6 +9,7 @@
 `families/` has each family's options, tensors and outputs. Unknown ones are errors that name them.
 """
 
+import dataclasses
 import functools
 import json
 import sys
@@ -24,11 +25,12 @@ from plm_jax.export import sentence
 from plm_jax.export.family import Family, family_of_type
 from plm_jax.export.heads import SIZED, labelled
 from plm_jax.export.inputs import checked_inputs
-from plm_jax.export.names import Entry, to_ours, to_theirs, under
+from plm_jax.export.names import Entry, linear, to_ours, to_theirs, under
 from plm_jax.export.options import Options
-from plm_jax.export.pretrained import Pretrained, tops
+from plm_jax.export.pretrained import Pretrained, has_dense, tops
 from plm_jax.export.tensors import SINGLE, read_json, read_tensors, write_safetensors
 from plm_jax.models.compute import Compute
+from plm_jax.models.encoder import Encoder
 from plm_jax.models.model import Model
 
 
@@ -60,7 +62,18 @@ def load(directory: str | Path) -> Pretrained:
   based = any(name.startswith(base) for name in tensors)
   names = tensors if based else {base + name for name in tensors}
   architecture, heads = family.detect(architecture, names)
-  config, sizes = family.model_of(Options(document, str(file)), heads)
+  dense, options = sentence.read_dense(directory), Options(document, str(file))
+  if dense:
+    if tops(heads) or not issubclass(family.config, Encoder):
+      raise UserError(
+        f"{directory} has a Dense after a {architecture}; this project reads one only after an "
+        "encoder without a head."
+      )
+    tensors, heads = tensors | dense, heads | {"classes"}
+    options = Options(document | {"num_labels": len(dense["linear.weight"])}, str(file))
+  config, sizes = family.model_of(options, heads)
+  if dense:
+    config = dataclasses.replace(config, classifier="mean")
   model = jax.eval_shape(lambda key: config.init(key, sizes), jax.random.key(0))
   entries = _entries(family, config, heads, based)
   copies = family.copies(config, heads)
@@ -80,19 +93,24 @@ def save(model: Pretrained, directory: str | Path) -> None:
   Errors: `UserError` if transformers lacks a class or an option, or the directory is not empty.
   """
   directory = Path(directory)
-  family, heads = model.family, model.heads
-  document = family.document_of(model.config, heads)
+  family, heads, config = model.family, model.heads, model.config
+  is_dense = has_dense(config, heads)
+  if is_dense:  # the rest of the model, as transformers has it
+    config = dataclasses.replace(config, classifier=family.always["classifier"])
+  document = family.document_of(config, heads)
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise UserError(f"{directory} already exists; choose a new or empty directory.")
   kept = {name: value for name, value in model.document.items() if name not in _OF_THE_FILE}
   document = kept | _labels(heads, kept) | document
   document |= {"architectures": [model.architecture], "model_type": family.model_type}
-  tensors = to_theirs(_entries(family, model.config, heads, bool(tops(heads))), model.params)
+  based = bool(tops(heads)) and not is_dense
+  tensors = to_theirs(_entries(family, model.config, heads, based), model.params)
+  dense = {name: tensors.pop(name) for name in sentence.DENSE if is_dense}
   tensors |= {c: tensors[o] for c, o in family.spare(model.config, heads).items()}
   directory.mkdir(parents=True, exist_ok=True)
   write_safetensors(directory / SINGLE, tensors)
   if model.pooling is not None:
-    sentence.write_pooling(directory, model.pooling, model.config.width)
+    sentence.write_pooling(directory, model.pooling, model.config.width, dense)
   text = json.dumps(document | {"dtype": "float32"}, indent=2, sort_keys=True)
   (directory / "config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -131,7 +149,7 @@ def _forward(
 
   def forward(params, batch):
     outputs = family.run(params, batch, compute, architecture)
-    if pooling is not None:
+    if pooling is not None and "logits" not in outputs:
       states = outputs["last_hidden_state"]
       outputs["sentence_embedding"] = pooling(states, batch["attention_mask"])
     layers = family.layers(params, batch, compute) if any(wanted) else {}
@@ -149,7 +167,9 @@ _OF_THE_FILE = ("torch_dtype", "dtype", "transformers_version", "_name_or_path",
 def _entries(family: Family, config: Model, heads: Collection[str], based: bool) -> list[Entry]:
   """The names of a file; those of bare models have no prefix."""
   base = family.base_of(heads)
-  entries = [*under(base, family.body(config)), *family.head(config, heads)]
+  dense = linear("classes", "linear") if has_dense(config, heads) else []
+  own = set(heads) - {"classes"} if dense else heads
+  entries = [*under(base, family.body(config)), *family.head(config, own), *dense]
   if based:
     return entries
   return [entry._replace(theirs=entry.theirs.removeprefix(base)) for entry in entries]

@@ -15,7 +15,8 @@ class Pretrained:
   """A model of the project, and the other content of its published directory.
 
   architecture: transformers' class; None chooses it by the heads. document: a config.json, kept for
-  entries without a field here (names of labels, special tokens). pooling: of a Sentence-BERT.
+  entries without a field here (names of labels, special tokens). pooling: of a Sentence-BERT; a
+  model whose classes are read from the mean always has one.
   """
 
   config: Model
@@ -28,6 +29,8 @@ class Pretrained:
     if self.architecture is None:
       chosen = architecture_of(self.family, self.config, self.params)
       object.__setattr__(self, "architecture", chosen)
+    if self.pooling is None and has_dense(self.config, self.family.heads_of(self.params)):
+      object.__setattr__(self, "pooling", sentence.Pooling())
 
   @property
   def heads(self) -> dict[str, int]:
@@ -45,9 +48,17 @@ def tops(heads: Collection[str]) -> set[str]:
   return set(heads) - {"pooler"}
 
 
+def has_dense(config: Model, heads: Collection[str]) -> bool:
+  """Whether classes are read from the mean of the states, as by a Dense of sentence-transformers
+  and by no class of transformers."""
+  return getattr(config, "classifier", None) == "mean" and tops(heads) == {"classes"}
+
+
 def architecture_of(family: Family, config: Model, params: Parameters) -> str:
   """The class with the model's heads. Errors: `UserError` if transformers has none."""
   heads = set(family.heads_of(params))
+  if has_dense(config, heads):
+    heads.remove("classes")
   for name, needed in family.architectures.items():
     if family.fits(config, name) and (heads == needed or not tops(heads | needed)):
       return name

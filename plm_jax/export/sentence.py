@@ -1,18 +1,21 @@
 """Sentence-BERT's directories: an encoder and the pooling of its states into one vector.
 
-Source: sentence-transformers, models/Pooling.py and SentenceTransformer.py (modules.json). Reimers
-and Gurevych 2019, section 3.
+A linear map from the mean to the scores of classes may follow: their module Dense. Source:
+sentence-transformers 6.2, Pooling, Dense and modules.json. Reimers and Gurevych 2019, section 3.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from plm_jax.errors import UserError
-from plm_jax.export.tensors import read_json
+from plm_jax.export.options import Options
+from plm_jax.export.tensors import SINGLE, read_json, read_tensors, write_safetensors
 
 MODULES = "modules.json"
 KIND = "sentence_transformers.models."
@@ -24,6 +27,9 @@ MODES = {
   "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
 }
 ENCODER_FILE = "sentence_bert_config.json"
+ORDERS = [["Transformer", "Pooling", *last] for last in ([], ["Normalize"], ["Dense"])]
+DENSE = ("linear.weight", "linear.bias")
+IDENTITY, TANH = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Tanh"
 
 
 class Pooling(NamedTuple):
@@ -61,22 +67,48 @@ def body_of(directory: Path) -> Path:
 
 
 def read_pooling(directory: Path, width: int) -> Pooling:
-  modules = _modules(directory)
-  modes, normalize = (), False
-  for module in modules[1:]:
-    if module["type"] == "Normalize":
-      normalize = True
-    else:
-      modes = _modes(directory / module["path"] / "config.json", width)
+  places = {module["type"]: directory / module["path"] for module in _modules(directory)}
+  modes = _modes(places["Pooling"] / "config.json", width)
+  if "Dense" in places and modes != ("mean",):
+    raise UserError(
+      f"{directory} has a Dense after the pooling {' and '.join(modes)}; this project reads one "
+      "only after the mean."
+    )
   file = body_of(directory) / ENCODER_FILE
   own = read_json(file) if file.is_file() else {}
-  return Pooling(modes, normalize, own.get("max_seq_length"), bool(own.get("do_lower_case")))
+  length, lowercase = own.get("max_seq_length"), bool(own.get("do_lower_case"))
+  return Pooling(modes, "Normalize" in places, length, lowercase)
 
 
-def write_pooling(directory: Path, pooling: Pooling, width: int) -> None:
-  """Writes the files of the pooling; the encoder's are in `directory` itself."""
+def read_dense(directory: Path) -> dict[str, np.ndarray]:
+  """The tensors `DENSE` of the scores [classes, width]; none without a Dense. Errors: `UserError`
+  for an activation, or any other option or shape."""
+  modules = _modules(directory) if is_sentence_encoder(directory) else []
+  if not modules or modules[-1]["type"] != "Dense":
+    return {}
+  folder = directory / modules[-1]["path"]
+  file, tensors = folder / "config.json", read_tensors(folder)
+  classes, width = np.shape(tensors.get(DENSE[0], np.zeros((0, 0))))[:2]
+  options = Options({"activation_function": TANH} | read_json(file), str(file))
+  options.fixed("activation_function", IDENTITY)
+  options.fixed("in_features", width)
+  options.fixed("out_features", classes)
+  options.fixed("bias", True)
+  options.fixed("use_residual", False)
+  options.fixed("module_input_name", "sentence_embedding")
+  options.fixed("module_output_name", "sentence_embedding", None)
+  options.finish()
+  return tensors
+
+
+def write_pooling(
+  directory: Path, pooling: Pooling, width: int, dense: Mapping[str, np.ndarray]
+) -> None:
+  """Writes the files of the pooling; the encoder's are in `directory` itself. dense: as from
+  `read_dense`."""
   modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
   modules += [("Normalize", "2_Normalize")] if pooling.normalize else []
+  modules += [("Dense", "2_Dense")] if dense else []
   listed = [
     {"idx": i, "name": str(i), "path": path, "type": KIND + kind}
     for i, (kind, path) in enumerate(modules)
@@ -88,6 +120,13 @@ def write_pooling(directory: Path, pooling: Pooling, width: int) -> None:
   (directory / "1_Pooling" / "config.json").write_text(json.dumps(options, indent=2))
   own = {"max_seq_length": pooling.length, "do_lower_case": pooling.lowercase}
   (directory / ENCODER_FILE).write_text(json.dumps(own, indent=2))
+  if dense:
+    (directory / "2_Dense").mkdir()
+    classes = len(dense["linear.bias"])
+    options = {"in_features": width, "out_features": classes, "bias": True}
+    options |= {"activation_function": IDENTITY}
+    (directory / "2_Dense" / "config.json").write_text(json.dumps(options, indent=2))
+    write_safetensors(directory / "2_Dense" / SINGLE, dense)
 
 
 def _modules(directory: Path) -> list[dict[str, str]]:
@@ -98,10 +137,10 @@ def _modules(directory: Path) -> list[dict[str, str]]:
     kinds = [module["type"].rpartition(".")[2] for module in modules]
   except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
     raise UserError(f"{file} cannot be read: {error}.") from None
-  if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+  if kinds not in ORDERS:
     raise UserError(
-      f"{file} lists {', '.join(kinds)}; this project has Transformer, Pooling and Normalize, in "
-      "this order."
+      f"{file} lists {', '.join(kinds)}; this project has Transformer, Pooling, and after them "
+      "Normalize, Dense or nothing."
     )
   for module in modules:
     if Path(module["path"]).is_absolute() or ".." in Path(module["path"]).parts:

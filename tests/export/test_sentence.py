@@ -1,9 +1,11 @@
 """Sentence-BERT's directories: a text's tokens become one vector as its pooling files say."""
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -11,8 +13,12 @@ from scipy.stats import spearmanr
 from plm_jax.errors import UserError
 from plm_jax.export import hf
 from plm_jax.export.published_tokenizer import read_tokenizer
-from plm_jax.export.sentence import Pooling
+from plm_jax.export.sentence import DENSE, Pooling
+from plm_jax.export.tensors import read_safetensors, write_safetensors
 from plm_jax.models.bert import Bert
+from plm_jax.models.distilbert import DistilBert
+from plm_jax.models.electra import ElectraEncoder
+from plm_jax.models.roberta import Roberta
 from tests.export.peers import initial
 
 IDS = np.array([[5, 6, 7, 8], [9, 10, 0, 0], [0, 11, 12, 13]])
@@ -59,6 +65,101 @@ def test_what_is_not_known_is_refused_by_name(model, tmp_path):
   modules.write_text(json.dumps(listed))
   with pytest.raises(UserError, match="Normalize, Dense; this project has"):
     hf.load(tmp_path / "sbert")
+
+
+SIZES = {"layers": 1, "width": 8, "heads": 2, "hidden": 9, "vocab_size": 20, "positions": 6}
+SIZES |= {"classifier": "mean", "classifier_dropout": 0.1, "initializer_range": 0.5}
+NAMES = {"id2label": {"0": "bad", "1": "fair", "2": "good"}}
+NAMES |= {"label2id": {name: int(i) for i, name in NAMES["id2label"].items()}}
+SLOW = (DistilBert, ElectraEncoder)
+
+
+def classifier(kind=Bert):
+  """A classifier of three classes that reads the mean, with biases that are not zero."""
+  config = kind(**SIZES)
+  params = initial(config, {"classes": 3})
+  params.classes.bias = np.arange(3, dtype=np.float32)
+  return hf.Pretrained(config, params, None, NAMES, Pooling(length=5))
+
+
+@pytest.mark.parametrize(
+  "kind", [Bert, Roberta, *(pytest.param(k, marks=pytest.mark.slow) for k in SLOW)]
+)
+def test_classes_from_the_mean_go_into_a_dense_and_back(kind, tmp_path):
+  model = classifier(kind)
+  hf.save(model, tmp_path / "out")
+  again = hf.load(tmp_path / "out")
+  unread = {name: getattr(model.config, name) for name in ("head_activation", "pooler_activation")}
+  assert dataclasses.replace(again.config, **unread) == model.config
+  assert again.pooling == model.pooling and again.heads == {"classes": 3}
+  assert again.architecture.endswith("Model")
+  assert {name: again.document[name] for name in NAMES} == NAMES
+  for before, after in zip(jax.tree.leaves(model.params), jax.tree.leaves(again.params)):
+    np.testing.assert_array_equal(before, after)
+
+
+def test_the_logits_are_the_dense_of_the_mean_of_the_states(tmp_path):
+  model = classifier()
+  hf.save(model, tmp_path / "out")
+  weight, bias = (read_safetensors(tmp_path / "out/2_Dense/model.safetensors")[n] for n in DENSE)
+  body = hf.load(without_dense(tmp_path / "out"))
+  made = hf.run(body, input_ids=IDS, attention_mask=MASK)
+  logits = hf.run(model, input_ids=IDS, attention_mask=MASK)["logits"]
+  assert np.ptp(logits, axis=0).min() > 0.01  # texts differ
+  np.testing.assert_allclose(logits, made["sentence_embedding"] @ weight.T + bias, atol=1e-5)
+
+
+def without_dense(folder):
+  modules = folder / "modules.json"
+  modules.write_text(json.dumps(json.loads(modules.read_text())[:2]))
+  return folder
+
+
+@pytest.mark.parametrize(
+  ("options", "sentence"),
+  [
+    ({"activation_function": "torch.nn.modules.activation.ReLU"}, "activation_function='torch.*Re"),
+    ({"in_features": 9}, "in_features=9, .* it has in_features=8"),
+    ({"out_features": 2}, "out_features=2, .* it has out_features=3"),
+    ({"bias": False}, "bias=False"),
+    ({"use_residual": True}, "use_residual=True"),
+    ({"scale": 2}, "scale=2, which this project does not know"),
+  ],
+)
+def test_a_dense_that_computes_something_else_is_refused_by_name(options, sentence, dense):
+  file = dense / "2_Dense" / "config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | options))
+  with pytest.raises(UserError, match=f"2_Dense/config.json sets {sentence}"):
+    hf.load(dense)
+
+
+@pytest.fixture
+def dense(tmp_path):
+  hf.save(classifier(), tmp_path / "dense")
+  return tmp_path / "dense"
+
+
+def test_a_dense_that_does_not_fit_the_rest_is_refused(dense):
+  write_safetensors(dense / "2_Dense" / "model.safetensors", {"linear.weight": np.zeros((3, 8))})
+  with pytest.raises(UserError, match="bias is missing"):
+    hf.load(dense)
+  file = dense / "2_Dense" / "config.json"
+  file.write_text(file.read_text().replace("8", "7"))
+  tensors = {"linear.weight": np.zeros((3, 7)), "linear.bias": np.zeros(3)}
+  write_safetensors(dense / "2_Dense" / "model.safetensors", tensors)
+  with pytest.raises(UserError, match=r"linear.weight has the shape \[3, 7\]"):
+    hf.load(dense)
+
+
+def test_a_dense_after_anything_but_the_mean_of_an_encoder_is_refused(dense):
+  file = dense / "1_Pooling" / "config.json"
+  file.write_text(json.dumps({"pooling_mode": "max"}))
+  with pytest.raises(UserError, match=r"a Dense after the pooling max; .* only after the mean"):
+    hf.load(dense)
+  config = dense / "config.json"
+  config.write_text(config.read_text().replace("BertModel", "BertForMaskedLM"))
+  with pytest.raises(UserError, match=r"a Dense after a BertForMaskedLM; .* without a head"):
+    hf.load(dense)
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """Tiny random models of transformers with their inputs and outputs, so that parity stays tested
-where torch is not installed. Generation anew, which needs torch and transformers, by
+where torch is not installed. Generation anew, which needs torch and transformers (and for
+`bert_dense` sentence-transformers), by
 
     python -m tests.export.golden.record [FOLDER ...]
 """
 
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,7 @@ CASES = {
   "gpt2_tokens": ("GPT2ForTokenClassification", GPT),
   "llama_answers": ("LlamaForQuestionAnswering", LLAMA),
 }
+DENSE = "bert_dense"  # of sentence-transformers: three classes from the mean of the states
 # Whose decoder reads the source; classes are read where the rows end.
 ON_SOURCES = ("t5_classes", "t5_tokens", "t5_answers", "bart_classes", "mbart_answers")
 
@@ -101,6 +104,37 @@ def inputs_of(case: str, config) -> dict[str, np.ndarray]:
   return inputs
 
 
+def record_dense(transformers, folder: Path) -> None:
+  """A directory and its outputs, both by sentence-transformers."""
+  import sentence_transformers
+  import torch
+  from sentence_transformers.base.modules import Dense, Transformer
+  from sentence_transformers.sentence_transformer.modules import Pooling
+
+  from plm_jax.export.tensors import write_safetensors
+  from tests.export.peers import outputs, published
+
+  with tempfile.TemporaryDirectory() as body:
+    published(transformers, "BertModel", body, **BERT)
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqr"]
+    (Path(body) / "vocab.txt").write_text("\n".join(vocab))
+    encoder = Transformer(body, max_seq_length=12)
+    dense = Dense(6, 3, activation_function=torch.nn.Identity())
+    model = sentence_transformers.SentenceTransformer(
+      modules=[encoder, Pooling(6, "mean"), dense], device="cpu"
+    )
+    model.save_pretrained(str(folder), create_model_card=False)
+  inputs = inputs_of("bert", encoder.model.config)
+  with torch.no_grad():
+    logits = model({name: torch.tensor(array) for name, array in inputs.items()})
+  made = outputs(encoder.model, inputs) | {"logits": logits["sentence_embedding"].numpy()}
+  recorded = {f"inputs.{name}": array for name, array in inputs.items()}
+  recorded |= {f"outputs.{name}": array for name, array in made.items()}
+  for name in ("config_sentence_transformers.json", "tokenizer.json", "tokenizer_config.json"):
+    (folder / name).unlink(missing_ok=True)
+  write_safetensors(folder / "example", recorded)
+
+
 def main(*chosen: str) -> None:
   """chosen: folders; without any, all."""
   import torch
@@ -110,6 +144,9 @@ def main(*chosen: str) -> None:
   from tests.export.peers import outputs, published
 
   transformers.logging.set_verbosity_error()
+  if not chosen or DENSE in chosen:
+    shutil.rmtree(FOLDER / DENSE, ignore_errors=True)
+    record_dense(transformers, FOLDER / DENSE)
   for case, (architecture, options) in CASES.items():
     if chosen and case not in chosen:
       continue
