@@ -109,6 +109,7 @@ def test_attention_of_a_text_is_that_of_the_model_and_is_drawn(bert, gpt):
   assert seen.pieces == ["[CLS]", "w1", "w2", "w3", "[SEP]"]
   expected = bert(input_ids=ids, output_attentions=True)["attentions"]
   np.testing.assert_allclose(seen.weights, np.stack(expected)[:, 0], atol=1e-6)
+  assert str(seen) == "Attention of 1 layers and 2 heads for 5 tokens"
   assert "image/png" in seen._repr_html_() and seen.png().startswith(b"\x89PNG")
   weights = gpt.attention("w1 w2").weights
   assert np.triu(weights, 1).max() == 0  # a decoder reads the past only

@@ -53,6 +53,10 @@ class Attention(NamedTuple):
   pieces: list[str]
   weights: np.ndarray
 
+  def __repr__(self) -> str:
+    layers, heads, size, _ = self.weights.shape
+    return f"Attention of {layers} layers and {heads} heads for {size} tokens"
+
   def png(self) -> bytes:
     """A panel for every layer and head."""
     import matplotlib

