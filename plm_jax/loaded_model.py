@@ -94,7 +94,8 @@ class LoadedModel:
     return attention(self.run, text)
 
   def save(self, directory: str | Path) -> None:
-    """Writes the model as a directory that transformers loads."""
+    """Writes the model as a directory that transformers loads, or sentence-transformers if its
+    classes are read from the mean of the states; then a printed line says how."""
     model = from_run(self.run, "discriminator")
     write_directory(model, self.run.tokenizer, Path(directory), "public" not in self.run.document)
 

@@ -124,7 +124,6 @@ def test_an_input_is_refused_by_name(inputs, sentence, model):
     (Roberta(segments=1, first_position=0, width=8, heads=2), {"mlm": 0}, "first_position=0"),
     (Albert(sharing="ffn", width=8, heads=2), {"mlm": 0}, "model.sharing=ffn cannot be exported"),
     (Bert(width=8, heads=2), {"sop": 0}, "bert has no class with the heads pooler, sop"),
-    (Bert(classifier="bilstm", width=8, heads=2), {"classes": 3}, "has no class with the heads"),
     (Bert(classifier="mean", width=8, heads=2), {"classes": 3, "mlm": 0}, "the heads classes, mlm"),
   ],
 )

@@ -109,6 +109,25 @@ def test_a_run_exported_again_is_the_same_directory(public, run, tmp_path):
     assert (tmp_path / "again" / name).read_bytes() == (public / name).read_bytes(), name
 
 
+def test_a_classifier_of_the_mean_goes_to_sentence_transformers_and_back(
+  tokenizer, tmp_path, capsys
+):
+  config = Bert(layers=1, width=12, heads=3, vocab_size=90, positions=40, classifier="mean")
+  experiment = dataclasses.replace(toy_run.TOY, model=config)  # rows of 27 tokens
+  params, document = initial(config, {"classes": 3}), {"classes": ["bad", "fair", "good"]}
+  out, parts = tmp_path / "out", {"experiment": experiment, "tokenizer": tokenizer}
+  model = from_run(Run(**parts, params=params, document=document))
+  write_directory(model, tokenizer, out, trained_here=True)
+  sentence = f'SentenceTransformer("{out}").encode(texts) gives the 3 class scores (logits)'
+  assert sentence in capsys.readouterr().out
+  write_run(hf.load(out), tokenizer, tmp_path / "run", out)
+  again = from_run(Run.load(tmp_path / "run"))
+  assert again.config.classifier == "mean" and again.pooling.length == 27
+  assert list(again.document["id2label"].values()) == document["classes"]
+  for before, after in zip(jax.tree.leaves(params), jax.tree.leaves(again.params), strict=True):
+    np.testing.assert_array_equal(before, after)
+
+
 def test_fine_tuning_takes_the_encoder_and_draws_its_own_head(run):
   source = RunInfo.read(run)
   fresh = initial(source.experiment.model, {"classes": 3}, seed=1)

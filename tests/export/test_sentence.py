@@ -94,7 +94,7 @@ def test_classes_from_the_mean_go_into_a_dense_and_back(kind, tmp_path):
   assert again.pooling == model.pooling and again.heads == {"classes": 3}
   assert again.architecture.endswith("Model")
   assert {name: again.document[name] for name in NAMES} == NAMES
-  for before, after in zip(jax.tree.leaves(model.params), jax.tree.leaves(again.params)):
+  for before, after in zip(*(jax.tree.leaves(m.params) for m in (model, again)), strict=True):
     np.testing.assert_array_equal(before, after)
 
 
