@@ -5,8 +5,8 @@
   python -m plm_jax.convert stories260K.bin runs/stories --tokenizer=tok512.model
 
 SRC is a directory of transformers or Sentence-BERT, a llama2.c file, or a run; DST is new. Every
-command that takes a run reads the new one. A classifier that reads the mean of the states is written
-for sentence-transformers. Nothing in SRC is executed.
+command that takes a run reads the new one. A classifier that reads the mean of the states is
+written for sentence-transformers. Nothing in SRC is executed.
 """
 
 import contextlib
