@@ -81,6 +81,8 @@ def write_tokenizer(
     tokenizer.save(target)
     _add_to_file(target / "tokenizer.json", tokenizer, _frame(model, vocab, trained_here))
     options["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if getattr(model.config, "segments", 0) > 1:  # transformers 5 leaves the second out by default
+      options["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
   elif has_class(model.family.model_type, tokenizer):
     file, options["tokenizer_class"] = PUBLISHED_PIECES[model.family.model_type]
     (target / file).write_bytes(files.in_file_order(tokenizer.backend).proto)

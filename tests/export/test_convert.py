@@ -200,6 +200,8 @@ def test_transformers_reads_what_a_run_was_exported_to(tokenizer, peers, tmp_pat
   sentence = toy_run.text().read_text().splitlines()[0]
   ids = theirs(sentence)["input_ids"]
   assert ids[1:-1] == own.encode(sentence).tolist()
+  segments = [0] * len(ids) + [1] * (len(ids) - 1)
+  assert theirs(sentence, sentence)["token_type_ids"] == segments
   assert model.config.pad_token_id == own.vocab.pad
 
 
