@@ -5,8 +5,10 @@ import plm_jax as plm
 model = plm.load("runs/bert_tiny")       # plm_jax/api.py has all functions
 """
 
+import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +29,17 @@ def __getattr__(name: str) -> Any:
   if name not in __all__:
     raise AttributeError(f"module 'plm_jax' has no attribute {name!r}")
   return getattr(import_module("plm_jax.api"), name)
+
+
+class _Package(ModuleType):
+  """Keeps the function `plm_jax.report` after `import plm_jax.report`, the command's module."""
+
+  def __setattr__(self, name: str, value: Any) -> None:
+    if not (name in __all__ and isinstance(value, ModuleType)):
+      super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -42,10 +42,12 @@ Settings = Mapping[str, Any] | Sequence[str]
 """{"optim.peak": 1e-3}, or ["optim.peak=1e-3"] as after --set."""
 
 
-def load(path: str | Path, task: str | None = None) -> LoadedModel:
+def load(path: str | Path | LoadedModel, task: str | None = None) -> LoadedModel:
   """The model of a directory: of a run, a fine-tuned run, or a published model as it was
   downloaded. task: "FILE:CLASS" of the task, if it is one of your own. Errors: `UserError` if the
   directory is none of them."""
+  if isinstance(path, LoadedModel):
+    return path
   if task is not None:
     task_class(task)  # imports its file
   keep_compilations(default_cache())
@@ -206,6 +208,8 @@ class Report:
 
   def __repr__(self) -> str:
     lines = [f"{verdict.outcome:14} {verdict.claim}" for verdict in self.verdicts]
+    if self.measured.plan.budget == "smoke":
+      lines.append("at the budget smoke: verdicts mean nothing, they show that everything runs")
     return "\n".join([f"{self.measured.table.title}: {self.files[0]}", *lines])
 
   def _repr_html_(self) -> str:

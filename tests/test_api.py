@@ -97,6 +97,15 @@ def test_a_left_to_right_model_writes_one_text_for_each_prompt_and_sample(gpt):
     gpt.generate("w1", temprature=1.0)
 
 
+def test_importing_a_command_leaves_the_functions(bert):
+  import plm_jax.report
+  import plm_jax.sweep
+
+  assert plm.report is api.report and plm.sweep is api.sweep
+  assert plm_jax.report is api.report and sys.modules["plm_jax.report"].main
+  assert plm.load(bert) is bert
+
+
 def test_a_model_shows_its_sizes_and_its_source(bert, gpt):
   assert str(bert).startswith("Bert(layers 1, width 16, heads 2")
   assert str(bert.run.path) in str(bert)

@@ -194,7 +194,9 @@ class AtChance(_AgainstChance):
     usual = usual_error(scores, self.metric, paired=False)
     low, high = (student(values, at, usual, constant=True) for at in (-self.margin, self.margin))
     outside = min(1.0, 2 * min(low.p_against, high.p_for))
-    return Tested(max(low.p_for, high.p_against), outside, low.numbers)
+    if low.p_for >= high.p_against:  # the side that decides
+      return Tested(low.p_for, outside, low.numbers)
+    return Tested(high.p_against, outside, high.numbers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,6 +49,8 @@ from plm_jax.train import processes
 from plm_jax.train.processes import say
 from plm_jax.train.workdir import write_whole
 
+FEW = 100  # test examples: with fewer a line warns
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -239,6 +241,8 @@ def describe(chosen: FinetunePlan, scope: Scope) -> str:
     documents = len(examples.documents)  # as many as the examples where the data name none
     sources = f" from {documents:,} documents" if documents < len(examples) else ""
     lines.append(f"  {name:6}{len(examples):7,} examples{sources}")
+  if len(splits.test) < FEW:
+    lines.append(f"  few test examples: each is {1 / len(splits.test):.1%} of the scores")
   lines += [f"  {note}" for note in splits.notes]
   if splits.left_out:
     why = "; ".join(f"{label} ({why})" for label, why in splits.left_out.items())

@@ -151,8 +151,8 @@ def mean_and_deviation(values: np.ndarray) -> str:
 
 
 def verdict(comparison: Comparison, labels: str) -> str:
-  """The gain from pretraining with `labels` labels, by seed, and whether all seeds agree. Without a
-  random start: whether the fine-tuned model is below a baseline."""
+  """The gain from pretraining with `labels` labels, by seed, and whether all seeds agree; and
+  whether the fine-tuned model is below a baseline."""
   shown = {m: comparison.margins(labels, m) for m in comparison.metrics}
   every = np.concatenate(list(shown.values()))
   if not len(every):
@@ -170,7 +170,8 @@ def verdict(comparison: Comparison, labels: str) -> str:
   else:
     who = "seeds" if seeds > 1 else "two metrics"
     agreed = f"the {who} do not agree on whether pretraining wins"
-  return f"{labels} labels, pretrained minus random for each seed: {numbers}: {agreed}."
+  gain = f"{labels} labels, pretrained minus random for each seed: {numbers}: {agreed}."
+  return "\n".join(filter(None, [gain, _below_baseline(comparison, labels)]))
 
 
 def _below_baseline(comparison: Comparison, labels: str) -> str:

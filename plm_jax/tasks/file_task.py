@@ -211,7 +211,12 @@ def fitting_length(task: FileTask, splits: Splits, context: Context) -> tuple[in
     chosen = min(max(-(-fits // 8) * 8, 8), task.longest, row_limit(source))
   every = np.concatenate(list(sizes.values()))
   cut = int((every > chosen).sum())
-  note = f"rows of {chosen} tokens; {cut:,} of {len(every):,} examples are longer and {task.longer}"
+  why = ""
+  if task.length is None and chosen < task.longest and chosen == row_limit(source):
+    why = " (the checkpoint has no longer ones)"
+  note = (
+    f"rows of {chosen} tokens{why}; {cut:,} of {len(every):,} examples are longer and {task.longer}"
+  )
   return chosen, [note + (f" (the longest has {every.max():,})" if cut else "")]
 
 
