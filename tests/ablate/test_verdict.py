@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.special import stdtr
 
 from experiments import bert
 from plm_jax import cli
@@ -169,6 +170,15 @@ def test_chance_may_be_a_measured_share():
     AboveChance("nsp_accuracy", "a", chance="nsp_majority"),
   ]
   assert outcomes(claims, scores) == ["supported", "not supported"]
+
+
+def test_the_numbers_of_a_claim_at_chance_are_those_of_the_side_that_decides():
+  for level, bound in ((0.52, "against +0.05"), (0.48, "against -0.05")):
+    values = {"a": {s: {"sop_accuracy": level + 0.01 * s} for s in (-1, 0, 1)}}
+    tested = AtChance("sop_accuracy", "a", chance=0.5).test(values)
+    assert bound in tested.numbers
+    t = float(tested.numbers.rpartition("t = ")[2])
+    assert tested.p_for == pytest.approx(stdtr(2, -abs(t)), abs=1e-3)
 
 
 def test_a_head_that_always_says_the_same_is_at_chance():

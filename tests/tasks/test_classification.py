@@ -177,6 +177,9 @@ def test_a_model_below_a_baseline_is_told_what_to_try():
   cells += [Cell("words", "all", 0, {"accuracy": 0.6, "macro_f1": 0.6})]
   said = verdict(Comparison.of(cells, Classify), "all")
   assert "below the baseline (bag of words, linear)" in said and "optim.peak" in said
+  cells.append(Cell("random", "all", 0, {"accuracy": 0.4, "macro_f1": 0.4}))
+  said = verdict(Comparison.of(cells, Classify), "all")
+  assert "pretraining wins" in said and "below the baseline" in said
 
 
 # --- options of the loss --------------------------------------------------------------------------
