@@ -23,6 +23,7 @@ from plm_jax.ablate.table import Table
 from plm_jax.ablate.verdict import Verdict
 from plm_jax.budgets import AnyBudget
 from plm_jax.data.corpora import cache_folder, default_cache
+from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.export.to_run import run_directory
@@ -58,7 +59,7 @@ def load(path: str | Path | LoadedModel, task: str | None = None) -> LoadedModel
 def pretrain(
   experiment: str | Experiment = "experiments/bert.py:tiny",
   *,
-  budget: AnyBudget = "small",
+  budget: AnyBudget | None = None,
   settings: Settings = (),
   seed: int | None = None,
   start: str | Path | None = None,
@@ -67,15 +68,22 @@ def pretrain(
 ) -> LoadedModel:
   """Pretrains a model, prints its report and loads it; continues a run that was stopped.
 
-  experiment: "FILE:FUNCTION", or an `Experiment` made in a cell. settings: {"steps": 20,
-  "optim.peak": 1e-3}. start: a run, or a published model, to go on from. workdir: None is
-  runs/FILE_FUNCTION[_BUDGET], or runs/experiment. cache: None is ~/.cache/plm_jax.
+  experiment: "FILE:FUNCTION", or an `Experiment` made in a cell, which has its own size. budget: of
+  a "FILE:FUNCTION"; None is small. settings: {"steps": 20, "optim.peak": 1e-3}. start: a run, or a
+  published model, to go on from. workdir: None is runs/FILE_FUNCTION[_BUDGET], or runs/experiment.
+  cache: None is ~/.cache/plm_jax.
   """
+  if budget is not None and isinstance(experiment, Experiment):
+    raise UserError(
+      f"budget={budget!r} was given, and an Experiment has its own size; leave it out."
+    )
   cli.load_module("data.installed_text")  # makes tfds:installed_text known
   folder = cache_folder(None if cache is None else str(cache))
   keep_compilations(folder)
   source = None if start is None else RunInfo.read(run_directory(start, folder))
-  chosen, record = chosen_experiment(experiment, "", budget, as_settings(settings), seed, source)
+  chosen, record = chosen_experiment(
+    experiment, "", budget or "small", as_settings(settings), seed, source
+  )
   chosen.check_trains()
   print(heading(record, chosen))
   with Workdir(workdir or Path("runs") / record["name"]) as opened:

@@ -8,6 +8,7 @@ from typing import Literal, cast
 
 from plm_jax import overrides
 from plm_jax.config_tree import is_within, places
+from plm_jax.errors import UserError
 from plm_jax.experiment import Budget, Experiment
 
 AnyBudget = Literal["smoke", "laptop", "small", "paper"]
@@ -24,7 +25,9 @@ LAPTOP = (
 
 
 def of_rows(budget: str) -> Budget:
-  """The budget that the function of a row takes."""
+  """The budget that the function of a row takes. Errors: `UserError` for an unknown budget."""
+  if budget not in BUDGETS:
+    raise UserError(f"there is no budget {budget!r}; expected {', '.join(BUDGETS)}.")
   return cast(Budget, "small" if budget == "laptop" else budget)
 
 

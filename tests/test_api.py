@@ -219,7 +219,7 @@ def test_an_experiment_of_a_cell_is_pretrained_and_goes_on_where_it_stopped(tmp_
   options |= {"cache": toy_run.text().parent / "cache"}
   model = plm.pretrain(experiment, **options)
   assert model.run.step == 4 and model.run.experiment.seed == 3
-  assert capsys.readouterr().out.startswith("experiment at budget small, seed 3")
+  assert capsys.readouterr().out.startswith("experiment, seed 3")
   again = plm.pretrain(experiment, **options)
   assert again.fill_mask("w1 [MASK]") == model.fill_mask("w1 [MASK]")
   with pytest.raises(UserError, match="peak"):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import plm_jax as plm
 from experiments import bert, gpt, t5
-from plm_jax import budgets, overrides
+from plm_jax import api, budgets, overrides
 from plm_jax.ablate import sweeping
 from plm_jax.ablate.table import Arm, Table
 from plm_jax.errors import UserError
@@ -71,3 +72,14 @@ def test_a_run_at_this_budget_has_its_own_directory_and_tells_its_diff_to_base()
   assert [line["field"] for line in record["diff"]] == ["objectives"]
   settings = [f"{path}={overrides.show(new)}" for path, _, new in overrides.diff(experiment, TOY)]
   assert "optim.schedule=wsd" in settings
+
+
+def test_an_unknown_budget_and_that_of_an_experiment_are_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(api, "keep_compilations", lambda cache: None)
+  with pytest.raises(UserError, match="no budget 'huge'; expected smoke, laptop, small, paper"):
+    plm.pretrain(budget="huge", cache=tmp_path, workdir=tmp_path / "run")
+  with pytest.raises(UserError, match="no budget 'big'; expected smoke, laptop, small, paper"):
+    plm.sweep("experiments/bert.py:table_5", budget="big", cache=tmp_path, out=tmp_path / "sweep")
+  with pytest.raises(UserError, match="budget='paper' was given, and an Experiment has its own"):
+    plm.pretrain(TOY, budget="paper", cache=tmp_path, workdir=tmp_path / "run")
+  assert not (tmp_path / "run").exists() and not (tmp_path / "sweep").exists()

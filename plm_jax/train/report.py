@@ -27,8 +27,11 @@ BLANKS = 64  # held-out sentences whose blanks are filled
 
 def heading(record: dict[str, Any], experiment: Experiment) -> str:
   """The experiment's name, and its differences from its base."""
-  name = record["reference"] or record["name"]  # an experiment made in Python has no reference
-  lines = [f"{name} at budget {record['budget']}, seed {experiment.seed}"]
+  # An experiment made in Python has no reference, and its own size.
+  name = (
+    f"{record['reference']} at budget {record['budget']}" if record["reference"] else record["name"]
+  )
+  lines = [f"{name}, seed {experiment.seed}"]
   if record["diff"]:
     width = max(len(d["field"]) for d in record["diff"])
     lines.append("differs from its base in")
