@@ -26,8 +26,21 @@ def label_columns(table: Table, label: str | None) -> tuple[str, ...]:
   for name in free:
     if isinstance(table.rows[0][1].get(name), dict | list):
       return (name,)
-  binary = tuple(name for name in free if all(v in ("0", "1") for v in table.values(name)))
+  binary = tuple(name for name in free if _is_binary(table.values(name)))
   return binary if len(binary) > 1 else ()
+
+
+def _is_binary(values: list[str]) -> bool:
+  """Whether the cells are 0 and 1, but for a few that `labels_in` will refuse."""
+  wrong = sum(_bit(value) is None for value in values)
+  return wrong <= max(1, len(values) // 10) and wrong < len(values) - wrong
+
+
+def _bit(cell: Any) -> bool | None:
+  """False for 0, 0.0 and False, True for 1, 1.0 and True, also as texts; None for others."""
+  text = written(cell).lower()
+  value = {"false": 0.0, "true": 1.0}.get(text, number(text))
+  return value == 1 if value in (0, 1) else None
 
 
 def _known_column(table: Table) -> str | None:
@@ -67,14 +80,20 @@ def labels_in(value: Any, separator: str, where: str) -> tuple[str, ...]:
       listed = value.split(separator) if separator else [value]
     value = listed
   labels = value if isinstance(value, list) else [value]
+  for label in labels:
+    if not isinstance(label, str) and not written(label):
+      raise UserError(f"{where} has {label!r} among its labels; expected a list of texts.")
   return tuple(dict.fromkeys(label for label in map(written, labels) if label))
 
 
 def _is_one(cell: Any, name: str, where: str) -> bool:
-  value = float(cell) if isinstance(cell, bool) else number(written(cell))
-  if value not in (0, 1):
-    raise UserError(f"{where} has {cell!r} in the column {name!r}; expected 0 or 1.")
-  return value == 1
+  bit = _bit(cell)
+  if bit is None:
+    raise UserError(
+      f"{where} has {cell!r} in the column {name!r}; expected 0 or 1 (--set=task.label=a,b,c names "
+      "the columns of labels)."
+    )
+  return bit
 
 
 def _as_list(text: str) -> list | None:

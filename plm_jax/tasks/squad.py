@@ -46,13 +46,13 @@ def read_squad(path: str | Path, labelled: bool) -> list[Example]:
     content = read_json(text_of(path))
   except ValueError as error:
     raise UserError(f"The file {str(path)!r} is not JSON ({error}).") from None
-  items = []
+  items, squad = [], not isinstance(content, list)
   try:
     for place, paragraph in _paragraphs(content):
       for question in paragraph["qas"]:
         name = str(question.get("id", len(items)))
         texts = (_text(question["question"]), _text(paragraph["context"]))
-        target = _answers(path, name, question, texts[1]) if labelled else None
+        target = _answers(path, name, question, texts[1], squad) if labelled else None
         items.append(Example(texts, target, name, f"{path.name}#{place}"))
   except (TypeError, KeyError, AttributeError) as error:
     raise UserError(
@@ -78,8 +78,9 @@ def _paragraphs(content: Any) -> Iterator[tuple[str, dict]]:
   for number, paragraph in enumerate(content):
     context, questions = _text(paragraph["context_text"]), []
     for question in paragraph["qas"]:
-      texts = map(_text, question.get("answers", ()))
-      answers = [{"text": text, "answer_start": context.find(text)} for text in texts]
+      answers = question.get("answers", [])
+      if isinstance(answers, list):  # else `_answers` refuses it
+        answers = [{"text": a, "answer_start": context.find(_text(a))} for a in answers]
       questions.append({"question": question["query_text"], "answers": answers})
       questions[-1] |= {"id": question["query_id"]} if "query_id" in question else {}
     yield str(number), {"context": context, "qas": questions}
@@ -91,17 +92,25 @@ def _text(value: Any) -> str:
   return value
 
 
-def _answers(path: Path, name: str, question: dict, context: str) -> list[TrueAnswer]:
-  answers = question.get("answers") or []
-  if question.get("is_impossible"):
+def _answers(path: Path, name: str, question: dict, context: str, squad: bool) -> list[TrueAnswer]:
+  """squad: whether the file has SQuAD's layout, not CMRC's."""
+  place = f"The question {name} of {path.name}"
+  answers, impossible = question.get("answers") or [], question.get("is_impossible") or False
+  if not isinstance(impossible, bool):
+    raise UserError(f"{place} has is_impossible {impossible!r}; expected true or false.")
+  if not isinstance(answers, list):
+    raise UserError(f"{place} has the answers {answers!r}; expected a list.")
+  if impossible:
     return []
   if not answers and "is_impossible" not in question:
-    raise UserError(
-      f"The question {name} of {path.name} has no answer; SQuAD 2.0 marks it by is_impossible."
-    )
+    advice = "; SQuAD 2.0 marks it by is_impossible" if squad else ""
+    raise UserError(f"{place} has no answer{advice}.")
   made = []
   for answer in answers:
-    text, start = _text(answer["text"]), int(answer["answer_start"])
+    text, start = _text(answer["text"]), answer["answer_start"]
+    if not re.fullmatch(r"-?\d+", str(start)):
+      raise UserError(f"{place} has answer_start {start!r}; expected an integer.")
+    start = int(start)
     matches = start >= 0 and text and context[start : start + len(text)] == text
     made.append(TrueAnswer(text, start if matches else -1))
   return made

@@ -39,6 +39,8 @@ FILES = {
   "lists.jsonl": [json.dumps({"text": t, "tags": s}) for t, s in SETS],
   "written_lists.csv": ["text,labels", *(f'{t},"{list(s)}"' for t, s in SETS)],
   "columns.csv": ["text,a,b,c", *BINARY],
+  "true.csv": ["text,a,b,c", *(f"{t},{','.join(str(n in s) for n in 'abc')}" for t, s in SETS)],
+  "floats.csv": ["text,a,b,c", *(line.replace("0", "0.0").replace("1", "1.0") for line in BINARY)],
   "objects.jsonl": [json.dumps({"text": t, "marks": {n: n in s for n in "abc"}}) for t, s in SETS],
 }  # fmt: skip
 
@@ -79,6 +81,22 @@ def test_named_columns_of_0_and_1_are_the_labels(tmp_path):
   path = write(tmp_path / "y.csv", ["text,a,b,c", "one,1,0,1", "two,1,2,0"])
   with pytest.raises(UserError, match=r"line 3, has '2' in the column 'b'; expected 0 or 1"):
     Multi(source=str(path), label="a,b").with_columns()
+
+
+@pytest.mark.parametrize(
+  ("name", "lines", "sentence"),
+  [
+    ("x.csv", ["text,a,b", "one,0,1", "two,1,0", "three,2,1"], "line 4, has '2' in the column 'a'"),
+    ("x.csv", ["text,a,b", "one,0,1", "two,1,0", "three,1,"], "line 4, has '' in the column 'b'"),
+    *(
+      ("x.jsonl", [json.dumps({"text": "t", "labels": ["a", wrong]})], "line 1, .* list of texts")
+      for wrong in (["b"], {"b": 1}, None)
+    ),
+  ],
+)
+def test_a_cell_that_is_no_label_is_refused_with_its_line(tmp_path, name, lines, sentence):
+  with pytest.raises(UserError, match=sentence):
+    Multi(source=str(write(tmp_path / name, lines))).with_columns()
 
 
 def test_labels_that_cannot_be_learnt_are_refused(tmp_path, source):

@@ -76,7 +76,17 @@ def test_cmrc_s_own_layout_has_answers_at_their_first_place(tmp_path):
     ({"data": []}, "is empty: expected at least one question"),
     (document(asked(None, 0)), "The question q of a.json has no answer; SQuAD 2.0 marks it"),
     (document({"id": "q", "answers": []}), "KeyError: 'question'"),
-    (document(asked("x", None)), "does not have SQuAD's layout"),
+    *(
+      (document(asked("x", start)), f"The question q of a.json has answer_start {shown}; expected")
+      for start, shown in ((None, "None"), ("abc", "'abc'"), (float("inf"), "inf"), (1.5, "1.5"))
+    ),
+    (
+      document(asked("x", 0, is_impossible="false")),
+      "question q .* is_impossible 'false'; expected",
+    ),
+    (document(asked("x", 0) | {"answers": "x"}), "question q .* the answers 'x'; expected a list"),
+    ([{"context_text": "x", "qas": [{"query_text": "?", "answers": "x"}]}], "question 0 .* a list"),
+    ([{"context_text": "x", "qas": [{"query_text": "?", "answers": []}]}], r"has no answer\.$"),
   ],
 )
 def test_other_files_are_refused_in_a_sentence(tmp_path, content, said):
