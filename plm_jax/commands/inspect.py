@@ -108,6 +108,10 @@ def main() -> None:
   if not (FLAGS.tokens or FLAGS.text):
     raise UserError("give --tokens=WORD,WORD for their neighbours, or --text=... for attention.")
   out = Path(FLAGS.out)
+  if FLAGS["out"].present and not FLAGS.text:
+    raise UserError(f"--out={out} is the picture of --text=...; give a text, or leave --out out.")
+  if FLAGS.text and not out.parent.is_dir():
+    raise UserError(f"--out={out} was given, and there is no folder {out.parent}; make it first.")
   if FLAGS.text and out.exists():
     raise UserError(f"{out} already exists; name another file with --out.")
   keep_compilations(default_cache())

@@ -8,6 +8,8 @@ The file is written to this folder, which can be any. Its first lines have the c
 """
 
 import itertools
+import keyword
+import sys
 from pathlib import Path
 
 from plm_jax import cli
@@ -15,6 +17,9 @@ from plm_jax.errors import UserError
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 REPO = TEMPLATES.parents[1]
+# A file of such a name hides a module of Python's or of this project, or is hidden by it.
+TAKEN = {*sys.stdlib_module_names, *keyword.kwlist, "plm_jax", "experiments", "data", "tests"}
+TAKEN |= {"NAME"}  # stands for the name in the commands of --help
 
 
 def define_flags() -> None:
@@ -29,13 +34,17 @@ def main(kind: str, name: str) -> None:
 
 def new(kind: str, name: str, folder: Path) -> list[Path]:
   """Writes the files; returns their paths. Errors: `UserError` for an unknown kind, a name that is
-  none in Python, and a file that exists."""
+  none in Python or is taken, and a file that exists."""
   kinds = sorted(path.stem for path in TEMPLATES.glob("*.txt"))
   if kind not in kinds:
     raise UserError(f"{kind!r} was given; expected {', '.join(kinds[:-1])} or {kinds[-1]}.")
   name = name.removesuffix(".py")
   if not name.isidentifier():
     raise UserError(f"{name!r} cannot name a Python file; take letters, digits and _.")
+  if name in TAKEN:
+    raise UserError(
+      f"{name!r} is already the name of a module or a word of Python; choose another."
+    )
   code = (TEMPLATES / f"{kind}.txt").read_text()
   repo = "" if Path.cwd() == REPO else f"{REPO}/"
   files = {f"{name}.py": code.replace("REPO/", repo).replace("NAME", name)}

@@ -16,6 +16,7 @@ from absl import flags
 
 from plm_jax import cli
 from plm_jax.commands import fill_mask, generate, score
+from plm_jax.commands import inspect as show
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.decode.writer import Prompt
 from plm_jax.evaluation import perplexity
@@ -207,3 +208,15 @@ def test_mistakes_are_one_sentence_and_exit_code_2(call, runs, tmp_path, module,
   ]
   code, out, err = call(module, *words)
   assert (code, out) == (2, "") and re.search(said, err) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  ("words", "said"),
+  [
+    (("--text=w1", "--out=none/x.png"), "there is no folder none; make it"),
+    (("--tokens=w1", "--out=x.png"), "--out=x.png is the picture of --text"),
+  ],
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_the_model_is_loaded(call, words, said):
+  code, out, err = call(show, "--model=none", *words)
+  assert (code, out) == (2, "") and said in err and err.count("\n") == 1
