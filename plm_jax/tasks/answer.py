@@ -77,6 +77,8 @@ class Answer(FileTask):
     for field in ("stride", "longest_answer"):
       if (value := getattr(self, field)) is not None and value < 1:
         raise UserError(f"task.{field} is {value}; it must be at least 1.")
+    if not 0 <= self.misplaced <= 1:
+      raise UserError(f"task.misplaced={self.misplaced} was given; it is a share, from 0 to 1.")
 
   @property
   def question(self) -> str:

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from plm_jax import overrides
+from plm_jax.aliases import fields_named
 from plm_jax.data.pipeline import iterate
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
@@ -95,7 +96,10 @@ def plan(
     setting.replace("data.", "task.", 1) if setting.startswith("data.") else setting
     for setting in settings
   ]
-  for name, flag in (("task.examples", "--labels"), ("seed", "--seeds")):
+  elsewhere = {"task.examples": "--labels", "seed": "--seeds"}
+  if getattr(task, "labels", None) == ():  # a task that writes takes them
+    elsewhere["task.labels"] = "the training file"
+  for name, flag in elsewhere.items():
     if ignored := [s for s in settings if s.partition("=")[0].strip() == name]:
       raise UserError(f"--set={ignored[-1]} would have no effect: {flag} sets it for all runs.")
   task = with_settings(task, _settings(settings, of_task=True))
@@ -106,7 +110,14 @@ def plan(
 
 
 def _settings(settings: list[str], of_task: bool) -> list[str]:
-  return [setting for setting in settings if setting.strip().startswith("task.") == of_task]
+  """Those of the task, or the others. Names of other libraries for its fields, such as max_length,
+  are among the former, so that the error has the field."""
+
+  def is_of_task(setting: str) -> bool:
+    name = setting.partition("=")[0].strip()
+    return any(field.startswith("task.") for field in (name, *fields_named(name)))
+
+  return [setting for setting in settings if is_of_task(setting) == of_task]
 
 
 def identity(plan: FinetunePlan) -> dict[str, Any]:

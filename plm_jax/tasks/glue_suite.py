@@ -49,6 +49,8 @@ class Glue(Suite):
         "task.mixture=true is for one model that writes the labels of all tasks; add "
         "--set=task.text_to_text=true"
       )
+    if self.cap != type(self).cap and not self.mixture:
+      raise UserError(f"task.cap={self.cap} is of a mixture; add --set=task.mixture=true")
     if self.cap < 1:
       raise UserError(f"task.cap={self.cap} was given; expected at least 1 example of a task")
 

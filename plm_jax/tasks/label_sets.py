@@ -55,6 +55,19 @@ def has_label_lists(table: Table) -> bool:
   return lists == [_known_column(table)]
 
 
+def advice_on_sets(table: Table, label: str | None) -> str:
+  """A line for the user if the examples seem to have several labels; else "". label: the column
+  that a classification reads."""
+  names = label_columns(table, None)
+  if len(names) > 1:
+    reason = f"the columns {', '.join(names)[:200]} are of 0 and 1"
+  elif label and label.lower() in LABELS and (mark := separator_of(table.values(label))):
+    reason = f"cells of the column {label!r} have a {mark!r}"
+  else:
+    return ""
+  return f"{table.path.name}: {reason}; --task=multi reads several labels of an example"
+
+
 def gathered(table: Table, label: str | None) -> Table:
   """The table with columns of 0 and 1 as one column "a,b,c", of {"a": cell, ...}; any other table
   unchanged."""
@@ -109,9 +122,14 @@ def _as_list(text: str) -> list | None:
   return None
 
 
+def separable(cells: Iterable[Any]) -> set[str]:
+  """The cells that a separator can divide: texts that are no lists."""
+  return {cell for cell in cells if isinstance(cell, str) and _as_list(cell) is None}
+
+
 def separator_of(cells: Iterable[Any]) -> str:
   """The separator that gives the fewest different labels; "" if no cell has one."""
-  texts = {cell for cell in cells if isinstance(cell, str) and _as_list(cell) is None}
+  texts = separable(cells)
   counts = {
     separator: len({label.strip() for text in texts for label in text.split(separator)})
     for separator in SEPARATORS

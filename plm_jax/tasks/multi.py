@@ -24,7 +24,7 @@ from plm_jax.tasks.bag_of_words import best_bag_of_words
 from plm_jax.tasks.classification import class_logits, unknown_label
 from plm_jax.tasks.examples import Example, Examples, Prediction, Splits, encoded
 from plm_jax.tasks.file_task import TableTask
-from plm_jax.tasks.label_sets import gathered, label_columns, labels_in, separator_of
+from plm_jax.tasks.label_sets import gathered, label_columns, labels_in, separable, separator_of
 from plm_jax.tasks.predicting import outputs
 from plm_jax.tasks.table_files import FIELDS, Columns, Table, columns, no_column
 from plm_jax.tasks.task import Trained
@@ -116,6 +116,11 @@ class Multi(TableTask):
     table = task.table(task.source)
     cells = [row.get(task.label) for _, row in table.rows]
     separator = separator_of(cells) if self.separator is None else self.separator
+    if separator and not any(separator in cell for cell in separable(cells)):
+      raise UserError(
+        f"task.separator={separator!r} was given, and no cell of the column {task.label!r} has it; "
+        "leave it out, or correct it."
+      )
     counts: Counter[str] = Counter()
     for cell, (line, _) in zip(cells, table.rows, strict=True):
       counts.update(dict.fromkeys(cell, 0) if isinstance(cell, dict) else {})

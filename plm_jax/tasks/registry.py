@@ -14,7 +14,7 @@ from plm_jax.tasks.choose import Choose
 from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.glue_suite import Glue
 from plm_jax.tasks.label import Label
-from plm_jax.tasks.label_sets import has_label_lists
+from plm_jax.tasks.label_sets import advice_on_sets, has_label_lists
 from plm_jax.tasks.labelled_text import INSTALLED_TEXT
 from plm_jax.tasks.multi import Multi
 from plm_jax.tasks.pairs import Pairs
@@ -25,6 +25,7 @@ from plm_jax.tasks.tag import Tag
 from plm_jax.tasks.task import Task
 from plm_jax.tasks.word_order import WordOrder
 from plm_jax.tasks.write import Write
+from plm_jax.train.processes import say
 
 TASKS: dict[str, type[Task]] = {
   task.name: task
@@ -64,7 +65,8 @@ def task_class(name: str) -> type[Task | Suite]:
 
 
 def guessed(source: str | None) -> type[Task]:
-  """Word order for a text, labels for tfds:NAME, and for a table what its columns look like."""
+  """Word order for a text, labels for tfds:NAME, and for a table what its columns look like; prints
+  a line if an example may have several labels."""
   if source is None or source == INSTALLED_TEXT:
     return WordOrder
   if source.startswith("tfds:"):
@@ -79,6 +81,8 @@ def guessed(source: str | None) -> type[Task]:
   if has_label_lists(table):
     return Multi
   label = columns(table, texts=1).label
+  if advice := advice_on_sets(table, label):
+    say(advice)
   if label is None:
     return WordOrder
   numbers = {number(value) for value in table.values(label)}

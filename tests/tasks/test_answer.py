@@ -232,6 +232,8 @@ def test_answers_not_at_their_offset_are_counted_and_stop_above_a_threshold(sour
   with pytest.raises(UserError, match=r"1 of the 40 answers of a\.json are not at their offset"):
     Answer(source=str(path), misplaced=0.02).read(Context(source, tmp_path))
   assert not task.null
+  with pytest.raises(UserError, match=r"misplaced=1\.5 was given; it is a share, from 0 to 1"):
+    Answer(source=str(path), misplaced=1.5)
 
 
 def test_files_without_any_answer_are_refused(source, tmp_path):

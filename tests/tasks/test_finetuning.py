@@ -104,6 +104,8 @@ def test_a_cell_is_a_run_that_others_can_start_from(planned, finished):
     (["task.test_share=0.9"], "at most 0.5"),
     (["data.examples=7"], "no effect: --labels sets it"),
     (["seed=7"], "no effect: --seeds sets it"),
+    (["task.labels=a,b"], "no effect: the training file sets it"),
+    (["max_length=32"], "max_length is called task.length here; write --set task.length=VALUE"),
     (["model.vocab_size=7000"], "vocab_size=7000 does not fit the checkpoint"),
   ],
 )

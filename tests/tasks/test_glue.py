@@ -337,3 +337,8 @@ def test_a_folder_without_tasks_is_refused_in_a_sentence(folder, tmp_path, suite
   source = suite.source.format(empty=tmp_path, folder=folder)
   with pytest.raises(UserError, match=said):
     dataclasses.replace(suite, source=source).chosen(tmp_path)
+
+
+def test_the_limit_of_a_mixture_is_refused_without_one():
+  with pytest.raises(UserError, match=r"task\.cap=30 is of a mixture; add"):
+    Glue(source="none", cap=30)

@@ -17,6 +17,7 @@ from plm_jax.models.gpt import Gpt2
 from plm_jax.models.t5 import T5
 from plm_jax.runs import Run
 from plm_jax.tasks import metrics
+from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.examples import Example, Examples
 from plm_jax.tasks.finetuning import baseline_cell, model_cell, plan
 from plm_jax.tasks.multi import Multi, MultiLabel
@@ -74,6 +75,13 @@ def test_the_separator_that_the_labels_share_is_found_and_said(tmp_path):
   assert "NY;Paris" in named.labels
 
 
+@pytest.mark.parametrize("name", ["bars.tsv", "written_lists.csv", "lists.jsonl", "columns.csv"])
+def test_a_separator_that_no_cell_has_is_refused(name, tmp_path):
+  path = write(tmp_path / name, FILES[name])
+  with pytest.raises(UserError, match=r"task\.separator=',' was given, and no cell of the column"):
+    Multi(source=str(path), separator=",").with_columns()
+
+
 def test_named_columns_of_0_and_1_are_the_labels(tmp_path):
   path = write(tmp_path / "x.csv", ["text,a,b,c", "one,1,0,1", "two,1,1,0"])
   task = Multi(source=str(path), label="a,b").with_columns()
@@ -118,6 +126,20 @@ def test_a_list_of_labels_suggests_the_task(tmp_path):
   assert guessed(str(write(tmp_path / "x.jsonl", FILES["lists.jsonl"]))) is Multi
   words = [json.dumps({"tokens": ["a"], "tags": ["O"]})]
   assert guessed(str(write(tmp_path / "y.jsonl", words))) is not Multi
+
+
+@pytest.mark.parametrize(
+  ("name", "seen"),
+  [
+    ("semicolons.csv", "cells of the column 'labels' have a ';'; --task=multi"),
+    ("columns.csv", "the columns a, b, c are of 0 and 1; --task=multi"),
+    ("commas.csv", ""),  # of the column "label"
+  ],
+)
+def test_a_guess_of_one_label_points_to_the_task_of_several(tmp_path, capsys, name, seen):
+  assert guessed(str(write(tmp_path / name, FILES[name]))) is Classify
+  printed = capsys.readouterr().out
+  assert seen in printed and bool(seen) == bool(printed)
 
 
 # --- loss, threshold, metrics ---------------------------------------------------------------------
