@@ -21,6 +21,7 @@ from plm_jax.ablate.sweeping import Sweep
 from plm_jax.ablate.sweeping import sweep as run_sweep
 from plm_jax.ablate.table import Table
 from plm_jax.ablate.verdict import Verdict
+from plm_jax.arguments import checked
 from plm_jax.budgets import AnyBudget
 from plm_jax.data.corpora import cache_folder, default_cache
 from plm_jax.errors import UserError
@@ -43,6 +44,7 @@ Settings = Mapping[str, Any] | Sequence[str]
 """{"optim.peak": 1e-3}, or ["optim.peak=1e-3"] as after --set."""
 
 
+@checked
 def load(path: str | Path | LoadedModel, task: str | None = None) -> LoadedModel:
   """The model of a directory: of a run, a fine-tuned run, or a published model as it was
   downloaded. task: "FILE:CLASS" of the task, if it is one of your own. Errors: `UserError` if the
@@ -56,6 +58,7 @@ def load(path: str | Path | LoadedModel, task: str | None = None) -> LoadedModel
   return LoadedModel(Run.load(run_directory(source)), source)
 
 
+@checked
 def pretrain(
   experiment: str | Experiment = "experiments/bert.py:tiny",
   *,
@@ -92,6 +95,7 @@ def pretrain(
     return load(opened.path)
 
 
+@checked
 def finetune(
   model: str | Path | LoadedModel,
   task: str | Task | Suite | type[Task] | None = None,
@@ -127,8 +131,8 @@ def finetune(
   sources = [s.partition("=")[2] for s in every if s.startswith(("task.source=", "data.source="))]
   place = next(reversed(sources), None) if data is None else str(data)
   options = fine_tuning.Options(
-    arms=_words(arms),
-    labels=_words(labels),
+    arms=_words("arms", arms),
+    labels=_words("labels", labels),
     seeds=seeds,
     search=search,
     teacher=None if teacher is None else str(teacher),
@@ -138,6 +142,7 @@ def finetune(
   return fine_tuning.finetune(source, start, chosen, every, options, folder, workdir, dry_run)
 
 
+@checked
 def sweep(
   table: str | Table | Callable[[], Table],
   *,
@@ -170,11 +175,12 @@ def sweep(
     settings=as_settings(settings),
     blimp=None if blimp is None else str(blimp),
     blimp_pairs=blimp_pairs,
-    finetune=_words(finetune),
+    finetune=_words("finetune", finetune),
     cache=None if cache is None else str(cache),
   )
 
 
+@checked
 def report(sweep: str | Path | Sweep, to: str | Path | None = None) -> Report:
   """Writes the report of a sweep, given by its directory or as the result of `sweep`. to: None is
   DIR/report."""
@@ -192,9 +198,11 @@ def as_settings(settings: Settings) -> list[str]:
   return list(settings)
 
 
-def _words(values: Any) -> str | None:
-  """The value of a flag that takes words with commas between them."""
+def _words(name: str, values: Any) -> str | None:
+  """The value of a flag that takes words with commas between them. Errors: `UserError` for none."""
   is_list = isinstance(values, Sequence) and not isinstance(values, str)
+  if is_list and not values:
+    raise UserError(f"{name}={values!r} was given; expected one value at least, or leave it out.")
   return ",".join(map(str, values)) if is_list else None if values is None else str(values)
 
 

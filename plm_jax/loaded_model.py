@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from plm_jax import notebook
+from plm_jax.arguments import checked
 from plm_jax.commands.encode import encode
 from plm_jax.commands.fill_mask import Filler, fill_mask
 from plm_jax.commands.generate import generate
@@ -29,6 +30,8 @@ from plm_jax.tasks import predicting
 from plm_jax.tasks.task import Task, Trained
 from plm_jax.train.workdir import read_records
 
+Example = str | Mapping[str, Any] | Sequence[str]
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LoadedModel:
@@ -37,10 +40,12 @@ class LoadedModel:
   run: Run
   path: Path
 
+  @checked
   def fill_mask(self, text: str, best: int = 5) -> list[list[Filler]]:
     """For every [MASK] of a text, the `best` (token, probability), highest first."""
     return fill_mask(self.run, [text], best)[0]
 
+  @checked
   def generate(
     self, prompt: str | Sequence[str] = "", *, samples: int = 1, seed: int = 0, **rules: Any
   ) -> list[str]:
@@ -56,14 +61,14 @@ class LoadedModel:
     texts = generate(self.run, prompts, samples=samples, seed=seed, **rules)
     return [text for each in texts for text in each]
 
+  @checked
   def score(self, text: str) -> dict[str, float]:
     """The text's perplexity (pseudo-perplexity under a masked model) and bits per byte."""
-    if not isinstance(text, str):
-      raise UserError("score takes one text at a time")
     check_predicts_tokens(self.run)
     return {name: float(value) for name, value in perplexity(self.run, text).items()}
 
-  def predict(self, texts: str | Mapping[str, Any] | Sequence[Any]) -> list[dict[str, Any]]:
+  @checked
+  def predict(self, texts: Example | Sequence[Example]) -> list[dict[str, Any]]:
     """A fine-tuned model's predictions, one dict for each example: a text, a pair of texts, or a
     dict with the columns of the training file."""
     task, trained = self._fine_tuned()
@@ -72,12 +77,14 @@ class LoadedModel:
     items = [task.parse(line, f"text {number}") for number, line in enumerate(lines, 1)]
     return task.predict(trained, task.encode(items, trained.tokenizer)) if items else []
 
+  @checked
   def encode(
     self, texts: str | Sequence[str], pooling: str | None = None, layer: int = -1
   ) -> np.ndarray:
     """A vector for each text, float32 [texts, width]. pooling: mean, cls, max or last."""
     return encode(self.run, [texts] if isinstance(texts, str) else texts, pooling, layer)
 
+  @checked
   def tokenize(self, text: str | Sequence[str], special: bool = False) -> Any:
     """The pieces of a text, their ids, and the characters that they cover: a dict, or one for each
     text of a list."""
@@ -85,14 +92,17 @@ class LoadedModel:
     made = tokenize(self.run.tokenizer, texts, special)
     return made[0] if isinstance(text, str) else made
 
+  @checked
   def neighbours(self, words: str | Sequence[str], best: int = 8) -> dict[str, list[Neighbour]]:
     """For every word, the `best` nearest (token, cosine) in the token table."""
     return neighbours(self.run, [words] if isinstance(words, str) else words, best)
 
+  @checked
   def attention(self, text: str) -> Attention:
     """The attention weights of every layer and head for a sentence; a notebook draws them."""
     return attention(self.run, text)
 
+  @checked
   def save(self, directory: str | Path) -> None:
     """Writes the model as a directory that transformers loads, or sentence-transformers if its
     classes are read from the mean of the states; then a printed line says how."""
@@ -153,7 +163,7 @@ class LoadedModel:
     return notebook.facts(self._facts()) + notebook.loss_curves(records)
 
 
-def _line(example: str | Mapping[str, Any] | Sequence[str]) -> str:
+def _line(example: Example) -> str:
   """An example as a line of a file."""
   if isinstance(example, str):
     return example

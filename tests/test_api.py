@@ -211,6 +211,32 @@ def test_a_directory_without_a_model_is_refused(bert, tmp_path):
     bert.predict("w1")
 
 
+def test_arguments_of_other_types_are_refused_in_a_sentence(bert, gpt):
+  file = bert.path / "config.json"
+  for call, sentence in (
+    (lambda: plm.load(None), r"path=None was given to load; expected str \| Path \| LoadedModel"),
+    (lambda: plm.load(str(file)), "config.json is not the directory of a run: it is a file; give"),
+    (lambda: plm.pretrain(settings=None), r"settings=None .* expected Mapping\[str, Any\] \| Seq"),
+    (
+      lambda: plm.finetune(bert, seeds="2"),
+      r"seeds='2' .* finetune; expected int \| None",
+    ),
+    (lambda: plm.finetune(bert, search="no"), "search='no' was given to finetune; expected bool"),
+    (lambda: plm.finetune(bert, labels=[]), r"labels=\[\] was given; expected one value at least"),
+    (lambda: plm.finetune(bert, arms=[]), r"arms=\[\] was given; expected one value at least"),
+    (lambda: bert.predict(3), "texts=3 was given to predict; expected str"),
+    (lambda: bert.predict([3]), r"texts=\[3\] was given to predict; expected str"),
+    (lambda: bert.score(["w1"]), r"text=\['w1'\] was given to score; expected str\."),
+    (lambda: bert.neighbours("w1", best=0), "best=0 was given; at least one neighbour"),
+    (lambda: gpt.generate("w1", samples=0), "samples=0 was given; at least one text"),
+  ):
+    with pytest.raises(UserError, match=sentence):
+      call()
+  assert len(bert.fill_mask("[MASK]", best=np.int64(2))[0]) == 2
+  with pytest.raises(TypeError, match="unexpected keyword argument 'bost'"):
+    bert.fill_mask("[MASK]", bost=2)
+
+
 @pytest.mark.slow
 def test_an_experiment_of_a_cell_is_pretrained_and_goes_on_where_it_stopped(tmp_path, capsys):
   data = dataclasses.replace(toy_run.TOY.data, source=str(toy_run.text()))

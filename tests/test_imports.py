@@ -19,6 +19,7 @@ BENEATH = {
   "errors": set(),
   "progress": set(),
   "notebook": set(),
+  "arguments": {"errors"},
   "config_tree": {"errors"},
   "aliases": set(),
   "overrides": {"errors", "config_tree", "aliases"},
@@ -30,7 +31,7 @@ BENEATH = {
   "optim": {"errors", "models"},
   "sharding": {"errors", "placement", "models"},
   "experiment": {"errors", "data", "models", "objectives", "optim", "sharding"},
-  "budgets": {"config_tree", "overrides", "experiment"},
+  "budgets": {"errors", "config_tree", "overrides", "experiment"},
   "decode": {"errors", "data", "models"},
   "train": {
     *("errors", "progress", "config_tree", "overrides", "data", "models", "objectives"),
@@ -52,8 +53,8 @@ BENEATH = {
   "pretraining": {"data", "experiment", "train", "runs"},
   "export": {"errors", "cli", "data", "models", "runs", "experiment_flags"},
   "tasks": {
-    *("errors", "overrides", "cli", "data", "models", "objectives", "sharding", "experiment"),
-    *("decode", "notebook", "train", "runs", "experiment_flags"),
+    *("errors", "aliases", "overrides", "cli", "data", "models", "objectives", "sharding"),
+    *("experiment", "decode", "notebook", "train", "runs", "experiment_flags"),
   },
   "ablate": {
     *("errors", "config_tree", "overrides", "cli", "data", "experiment", "budgets", "train"),
@@ -64,12 +65,12 @@ BENEATH = {
     *("evaluation", "export", "tasks", "ablate"),
   },
   "loaded_model": {
-    *("errors", "decode", "notebook", "train", "runs", "evaluation", "export", "tasks"),
-    "commands",
+    *("errors", "arguments", "decode", "notebook", "train", "runs", "evaluation", "export"),
+    *("tasks", "commands"),
   },
   "api": {
-    *("overrides", "cli", "data", "experiment", "budgets", "train", "runs", "experiment_flags"),
-    *("pretraining", "export", "notebook", "tasks", "ablate", "loaded_model"),
+    *("errors", "arguments", "overrides", "cli", "data", "experiment", "budgets", "train", "runs"),
+    *("experiment_flags", "pretraining", "export", "notebook", "tasks", "ablate", "loaded_model"),
   },
 }
 

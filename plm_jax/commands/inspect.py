@@ -85,6 +85,8 @@ class Attention(NamedTuple):
 
 def neighbours(run: Run, words: Sequence[str], best: int = 8) -> dict[str, list[Neighbour]]:
   """For every word, the `best` nearest tokens. Errors: `UserError` for a word that is no token."""
+  if best < 1:
+    raise UserError(f"best={best} was given; at least one neighbour is needed.")
   ids = []
   for word in words:
     pieces = run.tokenizer.encode(word)

@@ -114,6 +114,8 @@ def write(
   config: of `params.encoder()`, which generates. A drawn text depends only on the seed, the number
   of its prompt and its own number. watch: called with the tokens so far while a single text grows.
   """
+  if samples < 1:
+    raise UserError(f"samples={samples} was given; at least one text is needed.")
   if samples > 1 and not rules.temperature and samples > rules.beams:
     raise UserError(
       f"samples={samples} texts were asked for, and {rules.beams} beam(s) find {rules.beams}; give "

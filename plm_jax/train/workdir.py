@@ -138,12 +138,14 @@ def read_config(path: str | Path) -> dict[str, Any]:
   path = Path(path)
   try:
     document = json.loads((path / "config.json").read_text())
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     names = [sibling.name for sibling in path.parent.glob("*/")]
     near = difflib.get_close_matches(path.name, names, n=1)
     missing = f"it does not exist{f'; did you mean {path.parent / near[0]}?' if near else ''}"
     if path.is_dir():
       missing = f"it has no config.json{_below(path)}"
+    if path.is_file():
+      missing = "it is a file; give its folder"
     raise UserError(f"{path} is not the directory of a run: {missing}") from None
   except (OSError, ValueError) as error:
     raise UserError(f"{path / 'config.json'} cannot be read: {error}") from error
