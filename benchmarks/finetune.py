@@ -91,7 +91,8 @@ class Ours:
     cache, folder = cache_folder(None), Path(case["folder"])
     source = RunInfo.read(run_directory(case["model"], cache))
     task = chosen_task("classify", case["data"])
-    self.plan = plan(source, recipe, task, ["task.test_share=0.5"], cache, folder)
+    settings = ["task.test_share=0.5", "model.classifier=pooler"]  # the other side's head
+    self.plan = plan(source, recipe, task, settings, cache, folder)
     self.experiment = self.plan.experiment(None, 0)
     self.batches = batches_of(self.experiment, self.plan.splits.train, source.tokenizer)
     self.program = compile_experiment(self.experiment, global_shapes(self.batches))

@@ -234,6 +234,7 @@ def finetuned(source, recipe, tmp_path_factory):
   return made, cell, place / "pretrained-all-0"
 
 
+@pytest.mark.slow
 def test_a_model_learns_which_labels_a_text_has(finetuned, source):
   made, cell, path = finetuned
   constant = baseline_cell(made, "majority", None, 0).test["micro_f1"]
@@ -259,6 +260,7 @@ def test_a_mistake_is_how_far_the_wrong_labels_are_from_the_truth():
   assert task.mistake(item, {"labels": ["a", "b"], "scores": scores}) == 0
 
 
+@pytest.mark.slow
 def test_an_exported_model_says_that_its_labels_are_several(finetuned):
   model = from_run(Run.load(finetuned[2]))
   assert model.document["problem_type"] == "multi_label_classification"
