@@ -184,7 +184,10 @@ def test_new_lines_and_files_name_their_task(read, folder):  # noqa: F811
 
 @pytest.mark.parametrize(
   ("settings", "said"),
-  [({"mixture": True}, "text_to_text=true"), ({"cap": 0}, "at least 1 example")],
+  [
+    ({"mixture": True}, "text_to_text=true"),
+    ({"cap": 0, "mixture": True, "text_to_text": True}, "at least 1 example"),
+  ],
 )
 def test_a_mixture_that_cannot_be_is_refused(settings, said):
   with pytest.raises(UserError, match=said):
