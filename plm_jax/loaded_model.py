@@ -145,10 +145,9 @@ class LoadedModel:
       "parameters": f"{self.parameters:,}",
       "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab.size:,} tokens",
     }
-    if hasattr(self.run.experiment.data, "question"):
-      facts["fine-tuned on"] = (
-        f"{self.run.experiment.data.name}: {self.run.experiment.data.question}"
-      )
+    data: Any = self.run.experiment.data
+    if hasattr(data, "question"):
+      facts["fine-tuned on"] = f"{data.name}: {data.question}"
     if self.run.step:
       facts["step"] = f"{self.run.step:,}"
     return facts | {"from": str(self.path)}
