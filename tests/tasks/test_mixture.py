@@ -17,7 +17,6 @@ from plm_jax.models.t5 import T5v11
 from plm_jax.objectives.span_corruption import SpanCorruption
 from plm_jax.optim.adamw import AdamW
 from plm_jax.runs import Run
-from plm_jax.sharding import MeshShape
 from plm_jax.tasks import glue
 from plm_jax.tasks.finetuning import batches_of, model_cell, plan
 from plm_jax.tasks.glue_files import PARTS, read_glue
@@ -29,6 +28,7 @@ from plm_jax.tasks.suite import suite_table, tune_parts
 from plm_jax.tasks.task import Context
 from plm_jax.train.loop import Interrupted
 from tests.tasks.test_glue import folder  # noqa: F401  fixture
+from tests.tasks.test_write import recipe as recipe_of_pairs
 
 SIZES, CAP = (40, 7, 100), 20
 ROUND = 20 + 7 + 20  # positions with all shares
@@ -102,16 +102,8 @@ def t5(tmp_path_factory):
 
 
 def recipe(source, task, examples):
-  return Experiment(
-    model=source.config,
-    objectives=(task.objective(),),
-    data=task,
-    optim=AdamW(peak=1e-2, warmup=2),
-    global_batch=8,
-    steps=4,
-    schedule=Intervals(log=2, save=50, keep=1),
-    mesh=MeshShape(),
-  )
+  made = recipe_of_pairs(source, task, examples)
+  return dataclasses.replace(made, global_batch=8, schedule=Intervals(log=2, save=50, keep=1))
 
 
 @pytest.fixture(scope="module")
