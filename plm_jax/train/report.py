@@ -148,8 +148,7 @@ def fillers(params: Parameters, experiment: Experiment, prepared, count: int) ->
   if not blanks:
     return "\nno examples: no held-out sentence has a long word of one token"
   filled = list(zip(blanks, fill(params.masked_lm(), blanks, experiment.compute)))
-  ranks = [[f.token for f in best].index(b.answer) for b, best in filled
-           if b.answer in [f.token for f in best]]  # fmt: skip
+  ranks = [rank for b, best in filled for rank, f in enumerate(best) if f.token == b.answer]
   filled.sort(key=lambda pair: -pair[1][0].probability)
   few = min(count // 2, len(filled) // 2)
   lines = [
