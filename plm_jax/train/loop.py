@@ -107,13 +107,13 @@ def compile_experiment(
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
-  step, memory = compile_step(experiment, transform, abstract, rows, mesh)
+  step, memory = compile_step(experiment, abstract, rows, mesh)
   steps = {shapes_of(rows): step}
 
   def step_for(batch):
     key = shapes_of(batch)
     if key not in steps:
-      steps[key] = compile_step(experiment, transform, abstract, shapes_on(batch, mesh), mesh)[0]
+      steps[key] = compile_step(experiment, abstract, shapes_on(batch, mesh), mesh)[0]
     return steps[key]
 
   return Program(

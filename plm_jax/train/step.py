@@ -38,11 +38,11 @@ def forward(
 def train_step(
   state: TrainState,
   batch: dict,
+  constants: dict,
   *,
   objectives,
   compute: Compute,
-  transform,
-  learning_rate,
+  optim,
   frozen: tuple[str, ...] = (),
   adversarial: float = 0.0,
 ) -> TrainState:
@@ -50,8 +50,11 @@ def train_step(
 
   The loss is the weighted sum over objectives of sum / count. Counts are those of the whole global
   batch, so the loss does not depend on the number of devices or micro-batches. Parameters under
-  `frozen` paths are neither differentiated nor changed. adversarial: as `Tuning` has it.
+  `frozen` paths are neither differentiated nor changed. constants: of the schedule
+  (`AdamW.constants`). adversarial: as `Tuning` has it.
   """
+  learning_rate = optim.schedule_of(constants)
+  transform = optim.transform_at(learning_rate)
   key = jax.random.fold_in(state.key, state.step)
   counts = {o.name: o.count(batch) for o in objectives}
   counts = {name: jnp.where(count > 0, count, 1.0) for name, count in counts.items()}
