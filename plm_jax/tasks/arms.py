@@ -251,6 +251,8 @@ def describe(chosen: FinetunePlan, scope: Scope) -> str:
   lines.append(f"  sha256 of {', '.join(SPLITS)}: {hashes}")
   for size in scope.sizes:
     defaults = recipes().rule(chosen.source, size or len(splits.train))
+    if "classes" not in task.objective().heads:
+      defaults = defaults._replace(classifier=None)
     lines.append(f"  defaults for {size or 'all'} labels: {defaults}")
   lines += [f"  --set={setting}" for setting in chosen.settings]
   return "\n".join(lines)
