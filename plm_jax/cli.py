@@ -332,6 +332,11 @@ def _import(path: Path) -> ModuleType:
   for module in (sys.modules.get(name), sys.modules.get("__main__")):
     if module is not None and getattr(module, "__file__", None) == str(path):
       return module
+  return execute(name, path)
+
+
+def execute(name: str, path: Path) -> ModuleType:
+  """Imports a file as the module `name`; if it fails, the module is not there."""
   if str(_ROOT) not in sys.path:
     sys.path.append(str(_ROOT))  # so that a user's file can import from experiments.bert
   spec = importlib.util.spec_from_file_location(name, path)

@@ -37,12 +37,14 @@ class Intervals:
   """Intervals of logging, evaluation and checkpoints. None of them changes the parameters.
 
   log: steps between two lines of metrics. evaluate: steps between two evaluations on held-out
-  documents (0: only before and after). evaluation_rows: the most held-out rows. save: steps between
-  checkpoints. keep: the number of checkpoints kept.
+  documents (0: only before and after). early: whether there are evaluations before the first of
+  them too, at 1, 2, 4, 8, ... times `log` steps, where the loss falls fastest. evaluation_rows: the
+  most held-out rows. save: steps between checkpoints. keep: the number of checkpoints kept.
   """
 
   log: int = 10
   evaluate: int = 0
+  early: bool = False
   evaluation_rows: int = 2048
   save: int = 100
   keep: int = 2
@@ -52,6 +54,13 @@ class Intervals:
       raise UserError(
         "schedule.log, .save, .keep and .evaluation_rows must be at least 1, .evaluate at least 0"
       )
+
+  def evaluates(self, step: int) -> bool:
+    """Whether there is an evaluation after a step, apart from the last."""
+    if self.early and 0 < step < self.evaluate:
+      times, rest = divmod(step, self.log)
+      return rest == 0 and times.bit_count() == 1
+    return self.evaluate > 0 and step % self.evaluate == 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

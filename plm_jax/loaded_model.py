@@ -24,6 +24,7 @@ from plm_jax.decode.rules import Rules
 from plm_jax.errors import UserError
 from plm_jax.evaluation.perplexity import perplexity
 from plm_jax.export.from_run import from_run, write_directory
+from plm_jax.export.model_card import checked_licence, write_card
 from plm_jax.export.outputs import outputs
 from plm_jax.runs import Run, check_predicts_tokens
 from plm_jax.tasks import predicting
@@ -103,11 +104,14 @@ class LoadedModel:
     return attention(self.run, text)
 
   @checked
-  def save(self, directory: str | Path) -> None:
+  def save(self, directory: str | Path, license: str | None = None) -> None:
     """Writes the model as a directory that transformers loads, or sentence-transformers if its
-    classes are read from the mean of the states; then a printed line says how."""
-    model = from_run(self.run, "discriminator")
-    write_directory(model, self.run.tokenizer, Path(directory), "public" not in self.run.document)
+    classes are read from the mean of the states; then a printed line says how. README.md is its
+    model card. license: an identifier of the Hub, such as mit; None is unknown."""
+    checked_licence(license)
+    model, target = from_run(self.run, "discriminator"), Path(directory)
+    write_directory(model, self.run.tokenizer, target, "public" not in self.run.document)
+    write_card(self.run, model, target, license)
 
   def __call__(
     self, *, output_hidden_states: bool = False, output_attentions: bool = False, **inputs: Any

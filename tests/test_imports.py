@@ -29,13 +29,14 @@ BENEATH = {
   "models": {"errors", "progress", "placement"},
   "objectives": {"errors", "placement"},
   "optim": {"errors", "models"},
+  "own_code": {"errors", "config_tree", "cli", "data"},
   "sharding": {"errors", "placement", "models"},
   "experiment": {"errors", "data", "models", "objectives", "optim", "sharding"},
   "budgets": {"errors", "config_tree", "overrides", "experiment"},
   "decode": {"errors", "data", "models"},
   "train": {
-    *("errors", "progress", "config_tree", "overrides", "data", "models", "objectives"),
-    *("sharding", "experiment", "decode"),
+    *("errors", "progress", "config_tree", "overrides", "own_code", "data", "models"),
+    *("objectives", "sharding", "experiment", "decode"),
   },
   "runs": {"errors", "overrides", "data", "models", "experiment", "train"},
   "evaluation": {"errors", "data", "models", "objectives", "runs"},
@@ -51,7 +52,9 @@ BENEATH = {
     "runs",
   },
   "pretraining": {"data", "experiment", "train", "runs"},
-  "export": {"errors", "cli", "data", "models", "runs", "experiment_flags"},
+  "export": {
+    *("errors", "config_tree", "cli", "data", "models", "train", "runs", "experiment_flags"),
+  },
   "tasks": {
     *("errors", "aliases", "overrides", "cli", "data", "models", "objectives", "sharding"),
     *("experiment", "decode", "notebook", "train", "runs", "experiment_flags"),

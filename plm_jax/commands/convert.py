@@ -6,7 +6,8 @@
 
 SRC is a directory of transformers or Sentence-BERT, a llama2.c file, or a run; DST is new. Every
 command that takes a run reads the new one. A classifier that reads the mean of the states is
-written for sentence-transformers. Nothing in SRC is executed.
+written for sentence-transformers. An exported run gets a model card, README.md. Nothing in SRC is
+executed.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
 from plm_jax.export import hf
 from plm_jax.export.from_run import from_run, write_directory
+from plm_jax.export.model_card import checked_licence, write_card
 from plm_jax.export.published_tokenizer import read_tokenizer
 from plm_jax.export.to_run import is_run, published, tokenizer_of, write_run
 from plm_jax.runs import Run
@@ -32,6 +34,7 @@ PARTS = ("discriminator", "generator")
 def define_flags() -> None:
   flags.DEFINE_enum("to", None, ("run", "hf"), "The form of DST (default: not SRC's).")
   flags.DEFINE_string("tokenizer", None, "The tokenizer to use instead of SRC's.")
+  flags.DEFINE_string("license", None, "The licence in the model card, such as mit.")
   flags.DEFINE_enum("part", None, PARTS, "Which part of an ELECTRA (default: the discriminator).")
 
 
@@ -45,6 +48,9 @@ def main(source: str | Path, target: str | Path) -> None:
     raise UserError(f"{source} is already a run.")
   if FLAGS.part and not (run and hasattr(run.experiment.model, "generator")):
     raise UserError(f"--part={FLAGS.part} needs an ELECTRA that was trained here; leave it out.")
+  if FLAGS.license and not (run and to == "hf"):
+    raise UserError(f"--license={FLAGS.license} is for the model card of a run; leave it out.")
+  checked_licence(FLAGS.license)
   model = from_run(run, FLAGS.part or PARTS[0]) if run else published(source)
   tokenizer = chosen_tokenizer(source, run, model, to)
   with new_directory(target):
@@ -53,6 +59,8 @@ def main(source: str | Path, target: str | Path) -> None:
     else:
       trained_here = run is not None and "public" not in run.document
       write_directory(model, tokenizer, target, trained_here)
+      if run:
+        write_card(run, model, target, FLAGS.license)
   if tokenizer is None:
     print("note: no tokenizer was written; copy SRC's, or name one with --tokenizer")
   print(f"{source} is now in {target}: {type(model.config).__name__}, {model.architecture}")

@@ -234,7 +234,7 @@ def fit(
       stops = stopping.now()
       if step % schedule.log == 0 or last:
         state = reporter.take(step, state)
-      if last or (schedule.evaluate and step % schedule.evaluate == 0):
+      if last or schedule.evaluates(step):
         reporter.write()
         reporter.evaluated(step, evaluate(program, state.params, data.evaluation))
       if last or step % schedule.save == 0 or stops:
