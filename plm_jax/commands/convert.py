@@ -21,7 +21,7 @@ from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
 from plm_jax.export import hf
 from plm_jax.export.from_run import from_run, write_directory
-from plm_jax.export.published_tokenizer import read_tokenizer
+from plm_jax.export.published_tokenizer import read_tokenizer as _tokenizer
 from plm_jax.export.to_run import is_run, published, tokenizer_of, write_run
 from plm_jax.runs import Run
 
@@ -66,7 +66,7 @@ def chosen_tokenizer(
   if to == "run":
     return tokenizer_of(place, model)
   if FLAGS.tokenizer:
-    return read_tokenizer(place)
+    return _tokenizer(place, model.family.model_type)
   return run.tokenizer if run else None
 
 
