@@ -19,12 +19,13 @@ BENEATH = {
   "errors": set(),
   "progress": set(),
   "notebook": set(),
+  "files": {"errors"},
   "arguments": {"errors"},
   "config_tree": {"errors"},
   "aliases": set(),
   "overrides": {"errors", "config_tree", "aliases"},
   "cli": {"errors"},
-  "data": {"errors", "progress"},
+  "data": {"errors", "progress", "files"},
   "placement": set(),
   "models": {"errors", "progress", "placement"},
   "objectives": {"errors", "placement"},
@@ -51,7 +52,7 @@ BENEATH = {
     "runs",
   },
   "pretraining": {"data", "experiment", "train", "runs"},
-  "export": {"errors", "cli", "data", "models", "runs", "experiment_flags"},
+  "export": {"errors", "files", "cli", "data", "models", "runs", "experiment_flags"},
   "tasks": {
     *("errors", "aliases", "overrides", "cli", "data", "models", "objectives", "sharding"),
     *("experiment", "decode", "notebook", "train", "runs", "experiment_flags"),
@@ -86,6 +87,7 @@ HEAVY = {
 LATE = {
   ("data.tokenizers", "data.tokenizer_files"): "needs tokenizers and sentencepiece",
   ("data.tokenizers", "data.tokenizer_training"): "needs tokenizers and sentencepiece",
+  ("data.tokenizers", "data.published_vocab"): "needs tokenizers and sentencepiece",
   ("models.attention", "models.fused_attention"): "needs Pallas for Triton, which JAX may drop",
 }
 

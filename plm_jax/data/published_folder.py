@@ -1,4 +1,4 @@
-"""Files of a folder that somebody else published: regular files, and no links that lead out of it."""
+"""Files of a folder that somebody else published: regular files, and no links that lead out."""
 
 import os
 from pathlib import Path

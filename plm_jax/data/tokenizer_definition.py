@@ -35,8 +35,8 @@ def check_definition(rules: dict[str, Any], file: Path) -> None:
   kind = model.get("type") if isinstance(model, dict) else None
   if kind not in ("WordPiece", "BPE"):
     raise UserError(
-      f"{file} cannot be read: it contains a {kind or 'nameless'} model; expected WordPiece or BPE; "
-      "a unigram model is read from its .model file."
+      f"{file} cannot be read: it contains a {kind or 'nameless'} model; expected WordPiece or BPE;"
+      " a unigram model is read from its .model file."
     )
   check_ids(model.get("vocab"), file)
   unk = model.get("unk_token")

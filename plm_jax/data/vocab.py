@@ -1,5 +1,6 @@
 """A vocabulary's special roles, for rows and objectives, and the tokens around a text."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ class SpecialTokens(NamedTuple):
   """Statements of published files. roles: those that the names of the tokens do not tell; None is
   that there is no such token. ends: ids that end a text, beside the roles'."""
 
-  roles: dict[str, int | None] = {}
+  roles: Mapping[str, int | None] = {}
   ends: tuple[int, ...] = ()
 
 
