@@ -42,7 +42,7 @@ def run(main: Callable[..., int | None], words: tuple[str, ...] = ()) -> NoRetur
   """
   module = sys.modules[main.__module__]
   if not _own_flags(module):
-    module.define_flags()
+    main.__globals__["define_flags"]()  # `runpy` does not put its module into sys.modules
   hook, sys.unraisablehook = sys.unraisablehook, _end_if_interrupted
   if ends_at_once := signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
     signal.signal(signal.SIGTERM, signal.default_int_handler)

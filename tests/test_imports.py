@@ -19,12 +19,13 @@ BENEATH = {
   "errors": set(),
   "progress": set(),
   "notebook": set(),
+  "files": {"errors"},
   "arguments": {"errors"},
   "config_tree": {"errors"},
   "aliases": set(),
   "overrides": {"errors", "config_tree", "aliases"},
   "cli": {"errors"},
-  "data": {"errors", "progress"},
+  "data": {"errors", "progress", "files"},
   "placement": set(),
   "models": {"errors", "progress", "placement"},
   "objectives": {"errors", "placement"},
@@ -53,7 +54,8 @@ BENEATH = {
   },
   "pretraining": {"data", "experiment", "train", "runs"},
   "export": {
-    *("errors", "config_tree", "cli", "data", "models", "train", "runs", "experiment_flags"),
+    *("errors", "files", "config_tree", "cli", "data", "models", "train", "runs"),
+    "experiment_flags",
   },
   "tasks": {
     *("errors", "aliases", "overrides", "cli", "data", "models", "objectives", "sharding"),
@@ -89,6 +91,7 @@ HEAVY = {
 LATE = {
   ("data.tokenizers", "data.tokenizer_files"): "needs tokenizers and sentencepiece",
   ("data.tokenizers", "data.tokenizer_training"): "needs tokenizers and sentencepiece",
+  ("data.tokenizers", "data.published_vocab"): "needs tokenizers and sentencepiece",
   ("models.attention", "models.fused_attention"): "needs Pallas for Triton, which JAX may drop",
 }
 

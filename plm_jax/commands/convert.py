@@ -74,7 +74,7 @@ def chosen_tokenizer(
   if to == "run":
     return tokenizer_of(place, model)
   if FLAGS.tokenizer:
-    return read_tokenizer(place)
+    return read_tokenizer(place, model.family.model_type)
   return run.tokenizer if run else None
 
 

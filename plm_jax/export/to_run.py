@@ -8,12 +8,12 @@ from pathlib import Path
 
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
+from plm_jax.data.published_folder import read_object
 from plm_jax.data.tokenizers import KINDS, Tokenizer, TokenizerConfig
 from plm_jax.errors import UserError
 from plm_jax.experiment_flags import with_model, with_rows_of
 from plm_jax.export import hf, llama2c
 from plm_jax.export.published_tokenizer import check_not_mbart_50, read_tokenizer, with_sentinels
-from plm_jax.export.tensors import read_json
 from plm_jax.models.bart import MBart
 from plm_jax.models.model import Model
 from plm_jax.runs import Run
@@ -21,7 +21,7 @@ from plm_jax.runs import Run
 
 def is_run(source: Path) -> bool:
   config = source / "config.json"
-  return config.is_file() and "experiment" in read_json(config)
+  return config.is_file() and "experiment" in read_object(config)
 
 
 def published(source: Path) -> hf.Pretrained:
