@@ -51,7 +51,8 @@ def costs(program: Program) -> str:
     f"{count:,} parameters{frozen}; {experiment.steps:,} steps of {batch} x {length} = "
     f"{batch * length:,} positions; {program.memory / 2**20:,.0f} MiB per device; mesh {mesh}"
   )
-  return "\n".join([line, *kept_whole(params, program.mesh)])
+  share = [params.share()] if experiment.peft else []
+  return "\n".join([line, *share, *kept_whole(params, program.mesh)])
 
 
 def size(params) -> int:

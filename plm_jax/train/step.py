@@ -12,7 +12,7 @@ import optax
 
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
-from plm_jax.models.dropout import Noise
+from plm_jax.models.dropout import Noise, streams
 from plm_jax.models.parameters import map_roles
 from plm_jax.train.state import TrainState, merge_frozen, trainable
 
@@ -22,7 +22,9 @@ def forward(
 ) -> tuple[dict, Any]:
   """The terms of every objective, {"mlm/loss": (sum, count), ...}, from one forward pass; and the
   carry after the batch, None if `carry` is None."""
-  in_model, in_heads = (None, None) if noise is None else (noise.fold(0), noise.fold(1))
+  in_model, in_heads, in_added = streams(noise, 3)
+  if hasattr(model, "applied"):  # few parameters beside a frozen model (plm_jax/peft)
+    model = model.applied(in_added)
   if carry is None:
     hidden = model(batch, compute, in_model)
   else:

@@ -80,6 +80,7 @@ class Workdir:
         f"{overrides.show(new)} here{more}; choose another --workdir"
       )
     labels = {"text": "text", "initial": "start (--from)", "taught_by": "teacher (--teacher)"}
+    labels |= {"base": "base (--from)"}
     for name, label in labels.items():
       if name in record and document.get(name) != record[name]:
         raise UserError(f"{self.path} holds a run with another {label}; choose another --workdir")
