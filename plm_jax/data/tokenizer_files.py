@@ -5,6 +5,7 @@ tokenizer.json                                     transformers    WordPiece or 
 encoder.json + vocab.bpe, vocab.json + merges.txt  GPT-2, RoBERTa  byte pairs
 encoder_bpe_40000.json + vocab_40000.bpe           GPT-1           byte pairs with word ends
 *.model                                            SentencePiece   unigram (LLaMA's BPE too)
+words.json                                         this project    whole words
 """
 
 import json
@@ -14,6 +15,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from plm_jax.data.tokenizer_backends import ADDED, Fast, Pieces
 from plm_jax.data.tokenizer_training import byte_pairs_backend, word_piece_backend
+from plm_jax.data.words import FILE as WORDS_FILE
+from plm_jax.data.words import read_words
 from plm_jax.errors import UserError
 
 RULES_FILE = "tokenizer_rules.json"  # written last by Tokenizer.save: kind, options, fingerprint
@@ -45,6 +48,8 @@ def read_backend(path: str | Path, lowercase: bool | None = None, prefix_space: 
   prefix_space: for vocabulary + merges, which do not contain it either.
   """
   file = _find(Path(path).expanduser())
+  if file.name == WORDS_FILE:
+    return _build(file, read_words, _json(file))
   if file.name == "tokenizer.json":
     return _build(file, _definition, file)
   if file.suffix == ".model":
@@ -106,12 +111,12 @@ def _find(path: Path) -> Path:
     for vocab, merges in PAIR_FILES.items():
       if path.name == merges:
         return _present(path.with_name(vocab), path)
-    if path.name in (*PAIR_FILES, "tokenizer.json") or path.suffix in (".model", ".txt"):
+    if path.name in (*PAIR_FILES, WORDS_FILE, "tokenizer.json") or path.suffix in (".model", ".txt"):
       return path
     raise UserError(f"{path} is not a tokenizer file that this project reads; expected {KNOWN}.")
   if not path.is_dir():
     raise UserError(f"There is no tokenizer at {path}; expected {KNOWN}, or a folder with them.")
-  for name in ("tokenizer.json", "vocab.txt", *PAIR_FILES):
+  for name in (WORDS_FILE, "tokenizer.json", "vocab.txt", *PAIR_FILES):
     if (path / name).is_file():
       return path / name
   models = sorted(path.glob("*.model"))
