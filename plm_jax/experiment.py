@@ -115,6 +115,11 @@ class Experiment:
       raise UserError(
         f"global_batch={self.global_batch} and steps={self.steps} must both be below 2**31"
       )
+    if self.is_counted and self.steps:
+      raise UserError(
+        f"steps={self.steps} was given; a {type(self.model).__name__} is estimated from counts, "
+        "without steps; leave steps at 0"
+      )
     if self.steps and self.optim.warmup > self.steps:
       raise UserError(
         f"optim.warmup={self.optim.warmup} is more than steps={self.steps}, so the learning rate "
@@ -144,9 +149,14 @@ class Experiment:
         "equal parts"
       )
 
+  @property
+  def is_counted(self) -> bool:
+    """Whether the model is estimated from counts (plm_jax/train/counted.py)."""
+    return hasattr(self.model, "counted")
+
   def check_trains(self) -> None:
-    """A `UserError` if there is nothing to train."""
-    if not self.steps or not self.objectives:
+    """A `UserError` if there is nothing to train or to count."""
+    if not (self.steps or self.is_counted) or not self.objectives:
       raise UserError(
         f"steps={self.steps} with {len(self.objectives)} objectives trains nothing; set steps to at"
         " least 1 and give an objective"

@@ -24,7 +24,7 @@ from absl import flags
 
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
-from plm_jax.decode.neighbours import Neighbour, bare
+from plm_jax.decode.neighbours import Neighbour, bare, token_table
 from plm_jax.decode.neighbours import neighbours as nearest
 from plm_jax.errors import UserError
 from plm_jax.export.to_run import run_directory
@@ -88,6 +88,8 @@ def neighbours(run: Run, words: Sequence[str], best: int = 8) -> dict[str, list[
   if best < 1:
     raise UserError(f"best={best} was given; at least one neighbour is needed.")
   ids = []
+  if words and token_table(run.params) is None:
+    raise UserError(f"a {type(run.config).__name__} has no vectors of tokens; give another model.")
   for word in words:
     pieces = run.tokenizer.encode(word)
     if len(pieces) != 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from plm_jax.data.tokenizers import Tokenizer
@@ -25,10 +26,15 @@ class Neighbour(NamedTuple):
   cosine: float
 
 
+def token_table(params: Parameters) -> jax.Array | None:
+  """float32 [V, D]; None for a model without one, such as an n-gram model."""
+  leaves = named(params.encoder())
+  return next((x for path, x in leaves if path.endswith("token/table")), None)
+
+
 def unit_rows(params: Parameters, ids: np.ndarray) -> np.ndarray:
   """float32 [tokens, D]: the rows of `ids` in the token table, centred, of length 1."""
-  table = next(x for path, x in named(params.encoder()) if path.endswith("token/table"))
-  rows = np.asarray(table, np.float32)[ids]
+  rows = np.asarray(token_table(params), np.float32)[ids]
   rows = rows - rows.mean(axis=0)
   return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
@@ -54,7 +60,7 @@ def groups(
   """Groups of words whose rows are alike: a word with its nearest ones, closest group first. Of the
   most frequent words by `counts`, int [V]; no word is in two groups."""
   ids = frequent_words(tokenizer, counts)
-  if len(ids) <= size:
+  if len(ids) <= size or token_table(params) is None:
     return []
   rows = unit_rows(params, ids)
   cosines = rows @ rows.T

@@ -24,7 +24,7 @@ from plm_jax.sharding import batch_sharding, parameter_shardings, to_global
 from plm_jax.train import processes
 from plm_jax.train.checkpoint import Checkpoints
 from plm_jax.train.memory import compile_step
-from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, TensorBoard
+from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, TensorBoard, means
 from plm_jax.train.processes import Interrupted
 from plm_jax.train.selection import Selection
 from plm_jax.train.state import TrainState, check_frozen, create_state
@@ -265,9 +265,7 @@ def restore_or_create(
 
 def evaluate(program: Program, params, batches: Iterable[dict]) -> dict[str, float]:
   """The mean of every metric over all held-out predictions, accumulated in float64."""
-  sums = [program.evaluate(params, to_global(batch, program.mesh)) for batch in batches]
-  totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *jax.device_get(sums))
-  return {name: float(total / (count or 1)) for name, (total, count) in totals.items()}
+  return means([program.evaluate(params, to_global(batch, program.mesh)) for batch in batches])
 
 
 def raise_if_nonfinite(first_bad: int, checkpoints: Checkpoints) -> None:

@@ -106,14 +106,17 @@ def results(run: Results) -> str:
       stored, shown = ("loss", math.exp) if metric == "perplexity" else (metric, float)
       values = run.held_out(f"{objective.name}/{stored}")
       label = f"{objective.name.upper()} {metric}" + unit * (metric == "loss")
-      rows.append((label, shown(values[0][1]), shown(values[-1][1]), baseline.get(metric), kind))
+      before = None if run.experiment.is_counted else shown(values[0][1])
+      rows.append((label, before, shown(values[-1][1]), baseline.get(metric), kind))
   count = int(sum(batch["row_weight"].sum() for batch in run.evaluation))
   title = f"on {count} held-out rows" + " (few)" * (count < FEW)
   width = max(24, len(title), *(len(label) + 1 for label, *_ in rows))
-  lines = [f"{title:{width}}{'before':>10}{'after':>10}{'baseline':>11}"]
+  titles = ("", "counted") if run.experiment.is_counted else ("before", "after")
+  lines = ["{:{}}{:>10}{:>10}{:>11}".format(title, width, *titles, "baseline")]
   for label, before, after, baseline, kind in rows:
+    start = "" if before is None else _number(before)
     shown = "" if baseline is None else f"{_number(baseline):>11}  {kind}"
-    lines.append(f"{label:{width}}{_number(before):>10}{_number(after):>10}{shown}")
+    lines.append(f"{label:{width}}{start:>10}{_number(after):>10}{shown}")
   return "\n" + "\n".join(lines)
 
 
@@ -251,6 +254,8 @@ def goodbye(workdir: Path, experiment: Experiment, params: Parameters) -> str:
     begins = not reads_source and getattr(experiment.data.segments, "framed", True)
     command = f"python -m plm_jax.generate --model={workdir}" + ' --prompt="..."' * (not begins)
   waited = sum(r["data_wait"] for r in timing)
+  if experiment.is_counted:
+    return f"\nnext: {command}"
   return (
     f"\n{seconds:.0f} s of training, of which {waited:.1f} s waiting for data\n"
     f"{workdir}/curves.png shows the curves, and so does tensorboard --logdir={workdir}\n"

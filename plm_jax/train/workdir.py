@@ -23,7 +23,8 @@ from plm_jax.train import processes
 FORMAT = 1
 
 # Fields that may differ when a run resumes: they set where and how it runs, not its results.
-PLACE = ("mesh", "compute", "schedule", "data.workers")
+# `model.sizes` of a counted model is a result itself.
+PLACE = ("mesh", "compute", "schedule", "data.workers", "model.sizes")
 
 
 class Workdir:
