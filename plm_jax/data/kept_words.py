@@ -21,7 +21,15 @@ from plm_jax.errors import UserError
 
 _STREAM = 80
 _CHUNK = 1 << 20  # tokens that are drawn for at once
-KEPT = np.dtype([("start", np.int64), ("length", np.int32), ("seed", np.int64), ("pass", np.int32)])
+KEPT = np.dtype(
+  [
+    ("start", np.int64),  # offset into the stored tokens
+    ("length", np.int64),  # stored tokens
+    ("kept", np.int32),
+    ("seed", np.int64),
+    ("pass", np.int32),
+  ]
+)
 
 
 def keep_probability(counts: np.ndarray, sample: float) -> np.ndarray:
@@ -41,6 +49,7 @@ class KeptWords:
   sample: float = 1e-3
 
   drawn = True
+  separate = True  # rows have `document_ids`
 
   def __post_init__(self):
     if self.sample < 0:
@@ -59,15 +68,16 @@ class KeptWords:
     ends = np.append(starts[1:], total)
     rows = np.zeros(len(starts), KEPT)
     rows["start"], rows["length"], rows["seed"], rows["pass"] = starts, ends - starts, seed, pass_
+    rows["kept"] = np.minimum(length, kept)
     return rows[: max(kept // length, min(len(rows), 1))]
 
   def tokens(self, rows: np.ndarray) -> np.ndarray:
-    """int [N]: about the number of positions of each row that are not padding."""
-    return np.minimum(rows["length"], np.iinfo(np.int32).max)
+    """int [N]: the number of positions of each row that are not padding."""
+    return rows["kept"]
 
   def read(self, store: TokenStore, table_rows: np.ndarray, length: int, vocab: Vocab) -> Rows:
     """The kept words of KEPT [B], and their document_ids int32 [B, T], -1 for padding."""
-    sizes = table_rows["length"].astype(np.int64)
+    sizes = np.asarray(table_rows["length"])
     row = np.repeat(np.arange(len(sizes)), sizes)
     begins = np.cumsum(sizes) - sizes
     place = np.arange(len(row)) + np.repeat(table_rows["start"] - begins, sizes)

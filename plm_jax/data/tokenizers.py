@@ -316,9 +316,10 @@ class Unigram(Added):
 
 @dataclass(frozen=True, kw_only=True)
 class Words(Added):
-  """Whole words, for word vectors and word-level language models; all others are one token.
+  """Whole words, for word vectors and word-level language models.
 
   vocab_size: the most words, special tokens included. min_count: the fewest occurrences of a word.
+  drop_unknown: leave all other words out, as word2vec.c does; else each is <unk>.
   split: "words" are runs of letters and digits, and Chinese characters; other marks are left out,
     or tokens with "marks". "space" splits at white space alone, as word2vec.c does.
   phrases: join two words whose score is above this threshold (word2phrase.c has 100); 0 joins none.
@@ -330,6 +331,7 @@ class Words(Added):
 
   vocab_size: int = 30000
   min_count: int = 5
+  drop_unknown: bool = False
   lowercase: bool = True
   split: Split = "words"
   phrases: float = 0.0
@@ -362,6 +364,7 @@ class Words(Added):
       split=self.split,
       threshold=self.phrases,
       subwords=Subwords(self.shortest, self.longest, self.buckets) if self.buckets else None,
+      drop_unknown=self.drop_unknown,
     )
 
 

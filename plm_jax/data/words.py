@@ -58,7 +58,9 @@ class WordList:
     split: Split,
     phrases: list[tuple[str, str]],
     subwords: Subwords | None = None,
+    drop_unknown: bool = False,
   ):
+    self.drop_unknown = drop_unknown
     self.words, self.counts, self.phrases = words, counts, phrases
     self.lowercase, self.split, self.subwords = lowercase, split, subwords
     self._ids = {word: i for i, word in enumerate(self.pieces)}
@@ -67,7 +69,7 @@ class WordList:
     self._ids |= {word: len(self.pieces) + i for i, word in enumerate(dict.fromkeys(parts))}
 
   def __reduce__(self):
-    more = (self.lowercase, self.split, self.phrases, self.subwords)
+    more = (self.lowercase, self.split, self.phrases, self.subwords, self.drop_unknown)
     return WordList, (self.words, self.counts, *more)
 
   @cached_property
@@ -88,6 +90,10 @@ class WordList:
     if self.phrases:
       ids, lengths = join_phrases(ids, lengths, *self._keys)
       ids = np.where(ids >= len(self.pieces), np.int32(1), ids)
+    if self.drop_unknown:
+      known = ids != 1
+      ends = np.append(0, np.cumsum(known))[np.append(0, np.cumsum(lengths))]
+      ids, lengths = ids[known], np.diff(ends)
     return ids, lengths
 
   @cached_property
@@ -101,10 +107,12 @@ class WordList:
     if self.phrases:
       raise UserError("a vocabulary with phrases has no places of its tokens in a text.")
     get, pattern = self._ids.get, _PATTERNS[self.split]
-    found = [list(pattern.finditer(text)) for text in texts]
-    return [
-      ([get(self._word(m.group()), 1) for m in row], [m.span() for m in row]) for row in found
-    ]
+    rows = []
+    for text in texts:
+      found = [(get(self._word(m.group()), 1), m.span()) for m in pattern.finditer(text)]
+      found = [pair for pair in found if pair[0] != 1 or not self.drop_unknown]
+      rows.append(([i for i, _ in found], [span for _, span in found]))
+    return rows
 
   def _word(self, text: str) -> str:
     return text.lower() if self.lowercase else text
@@ -127,6 +135,7 @@ class WordList:
       "lowercase": self.lowercase,
       "split": self.split,
       "phrases": [list(pair) for pair in self.phrases],
+      "drop_unknown": self.drop_unknown,
       "subwords": None if n is None else [n.shortest, n.longest, n.buckets],
       "words": self.words,
       "counts": self.counts,
@@ -150,6 +159,7 @@ def read_words(content: dict) -> WordList:
     content["split"],
     [tuple(pair) for pair in content["phrases"]],
     None if subwords is None else Subwords(*subwords),
+    content["drop_unknown"],
   )
 
 
@@ -168,6 +178,7 @@ def count_words(
   split: Split,
   threshold: float = 0.0,
   subwords: Subwords | None = None,
+  drop_unknown: bool = False,
 ) -> WordList:
   """The vocabulary of a text. threshold: of a phrase's score; 0 joins none. Errors: `UserError` if
   no word is frequent enough."""
@@ -191,7 +202,8 @@ def count_words(
     )
   vocabulary = set(kept)
   phrases = [pair for pair in phrases if "_".join(pair) in vocabulary]
-  return WordList(kept, [counts[w] for w in kept], lowercase, split, phrases, subwords)
+  numbers_of = [counts[word] for word in kept]
+  return WordList(kept, numbers_of, lowercase, split, phrases, subwords, drop_unknown)
 
 
 def find_phrases(
