@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 
 from plm_jax.data.draws import Draws, permute
+from plm_jax.data.kept_words import KeptWords
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.data.packing import DocSentences, FullSentences, SentencePair
 from plm_jax.data.running_text import RunningText
@@ -42,6 +43,7 @@ Segments = (
   | RunningText
   | PackedDocuments
   | SourceTarget
+  | KeptWords
 )
 
 
@@ -152,7 +154,11 @@ class Batches:
     return batch | {"begins": batch["begins"] | (at == 0)}
 
   def check(self) -> None:
-    """Errors: `UserError` if one pass over the corpus does not fill one batch."""
+    """Errors: `UserError` if one pass over the corpus does not fill one batch, or an objective does
+    not fit the vocabulary."""
+    for objective in self.objectives:
+      if hasattr(objective, "check"):
+        objective.check(self.vocab)
     rows = len(self._table(self.seed, 0))
     if rows < self.global_batch:
       raise UserError(

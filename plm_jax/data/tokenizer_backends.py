@@ -21,6 +21,7 @@ import tokenizers
 from tokenizers import AddedToken, processors
 
 from plm_jax.data.offsets import Spans, in_characters, span_in_original
+from plm_jax.data.words import flat
 
 # The names of each role, first match wins. GPT-2 has one token for both ends of a text.
 ROLE_NAMES = {
@@ -39,13 +40,6 @@ LANGUAGE = re.compile("[a-z]{2,3}_[A-Z]{2}")  # "en_XX"
 ADDED = re.compile(rf"<extra_id_\d+>|{LANGUAGE.pattern}")  # tokens added after vocabularies
 # Limits (about 100 MB) at which the cache of words is emptied; frequent words soon come back.
 MAX_CACHED_WORDS, MAX_CACHED_CHARACTERS = 500_000, 8_000_000
-
-
-def flat(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-  """Concatenates lists of ids to int32 [N]; also returns their lengths int64 [S]."""
-  lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-  ids = np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum()))
-  return ids, lengths
 
 
 def _steps(rule: dict | None) -> list[dict]:

@@ -5,6 +5,7 @@ tokenizer.json                                     transformers    WordPiece or 
 encoder.json + vocab.bpe, vocab.json + merges.txt  GPT-2, RoBERTa  byte pairs
 encoder_bpe_40000.json + vocab_40000.bpe           GPT-1           byte pairs with word ends
 *.model                                            SentencePiece   unigram (LLaMA's BPE too)
+words.json                                         this project    whole words
 """
 
 import json
@@ -17,6 +18,8 @@ from plm_jax.data.tokenizer_backends import ADDED, Fast, Pieces
 from plm_jax.data.tokenizer_definition import check_definition, check_ids
 from plm_jax.data.tokenizer_options import CONFIG, WORD_PIECES, TokenizerOptions
 from plm_jax.data.tokenizer_training import byte_pairs_backend, word_piece_backend
+from plm_jax.data.words import FILE as WORDS_FILE
+from plm_jax.data.words import read_words
 from plm_jax.errors import UserError
 from plm_jax.files import read_bytes
 
@@ -58,6 +61,8 @@ def read_backend(
     vocabulary + merges, which do not contain it either.
   """
   file = _find(Path(path).expanduser())
+  if file.name == WORDS_FILE:
+    return _build(file, read_words, read_object(file))
   if lowercase is not None:
     options = options._replace(switches={**options.switches, "do_lower_case": lowercase})
   if prefix_space is None:
@@ -138,13 +143,16 @@ def _find(path: Path) -> Path:
     for vocab, merges in PAIR_FILES.items():
       if path.name == merges:
         return _present(path.with_name(vocab), path)
-    if path.name in (*PAIR_FILES, "tokenizer.json") or path.suffix in (".model", ".txt"):
+    if path.name in (*PAIR_FILES, WORDS_FILE, "tokenizer.json") or path.suffix in (
+      ".model",
+      ".txt",
+    ):
       return path
     raise UserError(f"{path} is not a tokenizer file that this project reads; expected {KNOWN}.")
   if not path.is_dir():
     raise UserError(f"There is no tokenizer at {path}; expected {KNOWN}, or a folder with them.")
   models = sorted(path.glob("*.model"))
-  for name in ("tokenizer.json", "vocab.txt", *PAIR_FILES):
+  for name in (WORDS_FILE, "tokenizer.json", "vocab.txt", *PAIR_FILES):
     if (file := file_in(path, name)) and not (models and _repeats_pieces(file)):
       return file
   if len(models) == 1:

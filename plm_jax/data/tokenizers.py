@@ -1,4 +1,4 @@
-"""Tokenizers: WordPiece, byte-level byte pairs and unigram, trained or published.
+"""Tokenizers: WordPiece, byte-level byte pairs, unigram and whole words, trained or published.
 
     tokenizer = WordPiece(vocab_size=4096).train(sentences)      # or WordPiece(path=...).load()
     tokenizer.encode_batch(["the cat sat"])                      # [int32 ids], no special tokens
@@ -21,7 +21,9 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 
 from plm_jax.data.offsets import trimmed
+from plm_jax.data.subwords import Subwords
 from plm_jax.data.vocab import SpecialTokens, Vocab
+from plm_jax.data.words import Split, count_words
 from plm_jax.errors import UserError
 
 FORMAT = 1
@@ -82,6 +84,7 @@ class Tokenizer:
       languages=self.backend.languages | {n: last + i for i, n in enumerate(self.added_languages)},
       full_stop=np.isin(self.pieces, _FULL_STOPS),
       ends=self.special.ends,
+      ngrams=getattr(self.backend, "ngrams", None),
       **roles,
     )
 
@@ -364,7 +367,63 @@ class Unigram(Added):
     return training.train_unigram(sentences, self.vocab_size, self.lowercase, self.layout)
 
 
-TokenizerConfig = WordPiece | BytePairs | Unigram
+@dataclass(frozen=True, kw_only=True)
+class Words(Added):
+  """Whole words, for word vectors and word-level language models.
+
+  vocab_size: the most words, special tokens included. min_count: the fewest occurrences of a word.
+  drop_unknown: leave all other words out, as word2vec.c does; else each is <unk>.
+  split: "words" are runs of letters and digits, and Chinese characters; other marks are left out,
+    or tokens with "marks". "space" splits at white space alone, as word2vec.c does.
+  phrases: join two words whose score is above this threshold (word2phrase.c has 100); 0 joins none.
+  shortest, longest, buckets: hashed character n-grams of these lengths, for fastText (3, 6 and
+    2,000,000 there); buckets=0 has none.
+  path: a folder that `save` wrote."""
+
+  kind: ClassVar[str] = "words"
+
+  vocab_size: int = 30000
+  min_count: int = 5
+  drop_unknown: bool = False
+  lowercase: bool = True
+  split: Split = "words"
+  phrases: float = 0.0
+  shortest: int = 3
+  longest: int = 6
+  buckets: int = 0
+  path: str | None = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.split not in get_args(Split):
+      raise UserError(
+        f"Words.split is {self.split!r}; expected one of {', '.join(get_args(Split))}."
+      )
+    if self.min_count < 1 or self.phrases < 0 or self.buckets < 0:
+      raise UserError(
+        "Words.min_count must be at least 1, and Words.phrases and Words.buckets at least 0."
+      )
+    if not 1 <= self.shortest <= self.longest:
+      raise UserError(
+        f"Words.shortest={self.shortest} and Words.longest={self.longest} are lengths of n-grams; "
+        "give at least 1, and no longest below the shortest."
+      )
+
+  def _trained(self, training, sentences: Iterable[str]):
+    del training  # it needs the libraries of the other kinds
+    return count_words(
+      sentences,
+      vocab_size=self.vocab_size,
+      min_count=self.min_count,
+      lowercase=self.lowercase,
+      split=self.split,
+      threshold=self.phrases,
+      subwords=Subwords(self.shortest, self.longest, self.buckets) if self.buckets else None,
+      drop_unknown=self.drop_unknown,
+    )
+
+
+TokenizerConfig = WordPiece | BytePairs | Unigram | Words
 """To add a kind, write a class with a `kind` and add it here."""
 
 KINDS: dict[str, type[TokenizerConfig]] = {c.kind: c for c in get_args(TokenizerConfig)}

@@ -28,6 +28,7 @@ class Vocab:
     GPT-1, whose tokens mark ends of words.
   counts: int [V], frequencies in the training text, if a run has set them.
   sentinels: int32 [n], the ids of <extra_id_0>, <extra_id_1>, ...
+  ngrams: the n-grams of every token, flat int32 [N], and their bounds int64 [V + 1]; None without.
   languages: the ids of language codes. full_stop: bool [V], the token is a full stop.
   ends: further ids that end a text (LLaMA 3: the end of a turn).
   """
@@ -47,6 +48,7 @@ class Vocab:
   languages: dict[str, int] = field(default_factory=dict)
   full_stop: np.ndarray | None = None
   ends: tuple[int, ...] = ()
+  ngrams: tuple[np.ndarray, np.ndarray] | None = None
 
   @property
   def begin(self) -> list[int]:

@@ -167,6 +167,13 @@ def check_batch_divides(experiment: Experiment, mesh) -> None:
       f"global_batch={experiment.global_batch} in {parts} micro-batches would split the {group} "
       f"rows of an example; it must be a multiple of {parts * group}"
     )
+  updates = getattr(experiment.optim, "updates", 1)
+  if updates > 1 and (parts > 1 or experiment.global_batch % (devices * updates)):
+    raise UserError(
+      f"optim.updates={updates} reads the rows of a step in as many equal parts; global_batch="
+      f"{experiment.global_batch} must be a multiple of {devices * updates}, and "
+      "compute.micro_batches 1"
+    )
   if experiment.global_batch % (devices * parts):
     raise UserError(
       f"global_batch={experiment.global_batch} in {parts} micro-batches does not divide evenly "

@@ -54,6 +54,7 @@ def compiled_in(parts: int, experiment: Experiment, constants, abstract, rows, m
     optim=experiment.optim,
     frozen=experiment.frozen,
     adversarial=experiment.tuning.adversarial,
+    updates=getattr(experiment.optim, "updates", 0),
   )
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   step = jax.jit(function, donate_argnums=0, out_shardings=shardings)
