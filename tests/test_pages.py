@@ -1,6 +1,8 @@
 """The commands and examples of README.md and docs/ are ones that exist."""
 
+import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,31 @@ def test_the_files_of_the_page_on_fine_tuning_are_read(tmp_path):
   for block, name in zip(parts("Several choices"), ("f.jsonl", "g.csv"), strict=True):
     (example,) = read_examples(tmp_path, Choose, block, name)
     assert example.target == 0 and example.texts[1:] == ("It broke.", "It sang."), name
+
+
+def scores_of(row: dict[str, str]) -> list[list[float]]:
+  """The scores of all seeds of each arm of a row of docs/finetuned.md, from results/finetuning/."""
+  file = {"film reviews": "reviews", "STS-B": "stsb"}.get(row["task"], row["task"].split(",")[0])
+  result = json.loads((ROOT / f"results/finetuning/{file.lower()}.json").read_text())
+  labels, name = row["labels"].split(",")[0], row["score"].lower()
+  labels = "all" if labels == "all" else row["labels"].replace(",", "")
+  arms: dict[str, list[float]] = {}
+  for cell in result["cells"]:
+    if cell["labels"] == labels and name in cell["test"]:
+      arms.setdefault(cell["arm"], []).append(cell["test"][name])
+  return list(arms.values())
+
+
+def test_the_table_of_fine_tuned_models_has_the_scores_of_the_results():
+  lines = re.findall(r"(?m)^\| (.*) \|$", (ROOT / "docs/finetuned.md").read_text())
+  head, *rows = ([cell.strip() for cell in line.split(" | ")] for line in lines)
+  rows = [dict(zip(head, row, strict=True)) for row in rows if len(row) == len(head)]
+  assert len(rows) >= 6
+  for row in rows:
+    seeds = [scores for scores in scores_of(row) if len(scores) > 1]
+    stored = {(statistics.mean(scores), statistics.stdev(scores)) for scores in seeds}
+    shown = re.findall(r"(\d*\.\d+) ± (\d*\.\d+)", " ".join(row.values()))
+    assert shown or row["seeds"] == "1"
+    for pair in shown:
+      digits = len(pair[0].split(".")[1])
+      assert tuple(map(float, pair)) in {tuple(round(x, digits) for x in each) for each in stored}
