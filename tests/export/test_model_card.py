@@ -51,7 +51,7 @@ def test_a_card_has_the_data_the_recipe_the_scores_and_no_invented_licence(run, 
   card = (tmp_path / "out" / "README.md").read_text()
   head = head_of(card)
   assert head["library_name"] == "transformers" and head["pipeline_tag"] == "fill-mask"
-  assert head["license"] == "unknown" and head["metrics"] == ["perplexity", "accuracy"]
+  assert head["license"] == "unknown" and head["metrics"] == ["accuracy", "perplexity"]
   for part in (
     "`toy.txt`, 1,234 training tokens",
     "hash `feed`",
@@ -59,7 +59,7 @@ def test_a_card_has_the_data_the_recipe_the_scores_and_no_invented_licence(run, 
     "jax 0.10.2",
   ):
     assert part in card
-  assert "MLM on held-out text, seed 7" in card and "| step 12 | 3.5 | 0.25 |" in card
+  assert "MLM on held-out text, seed 7" in card and "| step 12 | 3.5 | 0.25 | 33.12 |" in card
   assert "python run_pretrain.py --seed=7" in card and "/home/me" not in card
 
 
