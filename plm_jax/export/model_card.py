@@ -173,7 +173,7 @@ def recipe_lines(run: RunInfo) -> list[str]:
   return lines
 
 
-Table = tuple[str, dict[str, Any], dict[str, Mapping[str, str]]]
+Table = tuple[str, Mapping[str, Any], Mapping[str, Mapping[str, str]]]
 """A title, the metrics (columns), and the rows: name -> metric -> value."""
 
 
