@@ -186,9 +186,14 @@ def _find_class(name: Any) -> type:
   elif module == "__main__" or module.startswith("file:") or module in OWN_MODULES:
     kind = getattr(sys.modules.get(module), attribute, None)
     if kind is None:
+      is_of_cell = module == "__main__"
+      place = "a notebook or a script" if is_of_cell else module.removeprefix("file:")
+      remedy = (
+        "define it first, or move it into a file" if is_of_cell else f"give it again ({GIVE_AGAIN})"
+      )
       raise UserError(
-        f"The stored configuration has the class {attribute} of {module.removeprefix('file:')}, "
-        f"which is not loaded: give it again ({GIVE_AGAIN})."
+        f"The stored configuration has the class {attribute} of {place}, which is not loaded: "
+        f"{remedy}."
       )
   if isinstance(kind, type) and dataclasses.is_dataclass(kind):
     return kind

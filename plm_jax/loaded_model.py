@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,11 @@ class LoadedModel:
 
   @checked
   def score(self, text: str) -> dict[str, float]:
-    """The text's perplexity (pseudo-perplexity under a masked model) and bits per byte."""
+    """{"perplexity" (of a masked model "pseudo_perplexity"), "bits_per_byte", "nats_per_token",
+    "tokens"} of a text."""
     check_predicts_tokens(self.run)
-    return {name: float(value) for name, value in perplexity(self.run, text).items()}
+    scores = perplexity(self.run, text)
+    return {re.sub("[ -]", "_", name): float(value) for name, value in scores.items()}
 
   @checked
   def predict(self, texts: Example | Sequence[Example]) -> list[dict[str, Any]]:

@@ -80,7 +80,8 @@ def test_a_masked_model_fills_blanks_and_scores_a_text(bert):
   first, second = bert.fill_mask("w1 [MASK] w2 [MASK]", best=3)
   assert len(first) == len(second) == 3
   assert first[0].probability >= first[1].probability > 0
-  assert bert.score("w1 w2 w3")["tokens"] == 3
+  scores = bert.score("w1 w2 w3")
+  assert scores["tokens"] == 3 and scores["pseudo_perplexity"] > 1 and scores["bits_per_byte"] > 0
   with pytest.raises(UserError, match="does not generate text"):
     bert.generate("w1")
 

@@ -79,7 +79,7 @@ def test_a_run_of_a_file_of_ones_own_is_loaded_when_the_file_is_gone(run, folder
   loaded = plm.load(run)
   assert type(loaded.config).__name__ == "Mine" and loaded.config.dial == 5
   assert len(loaded.fill_mask("w1 [MASK]")[0]) == 5
-  assert loaded.score("w1 w2")["perplexity"] > 1
+  assert loaded.score("w1 w2")["pseudo_perplexity"] > 1
   loaded.run.save(folder / "copy")
   assert RunInfo.read(folder / "copy").experiment.objectives[0].rate == 0.3
   assert (folder / "copy/code/mine.py").read_bytes() == (run / "code/mine.py").read_bytes()

@@ -65,8 +65,10 @@ def hides_a_package(name: str, folder: Path) -> bool:
     spec = importlib.util.find_spec(name)
   except (ImportError, ValueError):
     return False
-  # Files of this folder are no packages: that they exist has its own error.
-  return spec is not None and Path(spec.origin or "").parent != folder.resolve()
+  # A folder without code hides nothing, and files of this folder have another error.
+  if spec is None or spec.origin is None:
+    return False
+  return Path(spec.origin).parent != folder.resolve()
 
 
 def reviews() -> str:

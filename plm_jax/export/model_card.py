@@ -6,6 +6,7 @@ out, and a licence is never guessed.
 
 import contextlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -42,7 +43,7 @@ _USES = {
 }
 _HUB_METRICS = {
   "macro_f1": "f1", "micro_f1": "f1", "em": "exact_match", "mcc": "matthews_correlation",
-  "pearson": "pearsonr", "spearman": "spearmanr", "loss": "perplexity",
+  "pearson": "pearsonr", "spearman": "spearmanr",
 }  # fmt: skip
 
 
@@ -51,7 +52,8 @@ def write_card(
 ) -> None:
   """Writes README.md, unless the directory has one. licence: an identifier of the Hub."""
   text = card(run, model, directory.resolve().name, licence)
-  with contextlib.suppress(FileExistsError), open(directory / "README.md", "x") as file:
+  path = directory / "README.md"
+  with contextlib.suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:
     file.write(text)
 
 
@@ -61,7 +63,7 @@ def card(run: RunInfo, model: Pretrained, name: str, licence: str | None = None)
   library, task = library_of(model), task_of(model)
   scores = list(score_tables(run))
   names = [metric for _, metrics, _ in scores for metric in metrics]
-  metrics = dict.fromkeys(_HUB_METRICS.get(metric, metric) for metric in names)
+  metrics = dict.fromkeys(_HUB_METRICS.get(name, name) for name in names if name != "loss")
   head = {"library_name": library, "pipeline_tag": task, "license": licence}
   lines = ["---", *(f"{key}: {value}" for key, value in head.items()), "tags:", "- plm_jax"]
   lines += ["metrics:", *(f"- {metric}" for metric in metrics)] if metrics else []
@@ -171,7 +173,7 @@ def recipe_lines(run: RunInfo) -> list[str]:
   return lines
 
 
-Table = tuple[str, dict[str, Any], dict[str, Mapping[str, str]]]
+Table = tuple[str, Mapping[str, Any], Mapping[str, Mapping[str, str]]]
 """A title, the metrics (columns), and the rows: name -> metric -> value."""
 
 
@@ -197,18 +199,23 @@ def held_out(run: RunInfo) -> Iterator[Table]:
   """The held-out scores of pretraining."""
   records = read_records(run.path / "metrics.jsonl")
   valid = [r for r in records if r.get("split") == "valid"]
+  kind = "dev examples" if hasattr(run.experiment.data, "question") else "held-out text"
   for objective in run.experiment.objectives if len(valid) > 1 else ():
-    prefix = f"{objective.name}/"
     rows = {
-      f"step {record['step']:,}": {
-        name.removeprefix(prefix): f"{value:.4g}"
-        for name, value in record.items() if name.startswith(prefix)
-      }
+      f"step {record['step']:,}": _values(record, objective.name)
       for record in (valid[0], valid[-1])
-    }  # fmt: skip
+    }
     metrics = dict.fromkeys(metric for row in rows.values() for metric in row)
-    kind = "dev examples" if hasattr(run.experiment.data, "question") else "held-out text"
     yield f"{objective.name.upper()} on {kind}, seed {run.experiment.seed}", metrics, rows
+
+
+def _values(record: Mapping[str, Any], objective: str) -> dict[str, str]:
+  """The metrics of an objective, with the perplexity of one that predicts tokens."""
+  prefix = f"{objective}/"
+  values = {n.removeprefix(prefix): x for n, x in record.items() if n.startswith(prefix)}
+  if objective in ("mlm", "clm", "seq2seq"):
+    values["perplexity"] = math.exp(values["loss"])
+  return {name: f"{value:.4g}" for name, value in values.items()}
 
 
 def fine_tuned(run: RunInfo, stored: Mapping[str, Any]) -> Iterator[Table]:

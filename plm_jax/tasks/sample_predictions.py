@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,11 @@ def sample_predictions(
     f"{np.count_nonzero(sizes == 0):,} of {len(pairs):,} predictions on the test split are right"
   )
   lines = [right, "the best", *_lines(pairs, order[:count])]
-  largest = np.argsort(-sizes, kind="stable")[:count]
-  return "\n".join([*lines, "the worst", *_lines(pairs, largest)])
+  largest = [n for n in np.argsort(-sizes, kind="stable")[:count] if sizes[n] > 0]
+  return "\n".join([*lines, *(["the worst"] if largest else []), *_lines(pairs, largest)])
 
 
-def _lines(pairs: list[tuple[Example, Prediction]], numbers: np.ndarray) -> list[str]:
+def _lines(pairs: list[tuple[Example, Prediction]], numbers: Iterable[int]) -> list[str]:
   lines = []
   for item, prediction in (pairs[number] for number in numbers):
     lines.append("  " + _cut(" | ".join(item.texts)))

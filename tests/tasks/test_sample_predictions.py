@@ -28,6 +28,11 @@ def test_the_worst_predictions_are_those_that_are_wrong_and_sure():
   ]
 
 
+def test_predictions_without_a_mistake_have_no_worst():
+  shown = sample_predictions(Classify(), items("good", "good"), [{"label": "good"}] * 2)
+  assert shown.count("text 0") == 1 and "worst" not in shown
+
+
 def test_values_are_shown_by_the_size_of_their_error():
   predictions = [{"value": value} for value in (1.0, 5.0, 2.5)]
   shown = sample_predictions(Regress(), items(1.5, 2.0, 2.5), predictions, count=1)
