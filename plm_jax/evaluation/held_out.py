@@ -33,6 +33,9 @@ def held_out(run: Run, prepared: Prepared, scores: Scores) -> None:
   if is_causal(run):
     batches = held_out_rows(run, prepared, (CLM(),))
     _add_losses("clm", run, run.params.encoder(), batches, CLM(), scores)
+    nats = scores.metrics["clm_loss"] * scores.counts["clm_loss"]
+    scores.metrics["clm_bits_per_byte"] = nats / math.log(2) / text_bytes(run, batches)
+    scores.counts["clm_bits_per_byte"] = scores.counts["clm_loss"]
     return
   model = run.params.masked_lm()
   if model is None:
@@ -45,6 +48,15 @@ def held_out(run: Run, prepared: Prepared, scores: Scores) -> None:
   plain = held_out_rows(run, prepared, ())
   log_p = one_at_a_time(run, plain)
   scores.add("pseudo", {"perplexity": math.exp(-log_p.mean())}, len(log_p), plain)
+
+
+def text_bytes(run: Run, batches: list[dict]) -> int:
+  """The bytes of the text of all predicted tokens; special tokens have none."""
+  targets, weights = (
+    np.concatenate([batch[f"clm_{name}"] for batch in batches]) for name in ("targets", "weights")
+  )
+  rows = [ids[kept] for ids, kept in zip(targets, weights > 0, strict=True)]
+  return max(1, sum(len(run.tokenizer.decode(row).encode()) for row in rows))
 
 
 def held_out_rows(run: Run, prepared: Prepared, objectives: tuple) -> list[dict[str, np.ndarray]]:

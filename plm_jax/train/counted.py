@@ -67,9 +67,7 @@ def count(
 def _counted(experiment: Experiment, prepared: Prepared):
   """The model's configuration and parameters; prints the speed."""
   start = time.perf_counter()
-  model, params = experiment.model.counted(
-    experiment.data, prepared.train, prepared.tokenizer.vocab
-  )
+  model, params = experiment.model.counted(experiment.data, prepared.train, prepared.tokenizer)
   seconds, tokens = time.perf_counter() - start, len(prepared.train.tokens)
   print(f"counted {tokens:,} tokens in {seconds:.1f} s", file=sys.stderr)
   return model, params

@@ -1,4 +1,4 @@
-"""The LSTM language model is one new file, and has all that a Transformer has: training with a
+"""The recurrent language model is one new file, and has all that a Transformer has: training with a
 carried state, exact resume, any mesh, generation, scores and fine-tuning."""
 
 import dataclasses
@@ -19,7 +19,8 @@ from plm_jax.evaluation.held_out import held_out
 from plm_jax.evaluation.perplexity import perplexity
 from plm_jax.evaluation.scores import Scores
 from plm_jax.models.compute import Compute
-from plm_jax.models.lstm import Lstm
+from plm_jax.models.dropout import Noise
+from plm_jax.models.lstm import Gru, Lstm, Rnn
 from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
 from plm_jax.optim.adamw import AdamW
@@ -42,9 +43,12 @@ ORDERED = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope="module")
-def model():
-  return SIZES.init(jax.random.key(0), {"lm": 0})
+CELLS = {"lstm": SIZES, "gru": Gru(**vars(SIZES)), "rnn": Rnn(**vars(SIZES))}
+
+
+@pytest.fixture(scope="module", params=CELLS)
+def model(request):
+  return CELLS[request.param].init(jax.random.key(0), {"lm": 0})
 
 
 def rows(ids, **more):
@@ -151,6 +155,26 @@ def test_a_killed_run_goes_on_with_the_carried_state_bit_for_bit(tmp_path):
   assert again == records
   valid = [record for record in records if record["split"] == "valid"]
   assert valid[-1]["clm/loss"] < 0.9 * valid[0]["clm/loss"]
+
+
+@pytest.mark.parametrize("cell", [Gru, Rnn])
+def test_every_cell_learns_in_bfloat16(cell, tmp_path):
+  model = cell(layers=2, width=16, dropout=0.1, variational=True)
+  experiment = dataclasses.replace(ORDERED, model=model, compute=Compute(dtype="bfloat16"))
+  _, records = run(tmp_path / "run", experiment)
+  valid = [record["clm/loss"] for record in records if record["split"] == "valid"]
+  assert valid[-1] < 0.95 * valid[0]
+
+
+def test_variational_dropout_has_one_mask_for_all_tokens_of_a_row():
+  noise = Noise.create(jax.random.key(0), "hash")
+  ones = jnp.ones((2, 5, 16))
+  for variational in (True, False):
+    config = dataclasses.replace(SIZES, dropout=0.5, variational=variational)
+    model = config.init(jax.random.key(0), {"lm": 0})
+    dropped = np.asarray(model.dropped(ones, noise))
+    assert set(np.unique(dropped)) == {0, 2} and (dropped[0, 0] != dropped[1, 0]).any()
+    assert (dropped == dropped[:, :1]).all() == variational
 
 
 def test_a_model_without_a_state_to_carry_refuses_ordered_rows():

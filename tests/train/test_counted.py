@@ -51,7 +51,7 @@ class Frequencies(SingleModel):
   def init(self, key, heads):
     return FrequenciesModel(self)
 
-  def counted(self, corpus, store, vocab):
+  def counted(self, corpus, store, tokenizer):
     if self.fails:
       raise UserError("there is nothing to count")
     counts = np.asarray(store.counts) + 1
