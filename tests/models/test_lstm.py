@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.finetune import recipe
+from plm_jax import cli
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.errors import UserError
 from plm_jax.evaluation.held_out import held_out
@@ -33,6 +34,7 @@ from tests import toy_run
 from tests.toy_run import TOY, assert_equal, run
 
 COMPUTE = Compute(dtype="float32")
+_extend = jax.jit(lambda generator, ids, cache: generator.extend(ids, cache))
 SIZES = Lstm(layers=2, width=16, vocab_size=40, initializer_range=0.5)
 ORDERED = dataclasses.replace(
   TOY,
@@ -49,6 +51,19 @@ CELLS = {"lstm": SIZES, "gru": Gru(**vars(SIZES)), "rnn": Rnn(**vars(SIZES))}
 @pytest.fixture(scope="module", params=CELLS)
 def model(request):
   return CELLS[request.param].init(jax.random.key(0), {"lm": 0})
+
+
+@pytest.mark.parametrize(
+  ("name", "millions"), [("small", 4.64), ("medium", 19.77), ("large", 66.01)]
+)
+def test_sizes_of_table_1_have_the_papers_parameters(name, millions):
+  """The paper rounds the last two to 20 and 66 million."""
+  model = cli.load_experiment(f"experiments/lstm.py:{name}", budget="paper")().model
+  config = dataclasses.replace(model, vocab_size=10_000)
+  shapes = jax.eval_shape(lambda: config.init(jax.random.key(0), {"lm": 0}))
+  count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+  assert count == 2 * 10_000 * config.width + 2 * (8 * config.width**2 + 4 * config.width)
+  assert count / 1e6 == pytest.approx(millions, abs=0.005)
 
 
 def rows(ids, **more):
@@ -186,15 +201,15 @@ def test_generation_follows_the_forward_pass_and_ignores_padding(model):
   ids = np.random.default_rng(0).integers(5, 40, (2, 8)).astype(np.int32)
   generator = model.generator(COMPUTE)
   cache = generator.start({"pad": np.array([0, 3])}, capacity=8)
-  logits, cache = generator.extend(ids[:, :5], cache)
+  logits, cache = _extend(generator, ids[:, :5], cache)
   for column in range(5, 8):
-    logits, cache = generator.extend(ids[:, column : column + 1], cache)
+    logits, cache = _extend(generator, ids[:, column : column + 1], cache)
   hidden = model(rows(ids), COMPUTE)
   np.testing.assert_allclose(logits[0], model.token_logits(hidden[0, -1]), atol=1e-5)
   hidden = model(rows(ids[1:, 3:]), COMPUTE)
   np.testing.assert_allclose(logits[1], model.token_logits(hidden[0, -1]), atol=1e-5)
-  swapped, _ = generator.extend(ids[:, :1], cache.take(jnp.array([1, 0])))
-  straight, _ = generator.extend(ids[::-1, :1], cache)
+  swapped, _ = _extend(generator, ids[:, :1], cache.take(jnp.array([1, 0])))
+  straight, _ = _extend(generator, ids[::-1, :1], cache)
   np.testing.assert_allclose(swapped, straight[::-1], atol=1e-5)
 
 

@@ -13,6 +13,7 @@ from plm_jax import cli
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.errors import UserError
 from plm_jax.evaluation.perplexity import perplexity
+from plm_jax.experiment_flags import vocab_size_of
 from plm_jax.models.compute import Compute
 from plm_jax.models.nnlm import Nnlm
 from plm_jax.objectives.clm import CLM
@@ -123,7 +124,7 @@ def test_a_run_learns_in_bfloat16_and_is_scored(tmp_path):
   valid = [record["clm/loss"] for record in records if record["split"] == "valid"]
   assert valid[-1] < 0.9 * valid[0]
   tokenizer = toy_run.prepared().tokenizer
-  experiment = experiment.resolve(tokenizer.vocab.size)
+  experiment = experiment.resolve(vocab_size_of(experiment))
   Run(experiment=experiment, params=state.params, tokenizer=tokenizer).save(tmp_path / "saved")
   assert perplexity(Run.load(tmp_path / "saved"), "w1 w2 w3")["tokens"] == 3
 
