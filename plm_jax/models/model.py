@@ -19,9 +19,11 @@ No code asks for a model's class. A model in one new file works everywhere if it
   to be exported  a file in plm_jax/export/families/ that names the config's class.
   to be           config: `teacher` (the directory of a run) and `teacher_model`. parameters:
   distilled       `teacher`, `taught(teacher)`.
+  to read         parameters: `spelled(tokenizer)`, the initial ones with the characters of all
+  characters      tokens.
 
-`counted`, `carry`, `generator`, `source_ids`, `has_decoder` and `teacher` are optional: callers
-test for them by `hasattr`. `generator` is an attribute of `params.encoder()`.
+`counted`, `spelled`, `carry`, `generator`, `source_ids`, `has_decoder` and `teacher` are optional:
+callers test for them by `hasattr`. `generator` is an attribute of `params.encoder()`.
 """
 
 from __future__ import annotations

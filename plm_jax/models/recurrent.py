@@ -206,6 +206,38 @@ def _backward(cell, reverse, saved, cotangents):
 over_time.defvjp(_forward, _backward)
 
 
+class ProjectedLSTM(nnx.Module):
+  """An LSTM of U units whose output is a projection to P (Sak et al. 2014), with clipped cells and
+  outputs (TensorFlow 1, `LSTMCell`). Its state is the projected output and the cell."""
+
+  def __init__(self, key, width: int, units: int, projection: int, clip: float):
+    into, recurrent, output = jax.random.split(key, 3)
+    self.input = Linear(into, (width,), (4, units))
+    self.input.bias[...] = self.input.bias[...].at[1].set(1.0)
+    self.recurrent = Linear(recurrent, (projection,), (4, units), bias=False)
+    self.output = Linear(output, (units,), (projection,), bias=False)
+    self.clip = clip
+
+  def __call__(
+    self, x_BTD: jax.Array, real_BT: jax.Array, reverse: bool, start: LSTMState
+  ) -> tuple[jax.Array, LSTMState]:
+    """Outputs `[B, T, P]`, and the state after the last token; after the first with `reverse`."""
+
+    def step(state, inputs):
+      from_input, real = inputs
+      i, f, g, o = jnp.moveaxis(from_input + self.recurrent(state.h_BU), -2, 0)
+      c_BU = jax.nn.sigmoid(f) * state.c_BU + jax.nn.sigmoid(i) * jnp.tanh(g)
+      c_BU = jnp.clip(c_BU, -self.clip, self.clip)
+      h_BP = self.output(jax.nn.sigmoid(o) * jnp.tanh(c_BU))
+      new = LSTMState(jnp.clip(h_BP, -self.clip, self.clip), c_BU)
+      state = jax.tree.map(lambda new, old: jnp.where(real, new, old), new, state)
+      return state, state.h_BU
+
+    over_time = jnp.moveaxis(self.input(x_BTD), 1, 0), real_BT.T[..., None]
+    last, states = jax.lax.scan(step, start, over_time, reverse=reverse)
+    return jnp.moveaxis(states, 0, 1), last
+
+
 class BiLSTM(nnx.Module):
   """Two LSTMs of D / 2 units that read in opposite directions."""
 
