@@ -50,11 +50,11 @@ def pretrain(
     evaluation = valid.evaluation(experiment.schedule.evaluation_rows)
   processes.say(report.rows_line(train))
   if experiment.is_counted:
-    with processes.first_goes_first():
-      if first:
-        counted = count(experiment, record | {"text": text}, prepared, evaluation, workdir, sinks)
-        rows = all_rows(valid).evaluation(experiment.schedule.evaluation_rows)
-        show(counted.params, counted.experiment, counted.records, rows, prepared, workdir)
+    counted = count(experiment, record | {"text": text}, prepared, evaluation, workdir, sinks)
+    params = processes.whole(counted.params)
+    if first:
+      rows = all_rows(valid).evaluation(experiment.schedule.evaluation_rows)
+      show(params, counted.experiment, counted.records, rows, prepared, workdir)
     return
   processes.say("compiling ...", file=sys.stderr)
   program = program_of(experiment)
