@@ -84,7 +84,7 @@ HEAVY = {
   "IPython",
   *("grain", "tensorflow_datasets", "tensorflow", "array_record", "sentencepiece", "tokenizers"),
   *("matplotlib", "tensorboardX", "sklearn", "orbax", "torch", "transformers", "scipy"),
-  *("ray", "tqdm", "sacrebleu", "rouge_score"),
+  *("ray", "tqdm", "h5py", "sacrebleu", "rouge_score"),
 }
 
 # Modules of this package that functions import, and why not the file.

@@ -2,6 +2,7 @@
 
   python -m plm_jax.convert bert-base-uncased runs/bert        a published model becomes a run
   python -m plm_jax.convert runs/bert_tiny exported            a run becomes a published model
+  python -m plm_jax.convert runs/ngram_kn5 kn5.arpa             an n-gram model becomes a file
   python -m plm_jax.convert stories260K.bin runs/stories --tokenizer=tok512.model
 
 SRC is a directory of transformers or Sentence-BERT, a llama2.c file, or a run; DST is new. Every
@@ -43,6 +44,9 @@ def main(source: str | Path, target: str | Path) -> None:
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise UserError(f"{target} already exists; choose a new or empty directory.")
   run = Run.load(source) if is_run(source) else None
+  if run and target.suffix == ".arpa":
+    write_arpa(run, target)
+    return
   to = FLAGS.to or ("hf" if run else "run")
   if run and to == "run":
     raise UserError(f"{source} is already a run.")
@@ -64,6 +68,15 @@ def main(source: str | Path, target: str | Path) -> None:
   if tokenizer is None:
     print("note: no tokenizer was written; copy SRC's, or name one with --tokenizer")
   print(f"{source} is now in {target}: {type(model.config).__name__}, {model.architecture}")
+
+
+def write_arpa(run: Run, target: Path) -> None:
+  if not hasattr(run.params, "write_arpa"):
+    raise UserError(
+      f"{target} would be a file of n-grams, and {run.path} holds a {type(run.config).__name__}"
+    )
+  run.params.write_arpa(target, run.tokenizer)
+  print(f"{run.path} is now in {target}")
 
 
 def chosen_tokenizer(
