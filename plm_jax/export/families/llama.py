@@ -37,6 +37,7 @@ ALWAYS = DECODER_ALWAYS | {
   "norm_at": "pre",
   "gated": True,
   "inverse_layer_scale": False,
+  "output_bias": None,
   "dropout": 0.0,
 }
 LAYER = {
@@ -125,6 +126,9 @@ class LlamaFamily(DecoderFamily):
     entries = table("token", "embed_tokens") + norm("norm", "norm", bias=False)
     for ours, theirs in LAYER.items():
       bias = config.attention_bias if "attention" in ours else config.feed_forward_bias
+      bias = (
+        bias if ours != "attention/output" or config.output_bias is None else config.output_bias
+      )
       entries += linear(f"blocks/{ours}", "layers.{}." + theirs, bias)
     entries += norm("blocks/attention_norm", "layers.{}.input_layernorm", bias=False)
     return entries + norm(
