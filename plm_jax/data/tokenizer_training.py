@@ -150,8 +150,7 @@ def train_byte_pairs(
   if lines:
     backend.model.pre_tokenizer = model.pre_tokenizer
   else:
-    blanks = normalizers.Replace(Regex(r"\s+"), " ")
-    backend.model.normalizer = normalizers.Sequence([blanks, normalizers.Strip()])
+    backend.model.normalizer = normalizers.Replace(Regex(r"\s+"), " ")
   return Fast(backend.model.to_str())
 
 

@@ -108,7 +108,13 @@ class LlamaFamily(DecoderFamily):
       fields["head_width"] = None
     if fields["kv_heads"] == heads:
       fields["kv_heads"] = None
+    fields["window"] = self.window_of(options, fields)
     return fields | {"rope_theta": theta, "rope_scaling": scaling_of(rope, options.where)}
+
+  def window_of(self, options: Options, fields: dict[str, Any]) -> int | None:
+    """Our window of every layer."""
+    options.fixed("sliding_window", None)
+    options.fixed("use_sliding_window", False)
 
   def document_of(self, config: Decoder, heads: Mapping[str, int]) -> dict[str, Any]:
     document = super().document_of(config, heads)

@@ -36,12 +36,12 @@ class MistralFamily(LlamaFamily):
   def base_of(self, heads: Collection[str]) -> str:
     return self.base
 
-  def adapt(self, options: Options, fields: dict[str, Any]) -> dict[str, Any]:
+  def window_of(self, options: Options, fields: dict[str, Any]) -> int | None:
     seen = options.document.get("sliding_window", 4096)
     if seen is not None and options.take("sliding_window", 4096) < 2:
       raise UserError(f"{options.where} sets sliding_window={seen}; expected at least 2, or null.")
     options.fixed("sliding_window", seen)
-    return super().adapt(options, fields) | {"window": None if seen is None else seen - 1}
+    return None if seen is None else seen - 1
 
   def document_of(self, config: Decoder, heads: Mapping[str, int]) -> dict[str, Any]:
     seen = None if config.window is None else config.window + 1

@@ -32,10 +32,9 @@ class Qwen2Family(LlamaFamily):
   always = ALWAYS | BIASES
   silent = ("sliding_window", "max_window_layers")  # without use_sliding_window
 
-  def adapt(self, options: Options, fields: dict[str, Any]) -> dict[str, Any]:
+  def window_of(self, options: Options, fields: dict[str, Any]) -> None:
     options.fixed("use_sliding_window", False)
     options.fixed("layer_types", None, ["full_attention"] * fields["layers"])
-    return super().adapt(options, fields)
 
 
 FAMILY = Qwen2Family()
