@@ -121,7 +121,7 @@ class TokenizerOptions(NamedTuple):
 
 def family_of(model_type: str | None) -> str:
   """The stem of the tokenizer's class of a model type, "" where its files say all."""
-  return _CLASSES.get(model_type or "", "")
+  return _CLASSES.get(str(model_type), "")
 
 
 def read_options(folder: Path, model_type: str | None = None) -> TokenizerOptions:
