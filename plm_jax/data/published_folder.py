@@ -16,11 +16,11 @@ def file_in(folder: Path, name: str) -> Path | None:
   path = folder / name
   if not os.path.lexists(path):
     return None
-  target, root = path.resolve(), folder.resolve()
+  target, root = Path(os.path.realpath(path)), folder.resolve()  # loops of links stay links
   allowed = (root, root.parent.parent / "blobs")
   if path.is_symlink() and not any(target.is_relative_to(place) for place in allowed):
     raise UserError(f"{path} is a link to {target}, outside of its folder; copy that file there.")
-  if not path.exists():
+  if not os.path.exists(path):
     raise UserError(f"{path} is a link to a file that does not exist; fetch that file.")
   open_file(path).close()
   return path

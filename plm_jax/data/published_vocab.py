@@ -13,7 +13,6 @@ import tokenizers
 from plm_jax.data import tokenizer_files as files
 from plm_jax.data.tokenizer_backends import ADDED, Fast, Pieces
 from plm_jax.data.tokenizer_options import AddedToken, TokenizerOptions, family_of, read_options
-from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.data.vocab import SpecialTokens
 from plm_jax.errors import UserError
 
@@ -23,15 +22,16 @@ NAMED += ("Electra", "ConvBert", "MobileBert", "RetriBert")
 FAIRSEQ = {"xlm-roberta": (), "mbart": files.MBART_LANGUAGES}  # families with other ids
 
 
-def read_published(
+def read_parts(
   path: str | Path,
   model_type: str | None = None,
   *,
   lowercase: bool | None = None,
   prefix_space: bool | None = None,
-) -> Tokenizer:
-  """The tokenizer of a published folder or file. model_type: as in config.json. The others are for
-  files that do not say it. Errors: `UserError` naming a file and an entry."""
+) -> tuple[Fast | Pieces, int, SpecialTokens]:
+  """The backend, the number of sentinels and the roles of a published folder or file. model_type:
+  as in config.json. The others are for files that do not say it. Errors: `UserError` naming a file
+  and an entry."""
   path = Path(path).expanduser()
   options = TokenizerOptions(family=family_of(model_type))
   if path.is_dir():
@@ -46,7 +46,7 @@ def read_published(
     backend = _pieces_with_added(backend, options, path)
   else:
     backend, sentinels = _fast_with_added(backend, options, path), 0
-  return Tokenizer(backend, sentinels, special=_special(backend, options, path))
+  return backend, sentinels, _special(backend, options, path)
 
 
 def _wanted(options: TokenizerOptions, ids: dict[str, int], path: Path) -> list[AddedToken]:

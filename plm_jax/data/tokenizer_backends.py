@@ -43,10 +43,10 @@ MAX_CACHED_WORDS, MAX_CACHED_CHARACTERS = 500_000, 8_000_000
 
 
 def _steps(rule: dict | None) -> list[dict]:
-  """The rules of a sequence, or the rule itself."""
+  """The pre-tokenizers of a sequence, or the only one."""
   if rule is None:
     return []
-  return rule.get("pretokenizers") or rule.get("normalizers") or [rule]
+  return rule.get("pretokenizers") or [rule]
 
 
 class _Words:
@@ -168,8 +168,8 @@ class Fast:
   @cached_property
   def _without_prefix(self) -> "Fast":
     rules = json.loads(self.model.to_str())
-    for rule in _steps(rules["normalizer"]) + _steps(rules["pre_tokenizer"]):
-      rule |= {name: False for name in ("add_prefix_space", "strip_left") if name in rule}
+    for step in _steps(rules["pre_tokenizer"]):
+      step |= {"add_prefix_space": False} if "add_prefix_space" in step else {}
     return Fast(json.dumps(rules, ensure_ascii=False))
 
   def _encode_texts(self, texts: list[str]) -> list[list[int]]:

@@ -121,7 +121,7 @@ class TokenizerOptions(NamedTuple):
 
 def family_of(model_type: str | None) -> str:
   """The stem of the tokenizer's class of a model type, "" where its files say all."""
-  return _CLASSES.get(model_type or "", "")
+  return _CLASSES.get(str(model_type), "")
 
 
 def read_options(folder: Path, model_type: str | None = None) -> TokenizerOptions:
@@ -131,7 +131,8 @@ def read_options(folder: Path, model_type: str | None = None) -> TokenizerOption
   model, generation = object_in(folder, MODEL), object_in(folder, GENERATION)
   _refuse_unknown_rules(generation, folder / GENERATION)
   model_type = model_type or str(model.get("model_type"))
-  named = config.get("tokenizer_class") or ""
+  named = config.get("tokenizer_class")
+  named = "" if named is None else named
   if not isinstance(named, str):
     raise UserError(f"{where} sets tokenizer_class={named!r}; expected a text.")
   stem = named.removesuffix("Fast").removesuffix("Tokenizer")

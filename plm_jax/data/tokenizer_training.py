@@ -150,8 +150,7 @@ def train_byte_pairs(
   if lines:
     backend.model.pre_tokenizer = model.pre_tokenizer
   else:
-    blanks = normalizers.Replace(Regex(r"\s+"), " ")
-    backend.model.normalizer = normalizers.Sequence([blanks, normalizers.Strip()])
+    backend.model.normalizer = normalizers.Replace(Regex(r"\s+"), " ")
   return Fast(backend.model.to_str())
 
 
@@ -166,7 +165,7 @@ def train_unigram(texts: Iterable[str], vocab_size: int, lowercase: bool, layout
   clean = clean_like_albert if lowercase else str
   sample = thin_out(_some_text(map(clean, texts)), MAX_UNIGRAM_SENTENCES)
 
-  def train(hard_vocab_limit: bool, **more) -> Pieces:
+  def train(sample: list[str], hard_vocab_limit: bool) -> Pieces:
     proto = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(sample),
@@ -179,26 +178,24 @@ def train_unigram(texts: Iterable[str], vocab_size: int, lowercase: bool, layout
       max_sentence_length=1 << 16,
       minloglevel=2,
       **ids,
-      **more,
     )
     return Pieces(proto.getvalue(), lowercase)
 
   try:
-    return train(hard_vocab_limit=True)
+    return train(sample, hard_vocab_limit=True)
   except RuntimeError as error:
     if "required_chars" not in str(error):  # "too high": take as many pieces as the text has
-      return train(hard_vocab_limit=False)
+      return train(sample, hard_vocab_limit=False)
   # More characters than pieces: the rarer ones become <unk>, as in WordPiece here.
   letters = Counter(letter for sentence in sample for letter in sentence if not letter.isspace())
-  kept = letters.most_common(max(1, int(vocab_size * MAX_ALPHABET_SHARE)))
-  coverage = sum(count for _, count in kept) / letters.total()
+  ranked = sorted(letters, key=lambda c: (-letters[c], c))
+  rare = dict.fromkeys(map(ord, ranked[int(vocab_size * MAX_ALPHABET_SHARE) :]), " ")
   try:
-    return train(hard_vocab_limit=False, character_coverage=coverage)
-  except RuntimeError as error:
-    reason = str(error).rpartition("]")[2].strip()
+    return train([sentence.translate(rare) for sentence in sample], hard_vocab_limit=False)
+  except RuntimeError:
     raise UserError(
       f"A unigram vocabulary of {vocab_size} pieces cannot be trained on a text with "
-      f"{len(letters)} different characters ({reason}); set a larger vocab_size."
+      f"{len(letters)} different characters; set a larger vocab_size."
     ) from None
 
 

@@ -219,8 +219,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
       "use the version of plm_jax that wrote it."
     )
   if not rules:
-    from plm_jax.data.published_vocab import read_published
-
     return read_published(path)
   special = SpecialTokens(rules.get("roles", {}), tuple(rules.get("ends", ())))
   backend = files.read_backend(path, lowercase=rules.get("lowercase"), clean=rules.get("clean"))
@@ -231,6 +229,14 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
       "damaged since; restore them or train it again."
     )
   return tokenizer
+
+
+def read_published(path: str | Path, model_type: str | None = None, **rules) -> Tokenizer:
+  """The tokenizer of a published folder or file; arguments as of `published_vocab.read_parts`."""
+  from plm_jax.data.published_vocab import read_parts
+
+  backend, sentinels, special = read_parts(path, model_type, **rules)
+  return Tokenizer(backend, sentinels, special=special)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,8 +290,6 @@ class Added:
     if files.read_rules(path):
       tokenizer = load_tokenizer(path)  # checks its fingerprint
     else:
-      from plm_jax.data.published_vocab import read_published
-
       tokenizer = read_published(path, **rules)
       added = self.sentinels, self.languages
       tokenizer = Tokenizer(tokenizer.backend, *added, tokenizer.special)

@@ -40,8 +40,6 @@ PLAIN = {
   "is_encoder_decoder": (False, None),
   "tie_encoder_decoder": (False, None),
   "rope_interleaved": (False, None),
-  "sliding_window": (None,),
-  "use_sliding_window": (False, None),
 }
 # The types of options that may be absent.
 KINDS: dict[str, type] = {

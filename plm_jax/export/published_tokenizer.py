@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 from plm_jax.data import tokenizer_files as files
-from plm_jax.data.published_vocab import read_published
 from plm_jax.data.tokenizer_files import MBART_LANGUAGES
-from plm_jax.data.tokenizers import Tokenizer, Unigram, load_tokenizer
+from plm_jax.data.tokenizers import Tokenizer, Unigram, load_tokenizer, read_published
 from plm_jax.errors import UserError
 from plm_jax.export import hf, sentence
 from plm_jax.models.bart import MBart

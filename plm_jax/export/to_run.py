@@ -56,7 +56,7 @@ def tokenizer_of(place: Path, model: hf.Pretrained) -> Tokenizer:
   return tokenizer
 
 
-CONVERSION = 1  # raised when a conversion gives another run
+CONVERSION = 2  # raised when a conversion gives another run
 _READ = {".json", ".txt", ".model", ".safetensors", ".bin"}  # suffixes of a model's files
 
 

@@ -568,6 +568,14 @@ def test_byte_pairs_take_a_prefix_space_when_trained_and_none_when_published(tra
     BytePairs(path=str(tmp_path / "own"), prefix_space=False).load()
 
 
+def test_more_characters_than_pieces_leave_the_rare_ones_to_unk():
+  common, rare = "kalo mitu seda", "".join(map(chr, range(0x4E00, 0x4E00 + 400)))
+  tokenizer = Unigram(vocab_size=60).train([common] * 500 + [rare])
+  assert tokenizer.vocab.size <= 60
+  assert tokenizer.vocab.unk not in tokenizer.encode(common)
+  assert tokenizer.vocab.unk in tokenizer.encode(rare)
+
+
 def test_nonsense_in_a_configuration_is_refused():
   for make in (
     lambda: WordPiece(vocab_size=3),
