@@ -38,7 +38,7 @@ BENEATH = {
     *("sharding", "experiment", "decode"),
   },
   "runs": {"errors", "overrides", "data", "models", "experiment", "train"},
-  "evaluation": {"errors", "data", "models", "objectives", "runs"},
+  "evaluation": {"errors", "data", "models", "objectives", "decode", "runs"},
   "experiment_flags": {
     "errors",
     "budgets",
@@ -79,7 +79,7 @@ HEAVY = {
   "IPython",
   *("grain", "tensorflow_datasets", "tensorflow", "array_record", "sentencepiece", "tokenizers"),
   *("matplotlib", "tensorboardX", "sklearn", "orbax", "torch", "transformers", "scipy"),
-  *("ray", "tqdm", "sacrebleu", "rouge_score"),
+  *("ray", "tqdm", "gensim", "numba", "sacrebleu", "rouge_score"),
 }
 
 # Modules of this package that functions import, and why not the file.

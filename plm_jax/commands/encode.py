@@ -22,6 +22,7 @@ from absl import flags
 
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
+from plm_jax.decode.neighbours import with_word_vectors
 from plm_jax.errors import UserError
 from plm_jax.export.to_run import run_directory
 from plm_jax.progress import progress_bar
@@ -75,6 +76,7 @@ def encoded(
     )
   pooled = Pooled(pooling or modes[0], layer, run.compute)
   loaded = trained(run)
+  loaded = loaded._replace(params=with_word_vectors(loaded.params, run.tokenizer))
   longest, cut = own.get("length") or row_limit(run), 0
   prepare = str.lower if own.get("lowercase") else str
   with progress_bar(len(texts), "encoding", unit=" texts", disable=len(texts) < BLOCK) as bar:

@@ -60,7 +60,9 @@ class KeptWords:
     unless it is the only row."""
     total, kept, places = len(store.tokens), 0, []
     for first in range(0, total, _CHUNK):
-      at = np.flatnonzero(self._kept(store, np.arange(first, min(first + _CHUNK, total)), seed, pass_))
+      at = np.flatnonzero(
+        self._kept(store, np.arange(first, min(first + _CHUNK, total)), seed, pass_)
+      )
       # The kept words number 0, length, 2 length, ... begin a row.
       places.append(first + at[-kept % length :: length])
       kept += len(at)

@@ -111,7 +111,10 @@ def _find(path: Path) -> Path:
     for vocab, merges in PAIR_FILES.items():
       if path.name == merges:
         return _present(path.with_name(vocab), path)
-    if path.name in (*PAIR_FILES, WORDS_FILE, "tokenizer.json") or path.suffix in (".model", ".txt"):
+    if path.name in (*PAIR_FILES, WORDS_FILE, "tokenizer.json") or path.suffix in (
+      ".model",
+      ".txt",
+    ):
       return path
     raise UserError(f"{path} is not a tokenizer file that this project reads; expected {KNOWN}.")
   if not path.is_dir():

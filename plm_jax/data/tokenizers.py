@@ -343,7 +343,9 @@ class Words(Added):
   def __post_init__(self):
     super().__post_init__()
     if self.split not in get_args(Split):
-      raise UserError(f"Words.split is {self.split!r}; expected one of {', '.join(get_args(Split))}.")
+      raise UserError(
+        f"Words.split is {self.split!r}; expected one of {', '.join(get_args(Split))}."
+      )
     if self.min_count < 1 or self.phrases < 0 or self.buckets < 0:
       raise UserError(
         "Words.min_count must be at least 1, and Words.phrases and Words.buckets at least 0."

@@ -122,12 +122,15 @@ class SkipGram:
   def _terms(self, x_BNPD, band, model, batch) -> Terms:
     """The loss of all pairs: the product of every surrounding word with every output."""
     outputs, count = model.output(batch["outputs"]).astype(x_BNPD.dtype), band.sum()
-    scores = jnp.einsum(
-      "bnpd,bnod->bnpo", x_BNPD, outputs, preferred_element_type=jnp.float32
-    )
+    scores = jnp.einsum("bnpd,bnod->bnpo", x_BNPD, outputs, preferred_element_type=jnp.float32)
     if "codes" in batch:
       per_word = scores.reshape(*band.shape, -1)
-      return {"loss": ((tree_losses(per_word, self._codes(batch)[:, :, None]) * band[..., None]).sum(), count)}
+      return {
+        "loss": (
+          (tree_losses(per_word, self._codes(batch)[:, :, None]) * band[..., None]).sum(),
+          count,
+        )
+      }
     positive, negative = scores[..., : self.block], scores[..., self.block :]
     weight = jnp.einsum("bnpi,bnik->bnpk", band, self._unequal(batch))
     loss = (band * jax.nn.softplus(-positive)).sum()
@@ -170,7 +173,9 @@ class CBOW(SkipGram):
     if "codes" in batch:
       nodes = outputs.reshape(*size_BNI.shape, -1, outputs.shape[-1])
       per_word = jnp.einsum("bnid,bnild->bnil", mean_BNID, nodes).astype(jnp.float32)
-      return {"loss": ((tree_losses(per_word, self._codes(batch)) * has_BNI[..., None]).sum(), count)}
+      return {
+        "loss": ((tree_losses(per_word, self._codes(batch)) * has_BNI[..., None]).sum(), count)
+      }
     words, negatives = outputs[:, :, : self.block], outputs[:, :, self.block :]
     positive = (mean_BNID * words).sum(-1).astype(jnp.float32)
     negative = jnp.einsum(
