@@ -50,8 +50,9 @@ class Senses(NamedTuple):
 
 
 def read_uses(path: str | Path | None = None) -> list[Use]:
-  """The uses in a file, as EXAMPLES has them: a word, a tab, a sense, a tab, and a sentence with the
-  word in brackets. Errors: `UserError` naming a line."""
+  """The uses in a file: a word, a tab, a sense, a tab, and a sentence with the word in brackets.
+
+  path: None is `EXAMPLES`. Errors: `UserError` naming a line."""
   where = path or "the examples"
   try:
     source = Path(path) if path else files("plm_jax").joinpath(EXAMPLES)
