@@ -35,7 +35,7 @@ BENEATH = {
   "decode": {"errors", "data", "models"},
   "train": {
     *("errors", "progress", "config_tree", "overrides", "data", "models", "objectives"),
-    *("sharding", "experiment", "decode"),
+    *("placement", "sharding", "experiment", "decode"),
   },
   "runs": {"errors", "overrides", "data", "models", "experiment", "train"},
   "evaluation": {"errors", "data", "models", "objectives", "decode", "runs"},

@@ -7,6 +7,7 @@ themselves. Similarity is Spearman's correlation of cosines with the means of hu
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -61,13 +62,13 @@ def words_of_run(run: Run) -> WordTable:
       return table[pieces].mean(axis=0) if pieces else None
 
     return WordTable(words, vectors, compose=mean_of_tokens)
-  rows, ngrams = params.word_rows() if hasattr(params, "word_rows") else (table, None)
-  more = {}
-  if ngrams is not None:
-    more = {"subwords": backend.subwords, "rows": rows[ids], "ngrams": ngrams}
+  result = WordTable(words, vectors, np.array(backend.counts))
   if hasattr(params, "output_rows"):
-    more["output"] = params.output_rows()[ids]
-  return WordTable(words, vectors, np.array(backend.counts), **more)
+    result = dataclasses.replace(result, output=params.output_rows()[ids])
+  rows, ngrams = params.word_rows() if hasattr(params, "word_rows") else (table, None)
+  if ngrams is None:
+    return result
+  return dataclasses.replace(result, subwords=backend.subwords, rows=rows[ids], ngrams=ngrams)
 
 
 def unit(vectors_ND: np.ndarray) -> np.ndarray:
@@ -87,10 +88,12 @@ def neighbours(table: WordTable, word: str, best: int = 8) -> list[Neighbour]:
 
 def vectors_of(table: WordTable, words: Sequence[str]) -> np.ndarray:
   """float32 [N, D]. Errors: `UserError` for a word without a vector."""
-  vectors = [table.vector(word) for word in words]
-  for word, vector in zip(words, vectors, strict=True):
+  vectors = []
+  for word in words:
+    vector = table.vector(word)
     if vector is None:
       raise UserError(f"the word {word!r} is not among the {len(table.words):,} of the model.")
+    vectors.append(vector)
   return np.stack(vectors)
 
 
@@ -193,9 +196,9 @@ def similarity(table: WordTable, pairs: list[tuple[str, str, float]], name: str)
     lower.setdefault(word.lower(), word)
   cosines, scores = [], []
   for first, second, score in pairs:
-    vectors = [table.vector(lower.get(word.lower(), word)) for word in (first, second)]
-    if all(vector is not None for vector in vectors):
-      cosines.append(float(np.dot(*unit(np.stack(vectors)))))
+    a, b = (table.vector(lower.get(word.lower(), word)) for word in (first, second))
+    if a is not None and b is not None:
+      cosines.append(float(unit(a) @ unit(b)))
       scores.append(score)
   enough = len(scores) > 2 and len(set(scores)) > 1 and len(set(cosines)) > 1
   spearman = float(spearmanr(cosines, scores).statistic) if enough else None

@@ -97,6 +97,13 @@ class StaticModel(HeadedModel):
       lambda path, leaf: table if path_name(path) == "token/table" else leaf, self
     )
 
+  @staticmethod
+  def mean_of_sum(sum_D: jax.Array, count: jax.Array) -> jax.Array:
+    """sum / count, with the gradient of the sum: word2vec.c and fastText average the rows of an
+    input and add the whole gradient to each of them."""
+    mean_D = sum_D / jnp.maximum(count, 1).astype(sum_D.dtype)
+    return sum_D + jax.lax.stop_gradient(mean_D - sum_D)
+
   def class_logits(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
     """float32 `[B, classes]` from the mean of the words, as fastText's classifier."""
     real_BT1 = (jnp.arange(hidden_BTD.shape[1]) < batch["length"][:, None])[..., None]
@@ -133,7 +140,7 @@ class WordVectorsModel(StaticModel):
     rows_BFD = self.subword(batch["ngrams"]).astype(x_BTD.dtype)
     sum_BTD = x_BTD.at[row_B1, word_BF].add(rows_BFD, mode="drop")
     count_BT = jnp.ones(x_BTD.shape[:2]).at[row_B1, word_BF].add(1.0, mode="drop")
-    return mean_of_sum(sum_BTD, count_BT[..., None])
+    return self.mean_of_sum(sum_BTD, count_BT[..., None])
 
   def touched(self, batch: dict) -> dict[str, jax.Array]:
     """The rows of each table that a batch reads: path -> int `[B, ...]`."""
@@ -147,10 +154,3 @@ class WordVectorsModel(StaticModel):
   def output_rows(self) -> np.ndarray:
     """float32 [V, D]: the output table."""
     return np.asarray(self.output.table[...])
-
-
-def mean_of_sum(sum_D: jax.Array, count: jax.Array) -> jax.Array:
-  """sum / count, with the gradient of the sum: word2vec.c and fastText average the rows of an input
-  and add the whole gradient to each of them."""
-  mean_D = sum_D / jnp.maximum(count, 1).astype(sum_D.dtype)
-  return sum_D + jax.lax.stop_gradient(mean_D - sum_D)
