@@ -7,10 +7,15 @@ Both read the same prepared words. gensim has as many workers as there are cores
 of the text, before subsampling, per second of training; a core-second is one of processor time,
 which other programs on the machine change less. Scores are Spearman's correlations on the files of
 --pairs, and the share of right --analogies among the first 30,000 words.
+
+  python benchmarks/word_vectors.py --count=100
+
+counts GloVe's pairs in 100 MB of text, made by repeating the text's documents in random order.
 """
 
 import dataclasses
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -27,8 +32,10 @@ if str(ROOT) not in sys.path:
 from experiments import word2vec  # noqa: E402
 from plm_jax import cli  # noqa: E402
 from plm_jax.commands.embeddings import pair_files  # noqa: E402
+from plm_jax.data.cooccurrences import Cooccurrences  # noqa: E402
 from plm_jax.data.pipeline import iterate  # noqa: E402
 from plm_jax.data.preparation import prepare  # noqa: E402
+from plm_jax.data.store import TokenStore  # noqa: E402
 from plm_jax.data.vector_files import WordTable  # noqa: E402
 from plm_jax.evaluation.word_vectors import (  # noqa: E402
   analogies,
@@ -58,6 +65,9 @@ def define_flags() -> None:
   flags.DEFINE_string("pairs", None, "A file of pairs of words, or a folder.")
   flags.DEFINE_string("analogies", None, "A file of analogies.")
   flags.DEFINE_list("contenders", ["plm_jax", "gensim"], "Which of both run.")
+  flags.DEFINE_integer(
+    "count", 0, "Megabytes of text in which pairs are counted; nothing else runs."
+  )
   flags.DEFINE_string("cache", None, "Where prepared text is kept.")
 
 
@@ -70,6 +80,9 @@ def main() -> None:
     optim = dataclasses.replace(experiment.optim, updates=FLAGS.updates)
     experiment = dataclasses.replace(experiment, optim=optim)
   prepared = prepare(experiment.data, FLAGS.cache)
+  if FLAGS.count:
+    count(prepared, FLAGS.count)
+    return
   experiment = experiment.resolve(prepared.tokenizer.vocab.size)
   train, _ = batches_of(experiment, prepared)
   steps = FLAGS.epochs * train.rows() // experiment.global_batch
@@ -83,6 +96,38 @@ def main() -> None:
       table, seconds, core = run[name](dataclasses.replace(experiment, seed=seed), prepared)
       read = words * FLAGS.epochs
       print(f"{name:10}{read / seconds:>12,.0f}{read / core:>12,.0f}  {scores(table)}", flush=True)
+
+
+def count(prepared, megabytes: int) -> None:
+  """Prints the speed and the memory of GloVe's first stage."""
+  store = prepared.train
+  starts = np.asarray(store.sentence_starts)[np.asarray(store.document_starts)]
+  per_word = prepared.manifest["characters"] / sum(
+    split["tokens"] for split in prepared.manifest["splits"].values()
+  )
+  wanted, rng, chosen = int(megabytes * 1e6 / per_word), np.random.default_rng(0), []
+  while wanted > 0:
+    for document in rng.permutation(store.documents):
+      chosen.append(np.asarray(store.tokens[starts[document] : starts[document + 1]]))
+      wanted -= len(chosen[-1])
+      if wanted <= 0:
+        break
+  with tempfile.TemporaryDirectory() as folder:
+    tokens, ends = np.concatenate(chosen), np.cumsum([0, *map(len, chosen)])
+    tokens.tofile(Path(folder) / "train.tokens")
+    ends.astype("<i8").tofile(Path(folder) / "train.sentences")
+    np.arange(len(ends), dtype="<i8").tofile(Path(folder) / "train.documents")
+    counts = np.bincount(tokens, minlength=store.vocab_size)
+    counts.astype("<i8").tofile(Path(folder) / "train.counts")
+    repeated = TokenStore(folder, "train", store.vocab_size)
+    clock, core = time.perf_counter(), time.process_time()
+    entries = Cooccurrences().table(repeated, 256, 0, 0).size * 256
+    seconds, core = time.perf_counter() - clock, time.process_time() - core
+  memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  print(
+    f"{len(tokens):,} words of {megabytes} MB: {entries:,} entries, {megabytes / seconds:.2f} MB/s, "
+    f"{megabytes / core:.2f} MB per core-second, at most {memory:.2f} GiB"
+  )
 
 
 def ours(experiment, prepared) -> tuple[WordTable, float, float]:

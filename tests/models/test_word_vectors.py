@@ -40,11 +40,11 @@ FASTTEXT = dataclasses.replace(
   model=WordVectors(width=8, buckets=40, scale=1.0),
   objectives=(SkipGram(window=3, negatives=3, block=8, shared=8, power=0.5),),
   data=dataclasses.replace(TOY.data, length=16, tokenizer=NGRAMS, segments=KeptWords(sample=1e-2)),
-  optim=SGD(peak=0.1),
+  optim=SGD(peak=0.004),  # all words of the toy language share n-grams
 )
 
 
-@pytest.mark.parametrize(("experiment", "share"), [(GLOVE, 0.999), (FASTTEXT, 0.99)])
+@pytest.mark.parametrize(("experiment", "share"), [(GLOVE, 0.999), (FASTTEXT, 0.999)])
 def test_a_killed_run_ends_bit_for_bit_like_one_that_was_not(tmp_path, experiment, share):
   state, records = run(tmp_path / "whole", experiment)
   shutil.copytree(tmp_path / "whole", tmp_path / "killed")
@@ -131,7 +131,8 @@ def test_cbow_reads_n_grams_too():
   (objective,), batch = experiment.objectives, train(0)
   hidden = fasttext.params(batch, Compute(dtype="float32"))
   total, count = objective.loss(fasttext.params, hidden, batch, None)["loss"]
-  assert float(total / count) == pytest.approx(4 * np.log(2), rel=0.02)  # outputs of zeros
+  # Outputs of zeros; a few negatives are the word itself and are left out.
+  assert 3.4 * np.log(2) < float(total / count) < 4 * np.log(2)
 
 
 def test_a_table_of_words_can_be_fine_tuned_to_classify():
