@@ -37,10 +37,10 @@ BENEATH = {
   "decode": {"errors", "data", "models"},
   "train": {
     *("errors", "progress", "config_tree", "overrides", "own_code", "data", "models"),
-    *("objectives", "sharding", "experiment", "decode"),
+    *("objectives", "placement", "sharding", "experiment", "decode"),
   },
   "runs": {"errors", "overrides", "data", "models", "experiment", "train"},
-  "evaluation": {"errors", "data", "models", "objectives", "runs"},
+  "evaluation": {"errors", "data", "models", "objectives", "decode", "runs"},
   "experiment_flags": {
     "errors",
     "budgets",
@@ -84,7 +84,7 @@ HEAVY = {
   "IPython",
   *("grain", "tensorflow_datasets", "tensorflow", "array_record", "sentencepiece", "tokenizers"),
   *("matplotlib", "tensorboardX", "sklearn", "orbax", "torch", "transformers", "scipy"),
-  *("ray", "tqdm", "h5py", "sacrebleu", "rouge_score"),
+  *("ray", "tqdm", "h5py", "gensim", "numba", "sacrebleu", "rouge_score"),
 }
 
 # Modules of this package that functions import, and why not the file.

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from absl import flags
 
+from plm_jax.data.cooccurrences import Cooccurrences
 from plm_jax.data.draws import Draws, permute
 from plm_jax.data.kept_words import KeptWords
 from plm_jax.data.packed_documents import PackedDocuments
@@ -44,6 +45,7 @@ Segments = (
   | PackedDocuments
   | SourceTarget
   | KeptWords
+  | Cooccurrences
 )
 
 

@@ -60,3 +60,18 @@ def ragged_ngrams(words: list[str], subwords: Subwords) -> tuple[np.ndarray, np.
   bounds = np.append(0, np.cumsum([len(row) for row in rows], dtype=np.int64))
   hashed = fnv1a([ngram for row in rows for ngram in row])
   return (hashed.astype(np.int64) % subwords.buckets).astype(np.int32), bounds
+
+
+def mean_rows(
+  rows: np.ndarray, ngrams: np.ndarray, flat: np.ndarray, bounds: np.ndarray
+) -> np.ndarray:
+  """float32 [V, D]: the mean of every word's row and those of its n-grams. rows [V, D], ngrams
+  [buckets, D]; flat, bounds: of `ragged_ngrams`."""
+  counts, vectors = np.diff(bounds), np.array(rows, np.float32)
+  has = np.flatnonzero(counts)
+  for words in np.array_split(has, len(has) // 4096 + 1):  # all n-grams at once are gigabytes
+    if len(words):
+      first, last = bounds[words[0]], bounds[words[-1] + 1]
+      vectors[words] += np.add.reduceat(ngrams[flat[first:last]], bounds[words] - first)
+  vectors[: len(counts)] /= (counts + 1)[:, None]
+  return vectors

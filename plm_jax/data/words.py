@@ -30,8 +30,9 @@ Split = Literal["words", "marks", "space"]
 
 _CHINESE = "㐀-䶿一-鿿豈-﫿"
 _WORD = rf"[{_CHINESE}]|[^\W{_CHINESE}]+(?:['’][^\W{_CHINESE}]+)*"
+WORD = re.compile(_WORD)
 _PATTERNS: dict[Split, re.Pattern] = {
-  "words": re.compile(_WORD),
+  "words": WORD,
   "marks": re.compile(rf"{_WORD}|[^\w\s]"),
   "space": re.compile(r"\S+"),
 }

@@ -8,15 +8,16 @@ and the vector of a word is the sum of both.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from plm_jax.models.heads import check_heads
 from plm_jax.models.model import SingleModel, refuse_below, refuse_rates
 from plm_jax.models.parameters import Role
-from plm_jax.models.word_vectors import HEADS, StaticModel, VectorTable, with_token_table
+from plm_jax.models.word_vectors import HEADS, StaticModel, VectorTable
 
 if TYPE_CHECKING:
   from plm_jax.data.vocab import Vocab
@@ -80,6 +81,6 @@ class GloveModel(StaticModel):
     tables = {"token": token, "token_bias": token, "context": context, "context_bias": context}
     return {f"{name}/table": ids for name, ids in tables.items()}
 
-  def with_vectors(self, ngrams) -> Self:
-    del ngrams
-    return with_token_table(self, self.token.table[...] + self.context.table[...])
+  def word_rows(self) -> tuple[np.ndarray, None]:
+    """w + w~, as the published code writes it."""
+    return np.asarray(self.token.table[...] + self.context.table[...]), None

@@ -1,4 +1,4 @@
-"""Static word vectors: word2vec (Mikolov et al. 2013a, b) and fastText (Bojanowski et al. 2017).
+"""Static word vectors: word2vec (Mikolov et al. 2013) and fastText (Bojanowski et al. 2017).
 
 There is no hidden layer: a word is a row of a table, with fastText the mean of its row and those of
 its n-grams. The output table has a row for every word, or with hierarchical softmax for every inner
@@ -87,9 +87,22 @@ class StaticModel(HeadedModel):
     del noise
     return self.token(batch["input_ids"]).astype(compute.activation_dtype)
 
-  def with_vectors(self, ngrams: tuple[np.ndarray, np.ndarray] | None) -> Self:
-    """The model with the final vectors in its token table. ngrams: those of `Vocab`."""
-    raise NotImplementedError
+  def word_rows(self) -> tuple[np.ndarray, np.ndarray | None]:
+    """The words' rows float32 [V, D], and those of n-grams [buckets, D], None without."""
+    return np.asarray(self.token.table[...]), None
+
+  def with_token_table(self, table: np.ndarray) -> Self:
+    """The model with another token table."""
+    return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: table if path_name(path) == "token/table" else leaf, self
+    )
+
+  @staticmethod
+  def mean_of_sum(sum_D: jax.Array, count: jax.Array) -> jax.Array:
+    """sum / count, with the gradient of the sum: word2vec.c and fastText average the rows of an
+    input and add the whole gradient to each of them."""
+    mean_D = sum_D / jnp.maximum(count, 1).astype(sum_D.dtype)
+    return sum_D + jax.lax.stop_gradient(mean_D - sum_D)
 
   def class_logits(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
     """float32 `[B, classes]` from the mean of the words, as fastText's classifier."""
@@ -127,36 +140,17 @@ class WordVectorsModel(StaticModel):
     rows_BFD = self.subword(batch["ngrams"]).astype(x_BTD.dtype)
     sum_BTD = x_BTD.at[row_B1, word_BF].add(rows_BFD, mode="drop")
     count_BT = jnp.ones(x_BTD.shape[:2]).at[row_B1, word_BF].add(1.0, mode="drop")
-    return mean_of_sum(sum_BTD, count_BT[..., None])
+    return self.mean_of_sum(sum_BTD, count_BT[..., None])
 
   def touched(self, batch: dict) -> dict[str, jax.Array]:
     """The rows of each table that a batch reads: path -> int `[B, ...]`."""
     paths = {"token": "input_ids", "output": "outputs", "subword": "ngrams"}
     return {f"{path}/table": batch[name] for path, name in paths.items() if name in batch}
 
-  def with_vectors(self, ngrams) -> Self:
-    if self.subword is None or ngrams is None:
-      return self
-    flat, bounds = ngrams
-    counts, has = np.diff(bounds), np.flatnonzero(np.diff(bounds))
-    table, rows = np.array(self.token.table[...]), np.asarray(self.subword.table[...])
-    for words in np.array_split(has, len(has) // 4096 + 1):  # all n-grams at once are gigabytes
-      if len(words):
-        first, last = bounds[words[0]], bounds[words[-1] + 1]
-        table[words] += np.add.reduceat(rows[flat[first:last]], bounds[words] - first)
-    table[: len(counts)] /= (counts + 1)[:, None]
-    return with_token_table(self, table)
+  def word_rows(self) -> tuple[np.ndarray, np.ndarray | None]:
+    rows, _ = super().word_rows()
+    return rows, None if self.subword is None else np.asarray(self.subword.table[...])
 
-
-def mean_of_sum(sum_D: jax.Array, count: jax.Array) -> jax.Array:
-  """sum / count, with the gradient of the sum: word2vec.c and fastText average the rows of an input
-  and add the whole gradient to each of them."""
-  mean_D = sum_D / jnp.maximum(count, 1).astype(sum_D.dtype)
-  return sum_D + jax.lax.stop_gradient(mean_D - sum_D)
-
-
-def with_token_table(model: StaticModel, table: np.ndarray) -> StaticModel:
-  """The model with another token table."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: table if path_name(path) == "token/table" else leaf, model
-  )
+  def output_rows(self) -> np.ndarray:
+    """float32 [V, D]: the output table."""
+    return np.asarray(self.output.table[...])

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from plm_jax.errors import UserError
-from plm_jax.models.word_vectors import mean_of_sum
 from plm_jax.objectives.baselines import Baseline
 from plm_jax.objectives.huffman import huffman
 from plm_jax.objectives.objective import Terms
@@ -168,7 +167,7 @@ class CBOW(SkipGram):
     size_BNI = band.sum(2)
     has_BNI = jnp.minimum(size_BNI, 1)
     sum_BNID = jnp.einsum("bnpi,bnpd->bnid", band.astype(x_BNPD.dtype), x_BNPD)
-    mean_BNID = mean_of_sum(sum_BNID, size_BNI[..., None])
+    mean_BNID = model.mean_of_sum(sum_BNID, size_BNI[..., None])
     count = has_BNI.sum()
     if "codes" in batch:
       nodes = outputs.reshape(*size_BNI.shape, -1, outputs.shape[-1])

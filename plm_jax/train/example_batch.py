@@ -25,6 +25,8 @@ def example_batch(experiment: Experiment) -> dict[str, np.ndarray]:
     batch["document_ids"] = np.zeros((rows, length), np.int32)
   if getattr(segments, "ordered", False):
     batch |= {"begins": np.ones(rows, bool), "next_ids": np.zeros(rows, np.int32)}
+  if hasattr(segments, "example"):
+    batch |= segments.example(rows, length)
   draws = Draws(0, 0, np.arange(rows))
   for objective in experiment.objectives:
     batch = objective.corrupt(batch, draws, vocab)

@@ -254,6 +254,8 @@ def goodbye(workdir: Path, experiment: Experiment, params: Parameters) -> str:
   timing = read_records(workdir / "timing.jsonl")
   seconds = sum(r["seconds"] for r in timing)
   command = f"python run_finetune.py --from={workdir}"
+  if hasattr(params, "word_rows"):
+    command = f"python -m plm_jax.embeddings neighbours --model={workdir} --words=..."
   if writes(params):
     reads_source = hasattr(experiment.model, "source_ids")
     begins = not reads_source and getattr(experiment.data.segments, "framed", True)
