@@ -30,14 +30,15 @@ BENEATH = {
   "objectives": {"errors", "placement"},
   "optim": {"errors", "models"},
   "sharding": {"errors", "placement", "models"},
-  "experiment": {"errors", "data", "models", "objectives", "optim", "sharding"},
+  "peft": {"errors", "models"},
+  "experiment": {"errors", "data", "models", "objectives", "optim", "sharding", "peft"},
   "budgets": {"errors", "config_tree", "overrides", "experiment"},
   "decode": {"errors", "data", "models"},
   "train": {
     *("errors", "progress", "config_tree", "overrides", "data", "models", "objectives"),
     *("sharding", "experiment", "decode"),
   },
-  "runs": {"errors", "overrides", "data", "models", "experiment", "train"},
+  "runs": {"errors", "overrides", "data", "models", "peft", "experiment", "train"},
   "evaluation": {"errors", "data", "models", "objectives", "runs"},
   "experiment_flags": {
     "errors",
@@ -51,10 +52,10 @@ BENEATH = {
     "runs",
   },
   "pretraining": {"data", "experiment", "train", "runs"},
-  "export": {"errors", "cli", "data", "models", "runs", "experiment_flags"},
+  "export": {"errors", "cli", "data", "models", "peft", "runs", "experiment_flags"},
   "tasks": {
     *("errors", "aliases", "overrides", "cli", "data", "models", "objectives", "sharding"),
-    *("experiment", "decode", "notebook", "train", "runs", "experiment_flags"),
+    *("experiment", "decode", "notebook", "train", "runs", "experiment_flags", "peft"),
   },
   "ablate": {
     *("errors", "config_tree", "overrides", "cli", "data", "experiment", "budgets", "train"),

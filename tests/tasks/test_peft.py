@@ -74,7 +74,7 @@ def test_merged_and_unmerged_models_predict_the_same(planned, finished):
   beside = predicting.trained(with_adapter(base_of(info), info, merge=False))
   assert task.score(planned.splits.test, task.predict(merged, planned.splits.test)) == finished.test
   items = planned.splits.few(None, 0).test
-  scores = [[p["probability"] for p in task.predict(m, items)] for m in (merged, beside)]
+  scores = [[p["score"] for p in task.predict(m, items)] for m in (merged, beside)]
   np.testing.assert_allclose(*scores, atol=1e-5)
 
 
