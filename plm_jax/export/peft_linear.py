@@ -41,6 +41,10 @@ def read_lora(options: Options, tensors: dict, base: Pretrained):
   modules = taken(tensors, names)
   if not modules:
     raise UserError(f"{options.where} describes a LoRA, and its file has no lora_A.")
+  needed = names if lora.dora else names[:2]
+  for module, arrays in modules.items():
+    if missing := set(needed) ^ set(arrays):
+      raise UserError(f"{module}.{min(missing)} is missing, or has no meaning in {options.where}.")
   lora = dataclasses.replace(lora, rank=max(len(each[names[0]]) for each in modules.values()))
   linears, added = adapted.linears(base.params), {}
   for module, place, sizes, arrays in placed(modules, base):

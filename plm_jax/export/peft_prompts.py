@@ -14,6 +14,7 @@ from plm_jax.export.options import Options
 from plm_jax.export.peft_modules import as_arrays, refuse_shape
 from plm_jax.export.pretrained import Pretrained
 from plm_jax.models.attention import Attention
+from plm_jax.models.encoder import Encoder
 from plm_jax.peft import adapted
 from plm_jax.peft.prefix import Prefix
 from plm_jax.peft.prompt import Prompt
@@ -42,15 +43,20 @@ def _prompt_of(options: Options, tensors: dict, width: int) -> np.ndarray:
 
 
 def read_prompt(options: Options, tensors: dict, base: Pretrained):
-  peft = Prompt(reads="prompt")
+  peft = Prompt(reads="prompt" if _reads_first(base) else "text")
   ((path, arrays),) = jax.eval_shape(peft.init, jax.random.key(0), base.params).items()
   array = _prompt_of(options, tensors, arrays["prompt_table"].shape[1])
   peft = dataclasses.replace(peft, length=len(array))
   return peft, as_arrays({path: {"prompt_table": array}}), tensors
 
 
+def _reads_first(base: Pretrained) -> bool:
+  """Whether classes are read from the first token, which in peft is the prompt's."""
+  return isinstance(base.config, Encoder) and "classes" in base.heads
+
+
 def write_prompt(prompt: Prompt, added: Mapping, base: Pretrained) -> tuple[dict, dict]:
-  if prompt.reads == "text" and "classes" in base.heads and "pooler" in base.heads:
+  if prompt.reads == "text" and _reads_first(base):
     raise UserError(
       "peft reads the classes from the first token of the prompt, and this adapter was trained to "
       "read them from the text; train with --set=peft.reads=prompt to write it for peft"

@@ -107,7 +107,7 @@ class PromptedTokens(nnx.Module):
 class Prompted:
   """A model with a prompt before each row, mixed into the model's class."""
 
-  config: Any
+  config: Any  # of the model
   prompt_length: int
   prompt_first: int
   prompt_reads: str
@@ -173,8 +173,8 @@ def prompted_class(kind: type) -> type:
 
 def as_class(model: Any, kind: type) -> Any:
   """A copy of a module, with the same attributes, of another class."""
-  copy = jax.tree.map(lambda leaf: leaf, model)
-  object.__setattr__(copy, "__class__", kind)
+  copy = object.__new__(kind)
+  vars(copy).update(vars(jax.tree.map(lambda leaf: leaf, model)))
   return copy
 
 

@@ -16,6 +16,11 @@ from tests.export.golden.record import FOLDER as BASES
 FOLDER = Path(__file__).parent
 LORA, IA3 = "LoraConfig", "IA3Config"
 PROMPT, PREFIX = "PromptTuningConfig", "PrefixTuningConfig"
+# peft takes the sizes of encoder and width, and the prefix is the decoder's.
+OF_DECODER = {
+  "t5": {"token_dim": 12, "num_layers": 1, "num_attention_heads": 3},
+  "bart": {"num_layers": 1, "num_attention_heads": 2},
+}
 # Folder -> base, class of peft's configuration, and its options.
 CASES = {
   "bert_lora": (
@@ -50,7 +55,8 @@ CASES = {
     f"{base.removesuffix('_bin')}_{name}": (
       base,
       kind,
-      {"num_virtual_tokens": 3, "task_type": task},
+      {"num_virtual_tokens": 3, "task_type": task}
+      | (OF_DECODER.get(base, {}) if kind == PREFIX else {}),
     )
     for name, kind in (("prompt", PROMPT), ("prefix", PREFIX))
     for base, task in (
@@ -61,6 +67,7 @@ CASES = {
       ("t5", "SEQ_2_SEQ_LM"),
       ("bart", "SEQ_2_SEQ_LM"),
     )
+    if kind == PROMPT or task.endswith("_LM")  # encoders of transformers 5 take no prefix
   },
 }
 
@@ -73,6 +80,7 @@ def inputs_of(case: str) -> dict[str, np.ndarray]:
   inputs = {n.removeprefix("inputs."): a for n, a in example.items() if n.startswith("inputs.")}
   if kind in (PROMPT, PREFIX):
     inputs |= {n: np.ones_like(a) for n, a in inputs.items() if n.endswith("attention_mask")}
+    inputs = {name: array[:, :6] for name, array in inputs.items()}  # room for the prompt
   return inputs
 
 
