@@ -33,10 +33,10 @@ STDDEV = 1e-3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bottleneck(Peft):
-  """Adapters after sublayers (Houlsby et al. 2019); `PFEIFFER` has one for each layer.
+  """Adapters after sublayers (Houlsby et al. 2019); Pfeiffer et al. 2021 have one for each layer.
 
-  width: of the bottleneck. targets: path patterns of the linear maps that end the sublayers. norms:
-  also train the norms.
+  width: of the bottleneck. activation: within it. targets: path patterns of the linear maps that
+  end the sublayers. norms: also train the norms.
   """
 
   width: int = 64

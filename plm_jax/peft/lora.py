@@ -32,9 +32,9 @@ from plm_jax.peft.adapted import Added, Peft
 class Lora(Peft):
   """LoRA (Hu et al. 2021), rsLoRA and DoRA.
 
-  rank: r. alpha: the update is multiplied by alpha / rank. rslora: by alpha / sqrt(rank). dropout:
-  of the input of A. targets: path patterns of linear maps, or of the ends of their paths. dora:
-  also train the length of every column of the kernels.
+  rank: r. alpha: the update is multiplied by alpha / rank. rslora: multiply by alpha / sqrt(rank)
+  instead. dropout: of the input of A. targets: path patterns of linear maps, or of the ends of
+  their paths. dora: also train the length of every column of the kernels.
   """
 
   rank: int = 8
