@@ -26,9 +26,12 @@ from typing import NamedTuple
 from plm_jax.experiment import Experiment, Intervals
 from plm_jax.optim.adamw import AdamW
 from plm_jax.peft.bitfit import BitFit
+from plm_jax.peft.bottleneck import Bottleneck
 from plm_jax.peft.ia3 import Ia3
 from plm_jax.peft.lora import Lora
 from plm_jax.peft.methods import AnyPeft
+from plm_jax.peft.prefix import Prefix
+from plm_jax.peft.prompt import Prompt
 from plm_jax.runs import RunInfo
 from plm_jax.tasks.search import Grid
 from plm_jax.tasks.task import Task
@@ -60,7 +63,10 @@ class Rule(NamedTuple):
 
 # Peak rates of methods that train few parameters: those of the papers where they name one for
 # AdamW (LoRA, table 9: 4e-4 to 5e-4; (IA)3, section 3.3: 3e-3), and higher ones for small models.
-PEFT_PEAKS: dict[type, float] = {Lora: 1e-3, Ia3: 3e-3, BitFit: 1e-3}
+PEFT_PEAKS: dict[type, float] = {
+  **{Lora: 1e-3, Bottleneck: 1e-3, BitFit: 1e-3},
+  **{Ia3: 3e-3, Prefix: 1e-2, Prompt: 3e-2},
+}
 
 
 def rule(source: RunInfo, examples: int, peft: AnyPeft | None = None) -> Rule:

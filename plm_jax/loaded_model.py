@@ -27,6 +27,7 @@ from plm_jax.evaluation.perplexity import perplexity
 from plm_jax.export.from_run import from_run, write_directory
 from plm_jax.export.model_card import checked_licence, write_card
 from plm_jax.export.outputs import outputs
+from plm_jax.export.peft_run import with_adapter_of
 from plm_jax.runs import Run, check_predicts_tokens
 from plm_jax.tasks import predicting
 from plm_jax.tasks.task import Task, Trained
@@ -116,6 +117,13 @@ class LoadedModel:
     write_directory(model, self.run.tokenizer, target, "public" not in self.run.document)
     write_card(self.run, model, target, license)
 
+  @checked
+  def with_adapter(self, directory: str | Path) -> LoadedModel:
+    """This model, which stays as it is, with an adapter: a run with --peft on this very base, or a
+    directory of Hugging Face PEFT. Several share the arrays that they do not change."""
+    path = Path(directory)
+    return LoadedModel(with_adapter_of(self.run, path), path)
+
   def __call__(
     self, *, output_hidden_states: bool = False, output_attentions: bool = False, **inputs: Any
   ) -> dict[str, Any]:
@@ -141,7 +149,7 @@ class LoadedModel:
   def _fine_tuned(self) -> tuple[Task, Trained]:
     if self.run.path is None:
       raise UserError("this model is in memory only; save its run and load it.")
-    return predicting.load(self.run.path)
+    return predicting.task_of(self.run), predicting.trained(self.run)
 
   def _facts(self) -> dict[str, str]:
     config, tokenizer = self.run.config, self.run.tokenizer

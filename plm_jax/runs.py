@@ -8,6 +8,7 @@ trained, imported, or made from counts (`steps=0`, `objectives=()`).
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
@@ -26,7 +27,7 @@ from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model, Parameters
 from plm_jax.models.parameters import head_patterns, named, roles_of
 from plm_jax.peft.adapted import AdaptedModel
-from plm_jax.train.checkpoint import Checkpoints, Restored, restore_parameters
+from plm_jax.train.checkpoint import BEST, Checkpoints, Restored, restore_parameters
 from plm_jax.train.process import versions
 from plm_jax.train.workdir import FORMAT, own_code_entry, read_config, write_whole
 
@@ -102,11 +103,7 @@ class Run(RunInfo):
     if the run has modules that no configuration describes.
     """
     path = Path(path)
-    if self.experiment.peft is not None:
-      raise UserError(
-        f"peft={type(self.experiment.peft).__name__} cannot be merged into its base, so the model "
-        "is no run without it; copy the directory of the adapter instead"
-      )
+    check_merged(self)
     try:
       path.mkdir(parents=True, exist_ok=True)
       if (path / "config.json").exists():
@@ -125,7 +122,7 @@ class Run(RunInfo):
       "teacher": None,
       "command": sys.argv,
       "versions": versions(),
-      **self.document,
+      **{name: entry for name, entry in self.document.items() if name != "base"},
       "format": FORMAT,
       "experiment": overrides.to_json(self.experiment),
     }
@@ -147,8 +144,17 @@ def parameters_hash(params: Parameters) -> str:
 
 def base_record(source: RunInfo) -> dict[str, str]:
   """The entry of config.json for the base of an adapter."""
-  params = Run.load(source.path).params
-  return {"from": str(source.path.absolute()), "parameters": parameters_hash(params)}
+  places = [source.path / BEST, source.path / "checkpoints"]
+  files = sorted(file for place in places for file in place.glob("*/manifest"))
+  digest = _hash_of_run(source.path, tuple(file.read_text() for file in files))
+  return {"from": str(source.path.absolute()), "parameters": digest}
+
+
+@functools.lru_cache(maxsize=4)
+def _hash_of_run(path: Path, manifests: tuple[str, ...]) -> str:
+  """Computed once for the cells of a comparison. manifests: those of the run as it is."""
+  del manifests
+  return parameters_hash(Run.load(path).params)
 
 
 def base_of(adapter: RunInfo, path: str | Path | None = None) -> Run:
@@ -197,13 +203,28 @@ def adapted_model(base: Run, adapter: RunInfo) -> tuple[AdaptedModel, int]:
 
 
 def with_adapter(base: Run, adapter: RunInfo, merge: bool = True) -> Run:
-  """A run of the base with an adapter. merge: compute the sum of both once, if the method can;
-  otherwise the base's arrays are shared with the base."""
+  """A run of the base with an adapter, for use. merge: compute the sum of both once, if the method
+  can; otherwise the base's arrays are shared with the base."""
   model, step = adapted_model(base, adapter)
-  merged = merge and model.peft.merges
-  experiment = dataclasses.replace(adapter.experiment, peft=None) if merged else adapter.experiment
-  params = model.result() if merged else model.applied()
+  params = model.result() if merge else model.applied()
+  config = adapter.experiment.model
+  if columns := model.peft.columns:
+    config = dataclasses.replace(config, positions=config.positions - columns)
+  experiment = dataclasses.replace(adapter.experiment, model=config, peft=None)
   return Run(**vars(adapter) | {"experiment": experiment}, params=params, step=step)
+
+
+def check_merged(run: Run) -> None:
+  """A `UserError` for a run with modules of an adapter, which its configuration does not have."""
+  if "base" not in run.document:
+    return
+  model = run.experiment.model
+  made = jax.eval_shape(lambda key: model.init(key, run.heads), jax.random.key(0))
+  if jax.tree.structure(made) != jax.tree.structure(run.params):
+    raise UserError(
+      f"the adapter in {run.path} cannot be merged into its base, so it is no model without it; "
+      "keep the directory of the adapter (--to=peft of plm_jax.convert may write it for peft)"
+    )
 
 
 def check_predicts_tokens(run: Run) -> None:

@@ -32,14 +32,15 @@ BENEATH = {
   "optim": {"errors", "models"},
   "own_code": {"errors", "config_tree", "cli", "data"},
   "sharding": {"errors", "placement", "models"},
-  "experiment": {"errors", "data", "models", "objectives", "optim", "sharding"},
+  "peft": {"errors", "models"},
+  "experiment": {"errors", "data", "models", "objectives", "optim", "sharding", "peft"},
   "budgets": {"errors", "config_tree", "overrides", "experiment"},
   "decode": {"errors", "data", "models"},
   "train": {
     *("errors", "progress", "config_tree", "overrides", "own_code", "data", "models"),
     *("objectives", "placement", "sharding", "experiment", "decode"),
   },
-  "runs": {"errors", "overrides", "data", "models", "experiment", "train"},
+  "runs": {"errors", "overrides", "data", "models", "peft", "experiment", "train"},
   "evaluation": {"errors", "data", "models", "objectives", "decode", "runs"},
   "experiment_flags": {
     "errors",
@@ -54,12 +55,12 @@ BENEATH = {
   },
   "pretraining": {"data", "experiment", "train", "runs"},
   "export": {
-    *("errors", "files", "config_tree", "cli", "data", "models", "train", "runs"),
+    *("errors", "files", "config_tree", "cli", "data", "models", "peft", "train", "runs"),
     "experiment_flags",
   },
   "tasks": {
     *("errors", "aliases", "overrides", "cli", "data", "models", "objectives", "sharding"),
-    *("experiment", "decode", "notebook", "train", "runs", "experiment_flags"),
+    *("experiment", "decode", "notebook", "train", "runs", "experiment_flags", "peft"),
   },
   "ablate": {
     *("errors", "config_tree", "overrides", "cli", "data", "experiment", "budgets", "train"),

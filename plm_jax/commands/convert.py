@@ -7,8 +7,8 @@
 
 SRC is a directory of transformers or Sentence-BERT, a llama2.c file, or a run; DST is new. Every
 command that takes a run reads the new one. A classifier that reads the mean of the states is
-written for sentence-transformers. An exported run gets a model card, README.md. Nothing in SRC is
-executed.
+written for sentence-transformers. A run with --peft is merged into its base; --to=peft writes the
+adapter alone, for peft. An exported run gets a model card, README.md. Nothing in SRC is executed.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from plm_jax.errors import UserError
 from plm_jax.export import hf
 from plm_jax.export.from_run import from_run, write_directory
 from plm_jax.export.model_card import checked_licence, write_card
+from plm_jax.export.peft_run import write_adapter
 from plm_jax.export.published_tokenizer import read_tokenizer
 from plm_jax.export.to_run import is_run, published, tokenizer_of, write_run
 from plm_jax.runs import Run
@@ -33,7 +34,7 @@ PARTS = ("discriminator", "generator")
 
 
 def define_flags() -> None:
-  flags.DEFINE_enum("to", None, ("run", "hf"), "The form of DST (default: not SRC's).")
+  flags.DEFINE_enum("to", None, ("run", "hf", "peft"), "The form of DST (default: not SRC's).")
   flags.DEFINE_string("tokenizer", None, "The tokenizer to use instead of SRC's.")
   flags.DEFINE_string("license", None, "The licence in the model card, such as mit.")
   flags.DEFINE_enum("part", None, PARTS, "Which part of an ELECTRA (default: the discriminator).")
@@ -43,6 +44,10 @@ def main(source: str | Path, target: str | Path) -> None:
   source, target = Path(source), Path(target)
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise UserError(f"{target} already exists; choose a new or empty directory.")
+  if FLAGS.to == "peft":
+    with new_directory(target):
+      print(f"{source} is now in {target}: {write_adapter(source, target)}")
+    return
   run = Run.load(source) if is_run(source) else None
   if run and target.suffix == ".arpa":
     write_arpa(run, target)

@@ -76,7 +76,7 @@ def load(directory: str | Path) -> Pretrained:
   if dense:
     config = dataclasses.replace(config, classifier="mean")
   model = jax.eval_shape(lambda key: config.init(key, sizes), jax.random.key(0))
-  entries = _entries(family, config, heads, based)
+  entries = entries_of(family, config, heads, based)
   copies = family.copies(config, heads)
   if not based:
     copies = {c.removeprefix(base): original.removeprefix(base) for c, original in copies.items()}
@@ -106,7 +106,7 @@ def save(model: Pretrained, directory: str | Path) -> None:
   document = kept | _labels(heads, kept) | document
   document |= {"architectures": [model.architecture], "model_type": family.model_type}
   based = bool(tops(heads)) and not is_dense
-  tensors = to_theirs(_entries(family, model.config, heads, based), model.params)
+  tensors = to_theirs(entries_of(family, model.config, heads, based), model.params)
   dense = {name: tensors.pop(name) for name in sentence.DENSE if is_dense}
   tensors |= {c: tensors[o] for c, o in family.spare(model.config, heads).items()}
   directory.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def _forward(
 _OF_THE_FILE = ("torch_dtype", "dtype", "transformers_version", "_name_or_path", "num_labels")
 
 
-def _entries(family: Family, config: Model, heads: Collection[str], based: bool) -> list[Entry]:
+def entries_of(family: Family, config: Model, heads: Collection[str], based: bool) -> list[Entry]:
   """The names of a file; those of bare models have no prefix."""
   base = family.base_of(heads)
   dense = linear("classes", "linear") if has_dense(config, heads) else []

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -33,6 +34,8 @@ FROZEN = ("base/*",)  # the paths of an `AdaptedModel` without gradient, moments
 # Small matrices, equal on all devices. The longest end of a path decides its row, so those of
 # queries are a row each: a model may divide the scores by scaling its queries.
 _MATRIX = Role(("features", "features"), "kernel", "layer")
+_VECTOR = Role(("features",), "bias", "layer")
+_TABLE = Role(("features", "features"), "table", "embedding")
 ROLES: dict[str, Role] = {
   "lora_a": _MATRIX,
   "lora_b": _MATRIX,
@@ -42,6 +45,20 @@ ROLES: dict[str, Role] = {
   "lora_seed": Role((), "bias", "layer"),
   "input_gain": Role(("features",), "gain", "layer"),
   "output_gain": Role(("features",), "gain", "layer"),
+  "adapter_down": _MATRIX,
+  "adapter_down_bias": _VECTOR,
+  "adapter_up": _MATRIX,
+  "adapter_up_bias": _VECTOR,
+  "prefix_keys": _MATRIX,
+  "prefix_values": _MATRIX,
+  "prefix_table": _TABLE,
+  "prefix_up": _MATRIX,
+  "prefix_up_bias": _VECTOR,
+  "prefix_down": _MATRIX,
+  "prefix_down_bias": _VECTOR,
+  "read_keys": Role(("positions", "heads", "head_width"), "kernel", "layer"),
+  "read_values": Role(("positions", "heads", "head_width"), "kernel", "layer"),
+  "prompt_table": _TABLE,
 }
 
 
@@ -55,7 +72,11 @@ class Peft:
 
   train: tuple[str, ...] | None = None
   merges: ClassVar[bool] = False  # whether the result is a model of the base's structure
-  columns: ClassVar[int] = 0  # positions of a row that the method takes
+
+  @property
+  def columns(self) -> int:
+    """The positions of a row that the method takes."""
+    return 0
 
   def init(self, key: jax.Array, base: Parameters) -> Added:
     """The added parameters before training. Errors: `UserError` for targets that are not there."""
@@ -73,7 +94,7 @@ class Peft:
     """A model of the base's structure that computes the same, if the method `merges`."""
     raise NotImplementedError
 
-  def trains(self, role: Role) -> bool:
+  def trains(self, path: str, role: Role) -> bool:
     """Whether a parameter of the base is trained, besides those of `train`."""
     return False
 
@@ -158,7 +179,7 @@ def adapted(peft: Peft, base: Parameters, key: jax.Array, heads: tuple[str, ...]
 
   def is_trained(path: str) -> bool:
     listed = any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
-    return listed or peft.trains(role(path, roles))
+    return listed or peft.trains(path, role(path, roles))
 
   def part(wanted: bool) -> Parameters:
     return jax.tree_util.tree_map_with_path(
@@ -263,3 +284,8 @@ def flat(x: jax.Array, axes: int) -> jax.Array:
 def as_outputs(y: jax.Array, like: jax.Array) -> jax.Array:
   """`[..., outputs]` in the shape and dtype of a linear map's output."""
   return y.reshape(like.shape).astype(like.dtype)
+
+
+def number_of(path: str) -> int:
+  """A number that tells the random numbers of one module from those of another."""
+  return zlib.crc32(path.encode()) & 0x7FFFFFFF  # an int32

@@ -27,7 +27,7 @@ class BitFit(Peft):
       )
     return {}
 
-  def trains(self, role: Role) -> bool:
+  def trains(self, path: str, role: Role) -> bool:
     return role.kind == "bias"
 
   def merged(self, base: Parameters, added: Added) -> Parameters:

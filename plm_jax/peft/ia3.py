@@ -28,8 +28,8 @@ from plm_jax.peft.adapted import Added, Peft
 class Ia3(Peft):
   """(IA)3: gains of keys, values and feed-forward inputs (Liu et al. 2022).
 
-  outputs: path patterns of linear maps whose outputs are multiplied. inputs: of those whose inputs
-  are.
+  outputs: path patterns of linear maps whose outputs are multiplied. inputs: path patterns of those
+  whose inputs are multiplied.
   """
 
   outputs: tuple[str, ...] = ("key", "value")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import zlib
 from typing import ClassVar
 
 import jax
@@ -33,9 +32,9 @@ from plm_jax.peft.adapted import Added, Peft
 class Lora(Peft):
   """LoRA (Hu et al. 2021), rsLoRA and DoRA.
 
-  rank: r. alpha: the update is multiplied by alpha / rank. rslora: by alpha / sqrt(rank). dropout:
-  of the input of A. targets: path patterns of linear maps, or of the ends of their paths. dora:
-  also train the length of every column of the kernels.
+  rank: r. alpha: the update is multiplied by alpha / rank. rslora: multiply by alpha / sqrt(rank)
+  instead. dropout: of the input of A. targets: path patterns of linear maps, or of the ends of
+  their paths. dora: also train the length of every column of the kernels.
   """
 
   rank: int = 8
@@ -64,7 +63,7 @@ class Lora(Peft):
     for path, sizes in adapted.targets(base, self.targets).items():
       bound = sizes.inputs**-0.5
       shape = (*sizes.layers, sizes.inputs, self.rank)
-      of_path = jax.random.fold_in(key, number_of(path))
+      of_path = jax.random.fold_in(key, adapted.number_of(path))
       added[path] = {
         "lora_a": jax.random.uniform(of_path, shape, minval=-bound, maxval=bound),
         "lora_b": jnp.zeros((*sizes.layers, self.rank, sizes.outputs)),
@@ -157,12 +156,7 @@ class LoraLinear(nnx.Module):
 
 def seeds_of(noise: Noise, path: str, layers: tuple[int, ...]) -> jax.Array:
   """uint32 `layers`: a different seed for every module and layer, whatever the generator."""
-  own = noise.fold(number_of(path)).seed
+  own = noise.fold(adapted.number_of(path)).seed
   if jax.dtypes.issubdtype(own.dtype, jax.dtypes.prng_key):
     own = jax.random.bits(own)
   return Noise(own).fold(jnp.arange(math.prod(layers)).reshape(layers)).seed
-
-
-def number_of(path: str) -> int:
-  """A number that tells the random numbers of one module from those of another."""
-  return zlib.crc32(path.encode()) & 0x7FFFFFFF  # an int32

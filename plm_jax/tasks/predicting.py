@@ -27,15 +27,20 @@ def load(path: str | Path, settings: Sequence[str] = ()) -> tuple[Task, Trained]
   """The task and the model of a directory of run_finetune.py. settings: "task.FIELD=VALUE".
   Errors: `UserError` for another directory."""
   run = Run.load(path)
+  return task_of(run, settings), trained(run)
+
+
+def task_of(run: Run, settings: Sequence[str] = ()) -> Task:
+  """The task of a fine-tuned run. Errors: `UserError` for another run."""
   stored = run.path / TASK
   task = overrides.from_json(json.loads(stored.read_text())) if stored.exists() else None
   task = task or run.experiment.data
   if not hasattr(task, "predict"):
     raise UserError(
-      f"{path} was pretrained and not fine-tuned, so it predicts no labels: run_finetune.py "
-      f"--from={path} fine-tunes it."
+      f"{run.path} was pretrained and not fine-tuned, so it predicts no labels: run_finetune.py "
+      f"--from={run.path} fine-tunes it."
     )
-  return with_settings(task, settings), trained(run)
+  return with_settings(task, settings)
 
 
 def trained(run: Run) -> Trained:

@@ -1,58 +1,16 @@
 """LoRA, rsLoRA and DoRA on every family: closed forms."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
 import pytest
 
-from plm_jax.models.albert import Albert
-from plm_jax.models.bart import Bart
-from plm_jax.models.bert import Bert
-from plm_jax.models.compute import Compute
+from plm_jax.errors import UserError
 from plm_jax.models.dropout import Noise
-from plm_jax.models.gpt import Gpt2
-from plm_jax.models.llama import Llama
-from plm_jax.models.roberta import Roberta
-from plm_jax.models.t5 import T5
 from plm_jax.peft.adapted import adapted
 from plm_jax.peft.lora import Lora
-
-SIZES = {"layers": 2, "width": 8, "heads": 2, "positions": 24, "vocab_size": 20}
-MODELS = {
-  "bert": Bert(**SIZES),
-  "roberta": Roberta(**SIZES),
-  "albert": Albert(**SIZES, embedding=4),
-  "gpt2": Gpt2(**SIZES),
-  "llama": Llama(**SIZES, hidden=16),
-  "t5": T5(**SIZES, hidden=16),
-  "bart": Bart(**SIZES),
-}
-COMPUTE = Compute(dtype="float32")
-BATCH = {
-  "input_ids": np.arange(12).reshape(2, 6) + 3,
-  "segment_ids": np.zeros((2, 6), int),
-  "length": np.array([6, 4]),
-}
-
-
-@functools.cache
-def base(name: str):
-  return MODELS[name].init(jax.random.key(0), {})
-
-
-def moved(tree, scale=0.3):
-  """A tree with a random number added to every leaf."""
-  leaves, treedef = jax.tree.flatten(tree)
-  keys = jax.random.split(jax.random.key(7), len(leaves))
-  return treedef.unflatten(
-    [x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-  )
-
-
-def states(model, compute=COMPUTE, noise=None):
-  return jax.jit(lambda model: model(BATCH, compute, noise))(model)
+from tests.peft.models import COMPUTE, MODELS, base, moved, states
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -96,3 +54,17 @@ def test_scanned_and_unrolled_layers_agree(name, dropout):
   np.testing.assert_allclose(*both, atol=2e-5)
   if dropout:
     assert not np.allclose(both[0], states(peft.apply(base(name), moved(model.added))), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+  ("options", "sentence"),
+  [
+    ({"rank": 0}, "peft.rank=0 must be at least 1"),
+    ({"dropout": 1.0}, "peft.dropout=1.0 must be at least 0 and below 1"),
+    ({"targets": ("sauce",)}, "sauce fits no linear map of the model; it has blocks/attention/ke"),
+    ({"train": ("sauce/*",)}, r"peft.train=sauce/\* fits no parameter; the model has blocks/at"),
+  ],
+)
+def test_a_mistake_is_a_sentence(options, sentence):
+  with pytest.raises(UserError, match=sentence):
+    adapted(Lora(**options), base("bert"), jax.random.key(1), ())

@@ -3,14 +3,20 @@
 import dataclasses
 import functools
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+import plm_jax as plm
 from plm_jax.data.pipeline import iterate
 from plm_jax.errors import UserError
+from plm_jax.export.peft_run import write_adapter
 from plm_jax.models.parameters import named
 from plm_jax.peft.methods import METHODS
 from plm_jax.runs import Run, RunInfo, base_of, with_adapter
@@ -19,6 +25,7 @@ from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.finetuning import model_cell, plan
 from plm_jax.train.loop import compile_experiment
 
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ["task.length=10", "task.test_share=0.2", "task.dev_share=0.2", "compute.dtype=float32"]
 LORA = dataclasses.replace(METHODS["lora"], rank=2, dropout=0.1)
 
@@ -74,7 +81,7 @@ def test_merged_and_unmerged_models_predict_the_same(planned, finished):
   beside = predicting.trained(with_adapter(base_of(info), info, merge=False))
   assert task.score(planned.splits.test, task.predict(merged, planned.splits.test)) == finished.test
   items = planned.splits.few(None, 0).test
-  scores = [[p["probability"] for p in task.predict(m, items)] for m in (merged, beside)]
+  scores = [[p["score"] for p in task.predict(m, items)] for m in (merged, beside)]
   np.testing.assert_allclose(*scores, atol=1e-5)
 
 
@@ -148,3 +155,77 @@ def test_an_adapter_is_no_base(planned, finished, recipe):
   )
   with pytest.raises(UserError, match="holds an adapter without its base"):
     finetuning.restored(program, source)
+
+
+def test_several_adapters_share_a_base_and_a_whole_model_is_none(planned, finished):
+  path = planned.path / "pretrained-60-0"
+  base = plm.load(planned.source.path)
+  model = base.with_adapter(path)
+  text = "the small cat house old"
+  assert model.predict(text) == plm.load(path).predict(text)
+  kept, changed = (dict(named(m.run.params)) for m in (base, model))
+  same = [p for p in kept if changed.get(p) is kept[p]]
+  assert "embed/token/table" in same and "blocks/attention/query/kernel" not in same
+  with pytest.raises(UserError, match="is a whole model and no adapter"):
+    base.with_adapter(planned.source.path)
+  with pytest.raises(UserError, match=r"and the parameters in .* are others"):
+    plm.load(path).with_adapter(path)
+
+
+def test_an_adapter_is_written_for_peft_and_read_again(planned, finished, tmp_path):
+  path = planned.path / "pretrained-60-0"
+  said = write_adapter(path, tmp_path / "out")
+  assert said == "Lora, for BertForSequenceClassification"
+  document = json.loads((tmp_path / "out/adapter_config.json").read_text())
+  assert document["r"] == 2 and document["task_type"] == "SEQ_CLS"
+  assert document["modules_to_save"] == ["bert.pooler.dense", "classifier"]
+  ids = {"input_ids": [[5, 6, 7, 8]]}
+  ours = plm.load(path)(**ids)["logits"]
+  theirs = plm.load(planned.source.path).with_adapter(tmp_path / "out")(**ids)["logits"]
+  np.testing.assert_allclose(ours, theirs, atol=1e-5)
+  with pytest.raises(UserError, match="is a whole model and no adapter; leave --to=peft out"):
+    write_adapter(planned.source.path, tmp_path / "none")
+
+
+def call(*words):
+  return subprocess.run(
+    [sys.executable, *words],
+    capture_output=True,
+    check=False,
+    text=True,
+    cwd=ROOT,
+    env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+  )
+
+
+@pytest.mark.slow
+def test_the_commands_train_move_merge_and_predict(source, table, tmp_path):
+  base, out = tmp_path / "base", tmp_path / "out"
+  shutil.copytree(source.path, base)
+  words = [f"--from={base}", f"--data={table}", f"--workdir={out}", f"--cache={tmp_path}"]
+  steps = ["--set=steps=4", "--set=optim.warmup=1", "--labels=60", "--noprobe"]
+  rank = ["--peft=lora", "--set=peft.rank=2"]
+  done = call("run_finetune.py", *words, *steps, *rank)
+  assert done.returncode == 0, done.stderr
+  assert "Lora trains 451 of" in done.stdout
+  model = out / "pretrained-60-0"
+  base.rename(tmp_path / "moved")
+  predict = ["-m", "plm_jax.predict", "--text=the small cat house old"]
+  refused = call(*predict, f"--model={model}")
+  assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+  assert "which is not there; name the place" in refused.stderr
+  merged = tmp_path / "merged"
+  adapter = ["-m", "plm_jax.adapter", f"--model={model}"]
+  done = call(*adapter, f"--base={tmp_path / 'moved'}", f"--merge={merged}")
+  assert done.returncode == 0, done.stderr
+  one, two = call(*predict, f"--model={model}"), call(*predict, f"--model={merged}")
+  assert one.returncode == 0 and one.stdout == two.stdout
+  for bad, sentence in (
+    (["--peft=sauce"], "--peft=sauce was given; expected one of lora, dora"),
+    (["--peft=lora", "--set=peft.targets=sauce"], "sauce fits no linear map of the model; it has"),
+    (["--peft=lora", "--set=peft.rank=0"], "peft.rank=0 must be at least 1"),
+    (["--peft=lora", "--arms=pretrained,random"], "would freeze random parameters"),
+  ):
+    words[0] = f"--from={tmp_path / 'moved'}"
+    refused = call("run_finetune.py", *words, *steps, *bad)
+    assert refused.returncode == 2 and sentence in refused.stderr, refused.stderr
