@@ -125,8 +125,8 @@ def count(prepared, megabytes: int) -> None:
     seconds, core = time.perf_counter() - clock, time.process_time() - core
   memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
   print(
-    f"{len(tokens):,} words of {megabytes} MB: {entries:,} entries, {megabytes / seconds:.2f} MB/s, "
-    f"{megabytes / core:.2f} MB per core-second, at most {memory:.2f} GiB"
+    f"{len(tokens):,} words of {megabytes} MB: {entries:,} entries, "
+    f"{megabytes / seconds:.2f} MB/s, {megabytes / core:.2f} MB per core-second, at most {memory:.2f} GiB"
   )
 
 
