@@ -235,9 +235,9 @@ def _added(folder: Path, config: dict, entries: Mapping[str, Any]) -> dict[int, 
     pairs = [(i, content) for content, i in listed.items()]
   if pairs is None or len(pairs) > MOST_ADDED:
     raise UserError(f"{where} has no object of at most {MOST_ADDED} added tokens.")
-  special = {
-    _content(entries[name], name, where) for name in entries if name.endswith("_token")
-  } | {token.content for token in _new(entries, where)}
+  roles = [f"{role}_token" for role in ROLES if f"{role}_token" in entries]
+  special = {_content(entries[name], name, where) for name in roles}
+  special |= {token.content for token in _new(entries, where)}
   added = {}
   for i, value in pairs:
     number = int(i) if isinstance(i, str) and i.isascii() and i.isdecimal() else i
@@ -257,10 +257,9 @@ def _new(entries: Mapping[str, Any], where: Path) -> tuple[AddedToken, ...]:
     if not isinstance(listed, list) or len(listed) > MOST_ADDED:
       raise UserError(f"{where} sets {name}={listed!r}; expected a list of tokens.")
     tokens += [_token(value, name, where, special=True) for value in listed]
-  own = [f"{role}_token" for role in ROLES]
-  named = [n for n in entries if n.endswith("_token") and n not in (*own, "add_bos_token")]
-  for name in sorted(named):
-    if not name.startswith("add_") and entries[name] is not None:
+  own = [f"{role}_token" for role in ROLES] + ["add_bos_token", "add_eos_token"]
+  for name in sorted(n for n in entries if n.endswith("_token") and n not in own):
+    if entries[name] is not None:
       tokens.append(_token(entries[name], name, where, special=True))
   return tuple(dict.fromkeys(tokens))
 

@@ -45,12 +45,13 @@ def check_not_mbart_50(tokenizer: Tokenizer, config: Model) -> None:
     )
 
 
-def with_sentinels(tokenizer: Tokenizer, config: Model) -> Tokenizer:
-  """T5's 100 sentinels follow the pieces of its file, which does not have them."""
+def with_sentinels(tokenizer: Tokenizer, config: Model, most: int | None = None) -> Tokenizer:
+  """T5's 100 sentinels follow the pieces of its file, which does not have them. most: their number
+  by the tokenizer's files, if these say it."""
   pieces = tokenizer.vocab.size
   if not isinstance(config, T5) or tokenizer.vocab.sentinels is not None:
     return tokenizer
-  count = min(100, max(config.vocab_size - pieces, 0))
+  count = min(100, max(config.vocab_size - pieces, 0)) if most is None else most
   return Tokenizer(tokenizer.backend, count, special=tokenizer.special)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
 from plm_jax.data.published_folder import read_object
+from plm_jax.data.tokenizer_options import read_options
 from plm_jax.data.tokenizers import KINDS, Tokenizer, TokenizerConfig
 from plm_jax.errors import UserError
 from plm_jax.experiment_flags import with_model, with_rows_of
-from plm_jax.export import hf, llama2c
+from plm_jax.export import hf, llama2c, sentence
 from plm_jax.export.published_tokenizer import check_not_mbart_50, read_tokenizer, with_sentinels
 from plm_jax.models.bart import MBart
 from plm_jax.models.model import Model
@@ -51,7 +52,9 @@ def run_directory(path: str | Path, cache: Path | None = None) -> Path:
 
 def tokenizer_of(place: Path, model: hf.Pretrained) -> Tokenizer:
   """The tokenizer in `place`, as the model needs it."""
-  tokenizer = with_sentinels(read_tokenizer(place, model.family.model_type), model.config)
+  tokenizer = read_tokenizer(place, model.family.model_type)
+  said = read_options(sentence.body_of(place)).sentinels if place.is_dir() else None
+  tokenizer = with_sentinels(tokenizer, model.config, said)
   check_not_mbart_50(tokenizer, model.config)
   return tokenizer
 

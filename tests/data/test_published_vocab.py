@@ -152,6 +152,33 @@ def test_begin_and_ends_are_those_that_the_files_name(copy, tmp_path):
     read_published(copy("llama3", "generation_config.json", eos_token_id=5000))
 
 
+def test_a_text_has_no_begin_if_the_files_say_so(copy):
+  for says in (True, False):
+    config = {"add_bos_token": says, "add_eos_token": False}
+    vocab = read_published(copy("llama3", "tokenizer_config.json", **config)).vocab
+    assert bool(vocab.begin) == says and vocab.end
+    vocab = read_published(copy("gpt2_False", "tokenizer_config.json", **config)).vocab
+    assert vocab.begin  # one token is begin and end here, whatever transformers puts before a text
+
+
+def test_tokens_added_to_sentencepiece_have_the_ids_of_their_files(tmp_path):
+  pieces = Unigram(vocab_size=80).train(["crème brûlée creme brulee"] * 9).backend
+  size = len(pieces.pieces)
+  added = {str(size): folders.token("NEW", False), str(size + 1): folders.token("<end>", True)}
+  config = {"eos_token": "<end>", "pad_token": "<end>", "added_tokens_decoder": added}
+  config["tokenizer_class"] = "LlamaTokenizer"
+  folder = folders.write(tmp_path / "a", "llama", {"tokenizer.model": pieces.proto}, config)
+  tokenizer = read_published(folder, "llama")
+  vocab = tokenizer.vocab
+  assert (vocab.eos, vocab.pad, vocab.size) == (size + 1, size + 1, size + 2)
+  assert vocab.special[size + 1] and not vocab.special[size]
+  ids = tokenizer.encode("crème NEW <end>").tolist()
+  assert size in ids and size + 1 not in ids
+  assert tokenizer.encode("crème NEW <end>", special=True)[-1] == size + 1
+  tokenizer.save(tmp_path / "saved")
+  assert load_tokenizer(tmp_path / "saved").encode("crème NEW <end>").tolist() == ids
+
+
 def test_special_tokens_map_counts_where_no_added_tokens_are_listed(copy):
   mapped = copy("gpt2_False", "special_tokens_map.json", pad_token={"content": "<pad>"})
   assert read_published(mapped).vocab.pad == read_published(mapped).pieces.index("<pad>")

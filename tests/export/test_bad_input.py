@@ -39,6 +39,17 @@ def with_options(folder, **options):
   file.write_text(json.dumps(json.loads(file.read_text()) | options))
 
 
+def test_entries_of_other_tools_change_nothing(folder):
+  before = hf.load(folder).config
+  others = {
+    "sentence_transformers": {"version": "4.1.0"},
+    "transformers.js_config": {"dtype": "q4"},
+  }
+  others |= {"_commit_hash": None, "unsloth_version": "2024.9", "tie_encoder_decoder": False}
+  with_options(folder, is_encoder_decoder=False, auto_map={"AutoModel": "x.y"}, **others)
+  assert hf.load(folder).config == before
+
+
 @pytest.mark.parametrize(
   ("option", "sentence"),
   [
