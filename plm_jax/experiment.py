@@ -131,8 +131,8 @@ class Experiment:
       )
     if self.is_counted and self.steps:
       raise UserError(
-        f"steps={self.steps} was given; a {type(self.model).__name__} is estimated from counts, "
-        "without steps; leave steps at 0"
+        f"steps={self.steps} was given, and the model {type(self.model).__name__} is made from "
+        "counts: it takes no steps, and is neither trained nor fine-tuned; leave steps at 0"
       )
     if self.steps and self.optim.warmup > self.steps:
       raise UserError(

@@ -121,7 +121,7 @@ def test_a_failed_count_can_be_repeated_in_the_same_directory(tmp_path):
 
 
 def test_a_counted_model_takes_no_steps_and_needs_an_objective():
-  with pytest.raises(UserError, match="estimated from counts, without steps; leave steps at 0"):
+  with pytest.raises(UserError, match="neither trained nor fine-tuned; leave steps at 0"):
     dataclasses.replace(COUNTED, steps=5)
   COUNTED.check_trains()
   with pytest.raises(UserError, match="trains nothing"):
