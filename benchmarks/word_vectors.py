@@ -72,7 +72,7 @@ def define_flags() -> None:
 def main() -> None:
   experiment = getattr(word2vec, FLAGS.kind)("small")
   experiment = dataclasses.replace(
-    experiment, data=dataclasses.replace(experiment.data, source=FLAGS.text, held_out=0.001)
+    experiment, data=dataclasses.replace(experiment.data, source=FLAGS.text, held_out=0.005)
   )
   if FLAGS.updates:
     optim = dataclasses.replace(experiment.optim, updates=FLAGS.updates)
