@@ -91,7 +91,9 @@ def test_rows_that_no_batch_reads_keep_their_values_and_moments():
     old, new = (np.asarray(getattr(s.params, name).table) for s in (before, after))
     np.testing.assert_array_equal(old[other], new[other])
     (G,) = [x for path, x in named(after.opt_state) if path.endswith(f"{name}/table")]
-    assert (G[other] == 1).all() and (G[np.unique(read)] > 1).any()
+    assert (G[other] == 1).all()
+    # The outputs begin at zero, and so do the first gradients of the tokens.
+    assert (G[np.unique(read)] > 1).any() == (name == "output")
 
 
 def test_rows_that_are_read_twice_are_added():
