@@ -65,16 +65,14 @@ def define_flags() -> None:
   flags.DEFINE_string("pairs", None, "A file of pairs of words, or a folder.")
   flags.DEFINE_string("analogies", None, "A file of analogies.")
   flags.DEFINE_list("contenders", ["plm_jax", "gensim"], "Which of both run.")
-  flags.DEFINE_integer(
-    "count", 0, "Megabytes of text in which pairs are counted; nothing else runs."
-  )
+  flags.DEFINE_integer("count", 0, "Megabytes of text whose pairs are counted, alone.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept.")
 
 
 def main() -> None:
   experiment = getattr(word2vec, FLAGS.kind)("small")
   experiment = dataclasses.replace(
-    experiment, data=dataclasses.replace(experiment.data, source=FLAGS.text, held_out=0.001)
+    experiment, data=dataclasses.replace(experiment.data, source=FLAGS.text, held_out=0.005)
   )
   if FLAGS.updates:
     optim = dataclasses.replace(experiment.optim, updates=FLAGS.updates)
@@ -125,8 +123,8 @@ def count(prepared, megabytes: int) -> None:
     seconds, core = time.perf_counter() - clock, time.process_time() - core
   memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
   print(
-    f"{len(tokens):,} words of {megabytes} MB: {entries:,} entries, "
-    f"{megabytes / seconds:.2f} MB/s, {megabytes / core:.2f} MB per core-second, at most {memory:.2f} GiB"
+    f"{len(tokens):,} words of {megabytes} MB: {entries:,} entries, {megabytes / seconds:.2f} "
+    f"MB/s, {megabytes / core:.2f} MB per core-second, at most {memory:.2f} GiB"
   )
 
 

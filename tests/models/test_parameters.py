@@ -49,6 +49,7 @@ FOUR = {**ROWS, "layers": 4}
 TUNED = {"classes": 3, "token_classes": 5, "span": 0}
 OF_ENCODER = {"mlm": 0, "nsp": 0, "sop": 0, "rtd": 0, **TUNED}
 OF_DECODER = {"lm": 0, **TUNED}
+STATIC = ("word2vec", "fasttext", "glove")
 OF_WORDS = {"classes": 3, "token_classes": 5}
 OF_ELECTRA = {"mlm": 0, "rtd": 0, "tokens": 0, "copy": 0}
 
@@ -159,7 +160,8 @@ def test_a_row_contracts_the_axes_that_the_layer_contracts(family):
     elif isinstance(layer, Embedding):
       row = role(f"{place}/table", roles)
       assert (row.kind, row.inputs) == ("table", 1), place
-  assert linear >= (4 if family == "nnlm" else 5)  # its only layer, and three heads
+  # Static vectors have two heads alone; the NNLM one layer and three heads.
+  assert linear >= (2 if family in STATIC else 4 if family == "nnlm" else 5)
 
 
 @every_family
@@ -259,6 +261,14 @@ RATES = {
   "t5_encoder": {"token": 1 / 16, **under("encoder", T5_STACK), **AT_END},
   "bart": two_stacks(BART_STACK),
   "mbart": two_stacks(BART_STACK | {"norm": 1}),
+  **{
+    family: {"classes": 1, "token_classes": 1, **dict.fromkeys(tables, 1 / 4)} | more
+    for family, tables, more in (
+      ("word2vec", ("token",), {"output": 1}),
+      ("fasttext", ("token", "subword"), {"output": 1}),
+      ("glove", ("token", "context", "token_bias", "context_bias"), {}),
+    )
+  },
   "vaswani": two_stacks({"blocks": TWO}),
   "vaswani_shared": without(two_stacks({"blocks": TWO}), "encoder_stack/blocks"),
 }
