@@ -144,10 +144,10 @@ def parameters_hash(params: Parameters) -> str:
 
 def base_record(source: RunInfo) -> dict[str, str]:
   """The entry of config.json for the base of an adapter."""
-  places = [source.path / BEST, source.path / "checkpoints"]
-  files = sorted(file for place in places for file in place.glob("*/manifest"))
-  digest = _hash_of_run(source.path, tuple(file.read_text() for file in files))
-  return {"from": str(source.path.absolute()), "parameters": digest}
+  path = source.path or Path()
+  files = sorted(file for name in (BEST, "checkpoints") for file in path.glob(f"{name}/*/manifest"))
+  digest = _hash_of_run(path, tuple(file.read_text() for file in files))
+  return {"from": str(path.absolute()), "parameters": digest}
 
 
 @functools.lru_cache(maxsize=4)
@@ -207,7 +207,7 @@ def with_adapter(base: Run, adapter: RunInfo, merge: bool = True) -> Run:
   can; otherwise the base's arrays are shared with the base."""
   model, step = adapted_model(base, adapter)
   params = model.result() if merge else model.applied()
-  config = adapter.experiment.model
+  config: Any = adapter.experiment.model
   if columns := model.peft.columns:
     config = dataclasses.replace(config, positions=config.positions - columns)
   experiment = dataclasses.replace(adapter.experiment, model=config, peft=None)

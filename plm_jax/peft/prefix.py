@@ -85,12 +85,13 @@ class Prefix(Peft):
       return {path: (each["prefix_keys"], each["prefix_values"]) for path, each in added.items()}
     shared = added[TABLE]
     inner = jnp.tanh(shared["prefix_table"] @ shared["prefix_up"] + shared["prefix_up_bias"])
-    both = {
-      path: inner @ each["prefix_down"] + each["prefix_down_bias"][..., None, :]
-      for path, each in added.items()
-      if path != TABLE
-    }
-    return {path: tuple(jnp.split(x, 2, axis=-1)) for path, x in both.items()}
+    pairs = {}
+    for path, each in added.items():
+      if path != TABLE:
+        both = inner @ each["prefix_down"] + each["prefix_down_bias"][..., None, :]
+        keys, values = jnp.split(both, 2, axis=-1)
+        pairs[path] = keys, values
+    return pairs
 
   def apply(self, base: Parameters, added: Added, noise: Noise | None = None) -> Parameters:
     pairs = self.key_values(added)
@@ -209,7 +210,7 @@ class ShiftedBias(nnx.Module):
     self.bias, self.shift = bias, shift
 
   def __call__(self, targets: int, sources: int) -> jax.Array:
-    return self.bias.at(self.shift, targets, self.shift + sources)
+    return self.bias.at(jnp.asarray(self.shift), targets, self.shift + sources)
 
   def at(self, begin: jax.Array, targets: int, sources: int) -> jax.Array:
     return self.bias.at(begin + self.shift, targets, self.shift + sources)
