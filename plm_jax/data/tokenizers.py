@@ -413,8 +413,8 @@ class Words(Added):
         "give at least 1, and no longest below the shortest."
       )
 
-  def _trained(self, training, sentences: Iterable[str]):
-    del training  # it needs the libraries of the other kinds
+  def _trained(self, training, sentences: Iterable[str], lines: bool):
+    del training, lines  # it needs the libraries of the other kinds
     return count_words(
       sentences,
       vocab_size=self.vocab_size,
