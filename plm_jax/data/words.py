@@ -48,6 +48,7 @@ class WordList:
   kind = "words"
   joint = " "
   prefix_space = False
+  clean = None
   languages: ClassVar[dict[str, int]] = {}
   special_ids: ClassVar[list[int]] = list(range(len(SPECIALS)))
 
