@@ -25,7 +25,7 @@ from plm_jax.export import hf
 from plm_jax.export.from_run import from_run, write_directory
 from plm_jax.export.model_card import checked_licence, write_card
 from plm_jax.export.peft_run import write_adapter
-from plm_jax.export.published_tokenizer import read_tokenizer
+from plm_jax.export.published_tokenizer import read_tokenizer as _tokenizer
 from plm_jax.export.to_run import is_run, published, tokenizer_of, write_run
 from plm_jax.runs import Run
 
@@ -92,7 +92,7 @@ def chosen_tokenizer(
   if to == "run":
     return tokenizer_of(place, model)
   if FLAGS.tokenizer:
-    return read_tokenizer(place, model.family.model_type)
+    return _tokenizer(place, model.family.model_type)
   return run.tokenizer if run else None
 
 
