@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from plm_jax.export.tensors import read_json, read_safetensors, write_safetensors
+from plm_jax.data.published_folder import read_object
+from plm_jax.export.tensors import read_safetensors, write_safetensors
 from tests.export.golden.record import FOLDER as BASES
 
 FOLDER = Path(__file__).parent
@@ -93,7 +94,7 @@ def record(transformers, case: str, folder: Path) -> None:
 
   base, kind, options = CASES[case]
   torch.manual_seed(0)
-  architecture = read_json(BASES / base / "config.json")["architectures"][0]
+  architecture = read_object(BASES / base / "config.json")["architectures"][0]
   model = getattr(transformers, architecture).from_pretrained(BASES / base)
   model = peft.get_peft_model(model, getattr(peft, kind)(**options)).eval()
   with torch.no_grad():
