@@ -22,7 +22,7 @@ from absl import flags
 
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
-from plm_jax.decode.neighbours import token_table
+from plm_jax.decode.neighbours import token_table, with_word_vectors
 from plm_jax.errors import UserError
 from plm_jax.export.to_run import run_directory
 from plm_jax.progress import progress_bar
@@ -80,6 +80,7 @@ def encoded(
     )
   pooled = Pooled(pooling or modes[0], layer, run.compute)
   loaded = trained(run)
+  loaded = loaded._replace(params=with_word_vectors(loaded.params, run.tokenizer))
   longest, cut = own.get("length") or row_limit(run), 0
   prepare = str.lower if own.get("lowercase") else str
   with progress_bar(len(texts), "encoding", unit=" texts", disable=len(texts) < BLOCK) as bar:

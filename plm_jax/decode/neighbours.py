@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from plm_jax.data.subwords import mean_rows
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.data.vocab import Vocab
 from plm_jax.models.model import Parameters
@@ -24,6 +25,17 @@ _SHORTEST = 3  # letters of a word in a group
 class Neighbour(NamedTuple):
   token: str
   cosine: float
+
+
+def with_word_vectors(params: Parameters, tokenizer: Tokenizer) -> Parameters:
+  """The parameters with the final vectors in the token table. Only static vectors differ: GloVe's
+  are sums of two tables, and fastText's means with n-grams."""
+  if not hasattr(params, "word_rows"):
+    return params
+  rows, ngrams = params.word_rows()
+  if ngrams is not None and tokenizer.vocab.ngrams is not None:
+    rows = mean_rows(rows, ngrams, *tokenizer.vocab.ngrams)
+  return params.with_token_table(rows)
 
 
 def token_table(params: Parameters) -> jax.Array | None:
@@ -43,6 +55,7 @@ def neighbours(
   params: Parameters, tokenizer: Tokenizer, ids: Sequence[int], best: int = 8
 ) -> list[list[Neighbour]]:
   """For every id, the `best` nearest other tokens, nearest first."""
+  params = with_word_vectors(params, tokenizer)
   rows = unit_rows(params, np.arange(tokenizer.vocab.size))
   found = []
   for token in ids:
@@ -62,7 +75,7 @@ def groups(
   ids = frequent_words(tokenizer, counts)
   if len(ids) <= size or token_table(params) is None:
     return []
-  rows = unit_rows(params, ids)
+  rows = unit_rows(with_word_vectors(params, tokenizer), ids)
   cosines = rows @ rows.T
   near = np.argsort(-cosines, axis=1, kind="stable")[:, :size]  # the word itself is the first
   closeness = np.take_along_axis(cosines, near, axis=1)[:, 1:].mean(axis=1)

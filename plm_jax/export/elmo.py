@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from plm_jax.data.published_folder import read_object
 from plm_jax.errors import UserError
-from plm_jax.export.tensors import read_json
 from plm_jax.models.elmo import CHARACTERS, Elmo, ElmoModel
 from plm_jax.models.parameters import named
 
@@ -26,7 +26,7 @@ def load(folder: str | Path, vocab_size: int = 1) -> tuple[Elmo, ElmoModel]:
   Errors: `UserError` for files that are missing or of another model, and without h5py.
   """
   folder = Path(folder)
-  config = config_of(read_json(folder / OPTIONS), folder, vocab_size)
+  config = config_of(read_object(folder / OPTIONS), folder, vocab_size)
   arrays = _arrays(folder / WEIGHTS)
   params = jax.eval_shape(lambda key: config.init(key, {}), jax.random.key(0))
   wanted = {path: leaf.shape for path, leaf in named(params)}

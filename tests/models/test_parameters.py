@@ -18,6 +18,7 @@ from plm_jax.models.decoder import Decoder
 from plm_jax.models.decoding_layout import in_dtype
 from plm_jax.models.distilbert import DistilBert, Distilled
 from plm_jax.models.electra import Electra
+from plm_jax.models.glove import Glove
 from plm_jax.models.gpt import Gpt1, Gpt2
 from plm_jax.models.layers import Embedding, LayerNorm, Linear, normal_kernels, scaled_kernels
 from plm_jax.models.llama import Llama
@@ -37,6 +38,7 @@ from plm_jax.models.recurrent import LSTM
 from plm_jax.models.roberta import Roberta
 from plm_jax.models.t5 import T5, T5v11
 from plm_jax.models.vaswani import Transformer
+from plm_jax.models.word_vectors import WordVectors
 from plm_jax.optim.adafactor import scale_by_factored_rms, scale_by_sizes
 from plm_jax.optim.adamw import AdamW, is_decayed, layer_rates, scale_by_trust_ratio
 from plm_jax.sharding import MeshShape, kept_whole, parameter_shardings
@@ -47,6 +49,8 @@ FOUR = {**ROWS, "layers": 4}
 TUNED = {"classes": 3, "token_classes": 5, "span": 0}
 OF_ENCODER = {"mlm": 0, "nsp": 0, "sop": 0, "rtd": 0, **TUNED}
 OF_DECODER = {"lm": 0, **TUNED}
+STATIC = ("word2vec", "fasttext", "glove")
+OF_WORDS = {"classes": 3, "token_classes": 5}
 OF_ELECTRA = {"mlm": 0, "rtd": 0, "tokens": 0, "copy": 0}
 
 FAMILIES = {
@@ -54,6 +58,9 @@ FAMILIES = {
   "bert_bilstm": (Bert(**ROWS, classifier="bilstm"), OF_ENCODER),
   "bert_untied": (Bert(**ROWS, tied=False, embedding=6), OF_ENCODER),
   "roberta": (Roberta(**ROWS), OF_ENCODER),
+  "word2vec": (WordVectors(vocab_size=20, width=12), OF_WORDS),
+  "fasttext": (WordVectors(vocab_size=20, width=12, buckets=8), OF_WORDS),
+  "glove": (Glove(vocab_size=20, width=12), OF_WORDS),
   "distilbert": (DistilBert(**ROWS), OF_ENCODER),
   "albert": (Albert(**ROWS, embedding=6), OF_ENCODER),
   "albert_groups": (Albert(**FOUR, embedding=6, groups=2), OF_ENCODER),
@@ -153,7 +160,8 @@ def test_a_row_contracts_the_axes_that_the_layer_contracts(family):
     elif isinstance(layer, Embedding):
       row = role(f"{place}/table", roles)
       assert (row.kind, row.inputs) == ("table", 1), place
-  assert linear >= (4 if family == "nnlm" else 5)  # its only layer, and three heads
+  # Static vectors have two heads alone; the NNLM one layer and three heads.
+  assert linear >= (2 if family in STATIC else 4 if family == "nnlm" else 5)
 
 
 @every_family
@@ -253,6 +261,14 @@ RATES = {
   "t5_encoder": {"token": 1 / 16, **under("encoder", T5_STACK), **AT_END},
   "bart": two_stacks(BART_STACK),
   "mbart": two_stacks(BART_STACK | {"norm": 1}),
+  **{
+    family: {"classes": 1, "token_classes": 1, **dict.fromkeys(tables, 1 / 4)} | more
+    for family, tables, more in (
+      ("word2vec", ("token",), {"output": 1}),
+      ("fasttext", ("token", "subword"), {"output": 1}),
+      ("glove", ("token", "context", "token_bias", "context_bias"), {}),
+    )
+  },
   "vaswani": two_stacks({"blocks": TWO}),
   "vaswani_shared": without(two_stacks({"blocks": TWO}), "encoder_stack/blocks"),
 }
