@@ -63,7 +63,8 @@ def pretrain(
   data = Data(lambda start: iterate(train, start, experiment.steps, workers), evaluation)
   initial = initial_parameters(program, source)
   if initial is None and hasattr(program.abstract.params, "spelled"):
-    initial = program.create().params.spelled(prepared.tokenizer)
+    params: Any = program.create().params
+    initial = params.spelled(prepared.tokenizer)
   state, records = fit(program, data, workdir, initial=initial, profile=profile, sinks=sinks)
   params = processes.whole(state.params)
   if first:

@@ -29,7 +29,7 @@ def perplexity(
       raise UserError(f"the text has one token, and {NO_BEGIN}; give a longer one")
     size = max(1, size - len(run.tokenizer.decode(unscored).encode()))
     log_p, name = left_log_p(run, tokens), "perplexity"
-    if mixed:
+    if weights is not None:
       log_p = log_mean(np.stack([log_p, *(left_log_p(each, tokens) for each in mixed)]), weights)
   elif run.params.masked_lm() is not None:
     log_p, name = masked_log_p(run, *windows(run, tokens, overlap=False)), "pseudo-perplexity"

@@ -98,7 +98,7 @@ class NGram(SingleModel):
         "data.segments=PackedDocuments()"
       )
     ids, document = corpus.segments.running(store, vocab)
-    predicted = np.ones(self.vocab_size, bool)
+    predicted = np.ones(self.vocab_size or vocab.size, bool)
     if corpus.segments.separate and corpus.segments.framed and vocab.begin != vocab.end:
       predicted[vocab.begin] = False
     return self.estimated(ids, document, predicted)
