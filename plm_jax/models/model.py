@@ -24,8 +24,8 @@ No code asks for a model's class. A model in one new file works everywhere if it
   to be           config: `teacher` (the directory of a run) and `teacher_model`. parameters:
   distilled       `teacher`, `taught(teacher)`.
 
-`counted`, `carry`, `touched`, `word_rows`, `generator`, `source_ids`, `has_decoder` and `teacher` are
-optional: callers test for them by `hasattr`. `generator` is an attribute of `params.encoder()`.
+`counted`, `carry`, `touched`, `word_rows`, `generator`, `source_ids`, `has_decoder` and `teacher`
+are optional: callers test for them by `hasattr`. `generator` is an attribute of `params.encoder()`.
 """
 
 from __future__ import annotations
