@@ -7,6 +7,10 @@ No code asks for a model's class. A model in one new file works everywhere if it
                   scores: `token_logits` and `token_logits_at` for CLM and MLM.
   to be counted   config: `counted(corpus, store, tokenizer)`; in its experiment `steps` is 0.
   to carry state  parameters: `carry(rows)` and `continued(batch, compute, noise, carry)`.
+  to update only  parameters: `touched(batch)`, the ids of the rows that are read, by the path of
+  touched rows    their table (plm_jax/train/touched.py).
+  as static       parameters: `word_rows()`, the words' rows and those of n-grams, and
+  vectors         `with_token_table(table)` (plm_jax/decode/neighbours.py).
   to generate     parameters: `generator(compute, rows)` (plm_jax/decode/generator.py). The config
                   of a model with a source also has `source_ids` and `decoder_start`.
   to be scored    left to right: `generator`, or CLM among the objectives; `token_logits`.
@@ -22,8 +26,9 @@ No code asks for a model's class. A model in one new file works everywhere if it
   to read         parameters: `spelled(tokenizer)`, the initial ones with the characters of all
   characters      tokens.
 
-`counted`, `spelled`, `carry`, `generator`, `source_ids`, `has_decoder` and `teacher` are optional:
-callers test for them by `hasattr`. `generator` is an attribute of `params.encoder()`.
+`counted`, `spelled`, `carry`, `touched`, `word_rows`, `generator`, `source_ids`, `has_decoder` and
+`teacher` are optional: callers test for them by `hasattr`. `generator` is an attribute of
+`params.encoder()`.
 """
 
 from __future__ import annotations
