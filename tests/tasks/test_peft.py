@@ -207,7 +207,7 @@ def test_the_commands_train_move_merge_and_predict(source, table, tmp_path):
   rank = ["--peft=lora", "--set=peft.rank=2"]
   done = call("run_finetune.py", *words, *steps, *rank)
   assert done.returncode == 0, done.stderr
-  assert "Lora trains 451 of" in done.stdout
+  assert "Lora trains 179 of" in done.stdout
   model = out / "pretrained-60-0"
   base.rename(tmp_path / "moved")
   predict = ["-m", "plm_jax.predict", "--text=the small cat house old"]
