@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # (`if TYPE_CHECKING:`) may name any lower layer.
 BENEATH = {
   "errors": set(),
+  "files": {"errors"},
   "progress": set(),
   "notebook": set(),
   "arguments": {"errors"},
@@ -24,21 +25,22 @@ BENEATH = {
   "aliases": set(),
   "overrides": {"errors", "config_tree", "aliases"},
   "cli": {"errors"},
-  "data": {"errors", "progress"},
+  "data": {"errors", "files", "progress"},
   "placement": set(),
   "models": {"errors", "progress", "placement"},
   "objectives": {"errors", "placement"},
   "optim": {"errors", "models"},
   "sharding": {"errors", "placement", "models"},
-  "experiment": {"errors", "data", "models", "objectives", "optim", "sharding"},
+  "sizes": {"errors", "config_tree"},
+  "experiment": {"errors", "data", "models", "objectives", "optim", "sharding", "sizes"},
   "budgets": {"errors", "config_tree", "overrides", "experiment"},
   "decode": {"errors", "data", "models"},
   "train": {
-    *("errors", "progress", "config_tree", "overrides", "data", "models", "objectives"),
-    *("sharding", "experiment", "decode"),
+    *("errors", "files", "progress", "config_tree", "overrides", "data", "models", "objectives"),
+    *("sharding", "sizes", "experiment", "decode"),
   },
   "runs": {"errors", "overrides", "data", "models", "experiment", "train"},
-  "evaluation": {"errors", "data", "models", "objectives", "runs"},
+  "evaluation": {"errors", "files", "data", "models", "objectives", "runs"},
   "experiment_flags": {
     "errors",
     "budgets",
@@ -53,12 +55,12 @@ BENEATH = {
   "pretraining": {"data", "experiment", "train", "runs"},
   "export": {"errors", "cli", "data", "models", "runs", "experiment_flags"},
   "tasks": {
-    *("errors", "aliases", "overrides", "cli", "data", "models", "objectives", "sharding"),
-    *("experiment", "decode", "notebook", "train", "runs", "experiment_flags"),
+    *("errors", "files", "aliases", "overrides", "cli", "data", "models", "objectives"),
+    *("sharding", "experiment", "decode", "notebook", "train", "runs", "experiment_flags"),
   },
   "ablate": {
-    *("errors", "config_tree", "overrides", "cli", "data", "experiment", "budgets", "train"),
-    *("runs", "experiment_flags", "pretraining", "evaluation", "notebook", "tasks"),
+    *("errors", "files", "config_tree", "overrides", "cli", "data", "experiment", "budgets"),
+    *("train", "runs", "experiment_flags", "pretraining", "evaluation", "notebook", "tasks"),
   },
   "commands": {
     *("errors", "progress", "cli", "data", "decode", "budgets", "train", "runs"),
@@ -78,8 +80,8 @@ BENEATH = {
 HEAVY = {
   "IPython",
   *("grain", "tensorflow_datasets", "tensorflow", "array_record", "sentencepiece", "tokenizers"),
-  *("matplotlib", "tensorboardX", "sklearn", "orbax", "torch", "transformers", "scipy"),
-  *("ray", "tqdm", "sacrebleu", "rouge_score"),
+  *("matplotlib", "tensorboardX", "sklearn", "orbax", "tensorstore", "torch", "transformers"),
+  *("scipy", "ray", "tqdm", "sacrebleu", "rouge_score"),
 }
 
 # Modules of this package that functions import, and why not the file.

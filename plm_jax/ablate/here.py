@@ -18,8 +18,8 @@ from plm_jax.ablate.plan import (
   PlannedRun,
   SweepPlan,
   failure_of,
+  has_trained,
   is_done,
-  is_trained,
   log_of,
   workdir_of,
 )
@@ -71,7 +71,7 @@ def perform(out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm) -> int:
     if plan.budget == "smoke":  # others show their progress bar
       stack.enter_context(redirect_stderr(log))
     try:
-      if not is_trained(out, run, plan.steps[run.arm]):
+      if not has_trained(out, run, plan.steps[run.arm]):
         train(out, plan, run, arm)
       step = "evaluation"
       if not is_done(out, run, plan):

@@ -14,6 +14,7 @@ from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise
 from plm_jax.models.parameters import map_roles
+from plm_jax.train.running import unusual
 from plm_jax.train.state import TrainState, merge_frozen, trainable
 
 
@@ -75,12 +76,18 @@ def train_step(
   updated = optax.apply_updates(params, updates)
 
   good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (state.first_bad == 0)
-  one = jnp.ones(())
+  one, fine, watched = jnp.ones(()), good, state.running
+  if watched is not None:
+    skipped, watched = unusual(watched, loss, grad_norm)
+    good, fine = ~skipped, jnp.ones((), bool)
   terms |= {
     "loss": jnp.stack([loss, one]),
     "grad_norm": jnp.stack([grad_norm, one]),
     "learning_rate": jnp.stack([learning_rate(state.step), one]),
   }
+  if watched is not None:  # a loss that is not finite is in no mean
+    terms = {name: jnp.where(jnp.isfinite(term).all(), term, 0.0) for name, term in terms.items()}
+    terms["skipped"] = jnp.stack([skipped.astype(jnp.float32), one])
   updated, opt_state = jax.tree.map(
     lambda new, old: jnp.where(good, new, old), (updated, opt_state), (params, state.opt_state)
   )
@@ -90,8 +97,9 @@ def train_step(
     params=merge_frozen(updated, state.params),
     opt_state=opt_state,
     metrics={name: state.metrics[name] + terms[name] for name in state.metrics},
-    first_bad=jnp.where(good | (state.first_bad > 0), state.first_bad, state.step + 1),
+    first_bad=jnp.where(fine | (state.first_bad > 0), state.first_bad, state.step + 1),
     carry=carry,
+    running=watched,
   )
 
 
