@@ -37,7 +37,7 @@ from plm_jax.progress import progress_bar
 FORMAT = 2  # part of the directory's name: increase it when the stored bytes change
 SPLITS = ("train", "valid")
 FILES = ("tokens", "counts", *PARTS)
-MANIFEST = "manifest.json"
+MANIFEST, TOKENIZER = "manifest.json", "tokenizer/"
 CHUNK = 4 << 20  # characters encoded at once, and between two entries of the journal
 # Bytes from which worker processes encode: they start in about a second, and each fills a separate
 # cache of words (a third more CPU time). The break-even size on a quiet machine is not measured.
@@ -130,7 +130,8 @@ def _fault(directory: Path, key: dict) -> str | None:
     if known != (key["text"], key["held_out"]):
       return f"{MANIFEST} is that of another text"
     names = {f"{split}.{part}" for split in SPLITS for part in FILES}
-    if manifest["files"].keys() != names:
+    tokenizer_files = {name for name in manifest["files"] if name.startswith(TOKENIZER)}
+    if manifest["files"].keys() - tokenizer_files != names:
       return f"{MANIFEST} names other files"
     faults = (damage(directory / name, file) for name, file in manifest["files"].items())
     if fault := next(filter(None, faults), None):
@@ -206,18 +207,19 @@ class _Preparation:
 
   def _trained(self) -> Tokenizer:
     folder = self.directory / "tokenizer"
+    tokenizer = None
     with suppress(UserError, OSError):
-      return load_tokenizer(folder)
-    if folder.exists():
-      _clear(folder)
-    if not folder.exists():
+      tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
       self._check_split()
       with self._bar("Training the tokenizer") as bar:
         tokenizer = self.config.train(self._sample(bar))
-      scratch = self.directory / "tokenizer.part"
-      shutil.rmtree(scratch, ignore_errors=True)
-      tokenizer.save(scratch)
-      scratch.rename(folder)
+    scratch = self.directory / "tokenizer.part"
+    shutil.rmtree(scratch, ignore_errors=True)
+    tokenizer.save(scratch)
+    if folder.exists() or folder.is_symlink():  # some of its files may be damaged
+      _clear(folder)
+    scratch.rename(folder)
     return load_tokenizer(folder)
 
   def _check_split(self) -> None:
@@ -373,6 +375,8 @@ class _Preparation:
       for part in FILES:
         path = self.directory / f"{split}.{part}"
         files[path.name] = digests(path)
+    for path in sorted((self.directory / TOKENIZER).glob("*")):
+      files[TOKENIZER + path.name] = digests(path)
     manifest = {
       "format": FORMAT,
       "source": {"given": self.name, "fingerprint": self.key["text"], **self.source.record()},

@@ -239,7 +239,7 @@ def _record_after(path: Path) -> tuple[dict, int]:
 
 def _has_no_record(path: Path) -> bool:
   """Whether it is a whole table of an older version."""
-  with suppress(OSError, ValueError):
+  with suppress(OSError, ValueError, EOFError):
     table = np.load(path, mmap_mode="r") if path.is_file() else None
     return table is not None and table.offset + table.nbytes == path.stat().st_size
   return False

@@ -212,22 +212,30 @@ def fit(
   check_fits(program.memory, program.mesh)
   spikes = Spikes(program.experiment, workdir)
   options = {"sinks": sinks, "quiet": quiet, "title": title, "profile": profile}
-  while True:
-    try:
-      return _fit(program, data, workdir, spikes, initial, selection, **options)
-    except Rewind:
-      spikes.go_back()
+  with Stopping() as stopping:
+    while True:
+      try:
+        state, records, step = _fit(
+          program, data, workdir, spikes, stopping, initial, selection, **options
+        )
+        break
+      except Rewind:
+        spikes.go_back()
+  if stopping.at_end():
+    raise Interrupted(f"saved step {step}")
+  return state, records
 
 
-def _fit(program, data, workdir, spikes, initial, selection, *, sinks, quiet, title, profile):
-  """`fit`, until it ends or goes back to an earlier step (`Rewind`)."""
+def _fit(
+  program, data, workdir, spikes, stopping, initial, selection, *, sinks, quiet, title, profile
+):
+  """`fit`, until it ends or goes back to an earlier step (`Rewind`); and its last step."""
   experiment, schedule = program.experiment, program.experiment.schedule
   with contextlib.ExitStack() as stack:
 
     def opened(resource):
       return stack.enter_context(contextlib.closing(resource))
 
-    stopping = stack.enter_context(Stopping())
     run = run_hash(workdir.path)
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", schedule.keep, run=run))
     state, start = restore_or_create(program, checkpoints, initial, workdir)
@@ -276,9 +284,7 @@ def _fit(program, data, workdir, spikes, initial, selection, *, sinks, quiet, ti
       if last or stops:
         break
   spikes.at_end()
-  if stopping.at_end():
-    raise Interrupted(f"saved step {step}")
-  return state, metrics.records
+  return state, metrics.records, step
 
 
 def restore_or_create(
