@@ -24,20 +24,18 @@ import numpy as np
 
 from plm_jax.data import processes
 from plm_jax.data.corpora import Source, default_cache, open_source
-from plm_jax.data.digests import damage, digests
+from plm_jax.data.digests import digests
 from plm_jax.data.documents import Document
 from plm_jax.data.encoding import Encoding, encoded
+from plm_jax.data.manifest import FILES, MANIFEST, SPLITS, TOKENIZER, clear, fault, hash_of
 from plm_jax.data.pieces import Pieces, in_pieces
-from plm_jax.data.store import PARTS, StoreWriter, TokenStore
+from plm_jax.data.store import StoreWriter, TokenStore
 from plm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.files import not_waiting, read_json
 from plm_jax.progress import progress_bar
 
 FORMAT = 2  # part of the directory's name: increase it when the stored bytes change
-SPLITS = ("train", "valid")
-FILES = ("tokens", "counts", *PARTS)
-MANIFEST, TOKENIZER = "manifest.json", "tokenizer/"
 CHUNK = 4 << 20  # characters encoded at once, and between two entries of the journal
 # Bytes from which worker processes encode: they start in about a second, and each fills a separate
 # cache of words (a third more CPU time). The break-even size on a quiet machine is not measured.
@@ -74,16 +72,16 @@ def prepare(corpus, cache_dir: str | os.PathLike | None = None, progress: bool =
   directory = cache / "prepared" / name
   directory.parent.mkdir(parents=True, exist_ok=True)
   with _lock(directory) as writable:
-    fault = _fault(directory, key)
-    if fault and not writable:
+    why = fault(directory, key)
+    if why and not writable:
       raise UserError(
-        f"the prepared text {directory} is damaged ({fault}), and the cache cannot be written; "
+        f"the prepared text {directory} is damaged ({why}), and the cache cannot be written; "
         "choose another --cache"
       )
-    if fault:
-      print(f"The prepared text {directory} is damaged ({fault}) and is made again.",
+    if why:
+      print(f"The prepared text {directory} is damaged ({why}) and is made again.",
             file=sys.stderr)  # fmt: skip
-      _clear(directory)
+      clear(directory)
     if not (directory / MANIFEST).exists():
       directory.mkdir(exist_ok=True)
       source = in_pieces(source)
@@ -113,50 +111,6 @@ def _lock(directory: Path) -> Iterator[bool]:
       print("Another process is preparing the same text: waiting for it.", file=sys.stderr)
       fcntl.flock(file, fcntl.LOCK_EX)
     yield True
-
-
-def _fault(directory: Path, key: dict) -> str | None:
-  """The damage of a prepared text as a phrase; None for one that is whole, unfinished or absent."""
-  path = directory / MANIFEST
-  if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
-    return "it is no folder"
-  if not path.exists() and not path.is_symlink():
-    return None
-  try:
-    manifest = read_json(path)
-    if manifest.get("sha256", _digest(manifest)) != _digest(manifest):
-      return f"{MANIFEST} has other bytes"
-    known = manifest["source"]["fingerprint"], manifest["held_out"]
-    if known != (key["text"], key["held_out"]):
-      return f"{MANIFEST} is that of another text"
-    names = {f"{split}.{part}" for split in SPLITS for part in FILES}
-    tokenizer_files = {name for name in manifest["files"] if name.startswith(TOKENIZER)}
-    if manifest["files"].keys() - tokenizer_files != names:
-      return f"{MANIFEST} names other files"
-    faults = (damage(directory / name, file) for name, file in manifest["files"].items())
-    if fault := next(filter(None, faults), None):
-      return fault
-    given, tokenizer = key["tokenizer"], manifest["tokenizer"]
-    if given == tokenizer["fingerprint"]:  # that of a tokenizer from elsewhere
-      return None
-    if load_tokenizer(directory / "tokenizer").fingerprint != tokenizer["fingerprint"]:
-      return "its tokenizer is another one"
-    return None if tokenizer["given"] == given else "its tokenizer is another one"
-  except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-    return str(error)
-
-
-def _digest(manifest: dict) -> str:
-  """The sha256 of a manifest without its own."""
-  rest = {name: value for name, value in manifest.items() if name != "sha256"}
-  return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _clear(directory: Path) -> None:
-  if directory.is_dir() and not directory.is_symlink():
-    shutil.rmtree(directory)
-  else:  # what a link leads to stays
-    directory.unlink()
 
 
 def _open(directory: Path, tokenizer: Tokenizer | None) -> Prepared:
@@ -218,7 +172,7 @@ class _Preparation:
     shutil.rmtree(scratch, ignore_errors=True)
     tokenizer.save(scratch)
     if folder.exists() or folder.is_symlink():  # some of its files may be damaged
-      _clear(folder)
+      clear(folder)
     scratch.rename(folder)
     return load_tokenizer(folder)
 
@@ -391,7 +345,7 @@ class _Preparation:
       "dropped": {why: count for why, count in sorted(journal["dropped"].items()) if count},
       "files": files,
     }
-    _replace(self.directory / MANIFEST, manifest | {"sha256": _digest(manifest)})
+    _replace(self.directory / MANIFEST, manifest | {"sha256": hash_of(manifest)})
     (self.directory / "journal.json").unlink(missing_ok=True)
 
 

@@ -9,13 +9,7 @@ The share of label 1 is above one half: a chunk of one sentence always gets a ra
 """
 
 import hashlib
-import json
-import os
-import shutil
-import sys
-import threading
 from bisect import bisect_left
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,12 +17,11 @@ from typing import Literal
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from plm_jax.data.digests import damage, digests
 from plm_jax.data.draws import Sequence
 from plm_jax.data.store import TokenStore
+from plm_jax.data.stored_table import stored
 from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
-from plm_jax.files import open_file, parse_json
 
 Rows = dict[str, np.ndarray]
 """Arrays of a batch: input_ids and segment_ids int32 [B, T]; length and pair_label int32 [B]."""
@@ -164,9 +157,7 @@ def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
 def pass_table(store: TokenStore, segments, length: int, seed: int, pass_: int) -> np.ndarray:
   """`segments.table(...)`, memory-mapped from a file beside the store if that is on disk.
 
-  All processes of a run map one file. It is written under another name and then renamed, so that no
-  process reads half of it. Its hashes follow the array; a table that differs is made again. If the
-  folder is read-only, the table stays in memory.
+  All processes of a run map one file. If the folder is read-only, the table stays in memory.
   """
   if not segments.drawn:
     seed = pass_ = 0
@@ -176,73 +167,7 @@ def pass_table(store: TokenStore, segments, length: int, seed: int, pass_: int) 
   identity = repr((_TABLE_FORMAT, segments, length, seed, pass_))
   digest = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
   path = Path(folder) / f"{store.split}.segments-{digest}.npy"
-  owner = {"table": path.name, "text": _hash_of_text(path.parent)}
-  if not _is_whole(path, owner):
-    table = segments.table(store, length, seed, pass_)
-    partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
-    try:
-      with partial.open("wb") as file:
-        np.save(file, table)
-      record = json.dumps(owner | digests(partial)).encode()
-      with partial.open("ab") as file:
-        file.write(record + len(record).to_bytes(8, "little") + _END)
-      if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-      partial.replace(path)
-    except OSError:
-      partial.unlink(missing_ok=True)
-      return table
-  return np.load(path, mmap_mode="r")
-
-
-_END = b"plm_rows"  # the last bytes of a table that has its hashes after the array
-_MOST = 1 << 24  # bytes of the hashes
-
-
-def _hash_of_text(folder: Path) -> str | None:
-  path = folder / "manifest.json"
-  return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
-
-
-def _is_whole(path: Path, owner: dict) -> bool:
-  """Whether a stored table is undamaged and belongs to this text; a note if it is not."""
-  if not path.exists() and not path.is_symlink():
-    return False
-  try:
-    record, after = _record_after(path)
-    fault = damage(path, record, after)
-    if not fault and not owner.items() <= record.items():
-      fault = "they are those of another text"
-  except (UserError, OSError, ValueError) as error:
-    if _has_no_record(path):
-      return False
-    fault = str(error)
-  if fault:
-    print(f"The stored rows {path} are damaged ({fault}) and are made again.", file=sys.stderr)
-  return not fault
-
-
-def _record_after(path: Path) -> tuple[dict, int]:
-  """The hashes after a table, and their bytes."""
-  with open_file(path) as file:
-    file.seek(-16, os.SEEK_END)
-    end = file.read()
-    size = int.from_bytes(end[:8], "little")
-    if end[8:] != _END or size > _MOST:
-      raise ValueError("their end is missing")
-    file.seek(-16 - size, os.SEEK_END)
-    record = parse_json(file.read(size), path)
-  if not isinstance(record, dict):
-    raise ValueError("their hashes are missing")
-  return record, size + 16
-
-
-def _has_no_record(path: Path) -> bool:
-  """Whether it is a whole table of an older version."""
-  with suppress(OSError, ValueError, EOFError):
-    table = np.load(path, mmap_mode="r") if path.is_file() else None
-    return table is not None and table.offset + table.nbytes == path.stat().st_size
-  return False
+  return stored(path, lambda: segments.table(store, length, seed, pass_))
 
 
 class _Pairing:

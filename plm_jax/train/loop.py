@@ -247,7 +247,7 @@ def _fit(
       metrics = opened(JsonLines(workdir / METRICS, last_record, stored.get(METRICS)))
       timing = opened(JsonLines(workdir / TIMING, last_record, stored.get(TIMING)))
     quiet = quiet or not processes.is_first()
-    spikes.begin(start, stored.get(SPIKES), checkpoints)
+    spikes.begin(start, stored, checkpoints)
     written = Tee(metrics, *sinks, spikes), Tee(timing, *sinks)
     reporter = opened(Reporter(program, checkpoints, spikes, *written, start, quiet, title))
     if start and not quiet:

@@ -65,7 +65,7 @@ class JsonLines(Records):
         f"{path} did not hold the records of the checkpoint of step {step}, and is restored from "
         "it.", file=sys.stderr
       )  # fmt: skip
-      self.records = list(records_in(stored.encode().split(b"\n")))
+      self.records = list(records_in(stored))
       self._lines = [stored]
     write_whole(path, self.text)
     self._file = open(path, "a", buffering=1)  # noqa: SIM115  held as long as the object

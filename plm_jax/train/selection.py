@@ -17,7 +17,7 @@ from plm_jax.errors import UserError
 from plm_jax.train.checkpoint import BEST, Checkpoints
 from plm_jax.train.metrics import JsonLines, Records
 from plm_jax.train.processes import is_first
-from plm_jax.train.workdir import Workdir, read_records, run_hash
+from plm_jax.train.workdir import Workdir, read_records, records_in, run_hash
 
 SELECTION = "selection.jsonl"
 
@@ -40,7 +40,8 @@ class Selection(contextlib.AbstractContextManager):
       self._lines = JsonLines(path, last, stored)
     else:  # with the records that the first process writes
       self._lines = Records()
-      self._lines.records += [record for record in read_records(path) if record["step"] <= last]
+      records = read_records(path) if stored is None else records_in(stored)
+      self._lines.records += [record for record in records if record["step"] <= last]
     if step:
       return self.ended
     self._best.remove_after(-1)  # of an earlier start that saved nothing else

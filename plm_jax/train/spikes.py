@@ -102,15 +102,16 @@ class Spikes:
     """The content of spikes.jsonl."""
     return "".join(json.dumps(event) + "\n" for event in self._events)
 
-  def begin(self, step: int, stored: str | None, checkpoints: Checkpoints) -> None:
-    """Continues after `step`. stored: spikes.jsonl in its checkpoint. Errors: those of `write`, for
-    a run that exploded before it was stopped."""
+  def begin(self, step: int, logs: dict[str, str], checkpoints: Checkpoints) -> None:
+    """Continues after `step`. logs: those of its checkpoint. Errors: those of `write`, for a run
+    that exploded before it was stopped."""
     self._checkpoints = checkpoints
     if self._back is None:
-      self._events = list(records_in((stored or "").encode().split(b"\n")))
+      self._events = list(records_in(logs.get(SPIKES, "")))
     self._back = None
     self._detector = Detector(self._experiment)
-    records = read_records(self._workdir / "metrics.jsonl")
+    path = self._workdir / "metrics.jsonl"
+    records = records_in(logs[path.name]) if path.name in logs else read_records(path)
     self._records = [r for r in records if r["step"] <= step]
     for record in self._records:
       self._detector.judge(record)

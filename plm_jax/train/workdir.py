@@ -247,11 +247,15 @@ def read_records(path: Path, last: int | None = None) -> list[dict[str, Any]]:
     file.seek(start)
     lines = file.read().split(b"\n")
   # The text after the last newline is a partial line, and so is the first one of a cut file.
-  return list(records_in(lines[1 if start else 0 : -1]))
+  return list(_records_of(lines[1 if start else 0 : -1]))
 
 
-def records_in(lines: list[bytes]) -> Iterator[dict[str, Any]]:
-  """The records in the lines of a file; other lines are skipped."""
+def records_in(text: str) -> list[dict[str, Any]]:
+  """The records in the text of a file; bad lines are skipped."""
+  return list(_records_of(text.encode().split(b"\n")))
+
+
+def _records_of(lines: list[bytes]) -> Iterator[dict[str, Any]]:
   for line in lines:
     with contextlib.suppress(UserError):
       record = parse_json(line, "a line")
