@@ -22,7 +22,8 @@ def fault(directory: Path, key: dict) -> str | None:
   if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
     return "it is no folder"
   if not path.exists() and not path.is_symlink():
-    return None
+    odd = (p for p in directory.rglob("*") if p.is_symlink() or not (p.is_file() or p.is_dir()))
+    return next((f"{p.name} is no file" for p in odd), None)
   try:
     manifest = read_json(path)
     if manifest.get("sha256", hash_of(manifest)) != hash_of(manifest):
