@@ -98,6 +98,7 @@ _FILE_ERRORS = {
     "ENAMETOOLONG",
     "ENOSPC",
     "ENOTDIR",
+    "ENXIO",
     "EPERM",
   )
 } | {errno.EROFS}
