@@ -20,6 +20,7 @@ from plm_jax.ablate.table import list_rows
 from plm_jax.data.corpora import cache_folder
 from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.export.to_run import run_directory
+from plm_jax.peft.methods import METHODS
 from plm_jax.pretraining import pretrain, program_of
 from plm_jax.runs import RunInfo
 from plm_jax.train import estimate, launch, processes, report
@@ -46,6 +47,7 @@ def define_flags() -> None:
   flags.DEFINE_enum("on_spike", None, ["tell", "stop", "skip", "rewind"],
                     "When the loss explodes: tell (default), stop, skip such updates, or rewind to "
                     "the last good checkpoint and leave out the rows since.")  # fmt: skip
+  flags.DEFINE_enum("peft", None, METHODS, "With --from: train few parameters beside the model.")
   flags.DEFINE_integer("seed", None, "Seed of parameters, dropout, data order and masks.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
   cli.DEFINE_word("list", "List experiments (those with WORD) and published numbers.", __name__)
@@ -70,7 +72,8 @@ def run() -> None:
   """The run of the flags, in this process."""
   cache, given = cache_folder(FLAGS.cache), FLAGS["from"].value
   source = RunInfo.read(run_directory(given, cache)) if given else None
-  settings = [*FLAGS.set, *([f"on_spike={FLAGS.on_spike}"] if FLAGS.on_spike else [])]
+  settings = [f"peft={overrides.show(METHODS[FLAGS.peft])}"] if FLAGS.peft else []
+  settings += [*FLAGS.set, *([f"on_spike={FLAGS.on_spike}"] if FLAGS.on_spike else [])]
   experiment, record = chosen_experiment(
     FLAGS.experiment, DEFAULT, FLAGS.budget, settings, FLAGS.seed, source
   )
@@ -79,6 +82,9 @@ def run() -> None:
   keep_compilations(cache)
   if FLAGS.dry_run:
     processes.say(overrides.describe(experiment))
+    if experiment.is_counted:
+      processes.say("counted in one pass over the text, without gradient steps")
+      return
     program = program_of(experiment)
     processes.say(report.costs(program))
     step = estimate.timed(program)

@@ -42,7 +42,7 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     size = os.fstat(file.fileno()).st_size
     if size > most:
       raise UserError(f"{path} has {size:,} bytes; expected at most {most:,}")
-    return file.read(most)
+    return file.read(size)  # of more, Python would make room for all
 
 
 def read_json(path: str | Path) -> Any:

@@ -30,17 +30,19 @@ BENEATH = {
   "models": {"errors", "progress", "placement"},
   "objectives": {"errors", "placement"},
   "optim": {"errors", "models"},
+  "own_code": {"errors", "config_tree", "cli", "data"},
   "sharding": {"errors", "placement", "models"},
   "sizes": {"errors", "config_tree"},
-  "experiment": {"errors", "data", "models", "objectives", "optim", "sharding", "sizes"},
+  "peft": {"errors", "models"},
+  "experiment": {"errors", "data", "models", "objectives", "optim", "sharding", "sizes", "peft"},
   "budgets": {"errors", "config_tree", "overrides", "experiment"},
   "decode": {"errors", "data", "models"},
   "train": {
-    *("errors", "files", "progress", "config_tree", "overrides", "data", "models", "objectives"),
-    *("sharding", "sizes", "experiment", "decode"),
+    *("errors", "files", "progress", "config_tree", "overrides", "own_code", "data", "models"),
+    *("objectives", "placement", "sharding", "sizes", "experiment", "decode"),
   },
-  "runs": {"errors", "overrides", "data", "models", "experiment", "train"},
-  "evaluation": {"errors", "files", "data", "models", "objectives", "runs"},
+  "runs": {"errors", "overrides", "data", "models", "peft", "experiment", "train"},
+  "evaluation": {"errors", "files", "data", "models", "objectives", "decode", "runs"},
   "experiment_flags": {
     "errors",
     "budgets",
@@ -53,9 +55,12 @@ BENEATH = {
     "runs",
   },
   "pretraining": {"data", "experiment", "train", "runs"},
-  "export": {"errors", "cli", "data", "models", "runs", "experiment_flags"},
+  "export": {
+    *("errors", "files", "config_tree", "cli", "data", "models", "peft", "train", "runs"),
+    "experiment_flags",
+  },
   "tasks": {
-    *("errors", "files", "aliases", "overrides", "cli", "data", "models", "objectives"),
+    *("errors", "files", "aliases", "overrides", "cli", "data", "models", "objectives", "peft"),
     *("sharding", "experiment", "decode", "notebook", "train", "runs", "experiment_flags"),
   },
   "ablate": {
@@ -81,13 +86,14 @@ HEAVY = {
   "IPython",
   *("grain", "tensorflow_datasets", "tensorflow", "array_record", "sentencepiece", "tokenizers"),
   *("matplotlib", "tensorboardX", "sklearn", "orbax", "tensorstore", "torch", "transformers"),
-  *("scipy", "ray", "tqdm", "sacrebleu", "rouge_score"),
+  *("scipy", "ray", "tqdm", "h5py", "gensim", "numba", "sacrebleu", "rouge_score"),
 }
 
 # Modules of this package that functions import, and why not the file.
 LATE = {
   ("data.tokenizers", "data.tokenizer_files"): "needs tokenizers and sentencepiece",
   ("data.tokenizers", "data.tokenizer_training"): "needs tokenizers and sentencepiece",
+  ("data.tokenizers", "data.published_vocab"): "needs tokenizers and sentencepiece",
   ("models.attention", "models.fused_attention"): "needs Pallas for Triton, which JAX may drop",
 }
 

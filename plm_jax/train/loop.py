@@ -25,12 +25,12 @@ from plm_jax.sizes import check_state
 from plm_jax.train import processes
 from plm_jax.train.checkpoint import Checkpoints
 from plm_jax.train.memory import check_fits, compile_step
-from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, TensorBoard
+from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, TensorBoard, means
 from plm_jax.train.processes import Interrupted
 from plm_jax.train.running import running
 from plm_jax.train.selection import SELECTION, Selection
 from plm_jax.train.spikes import SPIKES, Rewind, Spikes
-from plm_jax.train.state import TrainState, check_frozen, create_state
+from plm_jax.train.state import TrainState, check_frozen, create_state, merge_frozen, stored
 from plm_jax.train.step import evaluation_step, metric_names, together
 from plm_jax.train.trace import Trace
 from plm_jax.train.workdir import Workdir, run_hash
@@ -120,13 +120,13 @@ def compile_experiment(
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
-  step, memory = compile_step(experiment, transform, abstract, rows, mesh)
+  step, memory = compile_step(experiment, abstract, rows, mesh)
   steps = {shapes_of(rows): step}
 
   def step_for(batch):
     key = shapes_of(batch)
     if key not in steps:
-      steps[key] = compile_step(experiment, transform, abstract, shapes_on(batch, mesh), mesh)[0]
+      steps[key] = compile_step(experiment, abstract, shapes_on(batch, mesh), mesh)[0]
     return steps[key]
 
   return Program(
@@ -179,6 +179,13 @@ def check_batch_divides(experiment: Experiment, mesh) -> None:
     raise UserError(
       f"global_batch={experiment.global_batch} in {parts} micro-batches would split the {group} "
       f"rows of an example; it must be a multiple of {parts * group}"
+    )
+  updates = getattr(experiment.optim, "updates", 1)
+  if updates > 1 and (parts > 1 or experiment.global_batch % (devices * updates)):
+    raise UserError(
+      f"optim.updates={updates} reads the rows of a step in as many equal parts; global_batch="
+      f"{experiment.global_batch} must be a multiple of {devices * updates}, and "
+      "compute.micro_batches 1"
     )
   if experiment.global_batch % (devices * parts):
     raise UserError(
@@ -239,22 +246,22 @@ def _fit(
     run = run_hash(workdir.path)
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", schedule.keep, run=run))
     state, start = restore_or_create(program, checkpoints, initial, workdir)
-    stored = checkpoints.logs(start) if start else {}
+    before = checkpoints.logs(start) if start else {}
     last_record = start or -1  # a fresh start writes its evaluation of step 0 again
     metrics, timing = Records(), Records()
     if processes.is_first():
       sinks = (opened(TensorBoard(workdir / "tensorboard")), *sinks)
-      metrics = opened(JsonLines(workdir / METRICS, last_record, stored.get(METRICS)))
-      timing = opened(JsonLines(workdir / TIMING, last_record, stored.get(TIMING)))
+      metrics = opened(JsonLines(workdir / METRICS, last_record, before.get(METRICS)))
+      timing = opened(JsonLines(workdir / TIMING, last_record, before.get(TIMING)))
     quiet = quiet or not processes.is_first()
-    spikes.begin(start, stored, checkpoints)
+    spikes.begin(start, before, checkpoints)
     written = Tee(metrics, *sinks, spikes), Tee(timing, *sinks)
     reporter = opened(Reporter(program, checkpoints, spikes, *written, start, quiet, title))
     if start and not quiet:
       print(f"{title}: resuming at step {start:,} of {experiment.steps:,}", file=sys.stderr)
     if start == 0:
       reporter.evaluated(0, evaluate(program, state.params, data.evaluation))
-    ended = selection is not None and selection.begin(start, state.params, stored.get(SELECTION))
+    ended = selection is not None and selection.begin(start, state.params, before.get(SELECTION))
     stream = opened(data.training(start + spikes.offset))
     trace = opened(Trace(profile if processes.is_first() else None, start))
 
@@ -270,7 +277,7 @@ def _fit(
       stops = stopping.now()
       if step % schedule.log == 0 or last:
         state = reporter.take(step, state)
-      if last or (schedule.evaluate and step % schedule.evaluate == 0):
+      if last or schedule.evaluates(step):
         reporter.write()
         reporter.evaluated(step, evaluate(program, state.params, data.evaluation))
       if last or step % schedule.save == 0 or stops:
@@ -279,8 +286,8 @@ def _fit(
         logs = {METRICS: metrics.sync(), TIMING: timing.sync(), SPIKES: spikes.text}
         if selection is not None:
           logs[SELECTION] = selection.sync()
-        kept = spikes.protected(step, checkpoints.steps())
-        checkpoints.save(step, state, {"step": step, "seed": experiment.seed}, logs, kept)
+        kept, meta = stored(state, experiment.omitted), {"step": step, "seed": experiment.seed}
+        checkpoints.save(step, kept, meta, logs, spikes.protected(step, checkpoints.steps()))
       if last or stops:
         break
   spikes.at_end()
@@ -291,10 +298,10 @@ def restore_or_create(
   program: Program, checkpoints: Checkpoints, initial, workdir: Workdir
 ) -> tuple[TrainState, int]:
   """The state to continue from, and its step. Errors: `UserError` if its checkpoint was lost."""
-  step = checkpoints.latest_good()
+  step, omitted = checkpoints.latest_good(), program.experiment.omitted
   if step is not None:
-    state, _, step = checkpoints.restore(program.abstract, step)
-    return state, step
+    state, _, step = checkpoints.restore(stored(program.abstract, omitted), step)
+    return completed(state, program, initial) if omitted else state, step
   if lost := workdir.lost(program.experiment.schedule.save):
     raise UserError(
       f"{workdir / METRICS} has records up to step {lost}, but {checkpoints.directory} has no "
@@ -309,11 +316,17 @@ def restore_or_create(
   return state, 0
 
 
+def completed(state: TrainState, program: Program, initial) -> TrainState:
+  """A restored state with the parameters that checkpoints leave out, which are as at the start."""
+  first = program.create().params if initial is None else initial
+  shardings = jax.tree.map(lambda x: x.sharding, program.abstract.params)
+  params = jax.device_put(merge_frozen(state.params, first), shardings)
+  return dataclasses.replace(state, params=params)
+
+
 def evaluate(program: Program, params, batches: Iterable[dict]) -> dict[str, float]:
   """The mean of every metric over all held-out predictions, accumulated in float64."""
-  sums = [program.evaluate(params, to_global(batch, program.mesh)) for batch in batches]
-  totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *jax.device_get(sums))
-  return {name: float(total / (count or 1)) for name, (total, count) in totals.items()}
+  return means([program.evaluate(params, to_global(batch, program.mesh)) for batch in batches])
 
 
 def raise_if_nonfinite(first_bad: int, checkpoints: Checkpoints, spikes: Spikes) -> None:

@@ -5,6 +5,7 @@ metrics.jsonl   one line per report; the same configuration gives the same bytes
 timing.jsonl    the same steps' wall-clock seconds, tokens/s and seconds spent waiting for data
 tensorboard/    metrics and timing as events
 tokenizer/  checkpoints/  curves.png
+code/           copies of the user's own files with classes of the configuration, if there are any
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from plm_jax import overrides
+from plm_jax import overrides, own_code
 from plm_jax.config_tree import is_within
 from plm_jax.errors import UserError
 from plm_jax.files import not_waiting, open_file, parse_json, read_json
@@ -25,9 +26,9 @@ from plm_jax.train import processes
 
 FORMAT = 1
 
-# Fields that may differ when a run resumes: they set where and how it runs, not its results; and
-# the way on after a spike, which its record tells.
-PLACE = ("mesh", "compute", "schedule", "data.workers", "on_spike")
+# Fields that may differ when a run resumes: they set where and how it runs, not its results; the
+# way on after a spike, which its record tells; `model.sizes` of a counted model, a result itself.
+PLACE = ("mesh", "compute", "schedule", "data.workers", "on_spike", "model.sizes")
 
 
 class Workdir:
@@ -62,7 +63,7 @@ class Workdir:
       return
     if not (self.path / "config.json").exists():
       # A start that was killed early leaves these; all else is written after config.json.
-      ours = (".lock", "config.json.partial")
+      ours = (".lock", "config.json.partial", own_code.FOLDER)
       strangers = [p.name for p in self.path.iterdir() if p.name not in ours]
       if strangers:
         raise UserError(
@@ -82,6 +83,7 @@ class Workdir:
         f"{overrides.show(new)} here{more}; choose another --workdir"
       )
     labels = {"text": "text", "initial": "start (--from)", "taught_by": "teacher (--teacher)"}
+    labels |= {"base": "base (--from)"}
     for name, label in labels.items():
       if name in record and document.get(name) != record[name]:
         raise UserError(f"{self.path} holds a run with another {label}; choose another --workdir")
@@ -115,7 +117,14 @@ class Workdir:
     self.check_same_experiment(experiment, record)
     if not (self.path / "config.json").exists() or not self.has_begun():
       document = {"format": FORMAT, "experiment": overrides.to_json(experiment), **record}
+      document |= own_code_entry(self.path, document)
       write_whole(self.path / "config.json", json.dumps(document, indent=2) + "\n")
+
+
+def own_code_entry(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+  """The entry of config.json for the user's own files, which are copied."""
+  entry = own_code.keep(path, document["experiment"])
+  return {} if entry is None else {"code": entry}
 
 
 def check_name(directory: Path) -> None:
@@ -207,6 +216,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
   known = isinstance(document, dict) and document.get("format") == FORMAT
   if not known or not isinstance(document.get("experiment"), dict):
     raise UserError(f"{path / 'config.json'} is not the configuration of a run of this version")
+  own_code.load(path, document)
   if "public" in document and not _is_public(document["public"]):
     raise UserError(
       f'{path / "config.json"} has a damaged entry "public", which names the published model '
