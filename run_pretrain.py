@@ -44,6 +44,9 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "from", None, "Start from the parameters and the tokenizer of this run, or published model."
   )
+  flags.DEFINE_enum("on_spike", None, ["tell", "stop", "skip", "rewind"],
+                    "When the loss explodes: tell (default), stop, skip such updates, or rewind to "
+                    "the last good checkpoint and leave out the rows since.")  # fmt: skip
   flags.DEFINE_enum("peft", None, METHODS, "With --from: train few parameters beside the model.")
   flags.DEFINE_integer("seed", None, "Seed of parameters, dropout, data order and masks.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
@@ -69,9 +72,10 @@ def run() -> None:
   """The run of the flags, in this process."""
   cache, given = cache_folder(FLAGS.cache), FLAGS["from"].value
   source = RunInfo.read(run_directory(given, cache)) if given else None
-  method = [f"peft={overrides.show(METHODS[FLAGS.peft])}"] if FLAGS.peft else []
+  settings = [f"peft={overrides.show(METHODS[FLAGS.peft])}"] if FLAGS.peft else []
+  settings += [*FLAGS.set, *([f"on_spike={FLAGS.on_spike}"] if FLAGS.on_spike else [])]
   experiment, record = chosen_experiment(
-    FLAGS.experiment, DEFAULT, FLAGS.budget, [*method, *FLAGS.set], FLAGS.seed, source
+    FLAGS.experiment, DEFAULT, FLAGS.budget, settings, FLAGS.seed, source
   )
   processes.say(report.heading(record, experiment))
   experiment.check_trains()

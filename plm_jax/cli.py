@@ -3,7 +3,7 @@
 A command is a module with a docstring, `define_flags()`, `main()`, and `cli.run(main)` as its last
 line. Flags are defined when a command runs, not on import, since several commands have flags of the
 same name. Exit codes: 0 success (`--help` included), 1 a bug of ours (with its traceback), 2 the
-user's mistake (one sentence on stderr), 130 interrupted (Ctrl-C, SIGTERM), 141 closed pipe.
+user's mistake (one sentence on stderr), 130 interrupted (Ctrl-C, SIGTERM, SIGHUP), 141 closed pipe.
 """
 
 import ast
@@ -44,8 +44,10 @@ def run(main: Callable[..., int | None], words: tuple[str, ...] = ()) -> NoRetur
   if not _own_flags(module):
     main.__globals__["define_flags"]()  # `runpy` does not put its module into sys.modules
   hook, sys.unraisablehook = sys.unraisablehook, _end_if_interrupted
-  if ends_at_once := signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+  stops = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+  ending = [number for number in stops if signal.getsignal(number) is signal.SIG_DFL]
+  for number in ending:
+    signal.signal(number, signal.default_int_handler)
   try:
     code = main(*_parse_flags(module, sys.argv, words))
     sys.stdout.flush()
@@ -71,8 +73,14 @@ def run(main: Callable[..., int | None], words: tuple[str, ...] = ()) -> NoRetur
     code = 2
   finally:
     sys.unraisablehook = hook
-    if ends_at_once:
-      signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in ending:
+      signal.signal(number, signal.SIG_DFL)
+  if main.__module__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the interpreter's own end
+    if code == 130:
+      # Threads of XLA that still run when the interpreter is taken down end it by SIGSEGV.
+      sys.stdout.flush()
+      os._exit(code)
   sys.exit(code)
 
 
@@ -80,7 +88,19 @@ def run(main: Callable[..., int | None], words: tuple[str, ...] = ()) -> NoRetur
 # is not among them: it may be a bug of ours.
 _FILE_ERRORS = {
   getattr(errno, name)
-  for name in ("EACCES", "EDQUOT", "EFBIG", "EISDIR", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EPERM")
+  for name in (
+    "EACCES",
+    "EDQUOT",
+    "EEXIST",
+    "EFBIG",
+    "EISDIR",
+    "ELOOP",
+    "ENAMETOOLONG",
+    "ENOSPC",
+    "ENOTDIR",
+    "ENXIO",
+    "EPERM",
+  )
 } | {errno.EROFS}
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib
 import sys
+import types
 import typing
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -167,7 +168,46 @@ def from_json(data: Any, classes: Collection[type] = ()) -> Any:
     raise UserError(
       f"The stored configuration {verb} of {name}, unlike this version of plm_jax: {_OTHER_VERSION}"
     )
-  return kind(**{key: from_json(data[key], classes) for key in fields if key in data})
+  values = {key: from_json(data[key], classes) for key in fields if key in data}
+  types_of = field_types(kind)
+  for key, value in values.items():
+    if not fits(value, types_of[key]):
+      expected = getattr(types_of[key], "__name__", types_of[key])
+      raise UserError(
+        f"The stored configuration is damaged: {key} of {name} is {value!r:.50}; expected "
+        f"{expected}"
+      )
+  try:
+    return kind(**values)
+  except (ArithmeticError, TypeError, ValueError) as error:
+    raise UserError(f"The stored configuration is damaged: {name} takes no {error}") from error
+
+
+def fits(value: Any, annotation: Any) -> bool:
+  """Whether a value from JSON may be that of a field with this annotation. An int is a float too;
+  a protocol is met by any dataclass."""
+  origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+  if origin in (typing.Union, types.UnionType):
+    return any(fits(value, part) for part in parts)
+  if origin is typing.Literal:
+    return any(value == part and type(value) is type(part) for part in parts)
+  if origin is tuple or annotation is tuple:
+    if not isinstance(value, tuple):
+      return False
+    if len(parts) == 2 and parts[1] is Ellipsis:
+      parts = parts[:1] * len(value)
+    return not parts or (
+      len(value) == len(parts) and all(fits(v, part) for v, part in zip(value, parts))
+    )
+  if annotation in (None, type(None)):
+    return value is None
+  if annotation is float:
+    return type(value) in (int, float)
+  if annotation in (bool, int, str):
+    return type(value) is annotation
+  if dataclasses.is_dataclass(annotation):
+    return isinstance(value, annotation)
+  return annotation is Any or value is None or dataclasses.is_dataclass(value)
 
 
 def _class_name(kind: type) -> str:

@@ -27,6 +27,7 @@ from plm_jax.optim.sgd import SGD, Adagrad
 from plm_jax.peft.adapted import FROZEN, Peft, adapted
 from plm_jax.peft.methods import AnyPeft
 from plm_jax.sharding import MeshShape
+from plm_jax.sizes import check_sizes
 
 Budget = Literal["smoke", "small", "paper"]
 """smoke: seconds on any laptop. small: minutes on one GPU or up to an hour on a CPU, the size at
@@ -103,8 +104,10 @@ class Experiment:
 
   The loss is the sum over `objectives` of weight * mean. `seed` determines parameters, dropout,
   data order and corruption. A model that is not trained (made from counts, imported) has `steps=0`;
-  then `objectives` may be empty, and `optim` is not read. peft: a method that trains few parameters
-  beside the model that the run starts from; none trains all.
+  then `objectives` may be empty, and `optim` is not read. on_spike: what follows when the loss
+  explodes (plm_jax/train/spikes.py): a note, the end of the run, updates that are left out, or the
+  last good checkpoint and other rows. peft: a method that trains few parameters beside the model
+  that the run starts from; none trains all.
   """
 
   model: Model
@@ -117,6 +120,7 @@ class Experiment:
   mesh: MeshShape = MeshShape()  # noqa: RUF009  frozen
   compute: Compute = Compute()  # noqa: RUF009  frozen
   tuning: Tuning = Tuning()
+  on_spike: Literal["tell", "stop", "skip", "rewind"] = "tell"
   peft: AnyPeft | None = None
   seed: int = 0
 
@@ -162,6 +166,11 @@ class Experiment:
         f"global_batch={self.global_batch} cannot be computed in compute.micro_batches={parts} "
         "equal parts"
       )
+    if self.on_spike not in ("tell", "stop", "skip", "rewind"):
+      raise UserError(f"on_spike={self.on_spike!r}; expected tell, stop, skip or rewind")
+    if self.on_spike == "rewind" and self.tuning.patience:
+      raise UserError("on_spike=rewind cannot go back in a selection; set tuning.patience=0")
+    check_sizes(self)
     if self.peft is not None:
       check_peft(self.peft, self)
 

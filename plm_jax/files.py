@@ -20,10 +20,15 @@ _KINDS = {
 }
 
 
+def not_waiting(path: str | Path, flags: int) -> int:
+  """An opener for `open` that does not wait for the other end of a FIFO."""
+  return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+
+
 def open_file(path: str | Path) -> BinaryIO:
   """A regular file, open to read bytes; the caller closes it. Errors: `UserError` for a FIFO,
   which would be waited for, a device, a socket and a folder; `OSError` as `open`."""
-  handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+  handle = not_waiting(path, os.O_RDONLY)
   kind = stat.S_IFMT(os.fstat(handle).st_mode)
   if kind != stat.S_IFREG:
     os.close(handle)

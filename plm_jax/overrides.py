@@ -39,6 +39,8 @@ from plm_jax.errors import UserError
 
 __all__ = ["apply", "to_json", "from_json", "diff", "describe", "show"]
 
+_DEEPEST = 32  # names in a path; the deepest of an experiment has five
+_LONGEST = 10_000  # characters of a value
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 # Strictest first: in `int | str`, 12 is a number.
 _STRICTEST_FIRST = (type(None), bool, int, float, tuple, str)
@@ -90,7 +92,14 @@ def apply(config: Any, overrides: Iterable[str]) -> Any:
     path, equals, text = override.partition("=")
     path = path.strip()
     if not equals or not all(path.split(".")):
-      raise UserError(f"--set takes path=value, such as --set optim.peak=2e-4, not {override!r}.")
+      raise UserError(
+        f"--set takes path=value, such as --set optim.peak=2e-4, not {override[:200]!r}."
+      )
+    if path.count(".") >= _DEEPEST or len(text) > _LONGEST:
+      raise UserError(
+        f"--set {override[:80]}... has a path of {path.count('.') + 1:,} names and a value of "
+        f"{len(text):,} characters; expected at most {_DEEPEST} and {_LONGEST:,}."
+      )
     edit = root
     for name in path.split("."):
       edit = edit.below.setdefault(name, _Edit())
@@ -287,7 +296,9 @@ def _call(text: str, classes: dict[str, type]) -> _Call | None:
     return None
   try:
     node = ast.parse(text, mode="eval").body
-  except (SyntaxError, ValueError):
+    keywords = node.keywords if isinstance(node, ast.Call) else []
+    arguments = {keyword.arg: _source(keyword.value) for keyword in keywords if keyword.arg}
+  except (SyntaxError, ValueError, RecursionError, MemoryError):  # brackets or signs without end
     raise UserError(
       f"this cannot be read; write {name}(field=value, ...) with text values in quotes."
     ) from None
@@ -295,7 +306,6 @@ def _call(text: str, classes: dict[str, type]) -> _Call | None:
     return _Call(node.id, {})
   if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
     return None
-  arguments = {keyword.arg: _source(keyword.value) for keyword in node.keywords if keyword.arg}
   if node.args or len(arguments) < len(node.keywords):
     raise UserError(f"fields are given by name: {name}(field=value, ...).")
   return _Call(node.func.id, arguments)

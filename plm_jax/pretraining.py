@@ -18,6 +18,7 @@ from plm_jax.train.counted import count
 from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import Data, Program, compile_experiment, fit
 from plm_jax.train.metrics import Sink
+from plm_jax.train.spikes import batches_until
 from plm_jax.train.workdir import Workdir
 
 
@@ -59,8 +60,8 @@ def pretrain(
   processes.say("compiling ...", file=sys.stderr)
   program = program_of(experiment)
   processes.say(report.costs(program))
-  workers = experiment.data.workers
-  data = Data(lambda start: iterate(train, start, experiment.steps, workers), evaluation)
+  workers, until = experiment.data.workers, batches_until(experiment)
+  data = Data(lambda start: iterate(train, start, until, workers), evaluation)
   initial = initial_parameters(program, source)
   if initial is None and hasattr(program.abstract.params, "spelled"):
     params: Any = program.create().params

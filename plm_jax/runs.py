@@ -29,7 +29,8 @@ from plm_jax.models.parameters import head_patterns, named, roles_of
 from plm_jax.peft.adapted import AdaptedModel
 from plm_jax.train.checkpoint import BEST, Checkpoints, Restored, restore_parameters
 from plm_jax.train.process import versions
-from plm_jax.train.workdir import FORMAT, own_code_entry, read_config, write_whole
+from plm_jax.train.stored_arrays import check_finite
+from plm_jax.train.workdir import FORMAT, hash_of, own_code_entry, read_config, write_whole
 
 if TYPE_CHECKING:
   from plm_jax.train.loop import Program
@@ -52,8 +53,12 @@ class RunInfo:
     """Errors: `UserError` if `path` is not the directory of a run."""
     path = Path(path)
     document = read_config(path)
+    try:
+      experiment = overrides.from_json(document["experiment"])
+    except UserError as error:
+      raise UserError(f"{path / 'config.json'}: {error}") from None
     return RunInfo(
-      experiment=overrides.from_json(document["experiment"]),
+      experiment=experiment,
       tokenizer=load_tokenizer(path / "tokenizer"),
       path=path,
       document=document,
@@ -104,6 +109,7 @@ class Run(RunInfo):
     """
     path = Path(path)
     check_merged(self)
+    check_finite(self.params, path)
     try:
       path.mkdir(parents=True, exist_ok=True)
       if (path / "config.json").exists():
@@ -113,8 +119,6 @@ class Run(RunInfo):
       self.tokenizer.save(path / "tokenizer")
     except OSError as error:
       raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-    with Checkpoints(path / "checkpoints") as checkpoints:
-      checkpoints.save(self.step, {"params": self.params}, {"step": self.step})
     document = {
       "name": path.name,
       "diff": [],
@@ -127,6 +131,9 @@ class Run(RunInfo):
       "experiment": overrides.to_json(self.experiment),
     }
     document |= own_code_entry(path, document)
+    document = json.loads(json.dumps(document))
+    with Checkpoints(path / "checkpoints", run=hash_of(document)) as checkpoints:
+      checkpoints.save(self.step, {"params": self.params}, {"step": self.step})
     write_whole(path / "config.json", json.dumps(document, indent=2) + "\n")
 
 

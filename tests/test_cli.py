@@ -175,7 +175,7 @@ def waiting(command):
   return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_leaves_one_line_and_code_130(command, number):
   with waiting(command) as process:
     process.send_signal(number)

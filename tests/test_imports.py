@@ -17,31 +17,32 @@ ROOT = Path(__file__).resolve().parents[1]
 # (`if TYPE_CHECKING:`) may name any lower layer.
 BENEATH = {
   "errors": set(),
+  "files": {"errors"},
   "progress": set(),
   "notebook": set(),
-  "files": {"errors"},
   "arguments": {"errors"},
   "config_tree": {"errors"},
   "aliases": set(),
   "overrides": {"errors", "config_tree", "aliases"},
   "cli": {"errors"},
-  "data": {"errors", "progress", "files"},
+  "data": {"errors", "files", "progress"},
   "placement": set(),
   "models": {"errors", "progress", "placement"},
   "objectives": {"errors", "placement"},
   "optim": {"errors", "models"},
   "own_code": {"errors", "config_tree", "cli", "data"},
   "sharding": {"errors", "placement", "models"},
+  "sizes": {"errors", "config_tree"},
   "peft": {"errors", "models"},
-  "experiment": {"errors", "data", "models", "objectives", "optim", "sharding", "peft"},
+  "experiment": {"errors", "data", "models", "objectives", "optim", "sharding", "sizes", "peft"},
   "budgets": {"errors", "config_tree", "overrides", "experiment"},
   "decode": {"errors", "data", "models"},
   "train": {
-    *("errors", "progress", "config_tree", "overrides", "own_code", "data", "models"),
-    *("objectives", "placement", "sharding", "experiment", "decode"),
+    *("errors", "files", "progress", "config_tree", "overrides", "own_code", "data", "models"),
+    *("objectives", "placement", "sharding", "sizes", "experiment", "decode"),
   },
   "runs": {"errors", "overrides", "data", "models", "peft", "experiment", "train"},
-  "evaluation": {"errors", "data", "models", "objectives", "decode", "runs"},
+  "evaluation": {"errors", "files", "data", "models", "objectives", "decode", "runs"},
   "experiment_flags": {
     "errors",
     "budgets",
@@ -59,12 +60,12 @@ BENEATH = {
     "experiment_flags",
   },
   "tasks": {
-    *("errors", "aliases", "overrides", "cli", "data", "models", "objectives", "sharding"),
-    *("experiment", "decode", "notebook", "train", "runs", "experiment_flags", "peft"),
+    *("errors", "files", "aliases", "overrides", "cli", "data", "models", "objectives", "peft"),
+    *("sharding", "experiment", "decode", "notebook", "train", "runs", "experiment_flags"),
   },
   "ablate": {
-    *("errors", "config_tree", "overrides", "cli", "data", "experiment", "budgets", "train"),
-    *("runs", "experiment_flags", "pretraining", "evaluation", "notebook", "tasks"),
+    *("errors", "files", "config_tree", "overrides", "cli", "data", "experiment", "budgets"),
+    *("train", "runs", "experiment_flags", "pretraining", "evaluation", "notebook", "tasks"),
   },
   "commands": {
     *("errors", "progress", "cli", "data", "decode", "budgets", "train", "runs"),
@@ -84,8 +85,8 @@ BENEATH = {
 HEAVY = {
   "IPython",
   *("grain", "tensorflow_datasets", "tensorflow", "array_record", "sentencepiece", "tokenizers"),
-  *("matplotlib", "tensorboardX", "sklearn", "orbax", "torch", "transformers", "scipy"),
-  *("ray", "tqdm", "h5py", "gensim", "numba", "sacrebleu", "rouge_score"),
+  *("matplotlib", "tensorboardX", "sklearn", "orbax", "tensorstore", "torch", "transformers"),
+  *("scipy", "ray", "tqdm", "h5py", "gensim", "numba", "sacrebleu", "rouge_score"),
 }
 
 # Modules of this package that functions import, and why not the file.

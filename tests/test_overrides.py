@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
+from experiments import bert
 from plm_jax import aliases, overrides
 from plm_jax.config_tree import places
 from plm_jax.errors import UserError
@@ -317,6 +318,56 @@ def test_json_of_another_version_is_refused():
   ):
     with pytest.raises(UserError, match="another version"):
       overrides.from_json(changed, CLASSES)
+
+
+def places_in(value, path=()):
+  """The paths to all plain values of a JSON tree, apart from the names of classes."""
+  if isinstance(value, dict | list):
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in pairs:
+      if key != "type":
+        yield from places_in(inner, (*path, key))
+  else:
+    yield path
+
+
+def with_value(value, path, new):
+  if not path:
+    return new
+  copy = value.copy()
+  copy[path[0]] = with_value(value[path[0]], path[1:], new)
+  return copy
+
+
+@pytest.mark.parametrize("wrong", [{"x": 1}, [], [[3]], "", "x", None, True, 1.5, 10**30])
+def test_a_stored_value_of_another_type_is_a_sentence(wrong):
+  config = bert.tiny("smoke")
+  data, refused = overrides.to_json(config), 0
+  for path in places_in(data):
+    try:
+      overrides.from_json(with_value(data, path, wrong))
+    except UserError:
+      refused += 1
+  assert refused > 20
+
+  layers = with_value(data, ("model", "layers"), "x")
+  with pytest.raises(UserError, match=r"layers of plm_jax.models.bert.Bert is 'x'; expected int"):
+    overrides.from_json(layers)
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    ".".join("a" * 2000) + "=1",
+    f"data.tokenizer=WordPiece(vocab_size={'-' * 100_000}1)",
+    f"data.tokenizer=WordPiece(vocab_size={'-' * 9000}1)",
+    f"data.tokenizer=WordPiece(vocab_size={'(' * 4000}1{')' * 4000})",
+    f"data.tokenizer=WordPiece(vocab_size={'a.' * 4000}b)",
+  ],
+)
+def test_settings_without_an_end_are_sentences(text):
+  with pytest.raises(UserError):
+    overrides.apply(bert.tiny("smoke"), [text])
 
 
 def test_a_field_newer_than_the_json_takes_its_default():

@@ -24,7 +24,7 @@ from plm_jax.runs import Run
 from plm_jax.tasks.finetuning import model_cell, plan
 from plm_jax.tasks.label import Label
 from plm_jax.train.process import versions
-from plm_jax.train.workdir import write_whole
+from plm_jax.train.workdir import run_hash, write_whole
 
 FORMAT = 1
 
@@ -49,6 +49,7 @@ def evaluate(run: Run, asked: Evaluation, cache: Path) -> Scores:
     "asked": dataclasses.asdict(asked),
     **scores._asdict(),
     "step": run.step,
+    "run": run_hash(run.path),
     "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(run.params)),
     "seconds": time.perf_counter() - start,
     "versions": versions(),

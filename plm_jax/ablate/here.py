@@ -20,8 +20,8 @@ from plm_jax.ablate.plan import (
   PlannedRun,
   SweepPlan,
   failure_of,
+  has_trained,
   is_done,
-  is_trained,
   log_of,
   workdir_of,
 )
@@ -85,7 +85,7 @@ def perform(
     if plan.budget == "smoke":  # others show their progress bar
       stack.enter_context(redirect_stderr(log))
     try:
-      if not is_trained(out, run, plan.steps[run.arm]):
+      if not has_trained(out, run, plan.steps[run.arm]):
         train(out, plan, run, arm, sinks)
       step = "evaluation"
       if not is_done(out, run, plan):

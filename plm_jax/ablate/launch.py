@@ -122,8 +122,11 @@ def gpus() -> list[str]:
 
 @contextlib.contextmanager
 def stop_signals(handler: Callable) -> Iterator[None]:
-  """Gives SIGTERM and SIGINT another handler within the block."""
-  before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+  """Gives SIGTERM, SIGINT and SIGHUP another handler within the block; nohup's stays."""
+  numbers = [signal.SIGTERM, signal.SIGINT]
+  if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    numbers.append(signal.SIGHUP)
+  before = {number: signal.signal(number, handler) for number in numbers}
   try:
     yield
   finally:

@@ -16,13 +16,17 @@ import json
 import os
 import shlex
 import sys
+import typing
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from plm_jax import overrides
+from plm_jax.config_tree import field_types, fits
 from plm_jax.errors import UserError
+from plm_jax.files import read_json
 from plm_jax.tasks.comparison import numbers_of_labels
-from plm_jax.train.workdir import read_records, write_whole
+from plm_jax.train.integrity import damage
+from plm_jax.train.workdir import read_records, run_hash, write_whole
 
 FORMAT = 1
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,18 +130,27 @@ def environment() -> dict[str, str]:
 def read_plan(out: Path) -> SweepPlan:
   """The sweep of a directory. Errors: `UserError` if it holds none."""
   try:
-    record = json.loads((out / SWEEP).read_text())
-  except FileNotFoundError:
+    record = read_json(out / SWEEP)
+  except (FileNotFoundError, NotADirectoryError):
     raise UserError(f"{out} is not the directory of a sweep: it has no {SWEEP}") from None
-  except (OSError, ValueError) as error:
-    raise UserError(f"{out / SWEEP} cannot be read: {error}") from error
   if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
     raise UserError(f"{out / SWEEP} is not a sweep of this version")
   try:
-    record["evaluation"] = Evaluation(**record["evaluation"])
-    return SweepPlan(**record | {"settings": tuple(record["settings"])})
+    record["evaluation"] = _typed(Evaluation, record["evaluation"])
+    return _typed(SweepPlan, record | {"settings": tuple(record["settings"])})
   except (KeyError, TypeError):
     raise UserError(f"{out / SWEEP} is not a sweep of this version") from None
+
+
+def _typed(kind: type, record: dict[str, Any]) -> Any:
+  """A dataclass from JSON. Errors: `TypeError` for a field of another type."""
+  types = field_types(kind)
+  for name, value in record.items():
+    expected = typing.get_origin(types[name]) or types[name]
+    right = isinstance(value, dict) if expected is dict else fits(value, types[name])
+    if not right:
+      raise TypeError(f"{name} is {value!r}")
+  return kind(**record)
 
 
 def claim(out: Path, plan: SweepPlan) -> SweepPlan:
@@ -204,8 +217,17 @@ def failure_of(out: Path, run: PlannedRun) -> Path:
 
 
 def is_trained(out: Path, run: PlannedRun, steps: int) -> bool:
-  """Whether the last checkpoint exists. Its folder gets its name only when it is complete."""
+  """Whether the folder of the last checkpoint exists, which gets its name when it is complete."""
   return (workdir_of(out, run) / "checkpoints" / str(steps)).is_dir()
+
+
+def has_trained(out: Path, run: PlannedRun, steps: int) -> bool:
+  """Whether the last checkpoint is there, undamaged and of this run."""
+  workdir = workdir_of(out, run)
+  folder = workdir / "checkpoints" / str(steps)
+  if not is_trained(out, run, steps) or folder.is_symlink() or damage(folder):
+    return False
+  return read_json(folder / "checkpoint.json").get("run") in (None, run_hash(workdir))
 
 
 _SCORES = ("asked", "metrics", "counts", "sets", "references", "notes", "parameters")
@@ -215,14 +237,17 @@ def read_scores(out: Path, run: PlannedRun) -> dict[str, Any] | None:
   """The evaluation of a run; None if there is none. Errors: `UserError` if it is damaged."""
   path = workdir_of(out, run) / SCORES
   try:
-    scores = json.loads(path.read_text())
-  except FileNotFoundError:
+    scores = read_json(path)
+  except (FileNotFoundError, NotADirectoryError):
     return None
-  except (OSError, ValueError) as error:
-    raise UserError(f"{path} cannot be read: {error}; {_AGAIN}") from None
+  except UserError as error:
+    raise UserError(f"{error}; {_AGAIN}") from None
   complete = isinstance(scores, dict) and all(name in scores for name in _SCORES)
-  if not complete or not all(isinstance(v, float | int) for v in scores["metrics"].values()):
+  tables = complete and all(isinstance(scores[name], dict) for name in ("asked", "metrics"))
+  if not tables or not all(type(v) in (float, int) for v in scores["metrics"].values()):
     raise UserError(f"{path} is no evaluation of this version; {_AGAIN}")
+  if scores.get("run") not in (None, run_hash(path.parent)):
+    raise UserError(f"{path} is the evaluation of another run; {_AGAIN}")
   return scores
 
 
@@ -247,8 +272,8 @@ def state_of(out: Path, run: PlannedRun, plan: SweepPlan, alive: bool = False) -
     return RunState("evaluating" if is_trained(out, run, steps) else phase, step, loss, pace)
   if failure_of(out, run).exists():
     why = ""
-    with contextlib.suppress(ValueError, KeyError, TypeError):  # the log has the reason too
-      why = json.loads(failure_of(out, run).read_text())["why"]
+    with contextlib.suppress(UserError, OSError, KeyError, TypeError):  # the log has the reason too
+      why = str(read_json(failure_of(out, run))["why"])
     return RunState("failed", step, loss, pace, why)
   return RunState("stopped" if step else "waiting", step, loss, pace)
 
@@ -256,8 +281,8 @@ def state_of(out: Path, run: PlannedRun, plan: SweepPlan, alive: bool = False) -
 def _progress(workdir: Path) -> tuple[int, float | None, float | None]:
   """(last reported step, its loss, recent seconds per step)."""
   metrics = read_records(workdir / "metrics.jsonl", _TAIL)
-  records = [record for record in metrics if record.get("split") == "train"]
-  timing = read_records(workdir / "timing.jsonl", _TAIL)[-10:]
+  records = [record for record in metrics if record.get("split") == "train" and "loss" in record]
+  timing = [r for r in read_records(workdir / "timing.jsonl", _TAIL) if "seconds" in r][-10:]
   if not records:
     return 0, None, None
   pace = None

@@ -17,6 +17,7 @@ from plm_jax.ablate.report_numbers import main_metrics
 from plm_jax.ablate.table import Table
 from plm_jax.ablate.verdict import ALPHA
 from plm_jax.errors import UserError
+from plm_jax.files import read_json
 from plm_jax.train.workdir import read_records, write_whole
 
 FILES = ("report.md", "report.html", "curves.png", "metrics.png", "results.json")
@@ -43,8 +44,8 @@ def claim_folder(to: Path, measured: Measured) -> None:
   if not existing:
     return
   before = {}
-  with contextlib.suppress(OSError, ValueError):
-    before = json.loads((to / "results.json").read_text())
+  with contextlib.suppress(OSError, UserError):
+    before = read_json(to / "results.json")
   plan = measured.plan
   sweep = {"table": plan.table, "budget": plan.budget, "settings": list(plan.settings)}
   if not isinstance(before, dict) or sweep != {name: before.get(name) for name in sweep}:

@@ -42,6 +42,7 @@ from plm_jax.runs import teacher_of
 from plm_jax.train import estimate
 from plm_jax.train.workdir import lock
 
+MOST_RUNS = 10_000  # seeds, and jobs
 SECONDS = 500_000  # tokens that take no longer: no time is estimated
 
 
@@ -160,6 +161,8 @@ def planned(
     raise UserError("--table=FILE:FUNCTION is needed; --list shows all tables.")
   if seeds < 1 or jobs < 1:
     raise UserError(f"--seeds={seeds} and --jobs={jobs} must both be at least 1.")
+  if max(seeds, jobs) > MOST_RUNS:
+    raise UserError(f"--seeds={seeds} and --jobs={jobs} must both be at most {MOST_RUNS:,}.")
   for file in pair_files(Path(blimp)) if blimp else ():
     read_minimal_pairs(file)  # an error before anything is trained
   rows, name = table_of(table)

@@ -23,8 +23,8 @@ from plm_jax.ablate.plan import (
   SweepPlan,
   environment,
   failure_of,
+  has_trained,
   is_done,
-  is_trained,
   log_of,
   read_plan,
   workdir_of,
@@ -94,7 +94,7 @@ def perform(out: Path, plan: SweepPlan, run: PlannedRun) -> int:
   failure_of(out, run).parent.mkdir(parents=True, exist_ok=True)
   failure_of(out, run).unlink(missing_ok=True)
   done = {
-    "pretraining": lambda: is_trained(out, run, plan.steps[run.arm]),
+    "pretraining": lambda: has_trained(out, run, plan.steps[run.arm]),
     "evaluation": lambda: is_done(out, run, plan),
   }
   child = Child()

@@ -61,12 +61,12 @@ def fill_mask(run: Run, texts: Sequence[str], best: int = 5) -> list[list[list[F
     )
   blanks = [blanks_of(text, run.tokenizer, run.config.positions) for text in texts]
   flat = [blank for each in blanks for blank in each]
-  found = iter(fill(model, flat, run.compute, min(best, run.tokenizer.vocab.size)))
+  candidates = iter(fill(model, flat, run.compute, best, run.tokenizer.vocab.size))
 
   def named(candidate):
     return Filler(run.tokenizer.decode([candidate.token]).strip(), candidate.probability)
 
-  return [[[named(candidate) for candidate in next(found)] for _ in each] for each in blanks]
+  return [[[named(candidate) for candidate in next(candidates)] for _ in each] for each in blanks]
 
 
 def blanks_of(text: str, tokenizer: Tokenizer, positions: int) -> list[Blank]:

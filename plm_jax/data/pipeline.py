@@ -24,6 +24,7 @@ from plm_jax.data.draws import Draws, permute
 from plm_jax.data.kept_words import KeptWords
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.data.packing import DocSentences, FullSentences, SentencePair
+from plm_jax.data.processes import cores
 from plm_jax.data.running_text import RunningText
 from plm_jax.data.segments import SegmentPair, pass_table
 from plm_jax.data.source_target import SourceTarget
@@ -263,6 +264,9 @@ def iterate(
   import grain
 
   batches.check()
+  most = max(16, 4 * cores())
+  if workers > most:
+    raise UserError(f"data.workers={workers} was given; this machine can run {most} at most")
   dataset = grain.MapDataset.range(start_step, stop_step).map(batches)
   ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
   dataset = dataset.to_iter_dataset(ahead)

@@ -2,9 +2,11 @@
 
 The text is read as a stream, in chunks; after each chunk a journal records how much of each file is
 valid. A preparation that was killed resumes there and ends with the same bytes. Arms of an ablation
-that share a text, a tokenizer and a split share one locked directory, named by a hash of these.
+that share a text, a tokenizer and a split share one locked directory, named by a hash of these. Its
+files are checked at every start, and made again where they are damaged.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -22,16 +24,18 @@ import numpy as np
 
 from plm_jax.data import processes
 from plm_jax.data.corpora import Source, default_cache, open_source
+from plm_jax.data.digests import digests
 from plm_jax.data.documents import Document
 from plm_jax.data.encoding import Encoding, encoded
+from plm_jax.data.manifest import FILES, MANIFEST, SPLITS, TOKENIZER, clear, fault, hash_of
 from plm_jax.data.pieces import Pieces, in_pieces
-from plm_jax.data.store import PARTS, StoreWriter, TokenStore
+from plm_jax.data.store import StoreWriter, TokenStore
 from plm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from plm_jax.errors import UserError
+from plm_jax.files import not_waiting, read_json
 from plm_jax.progress import progress_bar
 
 FORMAT = 2  # part of the directory's name: increase it when the stored bytes change
-SPLITS = ("train", "valid")
 CHUNK = 4 << 20  # characters encoded at once, and between two entries of the journal
 # Bytes from which worker processes encode: they start in about a second, and each fills a separate
 # cache of words (a third more CPU time). The break-even size on a quiet machine is not measured.
@@ -68,8 +72,18 @@ def prepare(corpus, cache_dir: str | os.PathLike | None = None, progress: bool =
   name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=10).hexdigest()
   directory = cache / "prepared" / name
   directory.parent.mkdir(parents=True, exist_ok=True)
-  with _lock(directory.with_suffix(".lock")):
-    if not _finished(directory):
+  with _lock(directory) as writable:
+    why = fault(directory, key)
+    if why and not writable:
+      raise UserError(
+        f"the prepared text {directory} is damaged ({why}), and the cache cannot be written; "
+        "choose another --cache"
+      )
+    if why:
+      print(f"The prepared text {directory} is damaged ({why}) and is made again.",
+            file=sys.stderr)  # fmt: skip
+      clear(directory)
+    if not (directory / MANIFEST).exists():
       directory.mkdir(exist_ok=True)
       source = in_pieces(source)
       if progress and isinstance(source, Pieces):
@@ -79,32 +93,30 @@ def prepare(corpus, cache_dir: str | os.PathLike | None = None, progress: bool =
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
-  with path.open("w") as file:
+def _lock(directory: Path) -> Iterator[bool]:
+  """Waits until no other process prepares the text. Gives whether it may be written: a cache that
+  can only be read needs no lock if the text is there."""
+  try:
+    # The block below closes it.
+    file = open(directory.with_suffix(".lock"), "a", opener=not_waiting)  # noqa: SIM115
+  except OSError as error:
+    read_only = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+    if not read_only or not (directory / MANIFEST).exists():
+      raise
+    yield False
+    return
+  with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       print("Another process is preparing the same text: waiting for it.", file=sys.stderr)
       fcntl.flock(file, fcntl.LOCK_EX)
-    yield
-
-
-def _finished(directory: Path) -> bool:
-  """Whether the manifest exists and the files have its sizes. A damaged directory is removed."""
-  path = directory / "manifest.json"
-  if not path.exists():
-    return False
-  with suppress(FileNotFoundError, ValueError):
-    files = json.loads(path.read_text())["files"]
-    if all((directory / name).stat().st_size == file["bytes"] for name, file in files.items()):
-      return True
-  shutil.rmtree(directory)
-  return False
+    yield True
 
 
 def _open(directory: Path, tokenizer: Tokenizer | None) -> Prepared:
   tokenizer = tokenizer or load_tokenizer(directory / "tokenizer")
-  manifest = json.loads((directory / "manifest.json").read_text())
+  manifest = read_json(directory / MANIFEST)
   stores = (TokenStore(directory, split, tokenizer.vocab.size) for split in SPLITS)
   return Prepared(tokenizer, *stores, manifest, directory)
 
@@ -150,14 +162,19 @@ class _Preparation:
 
   def _trained(self) -> Tokenizer:
     folder = self.directory / "tokenizer"
-    if not folder.exists():
+    tokenizer = None
+    with suppress(UserError, OSError):
+      tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
       self._check_split()
       with self._bar("Training the tokenizer") as bar:
         tokenizer = self.config.train(self._sample(bar), self.lines)
-      scratch = self.directory / "tokenizer.part"
-      shutil.rmtree(scratch, ignore_errors=True)
-      tokenizer.save(scratch)
-      scratch.rename(folder)
+    scratch = self.directory / "tokenizer.part"
+    shutil.rmtree(scratch, ignore_errors=True)
+    tokenizer.save(scratch)
+    if folder.exists() or folder.is_symlink():  # some of its files may be damaged
+      clear(folder)
+    scratch.rename(folder)
     return load_tokenizer(folder)
 
   def _check_split(self) -> None:
@@ -207,14 +224,10 @@ class _Preparation:
   # Encoding.
 
   def _encode(self) -> dict:
-    journal = {"read": 0, "size": 0, "dropped": {}, "lengths": [{}, {}]}
-    with suppress(FileNotFoundError):
-      journal = json.loads((self.directory / "journal.json").read_text())
     with ExitStack() as stack, self._bar("Encoding") as bar:
-      writers = [
-        stack.enter_context(StoreWriter(self.directory, split, self.tokenizer.vocab.size, sizes))
-        for split, sizes in zip(SPLITS, journal["lengths"], strict=True)
-      ]
+      journal, writers = self._continued()
+      for writer in writers:
+        stack.enter_context(writer)
       dropped = Counter(journal["dropped"])
       bar.update(journal["size"])
       chunks = stack.enter_context(closing(_ahead(self._chunks(journal["read"]))))
@@ -227,10 +240,41 @@ class _Preparation:
           "size": journal["size"] + chunk.size,
           "dropped": dict(dropped),
           "lengths": [writer.sync() for writer in writers],
+          "hashes": [writer.hashes() for writer in writers],
+          "tokenizer": self.tokenizer.fingerprint,
         }
         _replace(self.directory / "journal.json", journal)
         bar.update(chunk.size)
     return journal
+
+  def _continued(self) -> tuple[dict, list[StoreWriter]]:
+    """The journal of a preparation that was killed, and writers that go on after it; those of a new
+    one if there is none, or if what was written is damaged."""
+
+    def writers_at(lengths) -> list[StoreWriter]:
+      size = self.tokenizer.vocab.size
+      return [StoreWriter(self.directory, *args, size) for args in zip(SPLITS, lengths)]
+
+    path = self.directory / "journal.json"
+    try:
+      journal = read_json(path)
+      writers = writers_at(journal["lengths"])
+      counts = journal["read"], journal["size"], *journal["dropped"].values()
+      hashes = [writer.hashes() for writer in writers]
+      if all(type(n) is int for n in counts) and len(writers) == 2 and (
+        (journal["hashes"], journal["tokenizer"]) == (hashes, self.tokenizer.fingerprint)
+      ):  # fmt: skip
+        return journal, writers
+      for writer in writers:
+        writer.close()
+      why = "what was written differs from its journal"
+    except FileNotFoundError:
+      why = ""
+    except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+      why = f"its journal cannot be used: {error}"
+    if why:
+      print(f"The unfinished text {self.directory} is begun again ({why}).", file=sys.stderr)
+    return {"read": 0, "size": 0, "dropped": {}}, writers_at(({}, {}))
 
   def _chunks(self, skip: int) -> Iterator[_Chunk]:
     chunk = _Chunk([], skip, 0)
@@ -283,11 +327,11 @@ class _Preparation:
         "tokens": len(store.tokens),
       }
     for split in SPLITS:
-      for part in ("tokens", "counts", *PARTS):
+      for part in FILES:
         path = self.directory / f"{split}.{part}"
-        with path.open("rb") as file:
-          digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+        files[path.name] = digests(path)
+    for path in sorted((self.directory / TOKENIZER).glob("*")):
+      files[TOKENIZER + path.name] = digests(path)
     manifest = {
       "format": FORMAT,
       "source": {"given": self.name, "fingerprint": self.key["text"], **self.source.record()},
@@ -302,7 +346,7 @@ class _Preparation:
       "dropped": {why: count for why, count in sorted(journal["dropped"].items()) if count},
       "files": files,
     }
-    _replace(self.directory / "manifest.json", manifest)
+    _replace(self.directory / MANIFEST, manifest | {"sha256": hash_of(manifest)})
     (self.directory / "journal.json").unlink(missing_ok=True)
 
 

@@ -9,8 +9,6 @@ The share of label 1 is above one half: a chunk of one sentence always gets a ra
 """
 
 import hashlib
-import os
-import threading
 from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from plm_jax.data.draws import Sequence
 from plm_jax.data.store import TokenStore
+from plm_jax.data.stored_table import stored
 from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 
@@ -163,8 +162,7 @@ def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
 def pass_table(store: TokenStore, segments, length: int, seed: int, pass_: int) -> np.ndarray:
   """`segments.table(...)`, memory-mapped from a file beside the store if that is on disk.
 
-  All processes of a run map one file. It is written under another name and then renamed, so that no
-  process reads half of it. If the folder is read-only, the table stays in memory.
+  All processes of a run map one file. If the folder is read-only, the table stays in memory.
   """
   if not segments.drawn:
     seed = pass_ = 0
@@ -174,17 +172,7 @@ def pass_table(store: TokenStore, segments, length: int, seed: int, pass_: int) 
   identity = repr((_TABLE_FORMAT, segments, length, seed, pass_))
   digest = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
   path = Path(folder) / f"{store.split}.segments-{digest}.npy"
-  if not path.exists():
-    table = segments.table(store, length, seed, pass_)
-    partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
-    try:
-      with partial.open("wb") as file:
-        np.save(file, table)
-      partial.replace(path)
-    except OSError:
-      partial.unlink(missing_ok=True)
-      return table
-  return np.load(path, mmap_mode="r")
+  return stored(path, lambda: segments.table(store, length, seed, pass_))
 
 
 class _Pairing:

@@ -10,6 +10,7 @@ A store is one split of a corpus in one directory, as flat little-endian arrays:
     SPLIT.counts      int64 [V]       frequency of each token
 """
 
+import hashlib
 import os
 from functools import cached_property
 from pathlib import Path
@@ -78,13 +79,16 @@ class StoreWriter:
   lengths: the valid bytes of each file; bytes that a killed writer left after them are cut off.
   """
 
-  def __init__(self, directory: Path, split: str, vocab_size: int, lengths: dict[str, int]):
+  def __init__(self, directory: Path, split: str, lengths: dict[str, int], vocab_size: int):
     types = {"tokens": token_type(vocab_size), **PARTS}
     self.types = {part: np.dtype(type_) for part, type_ in types.items()}
     self.buffers = {part: [] for part in types}
     self.files = {part: (directory / f"{split}.{part}").open("ab") for part in types}
+    self._hashes = {}
     for part, file in self.files.items():
       file.truncate(lengths.get(part, 0))
+      with open(file.name, "rb") as written:
+        self._hashes[part] = hashlib.file_digest(written, "sha256")
     size = {part: lengths.get(part, 0) // type_.itemsize for part, type_ in self.types.items()}
     self.tokens, self.names = size["tokens"], size["names"]
     self.sentences = max(0, size["sentences"] - 1)
@@ -96,8 +100,15 @@ class StoreWriter:
     return self
 
   def __exit__(self, *_):
+    self.close()
+
+  def close(self) -> None:
     for file in self.files.values():
       file.close()
+
+  def hashes(self) -> dict[str, str]:
+    """The sha256 of what each file has on disk."""
+    return {part: digest.hexdigest() for part, digest in self._hashes.items()}
 
   def add(self, document: Document, ids: np.ndarray, lengths: np.ndarray) -> None:
     """Appends one document. ids [N]: its concatenated sentences; lengths [S]: theirs, none zero."""
@@ -118,7 +129,9 @@ class StoreWriter:
     lengths = {}
     for part, file in self.files.items():
       if self.buffers[part]:
-        file.write(np.concatenate(self.buffers[part]).astype(self.types[part]).tobytes())
+        written = np.concatenate(self.buffers[part]).astype(self.types[part]).tobytes()
+        file.write(written)
+        self._hashes[part].update(written)
         self.buffers[part] = []
       file.flush()
       os.fsync(file.fileno())

@@ -23,8 +23,11 @@ class Candidate(NamedTuple):
   probability: float
 
 
-def fill(model, blanks: list[Blank], compute: Compute, best: int = 5) -> list[list[Candidate]]:
-  """The `best` most probable tokens of every blank, highest first. All sentences in one batch."""
+def fill(
+  model, blanks: list[Blank], compute: Compute, best: int = 5, size: int | None = None
+) -> list[list[Candidate]]:
+  """The `best` most probable tokens of every blank, highest first. All sentences in one batch.
+  size: of the tokenizer's vocabulary, beyond which no token is chosen; None is the model's."""
   width = max(len(blank.ids) for blank in blanks)
   ids = np.zeros((len(blanks), width), np.int32)
   for row, blank in enumerate(blanks):
@@ -40,7 +43,8 @@ def fill(model, blanks: list[Blank], compute: Compute, best: int = 5) -> list[li
   def top(model, batch):
     hidden_BTD = model(batch, compute)
     logits_BV = model.token_logits(hidden_BTD[np.arange(len(blanks)), positions])
-    return jax.lax.top_k(jax.nn.softmax(logits_BV), best)
+    p_BV = jax.nn.softmax(logits_BV)[:, :size]
+    return jax.lax.top_k(p_BV, min(best, p_BV.shape[1]))
 
   probabilities, tokens = jax.device_get(top(model, batch))
   return [[Candidate(int(t), float(p)) for t, p in zip(*row)] for row in zip(tokens, probabilities)]

@@ -51,7 +51,7 @@ def held_out(run: Run, prepared: Prepared, scores: Scores) -> None:
   scores.references.update({f"mlm_{name}": x for name, x in unigram.items() if x is not None})
   plain = held_out_rows(run, prepared, ())
   log_p = one_at_a_time(run, plain)
-  scores.add("pseudo", {"perplexity": math.exp(-log_p.mean())}, len(log_p), plain)
+  scores.add("pseudo", {"perplexity": baselines.perplexity(-log_p.mean())}, len(log_p), plain)
 
 
 def text_bytes(run: Run, batches: list[dict]) -> int:
@@ -94,7 +94,7 @@ def _add_losses(kind: str, run: Run, model, batches, objective, scores: Scores) 
   sums = [_terms(model, batch, objective, run.compute) for batch in batches]
   totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64)), *jax.device_get(sums))
   means = {name: total / count for name, (total, count) in totals.items()}
-  values = {"loss": means["loss"], "perplexity": math.exp(means["loss"])}
+  values = {"loss": means["loss"], "perplexity": baselines.perplexity(means["loss"])}
   values["accuracy"] = means["accuracy"]
   scores.add(kind, values, int(totals["loss"][1]), batches)
 

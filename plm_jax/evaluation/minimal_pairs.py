@@ -4,7 +4,6 @@ Source: BLiMP (Warstadt et al. 2020). A sentence's score is its log-likelihood, 
 its pseudo-log-likelihood (Salazar et al. 2020); ties count half.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from plm_jax.errors import UserError
 from plm_jax.evaluation.likelihood import masked_log_p, next_log_p
 from plm_jax.evaluation.scores import Scores, fingerprint, is_causal
+from plm_jax.files import open_file, parse_json
 from plm_jax.runs import Run
 
 
@@ -60,7 +60,8 @@ def pair_files(folder: Path) -> list[Path]:
 def read_minimal_pairs(file: Path) -> list[tuple[str, str]]:
   """(grammatical, ungrammatical) of every line. Errors: `UserError` naming file and line."""
   try:
-    text = file.read_text(encoding="utf-8")
+    with open_file(file) as opened:
+      text = opened.read().decode()
   except (OSError, ValueError) as error:
     raise UserError(f"{file} cannot be read: {error}") from None
   pairs = []
@@ -68,9 +69,9 @@ def read_minimal_pairs(file: Path) -> list[tuple[str, str]]:
   lines = text.removesuffix("\n").split("\n") if text else []
   for number, line in enumerate(lines, 1):
     try:
-      pair = json.loads(line)
+      pair = parse_json(line, file)
       sentences = pair["sentence_good"], pair["sentence_bad"]
-    except (ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
       sentences = ()
     if not sentences or not all(isinstance(s, str) and s.strip() for s in sentences):
       raise UserError(

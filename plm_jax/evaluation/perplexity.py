@@ -10,6 +10,7 @@ from plm_jax.errors import UserError
 from plm_jax.evaluation.likelihood import masked_log_p, next_log_p
 from plm_jax.evaluation.mixture import log_mean
 from plm_jax.evaluation.scores import is_causal
+from plm_jax.objectives import baselines
 from plm_jax.runs import Run
 
 NO_BEGIN = "the vocabulary has no token that begins a text"
@@ -40,7 +41,7 @@ def perplexity(
     )
   return {
     "tokens": float(len(log_p)),
-    name: math.exp(-log_p.mean()),
+    name: baselines.perplexity(-log_p.mean()),
     "nats per token": -log_p.mean(),
     "bits per byte": -log_p.sum() / math.log(2) / size,
   }

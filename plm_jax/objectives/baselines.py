@@ -18,6 +18,11 @@ class Baseline(NamedTuple):
   unit: str = " (nats)"
 
 
+def perplexity(loss: float) -> float:
+  """exp(loss), infinite beyond the largest float."""
+  return math.exp(loss) if loss < 709 else math.inf
+
+
 def unigram(counts: np.ndarray, batches: list[dict], objective: str) -> Baseline:
   """Cross-entropy (nats) and accuracy of the unigram model with add-one smoothing.
 
@@ -30,7 +35,7 @@ def unigram(counts: np.ndarray, batches: list[dict], objective: str) -> Baseline
   total = weights.sum()
   loss = float(-(log_p[targets] * weights).sum() / total)
   accuracy = float(((targets == counts.argmax()) * weights).sum() / total)
-  return Baseline("unigram", {"loss": loss, "perplexity": math.exp(loss), "accuracy": accuracy})
+  return Baseline("unigram", {"loss": loss, "perplexity": perplexity(loss), "accuracy": accuracy})
 
 
 def majority(batches: list[dict], label: str) -> Baseline:

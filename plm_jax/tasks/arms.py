@@ -244,6 +244,8 @@ def scope_of(chosen: FinetunePlan, options: Options) -> Scope:
   seeds = (3 if compares else 1) if options.seeds is None else options.seeds
   if seeds < 1:
     raise UserError(f"--seeds={seeds} was given; at least one seed is needed.")
+  if seeds > 10_000:
+    raise UserError(f"--seeds={seeds} was given; expected at most 10,000.")
   # A user's file may be small, and is for the best model rather than for a comparison.
   labels = options.labels or ("500,all" if compares and not chosen.task.place else "all")
   return Scope(arms, numbers_of_labels(labels, "labels"), range(seeds))

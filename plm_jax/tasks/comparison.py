@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -37,6 +37,20 @@ class Cell(NamedTuple):
   seed: int
   test: dict[str, float]
   dev: dict[str, float] | None = None  # of a trained model
+
+  @classmethod
+  def of(cls, value: Any) -> Self:
+    """The cell of a JSON value. Errors: `TypeError`, `ValueError` for one that is none."""
+    cell = cls(**value)
+    scores = [cell.test, {} if cell.dev is None else cell.dev]
+    texts = isinstance(cell.arm, str) and isinstance(cell.labels, str)
+    if not texts or type(cell.seed) is not int or not all(map(_are_numbers, scores)):
+      raise ValueError("its arm, labels, seed or scores have another type")
+    return cell
+
+
+def _are_numbers(scores: Any) -> bool:
+  return isinstance(scores, dict) and all(type(v) in (int, float) for v in scores.values())
 
 
 class Comparison(NamedTuple):

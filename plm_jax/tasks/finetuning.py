@@ -25,6 +25,7 @@ from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.experiment_flags import with_tokenizer
+from plm_jax.files import read_json
 from plm_jax.peft.methods import AnyPeft
 from plm_jax.runs import RunInfo, base_record, initial_record, restored_onto
 from plm_jax.tasks.augmentation import AugmentedBatches
@@ -37,11 +38,12 @@ from plm_jax.tasks.predicting import TASK, load
 from plm_jax.tasks.rows import LabelledBatches
 from plm_jax.tasks.sample_predictions import sample_predictions
 from plm_jax.tasks.task import Context, Task, Trained, with_settings
-from plm_jax.train.checkpoint import Checkpoints
+from plm_jax.train.checkpoint import newest
 from plm_jax.train.loop import Data, compile_experiment, fit
 from plm_jax.train.process import versions
 from plm_jax.train.processes import is_first
 from plm_jax.train.selection import Selection
+from plm_jax.train.spikes import batches_until
 from plm_jax.train.workdir import Workdir, write_whole
 
 SCORES, RESULTS, REPORT = "scores.json", "results.json", "report.txt"
@@ -149,11 +151,11 @@ def earlier_cells(plan: FinetunePlan) -> list[Cell]:
   if not path.exists():
     return []
   try:
-    document = json.loads(path.read_text())
+    document = read_json(path)
     before, now = document.get("of"), identity(plan)
     if before == now or _canonical(before) == _canonical(now):
-      return [Cell(**cell) for cell in document["cells"]]
-  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+      return [Cell.of(cell) for cell in document["cells"]]
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
     raise UserError(f"{path} cannot be read ({error}); choose another --workdir") from error
   names = {"text": "data", "settings": "--set", "taught_by": "--teacher", "search": "--search"}
   before, now = _canonical(before or {}), _canonical(now)
@@ -197,8 +199,8 @@ def model_cell(plan: FinetunePlan, arm: str, examples: int | None, seed: int, ti
   }
   with Workdir(plan.path / record["name"]) as workdir:
     workdir.check_same_experiment(experiment, record)
-    if (workdir / SCORES).exists():
-      return Cell(**json.loads((workdir / SCORES).read_text()))
+    if cell := _finished(workdir / SCORES, arm, labels, seed):
+      return cell
     workdir.write_config(experiment, record)
     if is_first():
       plan.source.tokenizer.save(workdir / "tokenizer")
@@ -209,12 +211,27 @@ def model_cell(plan: FinetunePlan, arm: str, examples: int | None, seed: int, ti
     return cell
 
 
+def _finished(path: Path, arm: str, labels: str, seed: int) -> Cell | None:
+  """The stored scores of a cell; None, with a note, if they are damaged or those of another."""
+  if not path.exists():
+    return None
+  try:
+    cell = Cell.of(read_json(path))
+    if cell[:3] == (arm, labels, seed):
+      return cell
+    why = f"they are those of {cell.arm} with {cell.labels} labels and seed {cell.seed}"
+  except (UserError, ValueError, TypeError) as error:
+    why = str(error)
+  print(f"The scores in {path} cannot be used ({why}) and are computed again.", file=sys.stderr)
+  return None
+
+
 def checkpoint_record(source: RunInfo) -> dict[str, Any]:
   """The checkpoint's identity: its path, a hash of its run, and its step; paths can be reused."""
   run = {name: source.document.get(name) for name in ("experiment", "text", "initial")}
   digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
-  step = Checkpoints(source.path / "checkpoints").steps()[-1:]
-  return initial_record(source) | {"run": digest, "step": step}
+  step = newest(source.path, report=lambda _: None)[1]
+  return initial_record(source) | {"run": digest, "step": [step]}
 
 
 def _train_and_test(
@@ -229,8 +246,8 @@ def _train_and_test(
     train = AugmentedBatches(**vars(train), **more, tokenizer=tokenizer)
   program = compile_experiment(experiment, global_shapes(train))
   initial = restored(program, plan.source).params if arm == "pretrained" else None
-  workers = task.workers
-  data = Data(lambda start: iterate(train, start, experiment.steps, workers), dev.evaluation())
+  workers, until = task.workers, batches_until(experiment)
+  data = Data(lambda start: iterate(train, start, until, workers), dev.evaluation())
 
   def trained(params) -> Trained:
     settings = experiment.compute, program.mesh, experiment.global_batch

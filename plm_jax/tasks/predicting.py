@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from plm_jax import overrides
 from plm_jax.errors import UserError
+from plm_jax.files import read_json
 from plm_jax.models.compute import Compute
 from plm_jax.runs import Run
 from plm_jax.sharding import MeshShape, to_global
@@ -33,7 +33,7 @@ def load(path: str | Path, settings: Sequence[str] = ()) -> tuple[Task, Trained]
 def task_of(run: Run, settings: Sequence[str] = ()) -> Task:
   """The task of a fine-tuned run. Errors: `UserError` for another run."""
   stored = run.path / TASK
-  task = overrides.from_json(json.loads(stored.read_text())) if stored.exists() else None
+  task = overrides.from_json(read_json(stored)) if stored.exists() else None
   task = task or run.experiment.data
   if not hasattr(task, "predict"):
     raise UserError(

@@ -24,7 +24,7 @@ from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.loop import check_batch_divides, on_mesh
 from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, means
 from plm_jax.train.step import evaluation_step
-from plm_jax.train.workdir import Workdir, read_config
+from plm_jax.train.workdir import Workdir, read_config, run_hash
 
 
 class Counted(NamedTuple):
@@ -50,7 +50,7 @@ def count(
   """
   mesh = experiment.mesh.build()
   check_batch_divides(experiment, mesh)
-  with Checkpoints(workdir / "checkpoints") as checkpoints:
+  with Checkpoints(workdir / "checkpoints", run=run_hash(workdir.path)) as checkpoints:
     if checkpoints.latest_good() is not None:
       stored = overrides.from_json(read_config(workdir.path)["experiment"])
       experiment = replace(experiment, model=stored.model)
@@ -61,6 +61,7 @@ def count(
       params = jax.device_put(params, parameter_shardings(params, mesh))
       experiment = replace(experiment, model=model)
       workdir.write_config(experiment, record)
+      checkpoints.run = run_hash(workdir.path)
       checkpoints.save(0, {"params": params}, {"step": 0, "seed": experiment.seed})
   settings = {"objectives": experiment.objectives, "compute": experiment.compute}
   evaluate = on_mesh(mesh, jax.jit(functools.partial(evaluation_step, **settings)))

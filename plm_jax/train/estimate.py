@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from plm_jax.experiment import Experiment
 from plm_jax.sharding import to_global
 from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import Program
+from plm_jax.train.memory import machine_memory
 from plm_jax.train.step import forward
 
 SHARE = 0.5
@@ -39,7 +39,7 @@ def timed(program: Program) -> StepTime:
   """The second of two steps on rows of one token; `counted`, if they would take too long."""
   guess = counted(program.experiment, product_rate())
   needed = program.memory * len(jax.local_devices()) if jax.default_backend() == "cpu" else 0
-  if guess.seconds > LONGEST or needed > 0.5 * memory():
+  if guess.seconds > LONGEST or needed > 0.5 * machine_memory():
     return guess
   batch = to_global(example_batch(program.experiment), program.mesh)
   state = program.step(program.create(), batch)
@@ -122,14 +122,6 @@ def product_rate(repeats: int = 3) -> float:
     best = min(best, time.perf_counter() - start)
   # Simulated devices of a CPU share its cores.
   return 2.0 * size**3 / best * (1 if is_cpu else jax.device_count())
-
-
-def memory() -> float:
-  """Bytes of this machine's memory."""
-  try:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  except (OSError, ValueError):
-    return math.inf
 
 
 def spoken(seconds: float) -> str:

@@ -8,7 +8,11 @@ import json
 import os
 from pathlib import Path
 
+from plm_jax.errors import UserError
+from plm_jax.files import open_file, parse_json, read_bytes
+
 MANIFEST = "manifest"
+_MOST = 64 << 20  # bytes of a manifest
 
 
 def damage(folder: Path) -> str | None:
@@ -17,14 +21,17 @@ def damage(folder: Path) -> str | None:
   Reads at the disk's speed, in blocks; loads nothing onto devices.
   """
   try:
-    head, _, body = (folder / MANIFEST).read_bytes().partition(b"\n")
+    head, _, body = read_bytes(folder / MANIFEST, _MOST).partition(b"\n")
+    if head != hashlib.sha256(body).hexdigest().encode():
+      return "has a damaged manifest"
+    files = parse_json(body, MANIFEST)
   except FileNotFoundError:
     return "has no manifest" if folder.is_dir() else "does not exist"
   except OSError as error:
     return f"cannot be read ({error.strerror})"
-  if head != hashlib.sha256(body).hexdigest().encode():
+  except UserError:
     return "has a damaged manifest"
-  for name, digest in json.loads(body).items():
+  for name, digest in files.items():
     try:
       if _hash(folder / name) != digest:
         return f"is damaged in {name}"
@@ -32,11 +39,13 @@ def damage(folder: Path) -> str | None:
       return f"has lost {name}"
     except OSError as error:
       return f"cannot be read in {name} ({error.strerror})"
+    except UserError:
+      return f"is damaged in {name}, which is no file"
   return None
 
 
 def _hash(path: Path) -> str:
-  with open(path, "rb") as file:
+  with open_file(path) as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 

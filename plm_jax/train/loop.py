@@ -21,16 +21,21 @@ from plm_jax.experiment import Experiment
 from plm_jax.models.model import Parameters
 from plm_jax.progress import progress_bar
 from plm_jax.sharding import batch_sharding, parameter_shardings, to_global
+from plm_jax.sizes import check_state
 from plm_jax.train import processes
 from plm_jax.train.checkpoint import Checkpoints
-from plm_jax.train.memory import compile_step
+from plm_jax.train.memory import check_fits, compile_step
 from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, TensorBoard, means
 from plm_jax.train.processes import Interrupted
-from plm_jax.train.selection import Selection
+from plm_jax.train.running import running
+from plm_jax.train.selection import SELECTION, Selection
+from plm_jax.train.spikes import SPIKES, Rewind, Spikes
 from plm_jax.train.state import TrainState, check_frozen, create_state, merge_frozen, stored
 from plm_jax.train.step import evaluation_step, metric_names, together
 from plm_jax.train.trace import Trace
-from plm_jax.train.workdir import Workdir
+from plm_jax.train.workdir import Workdir, run_hash
+
+METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 
 
 class BatchStream(Protocol):
@@ -94,11 +99,19 @@ def compile_experiment(
     params = experiment.init_parameters(jax.random.fold_in(key, 0))
     names = metric_names(params, rows, **settings)
     carry = params.carry(experiment.global_batch) if continues else None
-    return create_state(
-      params, transform, jax.random.fold_in(key, 1), names, experiment.frozen, carry
+    skips = experiment.on_spike == "skip"
+    state = create_state(
+      params,
+      transform,
+      jax.random.fold_in(key, 1),
+      [*names, *["skipped"] * skips],
+      experiment.frozen,
+      carry,
     )
+    return dataclasses.replace(state, running=running() if skips else None)
 
   shapes = jax.eval_shape(create)
+  check_state((shapes.params, shapes.opt_state))
   check_frozen(shapes.params, experiment.tuning.freeze)
   shardings = dataclasses.replace(
     parameter_shardings(dataclasses.replace(shapes, carry=None), mesh),
@@ -200,33 +213,56 @@ def fit(
   parameters, and may end the training early. profile: a folder for a trace of a few steps
   (trace.py).
   Returns the final state and all metric records. Errors: `UserError` when the loss stops being
-  finite, naming the step; `Interrupted` after SIGTERM or SIGINT, with everything saved, also if the
-  signal came in the last step: it holds for the whole command.
+  finite, naming the step; `Interrupted` after SIGTERM, SIGINT or SIGHUP, with everything saved,
+  also if the signal came in the last step: it holds for the whole command.
   """
+  check_fits(program.memory, program.mesh)
+  spikes = Spikes(program.experiment, workdir)
+  options = {"sinks": sinks, "quiet": quiet, "title": title, "profile": profile}
+  with Stopping() as stopping:
+    while True:
+      try:
+        state, records, step = _fit(
+          program, data, workdir, spikes, stopping, initial, selection, **options
+        )
+        break
+      except Rewind:
+        spikes.go_back()
+  if stopping.at_end():
+    raise Interrupted(f"saved step {step}")
+  return state, records
+
+
+def _fit(
+  program, data, workdir, spikes, stopping, initial, selection, *, sinks, quiet, title, profile
+):
+  """`fit`, until it ends or goes back to an earlier step (`Rewind`); and its last step."""
   experiment, schedule = program.experiment, program.experiment.schedule
   with contextlib.ExitStack() as stack:
 
     def opened(resource):
       return stack.enter_context(contextlib.closing(resource))
 
-    stopping = stack.enter_context(Stopping())
-    checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", schedule.keep))
-    state, start = restore_or_create(program, checkpoints, initial)
+    run = run_hash(workdir.path)
+    checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", schedule.keep, run=run))
+    state, start = restore_or_create(program, checkpoints, initial, workdir)
+    before = checkpoints.logs(start) if start else {}
     last_record = start or -1  # a fresh start writes its evaluation of step 0 again
     metrics, timing = Records(), Records()
     if processes.is_first():
       sinks = (opened(TensorBoard(workdir / "tensorboard")), *sinks)
-      metrics = opened(JsonLines(workdir / "metrics.jsonl", last_record))
-      timing = opened(JsonLines(workdir / "timing.jsonl", last_record))
+      metrics = opened(JsonLines(workdir / METRICS, last_record, before.get(METRICS)))
+      timing = opened(JsonLines(workdir / TIMING, last_record, before.get(TIMING)))
     quiet = quiet or not processes.is_first()
-    written = Tee(metrics, *sinks), Tee(timing, *sinks)
-    reporter = opened(Reporter(program, checkpoints, *written, start, quiet, title))
+    spikes.begin(start, before, checkpoints)
+    written = Tee(metrics, *sinks, spikes), Tee(timing, *sinks)
+    reporter = opened(Reporter(program, checkpoints, spikes, *written, start, quiet, title))
     if start and not quiet:
       print(f"{title}: resuming at step {start:,} of {experiment.steps:,}", file=sys.stderr)
     if start == 0:
       reporter.evaluated(0, evaluate(program, state.params, data.evaluation))
-    ended = selection is not None and selection.begin(start, state.params)
-    stream = opened(data.training(start))
+    ended = selection is not None and selection.begin(start, state.params, before.get(SELECTION))
+    stream = opened(data.training(start + spikes.offset))
     trace = opened(Trace(profile if processes.is_first() else None, start))
 
     step = start
@@ -246,27 +282,36 @@ def fit(
         reporter.evaluated(step, evaluate(program, state.params, data.evaluation))
       if last or step % schedule.save == 0 or stops:
         reporter.write()
-        raise_if_nonfinite(int(state.first_bad), checkpoints)
-        kept = stored(state, experiment.omitted)
-        checkpoints.save(step, kept, {"step": step, "seed": experiment.seed})
+        raise_if_nonfinite(int(state.first_bad), checkpoints, spikes)
+        logs = {METRICS: metrics.sync(), TIMING: timing.sync(), SPIKES: spikes.text}
+        if selection is not None:
+          logs[SELECTION] = selection.sync()
+        kept, meta = stored(state, experiment.omitted), {"step": step, "seed": experiment.seed}
+        checkpoints.save(step, kept, meta, logs, spikes.protected(step, checkpoints.steps()))
       if last or stops:
         break
-  if stopping.at_end():
-    raise Interrupted(f"saved step {step}")
-  return state, metrics.records
+  spikes.at_end()
+  return state, metrics.records, step
 
 
 def restore_or_create(
-  program: Program, checkpoints: Checkpoints, initial
+  program: Program, checkpoints: Checkpoints, initial, workdir: Workdir
 ) -> tuple[TrainState, int]:
-  """The state to continue from, and its step."""
+  """The state to continue from, and its step. Errors: `UserError` if its checkpoint was lost."""
   step, omitted = checkpoints.latest_good(), program.experiment.omitted
   if step is not None:
     state, _, step = checkpoints.restore(stored(program.abstract, omitted), step)
     return completed(state, program, initial) if omitted else state, step
+  if lost := workdir.lost(program.experiment.schedule.save):
+    raise UserError(
+      f"{workdir / METRICS} has records up to step {lost}, but {checkpoints.directory} has no "
+      f"checkpoint; put it back, or move {workdir.path} away to start from the beginning"
+    )
   state = program.create()
   if initial is not None:
     shardings = jax.tree.map(lambda x: x.sharding, program.abstract.params)
+    if program.experiment.on_spike == "rewind":  # they are needed again
+      initial = jax.tree.map(jnp.copy, initial)
     state = dataclasses.replace(state, params=jax.device_put(initial, shardings))
   return state, 0
 
@@ -284,11 +329,12 @@ def evaluate(program: Program, params, batches: Iterable[dict]) -> dict[str, flo
   return means([program.evaluate(params, to_global(batch, program.mesh)) for batch in batches])
 
 
-def raise_if_nonfinite(first_bad: int, checkpoints: Checkpoints) -> None:
-  """A `UserError` if an update since the last check was not finite."""
+def raise_if_nonfinite(first_bad: int, checkpoints: Checkpoints, spikes: Spikes) -> None:
+  """A `UserError`, or `Rewind`, if an update since the last check was not finite."""
   if not first_bad:
     return
   checkpoints.wait()
+  spikes.nonfinite(first_bad)
   good = checkpoints.steps()
   last = f"the last good checkpoint is that of step {good[-1]}" if good else "nothing was saved yet"
   raise UserError(
@@ -301,9 +347,12 @@ class Reporter:
   """Progress bar, metrics and timing. Reads a step's numbers only after the next step has been
   dispatched, so that the device never waits for the host."""
 
-  def __init__(self, program, checkpoints, metrics: Sink, timing: Sink, start: int, quiet, title):
+  def __init__(
+    self, program, checkpoints, spikes, metrics: Sink, timing: Sink, start: int, quiet, title
+  ):
     experiment = program.experiment
-    self._checkpoints, self._metrics, self._timing = checkpoints, metrics, timing
+    self._checkpoints, self._spikes = checkpoints, spikes
+    self._metrics, self._timing = metrics, timing
     # Not `device_put`, with which processes would compare the zeros over the devices every time.
     empty = program.abstract.metrics
     self._zeros = jax.jit(
@@ -347,7 +396,7 @@ class Reporter:
       return
     (step, *numbers), self._pending = self._pending, None
     numbers, first_bad = jax.device_get(numbers)
-    raise_if_nonfinite(int(first_bad), self._checkpoints)
+    raise_if_nonfinite(int(first_bad), self._checkpoints, self._spikes)
     values = {name: float(total / (count or 1)) for name, (total, count) in numbers.items()}
     self._metrics.write({"step": step, "split": "train", **values})
     self._write_timing(step, values["loss"])
@@ -366,8 +415,8 @@ class Reporter:
 
 
 class Stopping:
-  """Turns the first SIGTERM or SIGINT into a request to save and stop, on which all processes
-  agree; the second ends at once."""
+  """Turns the first SIGTERM, SIGINT or SIGHUP into a request to save and stop, on which all
+  processes agree; the second ends at once."""
 
   def __init__(self):
     self.asked = False
@@ -375,7 +424,9 @@ class Stopping:
     self._before: dict[int, Any] = {}
 
   def __enter__(self) -> Stopping:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+      if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+        continue  # nohup
       # Outside the main thread the caller's handlers stay.
       with contextlib.suppress(ValueError):
         self._before[number] = signal.signal(number, self._ask)

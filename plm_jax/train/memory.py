@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import math
+import os
 import re
+from pathlib import Path
 
 import jax
 
@@ -81,6 +85,29 @@ def _does_not_fit(experiment: Experiment, parts: int, rows: int, reason: str) ->
     f"{size} of data.length={experiment.data.length} per device does not fit in its memory "
     f"({reason}); {advice}"
   )
+
+
+def check_fits(needed: int, mesh) -> None:
+  """A `UserError` if a step on a CPU needs more bytes than the machine has. needed: per device;
+  simulated devices share the memory."""
+  if jax.default_backend() != "cpu":
+    return
+  needed, there = needed * len(mesh.local_devices), machine_memory()
+  if needed > there:
+    raise UserError(
+      f"a step needs {needed / 2**30:,.1f} GiB and this machine has {there / 2**30:,.1f} GiB; make "
+      "the model, global_batch or data.length smaller, or set compute.micro_batches"
+    )
+
+
+def machine_memory() -> float:
+  """Bytes of this machine's memory, or of the container's."""
+  total = math.inf
+  with contextlib.suppress(OSError, ValueError):
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  with contextlib.suppress(OSError, ValueError):  # "max" without a limit
+    total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+  return total
 
 
 def step_memory(compiled) -> int:

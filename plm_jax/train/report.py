@@ -14,7 +14,7 @@ from plm_jax.decode.rules import Rules
 from plm_jax.decode.writer import Prompt, continuation, readable, write
 from plm_jax.experiment import Experiment
 from plm_jax.models.model import Parameters
-from plm_jax.objectives.baselines import Baseline
+from plm_jax.objectives.baselines import Baseline, perplexity
 from plm_jax.objectives.objective import Objective
 from plm_jax.sharding import kept_whole
 from plm_jax.train.loop import Program
@@ -90,11 +90,13 @@ class Results(NamedTuple):
 
   def held_out(self, metric: str) -> list[tuple[int, float]]:
     """(step, value) of every evaluation on held-out text."""
-    return [(r["step"], r[metric]) for r in self.records if r["split"] == "valid" and metric in r]
+    return [
+      (r["step"], r[metric]) for r in self.records if r.get("split") == "valid" and metric in r
+    ]
 
   def baseline(self, objective: Objective) -> Baseline:
     """The scores of the objective's trivial baseline."""
-    scores = [record for record in self.records if record["split"] == "valid"][-1]
+    scores = [record for record in self.records if record.get("split") == "valid"][-1]
     return objective.baseline(self.counts, self.evaluation, scores)
 
 
@@ -104,7 +106,7 @@ def results(run: Results) -> str:
   for objective in run.experiment.objectives:
     kind, baseline, unit = run.baseline(objective)
     for metric in dict.fromkeys(["loss", *baseline]):
-      stored, shown = ("loss", math.exp) if metric == "perplexity" else (metric, float)
+      stored, shown = ("loss", perplexity) if metric == "perplexity" else (metric, float)
       values = run.held_out(f"{objective.name}/{stored}")
       label = f"{objective.name.upper()} {metric}" + unit * (metric == "loss")
       before = None if run.experiment.is_counted else shown(values[0][1])
@@ -122,6 +124,8 @@ def results(run: Results) -> str:
 
 
 def _number(value: float) -> str:
+  if abs(value) >= 1e6:
+    return f"{value:.3g}"
   return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
 
 
@@ -147,11 +151,11 @@ def examples(params: Parameters, run: Results, prepared, count: int = 4) -> str:
 def fillers(params: Parameters, experiment: Experiment, prepared, count: int) -> str:
   """Held-out sentences with a blank and the most probable fillers: those where the model is most
   certain and those where it is least, half of `count` each."""
-  tokenizer = prepared.tokenizer
+  tokenizer, size = prepared.tokenizer, prepared.tokenizer.vocab.size
   blanks = blanks_from(prepared.valid, tokenizer, BLANKS)
   if not blanks:
     return "\nno examples: no held-out sentence has a long word of one token"
-  filled = list(zip(blanks, fill(params.masked_lm(), blanks, experiment.compute)))
+  filled = list(zip(blanks, fill(params.masked_lm(), blanks, experiment.compute, size=size)))
   ranks = [rank for b, best in filled for rank, f in enumerate(best) if f.token == b.answer]
   filled.sort(key=lambda pair: -pair[1][0].probability)
   few = min(count // 2, len(filled) // 2)
@@ -226,7 +230,7 @@ def draw_curves(run: Results, workdir: Workdir) -> None:
   objectives = run.experiment.objectives
   figure = Figure(figsize=(9, 3.2 * len(objectives)), layout="constrained")
   axes = figure.subplots(len(objectives), 2, squeeze=False)
-  training = [r for r in run.records if r["split"] == "train"]
+  training = [r for r in run.records if r.get("split") == "train"]
   for row, objective in zip(axes, objectives):
     kind, baseline, unit = run.baseline(objective)
     others = [metric for metric in baseline if metric not in ("loss", "perplexity")]
@@ -251,7 +255,7 @@ def draw_curves(run: Results, workdir: Workdir) -> None:
 
 def goodbye(workdir: Path, experiment: Experiment, params: Parameters) -> str:
   """The run's training time, its files, and a command to try next."""
-  timing = read_records(workdir / "timing.jsonl")
+  timing = [r for r in read_records(workdir / "timing.jsonl") if "seconds" in r]
   seconds = sum(r["seconds"] for r in timing)
   command = f"python run_finetune.py --from={workdir}"
   if hasattr(params, "word_rows"):

@@ -18,7 +18,9 @@ from plm_jax.train.checkpoint import BEST, Checkpoints
 from plm_jax.train.metrics import JsonLines, Records
 from plm_jax.train.processes import is_first
 from plm_jax.train.state import merge_frozen, trainable
-from plm_jax.train.workdir import Workdir, read_records
+from plm_jax.train.workdir import Workdir, read_records, records_in, run_hash
+
+SELECTION = "selection.jsonl"
 
 
 class Selection(contextlib.AbstractContextManager):
@@ -36,18 +38,28 @@ class Selection(contextlib.AbstractContextManager):
   ):
     self._workdir, self._score, self._omitted = workdir, score, omitted
     self._every, self._patience = every, patience
-    self._best = Checkpoints(workdir / BEST, keep=1)
+    self._best = Checkpoints(workdir / BEST, keep=1, run=run_hash(workdir.path))
     self._lines: Records | None = None
 
-  def begin(self, step: int, params: Any) -> bool:
-    """Continues after `step`; whether training has ended."""
-    path = self._workdir / "selection.jsonl"
+  def begin(self, step: int, params: Any, stored: str | None = None) -> bool:
+    """Continues after `step`, with the `stored` text of selection.jsonl in its checkpoint; whether
+    training has ended."""
+    path, last = self._workdir / SELECTION, step or -1
     if is_first():
-      self._lines = JsonLines(path, step)
+      self._lines = JsonLines(path, last, stored)
     else:  # with the records that the first process writes
       self._lines = Records()
-      self._lines.records += [record for record in read_records(path) if record["step"] <= step]
-    return self.look(0, params) if step == 0 and not self._lines.records else self.ended
+      records = read_records(path) if stored is None else records_in(stored)
+      self._lines.records += [record for record in records if record["step"] <= last]
+    if step:
+      return self.ended
+    self._best.remove_after(-1)  # of an earlier start that saved nothing else
+    return self.look(0, params)
+
+  def sync(self) -> str:
+    """The content of selection.jsonl, which is on disk when this returns."""
+    assert self._lines is not None  # after `begin`
+    return self._lines.sync()
 
   def due(self, step: int, last: bool) -> bool:
     return last or step % self._every == 0

@@ -11,6 +11,7 @@ from flax import nnx
 
 from plm_jax.errors import UserError
 from plm_jax.models.parameters import named, path_name
+from plm_jax.train.running import Running
 
 
 @jax.tree_util.register_dataclass
@@ -24,6 +25,7 @@ class TrainState:
     no update is applied: the parameters are the last good ones.
   carry: the model's state between batches, arrays `[B, ...]` of the whole global batch; None for
     models and rows without one.
+  running: what `on_spike="skip"` compares an update with; else None.
   """
 
   step: jax.Array  # int32
@@ -33,6 +35,7 @@ class TrainState:
   metrics: dict[str, jax.Array]
   first_bad: jax.Array  # int32
   carry: Any = None
+  running: Running | None = None
 
 
 def create_state(

@@ -14,6 +14,7 @@ from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, streams
 from plm_jax.models.parameters import map_roles
+from plm_jax.train.running import unusual
 from plm_jax.train.state import TrainState, merge_frozen, trainable
 from plm_jax.train.touched import touched_rows, update_rows
 
@@ -74,6 +75,8 @@ def train_step(
 
   params = trainable(state.params, frozen)
   if touched_rows(state.params, batch, updates):
+    if state.running is not None:
+      raise UserError("on_spike=skip skips whole updates, not those of single rows; choose another")
     total = sum(counts.values())
 
     def summed(params, rows):
@@ -100,11 +103,16 @@ def train_step(
   updated = optax.apply_updates(params, updates)
 
   good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (state.first_bad == 0)
+  fine, watched = good, state.running
+  if watched is not None:
+    skipped, watched = unusual(watched, loss, grad_norm)
+    good, fine = ~skipped, jnp.ones((), bool)
+    terms["skipped"] = jnp.stack([skipped.astype(jnp.float32), jnp.ones(())])
   updated, opt_state = jax.tree.map(
     lambda new, old: jnp.where(good, new, old), (updated, opt_state), (params, state.opt_state)
   )
-  state = advanced(state, updated, opt_state, good, loss, terms, grad_norm, learning_rate)
-  return dataclasses.replace(state, carry=carry)
+  state = advanced(state, updated, opt_state, fine, loss, terms, grad_norm, learning_rate)
+  return dataclasses.replace(state, carry=carry, running=watched)
 
 
 def advanced(
@@ -117,6 +125,8 @@ def advanced(
     "grad_norm": jnp.stack([grad_norm, one]),
     "learning_rate": jnp.stack([learning_rate(state.step), one]),
   }
+  if state.running is not None:  # a loss that is not finite is in no mean
+    terms = {name: jnp.where(jnp.isfinite(term).all(), term, 0.0) for name, term in terms.items()}
   return dataclasses.replace(
     state,
     step=state.step + 1,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from plm_jax.errors import UserError
@@ -58,6 +59,32 @@ def load_arrays(folder: Path, index: dict, wanted: dict[str, Any]) -> dict[str, 
   for name in wanted.keys() & index["keys"].keys():
     arrays[name] = jax.random.wrap_key_data(arrays[name], impl=index["keys"][name])
   return arrays
+
+
+def check_finite(tree: Any, place: Path) -> None:
+  """A `UserError` that names the first array with a number that is not finite."""
+  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    if jax.dtypes.issubdtype(leaf.dtype, jnp.inexact) and not _is_finite(leaf):
+      raise UserError(
+        f"{path_name(path)} of {place} has numbers that are not finite (NaN or infinite), with "
+        "which nothing can be computed; take another checkpoint"
+      )
+
+
+@jax.jit
+def _is_finite(x: jax.Array) -> jax.Array:
+  return jnp.isfinite(x).all()
+
+
+def check_readable(folder: Path, names: Iterable[str]) -> None:
+  """A `ValueError` if the index of the written arrays lacks one of them."""
+  import tensorstore
+
+  base = {"driver": "file", "path": f"{folder}/"}
+  store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+  written = set(store.list().result())
+  if lost := [name for name in names if f"{name}/.zarray".encode() not in written]:
+    raise ValueError(f"{folder} was written and cannot be read again: it lacks {lost[0]}")
 
 
 def refuse_misfits(folder: Path, index: dict, wanted: dict, stored: Iterable[str]) -> None:

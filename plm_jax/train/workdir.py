@@ -11,21 +11,24 @@ code/           copies of the user's own files with classes of the configuration
 import contextlib
 import difflib
 import fcntl
+import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self, TextIO
 
 from plm_jax import overrides, own_code
 from plm_jax.config_tree import is_within
 from plm_jax.errors import UserError
+from plm_jax.files import not_waiting, open_file, parse_json, read_json
 from plm_jax.train import processes
 
 FORMAT = 1
 
-# Fields that may differ when a run resumes: they set where and how it runs, not its results.
-# `model.sizes` of a counted model is a result itself.
-PLACE = ("mesh", "compute", "schedule", "data.workers", "model.sizes")
+# Fields that may differ when a run resumes: they set where and how it runs, not its results; the
+# way on after a spike, which its record tells; `model.sizes` of a counted model, a result itself.
+PLACE = ("mesh", "compute", "schedule", "data.workers", "on_spike", "model.sizes")
 
 
 class Workdir:
@@ -86,9 +89,17 @@ class Workdir:
         raise UserError(f"{self.path} holds a run with another {label}; choose another --workdir")
 
   def has_begun(self) -> bool:
-    """Whether the first evaluation was reached. Before that nothing is lost, so a failed command
-    can be corrected and repeated in the same directory."""
-    return any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints"))
+    """Whether anything was saved, or was before it got lost. Before that a failed command can be
+    corrected and repeated in the same directory."""
+    return any(map(_is_filled, (self.path / "checkpoints", self.path / "best"))) or self.lost() > 0
+
+  def lost(self, save: int = 1) -> int:
+    """The last step of metrics.jsonl if a checkpoint must have been written before it, else 0.
+    save: the steps between checkpoints now, which may have been fewer or more."""
+    with contextlib.suppress(UserError, TypeError, KeyError):
+      save = max(save, read_config(self.path)["experiment"]["schedule"]["save"])
+    last = max((r["step"] for r in read_records(self.path / "metrics.jsonl")), default=0)
+    return last if last > 2 * save else 0  # the save before the last one was waited for
 
   def write_config(self, experiment, record: dict[str, Any]) -> None:
     """Writes config.json, unless the directory already holds this very run. Errors: `UserError` in
@@ -116,13 +127,28 @@ def own_code_entry(path: Path, document: dict[str, Any]) -> dict[str, Any]:
   return {} if entry is None else {"code": entry}
 
 
+def check_name(directory: Path) -> None:
+  """A `UserError` for a path in which Orbax would see a pattern, and lose the checkpoint."""
+  if marks := sorted(set(str(Path(directory).absolute())) & set("*?[")):
+    raise UserError(
+      f"the directory {directory} has {' and '.join(marks)} in its path, with which no checkpoint "
+      "can be written; choose a name without these characters"
+    )
+
+
+def _is_filled(folder: Path) -> bool:
+  """Whether a folder has a checkpoint, or anything but the leftovers of a kill."""
+  return folder.is_dir() and any(p.suffix not in (".saving", ".deleting") for p in folder.iterdir())
+
+
 def lock(directory: Path, holder: str, flag: str) -> TextIO:
   """Makes a directory and locks it until the returned file is closed. Errors: `UserError` if
   another `holder` has locked it, or it cannot be written."""
+  check_name(directory)
   try:
     directory.mkdir(parents=True, exist_ok=True)
     # Opened to append: in a folder that is then refused, `.lock` may be another program's file.
-    file = open(directory / ".lock", "a")  # noqa: SIM115  the caller closes it
+    file = open(directory / ".lock", "a", opener=not_waiting)  # noqa: SIM115  the caller closes it
   except OSError as error:
     raise UserError(f"the directory {directory} cannot be written: {error.strerror}") from error
   try:
@@ -143,11 +169,37 @@ def _below(path: Path) -> str:
   return f"; directories below it that have one: {shown}" if runs else ""
 
 
+def run_hash(path: Path) -> str | None:
+  """A hash of all that decides the numbers of a run, as config.json says it; None without one. A
+  checkpoint has it, so that those of two runs are not mixed up."""
+  try:
+    document = read_config(path)
+  except UserError:
+    return None
+  return hash_of(document)
+
+
+def hash_of(document: dict[str, Any]) -> str:
+  """The hash of a run by the content of its config.json, which stays as it was first written."""
+  parts = {name: document.get(name) for name in ("text", "initial", "taught_by")}
+  parts["experiment"] = _without_places(document["experiment"])
+  return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _without_places(experiment: dict[str, Any], path: str = "") -> dict[str, Any]:
+  inner = {name: f"{path}.{name}" if path else name for name in experiment}
+  return {
+    name: _without_places(value, inner[name]) if isinstance(value, dict) else value
+    for name, value in experiment.items()
+    if inner[name] not in PLACE
+  }
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
   """The config.json of a run. Errors: `UserError` if it is missing, or not that of a run."""
   path = Path(path)
   try:
-    document = json.loads((path / "config.json").read_text())
+    document = read_json(path / "config.json")
   except (FileNotFoundError, NotADirectoryError):
     names = [sibling.name for sibling in path.parent.glob("*/")]
     near = difflib.get_close_matches(path.name, names, n=1)
@@ -157,8 +209,6 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if path.is_file():
       missing = "it is a file; give its folder"
     raise UserError(f"{path} is not the directory of a run: {missing}") from None
-  except (OSError, ValueError) as error:
-    raise UserError(f"{path / 'config.json'} cannot be read: {error}") from error
   if isinstance(document, dict) and "model_type" in document:
     raise UserError(
       f"{path} is a published model; make a run of it: python -m plm_jax.convert {path} RUN"
@@ -202,13 +252,28 @@ def read_records(path: Path, last: int | None = None) -> list[dict[str, Any]]:
   """The records of a `.jsonl` file, if any, or of its `last` bytes; bad lines are skipped."""
   if not path.exists():
     return []
-  with open(path, "rb") as file:
+  with open_file(path) as file:
     start = 0 if last is None else max(0, file.seek(0, os.SEEK_END) - last)
     file.seek(start)
     lines = file.read().split(b"\n")
-  records = []
   # The text after the last newline is a partial line, and so is the first one of a cut file.
-  for line in lines[1 if start else 0 : -1]:
-    with contextlib.suppress(ValueError):
-      records.append(json.loads(line))
-  return [record for record in records if isinstance(record, dict) and "step" in record]
+  return list(_records_of(lines[1 if start else 0 : -1]))
+
+
+def records_in(text: str) -> list[dict[str, Any]]:
+  """The records in the text of a file; bad lines are skipped."""
+  return list(_records_of(text.encode().split(b"\n")))
+
+
+def _records_of(lines: list[bytes]) -> Iterator[dict[str, Any]]:
+  for line in lines:
+    with contextlib.suppress(UserError):
+      record = parse_json(line, "a line")
+      if _is_record(record):
+        yield record
+
+
+def _is_record(value: Any) -> bool:
+  if not isinstance(value, dict) or type(value.get("step")) is not int or value["step"] < 0:
+    return False
+  return all(isinstance(field, str | int | float) for field in value.values())

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from plm_jax import cli
@@ -26,7 +27,8 @@ from plm_jax.ablate.plan import (
 )
 from plm_jax.ablate.view import View, line, time_left
 from plm_jax.errors import UserError
-from plm_jax.train.workdir import lock
+from plm_jax.train.checkpoint import Checkpoints
+from plm_jax.train.workdir import lock, run_hash
 from tests.toy_run import text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -368,6 +370,31 @@ def test_damaged_files_of_a_sweep_are_sentences_or_passed_over(tmp_path):
     (tmp_path / "sweep.json").write_text(damaged)
     with pytest.raises(UserError, match=r"sweep.json"):
       read_plan(tmp_path)
+
+
+def test_an_evaluation_of_another_run_is_refused_and_a_damaged_end_is_no_end(tmp_path):
+  run = PlannedRun("a", 0)
+  workdir = tmp_path / "a/0"
+  workdir.mkdir(parents=True)
+  document = {"format": 1, "experiment": {"seed": 0}}
+  (workdir / "config.json").write_text(json.dumps(document))
+  scores = dict.fromkeys(plan_module._SCORES) | {"metrics": {}, "asked": {}}
+  (workdir / "scores.json").write_text(json.dumps(scores | {"run": run_hash(workdir)}))
+  assert plan_module.read_scores(tmp_path, run)
+  (workdir / "scores.json").write_text(json.dumps(scores | {"run": "theirs"}))
+  with pytest.raises(UserError, match=r"is the evaluation of another run; delete it"):
+    plan_module.read_scores(tmp_path, run)
+
+  assert not plan_module.has_trained(tmp_path, run, 1)
+  with Checkpoints(workdir / "checkpoints", run=run_hash(workdir)) as checkpoints:
+    checkpoints.save(1, {"a": np.zeros(3, np.float32)}, {})
+  assert plan_module.has_trained(tmp_path, run, 1)
+  (workdir / "config.json").write_text(json.dumps(document | {"experiment": {"seed": 1}}))
+  assert not plan_module.has_trained(tmp_path, run, 1)
+  (workdir / "config.json").write_text(json.dumps(document))
+  index = workdir / "checkpoints/1/checkpoint.json"
+  index.write_text(index.read_text() + " ")
+  assert not plan_module.has_trained(tmp_path, run, 1)
 
 
 def test_a_lock_of_somebody_else_keeps_its_content(tmp_path):

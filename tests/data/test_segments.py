@@ -1,6 +1,7 @@
 """Segment pairs against the rules of create_pretraining_data.py, and against a copy of its loop."""
 
 import dataclasses
+import os
 import threading
 
 import numpy as np
@@ -297,6 +298,38 @@ def test_tables_are_kept_beside_the_store(tmp_path):
   assert len(pass_table(held_out, SegmentPair(), 64, 0, 1)) < len(made)
   assert len(list(tmp_path.iterdir())) == 3
   assert file.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "pipe", "folder", "other"])
+def test_a_damaged_table_is_told_and_made_again(tmp_path, harm, capsys):
+  store = random_store(20, directory=tmp_path)
+  made = np.array(pass_table(store, SegmentPair(), 64, 0, 1))
+  (file,) = tmp_path.iterdir()
+  data = bytearray(file.read_bytes())
+  data[200] ^= 4
+  if harm == "other":
+    pass_table(store, SegmentPair(next="none"), 64, 0, 1)
+    (other,) = (p for p in tmp_path.iterdir() if p != file)
+    other.replace(file)
+  elif harm in ("pipe", "folder"):
+    file.unlink()
+    os.mkfifo(file) if harm == "pipe" else file.mkdir()
+  else:
+    file.write_bytes({"flip": data, "cut": data[:100], "empty": b""}[harm])
+  np.testing.assert_array_equal(pass_table(store, SegmentPair(), 64, 0, 1), made)
+  assert "are made again" in capsys.readouterr().err
+  np.testing.assert_array_equal(pass_table(store, SegmentPair(), 64, 0, 1), made)
+  assert not capsys.readouterr().err
+
+
+def test_a_table_of_an_older_version_is_made_again_without_a_word(tmp_path, capsys):
+  store = random_store(20, directory=tmp_path)
+  made = np.array(pass_table(store, SegmentPair(), 64, 0, 1))
+  (file,) = tmp_path.iterdir()
+  with file.open("wb") as old:
+    np.save(old, made[::-1])
+  np.testing.assert_array_equal(pass_table(store, SegmentPair(), 64, 0, 1), made)
+  assert not capsys.readouterr().err
 
 
 def test_threads_that_make_the_same_table_leave_one_file(tmp_path):

@@ -1,5 +1,6 @@
 """Preparing text: the split, the arrays, and that a killed preparation ends with the same bytes."""
 
+import errno
 import hashlib
 import io
 import itertools
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 
 from plm_jax.data import preparation, processes
+from plm_jax.data.digests import damage
+from plm_jax.data.digests import digests as file_digests
 from plm_jax.data.preparation import prepare
 from plm_jax.data.store import TokenStore, token_type
 from plm_jax.data.tokenizers import WordPiece
@@ -106,8 +109,115 @@ def test_a_finished_preparation_is_reused_and_a_damaged_one_made_again(path, tmp
   )
 
 
+def flip(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 4
+  path.write_bytes(data)
+
+
+def a_pipe(path):
+  path.unlink()
+  os.mkfifo(path)
+
+
+@pytest.mark.parametrize("harm", [flip, a_pipe, Path.unlink])
+def test_damage_to_any_file_of_a_text_is_told_and_mended(path, tmp_path, harm, capsys):
+  made = prepare(corpus(path), tmp_path / "cache", progress=False)
+  before = digests(made.directory)
+  for name in before:
+    harm(made.directory / name)
+    again = prepare(corpus(path), tmp_path / "cache", progress=False)
+    told = capsys.readouterr().err
+    assert digests(again.directory) == before
+    # Without its manifest a text is unfinished.
+    assert ("is damaged" in told and "made again" in told) or name == "manifest.json"
+
+
+def test_texts_that_changed_places_are_told_and_mended(path, tmp_path, capsys):
+  other = tmp_path / "other.txt"
+  other.write_text(text(40))
+  texts = [prepare(corpus(p), tmp_path / "cache", progress=False) for p in (path, other)]
+  before = [digests(made.directory) for made in texts]
+  one, two = (made.directory for made in texts)
+  one.rename(tmp_path / "spare")
+  two.rename(one)
+  (tmp_path / "spare").rename(two)
+  for source, folder, expected in zip((path, other), (one, two), before):
+    assert (
+      digests(prepare(corpus(source), tmp_path / "cache", progress=False).directory) == expected
+    )
+    assert f"{folder} is damaged (manifest.json is that of another text)" in capsys.readouterr().err
+
+
+def test_large_files_are_checked_by_a_sample_of_blocks(tmp_path, monkeypatch):
+  monkeypatch.setattr("plm_jax.data.digests.BLOCK", 10)
+  monkeypatch.setattr("plm_jax.data.digests.WHOLE", 99)
+  monkeypatch.setattr("plm_jax.data.digests.SAMPLE", 3)
+  content = bytes(range(105))
+  (tmp_path / "large").write_bytes(content)
+  record = file_digests(tmp_path / "large")
+  assert len(record["blocks"]) == 11 and damage(tmp_path / "large", record) is None
+  (tmp_path / "large").write_bytes(content[:-1] + b"?")  # the last block is always read
+  assert damage(tmp_path / "large", record) == "large has other bytes"
+  (tmp_path / "large").write_bytes(content[:50] + b"?" + content[51:])
+  assert any(damage(tmp_path / "large", record) for _ in range(200))
+
+
+def read_only(monkeypatch, folder):
+  """The folder as on a file system that can only be read: root ignores permissions."""
+
+  def opener(path, *args, **kwargs):
+    writes = any(mark in (args[0] if args else kwargs.get("mode", "r")) for mark in "wa+x")
+    if writes and Path(path).is_relative_to(folder):
+      raise OSError(errno.EROFS, "Read-only file system", str(path))
+    return real(path, *args, **kwargs)
+
+  real = io.open
+  monkeypatch.setattr("builtins.open", opener)
+  monkeypatch.setattr(io, "open", opener)
+
+
+def test_a_cache_that_can_only_be_read_works_if_the_text_is_there(path, tmp_path, monkeypatch):
+  made = prepare(corpus(path), tmp_path / "cache", progress=False)
+  with monkeypatch.context() as patch:
+    read_only(patch, tmp_path / "cache")
+    again = prepare(corpus(path), tmp_path / "cache", progress=False)
+    with pytest.raises(OSError, match="Read-only"):
+      prepare(corpus(path, held_out=0.3), tmp_path / "cache", progress=False)
+  assert np.array_equal(again.train.tokens, made.train.tokens)
+  flip(made.directory / "train.tokens")
+  read_only(monkeypatch, tmp_path / "cache")
+  with pytest.raises(
+    UserError, match=r"is damaged \(train.tokens has other bytes\), and the cache"
+  ):
+    prepare(corpus(path), tmp_path / "cache", progress=False)
+
+
 class Stop(BaseException):
   pass
+
+
+@pytest.mark.parametrize(
+  "name", ["train.tokens", "valid.names", "journal.json", "tokenizer/vocab.txt"]
+)
+def test_an_unfinished_text_that_was_damaged_is_begun_again(
+  path, tmp_path, monkeypatch, name, capsys
+):
+  expected = digests(prepare(corpus(path), tmp_path / "whole", progress=False).directory)
+
+  def stop(self, journal):
+    raise Stop
+
+  with monkeypatch.context() as patch:
+    patch.setattr(preparation._Preparation, "_finish", stop)
+    with pytest.raises(Stop):
+      prepare(corpus(path), tmp_path / "cache", progress=False)
+  (folder,) = (p for p in (tmp_path / "cache/prepared").iterdir() if p.is_dir())
+  flip(folder / name)
+  made = prepare(corpus(path), tmp_path / "cache", progress=False)
+  assert digests(made.directory) == expected
+  told = capsys.readouterr().err
+  assert ("is begun again" in told) == (not name.startswith("tokenizer"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """One cell of the comparison: what both arms share, resuming, and what is refused."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -10,10 +11,16 @@ from plm_jax.data.pipeline import iterate
 from plm_jax.errors import UserError
 from plm_jax.tasks import finetuning, labelled_text
 from plm_jax.tasks.classify import Classify
-from plm_jax.tasks.finetuning import baseline_cell, model_cell, plan, restored
+from plm_jax.tasks.finetuning import (
+  baseline_cell,
+  checkpoint_record,
+  model_cell,
+  plan,
+  restored,
+)
 from plm_jax.tasks.label import Label
 from plm_jax.tasks.rows import LabelledBatches
-from plm_jax.train.checkpoint import restore_parameters
+from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.loop import compile_experiment
 
 SETTINGS = ["task.length=10", "task.test_share=0.2", "task.dev_share=0.2"]
@@ -74,6 +81,26 @@ def test_a_killed_run_ends_like_one_that_was_not(planned, finished, monkeypatch)
 def test_a_finished_arm_is_read_and_not_trained_again(planned, finished, monkeypatch):
   monkeypatch.setattr(finetuning, "fit", None)
   assert model_cell(planned, "pretrained", 60, 0, "toy") == finished
+
+
+def test_scores_of_another_cell_or_damaged_ones_are_computed_again(planned, finished, capsys):
+  path = planned.path / "pretrained-60-0" / finetuning.SCORES
+  whole = path.read_text()
+  for harmed in (whole.replace('"seed": 0', '"seed": 1'), "[" * 1000, '{"arm": 3}', whole[:-9]):
+    path.write_text(harmed)
+    assert model_cell(planned, "pretrained", 60, 0, "toy") == finished
+    assert path.read_text() == whole
+    assert "cannot be used" in capsys.readouterr().err
+
+
+def test_the_record_of_a_source_has_the_step_that_is_read(source, tmp_path):
+  shutil.copytree(source.path, tmp_path / "run")
+  copy = dataclasses.replace(source, path=tmp_path / "run")
+  (step,) = checkpoint_record(copy)["step"]
+  assert step == Checkpoints(source.path / "checkpoints").latest_good()
+  checkpoints = tmp_path / "run" / "checkpoints"
+  shutil.copytree(checkpoints / str(step), checkpoints / str(step + 1))
+  assert checkpoint_record(copy)["step"] == [step]
 
 
 def test_a_directory_of_other_cells_is_refused(planned, finished):

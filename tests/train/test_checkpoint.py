@@ -385,3 +385,102 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_the_checkpoint_before(tmp_p
   # Files that were still being written may leave an incomplete one, which is never read.
   assert {"1"} <= {path.name for path in tmp_path.iterdir()} <= {"1", "2.saving"}
   assert damage(tmp_path / "1") is None
+
+
+def test_a_checkpoint_of_another_run_or_step_is_skipped(run, tmp_path):
+  checkpoints, sentences = run
+  folder = checkpoints.directory
+  with Checkpoints(folder, keep=9, run="ours") as own:
+    own.save(4, make_state(4), {})
+  shutil.copytree(folder / "4", folder / "6")  # the step of another name
+  with Checkpoints(tmp_path / "other", run="theirs") as others:
+    others.save(5, make_state(5), {})
+  shutil.copytree(tmp_path / "other" / "5", folder / "5")
+  again = Checkpoints(folder, report=sentences.append, run="ours")
+  assert again.latest_good() == 4
+  assert ["6 is that of step 4" in sentences[0], "5 belongs to another run" in sentences[1]] == [
+    1,
+    1,
+  ]
+  with pytest.raises(UserError, match="5 belongs to another run; restore another step"):
+    again.restore(make_state(), 5)
+  shutil.rmtree(folder / "4")
+  assert Checkpoints(folder, report=sentences.append, run="ours").latest_good() == 3  # says nothing
+
+
+def test_a_link_is_neither_followed_nor_removed_with_what_it_leads_to(run, tmp_path):
+  checkpoints, sentences = run
+  folder = checkpoints.directory
+  (folder / "3").rename(tmp_path / "elsewhere")
+  (folder / "3").symlink_to(tmp_path / "elsewhere")
+  (folder / "4.saving").symlink_to(tmp_path / "elsewhere")
+  with checkpoints:
+    assert checkpoints.latest_good() == 2
+    assert "3 is a link, which is not followed and is skipped" in sentences[-1]
+    checkpoints.save(3, make_state(3), {})
+  assert damage(folder / "3") is None and not (folder / "3").is_symlink()
+  assert damage(tmp_path / "elsewhere") is None
+  for step in checkpoints.steps():
+    shutil.rmtree(folder / str(step))
+  (folder / "3").symlink_to(tmp_path / "elsewhere")
+  with pytest.raises(UserError, match=r"all checkpoints in .* are damaged"):
+    Checkpoints(folder, report=sentences.append).latest_good()
+
+
+def test_only_plain_decimal_names_are_steps(run):
+  folder = run[0].directory
+  for name in ("١٨", "018", "+7", "9" * 30, "1_0"):
+    (folder / name).mkdir()
+  (folder / "8").write_text("a file")
+  assert run[0].steps() == [1, 2, 3]
+  with run[0]:
+    run[0].save(8, make_state(8), {})  # in the place of the file
+    run[0].wait()
+    assert run[0].latest_good() == 8
+
+
+@pytest.mark.parametrize("name", ["lr[1e-3]", "what?", "all*"])
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused_before_anything_is_written(
+  tmp_path, name
+):
+  with pytest.raises(UserError, match="choose a name without these characters"):
+    Checkpoints(tmp_path / name / "checkpoints").save(1, make_state(), {})
+  assert not (tmp_path / name).exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_back_gets_no_manifest(tmp_path, monkeypatch):
+  # For a path that it takes for a pattern, Orbax writes arrays that its index lacks.
+  monkeypatch.setattr("plm_jax.train.checkpoint.check_name", lambda path: None)
+  with (
+    pytest.raises(ValueError, match="cannot be read again: it lacks half"),
+    Checkpoints(tmp_path / "a[b]") as checkpoints,
+  ):
+    checkpoints.save(1, make_state(), {})
+  assert checkpoints.steps() == []
+
+
+def test_the_logs_of_a_checkpoint_come_back_and_count_as_part_of_it(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, make_state(), {}, logs={"metrics.jsonl": "ünï\n", "spikes.jsonl": ""})
+  assert Checkpoints(tmp_path).logs(1) == {"metrics.jsonl": "ünï\n", "spikes.jsonl": ""}
+  flip(tmp_path / "1" / "logs" / "metrics.jsonl")
+  assert damage(tmp_path / "1") == "is damaged in logs/metrics.jsonl"
+
+
+def test_protected_checkpoints_stay_besides_the_newest(tmp_path):
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    for step in (1, 2, 3, 4):
+      checkpoints.save(step, {"a": jnp.zeros(3)}, {}, protected={2})
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 4]
+    checkpoints.remove_after(2)
+    assert checkpoints.steps() == [2]
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+  broken = Model(0)
+  broken.token.table.set_value(broken.token.table.get_value().at[3, 4].set(jnp.nan))
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, {"params": broken}, {})
+  with pytest.raises(UserError, match=r"params/token/table of .* numbers that are not finite"):
+    restore_parameters(tmp_path, Model(0))

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -260,3 +261,56 @@ def on_eight(tmp_path_factory):
   with pytest.raises(loop.Interrupted):
     run(folder, experiment, watched(ask, experiment))
   return folder
+
+
+def no_lines(path):
+  path.unlink()
+
+
+def a_zeroed_line(path):
+  lines = path.read_bytes().splitlines(True)
+  path.write_bytes(b"".join([*lines[:2], b"\0" * 40 + b"\n", *lines[3:]]))
+
+
+def foreign_lines(path):
+  lines = ['{"step": "4"}', "[" * 100_000, '{"step": 3, "split": {}}', '{"split": "train"}', "7"]
+  path.write_text("\n".join(lines) + "\n" + path.read_text())
+
+
+def another_number(path):
+  path.write_text(path.read_text().replace('"loss": ', '"loss": 1', 1))
+
+
+@pytest.mark.parametrize("harm", [no_lines, a_zeroed_line, foreign_lines, another_number])
+def test_damaged_metrics_are_restored_from_the_checkpoint(whole, tmp_path, harm, capsys):
+  folder = tmp_path / "run"
+  shutil.copytree(whole[0] / "before-12", folder)
+  harm(folder / "metrics.jsonl")
+  assert_ends_like(whole, folder, *run(folder))
+  note = re.search(r"metrics.jsonl did not hold .* and is restored", capsys.readouterr().err)
+  assert (note is None) == (harm is foreign_lines)  # which are dropped
+
+
+def test_checkpoints_that_are_gone_are_not_passed_over_in_silence(whole, tmp_path):
+  folder = tmp_path / "run"
+  shutil.copytree(whole[0] / "run", folder)
+  shutil.rmtree(folder / "checkpoints")
+  before = (folder / "metrics.jsonl").read_bytes()
+  with pytest.raises(UserError, match=r"records up to step 12, but .* has no checkpoint; put it"):
+    run(folder)
+  assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_sighup_saves_and_stops_except_under_nohup(tmp_path):
+  def ask(step, batch):
+    if step == 3:
+      os.kill(os.getpid(), signal.SIGHUP)
+
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    run(tmp_path / "nohup", given=watched(ask))
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    with pytest.raises(loop.Interrupted, match=r"step 3$"):
+      run(tmp_path / "run", given=watched(ask))
+  finally:
+    signal.signal(signal.SIGHUP, before)

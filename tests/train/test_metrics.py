@@ -1,7 +1,10 @@
 """Sinks for records: files that resume exactly, TensorBoard, and further ones."""
 
+import threading
+import time
+
 import pytest
-import tensorboardX
+from tensorboardX.proto.event_pb2 import Event
 
 from plm_jax.train.loop import fit
 from plm_jax.train.metrics import JsonLines, TensorBoard
@@ -26,17 +29,36 @@ def test_json_lines_continue_after_their_checkpoint_and_drop_a_torn_line(tmp_pat
   assert path.read_bytes() == whole
 
 
-def test_tensorboard_has_the_numbers_of_a_record_under_its_split(tmp_path, monkeypatch):
-  events = []
-  monkeypatch.setattr(
-    tensorboardX.SummaryWriter, "add_scalar", lambda _, *event: events.append(event)
-  )
+def scalars(folder):
+  """(tag, value, step) of every event in the only file of a folder (TFRecord: length, checksum,
+  event, checksum)."""
+  (path,) = folder.glob("events*")
+  data, events = path.read_bytes(), []
+  while data:
+    size = int.from_bytes(data[:8], "little")
+    event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
+    events += [(value.tag, value.simple_value, event.step) for value in event.summary.value]
+  return events
+
+
+def test_tensorboard_has_the_numbers_of_a_record_under_its_split(tmp_path):
   board = TensorBoard(tmp_path / "tensorboard")
   board.write({"step": 3, "split": "valid", "loss": 0.5})
   board.write({"step": 3, "seconds": 1.5})
+  expected = [("valid/loss", 0.5, 3), ("speed/seconds", 1.5, 3)]
+  assert scalars(tmp_path / "tensorboard") == expected
   board.close()
-  assert events == [("valid/loss", 0.5, 3), ("speed/seconds", 1.5, 3)]
-  assert list((tmp_path / "tensorboard").glob("events*"))
+  assert scalars(tmp_path / "tensorboard") == expected
+
+
+def test_a_clock_that_is_set_back_stops_no_writer_of_events(tmp_path, monkeypatch):
+  board, threads = TensorBoard(tmp_path), threading.active_count()
+  for step in range(20):
+    monkeypatch.setattr(time, "time", lambda step=step: 2e9 - 1e8 * step)
+    board.write({"step": step, "split": "train", "loss": 1.0})
+  board.close()
+  assert [event[2] for event in scalars(tmp_path)] == list(range(20))
+  assert threads == threading.active_count() == len(threading.enumerate())
 
 
 class Kept(list):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from plm_jax.errors import UserError
 from plm_jax.experiment import Intervals
 from plm_jax.optim.adamw import AdamW
 from plm_jax.sharding import MeshShape
-from plm_jax.train.workdir import Workdir, read_config, write_whole
+from plm_jax.train.workdir import Workdir, hash_of, read_config, run_hash, write_whole
 from tests.test_cli import ROOT
 from tests.toy_run import TOY
 
@@ -22,10 +23,11 @@ RECORD = {"text": {"source": "a"}, "initial": None, "reference": "here.py:toy"}
 
 @pytest.fixture
 def folder(tmp_path):
-  """The directory of a run."""
+  """The directory of a run that has saved."""
   with Workdir(tmp_path / "run") as workdir:
     workdir.write_config(TOY, RECORD)
     (workdir / "metrics.jsonl").write_text("")
+    (workdir / "checkpoints" / "5").mkdir(parents=True)
   return tmp_path / "run"
 
 
@@ -143,10 +145,45 @@ def test_a_directory_that_a_killed_start_left_is_taken(tmp_path):
   assert read_config(tmp_path / "run")["format"] == 1
 
 
-def test_a_start_that_failed_before_training_may_be_corrected(folder):
-  (folder / "metrics.jsonl").unlink()
+def test_a_start_that_saved_nothing_may_be_corrected(folder):
+  (folder / "checkpoints" / "5").rmdir()
+  (folder / "checkpoints" / "5.saving").mkdir()  # of a kill
+  (folder / "metrics.jsonl").write_text('{"step": 4, "split": "train", "loss": 3.0}\n')
   claim(folder, dataclasses.replace(TOY, seed=1))
   assert overrides.from_json(read_config(folder)["experiment"]).seed == 1
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_taken_for_one_that_saved_nothing(folder):
+  (folder / "checkpoints" / "5").rmdir()
+  (folder / "metrics.jsonl").write_text('{"step": 11, "split": "train", "loss": 3.0}\n')
+  with pytest.raises(UserError, match="seed is 0 there and 1 here"):
+    claim(folder, dataclasses.replace(TOY, seed=1))
+
+
+def test_a_directory_with_the_characters_of_a_pattern_is_refused(tmp_path):
+  with pytest.raises(UserError, match="choose a name without these characters"):
+    Workdir(tmp_path / "lr[1e-3]")
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(folder):
+  (folder / "config.json").unlink()
+  os.mkfifo(folder / "config.json")
+  with pytest.raises(UserError, match="is a FIFO; expected a file"):
+    read_config(folder)
+  (folder / ".lock").unlink()
+  os.mkfifo(folder / ".lock")
+  with pytest.raises(UserError, match="cannot be written"):
+    Workdir(folder)
+
+
+def test_the_hash_of_a_run_knows_seed_and_text_but_not_the_place_it_runs_at(folder):
+  document = read_config(folder)
+  hashes = [hash_of(document)]
+  experiments = [dataclasses.replace(TOY, seed=1), dataclasses.replace(TOY, schedule=Intervals())]
+  hashes += [hash_of(document | {"experiment": overrides.to_json(e)}) for e in experiments]
+  hashes.append(hash_of(document | {"text": {"source": "b"}}))
+  assert run_hash(folder) == hashes[0] == hashes[2] and len(set(hashes)) == 3
 
 
 def test_a_directory_that_another_process_holds_is_refused(folder):
