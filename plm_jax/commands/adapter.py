@@ -11,6 +11,7 @@ writes the merged model for transformers, and with --to=peft the adapter alone f
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 from absl import flags
@@ -34,21 +35,22 @@ def define_flags() -> None:
 def main() -> None:
   if not FLAGS.model:
     raise UserError("--model=DIR, the directory of a run with --peft, is needed.")
-  info = RunInfo.read(FLAGS.model)
+  folder = Path(FLAGS.model)
+  info = RunInfo.read(folder)
   if info.experiment.peft is None:
     raise UserError(f"{FLAGS.model} is a whole model and no adapter.")
   base = base_of(info, FLAGS.base and run_directory(FLAGS.base))
   if FLAGS.base:
     entry = {**info.document["base"], "from": str(base.path.absolute())}
     text = json.dumps({**info.document, "base": entry}, indent=2) + "\n"
-    write_whole(info.path / "config.json", text)
+    write_whole(folder / "config.json", text)
   shapes = jax.eval_shape(info.experiment.init_parameters, jax.random.key(0))
   print(f"{shapes.share()}; its base is {base.path}")
   if FLAGS.merge:
-    run = Run.load(info.path)
+    run = Run.load(folder)
     run.save(FLAGS.merge)
-    if (info.path / TASK).exists():
-      shutil.copy(info.path / TASK, FLAGS.merge)
+    if (folder / TASK).exists():
+      shutil.copy(folder / TASK, FLAGS.merge)
     print(f"{FLAGS.merge} is the merged model")
 
 

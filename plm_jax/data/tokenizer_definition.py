@@ -16,7 +16,7 @@ MOST_PATTERN = 4096  # characters of a regular expression
 FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
 
-def check_ids(vocab: object, file: Path) -> None:
+def check_ids(vocab: Any, file: Path) -> None:
   """Errors: `UserError` unless a vocabulary gives every token an id, with few holes between."""
   ids = list(vocab.values()) if isinstance(vocab, dict) else []
   if not ids or not all(type(i) is int and i >= 0 for i in ids) or len(set(ids)) < len(ids):

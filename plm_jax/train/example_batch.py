@@ -37,7 +37,13 @@ def _vocab(tokenizer) -> Vocab:
   has_ngrams = getattr(tokenizer, "buckets", 0) > 0
   return Vocab(
     size=_SIZE,
-    **dict(zip(("pad", "unk", "cls", "sep", "mask"), range(5)), bos=None, eos=None),
+    pad=0,
+    unk=1,
+    cls=2,
+    sep=3,
+    mask=4,
+    bos=None,
+    eos=None,
     special=np.arange(_SIZE) < 5,
     word_start=np.ones(_SIZE, bool),
     counts=np.ones(_SIZE, int),

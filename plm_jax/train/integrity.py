@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any, cast
 
 from plm_jax.errors import UserError
 from plm_jax.files import open_file, parse_json, read_bytes
@@ -46,7 +47,7 @@ def damage(folder: Path) -> str | None:
 
 def _hash(path: Path) -> str:
   with open_file(path) as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 def write_manifest(folder: Path) -> None:

@@ -112,7 +112,7 @@ class TensorBoard:
     self._writer = EventsWriter(str(folder / "events"))
 
   def write(self, record: dict[str, Any]) -> None:
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyrefly: ignore  generated
     from tensorboardX.summary import scalar
 
     split, step = record.get("split", "speed"), record["step"]

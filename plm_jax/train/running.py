@@ -22,7 +22,8 @@ class Running(NamedTuple):
 
 
 def running() -> Running:
-  return Running(*jnp.zeros(3), jnp.zeros((), jnp.int32))
+  loss, spread, norm = jnp.zeros(3)
+  return Running(loss, spread, norm, jnp.zeros((), jnp.int32))
 
 
 def unusual(state: Running, loss: jax.Array, norm: jax.Array) -> tuple[jax.Array, Running]:
