@@ -78,6 +78,9 @@ def run() -> None:
   keep_compilations(cache)
   if FLAGS.dry_run:
     processes.say(overrides.describe(experiment))
+    if experiment.is_counted:
+      processes.say("counted in one pass over the text, without gradient steps")
+      return
     program = program_of(experiment)
     processes.say(report.costs(program))
     step = estimate.timed(program)

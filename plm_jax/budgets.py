@@ -40,6 +40,8 @@ def scaled(experiment: Experiment, budget: str, base: Experiment | None) -> Expe
   known = {path for path, _ in places(experiment)}
   if "optim.b2" not in known:  # the rates of Adafactor are relative
     own.append("optim")
+  if experiment.is_counted:
+    own.append("steps")
   fields = ((setting.partition("=")[0], setting) for setting in LAPTOP)
   chosen = [setting for field, setting in fields if field in known and not is_within(field, own)]
   return overrides.apply(experiment, chosen)

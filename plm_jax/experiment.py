@@ -23,6 +23,7 @@ from plm_jax.models.model import Model
 from plm_jax.objectives.objective import Objective
 from plm_jax.optim.adafactor import Adafactor
 from plm_jax.optim.adamw import LAMB, AdamW
+from plm_jax.optim.sgd import SGD, Adagrad
 from plm_jax.peft.adapted import FROZEN, Peft, adapted
 from plm_jax.peft.methods import AnyPeft
 from plm_jax.sharding import MeshShape
@@ -39,12 +40,14 @@ class Intervals:
   """Intervals of logging, evaluation and checkpoints. None of them changes the parameters.
 
   log: steps between two lines of metrics. evaluate: steps between two evaluations on held-out
-  documents (0: only before and after). evaluation_rows: the most held-out rows. save: steps between
-  checkpoints. keep: the number of checkpoints kept.
+  documents (0: only before and after). early: whether there are evaluations before the first of
+  them too, at 1, 2, 4, 8, ... times `log` steps, where the loss falls fastest. evaluation_rows: the
+  most held-out rows. save: steps between checkpoints. keep: the number of checkpoints kept.
   """
 
   log: int = 10
   evaluate: int = 0
+  early: bool = False
   evaluation_rows: int = 2048
   save: int = 100
   keep: int = 2
@@ -54,6 +57,13 @@ class Intervals:
       raise UserError(
         "schedule.log, .save, .keep and .evaluation_rows must be at least 1, .evaluate at least 0"
       )
+
+  def evaluates(self, step: int) -> bool:
+    """Whether there is an evaluation after a step, apart from the last."""
+    if self.early and 0 < step < self.evaluate:
+      times, rest = divmod(step, self.log)
+      return rest == 0 and times.bit_count() == 1
+    return self.evaluate > 0 and step % self.evaluate == 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +110,7 @@ class Experiment:
   model: Model
   objectives: tuple[Objective, ...]
   data: Rows
-  optim: AdamW | LAMB | Adafactor
+  optim: AdamW | LAMB | Adafactor | SGD | Adagrad
   global_batch: int
   steps: int
   schedule: Intervals = Intervals()
@@ -118,6 +128,11 @@ class Experiment:
     if max(self.global_batch, self.steps) >= 2**31:  # devices count in int32
       raise UserError(
         f"global_batch={self.global_batch} and steps={self.steps} must both be below 2**31"
+      )
+    if self.is_counted and self.steps:
+      raise UserError(
+        f"steps={self.steps} was given, and the model {type(self.model).__name__} is made from "
+        "counts: it takes no steps, and is neither trained nor fine-tuned; leave steps at 0"
       )
     if self.steps and self.optim.warmup > self.steps:
       raise UserError(
@@ -150,9 +165,14 @@ class Experiment:
     if self.peft is not None:
       check_peft(self.peft, self)
 
+  @property
+  def is_counted(self) -> bool:
+    """Whether the model is estimated from counts (plm_jax/train/counted.py)."""
+    return hasattr(self.model, "counted")
+
   def check_trains(self) -> None:
-    """A `UserError` if there is nothing to train."""
-    if not self.steps or not self.objectives:
+    """A `UserError` if there is nothing to train or to count."""
+    if not (self.steps or self.is_counted) or not self.objectives:
       raise UserError(
         f"steps={self.steps} with {len(self.objectives)} objectives trains nothing; set steps to at"
         " least 1 and give an objective"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from plm_jax.decode.rules import Rules
 from plm_jax.errors import UserError
 from plm_jax.evaluation.perplexity import perplexity
 from plm_jax.export.from_run import from_run, write_directory
+from plm_jax.export.model_card import checked_licence, write_card
 from plm_jax.export.outputs import outputs
 from plm_jax.export.peft_run import with_adapter_of
 from plm_jax.runs import Run, check_predicts_tokens
@@ -64,9 +66,11 @@ class LoadedModel:
 
   @checked
   def score(self, text: str) -> dict[str, float]:
-    """The text's perplexity (pseudo-perplexity under a masked model) and bits per byte."""
+    """{"perplexity" (of a masked model "pseudo_perplexity"), "bits_per_byte", "nats_per_token",
+    "tokens"} of a text."""
     check_predicts_tokens(self.run)
-    return {name: float(value) for name, value in perplexity(self.run, text).items()}
+    scores = perplexity(self.run, text)
+    return {re.sub("[ -]", "_", name): float(value) for name, value in scores.items()}
 
   @checked
   def predict(self, texts: Example | Sequence[Example]) -> list[dict[str, Any]]:
@@ -104,11 +108,14 @@ class LoadedModel:
     return attention(self.run, text)
 
   @checked
-  def save(self, directory: str | Path) -> None:
+  def save(self, directory: str | Path, license: str | None = None) -> None:
     """Writes the model as a directory that transformers loads, or sentence-transformers if its
-    classes are read from the mean of the states; then a printed line says how."""
-    model = from_run(self.run, "discriminator")
-    write_directory(model, self.run.tokenizer, Path(directory), "public" not in self.run.document)
+    classes are read from the mean of the states; then a printed line says how. README.md is its
+    model card. license: an identifier of the Hub, such as mit; None is unknown."""
+    checked_licence(license)
+    model, target = from_run(self.run, "discriminator"), Path(directory)
+    write_directory(model, self.run.tokenizer, target, "public" not in self.run.document)
+    write_card(self.run, model, target, license)
 
   @checked
   def with_adapter(self, directory: str | Path) -> LoadedModel:

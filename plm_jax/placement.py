@@ -34,6 +34,12 @@ def split_rows(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(ROW_AXES, *others))
 
 
+def on_all_devices(x: jax.Array) -> jax.Array:
+  """`x` on every device of the mesh. Does nothing without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return x if mesh.size <= 1 else jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
 def split_heads(
   function: Callable,
   q_BTNH: jax.Array,

@@ -14,6 +14,7 @@ from plm_jax.data.preparation import Prepared, prepare
 from plm_jax.experiment import Experiment
 from plm_jax.runs import RunInfo, initial_parameters
 from plm_jax.train import processes, report
+from plm_jax.train.counted import count
 from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import Data, Program, compile_experiment, fit
 from plm_jax.train.metrics import Sink
@@ -48,21 +49,36 @@ def pretrain(
     train.check()
     evaluation = valid.evaluation(experiment.schedule.evaluation_rows)
   processes.say(report.rows_line(train))
+  if experiment.is_counted:
+    counted = count(experiment, record | {"text": text}, prepared, evaluation, workdir, sinks)
+    params = processes.whole(counted.params)
+    if first:
+      rows = all_rows(valid).evaluation(experiment.schedule.evaluation_rows)
+      show(params, counted.experiment, counted.records, rows, prepared, workdir)
+    return
   processes.say("compiling ...", file=sys.stderr)
   program = program_of(experiment)
   processes.say(report.costs(program))
   workers = experiment.data.workers
   data = Data(lambda start: iterate(train, start, experiment.steps, workers), evaluation)
   initial = initial_parameters(program, source)
+  if initial is None and hasattr(program.abstract.params, "spelled"):
+    initial = program.create().params.spelled(prepared.tokenizer)
   state, records = fit(program, data, workdir, initial=initial, profile=profile, sinks=sinks)
   params = processes.whole(state.params)
   if first:
     rows = all_rows(valid).evaluation(experiment.schedule.evaluation_rows)
-    results = report.Results(experiment, records, prepared.train.counts, rows)
-    print(report.results(results))
-    print(report.examples(params, results, prepared))
+    show(params, experiment, records, rows, prepared, workdir)
+
+
+def show(params, experiment: Experiment, records, rows, prepared: Prepared, workdir) -> None:
+  """Prints the report of a run, and draws its curves."""
+  results = report.Results(experiment, records, prepared.train.counts, rows)
+  print(report.results(results))
+  print(report.examples(params, results, prepared))
+  if not experiment.is_counted:
     report.draw_curves(results, workdir)
-    print(report.goodbye(workdir.path, experiment, params))
+  print(report.goodbye(workdir.path, experiment, params))
 
 
 def program_of(experiment: Experiment) -> Program:

@@ -29,7 +29,7 @@ from plm_jax.models.parameters import head_patterns, named, roles_of
 from plm_jax.peft.adapted import AdaptedModel
 from plm_jax.train.checkpoint import BEST, Checkpoints, Restored, restore_parameters
 from plm_jax.train.process import versions
-from plm_jax.train.workdir import FORMAT, read_config, write_whole
+from plm_jax.train.workdir import FORMAT, own_code_entry, read_config, write_whole
 
 if TYPE_CHECKING:
   from plm_jax.train.loop import Program
@@ -126,6 +126,7 @@ class Run(RunInfo):
       "format": FORMAT,
       "experiment": overrides.to_json(self.experiment),
     }
+    document |= own_code_entry(path, document)
     write_whole(path / "config.json", json.dumps(document, indent=2) + "\n")
 
 

@@ -93,12 +93,13 @@ def program(experiment=TOY):
 def batches(experiment=TOY, documents=60, path=None) -> tuple[Batches, Batches]:
   """The training and the held-out batches."""
   ready = prepared(documents, experiment.data.tokenizer, path)
+  vocab = dataclasses.replace(ready.tokenizer.vocab, counts=np.asarray(ready.train.counts))
   return tuple(
     Batches(
       store,
       experiment.data,
       experiment.objectives,
-      ready.tokenizer.vocab,
+      vocab,
       experiment.seed,
       experiment.global_batch,
     )

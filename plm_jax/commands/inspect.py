@@ -24,9 +24,10 @@ from absl import flags
 
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
-from plm_jax.decode.neighbours import Neighbour, bare
+from plm_jax.decode.neighbours import Neighbour, bare, token_table
 from plm_jax.decode.neighbours import neighbours as nearest
 from plm_jax.errors import UserError
+from plm_jax.evaluation import word_vectors
 from plm_jax.export.to_run import run_directory
 from plm_jax.runs import Run
 from plm_jax.tasks.predicting import trained
@@ -87,7 +88,14 @@ def neighbours(run: Run, words: Sequence[str], best: int = 8) -> dict[str, list[
   """For every word, the `best` nearest tokens. Errors: `UserError` for a word that is no token."""
   if best < 1:
     raise UserError(f"best={best} was given; at least one neighbour is needed.")
+  if hasattr(run.params, "word_rows"):  # static vectors: unknown words may have one too
+    table = word_vectors.words_of_run(run)
+    return {word: word_vectors.neighbours(table, word, best) for word in words}
   ids = []
+  if words and token_table(run.params) is None:
+    raise UserError(
+      f"the model {type(run.config).__name__} has no vectors of tokens; give another model."
+    )
   for word in words:
     pieces = run.tokenizer.encode(word)
     if len(pieces) != 1:

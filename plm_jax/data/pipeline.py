@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from absl import flags
 
+from plm_jax.data.cooccurrences import Cooccurrences
 from plm_jax.data.draws import Draws, permute
+from plm_jax.data.kept_words import KeptWords
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.data.packing import DocSentences, FullSentences, SentencePair
 from plm_jax.data.running_text import RunningText
@@ -42,6 +44,8 @@ Segments = (
   | RunningText
   | PackedDocuments
   | SourceTarget
+  | KeptWords
+  | Cooccurrences
 )
 
 
@@ -54,6 +58,8 @@ class Corpus:
   held_out: share of the documents that is kept for evaluation.
   passes: number of different segmentations before they repeat (BERT's dupe_factor).
   workers: Grain worker processes; 0 is a prefetching thread in this process.
+  lines: keep line breaks and indentation (code, verse); otherwise white space is single spaces, in
+    training and in every later text.
   """
 
   source: str = "tfds:installed_text"
@@ -63,8 +69,15 @@ class Corpus:
   held_out: float = 0.02
   passes: int = 10
   workers: int = 0
+  lines: bool = False
 
   def __post_init__(self):
+    kept = self.tokenizer.keeps_lines or (self.tokenizer.kind == "unigram" and self.tokenizer.path)
+    if self.lines and not kept:
+      raise UserError(
+        f"data.lines=true has no effect with a {type(self.tokenizer).__name__} that is trained "
+        "here, which reads all white space alike; set data.tokenizer to BytePairs."
+      )
     if self.length < 8:
       raise UserError(f"data.length is {self.length}; a row needs at least 8 tokens.")
     if self.length >= 2**15:  # columns are counted in 16 bits
@@ -143,7 +156,11 @@ class Batches:
     return batch | {"begins": batch["begins"] | (at == 0)}
 
   def check(self) -> None:
-    """Errors: `UserError` if one pass over the corpus does not fill one batch."""
+    """Errors: `UserError` if one pass over the corpus does not fill one batch, or an objective does
+    not fit the vocabulary."""
+    for objective in self.objectives:
+      if hasattr(objective, "check"):
+        objective.check(self.vocab)
     rows = len(self._table(self.seed, 0))
     if rows < self.global_batch:
       raise UserError(

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
+from plm_jax.data.subwords import mean_rows
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.data.vocab import Vocab
 from plm_jax.models.model import Parameters
@@ -25,10 +27,26 @@ class Neighbour(NamedTuple):
   cosine: float
 
 
+def with_word_vectors(params: Parameters, tokenizer: Tokenizer) -> Parameters:
+  """The parameters with the final vectors in the token table. Only static vectors differ: GloVe's
+  are sums of two tables, and fastText's means with n-grams."""
+  if not hasattr(params, "word_rows"):
+    return params
+  rows, ngrams = params.word_rows()
+  if ngrams is not None and tokenizer.vocab.ngrams is not None:
+    rows = mean_rows(rows, ngrams, *tokenizer.vocab.ngrams)
+  return params.with_token_table(rows)
+
+
+def token_table(params: Parameters) -> jax.Array | None:
+  """float32 [V, D]; None for a model without one, such as an n-gram model."""
+  leaves = named(params.encoder())
+  return next((x for path, x in leaves if path.endswith("token/table")), None)
+
+
 def unit_rows(params: Parameters, ids: np.ndarray) -> np.ndarray:
   """float32 [tokens, D]: the rows of `ids` in the token table, centred, of length 1."""
-  table = next(x for path, x in named(params.encoder()) if path.endswith("token/table"))
-  rows = np.asarray(table, np.float32)[ids]
+  rows = np.asarray(token_table(params), np.float32)[ids]
   rows = rows - rows.mean(axis=0)
   return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
@@ -37,6 +55,7 @@ def neighbours(
   params: Parameters, tokenizer: Tokenizer, ids: Sequence[int], best: int = 8
 ) -> list[list[Neighbour]]:
   """For every id, the `best` nearest other tokens, nearest first."""
+  params = with_word_vectors(params, tokenizer)
   rows = unit_rows(params, np.arange(tokenizer.vocab.size))
   found = []
   for token in ids:
@@ -54,9 +73,9 @@ def groups(
   """Groups of words whose rows are alike: a word with its nearest ones, closest group first. Of the
   most frequent words by `counts`, int [V]; no word is in two groups."""
   ids = frequent_words(tokenizer, counts)
-  if len(ids) <= size:
+  if len(ids) <= size or token_table(params) is None:
     return []
-  rows = unit_rows(params, ids)
+  rows = unit_rows(with_word_vectors(params, tokenizer), ids)
   cosines = rows @ rows.T
   near = np.argsort(-cosines, axis=1, kind="stable")[:, :size]  # the word itself is the first
   closeness = np.take_along_axis(cosines, near, axis=1)[:, 1:].mean(axis=1)

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plm_jax.data.published_folder import read_object
 from plm_jax.errors import UserError
 from plm_jax.export import hf
 from plm_jax.export.names import names_of, to_theirs
@@ -35,7 +36,7 @@ from plm_jax.export.peft_prompts import (
   write_prompt,
 )
 from plm_jax.export.pretrained import Pretrained
-from plm_jax.export.tensors import read_json, read_safetensors, write_safetensors
+from plm_jax.export.tensors import read_safetensors, write_safetensors
 from plm_jax.models.parameters import named
 from plm_jax.peft.adapted import Peft
 from plm_jax.peft.ia3 import Ia3
@@ -108,7 +109,7 @@ def read(directory: str | Path, base: Pretrained) -> tuple[Adapter, Pretrained]:
   """
   directory = Path(directory)
   file = directory / CONFIG
-  options = Options(read_json(file), str(file))
+  options = Options(read_object(file), str(file))
   tensors = {
     _plain(name): np.asarray(array, np.float32)
     for name, array in read_safetensors(directory / WEIGHTS).items()

@@ -5,6 +5,7 @@ It is the work of run_finetune.py and of `plm.finetune`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -37,6 +38,7 @@ from plm_jax.tasks.examples import SPLITS
 from plm_jax.tasks.finetuning import (
   REPORT,
   RESULTS,
+  SAMPLE,
   FinetunePlan,
   baseline_cell,
   earlier_cells,
@@ -256,7 +258,13 @@ def name_of(task: Task | Suite) -> str:
 def describe(chosen: FinetunePlan, scope: Scope) -> str:
   """The task: classes, splits, what was decided, and the recipe."""
   task, splits = chosen.task, chosen.splits
-  lines = [f"{task.source}: {task.question}"]
+  sizes = ", ".join(str(size or "all") for size in scope.sizes)
+  count = len(scope.seeds)
+  source = chosen.source
+  lines = [
+    f"{task.name} from {source.path}, {sizes} labels, {count} seed{'s' * (count > 1)}",
+    f"{task.source}: {task.question}",
+  ]
   if task.classes:
     lines.append("  " + ", ".join(task.classes))
   for name in SPLITS:
@@ -274,6 +282,8 @@ def describe(chosen: FinetunePlan, scope: Scope) -> str:
   lines.append(f"  sha256 of {', '.join(SPLITS)}: {hashes}")
   for size in scope.sizes:
     defaults = recipes().rule(chosen.source, size or len(splits.train), chosen.peft)
+    if "classes" not in task.objective().heads:
+      defaults = defaults._replace(classifier=None)
     lines.append(f"  defaults for {size or 'all'} labels: {defaults}")
   lines += [f"  --set={setting}" for setting in chosen.settings]
   experiment = chosen.experiment(None, 0)
@@ -286,6 +296,7 @@ def describe(chosen: FinetunePlan, scope: Scope) -> str:
 def compare(chosen: FinetunePlan, scope: Scope, options: Options) -> FineTuning:
   """Every cell, then the table and results.*, with the directory's earlier cells. The first process
   alone computes the baselines and writes."""
+  begun = time.perf_counter()
   cells = {cell[:3]: cell for cell in earlier_cells(chosen)}
   fitted = list(chosen.task.baselines)[:-1]
   probe = Probe(chosen.source, chosen.task)
@@ -323,6 +334,7 @@ def compare(chosen: FinetunePlan, scope: Scope, options: Options) -> FineTuning:
   )
   if processes.is_first():
     write_results(chosen, result, len(scope.arms) == 1, used)
+    print(goodbye(result, chosen.task, time.perf_counter() - begun))
   return result
 
 
@@ -342,7 +354,18 @@ def write_results(
   record = {"of": identity(chosen), "recipes": used, **result.comparison.record()}
   write_whole(result.path / RESULTS, json.dumps(record, indent=2) + "\n")
   draw(result.comparison, result.path / "results.png", result.chance)
-  if is_alone:
-    print(f"\n{(result.model / REPORT).read_text().rstrip()}")
-  print(f"\n{result.path}/results.png shows the table; {RESULTS} has every number")
-  print(f"next: python -m plm_jax.predict --model={result.model} --file=FILE")
+  for name in (*([REPORT] if is_alone else []), SAMPLE):
+    with contextlib.suppress(FileNotFoundError):  # of a version without it
+      print(f"\n{(result.model / name).read_text().rstrip()}")
+
+
+def goodbye(result: FineTuning, task: Task, seconds: float) -> str:
+  """The time, the files, and a command to try next."""
+  files = " or ".join(task.files)
+  like = f"; or FILE is a {files} file like the training file" if files else ""
+  return (
+    f"\n{seconds:.0f} s of training and testing\n"
+    f"{result.path}/results.png shows the table; {RESULTS} has every number\n"
+    f"next: python -m plm_jax.predict --model={result.model} --file=FILE\n"
+    f"each line of FILE is {task.line}{like}"
+  )

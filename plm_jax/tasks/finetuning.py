@@ -35,6 +35,7 @@ from plm_jax.tasks.examples import Examples, Splits
 from plm_jax.tasks.mixture import MixedBatches
 from plm_jax.tasks.predicting import TASK, load
 from plm_jax.tasks.rows import LabelledBatches
+from plm_jax.tasks.sample_predictions import sample_predictions
 from plm_jax.tasks.task import Context, Task, Trained, with_settings
 from plm_jax.train.checkpoint import Checkpoints
 from plm_jax.train.loop import Data, compile_experiment, fit
@@ -44,6 +45,7 @@ from plm_jax.train.selection import Selection
 from plm_jax.train.workdir import Workdir, write_whole
 
 SCORES, RESULTS, REPORT = "scores.json", "results.json", "report.txt"
+SAMPLE = "examples.txt"
 
 
 class FinetunePlan(NamedTuple):
@@ -148,13 +150,33 @@ def earlier_cells(plan: FinetunePlan) -> list[Cell]:
     return []
   try:
     document = json.loads(path.read_text())
-    if document.get("of") == identity(plan):
+    before, now = document.get("of"), identity(plan)
+    if before == now or _canonical(before) == _canonical(now):
       return [Cell(**cell) for cell in document["cells"]]
   except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
     raise UserError(f"{path} cannot be read ({error}); choose another --workdir") from error
+  names = {"text": "data", "settings": "--set", "taught_by": "--teacher", "search": "--search"}
+  before, now = _canonical(before or {}), _canonical(now)
+  field = next(name for name in [*now, *before] if now.get(name) != before.get(name))
   raise UserError(
-    f"{path} has results of another task, checkpoint or --set; choose another --workdir"
+    f"{path} has results of another fine-tuning: {names.get(field, field)} "
+    f"{_difference(before.get(field), now.get(field))}; choose another --workdir"
   )
+
+
+def _canonical(of: dict[str, Any]) -> dict[str, Any]:
+  """An identity with its settings in one spelling."""
+  return of | {"settings": sorted(overrides.canonical(of.get("settings", [])))}
+
+
+def _difference(before: Any, now: Any) -> str:
+  """What differs, for a sentence; long records are only said to differ."""
+  if isinstance(before, list) and isinstance(now, list):
+    before, now = ([x for x in one if x not in two] for one, two in ((before, now), (now, before)))
+    return f"is {' '.join(before) or 'nothing'} there and {' '.join(now) or 'nothing'} here"
+  if isinstance(before, str) and isinstance(now, str):
+    return f"is {before} there and {now} here"
+  return "differs"
 
 
 def model_cell(plan: FinetunePlan, arm: str, examples: int | None, seed: int, title: str) -> Cell:
@@ -230,6 +252,8 @@ def _train_and_test(
   predictions = tuned.predict(model, splits.test)
   if is_first():
     write_whole(workdir / REPORT, tuned.report(splits.test, predictions) + "\n")
+    sample = sample_predictions(tuned, splits.test, predictions)
+    write_whole(workdir / SAMPLE, sample + "\n")
     write_whole(workdir / TASK, json.dumps(overrides.to_json(tuned), indent=2) + "\n")
   on_dev = tuned.score(splits.dev, tuned.predict(model, splits.dev))
   return on_dev, tuned.score(splits.test, predictions)

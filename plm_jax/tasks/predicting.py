@@ -65,12 +65,12 @@ def outputs(trained: Trained, rows: EncodedRows, read: Callable[..., Any]) -> An
   parts, order = [], []
   for numbers, batch in rows.by_length(trained.batch):
     batch = {name: array[mine] for name, array in batch.items()}
-    result = run(trained.params, to_global(batch, trained.mesh))
-    parts.append(jax.device_get(result))
+    parts.append(run(trained.params, to_global(batch, trained.mesh)))
+    parts[-2:-1] = jax.device_get(parts[-2:-1])  # while the device computes the last
     order.append(numbers)
   back = np.argsort(np.concatenate(order), kind="stable")
   # Only the last batch is filled up.
-  return jax.tree.map(lambda *arrays: _joined(arrays)[: len(back)][back], *parts)
+  return jax.tree.map(lambda *arrays: _joined(arrays)[: len(back)][back], *jax.device_get(parts))
 
 
 def _joined(arrays: tuple[np.ndarray, ...]) -> np.ndarray:

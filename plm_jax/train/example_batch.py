@@ -20,10 +20,13 @@ def example_batch(experiment: Experiment) -> dict[str, np.ndarray]:
     "pair_label": np.zeros(rows, np.int32),
     "row_weight": np.ones(rows, np.float32),
   }
-  if getattr(getattr(experiment.data, "segments", None), "separate", False):
+  segments = getattr(experiment.data, "segments", None)
+  if getattr(segments, "separate", False):
     batch["document_ids"] = np.zeros((rows, length), np.int32)
-  if getattr(getattr(experiment.data, "segments", None), "ordered", False):
+  if getattr(segments, "ordered", False):
     batch |= {"begins": np.ones(rows, bool), "next_ids": np.zeros(rows, np.int32)}
+  if hasattr(segments, "example"):
+    batch |= segments.example(rows, length)
   draws = Draws(0, 0, np.arange(rows))
   for objective in experiment.objectives:
     batch = objective.corrupt(batch, draws, vocab)
@@ -31,6 +34,7 @@ def example_batch(experiment: Experiment) -> dict[str, np.ndarray]:
 
 
 def _vocab(tokenizer) -> Vocab:
+  has_ngrams = getattr(tokenizer, "buckets", 0) > 0
   return Vocab(
     size=_SIZE,
     **dict(zip(("pad", "unk", "cls", "sep", "mask"), range(5)), bos=None, eos=None),
@@ -40,4 +44,5 @@ def _vocab(tokenizer) -> Vocab:
     sentinels=np.full(tokenizer.sentinels, _SIZE - 1, np.int32) if tokenizer.sentinels else None,
     languages=dict.fromkeys(tokenizer.languages, _SIZE - 1),
     full_stop=np.ones(_SIZE, bool),
+    ngrams=(np.zeros(_SIZE, np.int32), np.arange(_SIZE + 1)) if has_ngrams else None,
   )

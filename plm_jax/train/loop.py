@@ -24,7 +24,7 @@ from plm_jax.sharding import batch_sharding, parameter_shardings, to_global
 from plm_jax.train import processes
 from plm_jax.train.checkpoint import Checkpoints
 from plm_jax.train.memory import compile_step
-from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, TensorBoard
+from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, TensorBoard, means
 from plm_jax.train.processes import Interrupted
 from plm_jax.train.selection import Selection
 from plm_jax.train.state import TrainState, check_frozen, create_state, merge_frozen, stored
@@ -107,13 +107,13 @@ def compile_experiment(
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
-  step, memory = compile_step(experiment, transform, abstract, rows, mesh)
+  step, memory = compile_step(experiment, abstract, rows, mesh)
   steps = {shapes_of(rows): step}
 
   def step_for(batch):
     key = shapes_of(batch)
     if key not in steps:
-      steps[key] = compile_step(experiment, transform, abstract, shapes_on(batch, mesh), mesh)[0]
+      steps[key] = compile_step(experiment, abstract, shapes_on(batch, mesh), mesh)[0]
     return steps[key]
 
   return Program(
@@ -166,6 +166,13 @@ def check_batch_divides(experiment: Experiment, mesh) -> None:
     raise UserError(
       f"global_batch={experiment.global_batch} in {parts} micro-batches would split the {group} "
       f"rows of an example; it must be a multiple of {parts * group}"
+    )
+  updates = getattr(experiment.optim, "updates", 1)
+  if updates > 1 and (parts > 1 or experiment.global_batch % (devices * updates)):
+    raise UserError(
+      f"optim.updates={updates} reads the rows of a step in as many equal parts; global_batch="
+      f"{experiment.global_batch} must be a multiple of {devices * updates}, and "
+      "compute.micro_batches 1"
     )
   if experiment.global_batch % (devices * parts):
     raise UserError(
@@ -234,7 +241,7 @@ def fit(
       stops = stopping.now()
       if step % schedule.log == 0 or last:
         state = reporter.take(step, state)
-      if last or (schedule.evaluate and step % schedule.evaluate == 0):
+      if last or schedule.evaluates(step):
         reporter.write()
         reporter.evaluated(step, evaluate(program, state.params, data.evaluation))
       if last or step % schedule.save == 0 or stops:
@@ -274,9 +281,7 @@ def completed(state: TrainState, program: Program, initial) -> TrainState:
 
 def evaluate(program: Program, params, batches: Iterable[dict]) -> dict[str, float]:
   """The mean of every metric over all held-out predictions, accumulated in float64."""
-  sums = [program.evaluate(params, to_global(batch, program.mesh)) for batch in batches]
-  totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *jax.device_get(sums))
-  return {name: float(total / (count or 1)) for name, (total, count) in totals.items()}
+  return means([program.evaluate(params, to_global(batch, program.mesh)) for batch in batches])
 
 
 def raise_if_nonfinite(first_bad: int, checkpoints: Checkpoints) -> None:

@@ -8,7 +8,16 @@ import json
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
+import numpy as np
+
 from plm_jax.train.workdir import read_records, write_whole
+
+
+def means(sums: list[dict[str, jax.Array]]) -> dict[str, float]:
+  """The mean of every metric over all batches, from [2] of each batch: sum and count."""
+  totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *jax.device_get(sums))
+  return {name: float(total / (count or 1)) for name, (total, count) in totals.items()}
 
 
 class Sink(Protocol):

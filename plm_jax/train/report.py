@@ -107,14 +107,17 @@ def results(run: Results) -> str:
       stored, shown = ("loss", math.exp) if metric == "perplexity" else (metric, float)
       values = run.held_out(f"{objective.name}/{stored}")
       label = f"{objective.name.upper()} {metric}" + unit * (metric == "loss")
-      rows.append((label, shown(values[0][1]), shown(values[-1][1]), baseline.get(metric), kind))
+      before = None if run.experiment.is_counted else shown(values[0][1])
+      rows.append((label, before, shown(values[-1][1]), baseline.get(metric), kind))
   count = int(sum(batch["row_weight"].sum() for batch in run.evaluation))
   title = f"on {count} held-out rows" + " (few)" * (count < FEW)
   width = max(24, len(title), *(len(label) + 1 for label, *_ in rows))
-  lines = [f"{title:{width}}{'before':>10}{'after':>10}{'baseline':>11}"]
+  titles = ("", "counted") if run.experiment.is_counted else ("before", "after")
+  lines = ["{:{}}{:>10}{:>10}{:>11}".format(title, width, *titles, "baseline")]
   for label, before, after, baseline, kind in rows:
+    start = "" if before is None else _number(before)
     shown = "" if baseline is None else f"{_number(baseline):>11}  {kind}"
-    lines.append(f"{label:{width}}{_number(before):>10}{_number(after):>10}{shown}")
+    lines.append(f"{label:{width}}{start:>10}{_number(after):>10}{shown}")
   return "\n" + "\n".join(lines)
 
 
@@ -231,7 +234,11 @@ def draw_curves(run: Results, workdir: Workdir) -> None:
     for axis, metric in zip(row, ["loss", *others[:1]]):
       name = f"{objective.name}/{metric}"
       axis.plot([r["step"] for r in training], [r[name] for r in training], lw=1, label="training")
-      axis.plot(*zip(*run.held_out(name)), "o-", ms=4, label="held out")
+      held_out = run.held_out(name)
+      # The loss before training is a dot: no step between it and the next was measured.
+      (dots,) = axis.plot(*zip(*held_out), "o", ms=4)
+      line = [point for point in held_out if point[0]]
+      axis.plot(*zip(*line), "o-", ms=4, color=dots.get_color(), label="held out")
       if baseline.get(metric) is not None:
         axis.axhline(baseline[metric], color="gray", ls="--", lw=1, label=kind)
       axis.set_xlabel("step")
@@ -247,11 +254,15 @@ def goodbye(workdir: Path, experiment: Experiment, params: Parameters) -> str:
   timing = read_records(workdir / "timing.jsonl")
   seconds = sum(r["seconds"] for r in timing)
   command = f"python run_finetune.py --from={workdir}"
+  if hasattr(params, "word_rows"):
+    command = f"python -m plm_jax.embeddings neighbours --model={workdir} --words=..."
   if writes(params):
     reads_source = hasattr(experiment.model, "source_ids")
     begins = not reads_source and getattr(experiment.data.segments, "framed", True)
     command = f"python -m plm_jax.generate --model={workdir}" + ' --prompt="..."' * (not begins)
   waited = sum(r["data_wait"] for r in timing)
+  if experiment.is_counted:
+    return f"\nnext: {command}"
   return (
     f"\n{seconds:.0f} s of training, of which {waited:.1f} s waiting for data\n"
     f"{workdir}/curves.png shows the curves, and so does tensorboard --logdir={workdir}\n"

@@ -15,6 +15,7 @@ from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, streams
 from plm_jax.models.parameters import map_roles
 from plm_jax.train.state import TrainState, merge_frozen, trainable
+from plm_jax.train.touched import touched_rows, update_rows
 
 
 def forward(
@@ -40,20 +41,26 @@ def forward(
 def train_step(
   state: TrainState,
   batch: dict,
+  constants: dict,
   *,
   objectives,
   compute: Compute,
-  transform,
-  learning_rate,
+  optim,
   frozen: tuple[str, ...] = (),
   adversarial: float = 0.0,
+  updates: int = 0,
 ) -> TrainState:
   """One update on one global batch of arrays `[B, ...]`.
 
   The loss is the weighted sum over objectives of sum / count. Counts are those of the whole global
   batch, so the loss does not depend on the number of devices or micro-batches. Parameters under
-  `frozen` paths are neither differentiated nor changed. adversarial: as `Tuning` has it.
+  `frozen` paths are neither differentiated nor changed. constants: of the schedule
+  (`AdamW.constants`). adversarial: as `Tuning` has it. updates: above 0, only the rows that a batch
+  reads are updated, if the model names them (touched.py), in this many parts; their gradient is
+  that of the sum of the losses.
   """
+  learning_rate = optim.schedule_of(constants)
+  transform = optim.transform_at(learning_rate)
   key = jax.random.fold_in(state.key, state.step)
   counts = {o.name: o.count(batch) for o in objectives}
   counts = {name: jnp.where(count > 0, count, 1.0) for name, count in counts.items()}
@@ -66,6 +73,22 @@ def train_step(
     return loss, ({name: jnp.stack(value) for name, value in terms.items()}, carry)
 
   params = trainable(state.params, frozen)
+  if touched_rows(state.params, batch, updates):
+    total = sum(counts.values())
+
+    def summed(params, rows):
+      model = merge_frozen(params, state.params)
+      terms, _ = forward(model, rows, objectives, compute, None)
+      loss = sum(o.weight * terms[f"{o.name}/loss"][0] for o in objectives)
+      return loss, {name: jnp.stack(value) for name, value in terms.items()}
+
+    (updated, opt_state, good), (loss, terms, grad_norm) = update_rows(
+      jax.value_and_grad(summed, has_aux=True),
+      transform, params, state.opt_state, state.params, batch, state.first_bad == 0, updates,
+    )  # fmt: skip
+    return advanced(
+      state, updated, opt_state, good, loss / total, terms, grad_norm / total, learning_rate
+    )
   rows = batch, carried(state, batch)
   value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
   if adversarial:
@@ -77,15 +100,23 @@ def train_step(
   updated = optax.apply_updates(params, updates)
 
   good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (state.first_bad == 0)
+  updated, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(good, new, old), (updated, opt_state), (params, state.opt_state)
+  )
+  state = advanced(state, updated, opt_state, good, loss, terms, grad_norm, learning_rate)
+  return dataclasses.replace(state, carry=carry)
+
+
+def advanced(
+  state: TrainState, updated, opt_state, good, loss, terms, grad_norm, learning_rate
+) -> TrainState:
+  """The state after an update. good: whether it was finite, and all before it."""
   one = jnp.ones(())
   terms |= {
     "loss": jnp.stack([loss, one]),
     "grad_norm": jnp.stack([grad_norm, one]),
     "learning_rate": jnp.stack([learning_rate(state.step), one]),
   }
-  updated, opt_state = jax.tree.map(
-    lambda new, old: jnp.where(good, new, old), (updated, opt_state), (params, state.opt_state)
-  )
   return dataclasses.replace(
     state,
     step=state.step + 1,
@@ -93,7 +124,6 @@ def train_step(
     opt_state=opt_state,
     metrics={name: state.metrics[name] + terms[name] for name in state.metrics},
     first_bad=jnp.where(good | (state.first_bad > 0), state.first_bad, state.step + 1),
-    carry=carry,
   )
 
 

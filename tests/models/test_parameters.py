@@ -18,10 +18,12 @@ from plm_jax.models.decoder import Decoder
 from plm_jax.models.decoding_layout import in_dtype
 from plm_jax.models.distilbert import DistilBert, Distilled
 from plm_jax.models.electra import Electra
+from plm_jax.models.glove import Glove
 from plm_jax.models.gpt import Gpt1, Gpt2
 from plm_jax.models.layers import Embedding, LayerNorm, Linear, normal_kernels, scaled_kernels
 from plm_jax.models.llama import Llama
-from plm_jax.models.lstm import Lstm
+from plm_jax.models.lstm import Gru, Lstm, Rnn
+from plm_jax.models.nnlm import Nnlm
 from plm_jax.models.parameters import (
   ROLES,
   Role,
@@ -36,6 +38,7 @@ from plm_jax.models.recurrent import LSTM
 from plm_jax.models.roberta import Roberta
 from plm_jax.models.t5 import T5, T5v11
 from plm_jax.models.vaswani import Transformer
+from plm_jax.models.word_vectors import WordVectors
 from plm_jax.optim.adafactor import scale_by_factored_rms, scale_by_sizes
 from plm_jax.optim.adamw import AdamW, is_decayed, layer_rates, scale_by_trust_ratio
 from plm_jax.sharding import MeshShape, kept_whole, parameter_shardings
@@ -46,6 +49,8 @@ FOUR = {**ROWS, "layers": 4}
 TUNED = {"classes": 3, "token_classes": 5, "span": 0}
 OF_ENCODER = {"mlm": 0, "nsp": 0, "sop": 0, "rtd": 0, **TUNED}
 OF_DECODER = {"lm": 0, **TUNED}
+STATIC = ("word2vec", "fasttext", "glove")
+OF_WORDS = {"classes": 3, "token_classes": 5}
 OF_ELECTRA = {"mlm": 0, "rtd": 0, "tokens": 0, "copy": 0}
 
 FAMILIES = {
@@ -53,6 +58,9 @@ FAMILIES = {
   "bert_bilstm": (Bert(**ROWS, classifier="bilstm"), OF_ENCODER),
   "bert_untied": (Bert(**ROWS, tied=False, embedding=6), OF_ENCODER),
   "roberta": (Roberta(**ROWS), OF_ENCODER),
+  "word2vec": (WordVectors(vocab_size=20, width=12), OF_WORDS),
+  "fasttext": (WordVectors(vocab_size=20, width=12, buckets=8), OF_WORDS),
+  "glove": (Glove(vocab_size=20, width=12), OF_WORDS),
   "distilbert": (DistilBert(**ROWS), OF_ENCODER),
   "albert": (Albert(**ROWS, embedding=6), OF_ENCODER),
   "albert_groups": (Albert(**FOUR, embedding=6, groups=2), OF_ENCODER),
@@ -75,6 +83,9 @@ FAMILIES = {
   "bart": (Bart(**ROWS), OF_DECODER),
   "mbart": (MBart(**ROWS), OF_DECODER),
   "lstm": (Lstm(layers=2, width=12, vocab_size=20), OF_DECODER),
+  "gru": (Gru(layers=2, width=12, vocab_size=20), OF_DECODER),
+  "rnn": (Rnn(layers=2, width=12, vocab_size=20), OF_DECODER),
+  "nnlm": (Nnlm(order=4, features=4, hidden=12, direct=False, vocab_size=20), OF_DECODER),
   "vaswani": (Transformer(**ROWS), OF_DECODER),
   "vaswani_shared": (Transformer(**ROWS, arrangement="shared"), OF_DECODER),
 }
@@ -103,7 +114,7 @@ OF_AXIS = {
   "positions": {8, 10, 32},  # BART's first two; T5's buckets
   "segments": {1, 2},
   "classes": {1, 2, 3, 5},
-  "gates": {4},
+  "gates": {4, 3, 1},  # of LSTM, GRU and RNN
 }
 
 
@@ -149,7 +160,8 @@ def test_a_row_contracts_the_axes_that_the_layer_contracts(family):
     elif isinstance(layer, Embedding):
       row = role(f"{place}/table", roles)
       assert (row.kind, row.inputs) == ("table", 1), place
-  assert linear >= 5
+  # Static vectors have two heads alone; the NNLM one layer and three heads.
+  assert linear >= (2 if family in STATIC else 4 if family == "nnlm" else 5)
 
 
 @every_family
@@ -231,7 +243,8 @@ RATES = {
   "gpt2": GPT,
   "gpt2_untied": GPT | {"lm": 1},
   "llama": without(GPT, "position") | {"lm": 1},
-  "lstm": without(GPT, "position", "norm", "pooler") | {"lm": 1},
+  **dict.fromkeys(("lstm", "gru", "rnn"), without(GPT, "position", "norm", "pooler") | {"lm": 1}),
+  "nnlm": {"token": 1 / 8, "hidden": 1 / 4, "lm": 1, **without(AT_END, "pooler")},
   "t5": two_stacks(T5_STACK),
   "t5v11": two_stacks(T5_STACK) | {"lm": 1},
   "t5v11_deep_decoder": {
@@ -248,6 +261,14 @@ RATES = {
   "t5_encoder": {"token": 1 / 16, **under("encoder", T5_STACK), **AT_END},
   "bart": two_stacks(BART_STACK),
   "mbart": two_stacks(BART_STACK | {"norm": 1}),
+  **{
+    family: {"classes": 1, "token_classes": 1, **dict.fromkeys(tables, 1 / 4)} | more
+    for family, tables, more in (
+      ("word2vec", ("token",), {"output": 1}),
+      ("fasttext", ("token", "subword"), {"output": 1}),
+      ("glove", ("token", "context", "token_bias", "context_bias"), {}),
+    )
+  },
   "vaswani": two_stacks({"blocks": TWO}),
   "vaswani_shared": without(two_stacks({"blocks": TWO}), "encoder_stack/blocks"),
 }

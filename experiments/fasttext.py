@@ -1,0 +1,47 @@
+"""fastText (Bojanowski et al. 2017): skip-gram whose words are also their character n-grams. Each
+function is a run.
+
+Defaults are those of the published code (facebookresearch/fastText 1142dc4): n-grams of 3 to 6
+characters in 2,000,000 buckets, 5 negatives drawn by count^0.5, sample 1e-4, learning rate 0.05.
+The classifier of Joulin et al. 2017 is fine-tuning from such a run (run_finetune.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from experiments import word2vec
+from plm_jax.data.kept_words import KeptWords
+from plm_jax.experiment import Budget, Experiment
+from plm_jax.models.word_vectors import WordVectors
+from plm_jax.objectives.word2vec import CBOW, SkipGram
+from plm_jax.optim.sgd import SGD
+
+BUCKETS = {"smoke": 10_000, "small": 100_000, "paper": 2_000_000}
+
+
+def base(budget: Budget = "paper") -> Experiment:
+  """Skip-gram with n-grams, as published."""
+  experiment, buckets = word2vec.base(budget), BUCKETS[budget]
+  width = 300 if budget == "paper" else 100
+  return replace(
+    experiment,
+    model=WordVectors(width=width, buckets=buckets, scale=1.0),
+    objectives=(SkipGram(power=0.5),),
+    data=replace(
+      experiment.data,
+      tokenizer=replace(experiment.data.tokenizer, buckets=buckets),
+      segments=KeptWords(sample=1e-4),
+    ),
+    optim=SGD(peak=0.05, updates=16),
+  )
+
+
+def tiny(budget: Budget = "small") -> Experiment:
+  """Skip-gram with n-grams in 100,000 buckets on the installed text."""
+  return base("small" if budget == "paper" else budget)
+
+
+def cbow(budget: Budget = "small") -> Experiment:
+  """CBOW with n-grams."""
+  return replace(base(budget), objectives=(CBOW(power=0.5),))
