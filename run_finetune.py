@@ -12,6 +12,7 @@ labels and on all, three seeds each. --task=label asks which package it comes fr
   python -m plm_jax.predict --model=runs/minilm/finetune/classify-reviews.csv/pretrained-all-0 \
 --text="a fine film"
 
+--peft=lora --set=peft.rank=8 trains few parameters beside the frozen model (docs/peft.md).
 --search first tries a small grid of recipes and chooses on dev; --teacher=DIR learns from a
 fine-tuned model too; docs/finetuning.md has more options.
 --from is a run or a downloaded model. --data is a .csv, .tsv or .jsonl file (classify, pairs,
@@ -25,6 +26,7 @@ from absl import flags
 
 from plm_jax import api, cli
 from plm_jax.errors import UserError
+from plm_jax.peft.methods import METHODS
 from plm_jax.tasks.registry import SUITES, TASKS
 from plm_jax.train import launch, processes
 from plm_jax.train.process import enough_threads, keep_freed_memory
@@ -47,6 +49,9 @@ def define_flags() -> None:
                        "parameters (default: 3 to compare, else 1).")  # fmt: skip
   flags.DEFINE_bool("search", False, "Choose learning rate, batch and epochs on the dev split.")
   flags.DEFINE_string("teacher", None, "A fine-tuned model whose probabilities are learnt too.")
+  flags.DEFINE_string(
+    "peft", None, f"Train few parameters beside the frozen model: {', '.join(METHODS)}."
+  )
   flags.DEFINE_bool("probe", True, "The baseline of a linear model on the frozen checkpoint.")
   flags.DEFINE_string(
     "workdir",
@@ -65,7 +70,19 @@ def main() -> None:
   start = FLAGS["from"].value
   if not start:
     raise UserError("run_finetune.py needs --from=DIR, a run or a downloaded model.")
-  names = ("task", "data", "dev", "test", "arms", "labels", "seeds", "search", "teacher", "probe")
+  names = (
+    "task",
+    "data",
+    "dev",
+    "test",
+    "arms",
+    "labels",
+    "seeds",
+    "search",
+    "teacher",
+    "probe",
+    "peft",
+  )
   options = {name: FLAGS[name].value for name in (*names, "workdir", "cache", "dry_run")}
   enough_threads()
   with processes.joined(*launch.flags_of_place()):

@@ -20,6 +20,7 @@ from plm_jax.ablate.table import list_rows
 from plm_jax.data.corpora import cache_folder
 from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.export.to_run import run_directory
+from plm_jax.peft.methods import METHODS
 from plm_jax.pretraining import pretrain, program_of
 from plm_jax.runs import RunInfo
 from plm_jax.train import estimate, launch, processes, report
@@ -43,6 +44,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "from", None, "Start from the parameters and the tokenizer of this run, or published model."
   )
+  flags.DEFINE_enum("peft", None, METHODS, "With --from: train few parameters beside the model.")
   flags.DEFINE_integer("seed", None, "Seed of parameters, dropout, data order and masks.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
   cli.DEFINE_word("list", "List experiments (those with WORD) and published numbers.", __name__)
@@ -67,8 +69,9 @@ def run() -> None:
   """The run of the flags, in this process."""
   cache, given = cache_folder(FLAGS.cache), FLAGS["from"].value
   source = RunInfo.read(run_directory(given, cache)) if given else None
+  method = [f"peft={overrides.show(METHODS[FLAGS.peft])}"] if FLAGS.peft else []
   experiment, record = chosen_experiment(
-    FLAGS.experiment, DEFAULT, FLAGS.budget, FLAGS.set, FLAGS.seed, source
+    FLAGS.experiment, DEFAULT, FLAGS.budget, [*method, *FLAGS.set], FLAGS.seed, source
   )
   processes.say(report.heading(record, experiment))
   experiment.check_trains()

@@ -73,7 +73,7 @@ def kilobytes(experiment: Experiment, sizes: tuple[int, int, int]) -> tuple[int,
   mesh = MeshShape(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
   experiment = dataclasses.replace(experiment, mesh=mesh)
   program = compile_experiment(experiment, example_batch(experiment), jax.devices()[: prod(sizes)])
-  memory = program.step.memory_analysis()
+  memory = program.step.func.memory_analysis()
   return memory.argument_size_in_bytes // 1000, memory.temp_size_in_bytes // 1000
 
 

@@ -66,10 +66,10 @@ class PlmJax:
     self.update = jax.jit(
       functools.partial(
         train_step,
+        constants=optim.constants(STEPS_OF_SCHEDULE),
         objectives=objectives,
         compute=compute,
-        transform=transform,
-        learning_rate=optim.learning_rate(STEPS_OF_SCHEDULE),
+        optim=optim,
       ),
       donate_argnums=0,
     )

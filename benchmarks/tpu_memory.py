@@ -63,7 +63,7 @@ def main(case: str, topology: str, mesh: str, rows: str, *settings: str) -> None
   experiment = overrides.apply(experiment, [*fixed, *settings])
   experiment = experiment.resolve(vocab_size_of(experiment))
   program = compile_experiment(experiment, example_batch(experiment), list(devices)[: prod(sizes)])
-  memory = program.step.memory_analysis()
+  memory = program.step.func.memory_analysis()
   arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
   print(f"arguments {arguments / 1e9:.2f} GB, temporaries {temporaries / 1e9:.2f} GB per device")
 

@@ -100,7 +100,7 @@ def tiny(budget: Budget = "small") -> Experiment:
     optim=AdamW(peak=1.5e-3, warmup=100, b2=0.98, schedule="wsd"),
     global_batch=32,
     steps=1_000,
-    schedule=Intervals(log=20, evaluate=250, evaluation_rows=512, save=250),
+    schedule=Intervals(log=20, evaluate=250, early=True, evaluation_rows=512, save=250),
   )
 
 

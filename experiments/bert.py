@@ -65,7 +65,7 @@ def tiny(budget: Budget = "small") -> Experiment:
     optim=AdamW(peak=1.5e-3, warmup=120, b2=0.98, schedule="wsd"),
     global_batch=32,
     steps=1_800,
-    schedule=Intervals(log=20, evaluate=300, evaluation_rows=1024, save=300),
+    schedule=Intervals(log=20, evaluate=300, early=True, evaluation_rows=1024, save=300),
   )
 
 

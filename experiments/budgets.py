@@ -26,7 +26,7 @@ def at(
     optim=optim,
     global_batch=64,
     steps=steps,
-    schedule=Intervals(evaluate=steps // 6, save=steps // 6),
+    schedule=Intervals(evaluate=steps // 6, early=True, save=steps // 6),
   )
   if budget == "small":
     return small

@@ -25,6 +25,13 @@ from typing import NamedTuple
 
 from plm_jax.experiment import Experiment, Intervals
 from plm_jax.optim.adamw import AdamW
+from plm_jax.peft.bitfit import BitFit
+from plm_jax.peft.bottleneck import Bottleneck
+from plm_jax.peft.ia3 import Ia3
+from plm_jax.peft.lora import Lora
+from plm_jax.peft.methods import AnyPeft
+from plm_jax.peft.prefix import Prefix
+from plm_jax.peft.prompt import Prompt
 from plm_jax.runs import RunInfo
 from plm_jax.tasks.search import Grid
 from plm_jax.tasks.task import Task
@@ -54,9 +61,21 @@ class Rule(NamedTuple):
     )
 
 
-def rule(source: RunInfo, examples: int) -> Rule:
-  """The defaults for a checkpoint and a number of labelled examples."""
-  return (public_rule if "public" in source.document else own_rule)(source, examples)
+# Peak rates of methods that train few parameters: those of the papers where they name one for
+# AdamW (LoRA, table 9: 4e-4 to 5e-4; (IA)3, section 3.3: 3e-3), and higher ones for small models.
+PEFT_PEAKS: dict[type, float] = {
+  **{Lora: 1e-3, Bottleneck: 1e-3, BitFit: 1e-3},
+  **{Ia3: 3e-3, Prefix: 1e-2, Prompt: 3e-2},
+}
+
+
+def rule(source: RunInfo, examples: int, peft: AnyPeft | None = None) -> Rule:
+  """The defaults for a checkpoint, a number of labelled examples, and a method."""
+  chosen = (public_rule if "public" in source.document else own_rule)(source, examples)
+  if peft is None:
+    return chosen
+  why = f"{chosen.why}, {type(peft).__name__}"
+  return chosen._replace(peak=PEFT_PEAKS[type(peft)], layer_decay=1.0, why=why)
 
 
 def own_rule(source: RunInfo, examples: int) -> Rule:
@@ -86,10 +105,12 @@ def mean_classifier(source: RunInfo) -> str | None:
   return "mean" if "pooler" in getattr(source.config, "classifier", "") else None
 
 
-def grid(source: RunInfo) -> Grid:
+def grid(source: RunInfo, peft: AnyPeft | None = None) -> Grid:
   """The recipes that --search tries: those of appendix A.3 for a published checkpoint, higher rates
   for small ones, and for one that this project pretrained for minutes."""
-  if "public" not in source.document:
+  if peft is not None:
+    peaks = tuple(factor * PEFT_PEAKS[type(peft)] for factor in (3.0, 1.0, 0.3))
+  elif "public" not in source.document:
     peaks = (3e-3, 1e-3, 3e-4)
   elif getattr(source.config, "width", BASE) < BASE:
     peaks = (3e-4, 2e-4, 1e-4)
@@ -98,12 +119,12 @@ def grid(source: RunInfo) -> Grid:
   return Grid(peaks, (16, 32), (2, 3, 4))
 
 
-def recipe(source: RunInfo, task: Task, examples: int) -> Experiment:
+def recipe(source: RunInfo, task: Task, examples: int, peft: AnyPeft | None = None) -> Experiment:
   """The experiment of both arms, which differ only in the parameters that they start from.
 
   task: one that has read its data. examples: the number of labelled examples.
   """
-  model, defaults = source.config, rule(source, examples)
+  model, defaults = source.config, rule(source, examples, peft)
   if defaults.classifier:
     model = replace(model, classifier=defaults.classifier)
   rates = {name: 0.1 for name in ("dropout", "attention_dropout") if hasattr(model, name)}
@@ -117,4 +138,5 @@ def recipe(source: RunInfo, task: Task, examples: int) -> Experiment:
     global_batch=BATCH * task.together,
     steps=defaults.steps,
     schedule=Intervals(log=25, save=200, keep=1),
+    peft=peft,
   )

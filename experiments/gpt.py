@@ -57,7 +57,7 @@ def tiny(budget: Budget = "small") -> Experiment:
     optim=AdamW(peak=2e-3, warmup=100, b2=0.98, schedule="wsd"),
     global_batch=8,
     steps=1_500,
-    schedule=Intervals(log=20, evaluate=300, evaluation_rows=512, save=300),
+    schedule=Intervals(log=20, evaluate=300, early=True, evaluation_rows=512, save=300),
   )
 
 

@@ -85,7 +85,7 @@ def tiny(budget: Budget = "small") -> Experiment:
     optim=Adafactor(peak=2e-2, warmup=100, hold=400),
     global_batch=32,
     steps=1_200,
-    schedule=Intervals(log=20, evaluate=300, evaluation_rows=512, save=300),
+    schedule=Intervals(log=20, evaluate=300, early=True, evaluation_rows=512, save=300),
   )
 
 

@@ -110,6 +110,7 @@ def finetune(
   search: bool = False,
   teacher: str | Path | None = None,
   probe: bool = True,
+  peft: str | None = None,
   workdir: str | Path | None = None,
   cache: str | Path | None = None,
   dry_run: bool = False,
@@ -137,6 +138,7 @@ def finetune(
     search=search,
     teacher=None if teacher is None else str(teacher),
     probe=probe,
+    peft=peft,
   )
   chosen = chosen_task(task, place)
   return fine_tuning.finetune(source, start, chosen, every, options, folder, workdir, dry_run)

@@ -42,7 +42,7 @@ def run(main: Callable[..., int | None], words: tuple[str, ...] = ()) -> NoRetur
   """
   module = sys.modules[main.__module__]
   if not _own_flags(module):
-    module.define_flags()
+    main.__globals__["define_flags"]()  # `runpy` does not put its module into sys.modules
   hook, sys.unraisablehook = sys.unraisablehook, _end_if_interrupted
   if ends_at_once := signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -332,6 +332,11 @@ def _import(path: Path) -> ModuleType:
   for module in (sys.modules.get(name), sys.modules.get("__main__")):
     if module is not None and getattr(module, "__file__", None) == str(path):
       return module
+  return execute(name, path)
+
+
+def execute(name: str, path: Path) -> ModuleType:
+  """Imports a file as the module `name`; if it fails, the module is not there."""
   if str(_ROOT) not in sys.path:
     sys.path.append(str(_ROOT))  # so that a user's file can import from experiments.bert
   spec = importlib.util.spec_from_file_location(name, path)

@@ -126,6 +126,8 @@ _MOVED = {
   "plm_jax.train.optim.AdamW": "plm_jax.optim.adamw.AdamW",
   "plm_jax.train.optim.LAMB": "plm_jax.optim.adamw.LAMB",
 }
+OWN_MODULES: set[str] = set()
+"""Modules of a user that were imported for a run, and may have classes of its configuration."""
 GIVE_AGAIN = "--task=FILE:CLASS, or plm_jax.load(DIR, task='FILE:CLASS')"
 _OTHER_VERSION = "the run was made by another version; use that one, or start a new run."
 
@@ -181,12 +183,17 @@ def _find_class(name: Any) -> type:
     except ModuleNotFoundError as error:
       if not module.startswith(str(error.name)):
         raise  # the module exists; one of its imports does not
-  elif module == "__main__" or module.startswith("file:"):  # of a user: imported by them, or not
+  elif module == "__main__" or module.startswith("file:") or module in OWN_MODULES:
     kind = getattr(sys.modules.get(module), attribute, None)
     if kind is None:
+      is_of_cell = module == "__main__"
+      place = "a notebook or a script" if is_of_cell else module.removeprefix("file:")
+      remedy = (
+        "define it first, or move it into a file" if is_of_cell else f"give it again ({GIVE_AGAIN})"
+      )
       raise UserError(
-        f"The stored configuration has the class {attribute} of {module.removeprefix('file:')}, "
-        f"which is not loaded: give it again ({GIVE_AGAIN})."
+        f"The stored configuration has the class {attribute} of {place}, which is not loaded: "
+        f"{remedy}."
       )
   if isinstance(kind, type) and dataclasses.is_dataclass(kind):
     return kind

@@ -24,6 +24,8 @@ from plm_jax.objectives.objective import Objective
 from plm_jax.optim.adafactor import Adafactor
 from plm_jax.optim.adamw import LAMB, AdamW
 from plm_jax.optim.sgd import SGD, Adagrad
+from plm_jax.peft.adapted import FROZEN, Peft, adapted
+from plm_jax.peft.methods import AnyPeft
 from plm_jax.sharding import MeshShape
 
 Budget = Literal["smoke", "small", "paper"]
@@ -38,12 +40,14 @@ class Intervals:
   """Intervals of logging, evaluation and checkpoints. None of them changes the parameters.
 
   log: steps between two lines of metrics. evaluate: steps between two evaluations on held-out
-  documents (0: only before and after). evaluation_rows: the most held-out rows. save: steps between
-  checkpoints. keep: the number of checkpoints kept.
+  documents (0: only before and after). early: whether there are evaluations before the first of
+  them too, at 1, 2, 4, 8, ... times `log` steps, where the loss falls fastest. evaluation_rows: the
+  most held-out rows. save: steps between checkpoints. keep: the number of checkpoints kept.
   """
 
   log: int = 10
   evaluate: int = 0
+  early: bool = False
   evaluation_rows: int = 2048
   save: int = 100
   keep: int = 2
@@ -53,6 +57,13 @@ class Intervals:
       raise UserError(
         "schedule.log, .save, .keep and .evaluation_rows must be at least 1, .evaluate at least 0"
       )
+
+  def evaluates(self, step: int) -> bool:
+    """Whether there is an evaluation after a step, apart from the last."""
+    if self.early and 0 < step < self.evaluate:
+      times, rest = divmod(step, self.log)
+      return rest == 0 and times.bit_count() == 1
+    return self.evaluate > 0 and step % self.evaluate == 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +103,8 @@ class Experiment:
 
   The loss is the sum over `objectives` of weight * mean. `seed` determines parameters, dropout,
   data order and corruption. A model that is not trained (made from counts, imported) has `steps=0`;
-  then `objectives` may be empty, and `optim` is not read.
+  then `objectives` may be empty, and `optim` is not read. peft: a method that trains few parameters
+  beside the model that the run starts from; none trains all.
   """
 
   model: Model
@@ -105,6 +117,7 @@ class Experiment:
   mesh: MeshShape = MeshShape()  # noqa: RUF009  frozen
   compute: Compute = Compute()  # noqa: RUF009  frozen
   tuning: Tuning = Tuning()
+  peft: AnyPeft | None = None
   seed: int = 0
 
   def __post_init__(self):
@@ -118,8 +131,8 @@ class Experiment:
       )
     if self.is_counted and self.steps:
       raise UserError(
-        f"steps={self.steps} was given; a {type(self.model).__name__} is estimated from counts, "
-        "without steps; leave steps at 0"
+        f"steps={self.steps} was given, and the model {type(self.model).__name__} is made from "
+        "counts: it takes no steps, and is neither trained nor fine-tuned; leave steps at 0"
       )
     if self.steps and self.optim.warmup > self.steps:
       raise UserError(
@@ -149,6 +162,8 @@ class Experiment:
         f"global_batch={self.global_batch} cannot be computed in compute.micro_batches={parts} "
         "equal parts"
       )
+    if self.peft is not None:
+      check_peft(self.peft, self)
 
   @property
   def is_counted(self) -> bool:
@@ -171,7 +186,12 @@ class Experiment:
   @property
   def frozen(self) -> tuple[str, ...]:
     """Path patterns of parameters that are not trained."""
-    return (*self.model.frozen, *self.tuning.freeze)
+    return self.omitted or (*self.model.frozen, *self.tuning.freeze)
+
+  @property
+  def omitted(self) -> tuple[str, ...]:
+    """Path patterns of parameters that checkpoints leave out: those of a base in its own run."""
+    return () if self.peft is None else FROZEN
 
   def resolve(self, vocab_size: int) -> Self:
     """The experiment with the model's vocabulary filled in from the tokenizer."""
@@ -186,7 +206,29 @@ class Experiment:
 
   def init_parameters(self, key: jax.Array):
     """The model of a resolved experiment with random parameters."""
-    return self.model.init(key, self.heads)
+    base = self.model.init(key, self.heads)
+    if self.peft is None:
+      return base
+    labelled = [name for name, size in self.heads.items() if size or name == "span"]
+    below = ["pooler", "bilstm"] if "classes" in labelled else []  # what classes are read from
+    heads = tuple(f"*{name}/*" for name in (*labelled, *below))
+    return adapted(self.peft, base, jax.random.fold_in(key, 1), heads)
+
+
+def check_peft(peft: Peft, experiment: Experiment) -> None:
+  """A `UserError` for settings that a method of parameter-efficient tuning excludes."""
+  tuning = experiment.tuning
+  if tuning.freeze or tuning.adversarial:
+    raise UserError(
+      f"peft={type(peft).__name__} freezes the whole base, so tuning.freeze and tuning.adversarial "
+      "have no effect; leave them out"
+    )
+  if experiment.data.length + peft.columns > experiment.model.positions:
+    raise UserError(
+      f"data.length={experiment.data.length} and {peft.columns} positions of "
+      f"peft={type(peft).__name__} are more than the model's {experiment.model.positions}; lower "
+      "data.length"
+    )
 
 
 def check_pairs(objective: Objective, data: Rows) -> None:

@@ -11,7 +11,7 @@ from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.models.model import Model
-from plm_jax.runs import RunInfo, initial_record, teacher_of
+from plm_jax.runs import RunInfo, base_record, initial_record, teacher_of
 from plm_jax.train.process import versions
 
 
@@ -55,6 +55,11 @@ def chosen_experiment(
       )
     experiment = with_teacher(experiment, teacher, settings)
   experiment = experiment.resolve(vocab_size_of(experiment))
+  if experiment.peft is not None and source is None:
+    raise UserError(
+      f"peft={overrides.show(experiment.peft)} trains a few parameters beside a model that is "
+      "there; name it: --from=DIR"
+    )
   record = {
     "name": name,
     "reference": reference,
@@ -67,6 +72,7 @@ def chosen_experiment(
     ],
     "initial": initial_record(source),
     "teacher": initial_record(teacher),
+    **({"base": base_record(source)} if source and experiment.peft else {}),
     "command": sys.argv,
     "versions": versions(),
   }

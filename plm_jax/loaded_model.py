@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from plm_jax.decode.rules import Rules
 from plm_jax.errors import UserError
 from plm_jax.evaluation.perplexity import perplexity
 from plm_jax.export.from_run import from_run, write_directory
+from plm_jax.export.model_card import checked_licence, write_card
 from plm_jax.export.outputs import outputs
+from plm_jax.export.peft_run import with_adapter_of
 from plm_jax.runs import Run, check_predicts_tokens
 from plm_jax.tasks import predicting
 from plm_jax.tasks.task import Task, Trained
@@ -63,9 +66,11 @@ class LoadedModel:
 
   @checked
   def score(self, text: str) -> dict[str, float]:
-    """The text's perplexity (pseudo-perplexity under a masked model) and bits per byte."""
+    """{"perplexity" (of a masked model "pseudo_perplexity"), "bits_per_byte", "nats_per_token",
+    "tokens"} of a text."""
     check_predicts_tokens(self.run)
-    return {name: float(value) for name, value in perplexity(self.run, text).items()}
+    scores = perplexity(self.run, text)
+    return {re.sub("[ -]", "_", name): float(value) for name, value in scores.items()}
 
   @checked
   def predict(self, texts: Example | Sequence[Example]) -> list[dict[str, Any]]:
@@ -103,11 +108,21 @@ class LoadedModel:
     return attention(self.run, text)
 
   @checked
-  def save(self, directory: str | Path) -> None:
+  def save(self, directory: str | Path, license: str | None = None) -> None:
     """Writes the model as a directory that transformers loads, or sentence-transformers if its
-    classes are read from the mean of the states; then a printed line says how."""
-    model = from_run(self.run, "discriminator")
-    write_directory(model, self.run.tokenizer, Path(directory), "public" not in self.run.document)
+    classes are read from the mean of the states; then a printed line says how. README.md is its
+    model card. license: an identifier of the Hub, such as mit; None is unknown."""
+    checked_licence(license)
+    model, target = from_run(self.run, "discriminator"), Path(directory)
+    write_directory(model, self.run.tokenizer, target, "public" not in self.run.document)
+    write_card(self.run, model, target, license)
+
+  @checked
+  def with_adapter(self, directory: str | Path) -> LoadedModel:
+    """This model, which stays as it is, with an adapter: a run with --peft on this very base, or a
+    directory of Hugging Face PEFT. Several share the arrays that they do not change."""
+    path = Path(directory)
+    return LoadedModel(with_adapter_of(self.run, path), path)
 
   def __call__(
     self, *, output_hidden_states: bool = False, output_attentions: bool = False, **inputs: Any
@@ -134,7 +149,7 @@ class LoadedModel:
   def _fine_tuned(self) -> tuple[Task, Trained]:
     if self.run.path is None:
       raise UserError("this model is in memory only; save its run and load it.")
-    return predicting.load(self.run.path)
+    return predicting.task_of(self.run), predicting.trained(self.run)
 
   def _facts(self) -> dict[str, str]:
     config, tokenizer = self.run.config, self.run.tokenizer

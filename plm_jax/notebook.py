@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import html
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd")
+_COLOURS = (
+  *("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b"),
+  *("#e377c2", "#7f7f7f", "#bcbd22", "#17becf", "#d62728"),
+)
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 420, 200, 52, 34, 24
+_LINE, _LETTER = 14, 6.5  # height of a line and width of a letter
 Curve = Sequence[tuple[float, float]]
 """(step, value) of one metric."""
 
@@ -46,7 +51,8 @@ def frame(page: str, height: int = 640) -> str:
 
 
 def curves(title: str, lines: Mapping[str, Curve]) -> str:
-  """An SVG picture of curves over steps. lines: name -> curve; empty ones are left out."""
+  """An SVG picture of curves over steps. lines: name -> curve; empty ones are left out. A value of
+  step 0 is a dot, since no step between it and the next was measured."""
   lines = {name: curve for name, curve in lines.items() if curve}
   steps = [step for curve in lines.values() for step, _ in curve]
   values = [value for curve in lines.values() for _, value in curve]
@@ -68,14 +74,19 @@ def curves(title: str, lines: Mapping[str, Curve]) -> str:
     _text(_LEFT - 4, base, f"{low:.3g}", "end"),
     _text(_WIDTH - 10, base + 14, f"step {right:,}", "end"),
   ]
+  room_of_name = max(110, _LETTER * (max(map(len, lines)) + 3))
+  names = max(1, int((_WIDTH - _LEFT) / room_of_name))  # in a line of the legend
   for number, (name, curve) in enumerate(lines.items()):
     colour = _COLOURS[number % len(_COLOURS)]
-    points = " ".join(place(*point) for point in curve)
+    points = " ".join(place(*point) for point in curve if point[0])
     parts.append(f"<polyline points='{points}' fill='none' stroke='{colour}' stroke-width='1.5'/>")
     parts += [_dot(place(*point), colour) for point in curve] if len(curve) < 20 else []
-    parts.append(_text(_LEFT + 110 * number, _HEIGHT - 4, f"— {name}", "start", colour))
+    row, column = divmod(number, names)
+    x, y = _LEFT + room_of_name * column, _HEIGHT - 4 + _LINE * row
+    parts.append(_text(x, y, f"— {name}", "start", colour))
+  height = _HEIGHT + _LINE * ((len(lines) - 1) // names)
   return (
-    f"<svg xmlns='http://www.w3.org/2000/svg' width='{_WIDTH}' height='{_HEIGHT}' "
+    f"<svg xmlns='http://www.w3.org/2000/svg' width='{_WIDTH}' height='{height}' "
     f"style='background:#fff' font-family='sans-serif' font-size='11'>{''.join(parts)}</svg>"
   )
 
@@ -96,28 +107,91 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> str:
   )
 
 
-class LiveCurves:
-  """A sink of records that draws them in the cell of a notebook while a model is trained."""
+class _Cell:
+  """An output in the cell of a notebook that is drawn again and again."""
 
   def __init__(self):
     from IPython.display import HTML, display
 
     self._html = HTML
-    self._records: list[Mapping[str, Any]] = []
     self._place: Any = display(HTML(""), display_id=True)
+
+  def show(self, text: str) -> None:
+    self._place.update(self._html(text))
+
+
+class LiveCurves:
+  """A sink of records that draws them in the cell of a notebook while a model is trained."""
+
+  def __init__(self):
+    self._cell = _Cell()
+    self._records: list[Mapping[str, Any]] = []
 
   def write(self, record: Mapping[str, Any]) -> None:
     if "split" in record:
       self._records.append(record)
-      self._place.update(self._html(loss_curves(self._records)))
+      self._cell.show(loss_curves(self._records))
 
   def close(self) -> None: ...
 
 
+class LiveArms:
+  """The training losses of a sweep in the cell of a notebook: a line for each arm, the mean over
+  the seeds that got so far. stored: (arm, seed, records) of earlier calls."""
+
+  def __init__(self, stored: Iterable[tuple[str, int, Iterable[Mapping[str, Any]]]] = ()):
+    self._cell = _Cell()
+    self._losses: dict[str, dict[str, dict[int, dict[int, float]]]] = {}
+    for arm, seed, records in stored:
+      for record in records:
+        self._keep(arm, seed, record)
+    self._show()
+
+  def sink(self, arm: str, seed: int) -> _ArmSink:
+    """The sink of one run."""
+    return _ArmSink(lambda record: self._keep(arm, seed, record) and self._show())
+
+  def _keep(self, arm: str, seed: int, record: Mapping[str, Any]) -> bool:
+    """Whether the record has a training loss."""
+    losses = [name for name in record if name.endswith("/loss")]
+    if record.get("split") != "train":
+      return False
+    for name in losses:  # metric -> arm -> step -> seed
+      steps = self._losses.setdefault(name, {}).setdefault(arm, {})
+      steps.setdefault(record["step"], {})[seed] = record[name]
+    return bool(losses)
+
+  def _show(self) -> None:
+    pictures = (
+      curves(
+        f"{name.removesuffix('/loss').upper()} loss, training",
+        {
+          arm: [(step, fmean(steps[step].values())) for step in sorted(steps)]
+          for arm, steps in arms.items()
+        },
+      )
+      for name, arms in self._losses.items()
+    )
+    self._cell.show("".join(pictures))
+
+
+class _ArmSink:
+  """A sink that hands every record to a function."""
+
+  def __init__(self, write: Callable[[Mapping[str, Any]], Any]):
+    self.write = write
+
+  def close(self) -> None: ...
+
+
+def in_notebook() -> bool:
+  shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+  return type(shell).__name__ in ("ZMQInteractiveShell", "Shell")
+
+
 def live_sinks() -> list[LiveCurves]:
   """`LiveCurves` in a notebook, elsewhere nothing."""
-  shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-  return [LiveCurves()] if type(shell).__name__ in ("ZMQInteractiveShell", "Shell") else []
+  return [LiveCurves()] if in_notebook() else []
 
 
 def _dot(point: str, colour: str) -> str:

@@ -11,6 +11,7 @@ takes dataclasses accepts `data.tokenizer=BytePairs(vocab_size=8192)`. Nothing i
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -59,6 +60,23 @@ class _Edit:
       ([f"--set {path}={self.text}"] if self.text is not None else [])
       + [edit.flags(join(path, name)) for name, edit in self.below.items()]
     )
+
+
+def canonical(settings: Iterable[str]) -> list[str]:
+  """The settings in one spelling, for comparisons: 1, 1.0, "1" and 1_0e-1 are the same number."""
+  return [
+    f"{path.strip()}={_canonical(text)}" for path, _, text in (s.partition("=") for s in settings)
+  ]
+
+
+def _canonical(text: str) -> str:
+  text = text.strip()
+  if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+    text = text[1:-1]
+  with contextlib.suppress(ValueError):
+    number = float(text)
+    return f"{number:.0f}" if number.is_integer() else repr(number)
+  return {"yes": "true", "no": "false", "True": "true", "False": "false"}.get(text, text)
 
 
 def apply(config: Any, overrides: Iterable[str]) -> Any:

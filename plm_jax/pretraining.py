@@ -50,11 +50,11 @@ def pretrain(
     evaluation = valid.evaluation(experiment.schedule.evaluation_rows)
   processes.say(report.rows_line(train))
   if experiment.is_counted:
-    with processes.first_goes_first():
-      if first:
-        counted = count(experiment, record | {"text": text}, prepared, evaluation, workdir, sinks)
-        rows = all_rows(valid).evaluation(experiment.schedule.evaluation_rows)
-        show(counted.params, counted.experiment, counted.records, rows, prepared, workdir)
+    counted = count(experiment, record | {"text": text}, prepared, evaluation, workdir, sinks)
+    params = processes.whole(counted.params)
+    if first:
+      rows = all_rows(valid).evaluation(experiment.schedule.evaluation_rows)
+      show(params, counted.experiment, counted.records, rows, prepared, workdir)
     return
   processes.say("compiling ...", file=sys.stderr)
   program = program_of(experiment)
@@ -62,6 +62,8 @@ def pretrain(
   workers = experiment.data.workers
   data = Data(lambda start: iterate(train, start, experiment.steps, workers), evaluation)
   initial = initial_parameters(program, source)
+  if initial is None and hasattr(program.abstract.params, "spelled"):
+    initial = program.create().params.spelled(prepared.tokenizer)
   state, records = fit(program, data, workdir, initial=initial, profile=profile, sinks=sinks)
   params = processes.whole(state.params)
   if first:

@@ -8,6 +8,8 @@ trained, imported, or made from counts (`steps=0`, `objectives=()`).
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 from plm_jax import overrides
 from plm_jax.data.tokenizers import Tokenizer, load_tokenizer
@@ -22,10 +25,11 @@ from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.models.compute import Compute
 from plm_jax.models.model import Model, Parameters
-from plm_jax.models.parameters import head_patterns, roles_of
-from plm_jax.train.checkpoint import Checkpoints, restore_parameters
+from plm_jax.models.parameters import head_patterns, named, roles_of
+from plm_jax.peft.adapted import AdaptedModel
+from plm_jax.train.checkpoint import BEST, Checkpoints, Restored, restore_parameters
 from plm_jax.train.process import versions
-from plm_jax.train.workdir import FORMAT, read_config, write_whole
+from plm_jax.train.workdir import FORMAT, own_code_entry, read_config, write_whole
 
 if TYPE_CHECKING:
   from plm_jax.train.loop import Program
@@ -85,6 +89,8 @@ class Run(RunInfo):
     Errors: `UserError` if `path` is not the directory of a run, or has no good checkpoint.
     """
     info = RunInfo.read(path)
+    if info.experiment.peft is not None:
+      return with_adapter(base_of(info), info)
     model = info.experiment.model
     shapes = jax.eval_shape(lambda key: model.init(key, info.heads), jax.random.key(0))
     restored = restore_parameters(info.path, shapes)
@@ -93,9 +99,11 @@ class Run(RunInfo):
   def save(self, path: str | Path) -> None:
     """Writes the run as a directory that every command reads, without an optimiser's state.
 
-    Errors: `UserError` if it is not empty (a newer checkpoint would win), or cannot be written.
+    Errors: `UserError` if it is not empty (a newer checkpoint would win), or cannot be written, or
+    if the run has modules that no configuration describes.
     """
     path = Path(path)
+    check_merged(self)
     try:
       path.mkdir(parents=True, exist_ok=True)
       if (path / "config.json").exists():
@@ -114,11 +122,109 @@ class Run(RunInfo):
       "teacher": None,
       "command": sys.argv,
       "versions": versions(),
-      **self.document,
+      **{name: entry for name, entry in self.document.items() if name != "base"},
       "format": FORMAT,
       "experiment": overrides.to_json(self.experiment),
     }
+    document |= own_code_entry(path, document)
     write_whole(path / "config.json", json.dumps(document, indent=2) + "\n")
+
+
+# --- adapters and their bases ---------------------------------------------------------------------
+
+
+def parameters_hash(params: Parameters) -> str:
+  """SHA-256 of the names, shapes and values of a run's parameters: the same for every copy."""
+  digest = hashlib.sha256()
+  for path, leaf in named(params):
+    digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+    digest.update(np.asarray(leaf).tobytes())
+  return digest.hexdigest()
+
+
+def base_record(source: RunInfo) -> dict[str, str]:
+  """The entry of config.json for the base of an adapter."""
+  path = source.path or Path()
+  files = sorted(file for name in (BEST, "checkpoints") for file in path.glob(f"{name}/*/manifest"))
+  digest = _hash_of_run(path, tuple(file.read_text() for file in files))
+  return {"from": str(path.absolute()), "parameters": digest}
+
+
+@functools.lru_cache(maxsize=4)
+def _hash_of_run(path: Path, manifests: tuple[str, ...]) -> str:
+  """Computed once for the cells of a comparison. manifests: those of the run as it is."""
+  del manifests
+  return parameters_hash(Run.load(path).params)
+
+
+def base_of(adapter: RunInfo, path: str | Path | None = None) -> Run:
+  """The base of an adapter, in the directory where it was, or at `path`. Errors: `UserError` if
+  there is none, or if it is another model."""
+  record = adapter.document.get("base") or {}
+  place = Path(path or record.get("from", ""))
+  if not (place / "config.json").exists():
+    raise UserError(
+      f"{adapter.path} is an adapter of the base in {place}, which is not there; name the place "
+      f"where it is: python -m plm_jax.adapter --model={adapter.path} --base=DIR"
+    )
+  base = Run.load(place)
+  check_base(adapter, base)
+  return base
+
+
+def check_base(adapter: RunInfo, base: Run) -> None:
+  """A `UserError` unless the adapter was trained on this base."""
+  record = adapter.document.get("base") or {}
+  if parameters_hash(base.params) != record.get("parameters"):
+    raise UserError(
+      f"{adapter.path} was trained on the base {record.get('from')}, and the parameters in "
+      f"{base.path} are others: that run was trained on, or it is another model; name the base as "
+      f"it was: python -m plm_jax.adapter --model={adapter.path} --base=DIR"
+    )
+
+
+def adapted_model(base: Run, adapter: RunInfo) -> tuple[AdaptedModel, int]:
+  """The parameters of a training that is stored without its base, and their step."""
+  experiment = adapter.experiment
+  shapes = jax.eval_shape(experiment.init_parameters, jax.random.key(0))
+  kept = restore_parameters(adapter.path, dataclasses.replace(shapes, base=None))
+  whole = base.params if experiment.model.encoder_path else base.params.encoder()
+  arrays = dict(named(whole))
+  wanted = named(shapes.base)
+  for path, leaf in wanted:
+    if path not in arrays or arrays[path].shape != leaf.shape:
+      stored = f"has {list(arrays[path].shape)}" if path in arrays else "does not have it"
+      raise UserError(
+        f"{adapter.path} does not fit the base {base.path}: {path} should be {list(leaf.shape)}, "
+        f"and the base {stored}"
+      )
+  frozen = jax.tree.unflatten(jax.tree.structure(shapes.base), [arrays[path] for path, _ in wanted])
+  return dataclasses.replace(kept.params, base=frozen), int(kept.folder.name)
+
+
+def with_adapter(base: Run, adapter: RunInfo, merge: bool = True) -> Run:
+  """A run of the base with an adapter, for use. merge: compute the sum of both once, if the method
+  can; otherwise the base's arrays are shared with the base."""
+  model, step = adapted_model(base, adapter)
+  params = model.result() if merge else model.applied()
+  config: Any = adapter.experiment.model
+  if columns := model.peft.columns:
+    config = dataclasses.replace(config, positions=config.positions - columns)
+  experiment = dataclasses.replace(adapter.experiment, model=config, peft=None)
+  return Run(**vars(adapter) | {"experiment": experiment}, params=params, step=step)
+
+
+def check_merged(run: Run) -> None:
+  """A `UserError` for a run with modules of an adapter, which its configuration does not have."""
+  if "base" not in run.document:
+    return
+  model = run.experiment.model
+  made = jax.eval_shape(lambda key: model.init(key, run.heads), jax.random.key(0))
+  if jax.tree.structure(made) != jax.tree.structure(run.params):
+    raise UserError(
+      f"the adapter in {run.path} cannot be merged into its base, so it is no model without it; "
+      "keep the directory of the adapter (--to=peft of plm_jax.convert may write it for peft)"
+    )
 
 
 def check_predicts_tokens(run: Run) -> None:
@@ -175,13 +281,38 @@ def initial_parameters(program: "Program", source: RunInfo | None) -> Parameters
       f"cannot start; expected a run of a {type(model).__name__}."
     )
   place = "" if model.encoder_path else stored.encoder_path
-  fresh = program.create().params
-  heads = head_patterns(roles_of(fresh))
-  restored = restore_parameters(source.path, fresh, heads, heads, within=place)
+  restored = restored_onto(program, source, place)
   for names, fate in ((restored.fresh, "starts at random"), (restored.unused, "is left out")):
     for name in names:
       print(f"{name} {fate}: --from={source.path} and this run have different heads")
   return restored.params
+
+
+def restored_onto(program: "Program", source: RunInfo, place: str) -> Restored:
+  """The program's first parameters with those of a source, all but the heads that only one of them
+  has. place: of the source's parameters in its checkpoint.
+
+  Errors: `UserError` naming shapes that do not fit, and a source that is itself an adapter.
+  """
+  if source.experiment.peft is not None:
+    raise UserError(
+      f"{source.path} holds an adapter without its base, from which no training starts; merge it "
+      f"first: python -m plm_jax.adapter --model={source.path} --merge=DIR"
+    )
+  fresh = program.create().params
+  is_adapted = program.experiment.peft is not None
+  whole = fresh.whole if is_adapted else fresh
+  heads = head_patterns(roles_of(whole))
+  restored = restore_parameters(source.path, whole, heads, heads, within=place)
+  if not is_adapted:
+    return restored
+  frozen = {path for path, _ in named(fresh.base)}
+  for name in frozen.intersection(restored.fresh):
+    raise UserError(
+      f"{name} is new, because --from={source.path} has no such head, and peft would leave it as "
+      f"it is drawn; train it too: --set=peft.train={name.split('/')[0]}/*"
+    )
+  return restored._replace(params=fresh.on(restored.params))
 
 
 def taught_parameters(program: "Program") -> Parameters | None:

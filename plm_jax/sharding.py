@@ -106,6 +106,7 @@ RULES: dict[str, str | None] = {
   "segments": None,
   "classes": None,
   "gates": None,
+  "ngrams": None,
   REPLICATED: None,
   "layers": None,  # the scan slices this axis: a split would make every layer wait for one device
 }

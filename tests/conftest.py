@@ -7,6 +7,8 @@ import contextlib
 import ctypes
 import gc
 import os
+import sys
+import types
 from importlib.metadata import version
 from pathlib import Path
 
@@ -121,3 +123,17 @@ def shared_data():
     return path
 
   return find
+
+
+@pytest.fixture
+def cell(monkeypatch):
+  """The code runs in a cell of a notebook; a list of all that was drawn in its place."""
+  shown = []
+  place = types.SimpleNamespace(update=shown.append)
+  display = types.ModuleType("IPython.display")
+  display.HTML, display.display = str, lambda html, display_id: place
+  ipython = types.ModuleType("IPython")
+  ipython.get_ipython = type("ZMQInteractiveShell", (), {})
+  monkeypatch.setitem(sys.modules, "IPython", ipython)
+  monkeypatch.setitem(sys.modules, "IPython.display", display)
+  return shown

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from plm_jax import cli
 from plm_jax.config_tree import field_types, has_default, places, show
 from plm_jax.experiment import Experiment
+from plm_jax.peft.methods import AnyPeft
 from plm_jax.tasks.augmentation import Augmentation
 from plm_jax.tasks.classification import Classification
 from plm_jax.tasks.registry import TASKS
@@ -61,6 +62,9 @@ def page() -> str:
       base = base_of(kind)
       lines += [f"### {kind.__name__}\n", *([] if base else [f"{first_line(kind)}\n"])]
       lines += differences(kind, base) if base else table(kind, place)
+  lines.append("## Few parameters: `peft`\n")
+  for kind in typing.get_args(AnyPeft):
+    lines += [f"### {kind.__name__}\n", f"{first_line(kind)}\n", *table(kind, "peft")]
   lines.append("## In run_finetune.py\n")
   for kind in TASKS.values():
     lines += [f"### {kind.__name__}\n", f"{first_line(kind)}\n", *table(kind, "task")]

@@ -35,7 +35,7 @@ def test_a_task_of_ones_own_is_fine_tuned_and_its_scores_are_returned(source, tm
   made = chosen_task(task, str(data))  # a task itself is taken too, as from a cell
   again = plm.finetune(plm.load(source.path), made, **options)
   assert again.comparison == result.comparison  # nothing was trained again
-  with pytest.raises(UserError, match="results of another task"):
+  with pytest.raises(UserError, match=r"results of another fine-tuning: --set is .* here; choose"):
     plm.finetune(source.path, made, **options | {"settings": {"steps": 3}})
 
 

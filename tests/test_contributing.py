@@ -78,6 +78,7 @@ def test_the_example_of_a_model_trains(folder, tmp_path):
   assert params.class_logits(params(batch, experiment.compute), batch, None).shape == (1, 3)
 
 
+@pytest.mark.slow
 def test_the_example_of_an_objective_trains(folder, tmp_path):
   objective = load(folder / "one_token.py").OneToken()
   _, records = toy_run.run(tmp_path / "run", replace(TWO_STEPS, objectives=(objective,)))
@@ -92,6 +93,7 @@ def test_the_example_of_an_objective_masks_one_token_of_every_row(folder):
   assert ((train(0)["input_ids"] != plain(0)["input_ids"]).sum(axis=1) == 1).all()
 
 
+@pytest.mark.slow
 def test_the_example_of_a_task_trains(folder, tmp_path):
   table = tmp_path / "days.csv"
   days = [f"{tens} {units}" for tens in range(10) for units in range(10)]

@@ -19,25 +19,28 @@ BENEATH = {
   "errors": set(),
   "progress": set(),
   "notebook": set(),
+  "files": {"errors"},
   "arguments": {"errors"},
   "config_tree": {"errors"},
   "aliases": set(),
   "overrides": {"errors", "config_tree", "aliases"},
   "cli": {"errors"},
-  "data": {"errors", "progress"},
+  "data": {"errors", "progress", "files"},
   "placement": set(),
   "models": {"errors", "progress", "placement"},
   "objectives": {"errors", "placement"},
   "optim": {"errors", "models"},
+  "own_code": {"errors", "config_tree", "cli", "data"},
   "sharding": {"errors", "placement", "models"},
-  "experiment": {"errors", "data", "models", "objectives", "optim", "sharding"},
+  "peft": {"errors", "models"},
+  "experiment": {"errors", "data", "models", "objectives", "optim", "sharding", "peft"},
   "budgets": {"errors", "config_tree", "overrides", "experiment"},
   "decode": {"errors", "data", "models"},
   "train": {
-    *("errors", "progress", "config_tree", "overrides", "data", "models", "objectives"),
-    *("placement", "sharding", "experiment", "decode"),
+    *("errors", "progress", "config_tree", "overrides", "own_code", "data", "models"),
+    *("objectives", "placement", "sharding", "experiment", "decode"),
   },
-  "runs": {"errors", "overrides", "data", "models", "experiment", "train"},
+  "runs": {"errors", "overrides", "data", "models", "peft", "experiment", "train"},
   "evaluation": {"errors", "data", "models", "objectives", "decode", "runs"},
   "experiment_flags": {
     "errors",
@@ -51,10 +54,13 @@ BENEATH = {
     "runs",
   },
   "pretraining": {"data", "experiment", "train", "runs"},
-  "export": {"errors", "cli", "data", "models", "runs", "experiment_flags"},
+  "export": {
+    *("errors", "files", "config_tree", "cli", "data", "models", "peft", "train", "runs"),
+    "experiment_flags",
+  },
   "tasks": {
     *("errors", "aliases", "overrides", "cli", "data", "models", "objectives", "sharding"),
-    *("experiment", "decode", "notebook", "train", "runs", "experiment_flags"),
+    *("experiment", "decode", "notebook", "train", "runs", "experiment_flags", "peft"),
   },
   "ablate": {
     *("errors", "config_tree", "overrides", "cli", "data", "experiment", "budgets", "train"),
@@ -79,13 +85,14 @@ HEAVY = {
   "IPython",
   *("grain", "tensorflow_datasets", "tensorflow", "array_record", "sentencepiece", "tokenizers"),
   *("matplotlib", "tensorboardX", "sklearn", "orbax", "torch", "transformers", "scipy"),
-  *("ray", "tqdm", "gensim", "numba", "sacrebleu", "rouge_score"),
+  *("ray", "tqdm", "h5py", "gensim", "numba", "sacrebleu", "rouge_score"),
 }
 
 # Modules of this package that functions import, and why not the file.
 LATE = {
   ("data.tokenizers", "data.tokenizer_files"): "needs tokenizers and sentencepiece",
   ("data.tokenizers", "data.tokenizer_training"): "needs tokenizers and sentencepiece",
+  ("data.tokenizers", "data.published_vocab"): "needs tokenizers and sentencepiece",
   ("models.attention", "models.fused_attention"): "needs Pallas for Triton, which JAX may drop",
 }
 

@@ -89,7 +89,7 @@ def test_what_cannot_be_written_is_a_sentence(folder):
     new("model", "mine", folder)
   with pytest.raises(UserError, match="'my-file' cannot name a Python file"):
     new("task", "my-file", folder)
-  for name in ("json", "class", "NAME", "data", "plm_jax.py"):
+  for name in ("json", "class", "NAME", "data", "plm_jax.py", "numpy"):
     with pytest.raises(UserError, match="is already the name of a module or a word of Python"):
       new("task", name, folder)
   assert not list(folder.iterdir())

@@ -32,12 +32,18 @@ def test_a_notebook_installs_first_and_is_stored_with_its_outputs(path):
   assert "Traceback" not in path.read_text()
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  """The prepared text, which most notebooks share."""
+  return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path, tmp_path, monkeypatch):
+def test_a_notebook_runs(path, cache, tmp_path, monkeypatch):
   nbformat, client = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
   monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-  monkeypatch.setenv("PLM_JAX_CACHE", str(tmp_path / "cache"))
+  monkeypatch.setenv("PLM_JAX_CACHE", str(cache))
   notebook = nbformat.read(path, as_version=4)
   for cell in notebook.cells:
     if "parameters" in cell.metadata.get("tags", []):

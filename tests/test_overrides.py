@@ -420,3 +420,12 @@ def test_every_field_that_an_alias_stands_for_exists():
   task = with_settings(Classify(source="x.csv"), ["task.length=9"])
   with pytest.raises(UserError, match=r"max_len is called task.length here; write"):
     with_settings(task, ["task.max_len=9"])
+
+
+def test_settings_are_compared_as_values_and_not_as_text():
+  same = [["steps=1"], ["steps = 1.0"], ['steps="1"'], ["steps=1_0e-1"]]
+  assert {tuple(overrides.canonical(settings)) for settings in same} == {("steps=1",)}
+  assert overrides.canonical(["optim.peak=1e-3"]) == overrides.canonical(["optim.peak=0.001"])
+  assert overrides.canonical(["a=yes", "a=True"]) == ["a=true", "a=true"]
+  assert overrides.canonical(["a=1"]) != overrides.canonical(["a=1.5"])
+  assert overrides.canonical(["a=b,1"]) == ["a=b,1"]

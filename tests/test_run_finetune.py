@@ -57,7 +57,9 @@ def test_a_run_compares_three_arms_and_is_not_repeated(source, table, tmp_path):
   assert "/" not in again.stderr  # no progress bar: nothing was trained
   other = call(tmp_path, *words, "--labels=70", "--set=optim.peak=1e-4")
   assert other.returncode == 2
-  assert "results of another task, checkpoint or --set" in other.stderr
+  assert (
+    "--set is nothing there and optim.peak=0.0001 here; choose another --workdir" in other.stderr
+  )
   assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
 
 

@@ -7,10 +7,12 @@ plm_jax/ablate/launch.py.
 
 import json
 import traceback
+from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from plm_jax import notebook
 from plm_jax.ablate.evaluating import evaluate
 from plm_jax.ablate.launch import failure
 from plm_jax.ablate.plan import (
@@ -32,21 +34,31 @@ from plm_jax.experiment import Experiment
 from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.pretraining import pretrain
 from plm_jax.runs import Run
-from plm_jax.train.workdir import Workdir, write_whole
+from plm_jax.train.metrics import Sink
+from plm_jax.train.workdir import Workdir, read_records, write_whole
 
 
 def run_here(out: Path, plan: SweepPlan, runs: list[PlannedRun], table: Table) -> list[PlannedRun]:
   """Runs them all; returns those that failed. An interrupted run has saved its state."""
   failed = []
+  curves = live_curves(out, plan) if runs and notebook.in_notebook() else None
   with View(out, plan, runs, 1) as view:
     for run in runs:
       view.started(run)
-      code = perform(out, plan, run, table.arm(run.arm))
+      sinks = [curves.sink(*run)] if curves else []
+      code = perform(out, plan, run, table.arm(run.arm), sinks)
       view.ended(run, code)
       if code:
         failed.append(run)
         view.say(failure(out, run, code))
   return failed
+
+
+def live_curves(out: Path, plan: SweepPlan) -> notebook.LiveArms:
+  """The picture in a notebook, with the runs of earlier calls."""
+  return notebook.LiveArms(
+    (*run, read_records(workdir_of(out, run) / "metrics.jsonl")) for run in plan.runs()
+  )
 
 
 def check_unchanged(out: Path, plan: SweepPlan, runs: list[PlannedRun], table: Table) -> None:
@@ -60,9 +72,11 @@ def check_unchanged(out: Path, plan: SweepPlan, runs: list[PlannedRun], table: T
           raise UserError(str(error).replace("another --workdir", "another `out`")) from None
 
 
-def perform(out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm) -> int:
-  """Pretrains and evaluates a run; what is printed goes to its log. Returns 0, or the exit code
-  that the command would have."""
+def perform(
+  out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm, sinks: Sequence[Sink] = ()
+) -> int:
+  """Pretrains and evaluates a run; its prints go to its log. sinks: further destinations of its
+  records. Returns 0, or the exit code that the command would have."""
   for path in (failure_of(out, run), log_of(out, run)):
     path.parent.mkdir(parents=True, exist_ok=True)
   failure_of(out, run).unlink(missing_ok=True)
@@ -72,7 +86,7 @@ def perform(out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm) -> int:
       stack.enter_context(redirect_stderr(log))
     try:
       if not is_trained(out, run, plan.steps[run.arm]):
-        train(out, plan, run, arm)
+        train(out, plan, run, arm, sinks)
       step = "evaluation"
       if not is_done(out, run, plan):
         evaluate(Run.load(workdir_of(out, run)), plan.evaluation, cache_folder(plan.cache))
@@ -88,13 +102,15 @@ def perform(out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm) -> int:
   return code
 
 
-def train(out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm) -> None:
+def train(
+  out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm, sinks: Sequence[Sink] = ()
+) -> None:
   """The work of run_pretrain.py with the flags of `SweepPlan.commands`."""
   experiment, record = resolved(plan, run, arm)
   experiment.check_trains()
   with Workdir(workdir_of(out, run)) as workdir:
     workdir.check_same_experiment(experiment, record)
-    pretrain(experiment, record, workdir, cache_folder(plan.cache))
+    pretrain(experiment, record, workdir, cache_folder(plan.cache), sinks=sinks)
 
 
 def resolved(plan: SweepPlan, run: PlannedRun, arm: Arm) -> tuple[Experiment, dict[str, Any]]:

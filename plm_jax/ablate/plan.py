@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from plm_jax import overrides
 from plm_jax.errors import UserError
 from plm_jax.tasks.comparison import numbers_of_labels
 from plm_jax.train.workdir import read_records, write_whole
@@ -153,6 +154,8 @@ def claim(out: Path, plan: SweepPlan) -> SweepPlan:
   if (out / SWEEP).exists():
     before = read_plan(out)
     names = {"table": "table", "budget": "budget", "settings": "set"}
+    if overrides.canonical(plan.settings) == overrides.canonical(before.settings):
+      plan = dataclasses.replace(plan, settings=before.settings)  # 1.0 for 1
     different = [name for name in names if getattr(before, name) != getattr(plan, name)]
     if different and others:
       old, new = (_shown(getattr(each, different[0])) for each in (before, plan))

@@ -40,8 +40,8 @@ def colours(arms: Sequence[str]) -> dict[str, tuple]:
 
 def draw_learning_curves(panels: Mapping[str, Curves], arms: Sequence[str], path: Path) -> None:
   """Draws a panel per title: thin lines are seeds, a thick one is their mean. Points above the axis
-  are left out, not joined to the next: losses of early steps are far apart, and a straight line
-  between them was never measured."""
+  and those of step 0 are left out, not joined to the next: losses of early steps are far apart, and
+  a straight line between them was never measured."""
   figure, axes = _figure(len(panels), 3.6)
   colour = colours(arms)
   for axis, (title, curves) in zip(axes, panels.items()):
@@ -52,9 +52,9 @@ def draw_learning_curves(panels: Mapping[str, Curves], arms: Sequence[str], path
     style = {"marker": "o", "ms": 3} if title.endswith(HELD_OUT) else {}
     for arm, (steps, mean, _, _) in spreads.items():
       for seed in curves[arm].values():
-        points = [(step, value) for step, value in seed if value <= top]
+        points = [(step, value) for step, value in seed if step and value <= top]
         axis.plot(*zip(*points), color=colour[arm], lw=0.6, alpha=0.5)
-      within = mean <= top
+      within = (mean <= top) & (steps > 0)
       axis.plot(steps[within], mean[within], color=colour[arm], lw=1.8, label=arm, **style)
     room = 0.05 * (top - bottom) or 0.1
     axis.set_ylim(bottom - room, top + room)

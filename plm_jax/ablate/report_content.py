@@ -25,7 +25,9 @@ from plm_jax.ablate.view import duration
 from plm_jax.config_tree import is_within
 from plm_jax.train.workdir import read_records
 
-UNSET = " Sizes in this paragraph are those without `--set`; the recipes below have the others."
+UNSET = (
+  " `--set` changed some sizes that this paragraph names: the recipes below have those of the runs."
+)
 WIDEST = 12  # columns of the main table, which fit a page of 1,200 pixels
 
 

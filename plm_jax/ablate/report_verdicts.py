@@ -57,7 +57,7 @@ def best_arm(measured: Measured) -> list[str]:
     return []
   best, last = arms_of[metric][0], arms_of[metric][-1]
   first, second = cell(measured, best, metric), cell(measured, last, metric)
-  shown = f"By the mean {metric}, {best} is best ({first}) and {last} last ({second})"
+  shown = f'By the mean {metric}, "{best}" is best ({first}) and "{last}" last ({second})'
   if metric not in measured.references:
     return [shown + "."]
   baseline = measured.references[metric]
@@ -84,7 +84,7 @@ def verdict_blocks(measured: Measured) -> list[PageBlock]:
       v.outcome,
       str(v.claim),
       sentence(measured, v),
-      f"p = {v.p:.3g}; at most {v.threshold:.3g} is needed",
+      f"{direction(measured, v)}p = {v.p:.3g}, and at most {v.threshold:.3g} is needed",
     )
     for v in measured.verdicts
   ]
@@ -99,11 +99,20 @@ def sentence(measured: Measured, verdict: Verdict) -> str:
   means = {arm: cell(measured, arm, claim.metric) for arm in claim.arms}
   if missing := missing_arms(measured, verdict):
     return f"{claim.metric} was not measured for {', '.join(missing)}."
-  shown = ", ".join(f"{arm} {mean}" for arm, mean in means.items())
+  shown = ", ".join(f'"{arm}" {mean}' for arm, mean in means.items())
   if isinstance(claim, AtChance | AboveChance):
     chance = claim.chance if isinstance(claim.chance, float) else measured.references[claim.metric]
     shown += f", chance {number(chance)}"
   return f"{REASONS[verdict.outcome]}: {shown}."
+
+
+def direction(measured: Measured, verdict: Verdict) -> str:
+  """The side to which the seeds lean: the beginning of the numbers of a test."""
+  test = verdict.claim.test(measured.scores)
+  if test.p_for == test.p_against:
+    return ""
+  side = "for" if test.p_for < test.p_against else "against"
+  return f"the difference speaks {side} the claim; "
 
 
 def missing_arms(measured: Measured, verdict: Verdict) -> list[str]:

@@ -61,7 +61,8 @@ def write_report(measured: Measured, to: Path) -> list[str]:
   pictures, arms = [], [arm.name for arm in measured.arms]
   if panels := curves(measured):
     plots.draw_learning_curves(panels, arms, to / "curves.png")
-    caption = "Loss against steps: thin lines are seeds, thick ones their mean."
+    caption = "Loss against steps: thin lines are seeds, thick ones their mean. The losses of the "
+    caption += "first steps are above the axis; no line is drawn to them."
     pictures.append(Picture(to / "curves.png", caption))
   if shown := [m for m in main_metrics(measured) if not m.endswith("_loss")]:
     plots.draw_metrics(measured.scores, shown, arms, measured.references, to / "metrics.png")

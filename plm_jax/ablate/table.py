@@ -28,7 +28,8 @@ from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 
 METRICS = re.compile(
-  r"(mlm|clm|seq2seq)_(loss|perplexity|accuracy)|pseudo_perplexity|(nsp|sop)_(accuracy|majority)"
+  r"(mlm|clm|bilm|seq2seq)_(loss|perplexity|accuracy)|pseudo_perplexity|(nsp|sop)_(accuracy|majority)"
+  r"|clm_bits_per_byte"
   r"|blimp(/\w+)?|finetune_(all|\d+)_(accuracy|macro_f1)"
 )
 

@@ -45,7 +45,7 @@ class Verdict(NamedTuple):
 
 
 def lower_is_better(metric: str) -> bool:
-  return metric.endswith(("loss", "perplexity"))
+  return metric.endswith(("loss", "perplexity", "bits_per_byte"))
 
 
 def measured(scores: SeedScores, metric: str, arm: str) -> dict[int, float]:

@@ -22,7 +22,7 @@ from absl import flags
 
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
-from plm_jax.decode.neighbours import with_word_vectors
+from plm_jax.decode.neighbours import token_table, with_word_vectors
 from plm_jax.errors import UserError
 from plm_jax.export.to_run import run_directory
 from plm_jax.progress import progress_bar
@@ -65,6 +65,10 @@ def encoded(
   if not texts:
     raise UserError("there is no text to encode; give at least one.")
   run = model if isinstance(model, Run) else Run.load(run_directory(model))
+  if token_table(run.params) is None:
+    raise UserError(
+      f"the model {type(run.config).__name__} has no vectors of tokens; give another model."
+    )
   # Of a Sentence-BERT that was imported.
   own = (run.document.get("public") or {}).get("pooling") or {}
   modes = own.get("modes", ["mean"])

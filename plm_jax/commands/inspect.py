@@ -93,7 +93,9 @@ def neighbours(run: Run, words: Sequence[str], best: int = 8) -> dict[str, list[
     return {word: word_vectors.neighbours(table, word, best) for word in words}
   ids = []
   if words and token_table(run.params) is None:
-    raise UserError(f"a {type(run.config).__name__} has no vectors of tokens; give another model.")
+    raise UserError(
+      f"the model {type(run.config).__name__} has no vectors of tokens; give another model."
+    )
   for word in words:
     pieces = run.tokenizer.encode(word)
     if len(pieces) != 1:

@@ -7,6 +7,7 @@
 The file is written to this folder, which can be any. Its first lines have the commands.
 """
 
+import importlib.util
 import itertools
 import keyword
 import sys
@@ -41,7 +42,7 @@ def new(kind: str, name: str, folder: Path) -> list[Path]:
   name = name.removesuffix(".py")
   if not name.isidentifier():
     raise UserError(f"{name!r} cannot name a Python file; take letters, digits and _.")
-  if name in TAKEN:
+  if name in TAKEN or hides_a_package(name, folder):
     raise UserError(
       f"{name!r} is already the name of a module or a word of Python; choose another."
     )
@@ -56,6 +57,18 @@ def new(kind: str, name: str, folder: Path) -> list[Path]:
   for file, text in files.items():
     (folder / file).write_text(text)
   return [folder / file for file in files]
+
+
+def hides_a_package(name: str, folder: Path) -> bool:
+  """Whether a file of this name would be imported in place of an installed package."""
+  try:
+    spec = importlib.util.find_spec(name)
+  except (ImportError, ValueError):
+    return False
+  # A folder without code hides nothing, and files of this folder have another error.
+  if spec is None or spec.origin is None:
+    return False
+  return Path(spec.origin).parent != folder.resolve()
 
 
 def reviews() -> str:

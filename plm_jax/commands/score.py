@@ -3,13 +3,16 @@
   python -m plm_jax.score --model=runs/gpt_tiny --file=book.txt
   python -m plm_jax.score --model=runs/bert_tiny --text="the cat sat on the mat"
   python -m plm_jax.score --model=DIR --blimp=FOLDER --blimp_pairs=100
+  python -m plm_jax.score --model=runs/nnlm_base --mix=runs/ngram_kn3 --file=book.txt
 
 A left-to-right model predicts every token from those before it, in windows that overlap by half: at
 least half a window, except at the beginning of the text. Without a token that begins texts (GPT-1)
 the first token is not scored. A masked model predicts every token from all others, masked one at a
 time: its pseudo-perplexity (Salazar et al. 2020) is lower by nature, and comparable with other
-pseudo-perplexities only. Bits per byte are comparable between tokenizers. BLiMP (Warstadt et al.
-2020): how often a grammatical sentence scores higher than its ungrammatical twin.
+pseudo-perplexities only. Bits per byte are comparable between tokenizers. --mix takes the weighted
+mean of several models' probabilities, with the best weights for the held-out text of the first.
+BLiMP (Warstadt et al. 2020): how often a grammatical sentence scores higher than its ungrammatical
+twin.
 """
 
 from pathlib import Path
@@ -18,8 +21,10 @@ from absl import flags
 
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
+from plm_jax.data.preparation import prepare
 from plm_jax.errors import UserError
 from plm_jax.evaluation.minimal_pairs import blimp
+from plm_jax.evaluation.mixture import check_mixed, weights_on
 from plm_jax.evaluation.perplexity import NO_BEGIN, perplexity
 from plm_jax.evaluation.scores import Scores, is_causal
 from plm_jax.export.to_run import run_directory
@@ -33,6 +38,7 @@ def define_flags() -> None:
   flags.DEFINE_string("model", None, "The directory of a run, or of an imported model.")
   flags.DEFINE_string("text", None, "A text to score.")
   flags.DEFINE_string("file", None, "A file whose text is scored.")
+  flags.DEFINE_multi_string("mix", [], "Another run, mixed with the model. Repeatable.")
   flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files.")
   flags.DEFINE_integer("blimp_pairs", None, "At most this many pairs of each file (default: all).")
 
@@ -46,6 +52,8 @@ def main() -> None:
     raise UserError(
       f"--blimp_pairs={FLAGS.blimp_pairs} must be at least 1, and goes with --blimp=FOLDER."
     )
+  if FLAGS.mix and not (FLAGS.text or FLAGS.file):
+    raise UserError(f"--mix={FLAGS.mix[0]} goes with --text or --file.")
   if FLAGS.text and FLAGS.file:
     raise UserError("--text and --file were given; one text is scored at a time.")
   text = cli.read_text(FLAGS.file, "--file") if FLAGS.file else FLAGS.text
@@ -54,7 +62,14 @@ def main() -> None:
   check_predicts_tokens(run)
   skips_first = is_causal(run) and not run.tokenizer.vocab.begin
   if text is not None:
-    for name, value in perplexity(run, text).items():
+    others, weights = [Run.load(run_directory(path)) for path in FLAGS.mix], None
+    if others:
+      check_mixed([run, *others])
+      cli.load_module("data.installed_text")  # makes tfds:installed_text known
+      weights = weights_on([run, *others], prepare(run.experiment.data, default_cache()))
+      for each, weight in zip([run, *others], weights, strict=True):
+        print(f"{f'weight of {each.path}':40} {weight:.4f}")
+    for name, value in perplexity(run, text, others, weights).items():
       print(f"{name:40} {value:,.4f}".rstrip("0").rstrip("."))
     if skips_first:
       print(f"the first token is not scored: {NO_BEGIN}")

@@ -10,7 +10,8 @@
 - a folder of them: read recursively, in the order of the sorted paths;
 - `tfds:NAME[/CONFIG][:SPLIT]`: a TFDS data set (see `plm_jax.data.tfds_text`).
 
-`plm_jax.data.layout` divides lines into sentences and documents. A text with fewer than
+With `lines` a sentence is a line as it is, with its break and its indentation, for code and verse.
+Otherwise `plm_jax.data.layout` divides lines into sentences and documents. A text with fewer than
 20 documents is later cut into pieces (see `plm_jax.data.pieces`).
 
 Everything is read as a stream: memory holds one document; a document ends after
@@ -23,6 +24,8 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -33,6 +36,7 @@ from plm_jax.errors import UserError
 
 LONGEST_DOCUMENT = 1 << 20  # characters
 _LONGEST_PIECE = 1 << 20  # bytes read at once; a longer line comes in pieces
+_LONGEST_JSON = 1 << 28  # bytes of a line
 _PROBE = 1 << 18  # bytes read from the beginning of a file to recognise its layout
 _HASHED_WHOLE = 1 << 30  # bytes; larger corpora are fingerprinted by sizes, times and samples
 _SUFFIXES = (".txt", ".jsonl", ".tsv", ".txt.gz", ".jsonl.gz", ".tsv.gz")
@@ -70,9 +74,13 @@ def cache_folder(path: str | None) -> Path:
   return folder
 
 
-def open_source(source: str, cache_dir: str | os.PathLike | None = None) -> Source:
+def open_source(
+  source: str, cache_dir: str | os.PathLike | None = None, lines: bool = False
+) -> Source:
   """The source that a string names (see above). TFDS prepares its data in `cache_dir/tfds`."""
   if source.startswith("tfds:"):
+    if lines:
+      raise UserError(f"data.lines=true was given for {source}; it needs a .txt or .jsonl file.")
     return open_tfds(source, Path(cache_dir or default_cache()) / "tfds")
   path = Path(os.path.expanduser(source))
   if not source or not path.exists():
@@ -90,12 +98,12 @@ def open_source(source: str, cache_dir: str | os.PathLike | None = None) -> Sour
       raise UserError(
         f"The folder {source!r} contains no text: expected {', '.join(_SUFFIXES)} files."
       )
-    return TextFiles(path, tuple(files))
+    return TextFiles(path, tuple(files), lines)
   if not path.name.endswith(_SUFFIXES):
     raise UserError(
       f"The text {source!r} has an unknown file suffix: expected one of {', '.join(_SUFFIXES)}."
     )
-  return TextFiles(path.parent, (path,))
+  return TextFiles(path.parent, (path,), lines)
 
 
 class TextFiles(NamedTuple):
@@ -103,6 +111,7 @@ class TextFiles(NamedTuple):
 
   root: Path
   files: tuple[Path, ...]
+  lines: bool = False  # they are kept
 
   @property
   def size(self) -> int:
@@ -113,8 +122,9 @@ class TextFiles(NamedTuple):
     empty = True
     for file in self.files:
       name = file.relative_to(self.root).as_posix()
-      kinds = {".jsonl": _from_json, ".tsv": _from_pairs}
-      read = next((kinds[s] for s in file.suffixes[-2:] if s in kinds), _from_text)
+      kinds = {".jsonl": partial(_from_json, keep=self.lines), ".tsv": _from_pairs}
+      text = _from_lines if self.lines else _from_text
+      read = next((kinds[s] for s in file.suffixes[-2:] if s in kinds), text)
       for document in read(file, name):
         empty = False
         yield document
@@ -142,39 +152,52 @@ class TextFiles(NamedTuple):
     return {"files": len(self.files), "bytes on disk": sum(map(os.path.getsize, self.files))}
 
 
-class _Line(NamedTuple):
-  number: int  # from 1
-  text: str
-  ends: bool  # False for all but the last piece of a very long line
+def _opened(file: Path):
+  return (gzip.open if file.suffix == ".gz" else open)(file, "rb")
 
 
-def _lines(file: Path, tabs: bool = False) -> Iterator[_Line]:
-  """The stripped lines of a file, with tabs or without; very long ones are cut between words."""
-
-  def stripped(text: str) -> str:
-    return "\t".join(" ".join(x.split()) for x in (text.split("\t") if tabs else [text]))
-
-  number, offset, rest, ends = 1, 0, b"", True
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+  """Errors: `UserError` for a file that cannot be read, or is damaged."""
   try:
-    with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
-      while piece := stream.readline(_LONGEST_PIECE):
-        block, rest = rest + piece, b""
-        ends = piece.endswith(b"\n") or len(piece) < _LONGEST_PIECE
-        if not ends:
-          cut = _cut(block)
-          block, rest = block[:cut], block[cut:]
-        text = _decode(block, file, number, offset)
-        yield _Line(number, stripped(text.lstrip("\ufeff")), ends)
-        offset += len(block)
-        number += ends
-      if not ends:
-        yield _Line(number, stripped(_decode(rest, file, number, offset)), True)
+    yield
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise UserError(
       f"The file {str(file)!r} is damaged or not gzip ({error}): compress it again."
     ) from None
   except OSError as error:
     raise UserError(f"The file {str(file)!r} cannot be read: {error.strerror}.") from None
+
+
+class _Line(NamedTuple):
+  number: int  # from 1
+  text: str
+  ends: bool  # False for all but the last piece of a very long line
+
+
+def _lines(file: Path, tabs: bool = False, keep: bool = False) -> Iterator[_Line]:
+  """The stripped lines of a file, with tabs or without, or `keep` as they are; very long ones are
+  cut between words."""
+
+  def stripped(text: str) -> str:
+    if keep:
+      return text
+    return "\t".join(" ".join(x.split()) for x in (text.split("\t") if tabs else [text]))
+
+  number, offset, rest, ends = 1, 0, b"", True
+  with _readable(file), _opened(file) as stream:
+    while piece := stream.readline(_LONGEST_PIECE):
+      block, rest = rest + piece, b""
+      ends = piece.endswith(b"\n") or len(piece) < _LONGEST_PIECE
+      if not ends:
+        cut = _cut(block)
+        block, rest = block[:cut], block[cut:]
+      text = _decode(block, file, number, offset)
+      yield _Line(number, stripped(text.lstrip("\ufeff")), ends)
+      offset += len(block)
+      number += ends
+    if not ends:
+      yield _Line(number, stripped(_decode(rest, file, number, offset)), True)
 
 
 def _cut(block: bytes) -> int:
@@ -255,26 +278,44 @@ def _from_pairs(file: Path, name: str) -> Iterator[Document]:
       yield Document(f"{name}:{line.number}", (source, target))
 
 
-def _from_json(file: Path, name: str) -> Iterator[Document]:
-  pieces: list[str] = []
-  for line in _lines(file):
-    pieces.append(line.text)
-    if not line.ends and line.text:
-      continue
-    text = " ".join(pieces)
-    pieces = []
-    if not text:
-      continue
-    where = f"The file {str(file)!r}, line {line.number},"
-    try:
-      entry = read_json(text)
-    except ValueError as error:
-      raise UserError(f"{where} is not JSON ({error}): expected an object per line.") from None
-    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
-      raise UserError(f'{where} has no text: expected an object with a string "text".')
-    sentences = text_sentences(entry["text"])
-    if sentences:
-      yield Document(f"{name}:{line.number}", sentences, str(entry.get("label", "")))
+def _from_lines(file: Path, name: str) -> Iterator[Document]:
+  """Documents of whole lines; blank lines end a document, as does `LONGEST_DOCUMENT`."""
+  first, size, kept = 1, 0, []
+  for line in _lines(file, keep=True):
+    text = line.text.replace("\r\n", "\n")
+    if kept and (not text.strip() or size >= LONGEST_DOCUMENT):
+      yield Document(f"{name}:{first}", tuple(kept))
+      size, kept = 0, []
+    if text.strip():
+      first = first if kept else line.number
+      kept.append(text)
+      size += len(text)
+  if kept:
+    yield Document(f"{name}:{first}", tuple(kept))
+
+
+def _from_json(file: Path, name: str, keep: bool = False) -> Iterator[Document]:
+  """A document for each line, however long: half a line is no JSON."""
+  with _readable(file), _opened(file) as stream:
+    for number, block in enumerate(iter(lambda: stream.readline(_LONGEST_JSON), b""), 1):
+      where = f"The file {str(file)!r}, line {number},"
+      if len(block) == _LONGEST_JSON:
+        raise UserError(f"{where} has more than {_LONGEST_JSON:,} bytes; split the document.")
+      line = _decode(block, file, number, 0).lstrip("\ufeff").strip()
+      if not line:
+        continue
+      try:
+        entry = read_json(line)
+      except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error}): expected an object per line.") from None
+      if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+        raise UserError(f'{where} has no text: expected an object with a string "text".')
+      text = entry["text"]
+      lines = text.replace("\r\n", "\n").split("\n")
+      kept = [f"{line}\n" for line in lines[:-1]] + [line for line in lines[-1:] if line]
+      sentences = (tuple(kept) if text.strip() else ()) if keep else text_sentences(text)
+      if sentences:
+        yield Document(f"{name}:{number}", sentences, str(entry.get("label", "")))
 
 
 def read_json(text: str) -> Any:

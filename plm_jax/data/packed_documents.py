@@ -27,6 +27,7 @@ class _Bounds(NamedTuple):
   first: np.ndarray
 
 
+_BLOCK = 1 << 20  # tokens that are laid out at once
 _bounds_of: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # per store: O(D) to compute
 
 
@@ -78,6 +79,20 @@ class PackedDocuments:
       rows["next_ids"] = np.where(ends, np.int32(-1), next_ids)
       rows["begins"] = self.separate & (place[:, 0] == begins[document[:, 0]])
     return rows
+
+  def running(self, store: TokenStore, vocab: Vocab) -> tuple[np.ndarray, np.ndarray]:
+    """The whole text as its rows continue each other: ids [N] in the store's dtype, and the number
+    int32 [N] of every token's document, or zeros without `separate`."""
+    total = int(_bounds(store, self.framed).begins[-1])
+    ids = np.empty(total, store.tokens.dtype)
+    document = np.zeros(total, np.int32)
+    for first in range(0, total, _BLOCK):
+      place = np.arange(first, min(first + _BLOCK, total))
+      block = slice(first, first + len(place))
+      ids[block], number = self._tokens(store, place, vocab)
+      if self.separate:
+        document[block] = number
+    return ids, document
 
   def _tokens(
     self, store: TokenStore, place: np.ndarray, vocab: Vocab

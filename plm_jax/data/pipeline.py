@@ -58,6 +58,8 @@ class Corpus:
   held_out: share of the documents that is kept for evaluation.
   passes: number of different segmentations before they repeat (BERT's dupe_factor).
   workers: Grain worker processes; 0 is a prefetching thread in this process.
+  lines: keep line breaks and indentation (code, verse); otherwise white space is single spaces, in
+    training and in every later text.
   """
 
   source: str = "tfds:installed_text"
@@ -67,8 +69,15 @@ class Corpus:
   held_out: float = 0.02
   passes: int = 10
   workers: int = 0
+  lines: bool = False
 
   def __post_init__(self):
+    kept = self.tokenizer.keeps_lines or (self.tokenizer.kind == "unigram" and self.tokenizer.path)
+    if self.lines and not kept:
+      raise UserError(
+        f"data.lines=true has no effect with a {type(self.tokenizer).__name__} that is trained "
+        "here, which reads all white space alike; set data.tokenizer to BytePairs."
+      )
     if self.length < 8:
       raise UserError(f"data.length is {self.length}; a row needs at least 8 tokens.")
     if self.length >= 2**15:  # columns are counted in 16 bits

@@ -56,13 +56,14 @@ def prepare(corpus, cache_dir: str | os.PathLike | None = None, progress: bool =
   cache_dir: see `corpora.default_cache`. Errors: `UserError` for text that is too small or damaged.
   """
   cache = Path(cache_dir or default_cache())
-  source = open_source(corpus.source, cache)
+  source = open_source(corpus.source, cache, corpus.lines)
   tokenizer = corpus.tokenizer.load() if corpus.tokenizer.path else None
   key = {
     "format": FORMAT,
     "text": source.fingerprint(),
     "tokenizer": tokenizer.fingerprint if tokenizer else repr(corpus.tokenizer),
     "held_out": corpus.held_out,
+    **({"lines": True} if corpus.lines else {}),
   }
   name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=10).hexdigest()
   directory = cache / "prepared" / name
@@ -129,7 +130,7 @@ class _Chunk:
 class _Preparation:
   def __init__(self, corpus, source: Source, tokenizer, directory: Path, key: dict, progress: bool):
     self.source, self.config, self.tokenizer = source, corpus.tokenizer, tokenizer
-    self.name, self.held_out = corpus.source, corpus.held_out
+    self.name, self.held_out, self.lines = corpus.source, corpus.held_out, corpus.lines
     self.directory, self.key, self.progress = directory, key, progress
 
   def run(self) -> None:
@@ -152,7 +153,7 @@ class _Preparation:
     if not folder.exists():
       self._check_split()
       with self._bar("Training the tokenizer") as bar:
-        tokenizer = self.config.train(self._sample(bar))
+        tokenizer = self.config.train(self._sample(bar), self.lines)
       scratch = self.directory / "tokenizer.part"
       shutil.rmtree(scratch, ignore_errors=True)
       tokenizer.save(scratch)

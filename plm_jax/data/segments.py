@@ -118,6 +118,11 @@ def read_pairs(
   }
 
 
+def beginning(vocab: Vocab) -> list[int]:
+  """The tokens before the first text of a row; none where the vocabulary has none."""
+  return vocab.begin
+
+
 def single_segment(input_ids: np.ndarray, length: np.ndarray) -> Rows:
   """Rows of one segment and no pair: segment_ids and pair_label are 0."""
   return {

@@ -42,6 +42,13 @@ ADDED = re.compile(rf"<extra_id_\d+>|{LANGUAGE.pattern}")  # tokens added after 
 MAX_CACHED_WORDS, MAX_CACHED_CHARACTERS = 500_000, 8_000_000
 
 
+def _steps(rule: dict | None) -> list[dict]:
+  """The pre-tokenizers of a sequence, or the only one."""
+  if rule is None:
+    return []
+  return rule.get("pretokenizers") or [rule]
+
+
 class _Words:
   """A cache of the ids of words; numpy gathers a text's ids from it, word by word."""
 
@@ -85,6 +92,7 @@ class Fast:
   """A WordPiece or byte-pair tokenizer, defined by the JSON of Hugging Face `tokenizers`."""
 
   languages: ClassVar[dict[str, int]] = {}  # these formats have none
+  clean = None  # the definition has all rules
 
   def __init__(self, definition: str):
     self.model = tokenizers.Tokenizer.from_str(definition)
@@ -99,7 +107,11 @@ class Fast:
     self.prefix = rules["model"].get("continuing_subword_prefix") or ""
     self.word_end = rules["model"].get("end_of_word_suffix") or ""
     self.lowercase = bool((rules["normalizer"] or {}).get("lowercase", False))
-    self.prefix_space = bool((rules["pre_tokenizer"] or {}).get("add_prefix_space", False))
+    rules_of_space = json.dumps([rules["normalizer"], rules["pre_tokenizer"]], ensure_ascii=False)
+    self.is_metaspace = "▁" in rules_of_space  # SentencePiece's pieces as byte pairs
+    self.prefix_space = any(
+      step.get("add_prefix_space", False) for step in _steps(rules["pre_tokenizer"])
+    )
     # BERT's rules never act across white space: a word has the same ids everywhere.
     self.word_by_word = (
       (rules["normalizer"] or {}).get("type") == "BertNormalizer"
@@ -140,14 +152,25 @@ class Fast:
       return None  # GPT-1 marks ends of words; only a token's neighbour tells if it begins one
     if self.is_word_piece:
       return np.array([not piece.startswith(self.prefix) for piece in self.pieces])
-    return np.array([piece.startswith("Ġ") for piece in self.pieces])
+    mark = "▁" if self.is_metaspace else "Ġ"
+    return np.array([piece.startswith(mark) for piece in self.pieces])
 
-  def encode_flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+  def encode_flat(self, texts: list[str], continued: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and lengths. continued: the texts follow another token, without a prefix space."""
+    if continued and self.prefix_space:
+      return flat(self._without_prefix._encode_texts(texts))
     if not self.word_by_word:
       return flat(self._encode_texts(texts))
     # A text that Python splits and BERT joins counts as one word.
     rows = [[t] if NO_SPACE_FOR_BERT.search(t) else t.split() for t in texts]
     return self._words.encode(list(chain.from_iterable(rows)), [len(row) for row in rows])
+
+  @cached_property
+  def _without_prefix(self) -> "Fast":
+    rules = json.loads(self.model.to_str())
+    for step in _steps(rules["pre_tokenizer"]):
+      step |= {"add_prefix_space": False} if "add_prefix_space" in step else {}
+    return Fast(json.dumps(rules, ensure_ascii=False))
 
   def _encode_texts(self, texts: list[str]) -> list[list[int]]:
     return [e.ids for e in self.model.encode_batch_fast(texts, add_special_tokens=False)]
@@ -194,19 +217,29 @@ class Fast:
 class Pieces:
   """A unigram tokenizer, defined by a SentencePiece model.
 
-  lowercase: `clean_like_albert` first (plain quotes, NFKD, no accents, lower case).
+  clean: "albert" is `clean_like_albert` before the model, "keep_accents" the same with accents; ""
+  is neither, and None is "albert" with `lowercase`. lowercase: the last step of cleaning.
   """
 
   kind = "unigram"
   joint = " "
   prefix_space = False  # the model adds "▁" before the first word, and decoding drops it
 
-  def __init__(self, proto: bytes, lowercase: bool = False):
+  def __init__(self, proto: bytes, lowercase: bool = False, clean: str | None = None):
     self.proto, self.lowercase = proto, lowercase
+    # The usual combinations are None: tokenizers of older versions keep their fingerprints.
+    self.clean = None if clean == ("albert" if lowercase else "") else clean
     self.model = sentencepiece.SentencePieceProcessor(model_proto=proto)
 
   def __reduce__(self):
-    return Pieces, (self.proto, self.lowercase)
+    return Pieces, (self.proto, self.lowercase, self.clean)
+
+  @property
+  def cleaning(self) -> dict[str, bool] | None:
+    """The arguments of `clean_like_albert`; None leaves a text as it is."""
+    if not self.lowercase and not self.clean:
+      return None
+    return {"lowercase": self.lowercase, "accents": self.clean == "keep_accents"}
 
   @cached_property
   def pieces(self) -> list[str]:
@@ -243,9 +276,25 @@ class Pieces:
   def word_starts(self) -> np.ndarray:
     return np.array([piece.startswith("▁") for piece in self.pieces])
 
-  def encode_flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    texts = [clean_like_albert(t) for t in texts] if self.lowercase else texts
+  def encode_flat(self, texts: list[str], continued: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and lengths. continued: the texts follow another token; only a space begins a word."""
+    if continued:
+      return flat([self._continued(text) for text in texts])
+    if (cleaning := self.cleaning) is not None:
+      texts = [clean_like_albert(text, **cleaning) for text in texts]
     return flat(self.model.encode(texts))
+
+  def _continued(self, text: str) -> list[int]:
+    joins = self.model_proto.normalizer_spec.remove_extra_whitespaces
+    if not text or (text[0].isspace() and joins):
+      return self.encode_flat([text])[0].tolist()
+    return self._without_prefix.encode_flat([text])[0].tolist()
+
+  @cached_property
+  def _without_prefix(self) -> "Pieces":
+    model = type(self.model_proto).FromString(self.proto)
+    model.normalizer_spec.add_dummy_prefix = False
+    return Pieces(model.SerializeToString(), self.lowercase, self.clean)
 
   def encode_offsets(self, texts: list[str]) -> list[tuple[list[int], Spans]]:
     return [self._with_offsets(text) for text in texts]
@@ -253,7 +302,9 @@ class Pieces:
   def _with_offsets(self, text: str) -> tuple[list[int], Spans]:
     from sentencepiece import sentencepiece_pb2
 
-    cleaned, places = aligned_like_albert(text) if self.lowercase else (text, None)
+    cleaned, places = text, None
+    if (cleaning := self.cleaning) is not None:
+      cleaned, places = aligned_like_albert(text, **cleaning)
     encoded = self.model.encode(cleaned, out_type="serialized_proto")
     pieces = sentencepiece_pb2.SentencePieceText.FromString(encoded).pieces
     spans = in_characters(cleaned, [(piece.begin, piece.end) for piece in pieces])
@@ -268,22 +319,25 @@ class Pieces:
     return self.model.decode(ids)
 
   def description(self) -> bytes:
-    return bytes([self.lowercase]) + self.proto
+    return bytes([self.lowercase]) + self.proto + (self.clean or "").encode()
 
   def write(self, folder: Path) -> None:
     (folder / "spm.model").write_bytes(self.proto)
 
 
-def clean_like_albert(text: str) -> str:
-  """ALBERT's `preprocess_text` with its defaults (google-research/albert, tokenization.py)."""
+def clean_like_albert(text: str, lowercase: bool = True, accents: bool = False) -> str:
+  """ALBERT's `preprocess_text` with its defaults (google-research/albert, tokenization.py).
+  accents: they are kept, without the normal form that separates them."""
   text = " ".join(text.split()).replace("``", '"').replace("''", '"')
-  if not text.isascii():
+  if not text.isascii() and not accents:
     text = unicodedata.normalize("NFKD", text)
     text = "".join(c for c in text if not unicodedata.combining(c))
-  return text.lower()
+  return text.lower() if lowercase else text
 
 
-def aligned_like_albert(text: str) -> tuple[str, Spans]:
+def aligned_like_albert(
+  text: str, lowercase: bool = True, accents: bool = False
+) -> tuple[str, Spans]:
   """`clean_like_albert`, and the characters of `text` that each of its characters is from."""
   parts, places = [], []
   for unit in re.finditer(r"\s+|``|''|.", text.strip(), re.DOTALL):
@@ -292,11 +346,13 @@ def aligned_like_albert(text: str) -> tuple[str, Spans]:
       part = " "
     elif len(part) > 1:
       part = '"'
-    else:
+    elif not accents:
       # Only combining characters are reordered across units, and they are left out.
       part = "".join(c for c in unicodedata.normalize("NFKD", part) if not unicodedata.combining(c))
+    if lowercase and (lower := part.lower()) != part and len(lower) != len(part):
+      part = lower  # "İ" alone
     parts.append(part)
     places += [unit.span()] * len(part)
   before = len(text) - len(text.lstrip())
-  # Lower case keeps the length: only "İ" would not, and it is two characters by now.
-  return "".join(parts).lower(), [(start + before, end + before) for start, end in places]
+  cleaned = "".join(parts)
+  return cleaned.lower() if lowercase else cleaned, [(s + before, e + before) for s, e in places]

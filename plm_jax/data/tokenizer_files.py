@@ -13,12 +13,17 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from plm_jax.data.published_folder import MOST_JSON, file_in, object_in, read_object
 from plm_jax.data.tokenizer_backends import ADDED, Fast, Pieces
+from plm_jax.data.tokenizer_definition import check_definition, check_ids
+from plm_jax.data.tokenizer_options import CONFIG, WORD_PIECES, TokenizerOptions
 from plm_jax.data.tokenizer_training import byte_pairs_backend, word_piece_backend
 from plm_jax.data.words import FILE as WORDS_FILE
 from plm_jax.data.words import read_words
 from plm_jax.errors import UserError
+from plm_jax.files import read_bytes
 
+MOST_PIECES = 64 << 20  # bytes of a .model file
 RULES_FILE = "tokenizer_rules.json"  # written last by Tokenizer.save: kind, options, fingerprint
 
 PAIR_FILES = {  # vocabulary -> merges
@@ -40,25 +45,52 @@ MBART_LANGUAGES = (  # mbart-large-cc25
 MBART_50_LANGUAGES = 52  # mbart-large-50: these and 27 more
 
 
-def read_backend(path: str | Path, lowercase: bool | None = None, prefix_space: bool = False):
-  """The tokenizer in a file or directory.
+def read_backend(
+  path: str | Path,
+  options: TokenizerOptions = TokenizerOptions(),  # noqa: B008  a constant
+  *,
+  clean: str | None = None,
+  lowercase: bool | None = None,
+  prefix_space: bool | None = None,
+):
+  """The tokenizer in a file or directory, without tokens beside its vocabulary.
 
-  lowercase: for the formats that do not contain it, vocab.txt and *.model; None guesses from
-    vocab.txt (lower case if it has no capital) and takes *.model as it is.
-  prefix_space: for vocabulary + merges, which do not contain it either.
+  options: of the directory. The others replace them. lowercase: for the formats that do not contain
+    it, vocab.txt and *.model; None is the family's default, and without tokenizer_config.json it is
+    guessed from vocab.txt (lower case if it has no capital). clean: of `Pieces`. prefix_space: for
+    vocabulary + merges, which do not contain it either.
   """
   file = _find(Path(path).expanduser())
   if file.name == WORDS_FILE:
-    return _build(file, read_words, _json(file))
+    return _build(file, read_words, read_object(file))
+  if lowercase is not None:
+    options = options._replace(switches={**options.switches, "do_lower_case": lowercase})
+  if prefix_space is None:
+    prefix_space = options.switch("add_prefix_space", False)
   if file.name == "tokenizer.json":
-    return _build(file, _definition, file)
+    return _build(file, _definition, file, options)
   if file.suffix == ".model":
-    if file.stat().st_size == 0:
-      raise UserError(f"The tokenizer file {file} is empty; fetch it again.")
-    return _build(file, Pieces, file.read_bytes(), bool(lowercase))
+    return _build(file, _read_pieces, file, options, clean)
   if file.name in PAIR_FILES:
     return _read_byte_pairs(file, file.with_name(PAIR_FILES[file.name]), prefix_space)
-  return _read_word_piece(file, lowercase)
+  return _read_word_piece(file, options)
+
+
+def _read_pieces(file: Path, options: TokenizerOptions, clean: str | None) -> Pieces:
+  """ALBERT's text is in lower case and without accents, unless its files say otherwise."""
+  proto = read_bytes(file, MOST_PIECES)
+  if not proto:
+    raise UserError(f"The tokenizer file {file} is empty; fetch it again.")
+  albert = options.family == "Albert"
+  lowercase = options.switch("do_lower_case", albert)
+  if clean is None and albert:
+    clean = "keep_accents" if options.switch("keep_accents", False) else "albert"
+  pieces = Pieces(proto, lowercase and (albert or not options.family), clean)
+  if options.family == "Llama" and not options.switch("add_prefix_space", True):
+    model = type(pieces.model_proto).FromString(proto)
+    model.normalizer_spec.add_dummy_prefix = False
+    pieces = Pieces(model.SerializeToString(), pieces.lowercase, clean)
+  return pieces
 
 
 def in_fairseq_order(pieces: Pieces, languages: tuple[str, ...] = ()) -> Pieces:
@@ -97,13 +129,13 @@ def _reordered(pieces: Pieces, ordered: list, ids: dict[str, int]) -> Pieces:
   model.pieces.extend(ordered)
   for name, i in {**ids, "vocab_size": len(ordered)}.items():
     setattr(model.trainer_spec, name, i)
-  return Pieces(model.SerializeToString(), pieces.lowercase)
+  return Pieces(model.SerializeToString(), pieces.lowercase, pieces.clean)
 
 
 def read_rules(path: str | Path) -> dict:
   """The rules that `Tokenizer.save` wrote beside the published files; {} for other folders."""
-  file = Path(path).expanduser() / RULES_FILE
-  return _json(file) if file.is_file() else {}
+  folder = Path(path).expanduser()
+  return object_in(folder, RULES_FILE) if folder.is_dir() else {}
 
 
 def _find(path: Path) -> Path:
@@ -119,14 +151,24 @@ def _find(path: Path) -> Path:
     raise UserError(f"{path} is not a tokenizer file that this project reads; expected {KNOWN}.")
   if not path.is_dir():
     raise UserError(f"There is no tokenizer at {path}; expected {KNOWN}, or a folder with them.")
-  for name in (WORDS_FILE, "tokenizer.json", "vocab.txt", *PAIR_FILES):
-    if (path / name).is_file():
-      return path / name
   models = sorted(path.glob("*.model"))
+  for name in (WORDS_FILE, "tokenizer.json", "vocab.txt", *PAIR_FILES):
+    if (file := file_in(path, name)) and not (models and _repeats_pieces(file)):
+      return file
   if len(models) == 1:
-    return models[0]
+    return file_in(path, models[0].name)
   content = f"{len(models)} .model files; give one of them" if models else f"none of {KNOWN}"
   raise UserError(f"The folder {path} contains {content}.")
+
+
+def _repeats_pieces(file: Path) -> bool:
+  """Whether a tokenizer.json has the pieces of the .model file beside it."""
+  if file.name != "tokenizer.json":
+    return False
+  model = read_object(file).get("model")
+  return isinstance(model, dict) and (
+    model.get("type") == "Unigram" or bool(model.get("byte_fallback"))
+  )
 
 
 def _present(file: Path, partner: Path) -> Path:
@@ -137,37 +179,25 @@ def _present(file: Path, partner: Path) -> Path:
 
 def _text(file: Path) -> str:
   try:
-    return file.read_text(encoding="utf-8")
+    return read_bytes(file, MOST_JSON).decode("utf-8-sig")
   except UnicodeDecodeError as e:
     raise UserError(
       f"The tokenizer file {file} is damaged: byte {e.start} is not UTF-8; fetch it again."
     ) from None
 
 
-def _json(file: Path) -> dict:
-  try:
-    content = json.loads(_text(file))
-  except json.JSONDecodeError as e:
-    raise UserError(f"The tokenizer file {file} is damaged: it is not JSON ({e}).") from None
-  if not isinstance(content, dict):
-    raise UserError(f"The tokenizer file {file} is damaged: expected a JSON object.")
-  return content
-
-
 def _vocab_json(file: Path) -> dict[str, int]:
-  vocab = _json(file)
-  ids = list(vocab.values())
-  if not ids or not all(type(i) is int and i >= 0 for i in ids) or len(set(ids)) < len(ids):
-    raise UserError(f"The tokenizer file {file} is damaged: expected one id for each token.")
+  vocab = read_object(file)
+  check_ids(vocab, file)
   return vocab
 
 
 def _build(file: Path, make, *args):
   try:
     return make(*args)
-  except UserError:
+  except (UserError, KeyboardInterrupt, SystemExit):
     raise
-  except Exception as e:  # both libraries raise bare Exception and RuntimeError
+  except BaseException as e:  # Exception, RuntimeError, and panics of Rust
     reason = str(e).strip().splitlines()[:1]
     raise UserError(
       f"The tokenizer file {file} cannot be read ({''.join(reason)}); it is damaged or of a kind "
@@ -175,8 +205,9 @@ def _build(file: Path, make, *args):
     ) from None
 
 
-def _read_word_piece(file: Path, lowercase: bool | None) -> Fast:
-  lines = [line.rstrip("\r") for line in _text(file).split("\n")]
+def _read_word_piece(file: Path, options: TokenizerOptions) -> Fast:
+  # BERT's code strips lines; a blank inside a token could never match.
+  lines = [line.strip(" \t\r") or line.rstrip("\r") for line in _text(file).split("\n")]
   while lines and not lines[-1]:
     lines.pop()
   vocab = {}
@@ -187,11 +218,21 @@ def _read_word_piece(file: Path, lowercase: bool | None) -> Fast:
         "a vocab.txt contains each token once, one to a line."
       )
     vocab[token] = i
-  if "[UNK]" not in vocab:
-    raise UserError(f"{file} is not a BERT vocabulary: it has no line [UNK]; expected a vocab.txt.")
-  if lowercase is None:
-    lowercase = not any(t != t.lower() for t in vocab if t[0:1] not in ("[", "<"))
-  return _build(file, word_piece_backend, vocab, lowercase)
+  unk = options.roles.get("unk") or "[UNK]"
+  if unk not in vocab:
+    raise UserError(f"{file} is not a BERT vocabulary: it has no line {unk}; expected a vocab.txt.")
+  default = True
+  if not (options.configured and options.family in WORD_PIECES):
+    default = not any(t != t.lower() for t in vocab if t[0:1] not in ("[", "<"))
+  return _build(
+    file,
+    word_piece_backend,
+    vocab,
+    options.switch("do_lower_case", default),
+    options.switch("strip_accents"),
+    options.switch("tokenize_chinese_chars", True),
+    unk,
+  )
 
 
 def _merges(file: Path) -> list[tuple[str, str]]:
@@ -238,25 +279,47 @@ def _gpt1_backend(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Fast:
   return Fast(model.to_str())
 
 
-def _definition(file: Path) -> Fast:
-  model = _json(file).get("model", {})
-  kind = model.get("type")
-  if kind not in ("WordPiece", "BPE"):
-    raise UserError(
-      f"{file} contains a {kind or 'nameless'} model; expected WordPiece or BPE; a unigram model "
-      "is read from its .model file."
-    )
-  if kind == "BPE" and not model.get("continuing_subword_prefix"):
+def _definition(file: Path, options: TokenizerOptions) -> Fast:
+  rules = read_object(file)
+  check_definition(rules, file)
+  model = rules["model"]
+  if model["type"] == "BPE" and not model.get("continuing_subword_prefix"):
     merges = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges", [])]
-    _check_merges(file, model.get("vocab", {}), merges)
-  return Fast(_without_added(_text(file)))
+    _check_merges(file, model["vocab"], merges)
+  _apply(options, rules, file)
+  backend = Fast(_without_added(rules))
+  ids = backend.model.get_vocab(with_added_tokens=True)
+  for token in json.loads(backend.model.to_str())["added_tokens"]:
+    ids[token["content"]] = token["id"]
+  for token in rules["added_tokens"]:  # the library gives an impossible id another value
+    if ids.get(token["content"], token["id"]) != token["id"]:
+      raise UserError(
+        f"{file} adds {token['content']!r} with the id {token['id']}, where its place is "
+        f"{ids[token['content']]}."
+      )
+  return backend
 
 
-def _without_added(definition: str) -> str:
+def _apply(options: TokenizerOptions, rules: dict, file: Path) -> None:
+  """Changes the rules of a tokenizer.json as transformers' class for the family does. What a file
+  says of itself holds where tokenizer_config.json says nothing, unlike in transformers 5.24."""
+  normalizer, split = rules.get("normalizer") or {}, rules.get("pre_tokenizer") or {}
+  if normalizer.get("type") == "BertNormalizer" and options.family in WORD_PIECES:
+    switches = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+    for switch, name in zip(switches, ("lowercase", "strip_accents", "handle_chinese_chars")):
+      if switch in options.switches:
+        normalizer[name] = options.switches[switch]
+  prefix = options.switch("add_prefix_space")
+  if prefix is None or not options.family or options.family in WORD_PIECES:
+    return
+  if split.get("type") == "ByteLevel":
+    split["add_prefix_space"] = prefix
+  elif not prefix and "Prepend" in json.dumps([normalizer, split]):
+    raise UserError(f"{file.with_name(CONFIG)} sets add_prefix_space=False, and {file} adds one.")
+
+
+def _without_added(rules: dict) -> str:
   """A tokenizer.json without sentinels and languages, which `Tokenizer` itself adds."""
-  rules = json.loads(definition)
   added, size = rules["added_tokens"], len(rules["model"]["vocab"])
   kept = [t for t in added if t["id"] < size or not ADDED.fullmatch(t["content"])]
-  if len(kept) == len(added):
-    return definition
   return json.dumps(rules | {"added_tokens": kept}, ensure_ascii=False)

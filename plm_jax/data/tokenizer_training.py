@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 import sentencepiece
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from plm_jax.data.tokenizer_backends import NO_SPACE_FOR_BERT, Fast, Pieces, clean_like_albert
 from plm_jax.errors import UserError
@@ -32,11 +32,19 @@ MAX_UNIGRAM_SENTENCES = 2_000_000
 EMPTY = "The text to train a tokenizer on contains no words; give a corpus with text in it."
 
 
-def word_piece_backend(vocab: dict[str, int], lowercase: bool) -> Fast:
-  """BERT's rules around a vocabulary: clean, lower, strip accents, split Chinese characters."""
-  model = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
-  # strip_accents=None follows lowercase, as in BERT's BasicTokenizer
-  model.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=None)
+def word_piece_backend(
+  vocab: dict[str, int],
+  lowercase: bool,
+  strip_accents: bool | None = None,
+  chinese: bool = True,
+  unk: str = "[UNK]",
+) -> Fast:
+  """BERT's rules around a vocabulary: clean, lower, strip accents, split Chinese characters.
+  strip_accents: None follows lowercase, as in BERT's BasicTokenizer."""
+  model = Tokenizer(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100))
+  model.normalizer = normalizers.BertNormalizer(
+    lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=chinese
+  )
   model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
   model.decoder = decoders.WordPiece(prefix="##", cleanup=True)
   return Fast(model.to_str())
@@ -114,10 +122,20 @@ def _repeated(words: dict[str, int], at_once: int = 1000) -> Iterator[str]:
       yield " ".join([word] * min(at_once, words[word] - start))
 
 
-def train_byte_pairs(sentences: Iterable[str], vocab_size: int, prefix_space: bool) -> Fast:
-  """RoBERTa's specials (ids 0-4), the 256 bytes, then merges in the order of training."""
+def train_byte_pairs(
+  sentences: Iterable[str], vocab_size: int, prefix_space: bool, lines: bool = False
+) -> Fast:
+  """RoBERTa's specials (ids 0-4), the 256 bytes, then merges in the order of training.
+
+  The tokenizer reads every later text as it was trained: with white space as single spaces, or with
+  `lines` line by line, so that a text has the ids of its lines.
+  """
   model = Tokenizer(models.BPE())
   model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+  if lines:
+    model.pre_tokenizer = pre_tokenizers.Sequence(
+      [pre_tokenizers.Split("\n", "merged_with_previous"), model.pre_tokenizer]
+    )
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
     min_frequency=MIN_PAIR_COUNT,
@@ -128,7 +146,12 @@ def train_byte_pairs(sentences: Iterable[str], vocab_size: int, prefix_space: bo
   model.train_from_iterator(_some_text(sentences), trainer)
   rules = json.loads(model.to_str())["model"]
   merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in rules["merges"]]
-  return byte_pairs_backend(rules["vocab"], merges, prefix_space)
+  backend = byte_pairs_backend(rules["vocab"], merges, prefix_space)
+  if lines:
+    backend.model.pre_tokenizer = model.pre_tokenizer
+  else:
+    backend.model.normalizer = normalizers.Replace(Regex(r"\s+"), " ")
+  return Fast(backend.model.to_str())
 
 
 def train_unigram(texts: Iterable[str], vocab_size: int, lowercase: bool, layout: str) -> Pieces:
@@ -142,7 +165,7 @@ def train_unigram(texts: Iterable[str], vocab_size: int, lowercase: bool, layout
   clean = clean_like_albert if lowercase else str
   sample = thin_out(_some_text(map(clean, texts)), MAX_UNIGRAM_SENTENCES)
 
-  def train(hard_vocab_limit: bool) -> Pieces:
+  def train(sample: list[str], hard_vocab_limit: bool) -> Pieces:
     proto = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(sample),
@@ -159,9 +182,21 @@ def train_unigram(texts: Iterable[str], vocab_size: int, lowercase: bool, layout
     return Pieces(proto.getvalue(), lowercase)
 
   try:
-    return train(hard_vocab_limit=True)
-  except RuntimeError:  # "Vocabulary size too high": take as many pieces as the text has
-    return train(hard_vocab_limit=False)
+    return train(sample, hard_vocab_limit=True)
+  except RuntimeError as error:
+    if "required_chars" not in str(error):  # "too high": take as many pieces as the text has
+      return train(sample, hard_vocab_limit=False)
+  # More characters than pieces: the rarer ones become <unk>, as in WordPiece here.
+  letters = Counter(letter for sentence in sample for letter in sentence if not letter.isspace())
+  ranked = sorted(letters, key=lambda c: (-letters[c], c))
+  rare = dict.fromkeys(map(ord, ranked[int(vocab_size * MAX_ALPHABET_SHARE) :]), " ")
+  try:
+    return train([sentence.translate(rare) for sentence in sample], hard_vocab_limit=False)
+  except RuntimeError:
+    raise UserError(
+      f"A unigram vocabulary of {vocab_size} pieces cannot be trained on a text with "
+      f"{len(letters)} different characters; set a larger vocab_size."
+    ) from None
 
 
 def thin_out(sentences: Iterable[str], limit: int) -> list[str]:

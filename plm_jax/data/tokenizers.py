@@ -11,7 +11,8 @@ Hugging Face `tokenizers` and `sentencepiece` do the work; they are imported whe
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 
 from plm_jax.data.offsets import trimmed
 from plm_jax.data.subwords import Subwords
-from plm_jax.data.vocab import Vocab
+from plm_jax.data.vocab import SpecialTokens, Vocab
 from plm_jax.data.words import Split, count_words
 from plm_jax.errors import UserError
 
@@ -34,15 +35,22 @@ class Tokenizer:
 
   `backend` is the vocabulary without added tokens (plm_jax/data/tokenizer_backends.py). `sentinels`
   special tokens and one for each of `languages` follow its ids, as in T5 and mBART. The sentinels
-  count down: <extra_id_0> is the last.
+  count down: <extra_id_0> is the last. special: roles that published files name.
   """
 
-  def __init__(self, backend, sentinels: int = 0, languages: tuple[str, ...] = ()):
+  def __init__(
+    self,
+    backend,
+    sentinels: int = 0,
+    languages: tuple[str, ...] = (),
+    special: SpecialTokens = SpecialTokens(),  # noqa: B008  a constant
+  ):
     self.backend = backend
     self.sentinels, self.added_languages = sentinels, tuple(languages)
+    self.special = special
 
   def __reduce__(self):
-    return Tokenizer, (self.backend, self.sentinels, self.added_languages)
+    return Tokenizer, (self.backend, self.sentinels, self.added_languages, self.special)
 
   @property
   def kind(self) -> str:
@@ -60,6 +68,8 @@ class Tokenizer:
     own, size = len(self.backend.pieces), len(self.pieces)
     special = np.arange(size) >= own
     special[self.backend.special_ids] = True
+    roles = self.backend.roles | self.special.roles
+    special[[i for i in (*roles.values(), *self.special.ends) if i is not None]] = True
     starts = self.backend.word_starts()
     if starts is not None:
       starts = np.append(starts, np.ones(size - own, bool)) | special
@@ -73,14 +83,17 @@ class Tokenizer:
       sentinels=np.arange(last - 1, own - 1, -1, dtype=np.int32) if self.sentinels else None,
       languages=self.backend.languages | {n: last + i for i, n in enumerate(self.added_languages)},
       full_stop=np.isin(self.pieces, _FULL_STOPS),
+      ends=self.special.ends,
       ngrams=getattr(self.backend, "ngrams", None),
-      **self.backend.roles,
+      **roles,
     )
 
   @cached_property
   def fingerprint(self) -> str:
     """sha256 over the vocabulary and the rules, in hex."""
     added = repr((self.sentinels, self.added_languages)).encode() if self._added else b""
+    added += repr(sorted(self.special.roles.items())).encode() if any(self.special) else b""
+    added += repr(self.special.ends).encode() if self.special.ends else b""
     return hashlib.sha256(self.backend.description() + added).hexdigest()
 
   @property
@@ -93,16 +106,21 @@ class Tokenizer:
     """Ids int32 [T] of a text, without added special tokens.
 
     With `special`, names of special tokens in the text, such as "[MASK]", become their ids, and a
-    mask includes the space before it; without, they are plain characters.
+    mask includes the space before it; without, they are plain characters. The text after such a
+    name gets no space before it that is not there, as in pretraining, where a token took the place
+    of a word (transformers adds one: its T5 reads "<extra_id_0>." as "<extra_id_0> .").
     """
     if not special:
       return self.encode_batch([text])[0]
     ids = {self.token(i): i for i in np.flatnonzero(self.vocab.special)}
-    parts = self._special_names.split(text)
-    runs = self.encode_batch(parts[::2])  # re.split alternates text and names
-    joined = list(runs[0])
-    for name, run in zip(parts[1::2], runs[1:], strict=True):
-      joined += [ids[name.lstrip()], *run]
+    first, *rest = self._special_names.split(text)  # names and texts alternate
+    runs, lengths = self.encode_flat([first])[0], np.zeros(0, np.int64)
+    joined = list(runs)
+    if rest:
+      with _only_unicode(rest):
+        runs, lengths = self.backend.encode_flat(rest[1::2], continued=True)
+    for name, end, length in zip(rest[::2], np.cumsum(lengths), lengths):
+      joined += [ids[name.lstrip()], *runs[end - length : end]]
     return np.array(joined, np.int32)
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -113,7 +131,8 @@ class Tokenizer:
 
   def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The concatenated ids int32 [N] of all texts, and the length int64 [S] of each."""
-    return self.backend.encode_flat(list(texts))
+    with _only_unicode(texts):
+      return self.backend.encode_flat(list(texts))
 
   def encode_offsets(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The ids of `encode_batch`, and the characters of its text that each token covers: int64
@@ -123,7 +142,8 @@ class Tokenizer:
     byte, half a ligature) covers all of it. A token without a character, such as the "▁" before a
     text, has an empty range. `plm_jax/data/offsets.py` goes from characters to tokens.
     """
-    pairs = self.backend.encode_offsets(list(texts))
+    with _only_unicode(texts):
+      pairs = self.backend.encode_offsets(list(texts))
     offsets = [trimmed(text, spans) for text, (_, spans) in zip(texts, pairs, strict=True)]
     return [np.array(ids, np.int32) for ids, _ in pairs], offsets
 
@@ -154,17 +174,38 @@ class Tokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     self.backend.write(folder)
     rules = {"format": FORMAT, "kind": self.kind, "lowercase": self.backend.lowercase}
-    rules |= self._added
+    rules |= self._added | {n: v for n, v in self.special._asdict().items() if v}
+    rules |= {"clean": self.backend.clean} if self.backend.clean is not None else {}
     rules |= {"vocab_size": self.vocab.size, "fingerprint": self.fingerprint}
     (folder / files.RULES_FILE).write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")
 
   @cached_property
   def _special_names(self) -> re.Pattern:
-    """One group around a special token's name; a mask includes the white space before it."""
-    names = {self.token(i): i == self.vocab.mask for i in np.flatnonzero(self.vocab.special)}
+    """One group around a special token's name; a mask or a sentinel, which takes the place of
+    words, includes the white space before it."""
+    gaps = {self.vocab.mask, *([] if self.vocab.sentinels is None else self.vocab.sentinels)}
+    names = {self.token(i): i in gaps for i in np.flatnonzero(self.vocab.special)}
     longest_first = sorted(names, key=len, reverse=True)
     parts = [(r"\s*" if names[n] else "") + re.escape(n) for n in longest_first if n]
     return re.compile("(" + "|".join(parts or [r"(?!)"]) + ")")
+
+
+@contextmanager
+def _only_unicode(texts: Sequence[str]) -> Iterator[None]:
+  """Errors: `UserError` for a text with half a character, such as a byte of a command line that is
+  no UTF-8; both libraries end in an exception of their own."""
+  try:
+    yield
+  except (TypeError, UnicodeEncodeError, RuntimeError) as error:
+    for text in texts:
+      try:
+        text.encode()
+      except UnicodeEncodeError as wrong:
+        raise UserError(
+          f"The text {text[:60]!a} has half a character, \\u{ord(text[wrong.start]):04x}, at "
+          f"{wrong.start}: its bytes are not UTF-8; convert it."
+        ) from None
+    raise error
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -177,14 +218,25 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
       f"The tokenizer in {path} has format {rules.get('format')!r}; this version reads {FORMAT}: "
       "use the version of plm_jax that wrote it."
     )
-  backend = files.read_backend(path, rules.get("lowercase"))
-  tokenizer = Tokenizer(backend, rules.get("sentinels", 0), rules.get("languages", ()))
-  if rules and rules.get("fingerprint") != tokenizer.fingerprint:
+  if not rules:
+    return read_published(path)
+  special = SpecialTokens(rules.get("roles", {}), tuple(rules.get("ends", ())))
+  backend = files.read_backend(path, lowercase=rules.get("lowercase"), clean=rules.get("clean"))
+  tokenizer = Tokenizer(backend, rules.get("sentinels", 0), rules.get("languages", ()), special)
+  if rules.get("fingerprint") != tokenizer.fingerprint:
     raise UserError(
       f"The tokenizer in {path} is not the one that was saved there: its files were changed or "
       "damaged since; restore them or train it again."
     )
   return tokenizer
+
+
+def read_published(path: str | Path, model_type: str | None = None, **rules) -> Tokenizer:
+  """The tokenizer of a published folder or file; arguments as of `published_vocab.read_parts`."""
+  from plm_jax.data.published_vocab import read_parts
+
+  backend, sentinels, special = read_parts(path, model_type, **rules)
+  return Tokenizer(backend, sentinels, special=special)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +249,7 @@ class Added:
   """
 
   kind: ClassVar[str]
+  keeps_lines: ClassVar[bool] = False  # if it is trained here on lines
   least: ClassVar[int] = 16  # smallest vocab_size
 
   sentinels: int = 0
@@ -217,11 +270,12 @@ class Added:
     """The number of special tokens that are added."""
     return self.sentinels + len(self.languages)
 
-  def train(self, sentences: Iterable[str]) -> Tokenizer:
-    """Trains on sentences; equal sentences give equal ids in every process."""
+  def train(self, sentences: Iterable[str], lines: bool = False) -> Tokenizer:
+    """Trains on sentences; equal sentences give equal ids in every process. lines: they have line
+    breaks and indentation, which otherwise become single spaces, here and in every later text."""
     from plm_jax.data import tokenizer_training
 
-    trained = self._trained(tokenizer_training, sentences)
+    trained = self._trained(tokenizer_training, sentences, lines)
     return Tokenizer(trained, self.sentinels, self.languages)
 
   def load(self) -> Tokenizer:
@@ -236,8 +290,9 @@ class Added:
     if files.read_rules(path):
       tokenizer = load_tokenizer(path)  # checks its fingerprint
     else:
-      backend = files.read_backend(path, **rules)
-      tokenizer = Tokenizer(backend, self.sentinels, self.languages)
+      tokenizer = read_published(path, **rules)
+      added = self.sentinels, self.languages
+      tokenizer = Tokenizer(tokenizer.backend, *added, tokenizer.special)
     if tokenizer.kind != self.kind:
       raise UserError(
         f"{path} contains a tokenizer of another kind; use {KINDS[tokenizer.kind].__name__}"
@@ -268,7 +323,7 @@ class WordPiece(Added):
   lowercase: bool = True
   path: str | None = None
 
-  def _trained(self, training, sentences: Iterable[str]):
+  def _trained(self, training, sentences: Iterable[str], lines: bool):
     return training.train_word_piece(sentences, self.vocab_size, self.lowercase)
 
 
@@ -281,14 +336,16 @@ class BytePairs(Added):
     its files give it, else false, as published."""
 
   kind: ClassVar[str] = "byte_pairs"
+  keeps_lines: ClassVar[bool] = True
   least: ClassVar[int] = 261  # 5 special tokens and 256 bytes
 
   vocab_size: int = 50257
   prefix_space: bool | None = None
   path: str | None = None
 
-  def _trained(self, training, sentences: Iterable[str]):
-    return training.train_byte_pairs(sentences, self.vocab_size, self.prefix_space is not False)
+  def _trained(self, training, sentences: Iterable[str], lines: bool):
+    prefix_space = not lines if self.prefix_space is None else self.prefix_space
+    return training.train_byte_pairs(sentences, self.vocab_size, prefix_space, lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +367,7 @@ class Unigram(Added):
     if self.layout not in ("albert", "t5"):
       raise UserError(f"Unigram.layout is {self.layout!r}; expected 'albert' or 't5'.")
 
-  def _trained(self, training, sentences: Iterable[str]):
+  def _trained(self, training, sentences: Iterable[str], lines: bool):
     return training.train_unigram(sentences, self.vocab_size, self.lowercase, self.layout)
 
 
@@ -356,8 +413,8 @@ class Words(Added):
         "give at least 1, and no longest below the shortest."
       )
 
-  def _trained(self, training, sentences: Iterable[str]):
-    del training  # it needs the libraries of the other kinds
+  def _trained(self, training, sentences: Iterable[str], lines: bool):
+    del training, lines  # it needs the libraries of the other kinds
     return count_words(
       sentences,
       vocab_size=self.vocab_size,

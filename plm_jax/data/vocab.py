@@ -1,10 +1,20 @@
 """A vocabulary's special roles, for rows and objectives, and the tokens around a text."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from plm_jax.errors import UserError
+
+
+class SpecialTokens(NamedTuple):
+  """Statements of published files. roles: those that the names of the tokens do not tell; None is
+  that there is no such token. ends: ids that end a text, beside the roles'."""
+
+  roles: Mapping[str, int | None] = {}
+  ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -20,6 +30,7 @@ class Vocab:
   sentinels: int32 [n], the ids of <extra_id_0>, <extra_id_1>, ...
   ngrams: the n-grams of every token, flat int32 [N], and their bounds int64 [V + 1]; None without.
   languages: the ids of language codes. full_stop: bool [V], the token is a full stop.
+  ends: further ids that end a text (LLaMA 3: the end of a turn).
   """
 
   size: int
@@ -36,6 +47,7 @@ class Vocab:
   sentinels: np.ndarray | None = None
   languages: dict[str, int] = field(default_factory=dict)
   full_stop: np.ndarray | None = None
+  ends: tuple[int, ...] = ()
   ngrams: tuple[np.ndarray, np.ndarray] | None = None
 
   @property
@@ -71,5 +83,5 @@ class Vocab:
   @property
   def frame_ids(self) -> list[int]:
     """The ids that begin, end, separate or pad texts, without repetition."""
-    ids = dict.fromkeys((self.pad, self.cls, self.sep, self.bos, self.eos))
+    ids = dict.fromkeys((self.pad, self.cls, self.sep, self.bos, self.eos, *self.ends))
     return [i for i in ids if i is not None]

@@ -48,6 +48,7 @@ class WordList:
   kind = "words"
   joint = " "
   prefix_space = False
+  clean = None
   languages: ClassVar[dict[str, int]] = {}
   special_ids: ClassVar[list[int]] = list(range(len(SPECIALS)))
 
@@ -84,7 +85,8 @@ class WordList:
   def word_starts(self) -> np.ndarray:
     return np.ones(len(self.pieces), bool)
 
-  def encode_flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+  def encode_flat(self, texts: list[str], continued: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    del continued  # no word depends on the one before it
     rows = [words_of(text, self.split, self.lowercase) for text in texts]
     get = self._ids.get
     ids, lengths = flat([[get(word, 1) for word in row] for row in rows])

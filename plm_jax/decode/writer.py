@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from plm_jax.data.segments import beginning
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.data.vocab import Vocab
 from plm_jax.decode import beam, sampling
@@ -58,7 +59,7 @@ def encode_prompts(
       source = config.source_ids(ids, tokenizer.vocab)
       prompt = Prompt(config.decoder_start(tokenizer.vocab), source)
     else:
-      prompt = Prompt([*tokenizer.vocab.begin, *tokenizer.encode(text).tolist()])
+      prompt = Prompt([*beginning(tokenizer.vocab), *tokenizer.encode(text).tolist()])
     if not prompt.ids:
       raise UserError(
         f"prompt {number} has no tokens, and the vocabulary has none that begins a text; give a "
@@ -93,7 +94,7 @@ def check_ids(ids: list[int], config, number: int = 1) -> None:
 
 def ends(vocab: Vocab, causal: bool) -> np.ndarray:
   """int `[E]`: the tokens that end a text; for causal models also those that begin the next one."""
-  tokens = (vocab.sep, vocab.eos, *((vocab.cls, vocab.bos) if causal else ()))
+  tokens = (vocab.sep, vocab.eos, *vocab.ends, *((vocab.cls, vocab.bos) if causal else ()))
   return np.array(sorted({t for t in tokens if t is not None}), np.int32)
 
 

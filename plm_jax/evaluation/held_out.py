@@ -13,6 +13,7 @@ from plm_jax.data.segments import SegmentPair
 from plm_jax.evaluation.likelihood import TOKENS, masked_log_p
 from plm_jax.evaluation.scores import Scores, is_causal
 from plm_jax.objectives import baselines
+from plm_jax.objectives.bilm import BiLM
 from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.seq2seq import Seq2Seq
@@ -23,16 +24,22 @@ POSITIONS = 4  # per row, on average, that are masked one at a time
 
 
 def held_out(run: Run, prepared: Prepared, scores: Scores) -> None:
-  """Adds mlm_* and pseudo_perplexity, or clm_*, or seq2seq_*, to `scores`."""
+  """Adds mlm_* and pseudo_perplexity, or clm_*, or bilm_*, or seq2seq_*, to `scores`."""
   for objective in run.experiment.objectives:
     if isinstance(objective, Seq2Seq):
       # The run's own sources and targets.
       objective = dataclasses.replace(objective, label_smoothing=0.0, z_loss=0.0)
       batches = _batches(run, prepared, run.experiment.data, (objective,))
       return _add_losses("seq2seq", run, run.params, batches, objective, scores)
+    if isinstance(objective, BiLM):
+      batches = held_out_rows(run, prepared, (BiLM(),))
+      return _add_losses("bilm", run, run.params, batches, BiLM(), scores)
   if is_causal(run):
     batches = held_out_rows(run, prepared, (CLM(),))
     _add_losses("clm", run, run.params.encoder(), batches, CLM(), scores)
+    nats = scores.metrics["clm_loss"] * scores.counts["clm_loss"]
+    scores.metrics["clm_bits_per_byte"] = nats / math.log(2) / text_bytes(run, batches)
+    scores.counts["clm_bits_per_byte"] = scores.counts["clm_loss"]
     return
   model = run.params.masked_lm()
   if model is None:
@@ -45,6 +52,15 @@ def held_out(run: Run, prepared: Prepared, scores: Scores) -> None:
   plain = held_out_rows(run, prepared, ())
   log_p = one_at_a_time(run, plain)
   scores.add("pseudo", {"perplexity": math.exp(-log_p.mean())}, len(log_p), plain)
+
+
+def text_bytes(run: Run, batches: list[dict]) -> int:
+  """The bytes of the text of all predicted tokens; special tokens have none."""
+  targets, weights = (
+    np.concatenate([batch[f"clm_{name}"] for batch in batches]) for name in ("targets", "weights")
+  )
+  rows = [ids[kept] for ids, kept in zip(targets, weights > 0, strict=True)]
+  return max(1, sum(len(run.tokenizer.decode(row).encode()) for row in rows))
 
 
 def held_out_rows(run: Run, prepared: Prepared, objectives: tuple) -> list[dict[str, np.ndarray]]:

@@ -1,20 +1,25 @@
 """The perplexity of a text, or its pseudo-perplexity under a masked model (Salazar et al. 2020)."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from plm_jax.data.segments import Rows
 from plm_jax.errors import UserError
 from plm_jax.evaluation.likelihood import masked_log_p, next_log_p
+from plm_jax.evaluation.mixture import log_mean
 from plm_jax.evaluation.scores import is_causal
 from plm_jax.runs import Run
 
 NO_BEGIN = "the vocabulary has no token that begins a text"
 
 
-def perplexity(run: Run, text: str) -> dict[str, float]:
-  """The scores of a text. Errors: `UserError` if it has no tokens, or the model cannot score it."""
+def perplexity(
+  run: Run, text: str, mixed: Sequence[Run] = (), weights: np.ndarray | None = None
+) -> dict[str, float]:
+  """The scores of a text; with `mixed`, those of the mixture of `run` and these, by `weights`
+  (mixture.py). Errors: `UserError` if it has no tokens, or the model cannot score it."""
   tokens = run.tokenizer.encode(text)
   if not len(tokens):
     raise UserError("the text has no tokens; give one with words in it")
@@ -23,8 +28,9 @@ def perplexity(run: Run, text: str) -> dict[str, float]:
     if len(unscored := [] if run.tokenizer.vocab.begin else tokens[:1]) == len(tokens):
       raise UserError(f"the text has one token, and {NO_BEGIN}; give a longer one")
     size = max(1, size - len(run.tokenizer.decode(unscored).encode()))
-    rows, row, position = windows(run, tokens, overlap=True)
-    log_p, name = next_log_p(run, rows)[row, position - 1], "perplexity"
+    log_p, name = left_log_p(run, tokens), "perplexity"
+    if mixed:
+      log_p = log_mean(np.stack([log_p, *(left_log_p(each, tokens) for each in mixed)]), weights)
   elif run.params.masked_lm() is not None:
     log_p, name = masked_log_p(run, *windows(run, tokens, overlap=False)), "pseudo-perplexity"
   else:
@@ -38,6 +44,12 @@ def perplexity(run: Run, text: str) -> dict[str, float]:
     "nats per token": -log_p.mean(),
     "bits per byte": -log_p.sum() / math.log(2) / size,
   }
+
+
+def left_log_p(run: Run, tokens: np.ndarray) -> np.ndarray:
+  """float64 [N]: log p of every token from those before it; not of the first without an <s>."""
+  rows, row, position = windows(run, tokens, overlap=True)
+  return next_log_p(run, rows)[row, position - 1]
 
 
 def windows(run: Run, tokens: np.ndarray, overlap: bool) -> tuple[Rows, np.ndarray, np.ndarray]:

@@ -53,6 +53,7 @@ BERT_ALWAYS = {
   "gated": False,
   "attention_bias": True,
   "feed_forward_bias": True,
+  "output_bias": None,
   "attention_scale": None,
   "hidden_dropout": 0.0,
   "attention": "bidirectional",

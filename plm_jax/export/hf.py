@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from plm_jax.data.published_folder import file_in, read_object
 from plm_jax.errors import UserError
 from plm_jax.export import sentence
 from plm_jax.export.family import Family, family_of_type
@@ -28,7 +29,7 @@ from plm_jax.export.inputs import checked_inputs
 from plm_jax.export.names import Entry, linear, to_ours, to_theirs, under
 from plm_jax.export.options import Options
 from plm_jax.export.pretrained import Pretrained, has_dense, tops
-from plm_jax.export.tensors import SINGLE, read_json, read_tensors, write_safetensors
+from plm_jax.export.tensors import SINGLE, check_finite, read_tensors, write_safetensors
 from plm_jax.models.compute import Compute
 from plm_jax.models.encoder import Encoder
 from plm_jax.models.model import Model
@@ -43,9 +44,9 @@ def load(directory: str | Path) -> Pretrained:
   directory = Path(directory)
   body = sentence.body_of(directory)
   file = body / "config.json"
-  if not file.is_file():
+  if not directory.is_dir() or file_in(body, file.name) is None:
     raise UserError(f"{directory} is not a published model's directory: it has no config.json.")
-  document = read_json(file)
+  document = read_object(file)
   if "experiment" in document:
     raise UserError(
       f"{directory} is a run of this project, not a published model; convert it first: "
@@ -75,11 +76,12 @@ def load(directory: str | Path) -> Pretrained:
   if dense:
     config = dataclasses.replace(config, classifier="mean")
   model = jax.eval_shape(lambda key: config.init(key, sizes), jax.random.key(0))
-  entries = _entries(family, config, heads, based)
+  entries = entries_of(family, config, heads, based)
   copies = family.copies(config, heads)
   if not based:
     copies = {c.removeprefix(base): original.removeprefix(base) for c, original in copies.items()}
   _drop_non_parameters(family, config, heads, tensors, entries, copies, body)
+  check_finite(tensors, body)
   params = to_ours(entries, model, tensors, str(body))
   pooling = None
   if sentence.is_sentence_encoder(directory):
@@ -104,7 +106,7 @@ def save(model: Pretrained, directory: str | Path) -> None:
   document = kept | _labels(heads, kept) | document
   document |= {"architectures": [model.architecture], "model_type": family.model_type}
   based = bool(tops(heads)) and not is_dense
-  tensors = to_theirs(_entries(family, model.config, heads, based), model.params)
+  tensors = to_theirs(entries_of(family, model.config, heads, based), model.params)
   dense = {name: tensors.pop(name) for name in sentence.DENSE if is_dense}
   tensors |= {c: tensors[o] for c, o in family.spare(model.config, heads).items()}
   directory.mkdir(parents=True, exist_ok=True)
@@ -164,7 +166,7 @@ def _forward(
 _OF_THE_FILE = ("torch_dtype", "dtype", "transformers_version", "_name_or_path", "num_labels")
 
 
-def _entries(family: Family, config: Model, heads: Collection[str], based: bool) -> list[Entry]:
+def entries_of(family: Family, config: Model, heads: Collection[str], based: bool) -> list[Entry]:
   """The names of a file; those of bare models have no prefix."""
   base = family.base_of(heads)
   dense = linear("classes", "linear") if has_dense(config, heads) else []

@@ -17,8 +17,11 @@ from plm_jax.errors import UserError
 from plm_jax.export import hf
 from plm_jax.export.families.llama import FAMILY
 from plm_jax.export.names import to_ours, under
+from plm_jax.export.tensors import check_finite
+from plm_jax.files import read_bytes
 from plm_jax.models.llama import Llama
 
+MOST_BYTES = 1 << 40
 HEADER = struct.Struct("<7i")
 LAYER = {
   "input_layernorm": None,
@@ -36,7 +39,7 @@ LAYER = {
 def load(file: str | Path) -> hf.Pretrained:
   """The model in a .bin file. Errors: `UserError` if its length does not match its header."""
   file = Path(file)
-  data = file.read_bytes()
+  data = read_bytes(file, MOST_BYTES)
   if len(data) < HEADER.size:
     raise UserError(f"{file} is not a llama2.c file: it has {len(data)} bytes, less than a header.")
   width, hidden, layers, heads, kv_heads, vocab, positions = HEADER.unpack_from(data)
@@ -62,6 +65,7 @@ def load(file: str | Path) -> hf.Pretrained:
       f"{file} has {len(data)} bytes, but its header needs {expected}; fetch it again."
     )
   tensors = _tensors(np.frombuffer(data, "<f4", offset=HEADER.size), shapes, config)
+  check_finite(tensors, file)
   model = jax.eval_shape(lambda key: config.init(key, {"lm": 0}), jax.random.key(0))
   entries = [*under(FAMILY.base, FAMILY.body(config)), *FAMILY.head(config, {"lm"})]
   params = to_ours(entries, model, tensors, str(file))

@@ -67,7 +67,7 @@ def to_ours(entries: list[Entry], model: Any, tensors: Mapping[str, np.ndarray],
         f"the weights in {where} do not fit: config.json asks for {layers} tensors named "
         f"{entry.theirs.partition('#')[0]}, and there are {len(tensors)} in all."
       )
-  names = {path: _names(entry, shapes[path]) for path, entry in by_path.items()}
+  names = {path: names_of(entry, shapes[path]) for path, entry in by_path.items()}
   expected = {
     name: _their_shape(by_path[path], shapes[path]) for path in names for name in names[path].flat
   }
@@ -91,7 +91,7 @@ def to_theirs(entries: list[Entry], model: Any) -> dict[str, np.ndarray]:
     if arrays[path].any():
       raise UserError(f"{path} is not zero, and transformers' model has no such parameter.")
   for path, entry in by_path.items():
-    names = _names(entry, arrays[path].shape)
+    names = names_of(entry, arrays[path].shape)
     single = arrays[path].reshape(names.size, *arrays[path].shape[names.ndim :])
     shape = _their_shape(entry, arrays[path].shape)
     for name, array in zip(names.flat, single, strict=True):
@@ -134,7 +134,7 @@ def _whole(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   }
 
 
-def _names(entry: Entry, shape: tuple[int, ...]) -> np.ndarray:
+def names_of(entry: Entry, shape: tuple[int, ...]) -> np.ndarray:
   """The names of an entry's tensors, with one axis for each leading axis of ours."""
   leading = shape[: entry.theirs.count("{}")]
   names = [entry.theirs.format(*index) for index in itertools.product(*map(range, leading))]

@@ -3,6 +3,7 @@
 Source: transformers 5.23, configuration_utils.py and the families' configuration files.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
@@ -23,6 +24,9 @@ min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty 
 top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_return_sequences
 encoder_no_repeat_ngram_size output_scores return_dict_in_generate remove_invalid_values
 exponential_decay_length_penalty
+_attn_implementation_internal _commit_hash auto_map is_llama_config model_max_length
+sbert_ce_default_activation_function sentence_transformers tokenizer_name transformers.js_config
+transformers_js_config unsloth_fixed unsloth_version xla_device
 """
 SILENT = frozenset(_SILENT.split())
 # Entries that would change the outputs with any other value.
@@ -33,6 +37,9 @@ PLAIN = {
   "add_cross_attention": (False,),
   "cross_attention_hidden_size": (None,),
   "position_embedding_type": ("absolute", None),
+  "is_encoder_decoder": (False, None),
+  "tie_encoder_decoder": (False, None),
+  "rope_interleaved": (False, None),
 }
 # The types of options that may be absent.
 KINDS: dict[str, type] = {
@@ -89,7 +96,8 @@ class Options:
     kind = KINDS[name] if default is None else type(default)
     if kind is float and type(value) is int and abs(value) < _MOST:
       value = float(value)
-    if type(value) is not kind or (kind is int and abs(value) >= _MOST):
+    wrong = type(value) is not kind or (kind is int and abs(value) >= _MOST)
+    if wrong or (kind is float and not math.isfinite(value)):
       example = "" if default is None else f" such as {default!r}"
       raise UserError(f"{self.where} sets {name}={value!r}; expected {_KIND[kind]}{example}.")
     return value
@@ -127,6 +135,7 @@ class Options:
     for name, accepted in PLAIN.items():
       if name in self.document and name not in self._taken:
         self.fixed(name, *accepted)
+    self._check_ids()
     unknown = self.document.keys() - self._taken - SILENT - set(also_silent)
     if unknown:
       name = min(unknown)
@@ -134,6 +143,18 @@ class Options:
         f"{self.where} sets {name}={self.document[name]!r}, which this project does not know; a "
         "model that ignored it might compute something else."
       )
+
+  def _check_ids(self) -> None:
+    """Errors: `UserError` for the id of a special token that no vocabulary has."""
+    size = self.document.get("vocab_size", math.inf)
+    for name, value in self.document.items():
+      listed = value if isinstance(value, list) and name == "eos_token_id" else [value]
+      if not name.endswith("_token_id") or value is None:
+        continue
+      if not listed or any(type(i) is not int or i < 0 for i in listed):
+        raise UserError(f"{self.where} sets {name}={value!r}; expected an id from 0.")
+      if name == "pad_token_id" and value >= size:
+        raise UserError(f"{self.where} sets {name}={value}, and vocab_size={size}.")
 
 
 def activation_name(ours: str, known: Mapping[str, str] | None = None) -> str:

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from plm_jax.data import tokenizer_files as files
 from plm_jax.data.tokenizer_files import MBART_LANGUAGES
-from plm_jax.data.tokenizers import Tokenizer, Unigram, load_tokenizer
+from plm_jax.data.tokenizers import Tokenizer, Unigram, load_tokenizer, read_published
 from plm_jax.errors import UserError
 from plm_jax.export import hf, sentence
-from plm_jax.export.tensors import read_json
 from plm_jax.models.bart import MBart
 from plm_jax.models.model import Model
 from plm_jax.models.t5 import T5
@@ -26,26 +25,13 @@ def read_tokenizer(place: Path, model_type: str | None = None) -> Tokenizer:
   """The tokenizer of a directory or file, ours or published. Errors: `UserError` if unknown."""
   if files.read_rules(place):
     return load_tokenizer(place)
-  lowercase = None
   if place.is_dir():
     place = sentence.body_of(place)
-    options = place / "tokenizer_config.json"
-    lowercase = read_json(options).get("do_lower_case") if options.is_file() else None
-    if not isinstance(lowercase, bool | None):
-      raise UserError(f"{options} sets do_lower_case={lowercase!r}; expected true or false.")
-    pieces = sorted(place.glob("*.model"))
-    if len(pieces) == 1:  # tokenizer.json repeats it in a form that is not supported
-      place = pieces[0]
   elif place.suffix == ".bin":
     raise UserError(
       "a .bin file of a tokenizer is not supported; give its .model by --tokenizer=FILE.model."
     )
-  backend = files.read_backend(place, lowercase)
-  if model_type not in ("xlm-roberta", "mbart") or backend.kind != Unigram.kind:
-    return Tokenizer(backend)
-  return Tokenizer(
-    files.in_fairseq_order(backend, MBART_LANGUAGES if model_type == "mbart" else ())
-  )
+  return read_published(place, model_type)
 
 
 def check_not_mbart_50(tokenizer: Tokenizer, config: Model) -> None:
@@ -59,12 +45,14 @@ def check_not_mbart_50(tokenizer: Tokenizer, config: Model) -> None:
     )
 
 
-def with_sentinels(tokenizer: Tokenizer, config: Model) -> Tokenizer:
-  """T5's 100 sentinels follow the pieces of its file, which does not have them."""
+def with_sentinels(tokenizer: Tokenizer, config: Model, most: int | None = None) -> Tokenizer:
+  """T5's 100 sentinels follow the pieces of its file, which does not have them. most: their number
+  by the tokenizer's files, if these say it."""
   pieces = tokenizer.vocab.size
   if not isinstance(config, T5) or tokenizer.vocab.sentinels is not None:
     return tokenizer
-  return Tokenizer(tokenizer.backend, min(100, max(config.vocab_size - pieces, 0)))
+  count = min(100, max(config.vocab_size - pieces, 0)) if most is None else most
+  return Tokenizer(tokenizer.backend, count, special=tokenizer.special)
 
 
 def write_tokenizer(
@@ -87,8 +75,8 @@ def write_tokenizer(
     file, options["tokenizer_class"] = PUBLISHED_PIECES[model.family.model_type]
     (target / file).write_bytes(files.in_file_order(tokenizer.backend).proto)
     if model.family.model_type == "albert":
-      lowercase = tokenizer.backend.lowercase
-      options |= {"do_lower_case": lowercase, "keep_accents": not lowercase}
+      cleaning = tokenizer.backend.cleaning or {"lowercase": False, "accents": True}
+      options |= {"do_lower_case": cleaning["lowercase"], "keep_accents": cleaning["accents"]}
     if model.family.model_type == "llama":
       options |= {"add_bos_token": True, "add_eos_token": trained_here and "classes" in model.heads}
       if tokenizer.backend.model_proto.normalizer_spec.remove_extra_whitespaces:

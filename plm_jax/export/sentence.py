@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plm_jax.data.published_folder import MOST_JSON, object_in, read_object
 from plm_jax.errors import UserError
 from plm_jax.export.options import Options
-from plm_jax.export.tensors import SINGLE, read_json, read_tensors, write_safetensors
+from plm_jax.export.tensors import SINGLE, read_tensors, write_safetensors
+from plm_jax.files import parse_json, read_bytes
 
 MODULES = "modules.json"
 KIND = "sentence_transformers.models."
@@ -74,9 +76,15 @@ def read_pooling(directory: Path, width: int) -> Pooling:
       f"{directory} has a Dense after the pooling {' and '.join(modes)}; this project reads one "
       "only after the mean."
     )
-  file = body_of(directory) / ENCODER_FILE
-  own = read_json(file) if file.is_file() else {}
-  length, lowercase = own.get("max_seq_length"), bool(own.get("do_lower_case"))
+  body = body_of(directory)
+  own = object_in(body, ENCODER_FILE)
+  length, lowercase = own.get("max_seq_length"), own.get("do_lower_case") or False
+  if length is not None and (type(length) is not int or not 0 < length < 2**31):
+    raise UserError(
+      f"{body / ENCODER_FILE} sets max_seq_length={length!r}; expected a whole number from 1."
+    )
+  if not isinstance(lowercase, bool):
+    raise UserError(f"{body / ENCODER_FILE} sets do_lower_case={lowercase!r}; expected a bool.")
   return Pooling(modes, "Normalize" in places, length, lowercase)
 
 
@@ -89,7 +97,7 @@ def read_dense(directory: Path) -> dict[str, np.ndarray]:
   folder = directory / modules[-1]["path"]
   file, tensors = folder / "config.json", read_tensors(folder)
   classes, width = np.shape(tensors.get(DENSE[0], np.zeros((0, 0))))[:2]
-  options = Options({"activation_function": TANH} | read_json(file), str(file))
+  options = Options({"activation_function": TANH} | read_object(file), str(file))
   options.fixed("activation_function", IDENTITY)
   options.fixed("in_features", width)
   options.fixed("out_features", classes)
@@ -132,7 +140,7 @@ def write_pooling(
 def _modules(directory: Path) -> list[dict[str, str]]:
   file = directory / MODULES
   try:
-    listed = json.loads(file.read_text())
+    listed = parse_json(read_bytes(file, MOST_JSON), file)
     modules = [{"type": m["type"], "path": m["path"]} for m in listed]
     kinds = [module["type"].rpartition(".")[2] for module in modules]
   except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -143,15 +151,18 @@ def _modules(directory: Path) -> list[dict[str, str]]:
       "Normalize, Dense or nothing."
     )
   for module in modules:
-    if Path(module["path"]).is_absolute() or ".." in Path(module["path"]).parts:
+    if not (directory / module["path"]).resolve().is_relative_to(directory.resolve()):
       raise UserError(f"{file} names {module['path']!r}, which is not within its directory.")
   return [module | {"type": kind} for module, kind in zip(modules, kinds)]
 
 
 def _modes(file: Path, width: int) -> tuple[str, ...]:
-  options = read_json(file)
+  options = read_object(file)
   named = options.pop("pooling_mode", None)  # newer files name the mode instead of switching it on
-  on = {name for name, value in options.items() if name.startswith("pooling_mode") and value}
+  switches = {name: value for name, value in options.items() if name.startswith("pooling_mode")}
+  on = {name for name, value in switches.items() if value}
+  if wrong := [name for name, value in switches.items() if not isinstance(value, bool)]:
+    raise UserError(f"{file} sets {wrong[0]}={switches[wrong[0]]!r}; expected true or false.")
   chosen = [mode for switch, mode in MODES.items() if switch in on or mode == named]
   unknown = sorted(on - MODES.keys()) or ([named] if named not in (None, *MODES.values()) else [])
   if unknown or not chosen:

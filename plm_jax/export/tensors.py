@@ -4,7 +4,6 @@ Sources: the safetensors format (github.com/safetensors/safetensors, README); th
 checkpoint as transformers writes it, {"weight_map": {tensor: file}}; `torch_file` for the rest.
 """
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from plm_jax.data.published_folder import file_in, read_object
 from plm_jax.errors import UserError
 from plm_jax.export.torch_file import read_torch_file
 
@@ -29,13 +29,13 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
   Errors: `UserError` without a checkpoint, or for a damaged file or one with more than tensors.
   """
   for name, read in ((SINGLE, read_safetensors), (TORCH, read_torch_file)):
-    if (folder / name).is_file():
-      return read(folder / name)
-    if (folder / (name + INDEX)).is_file():
-      return _read_shards(folder / (name + INDEX), read)
+    if file := file_in(folder, name):
+      return read(file)
+    if index := file_in(folder, name + INDEX):
+      return _read_shards(index, read)
   files = sorted(folder.glob("*.safetensors"))
   if len(files) == 1:
-    return read_safetensors(files[0])
+    return read_safetensors(file_in(folder, files[0].name))
   raise UserError(f"there are no weights in {folder}; expected {SINGLE} or {TORCH}, or its index.")
 
 
@@ -62,30 +62,27 @@ def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _read_shards(index: Path, read: Callable[[Path], dict]) -> dict[str, np.ndarray]:
-  place = read_json(index).get("weight_map")
+  place = read_object(index).get("weight_map")
   if not isinstance(place, dict) or not all(isinstance(name, str) for name in place.values()):
     raise UserError(f"{index} has no weight_map from tensors to files; fetch it again.")
   tensors = {}
   for name in sorted(set(place.values())):
     if Path(name).name != name:
       raise UserError(f"{index} names {name!r}, which is not a file beside it.")
-    if not (index.parent / name).is_file():
+    if not (file := file_in(index.parent, name)):
       raise UserError(f"{index} names {name}, which is not in {index.parent}; fetch that file too.")
-    tensors |= read(index.parent / name)
+    tensors |= read(file)
   missing = sorted(place.keys() - tensors.keys())
   if missing:
     raise UserError(f"{index} names {missing[0]}, but {place[missing[0]]} does not have it.")
   return tensors
 
 
-def read_json(file: Path) -> dict:
-  """The JSON object in a file. Errors: `UserError`."""
-  try:
-    document = json.loads(file.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise UserError(f"{file} does not exist.") from None
-  except (OSError, ValueError, RecursionError) as error:
-    raise UserError(f"{file} cannot be read: {error}.") from None
-  if not isinstance(document, dict):
-    raise UserError(f"{file} is not a JSON object.")
-  return document
+def check_finite(tensors: Mapping[str, np.ndarray], where: Path) -> None:
+  """Errors: `UserError` naming a tensor with NaN or infinite numbers."""
+  for name, array in tensors.items():
+    if not np.isfinite(array).all():
+      raise UserError(
+        f"{name} in {where} has numbers that are not finite (NaN or infinite): the model was "
+        "damaged or its training failed; take another checkpoint."
+      )

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
+from plm_jax.data.published_folder import read_object
+from plm_jax.data.tokenizer_options import read_options
 from plm_jax.data.tokenizers import KINDS, Tokenizer, TokenizerConfig
 from plm_jax.errors import UserError
 from plm_jax.experiment_flags import with_model, with_rows_of
-from plm_jax.export import hf, llama2c
+from plm_jax.export import hf, llama2c, sentence
 from plm_jax.export.published_tokenizer import check_not_mbart_50, read_tokenizer, with_sentinels
-from plm_jax.export.tensors import read_json
 from plm_jax.models.bart import MBart
 from plm_jax.models.model import Model
 from plm_jax.runs import Run
@@ -21,7 +22,7 @@ from plm_jax.runs import Run
 
 def is_run(source: Path) -> bool:
   config = source / "config.json"
-  return config.is_file() and "experiment" in read_json(config)
+  return config.is_file() and "experiment" in read_object(config)
 
 
 def published(source: Path) -> hf.Pretrained:
@@ -51,12 +52,14 @@ def run_directory(path: str | Path, cache: Path | None = None) -> Path:
 
 def tokenizer_of(place: Path, model: hf.Pretrained) -> Tokenizer:
   """The tokenizer in `place`, as the model needs it."""
-  tokenizer = with_sentinels(read_tokenizer(place, model.family.model_type), model.config)
+  tokenizer = read_tokenizer(place, model.family.model_type)
+  said = read_options(sentence.body_of(place)).sentinels if place.is_dir() else None
+  tokenizer = with_sentinels(tokenizer, model.config, said)
   check_not_mbart_50(tokenizer, model.config)
   return tokenizer
 
 
-CONVERSION = 1  # raised when a conversion gives another run
+CONVERSION = 2  # raised when a conversion gives another run
 _READ = {".json", ".txt", ".model", ".safetensors", ".bin"}  # suffixes of a model's files
 
 

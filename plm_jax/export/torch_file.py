@@ -3,11 +3,14 @@
 Source: torch/serialization.py and torch/_utils.py (`_rebuild_tensor_v2`). The pickle gives for
 each tensor its storage, offset, shape and strides; a storage is a file in the zip. A pickle can
 call any Python function. This one reaches only four names, which are replaced by functions of this
-file; any other name is refused before anything is called.
+file; any other name is refused before anything is called. Its instructions are read beforehand, so
+that none asks for more memory than the file has. Tensors are views of their storage.
 """
 
+import io
 import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -30,6 +33,19 @@ DTYPES = {
   "ByteStorage": np.dtype("u1"),
   "BoolStorage": np.dtype("?"),
 }
+
+
+MOST_PICKLE = 64 << 20  # bytes of names and shapes; a checkpoint of 1,000 tensors has 0.1 MB
+MOST_SHARED = 16  # times the bytes of a file that its tensors may have together
+MOST_DIMENSIONS = 32
+# The instructions of `torch.save` for dicts of tensors.
+_OPCODES = """
+PROTO FRAME MARK STOP POP EMPTY_DICT EMPTY_TUPLE EMPTY_LIST DICT SETITEM SETITEMS APPEND APPENDS
+TUPLE TUPLE1 TUPLE2 TUPLE3 LIST NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT
+BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE STRING BINSTRING SHORT_BINSTRING GLOBAL STACK_GLOBAL
+REDUCE BUILD BINPERSID PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
+"""
+OPCODES = frozenset(_OPCODES.split())
 
 
 class Storage(NamedTuple):
@@ -70,14 +86,35 @@ def _state_dict(archive: zipfile.ZipFile, file: Path) -> dict[str, np.ndarray]:
   order = archive.read(root + "byteorder") if root + "byteorder" in entries else b"little"
   if order != b"little":
     raise UserError(f"{file} was written on a machine of another byte order; take .safetensors.")
-  with archive.open(pickles[0]) as stream:
-    state = _Tensors(stream, archive, root, file).load()
+  if sum(entry.file_size for entry in entries.values()) > file.stat().st_size:
+    raise UserError(f"{file} is damaged: its parts are larger than the file; fetch it again.")
+  if entries[pickles[0]].file_size > MOST_PICKLE:
+    raise UserError(f"{file} has more than {MOST_PICKLE:,} bytes of names; it is refused.")
+  instructions = archive.read(pickles[0])
+  check_instructions(instructions, file)
+  state = _Tensors(io.BytesIO(instructions), archive, root, file).load()
   named = isinstance(state, dict) and all(
     isinstance(name, str) and isinstance(value, np.ndarray) for name, value in state.items()
   )
   if not named:
     raise UserError(f"{file} is not a checkpoint of weights: it has no dict of named tensors.")
+  size = sum(array.nbytes for array in state.values())
+  if size > MOST_SHARED * file.stat().st_size:
+    raise UserError(f"{file} has tensors of {size:,} bytes that share few; it is refused.")
   return dict(state)
+
+
+def check_instructions(instructions: bytes, file: Path) -> None:
+  """Errors: `UserError` for an instruction that no dict of tensors needs, or that numbers an object
+  beyond the length of the pickle: Python would make a table of that size."""
+  for opcode, argument, _ in pickletools.genops(instructions):
+    if opcode.name not in OPCODES:
+      raise UserError(
+        f"{file} has the instruction {opcode.name}, and a checkpoint needs only tensors; it was "
+        "refused, and nothing was executed."
+      )
+    if opcode.name.endswith("PUT") and not 0 <= int(argument) <= len(instructions):
+      raise UserError(f"{file} numbers an object {argument}, beyond its length; it is refused.")
 
 
 class _Tensors(pickle.Unpickler):
@@ -118,11 +155,13 @@ class _Tensors(pickle.Unpickler):
 
 
 class _View:
-  """A copy of the tensor, after a check that it lies within its storage."""
+  """The tensor, a view of its storage, after a check that it lies within."""
 
   __slots__ = ()
 
   def __call__(self, storage, offset, shape, strides, *_) -> np.ndarray:
+    if max(len(shape), len(strides)) > MOST_DIMENSIONS:
+      raise ValueError("a tensor of too many dimensions")
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, np.ndarray) or any(type(n) is not int or n < 0 for n in numbers):
       raise ValueError("a tensor of impossible shape")
@@ -133,7 +172,7 @@ class _View:
     if last >= len(storage) or count > len(storage):
       raise ValueError("a tensor reaches beyond its storage")
     in_bytes = [stride * storage.itemsize for stride in strides]
-    return np.lib.stride_tricks.as_strided(storage[offset:], shape, in_bytes).copy()
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, in_bytes, writeable=False)
 
 
 class _Parameter:

@@ -43,6 +43,7 @@ class Attention(nnx.Module):
     head_width: int | None = None,
     scale: float | None = None,
     bias: bool = True,
+    output_bias: bool | None = None,
   ):
     q, k, v, o = jax.random.split(key, 4)
     head_width = head_width or width // heads
@@ -50,7 +51,7 @@ class Attention(nnx.Module):
     self.query = Linear(q, (width,), per_query, bias)
     self.key = Linear(k, (width,), per_key, bias)
     self.value = Linear(v, (width,), per_key, bias)
-    self.output = Linear(o, per_query, (width,), bias)
+    self.output = Linear(o, per_query, (width,), bias if output_bias is None else output_bias)
     self.scale = scale
 
   def __call__(

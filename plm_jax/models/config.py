@@ -40,7 +40,8 @@ class TransformerConfig(SingleModel):
   norm: LayerNorm or RMSNorm. norm_at: `pre` normalises the input of each sublayer, and the last
     state; `post` normalises each residual sum.
   gated: feed-forward `activation(x W_gate) * (x W_up)` instead of `activation(x W_up)`.
-  attention_bias, feed_forward_bias: whether their projections have biases.
+  attention_bias, feed_forward_bias: whether their projections have biases. output_bias: whether
+    the last projection of attention has one; None is attention_bias (Qwen2: False).
   attention_scale: factor of the scores; None is 1 / sqrt(head width).
   tied: the token table also predicts tokens; otherwise the output has a separate table.
   dropout: of embeddings and sublayers. hidden_dropout: within the feed-forward.
@@ -74,6 +75,7 @@ class TransformerConfig(SingleModel):
   gated: bool = False
   attention_bias: bool = True
   feed_forward_bias: bool = True
+  output_bias: bool | None = None
   attention_scale: float | None = None
   tied: bool = True
   dropout: float = 0.1

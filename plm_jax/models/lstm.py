@@ -1,5 +1,6 @@
-"""The LSTM language model (Zaremba et al. 2014, "Recurrent Neural Network Regularization",
-arXiv:1409.2329): stacked LSTMs that read running text and carry their state from batch to batch.
+"""Recurrent language models (Mikolov et al. 2010; Zaremba et al. 2014, "Recurrent Neural
+Network Regularization", arXiv:1409.2329): stacked layers that read running text and carry their
+state from batch to batch.
 
 Dropout is on the connections between layers, never on the recurrent ones (section 3.1).
 Deviations: one bias per gate, and the forget gate's starts at 1 (Jozefowicz et al. 2015).
@@ -22,7 +23,7 @@ from plm_jax.models.layer_loop import stack, unstack
 from plm_jax.models.layers import STDDEV, Embedding, scaled_kernels
 from plm_jax.models.model import SingleModel, refuse_below, refuse_rates
 from plm_jax.models.parameters import linear_rows
-from plm_jax.models.recurrent import LSTM, LSTMState
+from plm_jax.models.recurrent import GRU, LSTM, RNN, RecurrentLayer
 from plm_jax.placement import split_rows
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Lstm(SingleModel):
   width: of the token table and of every layer. vocab_size: None takes the tokenizer's.
   positions: longest row, and the window in which a long text is scored.
   tied: the token table is also the output's (Press and Wolf 2017).
+  variational: dropout takes the same mask for all tokens of a row (Gal and Ghahramani 2016).
   classifier_dropout: before the head `classes`; None is `dropout`.
   """
 
@@ -45,8 +47,11 @@ class Lstm(SingleModel):
   positions: int = 1024
   tied: bool = False
   dropout: float = 0.0
+  variational: bool = False
   classifier_dropout: float | None = None
   initializer_range: float = 0.05
+
+  layer: ClassVar[type[RecurrentLayer]] = LSTM
 
   def __post_init__(self):
     refuse_below(self, 1, "layers", "width", "vocab_size", "positions")
@@ -64,17 +69,31 @@ class Lstm(SingleModel):
     """Random parameters with the named heads: `lm` and `span` (size 0), `classes` and
     `token_classes` (number of labels)."""
     note = " (lm is for the objective CLM)"
-    check_heads(self, heads, LM_HEADS, "an LSTM language model", note)
+    check_heads(self, heads, LM_HEADS, f"a language model of {type(self).__name__} layers", note)
     return scaled_kernels(LstmModel(self, key, heads), self.initializer_range / STDDEV)
 
 
-SMALL = Lstm()
-MEDIUM = Lstm(width=650, dropout=0.5)
-LARGE = Lstm(width=1500, dropout=0.65)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gru(Lstm):
+  """A language model of gated recurrent units (Cho et al. 2014)."""
+
+  layer: ClassVar[type[RecurrentLayer]] = GRU
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rnn(Lstm):
+  """A language model of simple recurrent layers (Mikolov et al. 2010)."""
+
+  layer: ClassVar[type[RecurrentLayer]] = RNN
+
+
+SMALL = Lstm(initializer_range=0.1)
+MEDIUM = Lstm(width=650, dropout=0.5, initializer_range=0.05)
+LARGE = Lstm(width=1500, dropout=0.65, initializer_range=0.04)
 
 
 class LstmModel(LanguageModel):
-  """The parameters of an LSTM language model and its forward pass."""
+  """The parameters of a recurrent language model and its forward pass."""
 
   HEADS = LM_HEADS
   ROLES: ClassVar = {
@@ -87,12 +106,12 @@ class LstmModel(LanguageModel):
     c = config
     self.config = config
     self.token = Embedding(token, c.vocab_size, c.width)
-    self.blocks = stack(blocks, c.layers, lambda key: LSTM(key, c.width, c.width))
+    self.blocks = stack(blocks, c.layers, lambda key: c.layer(key, c.width, c.width))
     self.make_heads(key, {"lm": lm, "classes": classes}, heads)
 
-  def carry(self, rows: int) -> LSTMState:
+  def carry(self, rows: int) -> Any:
     """The state before any token, float32 `[B, L, U]` each."""
-    return LSTMState.zeros((rows, self.config.layers, self.config.width))
+    return self.config.layer.State.zeros((rows, self.config.layers, self.config.width))
 
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
     """States of the last layer `[B, T, U]` in `compute.activation_dtype`; every row begins with a
@@ -104,8 +123,8 @@ class LstmModel(LanguageModel):
     return self.continued(batch, compute, noise, self.carry(len(batch["input_ids"])))[0]
 
   def continued(
-    self, batch: dict, compute: Compute, noise: Noise | None, carry: LSTMState
-  ) -> tuple[jax.Array, LSTMState]:
+    self, batch: dict, compute: Compute, noise: Noise | None, carry: Any
+  ) -> tuple[jax.Array, Any]:
     """`__call__` from the state `carry`, and the state after the batch."""
     ids_BT = batch["input_ids"]
     real_BT = jnp.arange(ids_BT.shape[1]) < batch["length"][:, None]
@@ -115,22 +134,28 @@ class LstmModel(LanguageModel):
     layers = unstack(self.blocks, self.config.layers)
     return self.read(layers, ids_BT, real_BT, begins_BT, compute, noise, carry)
 
-  def read(self, layers, ids_BT, real_BT, begins_BT, compute: Compute, noise, carry: LSTMState):
+  def read(self, layers, ids_BT, real_BT, begins_BT, compute: Compute, noise, carry):
     """The states of the last layer after T tokens, and the carry of all layers.
 
     begins_BT: bool, True at tokens before which the state becomes zeros.
     """
     dtype = compute.activation_dtype
     *after_layers, in_embed = streams(noise, len(layers) + 1)
-    x_BTU = dropout(split_rows(self.token(ids_BT, dtype)), self.config.dropout, in_embed)
+    x_BTU = self.dropped(split_rows(self.token(ids_BT, dtype)), in_embed)
     last = []
     for index, (layer, after_layer) in enumerate(zip(layers, after_layers, strict=True)):
       start = jax.tree.map(lambda x_BLU, l=index: x_BLU[:, l].astype(dtype), carry)
       x_BTU, state = layer(x_BTU, real_BT, start=start, begins_BT=begins_BT)
-      x_BTU = split_rows(dropout(x_BTU, self.config.dropout, after_layer))
+      x_BTU = split_rows(self.dropped(x_BTU, after_layer))
       last.append(state)
     carry = jax.tree.map(lambda *x_BU: jnp.stack(x_BU, axis=1).astype(jnp.float32), *last)
     return x_BTU, carry
+
+  def dropped(self, x_BTU: jax.Array, noise: Noise | None) -> jax.Array:
+    """Dropout."""
+    if not self.config.variational:
+      return dropout(x_BTU, self.config.dropout, noise)
+    return x_BTU * dropout(jnp.ones_like(x_BTU[:, :1]), self.config.dropout, noise)
 
   def generator(self, compute: Compute, rows: int = 1) -> LstmGenerator:
     del rows
@@ -143,7 +168,7 @@ class LstmCache:
   """The state after the tokens read so far. pad_B: number of padding columns before each prompt.
   at: columns read so far, int32 `[]`."""
 
-  state: LSTMState
+  state: Any
   pad_B: jax.Array
   at: jax.Array
 
@@ -158,7 +183,7 @@ class LstmCache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LstmGenerator:
-  """An LSTM language model made ready for generation (plm_jax/decode/generator.py)."""
+  """A recurrent language model made ready for generation (plm_jax/decode/generator.py)."""
 
   model: LstmModel
   layers: list[Any]

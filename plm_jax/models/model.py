@@ -5,7 +5,7 @@ No code asks for a model's class. A model in one new file works everywhere if it
   to train        config: `vocab_size`, `positions`, `encoder`, `encoder_path`, `frozen`, `init`.
                   parameters: the forward pass, `encoder()`, `masked_lm()`, and its objectives'
                   scores: `token_logits` and `token_logits_at` for CLM and MLM.
-  to be counted   config: `counted(corpus, store, vocab)`; in its experiment `steps` is 0.
+  to be counted   config: `counted(corpus, store, tokenizer)`; in its experiment `steps` is 0.
   to carry state  parameters: `carry(rows)` and `continued(batch, compute, noise, carry)`.
   to update only  parameters: `touched(batch)`, the ids of the rows that are read, by the path of
   touched rows    their table (plm_jax/train/touched.py).
@@ -23,9 +23,12 @@ No code asks for a model's class. A model in one new file works everywhere if it
   to be exported  a file in plm_jax/export/families/ that names the config's class.
   to be           config: `teacher` (the directory of a run) and `teacher_model`. parameters:
   distilled       `teacher`, `taught(teacher)`.
+  to read         parameters: `spelled(tokenizer)`, the initial ones with the characters of all
+  characters      tokens.
 
-`counted`, `carry`, `touched`, `word_rows`, `generator`, `source_ids`, `has_decoder` and `teacher`
-are optional: callers test for them by `hasattr`. `generator` is an attribute of `params.encoder()`.
+`counted`, `spelled`, `carry`, `touched`, `word_rows`, `generator`, `source_ids`, `has_decoder` and
+`teacher` are optional: callers test for them by `hasattr`. `generator` is an attribute of
+`params.encoder()`.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from plm_jax.errors import UserError
 if TYPE_CHECKING:
   from plm_jax.data.pipeline import Corpus
   from plm_jax.data.store import TokenStore
+  from plm_jax.data.tokenizers import Tokenizer
   from plm_jax.data.vocab import Vocab
   from plm_jax.models.compute import Compute
   from plm_jax.models.dropout import Noise
@@ -113,10 +117,12 @@ class Model(Protocol):
 class CountedConfig(Model, Protocol):
   """The configuration of a model that is estimated from counts, not trained by gradient."""
 
-  def counted(self, corpus: Corpus, store: TokenStore, vocab: Vocab) -> tuple[Self, Parameters]:
-    """The parameters, estimated on the training text `store`, and the configuration whose `init`
-    gives their shapes. Only fields named `sizes` may change. Errors: `UserError` for a text from
-    which nothing can be estimated."""
+  def counted(
+    self, corpus: Corpus, store: TokenStore, tokenizer: Tokenizer
+  ) -> tuple[Self, Parameters]:
+    """The configuration whose `init` gives the parameters' shapes, and the parameters, estimated
+    on the training text `store`. Only the field `sizes` of the configuration may change. Errors:
+    `UserError` for a text from which nothing can be estimated."""
 
 
 class SourceConfig(Model, Protocol):

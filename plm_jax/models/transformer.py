@@ -143,6 +143,7 @@ class Block(nnx.Module):
       head_width=c.head_width,
       scale=c.attention_scale,
       bias=c.attention_bias,
+      output_bias=c.output_bias,
     )
     norm = partial(NORMS[c.norm], c.width, c.norm_eps)
     self.attention, self.attention_norm = attention(in_attention), norm()

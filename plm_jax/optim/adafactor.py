@@ -9,10 +9,12 @@ layer of a stack is separate, because the original has a variable for each.
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from plm_jax.errors import UserError
@@ -53,23 +55,35 @@ class Adafactor:
         "and optim.decay_rate above 0 and at most 1"
       )
 
+  def constants(self, steps: int) -> dict[str, np.float32]:
+    """As `AdamW.constants`; the schedule does not depend on the run's length."""
+    del steps
+    numbers = {"peak": self.peak, "per_warmup": 1 / np.float32(max(self.warmup, 1))}
+    return {name: np.float32(number) for name, number in (numbers | {"hold": self.hold}).items()}
+
   def learning_rate(self, steps: int) -> optax.Schedule:
     """Update number (0 for the first) -> learning rate."""
-    del steps
+    return self.schedule_of(self.constants(steps))
+
+  def schedule_of(self, constants: Mapping[str, Any]) -> optax.Schedule:
+    """As `learning_rate`, from a run's `constants`."""
 
     def schedule(update):
       step = jnp.asarray(update, jnp.float32) + 1
-      rising = jnp.minimum(1, step / max(self.warmup, 1))
-      falling = jnp.sqrt(self.hold / jnp.maximum(step, self.hold))
-      return self.peak * rising * (falling if self.schedule == "inverse_sqrt" else 1.0)
+      rising = jnp.minimum(1, step * constants["per_warmup"])
+      falling = jnp.sqrt(constants["hold"] / jnp.maximum(step, constants["hold"]))
+      return constants["peak"] * rising * (falling if self.schedule == "inverse_sqrt" else 1.0)
 
     return schedule
 
   def transform(self, steps: int) -> optax.GradientTransformation:
+    return self.transform_at(self.learning_rate(steps))
+
+  def transform_at(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     return optax.chain(
       scale_by_factored_rms(self.decay_rate, self.factored),
       scale_by_sizes(self.clip),
-      optax.scale_by_learning_rate(self.learning_rate(steps)),
+      optax.scale_by_learning_rate(learning_rate),
     )
 
 

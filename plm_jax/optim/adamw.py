@@ -1,10 +1,12 @@
 """AdamW and LAMB with learning-rate schedules, as optax chains from a frozen configuration."""
 
 import dataclasses
-from typing import Literal, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from plm_jax.errors import UserError
@@ -68,28 +70,46 @@ class AdamW:
       self, schedule="linear", bias_correction=False, decay_under_warmup=True
     )
 
+  def constants(self, steps: int) -> dict[str, np.float32]:
+    """The numbers of the schedule of a run of `steps` updates. They are arguments of the compiled
+    step, so that another rate or length compiles nothing again. Divisors are reciprocals, as the
+    compiler makes them of constants."""
+    numbers = {
+      "peak": self.peak,
+      "warmup": self.warmup,
+      "per_warmup": 1 / np.float32(max(self.warmup, 1)),
+      "per_step": 1 / np.float32(max(steps, 1)),
+      "per_falling": 1 / np.float32(max(steps - self.warmup, 1)),
+    }
+    return {name: np.float32(number) for name, number in numbers.items()}
+
   def learning_rate(self, steps: int) -> optax.Schedule:
     """Update number (0 for the first) -> learning rate, for a run of `steps` updates.
 
     The default rises over updates 1..warmup and reaches 0 after the last update; BERT's has lr(0) =
     0, lr(warmup) = peak (1 - warmup / steps) and lr(steps) = 0.
     """
+    return self.schedule_of(self.constants(steps))
+
+  def schedule_of(self, constants: Mapping[str, Any]) -> optax.Schedule:
+    """As `learning_rate`, from a run's `constants`."""
+    peak, warmup, per_warmup = (constants[name] for name in ("peak", "warmup", "per_warmup"))
 
     def schedule(update):
       update = jnp.asarray(update, jnp.float32)
       if self.decay_under_warmup:
-        after = 1 - update / steps
-        return self.peak * jnp.where(update < self.warmup, update / max(self.warmup, 1), after)
-      rising = (update + 1) / max(self.warmup, 1)
-      done = jnp.clip((update - self.warmup) / max(steps - self.warmup, 1), 0, 1)
+        after = 1 - update * constants["per_step"]
+        return peak * jnp.where(update < warmup, update * per_warmup, after)
+      rising = (update + 1) * per_warmup
+      done = jnp.clip((update - warmup) * constants["per_falling"], 0, 1)
       after = {
         "linear": 1 - done,
         "cosine": 0.5 * (1 + jnp.cos(jnp.pi * done)),
         "constant": jnp.ones_like(done),
         "wsd": jnp.minimum(1, 5 * (1 - done)),
-        "inverse_sqrt": jnp.sqrt(max(self.warmup, 1) / (update + 1)),
+        "inverse_sqrt": jnp.sqrt(jnp.maximum(warmup, 1) / (update + 1)),
       }[self.schedule]
-      return self.peak * jnp.where(update < self.warmup, rising, after)
+      return peak * jnp.where(update < warmup, rising, after)
 
     return schedule
 
@@ -98,13 +118,16 @@ class AdamW:
     return ()
 
   def transform(self, steps: int) -> optax.GradientTransformation:
+    return self.transform_at(self.learning_rate(steps))
+
+  def transform_at(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     adam = optax.scale_by_adam if self.bias_correction else scale_by_uncorrected_adam
     chain = optax.chain(
       optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
       adam(self.b1, self.b2, self.eps),
       optax.add_decayed_weights(self.decay, mask=is_decayed if self.decays == "kernels" else None),
       *self.adaptation(),
-      optax.scale_by_learning_rate(self.learning_rate(steps)),
+      optax.scale_by_learning_rate(learning_rate),
       *([scale_by_layer(self.layer_decay)] if self.layer_decay < 1 else []),
     )
     return unfreezing(chain, self.unfreeze) if self.unfreeze else chain

@@ -7,9 +7,12 @@ learning rate is then that of one prediction, as in word2vec.c: gradients are su
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from plm_jax.errors import UserError
@@ -42,25 +45,41 @@ class SGD:
         "optim.warmup and optim.clip must be at least 0, and optim.updates at least 1"
       )
 
+  def constants(self, steps: int) -> dict[str, np.float32]:
+    """As `AdamW.constants`."""
+    numbers = {
+      "peak": self.peak,
+      "warmup": self.warmup,
+      "per_warmup": 1 / np.float32(max(self.warmup, 1)),
+      "per_falling": 1 / np.float32(max(steps - self.warmup, 1)),
+    }
+    return {name: np.float32(number) for name, number in numbers.items()}
+
   def learning_rate(self, steps: int) -> optax.Schedule:
     """Update number (0 for the first) -> learning rate, for a run of `steps` updates."""
-    return self._schedule(steps, self.warmup)
+    return self.schedule_of(self.constants(steps))
 
-  def _schedule(self, steps: int, warmup: int) -> optax.Schedule:
+  def schedule_of(self, constants: Mapping[str, Any]) -> optax.Schedule:
+    """As `learning_rate`, from a run's `constants`."""
+    peak, warmup = constants["peak"], constants["warmup"]
+
     def schedule(update):
       update = jnp.asarray(update, jnp.float32)
-      done = jnp.clip((update - warmup) / max(steps - warmup, 1), 0, 1)
-      rising = (update + 1) / max(warmup, 1)
-      return self.peak * jnp.where(update < warmup, rising, jnp.maximum(self.end, 1 - done))
+      done = jnp.clip((update - warmup) * constants["per_falling"], 0, 1)
+      rising = (update + 1) * constants["per_warmup"]
+      return peak * jnp.where(update < warmup, rising, jnp.maximum(self.end, 1 - done))
 
     return schedule
 
   def transform(self, steps: int) -> optax.GradientTransformation:
-    schedule = self._schedule(steps * self.updates, self.warmup * self.updates)
+    return self.transform_at(self.learning_rate(steps))
+
+  def transform_at(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    """learning_rate: by the run's steps, each of which counts `updates` here."""
     return optax.chain(
       optax.clip(self.clip) if self.clip else optax.identity(),
       self.scaling(),
-      optax.scale_by_learning_rate(schedule),
+      optax.scale_by_learning_rate(lambda count: learning_rate(count / self.updates)),
     )
 
   def scaling(self) -> optax.GradientTransformation:

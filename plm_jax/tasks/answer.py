@@ -108,6 +108,10 @@ class Answer(FileTask):
   def read_file(self, path: str | Path, labelled: bool) -> list[Example]:
     return read_squad(path, labelled)
 
+  @property
+  def line(self) -> str:
+    return "a question and a text with a tab between them"
+
   def parse(self, line: str, name: str) -> Example:
     """A question and a context with a tab between them; or an object of JSON with both."""
     texts: Any = line.split("\t", 1)

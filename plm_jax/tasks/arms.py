@@ -5,7 +5,9 @@ It is the work of run_finetune.py and of `plm.finetune`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import re
 import time
@@ -14,9 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
+
 from plm_jax import cli, overrides
 from plm_jax.errors import UserError
 from plm_jax.notebook import grid
+from plm_jax.peft.methods import METHODS, AnyPeft
 from plm_jax.runs import RunInfo
 from plm_jax.tasks.comparison import (
   PROBE,
@@ -33,6 +38,7 @@ from plm_jax.tasks.examples import SPLITS
 from plm_jax.tasks.finetuning import (
   REPORT,
   RESULTS,
+  SAMPLE,
   FinetunePlan,
   baseline_cell,
   earlier_cells,
@@ -62,6 +68,14 @@ class Options:
   search: bool = False
   teacher: str | None = None
   probe: bool = True
+  peft: str | None = None
+
+  @property
+  def method(self) -> AnyPeft | None:
+    """The method of parameter-efficient tuning. Errors: `UserError` for an unknown name."""
+    if self.peft is not None and self.peft not in METHODS:
+      raise UserError(f"--peft={self.peft} was given; expected one of {', '.join(METHODS)}")
+    return METHODS[self.peft] if self.peft else None
 
 
 class Scope(NamedTuple):
@@ -144,13 +158,14 @@ def finetune(
   if isinstance(task, Suite):
     return finetune_suite(source, start, task, list(settings), options, cache, workdir, dry_run)
   path = Path(workdir or source.path)
-  chosen = planned(source, task, list(settings), cache, path)
+  chosen = planned(source, task, list(settings), cache, path, options)
   if options.teacher:
     chosen = chosen._replace(teacher=Path(options.teacher).absolute())
     taught_by(chosen)  # refuses a directory that is no run
   chosen = chosen._replace(search=options.search)
   if not workdir:
     extras = [name for name in ("search", "teacher") if getattr(options, name)]
+    extras += [options.peft] if options.peft else []
     chosen = chosen._replace(path=finetunings(source, start) / "-".join([name_of(task), *extras]))
   scope = scope_of(chosen, options)
   experiments = [chosen.experiment(size, 0) for size in scope.sizes]  # refuses too few examples
@@ -163,11 +178,14 @@ def finetune(
 
 
 def planned(
-  source: RunInfo, task: Task, settings: list[str], cache: Path, folder: Path
+  source: RunInfo, task: Task, settings: list[str], cache: Path, folder: Path, options: Options
 ) -> FinetunePlan:
   """The plan of the recipe; the first process prepares the text in the cache."""
+  recipe = recipes().recipe
+  if options.method is not None:
+    recipe = functools.partial(recipe, peft=options.method)
   with processes.first_goes_first():
-    return plan(source, recipes().recipe, task, settings, cache, folder)
+    return plan(source, recipe, task, settings, cache, folder, options.method)
 
 
 def finetunings(source: RunInfo, start: Path) -> Path:
@@ -188,10 +206,11 @@ def finetune_suite(
 ) -> SuiteTuning | None:
   """Every part as a task, then one table and what the suite makes of the models."""
   suite, settings = with_suite_settings(suite, settings)
-  path = Path(workdir or finetunings(source, start) / name_of(suite))
+  extras = [options.peft] if options.peft else []
+  path = Path(workdir or finetunings(source, start) / "-".join([name_of(suite), *extras]))
 
   def tune(task: Task, folder: Path) -> list[Cell]:
-    chosen = planned(source, task, settings, cache, folder)
+    chosen = planned(source, task, settings, cache, folder, options)
     scope = scope_of(chosen, options)
     say(describe(chosen, scope))
     return [] if dry_run else compare(chosen, scope, options).comparison.cells
@@ -211,10 +230,16 @@ def finetune_suite(
 
 def scope_of(chosen: FinetunePlan, options: Options) -> Scope:
   """The cells that the options ask for. Errors: `UserError` for options that name none."""
-  default = "pretrained" if "public" in chosen.source.document else ",".join(TRAINED)
+  alone = "public" in chosen.source.document or options.peft
+  default = "pretrained" if alone else ",".join(TRAINED)
   arms = list(dict.fromkeys((options.arms or default).split(",")))
   if "pretrained" not in arms or not set(arms) <= set(TRAINED):
     raise UserError(f"--arms={options.arms} was given; expected pretrained or pretrained,random.")
+  if options.peft and "random" in arms:
+    raise UserError(
+      f"--arms={options.arms} with --peft={options.peft} would freeze random parameters; leave "
+      "random out"
+    )
   compares = len(arms) > 1
   seeds = (3 if compares else 1) if options.seeds is None else options.seeds
   if seeds < 1:
@@ -233,7 +258,13 @@ def name_of(task: Task | Suite) -> str:
 def describe(chosen: FinetunePlan, scope: Scope) -> str:
   """The task: classes, splits, what was decided, and the recipe."""
   task, splits = chosen.task, chosen.splits
-  lines = [f"{task.source}: {task.question}"]
+  sizes = ", ".join(str(size or "all") for size in scope.sizes)
+  count = len(scope.seeds)
+  source = chosen.source
+  lines = [
+    f"{task.name} from {source.path}, {sizes} labels, {count} seed{'s' * (count > 1)}",
+    f"{task.source}: {task.question}",
+  ]
   if task.classes:
     lines.append("  " + ", ".join(task.classes))
   for name in SPLITS:
@@ -250,15 +281,22 @@ def describe(chosen: FinetunePlan, scope: Scope) -> str:
   hashes = " ".join(getattr(splits, name).fingerprint()[:12] for name in SPLITS)
   lines.append(f"  sha256 of {', '.join(SPLITS)}: {hashes}")
   for size in scope.sizes:
-    defaults = recipes().rule(chosen.source, size or len(splits.train))
+    defaults = recipes().rule(chosen.source, size or len(splits.train), chosen.peft)
+    if "classes" not in task.objective().heads:
+      defaults = defaults._replace(classifier=None)
     lines.append(f"  defaults for {size or 'all'} labels: {defaults}")
   lines += [f"  --set={setting}" for setting in chosen.settings]
+  experiment = chosen.experiment(None, 0)
+  if experiment.peft is not None:
+    shapes = jax.eval_shape(experiment.init_parameters, jax.random.key(0))
+    lines.append(f"  {shapes.share()}")
   return "\n".join(lines)
 
 
 def compare(chosen: FinetunePlan, scope: Scope, options: Options) -> FineTuning:
   """Every cell, then the table and results.*, with the directory's earlier cells. The first process
   alone computes the baselines and writes."""
+  begun = time.perf_counter()
   cells = {cell[:3]: cell for cell in earlier_cells(chosen)}
   fitted = list(chosen.task.baselines)[:-1]
   probe = Probe(chosen.source, chosen.task)
@@ -269,7 +307,7 @@ def compare(chosen: FinetunePlan, scope: Scope, options: Options) -> FineTuning:
     known: dict[str, Cell] = {}  # with all labels every seed has the same examples
     best = chosen
     if options.search:
-      best, tried = searched(chosen, size, recipes().grid(chosen.source))
+      best, tried = searched(chosen, size, recipes().grid(chosen.source, chosen.peft))
       say(tried)
     used[str(size or "all")] = overrides.to_json(best.experiment(size, 0))
     for seed in scope.seeds:
@@ -296,6 +334,7 @@ def compare(chosen: FinetunePlan, scope: Scope, options: Options) -> FineTuning:
   )
   if processes.is_first():
     write_results(chosen, result, len(scope.arms) == 1, used)
+    print(goodbye(result, chosen.task, time.perf_counter() - begun))
   return result
 
 
@@ -315,7 +354,18 @@ def write_results(
   record = {"of": identity(chosen), "recipes": used, **result.comparison.record()}
   write_whole(result.path / RESULTS, json.dumps(record, indent=2) + "\n")
   draw(result.comparison, result.path / "results.png", result.chance)
-  if is_alone:
-    print(f"\n{(result.model / REPORT).read_text().rstrip()}")
-  print(f"\n{result.path}/results.png shows the table; {RESULTS} has every number")
-  print(f"next: python -m plm_jax.predict --model={result.model} --file=FILE")
+  for name in (*([REPORT] if is_alone else []), SAMPLE):
+    with contextlib.suppress(FileNotFoundError):  # of a version without it
+      print(f"\n{(result.model / name).read_text().rstrip()}")
+
+
+def goodbye(result: FineTuning, task: Task, seconds: float) -> str:
+  """The time, the files, and a command to try next."""
+  files = " or ".join(task.files)
+  like = f"; or FILE is a {files} file like the training file" if files else ""
+  return (
+    f"\n{seconds:.0f} s of training and testing\n"
+    f"{result.path}/results.png shows the table; {RESULTS} has every number\n"
+    f"next: python -m plm_jax.predict --model={result.model} --file=FILE\n"
+    f"each line of FILE is {task.line}{like}"
+  )

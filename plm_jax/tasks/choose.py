@@ -145,6 +145,10 @@ class Choose(FileTask):
     table = read_table(path)
     return self.label in table.names and any(table.values(self.label))
 
+  @property
+  def line(self) -> str:
+    return "a prompt and its choices with tabs between them"
+
   def parse(self, line: str, name: str) -> Example:
     """An object of JSON, or the prompt and its choices with tabs between them."""
     if (row := object_of(line)) is not None:

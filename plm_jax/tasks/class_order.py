@@ -36,7 +36,7 @@ def in_order(params: Parameters, stored: Sequence[str], wanted: Sequence[str]) -
   order = np.array([known.index(name) for name in new])
 
   def moved(path, leaf):
-    if path_name(path) not in HEADS:
+    if not path_name(path).endswith(HEADS):
       return leaf
     return jax.jit(lambda x: x[..., order], out_shardings=leaf.sharding)(leaf)
 

@@ -283,6 +283,10 @@ class TableTask(FileTask):
   def has_targets(self, path: Path) -> bool:
     return self.label in self.table(path).names
 
+  @property
+  def line(self) -> str:
+    return "a text" if self.texts == 1 else "two texts with a tab between them"
+
   def parse(self, line: str, name: str) -> Example:
     """A text, or as many as the task has with a tab between them; or an object of JSON."""
     if (row := object_of(line)) is not None:

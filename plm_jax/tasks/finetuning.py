@@ -25,8 +25,8 @@ from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.experiment_flags import with_tokenizer
-from plm_jax.models.parameters import head_patterns, roles_of
-from plm_jax.runs import RunInfo, initial_record
+from plm_jax.peft.methods import AnyPeft
+from plm_jax.runs import RunInfo, base_record, initial_record, restored_onto
 from plm_jax.tasks.augmentation import AugmentedBatches
 from plm_jax.tasks.class_order import HEADS, in_order, stored_classes
 from plm_jax.tasks.classification import TEACHER
@@ -35,8 +35,9 @@ from plm_jax.tasks.examples import Examples, Splits
 from plm_jax.tasks.mixture import MixedBatches
 from plm_jax.tasks.predicting import TASK, load
 from plm_jax.tasks.rows import LabelledBatches
+from plm_jax.tasks.sample_predictions import sample_predictions
 from plm_jax.tasks.task import Context, Task, Trained, with_settings
-from plm_jax.train.checkpoint import Checkpoints, restore_parameters
+from plm_jax.train.checkpoint import Checkpoints
 from plm_jax.train.loop import Data, compile_experiment, fit
 from plm_jax.train.process import versions
 from plm_jax.train.processes import is_first
@@ -44,12 +45,13 @@ from plm_jax.train.selection import Selection
 from plm_jax.train.workdir import Workdir, write_whole
 
 SCORES, RESULTS, REPORT = "scores.json", "results.json", "report.txt"
+SAMPLE = "examples.txt"
 
 
 class FinetunePlan(NamedTuple):
   """The settings that all cells share. recipe: (source, task, examples) -> Experiment. found:
   settings that --search chose, before the user's. teacher: a fine-tuned run for distillation.
-  search: whether the recipe of these results was chosen by a search."""
+  search: whether the recipe of these results was chosen by a search. peft: of --peft."""
 
   source: RunInfo
   recipe: Callable[..., Experiment]
@@ -60,6 +62,7 @@ class FinetunePlan(NamedTuple):
   found: tuple[str, ...] = ()
   teacher: Path | None = None
   search: bool = False
+  peft: AnyPeft | None = None
 
   def experiment(self, examples: int | None, seed: int) -> Experiment:
     """The experiment of both model arms. Errors: `UserError` if the task has fewer examples."""
@@ -90,6 +93,7 @@ def plan(
   settings: list[str],
   cache: Path,
   path: Path,
+  peft: AnyPeft | None = None,
 ) -> FinetunePlan:
   """Reads the task's data. Errors: `UserError` for settings or data that make no task."""
   settings = [
@@ -104,7 +108,7 @@ def plan(
       raise UserError(f"--set={ignored[-1]} would have no effect: {flag} sets it for all runs.")
   task = with_settings(task, _settings(settings, of_task=True))
   task, splits = task.read(Context(source, cache))
-  made = FinetunePlan(source, recipe, settings, task, splits, path)
+  made = FinetunePlan(source, recipe, settings, task, splits, path, peft=peft)
   made.experiment(None, 0)  # refuses other settings
   return made
 
@@ -129,6 +133,7 @@ def identity(plan: FinetunePlan) -> dict[str, Any]:
     "settings": sorted(plan.settings),
     **({"taught_by": taught_by(plan)} if plan.teacher else {}),
     **({"search": True} if plan.search else {}),
+    **({"peft": overrides.show(plan.peft)} if plan.peft else {}),
   }
 
 
@@ -145,13 +150,33 @@ def earlier_cells(plan: FinetunePlan) -> list[Cell]:
     return []
   try:
     document = json.loads(path.read_text())
-    if document.get("of") == identity(plan):
+    before, now = document.get("of"), identity(plan)
+    if before == now or _canonical(before) == _canonical(now):
       return [Cell(**cell) for cell in document["cells"]]
   except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
     raise UserError(f"{path} cannot be read ({error}); choose another --workdir") from error
+  names = {"text": "data", "settings": "--set", "taught_by": "--teacher", "search": "--search"}
+  before, now = _canonical(before or {}), _canonical(now)
+  field = next(name for name in [*now, *before] if now.get(name) != before.get(name))
   raise UserError(
-    f"{path} has results of another task, checkpoint or --set; choose another --workdir"
+    f"{path} has results of another fine-tuning: {names.get(field, field)} "
+    f"{_difference(before.get(field), now.get(field))}; choose another --workdir"
   )
+
+
+def _canonical(of: dict[str, Any]) -> dict[str, Any]:
+  """An identity with its settings in one spelling."""
+  return of | {"settings": sorted(overrides.canonical(of.get("settings", [])))}
+
+
+def _difference(before: Any, now: Any) -> str:
+  """What differs, for a sentence; long records are only said to differ."""
+  if isinstance(before, list) and isinstance(now, list):
+    before, now = ([x for x in one if x not in two] for one, two in ((before, now), (now, before)))
+    return f"is {' '.join(before) or 'nothing'} there and {' '.join(now) or 'nothing'} here"
+  if isinstance(before, str) and isinstance(now, str):
+    return f"is {before} there and {now} here"
+  return "differs"
 
 
 def model_cell(plan: FinetunePlan, arm: str, examples: int | None, seed: int, title: str) -> Cell:
@@ -168,6 +193,7 @@ def model_cell(plan: FinetunePlan, arm: str, examples: int | None, seed: int, ti
     "command": sys.argv,
     "versions": versions(),
     "taught_by": taught_by(plan),
+    **({"base": base_record(plan.source)} if experiment.peft else {}),
   }
   with Workdir(plan.path / record["name"]) as workdir:
     workdir.check_same_experiment(experiment, record)
@@ -208,16 +234,17 @@ def _train_and_test(
 
   def trained(params) -> Trained:
     settings = experiment.compute, program.mesh, experiment.global_batch
-    return Trained(experiment.model, params, tokenizer, *settings)
+    return Trained(experiment.model, params.encoder(), tokenizer, *settings)
 
   def score(params) -> float:
     predictions = task.predict(trained(params), splits.dev)
     return task.score(splits.dev, predictions)[task.metrics[0]]
 
   if tuning.patience:
-    with Selection(workdir, score, tuning.every, tuning.patience) as selection:
-      fit(program, data, workdir, initial=initial, title=title, selection=selection)
-      params = selection.best(program.abstract.params)
+    often = tuning.every, tuning.patience
+    with Selection(workdir, score, *often, experiment.omitted) as selection:
+      state, _ = fit(program, data, workdir, initial=initial, title=title, selection=selection)
+      params = selection.best(program.abstract.params, state.params)
   else:
     params = fit(program, data, workdir, initial=initial, title=title)[0].params
   model = trained(params)
@@ -225,6 +252,8 @@ def _train_and_test(
   predictions = tuned.predict(model, splits.test)
   if is_first():
     write_whole(workdir / REPORT, tuned.report(splits.test, predictions) + "\n")
+    sample = sample_predictions(tuned, splits.test, predictions)
+    write_whole(workdir / SAMPLE, sample + "\n")
     write_whole(workdir / TASK, json.dumps(overrides.to_json(tuned), indent=2) + "\n")
   on_dev = tuned.score(splits.dev, tuned.predict(model, splits.dev))
   return on_dev, tuned.score(splits.test, predictions)
@@ -272,10 +301,7 @@ def global_shapes(batches: LabelledBatches) -> dict[str, Any]:
 def restored(program, source: RunInfo):
   """The parameters of the checkpoint's encoder with fresh heads, on the program's mesh. A stored
   classifier of as many classes is kept, in the order of the task's classes."""
-  fresh = program.create().params
-  place = source.experiment.model.encoder_path
-  heads = head_patterns(roles_of(fresh))
-  made = restore_parameters(source.path, fresh, heads, heads, within=place)
+  made = restored_onto(program, source, source.experiment.model.encoder_path)
   if set(HEADS) & set(made.fresh):
     return made
   wanted = program.experiment.data.classes

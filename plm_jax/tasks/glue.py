@@ -75,6 +75,10 @@ class GlueFiles(FileTask):
   def has_targets(self, path: Path) -> bool:
     return False
 
+  @property
+  def line(self) -> str:
+    return "a text" if len(self.kind.texts) == 1 else "two texts with a tab between them"
+
   def parse(self, line: str, name: str) -> Example:
     texts = tuple(text.strip() for text in line.split("\t"))
     if len(texts) != len(self.kind.texts) or not all(texts):

@@ -85,6 +85,10 @@ class GlueMixture(Write):
       f"{', '.join(PARTS[part].folder for part in self.parts)}."
     )
 
+  @property
+  def line(self) -> str:
+    return "the name of a task of GLUE and its texts, with tabs between them"
+
   def parse(self, line: str, name: str) -> Example:
     part, _, rest = line.partition("\t")
     if part not in self.tasks:

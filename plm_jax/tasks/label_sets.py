@@ -116,7 +116,7 @@ def _as_list(text: str) -> list | None:
   for read in (json.loads, ast.literal_eval):
     try:
       value = read(text.strip())
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # or brackets without end
       continue
     return value if isinstance(value, list) else None
   return None

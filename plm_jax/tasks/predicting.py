@@ -27,15 +27,20 @@ def load(path: str | Path, settings: Sequence[str] = ()) -> tuple[Task, Trained]
   """The task and the model of a directory of run_finetune.py. settings: "task.FIELD=VALUE".
   Errors: `UserError` for another directory."""
   run = Run.load(path)
+  return task_of(run, settings), trained(run)
+
+
+def task_of(run: Run, settings: Sequence[str] = ()) -> Task:
+  """The task of a fine-tuned run. Errors: `UserError` for another run."""
   stored = run.path / TASK
   task = overrides.from_json(json.loads(stored.read_text())) if stored.exists() else None
   task = task or run.experiment.data
   if not hasattr(task, "predict"):
     raise UserError(
-      f"{path} was pretrained and not fine-tuned, so it predicts no labels: run_finetune.py "
-      f"--from={path} fine-tunes it."
+      f"{run.path} was pretrained and not fine-tuned, so it predicts no labels: run_finetune.py "
+      f"--from={run.path} fine-tunes it."
     )
-  return with_settings(task, settings), trained(run)
+  return with_settings(task, settings)
 
 
 def trained(run: Run) -> Trained:
@@ -60,12 +65,12 @@ def outputs(trained: Trained, rows: EncodedRows, read: Callable[..., Any]) -> An
   parts, order = [], []
   for numbers, batch in rows.by_length(trained.batch):
     batch = {name: array[mine] for name, array in batch.items()}
-    result = run(trained.params, to_global(batch, trained.mesh))
-    parts.append(jax.device_get(result))
+    parts.append(run(trained.params, to_global(batch, trained.mesh)))
+    parts[-2:-1] = jax.device_get(parts[-2:-1])  # while the device computes the last
     order.append(numbers)
   back = np.argsort(np.concatenate(order), kind="stable")
   # Only the last batch is filled up.
-  return jax.tree.map(lambda *arrays: _joined(arrays)[: len(back)][back], *parts)
+  return jax.tree.map(lambda *arrays: _joined(arrays)[: len(back)][back], *jax.device_get(parts))
 
 
 def _joined(arrays: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -19,6 +19,7 @@ _ORDER = 1  # salt for the order of an epoch, as in data.pipeline
 _BATCHES = 4  # salt for the order of the batches of a pool
 _POOL = 32  # batches whose rows are sorted by length together
 _SHORTEST = 16  # tokens of the shortest rows in a batch by length
+_MANY = 32  # batches that are worth the compilation of more shapes
 
 
 def row_limit(run: RunInfo) -> int:
@@ -64,13 +65,14 @@ class EncodedRows:
 
   def by_length(self, size: int) -> Iterator[tuple[np.ndarray, dict]]:
     """(rows, batch) of `size` rows: all rows by length in few shapes, for predictions. `rows` are
-    those that count, the first of the batch."""
+    those that count, the first of the batch. Many batches have more shapes and less padding."""
     length = self.longest
+    finer = len(self) >= _MANY * size
     order = np.argsort(length.reshape(-1, self.together).max(axis=1), kind="stable")
     order = (order[:, None] * self.together + np.arange(self.together)).reshape(-1)
     for first in range(0, len(order), size):
       rows = order[first : first + size]
-      width = width_of(length[rows].max(), self.width)
+      width = width_of(length[rows].max(), self.width, finer)
       filled = np.append(rows, np.full(size - len(rows), rows[-1]))
       weight = (np.arange(size) < len(rows)).astype(np.float32)
       yield rows, self.batch(filled, weight, width)
@@ -86,16 +88,14 @@ class EncodedRows:
     return np.maximum(self.values["length"], self.values.get("decoder_length", 0))
 
 
-def width_of(length: int, longest: int) -> int:
-  """The shape for rows of up to `length` tokens: 16, 32, 48, 64, 96, 128, 192, ..., at most
-  `longest`."""
+def width_of(length: int, longest: int, finer: bool = False) -> int:
+  """The shape for rows of up to `length` tokens, at most `longest`: 16, 32, 48, 64, 96, 128, 192,
+  ...; finer: 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, ..."""
   width = _SHORTEST
   while width < length:
     width *= 2
-  between = width * 3 // 4
-  if width > 2 * _SHORTEST and length <= between:
-    width = between
-  return min(width, longest)
+  step = width // 8 if finer else max(width // 4, _SHORTEST)
+  return min(max(-(-length // step) * step, _SHORTEST), longest)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -106,7 +105,7 @@ def object_of(line: str) -> dict[str, Any] | None:
   if not line.lstrip().startswith("{"):
     return None
   try:
-    row = json.loads(line)
+    row = read_json(line)
   except ValueError:
     return None
   return row if isinstance(row, dict) else None

@@ -129,6 +129,10 @@ class Tag(FileTask):
     tags = in_iobes([item.target for item in items])
     return [item._replace(target=target) for item, target in zip(items, tags, strict=True)]
 
+  @property
+  def line(self) -> str:
+    return 'a text, whose words are split at spaces, or JSON with "words"'
+
   def parse(self, line: str, name: str) -> Example:
     """A plain text, which is split into words here; or an object of JSON with "text" or "words"."""
     text: Any = line

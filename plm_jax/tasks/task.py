@@ -92,6 +92,11 @@ class Task(abc.ABC):
     """What is predicted, in one line."""
 
   @property
+  def line(self) -> str:
+    """The content of a line that `parse` reads, for the user."""
+    return "a text"
+
+  @property
   def place(self) -> str:
     """The name of the task's directory, after the task's name; "" for the built-in text."""
     return Path(os.path.expanduser(self.source)).resolve().name

@@ -11,13 +11,13 @@ transformer (e081111) t5/data/preprocessors.py `glue`, `stsb`, `squad`, `transla
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from absl import flags
 
 from plm_jax import cli
+from plm_jax.data.corpora import read_json
 from plm_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -123,8 +123,8 @@ def read_examples(path: Path) -> Iterable[dict]:
   with path.open(encoding="utf-8") as file:
     for number, line in enumerate(file, 1):
       try:
-        example = json.loads(line)
-      except json.JSONDecodeError as error:
+        example = read_json(line)
+      except ValueError as error:
         raise UserError(f"line {number} of {path} is not JSON: {error}") from None
       if not isinstance(example, dict):
         raise UserError(f"line {number} of {path} is not a JSON object")

@@ -198,6 +198,10 @@ class Write(FileTask):
   def has_targets(self, path: Path) -> bool:
     return self.target in parallel.read_columns(path, self.header).names
 
+  @property
+  def line(self) -> str:
+    return "a source text"
+
   def parse(self, line: str, name: str) -> Example:
     """A text, or an object of JSON."""
     if (row := object_of(line)) is not None:

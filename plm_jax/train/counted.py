@@ -1,7 +1,8 @@
 """Models that are estimated from counts: the text in, the directory of a run out.
 
 A config with `counted` (plm_jax/models/model.py) is made here and not by the loop: one call gives
-all parameters. Directory, held-out rows and report are those of a trained run, at step 0.
+all parameters. Directory, held-out rows and report are those of a trained run, at step 0. Every
+process of a run counts the same, and all devices share the rows of the evaluation.
 """
 
 import functools
@@ -17,8 +18,11 @@ from plm_jax import overrides
 from plm_jax.data.preparation import Prepared
 from plm_jax.experiment import Experiment
 from plm_jax.models.model import Parameters
+from plm_jax.sharding import parameter_shardings, to_global
+from plm_jax.train import processes
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
-from plm_jax.train.metrics import JsonLines, Sink, Tee, means
+from plm_jax.train.loop import check_batch_divides, on_mesh
+from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, means
 from plm_jax.train.step import evaluation_step
 from plm_jax.train.workdir import Workdir, read_config
 
@@ -39,37 +43,47 @@ def count(
   workdir: Workdir,
   sinks: Sequence[Sink] = (),
 ) -> Counted:
-  """Counts the model and scores it, or reads it from `workdir` if it was counted before.
+  """Counts the model, or reads it from `workdir` if it was counted before, and scores it.
 
-  record: of config.json. evaluation: the held-out batches. A count that was killed begins again.
+  record: of config.json. evaluation: the held-out batches of this process. A count that was killed
+  begins again.
   """
+  mesh = experiment.mesh.build()
+  check_batch_divides(experiment, mesh)
   with Checkpoints(workdir / "checkpoints") as checkpoints:
     if checkpoints.latest_good() is not None:
-      experiment = overrides.from_json(read_config(workdir.path)["experiment"])
+      stored = overrides.from_json(read_config(workdir.path)["experiment"])
+      experiment = replace(experiment, model=stored.model)
       shapes = jax.eval_shape(experiment.init_parameters, jax.random.key(0))
-      params = restore_parameters(workdir.path, shapes).params
+      params = restore_parameters(workdir.path, placed(shapes, mesh)).params
     else:
       model, params = _counted(experiment, prepared)
+      params = jax.device_put(params, parameter_shardings(params, mesh))
       experiment = replace(experiment, model=model)
       workdir.write_config(experiment, record)
       checkpoints.save(0, {"params": params}, {"step": 0, "seed": experiment.seed})
-  metrics = JsonLines(workdir / "metrics.jsonl", 0)
-  if not metrics.records:
-    step = functools.partial(
-      evaluation_step, objectives=experiment.objectives, compute=experiment.compute
-    )
-    values = means([jax.jit(step)(params, batch) for batch in evaluation])
-    Tee(metrics, *sinks).write({"step": 0, "split": "valid", **values})
+  settings = {"objectives": experiment.objectives, "compute": experiment.compute}
+  evaluate = on_mesh(mesh, jax.jit(functools.partial(evaluation_step, **settings)))
+  values = means([evaluate(params, to_global(batch, mesh)) for batch in evaluation])
+  metrics = JsonLines(workdir / "metrics.jsonl", -1) if processes.is_first() else Records()
+  Tee(metrics, *sinks).write({"step": 0, "split": "valid", **values})
   metrics.close()
   return Counted(experiment, params, metrics.records)
 
 
-def _counted(experiment: Experiment, prepared: Prepared):
-  """The model's configuration and parameters; prints the speed."""
-  start = time.perf_counter()
-  model, params = experiment.model.counted(
-    experiment.data, prepared.train, prepared.tokenizer.vocab
+def placed(shapes: Parameters, mesh: jax.sharding.Mesh) -> Parameters:
+  """The shapes with their shardings."""
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    shapes,
+    parameter_shardings(shapes, mesh),
   )
+
+
+def _counted(experiment: Experiment, prepared: Prepared):
+  """The model's configuration and parameters; prints the time."""
+  start = time.perf_counter()
+  model, params = experiment.model.counted(experiment.data, prepared.train, prepared.tokenizer)
   seconds, tokens = time.perf_counter() - start, len(prepared.train.tokens)
-  print(f"counted {tokens:,} tokens in {seconds:.1f} s", file=sys.stderr)
+  processes.say(f"counted {tokens:,} tokens in {seconds:.1f} s", file=sys.stderr)
   return model, params

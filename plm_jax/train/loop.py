@@ -27,7 +27,7 @@ from plm_jax.train.memory import compile_step
 from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, TensorBoard, means
 from plm_jax.train.processes import Interrupted
 from plm_jax.train.selection import Selection
-from plm_jax.train.state import TrainState, check_frozen, create_state
+from plm_jax.train.state import TrainState, check_frozen, create_state, merge_frozen, stored
 from plm_jax.train.step import evaluation_step, metric_names, together
 from plm_jax.train.trace import Trace
 from plm_jax.train.workdir import Workdir
@@ -107,13 +107,13 @@ def compile_experiment(
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
-  step, memory = compile_step(experiment, transform, abstract, rows, mesh)
+  step, memory = compile_step(experiment, abstract, rows, mesh)
   steps = {shapes_of(rows): step}
 
   def step_for(batch):
     key = shapes_of(batch)
     if key not in steps:
-      steps[key] = compile_step(experiment, transform, abstract, shapes_on(batch, mesh), mesh)[0]
+      steps[key] = compile_step(experiment, abstract, shapes_on(batch, mesh), mesh)[0]
     return steps[key]
 
   return Program(
@@ -241,13 +241,14 @@ def fit(
       stops = stopping.now()
       if step % schedule.log == 0 or last:
         state = reporter.take(step, state)
-      if last or (schedule.evaluate and step % schedule.evaluate == 0):
+      if last or schedule.evaluates(step):
         reporter.write()
         reporter.evaluated(step, evaluate(program, state.params, data.evaluation))
       if last or step % schedule.save == 0 or stops:
         reporter.write()
         raise_if_nonfinite(int(state.first_bad), checkpoints)
-        checkpoints.save(step, state, {"step": step, "seed": experiment.seed})
+        kept = stored(state, experiment.omitted)
+        checkpoints.save(step, kept, {"step": step, "seed": experiment.seed})
       if last or stops:
         break
   if stopping.at_end():
@@ -259,15 +260,23 @@ def restore_or_create(
   program: Program, checkpoints: Checkpoints, initial
 ) -> tuple[TrainState, int]:
   """The state to continue from, and its step."""
-  step = checkpoints.latest_good()
+  step, omitted = checkpoints.latest_good(), program.experiment.omitted
   if step is not None:
-    state, _, step = checkpoints.restore(program.abstract, step)
-    return state, step
+    state, _, step = checkpoints.restore(stored(program.abstract, omitted), step)
+    return completed(state, program, initial) if omitted else state, step
   state = program.create()
   if initial is not None:
     shardings = jax.tree.map(lambda x: x.sharding, program.abstract.params)
     state = dataclasses.replace(state, params=jax.device_put(initial, shardings))
   return state, 0
+
+
+def completed(state: TrainState, program: Program, initial) -> TrainState:
+  """A restored state with the parameters that checkpoints leave out, which are as at the start."""
+  first = program.create().params if initial is None else initial
+  shardings = jax.tree.map(lambda x: x.sharding, program.abstract.params)
+  params = jax.device_put(merge_frozen(state.params, first), shardings)
+  return dataclasses.replace(state, params=params)
 
 
 def evaluate(program: Program, params, batches: Iterable[dict]) -> dict[str, float]:

@@ -13,8 +13,8 @@ from plm_jax.experiment import Experiment
 from plm_jax.train.step import together, train_step
 
 
-def compile_step(experiment: Experiment, transform, abstract, rows, mesh):
-  """The compiled train step and its bytes per device.
+def compile_step(experiment: Experiment, abstract, rows, mesh) -> tuple[functools.partial, int]:
+  """The compiled train step, with the run's schedule bound to it, and its bytes per device.
 
   With `compute.micro_batches=0` there are more parts until the step fits: its bytes are within the
   limit that the device reports, and the compiler does not refuse it, as it does on a TPU. Errors:
@@ -23,11 +23,12 @@ def compile_step(experiment: Experiment, transform, abstract, rows, mesh):
   parts = experiment.compute.micro_batches or 1
   rows_per_device = experiment.global_batch // (mesh.shape["data"] * mesh.shape["fsdp"])
   group = together(experiment.objectives)
+  constants = experiment.optim.constants(experiment.steps)
   limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
   while True:
     compiled, memory, reason = None, 0, ""
     try:
-      compiled = compiled_in(parts, experiment, transform, abstract, rows, mesh)
+      compiled = compiled_in(parts, experiment, constants, abstract, rows, mesh)
       memory = step_memory(compiled)
       if limit and memory > limit:
         reason = f"it needs {memory / 2**30:.2f} GiB of {limit / 2**30:.2f}"
@@ -36,7 +37,7 @@ def compile_step(experiment: Experiment, transform, abstract, rows, mesh):
       if not reason:
         raise
     if compiled is not None and (not reason or experiment.compute.micro_batches):
-      return compiled, memory
+      return functools.partial(compiled, constants=constants), memory
     more = [p for p in range(2 * parts, rows_per_device + 1)
             if rows_per_device % p == 0 and experiment.global_batch % (p * group) == 0]  # fmt: skip
     if experiment.compute.micro_batches or not more:
@@ -44,14 +45,13 @@ def compile_step(experiment: Experiment, transform, abstract, rows, mesh):
     parts = more[0]
 
 
-def compiled_in(parts: int, experiment: Experiment, transform, abstract, rows, mesh):
+def compiled_in(parts: int, experiment: Experiment, constants, abstract, rows, mesh):
   """The train step compiled with this number of micro-batches."""
   function = functools.partial(
     train_step,
     objectives=experiment.objectives,
     compute=dataclasses.replace(experiment.compute, micro_batches=parts),
-    transform=transform,
-    learning_rate=experiment.optim.learning_rate(experiment.steps),
+    optim=experiment.optim,
     frozen=experiment.frozen,
     adversarial=experiment.tuning.adversarial,
     updates=getattr(experiment.optim, "updates", 0),
@@ -59,7 +59,7 @@ def compiled_in(parts: int, experiment: Experiment, transform, abstract, rows, m
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   step = jax.jit(function, donate_argnums=0, out_shardings=shardings)
   with jax.set_mesh(mesh):
-    return step.lower(abstract, rows).compile()
+    return step.lower(abstract, rows, constants=constants).compile()
 
 
 def out_of_memory(error: Exception) -> str:

@@ -51,7 +51,8 @@ def costs(program: Program) -> str:
     f"{count:,} parameters{frozen}; {experiment.steps:,} steps of {batch} x {length} = "
     f"{batch * length:,} positions; {program.memory / 2**20:,.0f} MiB per device; mesh {mesh}"
   )
-  return "\n".join([line, *kept_whole(params, program.mesh)])
+  share = [params.share()] if experiment.peft else []
+  return "\n".join([line, *share, *kept_whole(params, program.mesh)])
 
 
 def size(params) -> int:
@@ -233,7 +234,11 @@ def draw_curves(run: Results, workdir: Workdir) -> None:
     for axis, metric in zip(row, ["loss", *others[:1]]):
       name = f"{objective.name}/{metric}"
       axis.plot([r["step"] for r in training], [r[name] for r in training], lw=1, label="training")
-      axis.plot(*zip(*run.held_out(name)), "o-", ms=4, label="held out")
+      held_out = run.held_out(name)
+      # The loss before training is a dot: no step between it and the next was measured.
+      (dots,) = axis.plot(*zip(*held_out), "o", ms=4)
+      line = [point for point in held_out if point[0]]
+      axis.plot(*zip(*line), "o-", ms=4, color=dots.get_color(), label="held out")
       if baseline.get(metric) is not None:
         axis.axhline(baseline[metric], color="gray", ls="--", lw=1, label=kind)
       axis.set_xlabel("step")

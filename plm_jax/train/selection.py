@@ -17,15 +17,24 @@ from plm_jax.errors import UserError
 from plm_jax.train.checkpoint import BEST, Checkpoints
 from plm_jax.train.metrics import JsonLines, Records
 from plm_jax.train.processes import is_first
+from plm_jax.train.state import merge_frozen, trainable
 from plm_jax.train.workdir import Workdir, read_records
 
 
 class Selection(contextlib.AbstractContextManager):
   """score: of parameters, higher is better. every: steps between two evaluations. patience:
-  evaluations without a better score after which training ends."""
+  evaluations without a better score after which training ends. omitted: path patterns of parameters
+  that are not kept, since they do not change."""
 
-  def __init__(self, workdir: Workdir, score: Callable[[Any], float], every: int, patience: int):
-    self._workdir, self._score = workdir, score
+  def __init__(
+    self,
+    workdir: Workdir,
+    score: Callable[[Any], float],
+    every: int,
+    patience: int,
+    omitted: tuple[str, ...] = (),
+  ):
+    self._workdir, self._score, self._omitted = workdir, score, omitted
     self._every, self._patience = every, patience
     self._best = Checkpoints(workdir / BEST, keep=1)
     self._lines: Records | None = None
@@ -47,7 +56,8 @@ class Selection(contextlib.AbstractContextManager):
     """Scores the parameters after a step, and keeps the best; whether training has ended."""
     score, before = self._score(params), self._records
     if not before or score > max(record["score"] for record in before):
-      self._best.save(step, {"params": params}, {"step": step, "score": score})
+      kept = {"params": trainable(params, self._omitted)}
+      self._best.save(step, kept, {"step": step, "score": score})
       self._best.wait()  # before the step's own checkpoint, from which a run may continue
     self._lines.write({"step": step, "score": score})
     return self.ended
@@ -62,14 +72,16 @@ class Selection(contextlib.AbstractContextManager):
   def best_step(self) -> int:
     return max(self._records, key=lambda record: record["score"])["step"]
 
-  def best(self, abstract: Any) -> Any:
-    """The best parameters. Errors: `UserError` if their checkpoint was removed."""
+  def best(self, abstract: Any, last: Any) -> Any:
+    """The best parameters; those that are not kept are of `last`. Errors: `UserError` if their
+    checkpoint was removed."""
     if self.best_step not in self._best.steps():
       raise UserError(
         f"{self._workdir / BEST} has no checkpoint of step {self.best_step}, the best one; move "
         f"{self._workdir.path} away and train again"
       )
-    return self._best.restore({"params": abstract}, self.best_step)[0]["params"]
+    kept = {"params": trainable(abstract, self._omitted)}
+    return merge_frozen(self._best.restore(kept, self.best_step)[0]["params"], last)
 
   @property
   def _records(self) -> list[dict[str, Any]]:

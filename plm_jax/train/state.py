@@ -68,6 +68,11 @@ def trainable(params, frozen: tuple[str, ...]):
   return jax.tree_util.tree_map_with_path(chosen, params)
 
 
+def stored(state: TrainState, omitted: tuple[str, ...]) -> TrainState:
+  """The state without the parameters that checkpoints leave out."""
+  return dataclasses.replace(state, params=trainable(state.params, omitted))
+
+
 def merge_frozen(partial, params):
   """`partial`, a result of `trainable`, with the leaves of `params` where it has None."""
   return jax.tree.map(

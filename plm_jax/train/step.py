@@ -12,7 +12,7 @@ import optax
 
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
-from plm_jax.models.dropout import Noise
+from plm_jax.models.dropout import Noise, streams
 from plm_jax.models.parameters import map_roles
 from plm_jax.train.state import TrainState, merge_frozen, trainable
 from plm_jax.train.touched import touched_rows, update_rows
@@ -23,7 +23,9 @@ def forward(
 ) -> tuple[dict, Any]:
   """The terms of every objective, {"mlm/loss": (sum, count), ...}, from one forward pass; and the
   carry after the batch, None if `carry` is None."""
-  in_model, in_heads = (None, None) if noise is None else (noise.fold(0), noise.fold(1))
+  in_model, in_heads, in_added = streams(noise, 3)
+  if hasattr(model, "applied"):  # few parameters beside a frozen model (plm_jax/peft)
+    model = model.applied(in_added)
   if carry is None:
     hidden = model(batch, compute, in_model)
   else:
@@ -39,11 +41,11 @@ def forward(
 def train_step(
   state: TrainState,
   batch: dict,
+  constants: dict,
   *,
   objectives,
   compute: Compute,
-  transform,
-  learning_rate,
+  optim,
   frozen: tuple[str, ...] = (),
   adversarial: float = 0.0,
   updates: int = 0,
@@ -52,10 +54,13 @@ def train_step(
 
   The loss is the weighted sum over objectives of sum / count. Counts are those of the whole global
   batch, so the loss does not depend on the number of devices or micro-batches. Parameters under
-  `frozen` paths are neither differentiated nor changed. adversarial: as `Tuning` has it. updates:
-  above 0, only the rows that a batch reads are updated, if the model names them (touched.py), in
-  this many parts; their gradient is that of the sum of the losses.
+  `frozen` paths are neither differentiated nor changed. constants: of the schedule
+  (`AdamW.constants`). adversarial: as `Tuning` has it. updates: above 0, only the rows that a batch
+  reads are updated, if the model names them (touched.py), in this many parts; their gradient is
+  that of the sum of the losses.
   """
+  learning_rate = optim.schedule_of(constants)
+  transform = optim.transform_at(learning_rate)
   key = jax.random.fold_in(state.key, state.step)
   counts = {o.name: o.count(batch) for o in objectives}
   counts = {name: jnp.where(count > 0, count, 1.0) for name, count in counts.items()}

@@ -5,6 +5,7 @@ metrics.jsonl   one line per report; the same configuration gives the same bytes
 timing.jsonl    the same steps' wall-clock seconds, tokens/s and seconds spent waiting for data
 tensorboard/    metrics and timing as events
 tokenizer/  checkpoints/  curves.png
+code/           copies of the user's own files with classes of the configuration, if there are any
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import os
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from plm_jax import overrides
+from plm_jax import overrides, own_code
 from plm_jax.config_tree import is_within
 from plm_jax.errors import UserError
 from plm_jax.train import processes
@@ -59,7 +60,7 @@ class Workdir:
       return
     if not (self.path / "config.json").exists():
       # A start that was killed early leaves these; all else is written after config.json.
-      ours = (".lock", "config.json.partial")
+      ours = (".lock", "config.json.partial", own_code.FOLDER)
       strangers = [p.name for p in self.path.iterdir() if p.name not in ours]
       if strangers:
         raise UserError(
@@ -79,6 +80,7 @@ class Workdir:
         f"{overrides.show(new)} here{more}; choose another --workdir"
       )
     labels = {"text": "text", "initial": "start (--from)", "taught_by": "teacher (--teacher)"}
+    labels |= {"base": "base (--from)"}
     for name, label in labels.items():
       if name in record and document.get(name) != record[name]:
         raise UserError(f"{self.path} holds a run with another {label}; choose another --workdir")
@@ -104,7 +106,14 @@ class Workdir:
     self.check_same_experiment(experiment, record)
     if not (self.path / "config.json").exists() or not self.has_begun():
       document = {"format": FORMAT, "experiment": overrides.to_json(experiment), **record}
+      document |= own_code_entry(self.path, document)
       write_whole(self.path / "config.json", json.dumps(document, indent=2) + "\n")
+
+
+def own_code_entry(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+  """The entry of config.json for the user's own files, which are copied."""
+  entry = own_code.keep(path, document["experiment"])
+  return {} if entry is None else {"code": entry}
 
 
 def lock(directory: Path, holder: str, flag: str) -> TextIO:
@@ -157,6 +166,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
   known = isinstance(document, dict) and document.get("format") == FORMAT
   if not known or not isinstance(document.get("experiment"), dict):
     raise UserError(f"{path / 'config.json'} is not the configuration of a run of this version")
+  own_code.load(path, document)
   if "public" in document and not _is_public(document["public"]):
     raise UserError(
       f'{path / "config.json"} has a damaged entry "public", which names the published model '

@@ -29,12 +29,19 @@ def stubs(monkeypatch):
   """Training and evaluation that write their files at once; (arm's width, seed) of every run."""
   trained = []
 
-  def pretrain(experiment, record, workdir: Workdir, cache):
+  def pretrain(experiment, record, workdir: Workdir, cache, sinks=()):
     if experiment.model.width == 32 and experiment.seed == 0:
       raise UserError("it does not fit")
     trained.append((experiment.model.width, experiment.seed))
     workdir.write_config(experiment, record)
     (workdir / "checkpoints" / str(experiment.steps)).mkdir(parents=True)
+    with open(workdir / "metrics.jsonl", "w") as file:
+      for step in (2, 4):
+        loss = experiment.model.width / step + experiment.seed
+        metrics = {"step": step, "split": "train", "loss": loss, "mlm/loss": loss}
+        file.write(json.dumps(metrics) + "\n")
+        for sink in sinks:
+          sink.write(metrics)
     print("a line of the report")
 
   def evaluate(run, asked, cache):
@@ -66,6 +73,20 @@ def test_a_table_of_a_cell_runs_in_this_process_and_loses_no_run_to_a_failed_one
   plm.sweep(TABLE, seeds=2, out=tmp_path / "out", settings={"optim.peak": 0.02})
   assert len(stubs) == 3, "what is done is not repeated"
   assert is_trained(tmp_path / "out", made.runs[0], 4)
+
+
+def test_one_picture_of_all_arms_grows_in_a_notebook(stubs, cell, tmp_path):
+  plm.sweep(TABLE, seeds=2, out=tmp_path / "out")
+  drawn = list(cell)
+  assert drawn[0] == "", "nothing has run"
+  assert len(drawn) == 1 + 3 * 2, "one drawing for each record of three runs"
+  assert [picture.count("<polyline") for picture in drawn[1:]] == [1, 1, 1, 1, 2, 2]
+  assert "— narrow" in drawn[-1] and "— wide" in drawn[-1] and drawn[-1].count("<svg") == 1
+  # wide: 32 / 2 + 1 at first; narrow: the mean of 16 / 4 and 16 / 4 + 1 at last.
+  assert ">17<" in drawn[-1] and ">4.5<" in drawn[-1]
+  cell.clear()
+  plm.sweep(TABLE, seeds=3, out=tmp_path / "out", arms="narrow")
+  assert cell[0].count("<polyline") == 2, "the runs of the earlier call"
 
 
 def test_an_arm_that_was_edited_in_its_cell_is_not_taken_for_the_earlier_one(stubs, tmp_path):

@@ -154,10 +154,12 @@ def test_a_page_begins_with_its_verdicts_in_plain_sentences(sweep):
   summary = report_verdicts.summary(measured)
   assert "3 claims, tested with 3 seeds on 2,592 tokens a run: 3 supported." in summary
   assert (
-    "By the mean mlm_perplexity, c is best" in summary and "a unigram model has 148.4." in summary
+    'By the mean mlm_perplexity, "c" is best' in summary and "a unigram model has 148.4." in summary
   )
   sentence = report_verdicts.sentence(measured, measured.verdicts[1])
-  assert sentence.startswith("The seeds agree beyond their noise: b 3.39")
+  assert sentence.startswith('The seeds agree beyond their noise: "b" 3.39')
+  said = [report_verdicts.direction(measured, verdict) for verdict in measured.verdicts]
+  assert said == ["the difference speaks for the claim; "] * 3
   assert "No arm is better than that" not in summary
   worse = reporting.gather(sweep(drawn({arm: 6 + level for arm, level in LEVELS.items()})))
   assert "No arm is better than that" in report_verdicts.summary(worse)
@@ -326,7 +328,7 @@ def test_commands_of_a_report_can_be_pasted_and_settings_go_before_the_caveat(sw
   reporting.write_report(measured._replace(plan=plan, table=table), tmp_path)
   said = (tmp_path / "report.md").read_text()
   assert "'--set=objectives=MLM(rate=0.4), NSP()'" in said
-  assert "There are two layers. Sizes in this paragraph are those without `--set`" in said
+  assert "There are two layers. `--set` changed some sizes that this paragraph names" in said
 
 
 def test_every_metric_is_explained():

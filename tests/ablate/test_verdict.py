@@ -41,6 +41,7 @@ def outcomes(claims, scores):
   return [verdict.outcome for verdict in verdicts(claims, scores)]
 
 
+@pytest.mark.slow
 def test_reports_without_an_effect_seldom_say_anything_but_undecided():
   generator = np.random.default_rng(0)
   null = dict.fromkeys(ARMS, 3.0)

@@ -9,7 +9,9 @@ import pytest
 
 from plm_jax.data import tfds_text
 from plm_jax.data.corpora import LONGEST_DOCUMENT, open_source
+from plm_jax.data.pipeline import Corpus
 from plm_jax.data.sentences import split_sentences
+from plm_jax.data.tokenizers import BytePairs
 from plm_jax.errors import UserError
 
 WRAPPED = """It was a dark night. The rain fell in
@@ -47,6 +49,40 @@ def write(path, text, encoding="utf-8"):
 def test_a_blank_line_separates_documents_and_a_line_is_a_sentence(tmp_path):
   path = write(tmp_path / "a.txt", "\ufeffone. two.\r\nthree  four\r\n\r\n  \r\nfive\n\n")
   assert sentences(path) == [("one. two.", "three four"), ("five",)]
+
+
+def test_lines_can_be_kept_with_their_breaks_and_indentation(tmp_path):
+  path = write(tmp_path / "a.txt", "def f(x):\n    return  x\r\n\n\nif a:\n\tb")
+  documents = [d.sentences for d in open_source(str(path), lines=True).documents()]
+  assert documents == [("def f(x):\n", "    return  x\n"), ("if a:\n", "\tb")]
+  path = write(tmp_path / "a.jsonl", json.dumps({"text": "a:\n\n  b\n"}) + '\n{"text": " "}\n')
+  assert [d.sentences for d in open_source(str(path), lines=True).documents()] == [
+    ("a:\n", "\n", "  b\n")
+  ]
+  with pytest.raises(UserError, match=r"it needs a .txt or .jsonl file"):
+    open_source("tfds:installed_text", tmp_path, lines=True)
+
+
+def test_byte_pairs_read_every_later_text_as_they_were_trained():
+  """Line by line with lines; else with single spaces: score and generate get text with breaks."""
+  lines = ["def f(x):\n", "    return x\n", "\n", "if a:\n"]
+  kept = BytePairs(vocab_size=300).train(lines, lines=True)
+  parts = kept.encode_batch(lines)
+  assert kept.encode("".join(lines)).tolist() == [i for part in parts for i in part]
+  assert kept.decode(kept.encode("".join(lines))) == "".join(lines)
+  joined = BytePairs(vocab_size=300).train([" ".join(line.split()) for line in lines])
+  text = "def f(x):\n    return x"
+  assert joined.encode(text).tolist() == joined.encode("def f(x): return x").tolist()
+  Corpus(lines=True, tokenizer=BytePairs())
+  with pytest.raises(UserError, match=r"data.lines=true has no effect with a WordPiece"):
+    Corpus(lines=True)
+
+
+def test_a_line_of_json_is_read_whole(tmp_path):
+  """Escapes of ASCII make 1.2 MB of 200,000 characters; it was cut within an escape."""
+  text = "今日は天気がいい。" * 22_000
+  path = write(tmp_path / "a.jsonl", json.dumps({"text": text}) + "\n")
+  assert "".join(sentences(path)[0]) == text
 
 
 def test_a_long_line_is_a_paragraph_and_is_split(tmp_path):

@@ -26,7 +26,7 @@ from plm_jax.progress import progress_bar
 
 def corpus(path, held_out=0.2, vocab_size=120):
   return SimpleNamespace(
-    source=str(path), tokenizer=WordPiece(vocab_size=vocab_size), held_out=held_out
+    lines=False, source=str(path), tokenizer=WordPiece(vocab_size=vocab_size), held_out=held_out
   )
 
 
@@ -169,7 +169,9 @@ def dies(self):
   return sync(self)
 preparation.StoreWriter.sync = dies
 preparation.prepare(
-  SimpleNamespace(source=sys.argv[1], tokenizer=WordPiece(vocab_size=120), held_out=0.2),
+  SimpleNamespace(
+    source=sys.argv[1], tokenizer=WordPiece(vocab_size=120), held_out=0.2, lines=False
+  ),
   sys.argv[2], progress=False)
 """
 

@@ -471,7 +471,7 @@ def test_missing_and_unknown_files_are_told_in_a_sentence(tmp_path):
     ("tokenizer.json", b'{"model": {"type": "BPE"}}', "cannot be read"),
     ("tokenizer.json", b'{"model": 3}', "cannot be read"),
     ("tokenizer.json", b'{"model": {"type": "BPE", "merges": ["a"]}}', "cannot be read"),
-    ("tokenizer.json", b'{"model": ', "is not JSON"),
+    ("tokenizer.json", b'{"model": ', "cannot be read: Expecting value"),
     ("tokenizer.json", b"[]", "expected a JSON object"),
     ("spm.model", b"", "is empty"),
     ("spm.model", b"not a protocol buffer", "cannot be read"),
@@ -566,6 +566,14 @@ def test_byte_pairs_take_a_prefix_space_when_trained_and_none_when_published(tra
   assert not BytePairs(path=str(tmp_path / "published")).load().backend.prefix_space
   with pytest.raises(UserError, match="made with prefix_space=True"):
     BytePairs(path=str(tmp_path / "own"), prefix_space=False).load()
+
+
+def test_more_characters_than_pieces_leave_the_rare_ones_to_unk():
+  common, rare = "kalo mitu seda", "".join(map(chr, range(0x4E00, 0x4E00 + 400)))
+  tokenizer = Unigram(vocab_size=60).train([common] * 500 + [rare])
+  assert tokenizer.vocab.size <= 60
+  assert tokenizer.vocab.unk not in tokenizer.encode(common)
+  assert tokenizer.vocab.unk in tokenizer.encode(rare)
 
 
 def test_nonsense_in_a_configuration_is_refused():

@@ -178,6 +178,7 @@ def test_a_seed_gives_the_same_texts_and_another_gives_others(gpt):
   assert len({tuple(text.ids) for text in first[0]}) == 3
 
 
+@pytest.mark.slow
 def test_sampled_frequencies_follow_the_distribution(gpt):
   """Of the first token, at a temperature and among the 6 most probable: within 4 sigma each."""
   rules = Rules(max_length=1, temperature=1.7, top_k=6)
@@ -212,6 +213,7 @@ def test_a_text_ends_where_the_positions_do(gpt):
   assert len(write(*gpt, [long], most)[0][0].ids) == 4
 
 
+@pytest.mark.slow
 def test_a_cache_that_grows_changes_no_text(gpt, monkeypatch):
   """From 8 columns to 16 and 31, which is all; watched at other places than those."""
   rules = Rules(max_length=24, min_length=24)

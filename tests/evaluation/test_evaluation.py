@@ -80,7 +80,8 @@ def test_another_tokenizer_or_row_length_is_another_set():
 
 def test_a_left_to_right_model_has_no_masked_metric_and_the_others_no_causal_one():
   assert not [m for m in scores("causal").metrics if m.startswith(("mlm", "pseudo"))]
-  assert {"clm_loss", "clm_perplexity", "clm_accuracy"} == set(scores("causal").metrics)
+  metrics = scores("causal").metrics
+  assert {"clm_loss", "clm_perplexity", "clm_accuracy", "clm_bits_per_byte"} == set(metrics)
   assert not [m for m in scores("base").metrics if m.startswith("clm")]
   assert "left-to-right" in scores("causal").notes[0]
 

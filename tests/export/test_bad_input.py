@@ -39,6 +39,17 @@ def with_options(folder, **options):
   file.write_text(json.dumps(json.loads(file.read_text()) | options))
 
 
+def test_entries_of_other_tools_change_nothing(folder):
+  before = hf.load(folder).config
+  others = {
+    "sentence_transformers": {"version": "4.1.0"},
+    "transformers.js_config": {"dtype": "q4"},
+  }
+  others |= {"_commit_hash": None, "unsloth_version": "2024.9", "tie_encoder_decoder": False}
+  with_options(folder, is_encoder_decoder=False, auto_map={"AutoModel": "x.y"}, **others)
+  assert hf.load(folder).config == before
+
+
 @pytest.mark.parametrize(
   ("option", "sentence"),
   [
@@ -52,6 +63,11 @@ def with_options(folder, **options):
     ({"pruned_heads": {"1": [0]}}, "sets pruned_heads="),
     ({"sliding_window": 4}, "sets sliding_window=4, which this project does not know"),
     ({"hidden_size": "8"}, "sets hidden_size='8'; expected a whole number"),
+    ({"pad_token_id": -5}, "sets pad_token_id=-5; expected an id from 0"),
+    ({"pad_token_id": "x"}, "sets pad_token_id='x'; expected an id from 0"),
+    ({"pad_token_id": 20}, "sets pad_token_id=20, and vocab_size=20"),
+    ({"eos_token_id": [1, 2.5]}, r"sets eos_token_id=\[1, 2.5\]; expected an id"),
+    ({"layer_norm_eps": 1e400}, "sets layer_norm_eps=inf; expected a number"),
     ({"hidden_size": 9}, "model.width=9 is not a multiple of model.heads=2"),
     ({"num_hidden_layers": -1}, "model.layers=-1 must be at least 1"),
     ({"num_hidden_layers": 10**9}, "asks for 1000000000 tensors named bert.encoder.layer"),

@@ -78,6 +78,16 @@ CASES = {
   ),
   "llama_answers": ("LlamaForQuestionAnswering", {**LLAMA, "rope_parameters": LLAMA3}),
   "llama_bare": ("LlamaModel", LLAMA),
+  "qwen2": ("Qwen2ForCausalLM", {**LLAMA, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+  "qwen2_classes": (
+    "Qwen2ForSequenceClassification",
+    {**LLAMA, "num_labels": 4, "num_key_value_heads": 2},
+  ),
+  "mistral": ("MistralForCausalLM", {**LLAMA, "num_key_value_heads": 2, "sliding_window": 4}),
+  "mistral_answers": (
+    "MistralForQuestionAnswering",
+    {**LLAMA, "sliding_window": None, "num_key_value_heads": 2},
+  ),
 }
 
 

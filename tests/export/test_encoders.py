@@ -95,10 +95,11 @@ def test_positions_given_by_name_are_read(peers, tmp_path):
 def test_the_checkpoint_of_the_paper_has_both_heads_whatever_its_config_says(peers, tmp_path):
   """bert-base-uncased names BertForMaskedLM, and has the other head, the names of TensorFlow, and
   the position numbers that were a buffer once."""
-  from plm_jax.export.tensors import read_json, read_tensors, write_safetensors
+  from plm_jax.data.published_folder import read_object
+  from plm_jax.export.tensors import read_tensors, write_safetensors
 
   reference = published(peers, "BertForPreTraining", tmp_path, **FAMILIES["Bert"][0])
-  document = read_json(tmp_path / "config.json")
+  document = read_object(tmp_path / "config.json")
   text = json.dumps(document | {"architectures": ["BertForMaskedLM"]})
   (tmp_path / "config.json").write_text(text)
   tensors = read_tensors(tmp_path)

@@ -17,6 +17,8 @@ from plm_jax.models.distilbert import DistilBert
 from plm_jax.models.electra import ElectraEncoder
 from plm_jax.models.gpt import Gpt1, Gpt2
 from plm_jax.models.llama import Llama
+from plm_jax.models.mistral import Mistral
+from plm_jax.models.qwen2 import Qwen2
 from plm_jax.models.roberta import Roberta
 from plm_jax.models.t5 import T5, T5v11
 from tests.export.golden.record import CASES, DENSE, FOLDER
@@ -46,7 +48,7 @@ def test_a_recorded_model_gives_the_recorded_outputs(case, tmp_path):
 
 PAPERS = (
   *(Bert, Roberta, DistilBert, Albert, ElectraEncoder),
-  *(Gpt1, Gpt2, Llama, T5, T5v11, Bart, MBart),
+  *(Gpt1, Gpt2, Llama, Qwen2, Mistral, T5, T5v11, Bart, MBart),
 )
 
 

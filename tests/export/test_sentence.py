@@ -59,6 +59,16 @@ def test_what_is_not_known_is_refused_by_name(model, tmp_path):
   file.write_text(json.dumps(options | {"word_embedding_dimension": 9}))
   with pytest.raises(UserError, match="pools 9 numbers, not 8"):
     hf.load(tmp_path / "sbert")
+  encoder = tmp_path / "sbert" / "sentence_bert_config.json"
+  pooling = tmp_path / "sbert" / "1_Pooling" / "config.json"
+  pooling.write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+  for length in ("abc", -5, 1e30, True):
+    encoder.write_text(json.dumps({"max_seq_length": length}))
+    with pytest.raises(UserError, match=r"sets max_seq_length=.*; expected a whole number from 1"):
+      hf.load(tmp_path / "sbert")
+  pooling.write_text(json.dumps({"pooling_mode_mean_tokens": "false"}))
+  with pytest.raises(UserError, match="pooling_mode_mean_tokens='false'; expected true or false"):
+    hf.load(tmp_path / "sbert")
   modules = tmp_path / "sbert" / "modules.json"
   listed = json.loads(modules.read_text())
   listed.append({"path": "3_Dense", "type": "sentence_transformers.models.Dense"})

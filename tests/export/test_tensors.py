@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from plm_jax.errors import UserError
-from plm_jax.export.tensors import read_tensors, write_safetensors
+from plm_jax.export.tensors import check_finite, read_tensors, write_safetensors
 
 TENSORS = {
   "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -160,6 +160,48 @@ def test_other_ways_in_are_closed(what, tmp_path):
   torch_zip(tmp_path / "pytorch_model.bin", HOSTILE[what])
   with pytest.raises(UserError):
     read_tensors(tmp_path)
+
+
+def test_a_pickle_is_refused_before_it_makes_a_large_table(tmp_path):
+  """LONG_BINPUT with a number: Python makes a table with as many places, 16 GB."""
+  torch_zip(tmp_path / "pytorch_model.bin", b"\x80\x02Nr\xff\xff\xff\x3f.")
+  with pytest.raises(UserError, match="numbers an object 1073741823, beyond its length"):
+    read_tensors(tmp_path)
+
+
+def test_tensors_share_their_storage_and_their_sizes_are_summed(tmp_path):
+  """Tied tensors are one array; 4,000 names of one storage of 4 MB would be 16 GB."""
+  one = state_dict((4,), (1,))
+  rebuilt = one[one.index(b"ctorch._utils") : -2]
+  for count in (2, 600):
+    names = [b"X\x04\x00\x00\x00%04d" % i for i in range(count)]
+    payload = b"\x80\x02}(" + b"".join(name + rebuilt for name in names) + b"u."
+    file = tmp_path / str(count) / "pytorch_model.bin"
+    file.parent.mkdir()
+    size = 4 if count == 2 else 1 << 14
+    payload = payload.replace(b"K\x04ctQ", b"J%sctQ" % size.to_bytes(4, "little"))
+    payload = payload.replace(pickle.dumps((4,), 2)[2:-1], b"J%s\x85" % size.to_bytes(4, "little"))
+    torch_zip(file, payload, [("data/0", bytes(4 * size))])
+  tensors = read_tensors(tmp_path / "2")
+  assert np.shares_memory(tensors["0000"], tensors["0001"])
+  with pytest.raises(UserError, match="39,321,600 bytes that share few"):
+    read_tensors(tmp_path / "600")
+
+
+def test_weights_are_files_of_their_folder(tmp_path):
+  os.mkfifo(tmp_path / "model.safetensors")
+  with pytest.raises(UserError, match="is a FIFO"):
+    read_tensors(tmp_path)
+  (tmp_path / "model.safetensors").unlink()
+  (tmp_path / "model.safetensors").symlink_to("/etc/hostname")
+  with pytest.raises(UserError, match=r"is a link to /etc/hostname, outside"):
+    read_tensors(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_told_by_name():
+  for value in (np.nan, np.inf):
+    with pytest.raises(UserError, match="b in x has numbers that are not finite"):
+      check_finite({"a": np.zeros(2), "b": np.array([0, value], ml_dtypes.bfloat16)}, "x")
 
 
 def test_a_zip_that_would_blow_up_is_refused(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from plm_jax.errors import UserError
-from plm_jax.models import attention, gpt, llama
+from plm_jax.models import attention, gpt, llama, mistral, qwen2
 from plm_jax.models.compute import Compute
 from plm_jax.models.decoder import Decoder
 from plm_jax.models.dropout import Noise
@@ -61,6 +61,10 @@ def toy_batch(rows=3, length=12):
     (llama.B65, 32_000, 65_285_660_672),
     (llama.LLAMA2_70B, 32_000, 68_976_648_192),
     (llama.LLAMA3_8B, 128_256, 8_030_261_248),
+    (mistral.B7, 32_000, 7_241_732_096),
+    (qwen2.B0_5, 151_936, 494_032_768),
+    (qwen2.B1_5, 151_936, 1_543_714_304),
+    (qwen2.B7, 152_064, 7_615_616_512),
   ],
 )
 def test_parameter_counts_are_those_of_the_released_models(config, vocab_size, published):

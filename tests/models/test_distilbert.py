@@ -81,6 +81,7 @@ def test_a_student_at_random_takes_nothing():
   np.testing.assert_array_equal(model.teacher.mlm.bias[...], initial(TEACHER, 7).mlm.bias[...])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["all", pytest.param("attention", marks=pytest.mark.slow)])
 def test_a_teacher_whose_layers_share_is_read_where_they_read(sharing):
   teacher = dataclasses.replace(TEACHER, sharing=sharing, groups=2)
@@ -114,6 +115,7 @@ def test_students_that_do_not_fit_their_teacher_are_refused(change, said):
     dataclasses.replace(TOY, **change)
 
 
+@pytest.mark.slow
 def test_a_student_at_random_may_have_another_width():
   wide = initial(dataclasses.replace(TOY, width=32, start="random"))
   assert wide.student.embed.token.table.shape[1] == 32
@@ -201,6 +203,7 @@ def test_states_and_logits_are_those_of_transformers(theirs):
   np.testing.assert_allclose(found[1][real], logits[real], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_classes_stand_on_a_relu_as_in_transformers(theirs):
   torch, _, _ = theirs
   import transformers

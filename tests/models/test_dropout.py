@@ -94,6 +94,7 @@ def test_the_gradient_uses_the_mask_of_the_forward_pass(generator):
   np.testing.assert_allclose(gradient * 2.0, dropout(x, 0.3, source), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", ["hash", pytest.param("threefry", marks=pytest.mark.slow)])
 def test_scanned_and_unrolled_layers_draw_the_same_masks(generator):
   config = Bert(layers=2, width=16, heads=2, vocab_size=32, positions=8)

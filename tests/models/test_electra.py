@@ -145,6 +145,7 @@ def test_slots_of_no_weight_write_nothing():
   assert not changed[:, 0].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "compute", [{"layers": "scan"}, pytest.param({"layers": "unroll"}, marks=pytest.mark.slow)]
 )

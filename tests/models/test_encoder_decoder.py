@@ -198,6 +198,7 @@ def test_t5_scales_its_logits_and_its_successor_does_not():
     np.testing.assert_allclose(model.token_logits(hidden)[0, 0], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_shared_layers_are_one_set_of_arrays_with_the_gradients_of_both_sides():
   toy = dataclasses.replace(MODELS["t5"], decoder_layers=None)
   own, shared = toy, dataclasses.replace(toy, arrangement="shared")
@@ -262,6 +263,7 @@ def test_rows_to_classify_are_read_by_both_sides_and_told_by_their_last_state():
   np.testing.assert_allclose(same[1], scores[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_initial_queries_of_t5_make_up_for_the_missing_scale():
   config = dataclasses.replace(t5.SMALL, vocab_size=64, layers=1)
   model = jax.jit(lambda key: config.init(key, {"lm": 0, "classes": 2}))(jax.random.key(0))

@@ -1,4 +1,4 @@
-"""The LSTM language model is one new file, and has all that a Transformer has: training with a
+"""The recurrent language model is one new file, and has all that a Transformer has: training with a
 carried state, exact resume, any mesh, generation, scores and fine-tuning."""
 
 import dataclasses
@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 
 from experiments.finetune import recipe
+from plm_jax import cli
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.errors import UserError
 from plm_jax.evaluation.held_out import held_out
 from plm_jax.evaluation.perplexity import perplexity
 from plm_jax.evaluation.scores import Scores
 from plm_jax.models.compute import Compute
-from plm_jax.models.lstm import Lstm
+from plm_jax.models.dropout import Noise
+from plm_jax.models.lstm import Gru, Lstm, Rnn
 from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
 from plm_jax.optim.adamw import AdamW
@@ -32,6 +34,7 @@ from tests import toy_run
 from tests.toy_run import TOY, assert_equal, run
 
 COMPUTE = Compute(dtype="float32")
+_extend = jax.jit(lambda generator, ids, cache: generator.extend(ids, cache))
 SIZES = Lstm(layers=2, width=16, vocab_size=40, initializer_range=0.5)
 ORDERED = dataclasses.replace(
   TOY,
@@ -42,9 +45,25 @@ ORDERED = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope="module")
-def model():
-  return SIZES.init(jax.random.key(0), {"lm": 0})
+CELLS = {"lstm": SIZES, "gru": Gru(**vars(SIZES)), "rnn": Rnn(**vars(SIZES))}
+
+
+@pytest.fixture(scope="module", params=CELLS)
+def model(request):
+  return CELLS[request.param].init(jax.random.key(0), {"lm": 0})
+
+
+@pytest.mark.parametrize(
+  ("name", "millions"), [("small", 4.64), ("medium", 19.77), ("large", 66.01)]
+)
+def test_sizes_of_table_1_have_the_papers_parameters(name, millions):
+  """The paper rounds the last two to 20 and 66 million."""
+  model = cli.load_experiment(f"experiments/lstm.py:{name}", budget="paper")().model
+  config = dataclasses.replace(model, vocab_size=10_000)
+  shapes = jax.eval_shape(lambda: config.init(jax.random.key(0), {"lm": 0}))
+  count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+  assert count == 2 * 10_000 * config.width + 2 * (8 * config.width**2 + 4 * config.width)
+  assert count / 1e6 == pytest.approx(millions, abs=0.005)
 
 
 def rows(ids, **more):
@@ -153,6 +172,26 @@ def test_a_killed_run_goes_on_with_the_carried_state_bit_for_bit(tmp_path):
   assert valid[-1]["clm/loss"] < 0.9 * valid[0]["clm/loss"]
 
 
+@pytest.mark.parametrize("cell", [Gru, Rnn])
+def test_every_cell_learns_in_bfloat16(cell, tmp_path):
+  model = cell(layers=2, width=16, dropout=0.1, variational=True)
+  experiment = dataclasses.replace(ORDERED, model=model, compute=Compute(dtype="bfloat16"))
+  _, records = run(tmp_path / "run", experiment)
+  valid = [record["clm/loss"] for record in records if record["split"] == "valid"]
+  assert valid[-1] < 0.95 * valid[0]
+
+
+def test_variational_dropout_has_one_mask_for_all_tokens_of_a_row():
+  noise = Noise.create(jax.random.key(0), "hash")
+  ones = jnp.ones((2, 5, 16))
+  for variational in (True, False):
+    config = dataclasses.replace(SIZES, dropout=0.5, variational=variational)
+    model = config.init(jax.random.key(0), {"lm": 0})
+    dropped = np.asarray(model.dropped(ones, noise))
+    assert set(np.unique(dropped)) == {0, 2} and (dropped[0, 0] != dropped[1, 0]).any()
+    assert (dropped == dropped[:, :1]).all() == variational
+
+
 def test_a_model_without_a_state_to_carry_refuses_ordered_rows():
   with pytest.raises(UserError, match="ordered=true is for models that carry a state"):
     toy_run.program(dataclasses.replace(TOY, objectives=(MLM(),), data=ORDERED.data))
@@ -162,15 +201,15 @@ def test_generation_follows_the_forward_pass_and_ignores_padding(model):
   ids = np.random.default_rng(0).integers(5, 40, (2, 8)).astype(np.int32)
   generator = model.generator(COMPUTE)
   cache = generator.start({"pad": np.array([0, 3])}, capacity=8)
-  logits, cache = generator.extend(ids[:, :5], cache)
+  logits, cache = _extend(generator, ids[:, :5], cache)
   for column in range(5, 8):
-    logits, cache = generator.extend(ids[:, column : column + 1], cache)
+    logits, cache = _extend(generator, ids[:, column : column + 1], cache)
   hidden = model(rows(ids), COMPUTE)
   np.testing.assert_allclose(logits[0], model.token_logits(hidden[0, -1]), atol=1e-5)
   hidden = model(rows(ids[1:, 3:]), COMPUTE)
   np.testing.assert_allclose(logits[1], model.token_logits(hidden[0, -1]), atol=1e-5)
-  swapped, _ = generator.extend(ids[:, :1], cache.take(jnp.array([1, 0])))
-  straight, _ = generator.extend(ids[::-1, :1], cache)
+  swapped, _ = _extend(generator, ids[:, :1], cache.take(jnp.array([1, 0])))
+  straight, _ = _extend(generator, ids[::-1, :1], cache)
   np.testing.assert_allclose(swapped, straight[::-1], atol=1e-5)
 
 

@@ -22,7 +22,8 @@ from plm_jax.models.glove import Glove
 from plm_jax.models.gpt import Gpt1, Gpt2
 from plm_jax.models.layers import Embedding, LayerNorm, Linear, normal_kernels, scaled_kernels
 from plm_jax.models.llama import Llama
-from plm_jax.models.lstm import Lstm
+from plm_jax.models.lstm import Gru, Lstm, Rnn
+from plm_jax.models.nnlm import Nnlm
 from plm_jax.models.parameters import (
   ROLES,
   Role,
@@ -82,6 +83,9 @@ FAMILIES = {
   "bart": (Bart(**ROWS), OF_DECODER),
   "mbart": (MBart(**ROWS), OF_DECODER),
   "lstm": (Lstm(layers=2, width=12, vocab_size=20), OF_DECODER),
+  "gru": (Gru(layers=2, width=12, vocab_size=20), OF_DECODER),
+  "rnn": (Rnn(layers=2, width=12, vocab_size=20), OF_DECODER),
+  "nnlm": (Nnlm(order=4, features=4, hidden=12, direct=False, vocab_size=20), OF_DECODER),
   "vaswani": (Transformer(**ROWS), OF_DECODER),
   "vaswani_shared": (Transformer(**ROWS, arrangement="shared"), OF_DECODER),
 }
@@ -110,7 +114,7 @@ OF_AXIS = {
   "positions": {8, 10, 32},  # BART's first two; T5's buckets
   "segments": {1, 2},
   "classes": {1, 2, 3, 5},
-  "gates": {4},
+  "gates": {4, 3, 1},  # of LSTM, GRU and RNN
 }
 
 
@@ -156,7 +160,8 @@ def test_a_row_contracts_the_axes_that_the_layer_contracts(family):
     elif isinstance(layer, Embedding):
       row = role(f"{place}/table", roles)
       assert (row.kind, row.inputs) == ("table", 1), place
-  assert linear >= (2 if family in STATIC else 5)  # static vectors have two heads alone
+  # Static vectors have two heads alone; the NNLM one layer and three heads.
+  assert linear >= (2 if family in STATIC else 4 if family == "nnlm" else 5)
 
 
 @every_family
@@ -238,7 +243,8 @@ RATES = {
   "gpt2": GPT,
   "gpt2_untied": GPT | {"lm": 1},
   "llama": without(GPT, "position") | {"lm": 1},
-  "lstm": without(GPT, "position", "norm", "pooler") | {"lm": 1},
+  **dict.fromkeys(("lstm", "gru", "rnn"), without(GPT, "position", "norm", "pooler") | {"lm": 1}),
+  "nnlm": {"token": 1 / 8, "hidden": 1 / 4, "lm": 1, **without(AT_END, "pooler")},
   "t5": two_stacks(T5_STACK),
   "t5v11": two_stacks(T5_STACK) | {"lm": 1},
   "t5v11_deep_decoder": {

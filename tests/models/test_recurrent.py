@@ -1,12 +1,19 @@
-"""The LSTM against its formula in float64."""
+"""Recurrent layers: the LSTM against its formula in float64, all against torch."""
+
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from plm_jax.models import recurrent
 from plm_jax.models.bert import Bert
 from plm_jax.models.compute import Compute
-from plm_jax.models.recurrent import LSTM, BiLSTM
+from plm_jax.models.recurrent import GRU, LSTM, RNN, BiLSTM
+from tests.models.torch_recurrent import GATES, GOLDEN, LAYERS, WIDTH, numbers, torch_results
+
+KINDS = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
 
 
 def reference(layer, x_TD, units):
@@ -37,6 +44,75 @@ def test_lstm_follows_its_equations_in_both_directions():
       expected = reference(layer, x[row, order], 5)
       np.testing.assert_allclose(states[row, order], expected, atol=1e-5)
       np.testing.assert_allclose(last.h_BU[row], expected[-1], atol=1e-5)
+
+
+def our_results(kind):
+  """Those of `torch_results`."""
+  given = numbers(kind)
+  layers = [KINDS[kind](jax.random.key(0), WIDTH, WIDTH) for _ in range(LAYERS)]
+  for number, layer in enumerate(layers):
+    layer.input.kernel[...] = given[f"input/{number}"]
+    layer.input.bias[...] = given[f"bias/{number}"]
+    layer.recurrent.kernel[...] = given[f"recurrent/{number}"]
+    if layer.recurrent.bias is not None:
+      layer.recurrent.bias[...] = given[f"recurrent_bias/{number}"]
+
+  def run(layers, x):
+    last = []
+    for number, layer in enumerate(layers):
+      start = layer.State(*(given[name][number] for name in "hc"[: len(layer.State._fields)]))
+      x, state = layer(x, jnp.ones(x.shape[:2], bool), start=start)
+      last.append(state)
+    return jnp.square(x).sum(), (x, last)
+
+  differentiated = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
+  (_, (outputs, last)), (of_layers, of_x) = differentiated(layers, given["x"])
+  found = {"outputs": outputs, "of_x": of_x}
+  found |= dict(zip("hc", map(np.stack, zip(*last, strict=True)), strict=False))
+  for number, of_layer in enumerate(of_layers):
+    found[f"of_input/{number}"] = of_layer.input.kernel[...]
+    found[f"of_recurrent/{number}"] = of_layer.recurrent.kernel[...]
+    found[f"of_bias/{number}"] = of_layer.input.bias[...]
+  return found
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_outputs_states_and_gradients_are_torchs(kind):
+  expected, ours = json.loads(GOLDEN.read_text())[kind], our_results(kind)
+  assert ours.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_allclose(ours[name], value, atol=1e-5, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", GATES)
+def test_the_golden_numbers_are_those_of_torch_here(kind):
+  pytest.importorskip("torch")
+  stored = json.loads(GOLDEN.read_text())[kind]
+  for name, value in torch_results(kind).items():
+    np.testing.assert_allclose(stored[name], value, atol=1e-6, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_hand_written_gradient_is_that_of_jax(kind, reverse, monkeypatch):
+  layer = KINDS[kind](jax.random.key(0), 4, 5)
+  layer = jax.tree.map(lambda x: 10 * x, layer)
+  x = jax.random.normal(jax.random.key(1), (3, 6, 4))
+  real = jnp.arange(6) < jnp.array([6, 4, 2])[:, None]
+  begins = jnp.arange(6) == jnp.array([0, 3, 1])[:, None]
+  start = jax.tree.map(lambda s: s + 0.3, layer.State.zeros((3, 5)))
+
+  def loss(layer, x, start):
+    states, last = layer(x, real, reverse, start=start, begins_BT=begins)
+    return jnp.square(states).sum() + sum(jnp.sin(s).sum() for s in last)
+
+  gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(layer, x, start)
+  monkeypatch.setattr(recurrent, "over_time", recurrent.over_time.fun)
+  expected = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(layer, x, start)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), gradients, expected
+  )
 
 
 def test_padding_does_not_reach_the_last_states():

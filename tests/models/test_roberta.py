@@ -66,6 +66,7 @@ def test_initial_weights_are_normal_and_not_cut():
   np.testing.assert_allclose(initial(half, ("mlm",), 3).embed.token.table[...], table / 2)
 
 
+@pytest.mark.slow
 def test_the_class_head_drops_out_before_and_after_its_dense_layer():
   config = dataclasses.replace(TOY, dropout=0.5)
   model, batch = initial(config, ("classes",)), toy_batch()

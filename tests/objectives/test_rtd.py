@@ -111,6 +111,7 @@ def test_draws_are_the_row_s_own():
   assert not np.array_equal(whole["sample_seeds"], other["sample_seeds"])
 
 
+@pytest.mark.slow
 def test_a_position_that_is_drawn_twice_gets_one_token():
   batch = rows()
   passes = terms_of(initial(), batch)["passes"]
@@ -262,6 +263,7 @@ REPLACE = (GeneratorMLM(rate=0.3), ReplacedMLM())
 ALL = (GeneratorMLM(rate=0.3), ReplacedMLM(positions="all", copy=True))
 
 
+@pytest.mark.slow
 def test_replace_mlm_predicts_the_chosen_tokens_from_a_row_without_masks():
   batch = rows(objectives=REPLACE)
   terms = terms_of(initial(REPLACE), batch, REPLACE)
@@ -277,6 +279,7 @@ def test_replace_mlm_predicts_the_chosen_tokens_from_a_row_without_masks():
   )
 
 
+@pytest.mark.slow
 def test_all_tokens_mlm_mixes_copying_and_predicting():
   batch = rows(objectives=ALL)
   terms = terms_of(initial(ALL), batch, ALL)

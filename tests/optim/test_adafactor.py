@@ -43,6 +43,7 @@ def test_matrices_and_vectors_are_updated_as_by_optax():
   assert state[0].v["pooler"]["kernel"] is None and state[0].v_row["norm"]["gain"] is None
 
 
+@pytest.mark.slow
 def test_a_stack_is_updated_as_its_layers_are_and_heads_as_one_matrix():
   rng = np.random.default_rng(0)
   stacked = jnp.asarray(rng.normal(0, [[[[0.1]]], [[[2.0]]]], (2, 12, 3, 4)), jnp.float32)

@@ -257,6 +257,7 @@ def test_rows_reach_as_far_as_any_earlier_run(source, tmp_path):
   assert row_limit(dataclasses.replace(short, experiment=rotary)) == 512
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("start", "step"), [(1.7e9, 1), (0, 1e-9), (-5, 1e6)])
 def test_numbers_of_any_size_are_learnt_and_predicted(tmp_path, context, start, step):
   """Times in seconds differ by less than float32 tells, and small numbers are not rounded away."""

@@ -41,6 +41,7 @@ def test_a_class_that_one_word_tells_is_learnt(planned, finished):
   assert baseline_cell(planned, "words", None, 0).test["accuracy"] == 1.0
 
 
+@pytest.mark.slow
 def test_both_arms_differ_in_where_they_start_and_in_nothing_else(planned, source):
   experiment = planned.experiment(60, 1)
   program = compile_experiment(experiment, finetuning.global_shapes(batches_of(planned, 1)))

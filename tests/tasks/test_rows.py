@@ -214,6 +214,16 @@ def test_batches_for_predictions_have_every_row_once_in_few_shapes():
   assert shapes <= {(8, 16), (8, 32), (8, 48), (8, 50)}
 
 
+def test_many_batches_for_predictions_have_less_padding():
+  length = np.random.default_rng(0).integers(1, 70, 300)
+  rows = rows_of(examples_of([np.full(n, 7) for n in length], np.arange(300)), VOCAB, BERT, 72)
+  made = [batch for _, batch in rows.by_length(8)]
+  widths = {batch["input_ids"].shape[1] for batch in made}
+  assert widths <= {16, 20, 24, 28, 32, 40, 48, 56, 64, 72}
+  assert all((batch["length"] <= batch["input_ids"].shape[1]).all() for batch in made)
+  assert sum(b["input_ids"].size for b in made) < 1.15 * sum(b["length"].sum() for b in made)
+
+
 def test_training_batches_by_length_have_every_row_once_an_epoch_in_few_shapes():
   rng = np.random.default_rng(0)
   ids = [rng.integers(5, 40, size) for size in rng.integers(1, 70, 96)]

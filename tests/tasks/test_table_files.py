@@ -189,3 +189,8 @@ def test_the_docs_have_the_names_of_columns_that_are_guessed():
     ("right choice (`choose`)", choices.RIGHT),
   ):
     assert tuple(cells[column][: len(names)]) == names, column
+
+
+def test_brackets_without_end_are_plain_text():
+  assert table_files.object_of('{"a":' + "[" * 100_000) is None
+  assert label_sets.separable(["[" * 100_000]) == {"[" * 100_000}

@@ -101,6 +101,7 @@ def compiled(planned, *settings):
   return compile_experiment(chosen.experiment(60, 0), global_shapes(batches_of(planned, 0)))
 
 
+@pytest.mark.slow
 def test_frozen_parameters_have_no_optimiser_state_and_do_not_change(planned):
   free, held = (
     compiled(planned, *settings) for settings in ((), ("tuning.freeze=embed/*,blocks/*",))

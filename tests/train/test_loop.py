@@ -82,6 +82,17 @@ def test_the_records_cover_every_window_and_evaluation(whole):
   assert int(whole[1].step) == 12
 
 
+def test_early_evaluations_are_dense_at_the_start_and_change_nothing_else(tmp_path):
+  plain, early = (
+    run(tmp_path / str(is_early), dataclasses.replace(TOY, schedule=schedule))
+    for is_early in (False, True)
+    for schedule in [dataclasses.replace(TOY.schedule, log=1, early=is_early)]
+  )
+  assert_equal(plain[0], early[0])
+  assert [r for r in early[1] if r["split"] == "train" or r["step"] not in (1, 2, 4)] == plain[1]
+  assert [r["step"] for r in early[1] if r["split"] == "valid"] == [0, 1, 2, 4, 6, 12]
+
+
 @pytest.mark.parametrize("step", [1, 3, 6, 7, 9, 11, 12])
 def test_a_run_killed_before_any_step_ends_bit_identical(whole, tmp_path, step):
   folder = tmp_path / "run"

@@ -40,13 +40,13 @@ def compiled_parts(monkeypatch, fits, **fields):
     tried.append(parts)
     if parts not in fits:
       raise jax.errors.JaxRuntimeError(XLA)
-    return f"program in {parts}"
+    return lambda: f"program in {parts}"
 
   monkeypatch.setattr(memory, "compiled_in", compiled_in)
   monkeypatch.setattr(memory, "step_memory", lambda compiled: 1)
   experiment = dataclasses.replace(TOY, **fields)
   program = loop.compile_experiment(experiment, example_batch(experiment), jax.devices()[:1])
-  assert program.step == f"program in {tried[-1]}"
+  assert program.step.func() == f"program in {tried[-1]}"
   return tried
 
 
@@ -80,7 +80,7 @@ def test_a_reported_limit_splits_the_step_too(monkeypatch):
 
   sizes = {1: 400, 2: 200, 4: 100}
   monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-  monkeypatch.setattr(memory, "compiled_in", lambda parts, *_: parts)
-  monkeypatch.setattr(memory, "step_memory", sizes.get)
+  monkeypatch.setattr(memory, "compiled_in", lambda parts, *_: lambda: parts)
+  monkeypatch.setattr(memory, "step_memory", lambda compiled: sizes[compiled()])
   program = loop.compile_experiment(TOY, example_batch(TOY), jax.devices()[:1])
-  assert (program.step, program.memory) == (4, 100)
+  assert (program.step.func(), program.memory) == (4, 100)

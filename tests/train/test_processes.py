@@ -178,6 +178,38 @@ def test_two_processes_train_as_one_with_two_devices(place, two, tmp_path, monke
   assert files[0] == files[1] and len(list((folder / "tensorboard").iterdir())) == 1
 
 
+NGRAM = '''
+from dataclasses import replace
+from plm_jax.data.packed_documents import PackedDocuments
+from plm_jax.experiment import Budget, Experiment
+from plm_jax.models.ngram import NGram
+from plm_jax.objectives.clm import CLM
+from tests.toy_run import TOY
+
+def base(budget: Budget = "small") -> Experiment:
+  """A trigram model."""
+  data = replace(TOY.data, segments=PackedDocuments())
+  return replace(TOY, model=NGram(order=3), objectives=(CLM(),), steps=0, data=data)
+'''
+
+
+@pytest.mark.slow
+def test_two_processes_count_what_one_counts(place, tmp_path):
+  (place / "grams.py").write_text(NGRAM)
+  reference = f"--experiment={place / 'grams.py'}:base"
+  told = {}
+  for count in (1, 2):
+    outputs = ends(start(place, tmp_path / str(count), count, reference))
+    assert [code for code, *_ in outputs] == [0] * count, outputs
+    told[count] = results(outputs[0][1])
+  assert told[1] == told[2] and told[1]
+  (one,), (two,) = (read_records(tmp_path / str(count) / "metrics.jsonl") for count in (1, 2))
+  assert two["clm/loss"] == pytest.approx(one["clm/loss"], rel=1e-6)
+  again = ends(start(place, tmp_path / "2", 2, reference))
+  assert [code for code, *_ in again] == [0, 0] and results(again[0][1]) == told[1]
+  assert "counted" not in again[0][2]
+
+
 @pytest.mark.slow
 def test_four_processes_go_on_with_the_examples_that_two_had_before_them(place, two, tmp_path):
   folder = tmp_path / "run"

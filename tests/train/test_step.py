@@ -192,3 +192,10 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
   experiment = dataclasses.replace(TOY, global_batch=12, mesh=MeshShape(data=8))
   with pytest.raises(UserError, match="multiple of 8"):
     compile_experiment(experiment, example_batch(experiment))
+
+
+def test_the_compiled_step_is_the_same_for_other_rates_and_lengths():
+  other = dataclasses.replace(TOY, optim=AdamW(peak=1e-3, warmup=7), steps=50)
+  one, two = (program_of(experiment).step for experiment in (TOY, other))
+  assert one.func.as_text() == two.func.as_text()
+  assert one.keywords != two.keywords

@@ -42,6 +42,7 @@ ALWAYS = {
   "gated": False,
   "attention_bias": True,
   "feed_forward_bias": True,
+  "output_bias": None,
   "attention_scale": None,
   "tied": True,
   "logit_scale": False,

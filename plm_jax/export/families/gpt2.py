@@ -34,6 +34,7 @@ ALWAYS = DECODER_ALWAYS | {
   "gated": False,
   "attention_bias": True,
   "feed_forward_bias": True,
+  "output_bias": None,
 }
 TWICE = {"embd_pdrop": "dropout"}
 

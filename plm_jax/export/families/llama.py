@@ -37,6 +37,7 @@ ALWAYS = DECODER_ALWAYS | {
   "norm_at": "pre",
   "gated": True,
   "inverse_layer_scale": False,
+  "output_bias": None,
   "dropout": 0.0,
 }
 LAYER = {
@@ -107,7 +108,13 @@ class LlamaFamily(DecoderFamily):
       fields["head_width"] = None
     if fields["kv_heads"] == heads:
       fields["kv_heads"] = None
+    fields["window"] = self.window_of(options, fields)
     return fields | {"rope_theta": theta, "rope_scaling": scaling_of(rope, options.where)}
+
+  def window_of(self, options: Options, fields: dict[str, Any]) -> int | None:
+    """Our window of every layer."""
+    options.fixed("sliding_window", None)
+    options.fixed("use_sliding_window", False)
 
   def document_of(self, config: Decoder, heads: Mapping[str, int]) -> dict[str, Any]:
     document = super().document_of(config, heads)
@@ -125,6 +132,9 @@ class LlamaFamily(DecoderFamily):
     entries = table("token", "embed_tokens") + norm("norm", "norm", bias=False)
     for ours, theirs in LAYER.items():
       bias = config.attention_bias if "attention" in ours else config.feed_forward_bias
+      bias = (
+        bias if ours != "attention/output" or config.output_bias is None else config.output_bias
+      )
       entries += linear(f"blocks/{ours}", "layers.{}." + theirs, bias)
     entries += norm("blocks/attention_norm", "layers.{}.input_layernorm", bias=False)
     return entries + norm(

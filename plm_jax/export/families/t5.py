@@ -39,6 +39,7 @@ ALWAYS = {
   "embedding_scale": False,
   "attention_bias": False,
   "feed_forward_bias": False,
+  "output_bias": None,
   "attention_scale": 1.0,
   "final_dropout": True,
   "arrangement": "two_stacks",

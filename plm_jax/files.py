@@ -1,0 +1,72 @@
+"""Files as they may lie on a disk: no FIFO or device is opened, and JSON has bounds."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from plm_jax.errors import UserError
+
+JSON_BYTES = 64 << 20
+JSON_DEPTH = 100  # brackets within brackets; a configuration has about ten
+
+_KINDS = {
+  stat.S_IFIFO: "a FIFO",
+  stat.S_IFCHR: "a device",
+  stat.S_IFBLK: "a device",
+  stat.S_IFSOCK: "a socket",
+  stat.S_IFDIR: "a folder",
+}
+
+
+def open_file(path: str | Path) -> BinaryIO:
+  """A regular file, open to read bytes; the caller closes it. Errors: `UserError` for a FIFO,
+  which would be waited for, a device, a socket and a folder; `OSError` as `open`."""
+  handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+  kind = stat.S_IFMT(os.fstat(handle).st_mode)
+  if kind != stat.S_IFREG:
+    os.close(handle)
+    raise UserError(f"{path} is {_KINDS.get(kind, 'no file')}; expected a file")
+  return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: str | Path, most: int) -> bytes:
+  """The content of a file. Errors: as `open_file`; `UserError` for more than `most` bytes."""
+  with open_file(path) as file:
+    size = os.fstat(file.fileno()).st_size
+    if size > most:
+      raise UserError(f"{path} has {size:,} bytes; expected at most {most:,}")
+    return file.read(size)  # of more, Python would make room for all
+
+
+def read_json(path: str | Path) -> Any:
+  """The value in a JSON file. Errors: `FileNotFoundError` and `NotADirectoryError`; `UserError`,
+  with the reason, for all other files that cannot be read."""
+  try:
+    return parse_json(read_bytes(path, JSON_BYTES), path)
+  except (FileNotFoundError, NotADirectoryError):
+    raise
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def parse_json(text: str | bytes, where: object) -> Any:
+  """The value of a JSON text. Errors: `UserError`, which names `where` the text is from."""
+  try:
+    value = json.loads(text)
+  except ValueError as error:
+    raise UserError(f"{where} cannot be read: {error}") from error
+  except RecursionError:
+    raise UserError(f"{where} cannot be read: {_TOO_DEEP}") from None
+  level, depth = [value], 0
+  while level:
+    if depth > JSON_DEPTH:
+      raise UserError(f"{where} cannot be read: {_TOO_DEEP}")
+    inner = [list(v.values()) if isinstance(v, dict) else v for v in level]
+    level = [v for values in inner if isinstance(values, list) for v in values]
+    depth += 1
+  return value
+
+
+_TOO_DEEP = f"its brackets are nested more than {JSON_DEPTH} deep"

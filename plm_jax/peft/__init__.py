@@ -1,0 +1,1 @@
+"""Parameter-efficient tuning: methods that train few parameters beside a frozen model."""
