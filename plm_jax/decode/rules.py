@@ -7,7 +7,6 @@ import jax
 from plm_jax.decode import logits
 from plm_jax.errors import UserError
 
-LARGEST = 1 << 20  # beams, and new tokens
 # Limits that keep scores finite in float32.
 _MOST = 1e6  # of a factor of scores, and of its inverse
 _STEEPEST = 5  # exponent of a length
@@ -43,10 +42,6 @@ class Rules:
       )
     if self.temperature == 0 and (self.top_k or self.top_p < 1):
       raise UserError("top_k and top_p are for drawn tokens only; give a temperature above 0")
-    if max(self.beams, self.max_length) > LARGEST:
-      raise UserError(
-        f"beams={self.beams} and max_length={self.max_length} must both be at most {LARGEST:,}"
-      )
     if self.beams < 1 or not abs(self.length_penalty) <= _STEEPEST:
       raise UserError(
         f"beams={self.beams} must be at least 1, and length_penalty={self.length_penalty} from "

@@ -242,6 +242,7 @@ def final(experiment, steps=3):
   return jax.device_get(state)
 
 
+@pytest.mark.slow
 def test_devices_and_micro_batches_change_neither_parameters_nor_carry():
   compute = Compute(dtype="float32", micro_batches=2)
   mesh = MeshShape(data=2, fsdp=2)

@@ -151,6 +151,7 @@ def test_training_hands_the_state_on_and_drops_it_where_a_row_begins():
   assert np.abs(carry.h_BU[1::2]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "change",
   [{"compute": Compute(dtype="float32", micro_batches=2)}, {"mesh": MeshShape(data=2, fsdp=2)}],

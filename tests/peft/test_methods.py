@@ -29,6 +29,12 @@ SMALL = {
   "prompt": Prompt(length=3),
   "ia3": Ia3(),
 }
+PAIRS = [("bert", method) for method in SMALL] + [
+  pytest.param(name, method, marks=pytest.mark.slow)
+  for name in MODELS
+  for method in ("lora", "houlsby", "prefix", "prompt")
+  if name != "bert"
+]
 
 
 def begun(name, peft):
@@ -46,8 +52,7 @@ def test_small_adapters_begin_near_the_base():
   np.testing.assert_allclose(states(model.applied()), states(base("bert")), atol=1e-4)
 
 
-@pytest.mark.parametrize("method", SMALL)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "method"), PAIRS)
 def test_only_added_and_trained_parameters_have_a_gradient_and_all_of_them(name, method):
   model = begun(name, SMALL[method])
   model = dataclasses.replace(model, added=moved(model.added))
@@ -81,6 +86,7 @@ def test_a_merged_ia3_computes_as_the_unmerged(name):
   np.testing.assert_allclose(states(merged), states(Ia3().apply(base(name), added)), atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "houlsby", "prefix", "prompt"])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "bart"])
 def test_generation_computes_as_the_forward_pass(name, method):

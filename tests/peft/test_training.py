@@ -49,6 +49,7 @@ def test_eight_devices_and_micro_batches_train_as_one_device():
     np.testing.assert_allclose(a, b, atol=2e-5, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("model", "peft"),
   [

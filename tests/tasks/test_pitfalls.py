@@ -87,10 +87,10 @@ def test_a_published_classifier_keeps_its_classes_under_the_task_s_numbers(tmp_p
     checkpoints.save(0, {"params": stored}, {})
   document = {"public": {"config": {"id2label": FAIRSEQ}}}
   source = SimpleNamespace(
-    path=tmp_path, document=document, experiment=SimpleNamespace(model=config)
+    path=tmp_path, document=document, experiment=SimpleNamespace(model=config, peft=None)
   )
   program = SimpleNamespace(
-    create=lambda: SimpleNamespace(params=fresh), experiment=SimpleNamespace(data=TASK)
+    create=lambda: SimpleNamespace(params=fresh), experiment=SimpleNamespace(data=TASK, peft=None)
   )
   made = restored(program, source).params
   names = [name.casefold() for name in FAIRSEQ.values()]

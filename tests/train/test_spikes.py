@@ -138,6 +138,7 @@ def rewound(tmp_path_factory):
   return folder, *run(folder, with_action("rewind"), data(with_action("rewind")))
 
 
+@pytest.mark.slow
 def test_rewind_goes_back_and_leaves_the_rows_out(rewound, tmp_path):
   folder, state, metrics = rewound
   events = spikes_in(folder)
