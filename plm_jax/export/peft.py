@@ -151,6 +151,8 @@ def save(adapter: Adapter, base: Pretrained, directory: Path) -> None:
     module = name.removesuffix(".bias")
     tensors[f"{module}.base_layer.bias" if module in targets else name] = whole[name]
     document["bias"] = "lora_only" if module in targets and document["bias"] != "all" else "all"
+  if PROMPT in tensors:  # peft names the whole head here
+    saved = {name.split(".")[0] for name in saved}
   document |= {
     "task_type": _task_of(base),
     "base_model_name_or_path": base.document.get("_name_or_path"),

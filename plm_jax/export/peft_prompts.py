@@ -93,7 +93,7 @@ def write_prefix(prefix: Prefix, added: Mapping, base: Pretrained) -> tuple[dict
   both = np.stack([np.asarray(x) for x in pairs[path]])
   _, layers, length, width = both.shape
   array = both.transpose(2, 1, 0, 3).reshape(length, -1)
-  heads = base.params.encoder().config.key_heads
+  heads = adapted.modules(base.params, Attention)[path].key.kernel.shape[-2]
   return {
     "peft_type": "PREFIX_TUNING",
     "num_virtual_tokens": length,

@@ -35,6 +35,10 @@ def gap(case, folder, adapter=None):
   return max(worst, difference(found, expected, mask))
 
 
+# Of peft, which uses old names of transformers.
+LIVE = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_recorded_adapter_gives_the_recorded_outputs_and_so_does_its_copy(case, tmp_path):
   assert gap(case, FOLDER / case) < 1e-5
@@ -43,6 +47,7 @@ def test_a_recorded_adapter_gives_the_recorded_outputs_and_so_does_its_copy(case
   assert gap(case, FOLDER / case, tmp_path / "copy") < 1e-5
 
 
+@LIVE
 @pytest.mark.parametrize("case", CASES)
 def test_peft_reads_a_written_adapter(peers, case, tmp_path):
   theirs = pytest.importorskip("peft")
@@ -58,6 +63,7 @@ def test_peft_reads_a_written_adapter(peers, case, tmp_path):
     np.testing.assert_allclose(array[:, -wanted.shape[1] :], wanted, atol=1e-5)
 
 
+@LIVE
 @pytest.mark.parametrize("case", ["bert_lora", "gpt2_dora", "llama_ia3"])
 def test_the_recorded_numbers_are_those_of_the_installed_peft(peers, case, tmp_path):
   pytest.importorskip("peft")
