@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from plm_jax import overrides
 from plm_jax.data.preparation import Prepared
@@ -58,7 +59,7 @@ def count(
       params = restore_parameters(workdir.path, placed(shapes, mesh)).params
     else:
       model, params = _counted(experiment, prepared)
-      params = jax.device_put(params, parameter_shardings(params, mesh))
+      params = on_devices(params, mesh)
       experiment = replace(experiment, model=model)
       workdir.write_config(experiment, record)
       checkpoints.run = run_hash(workdir.path)
@@ -70,6 +71,15 @@ def count(
   Tee(metrics, *sinks).write({"step": 0, "split": "valid", **values})
   metrics.close()
   return Counted(experiment, params, metrics.records)
+
+
+def on_devices(params: Parameters, mesh: jax.sharding.Mesh) -> Parameters:
+  """The parameters of this process, which are those of all, on the devices of all."""
+
+  def spread(x, sharding):
+    return jax.make_array_from_callback(x.shape, sharding, np.asarray(x).__getitem__)
+
+  return jax.tree.map(spread, params, parameter_shardings(params, mesh))
 
 
 def placed(shapes: Parameters, mesh: jax.sharding.Mesh) -> Parameters:
