@@ -334,8 +334,9 @@ def compare(chosen: FinetunePlan, scope: Scope, options: Options) -> FineTuning:
     baseline_cell(chosen, constant, None, 0).test,
     chosen.path / f"pretrained-{scope.sizes[-1] or 'all'}-{scope.seeds[0]}",
   )
+  record = {"of": identity(chosen), "recipes": used}  # all processes look for the checkpoint
   if processes.is_first():
-    write_results(chosen, result, len(scope.arms) == 1, used)
+    write_results(result, record, len(scope.arms) == 1)
     print(goodbye(result, chosen.task, time.perf_counter() - begun))
   return result
 
@@ -347,14 +348,13 @@ def fitted_cell(chosen: FinetunePlan, probe: Probe, arm: str, size: int | None, 
   return baseline_cell(chosen, arm, size, seed)
 
 
-def write_results(
-  chosen: FinetunePlan, result: FineTuning, is_alone: bool, used: dict[str, Any]
-) -> None:
-  """Prints the table and writes results.*. is_alone: whether there is one arm, whose details are
-  printed too. used: labels -> the experiment of seed 0."""
+def write_results(result: FineTuning, record: dict[str, Any], is_alone: bool) -> None:
+  """Prints the table and writes results.*. record: of what the results are, and the experiment of
+  seed 0 for each number of labels. is_alone: whether there is one arm, whose details are printed
+  too."""
   print(result)
-  record = {"of": identity(chosen), "recipes": used, **result.comparison.record()}
-  write_whole(result.path / RESULTS, json.dumps(record, indent=2) + "\n")
+  document = record | result.comparison.record()
+  write_whole(result.path / RESULTS, json.dumps(document, indent=2) + "\n")
   draw(result.comparison, result.path / "results.png", result.chance)
   for name in (*([REPORT] if is_alone else []), SAMPLE):
     with contextlib.suppress(FileNotFoundError):  # of a version without it

@@ -158,7 +158,7 @@ def test_a_t5_fills_its_sentinels_much_better_than_by_how_often_words_come(tmp_p
     objectives=(spans,),
     data=dataclasses.replace(SPAN_ROWS, length=tokens_for(28, 0.2, 1.0)[0]),
     optim=AdamW(peak=3e-3, warmup=60, b2=0.98, schedule="wsd"),
-    steps=700,
+    steps=650,
   )
   data = toy_run.data(experiment, 2000)
   _, records = toy_run.run(tmp_path / "run", experiment, data, 2000)
