@@ -234,6 +234,14 @@ def check_merged(run: Run) -> None:
     )
 
 
+def refuse_counted(run: RunInfo) -> None:
+  """A `UserError` for a model that was made from counts."""
+  if hasattr(run.config, "counted"):
+    raise UserError(
+      f"the model {type(run.config).__name__} has no vectors of tokens; give another model."
+    )
+
+
 def check_predicts_tokens(run: Run) -> None:
   """A `UserError` for a run without a head that predicts tokens."""
   if classes := run.experiment.heads.get("classes"):

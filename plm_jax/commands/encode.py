@@ -22,11 +22,11 @@ from absl import flags
 
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
-from plm_jax.decode.neighbours import token_table, with_word_vectors
+from plm_jax.decode.neighbours import with_word_vectors
 from plm_jax.errors import UserError
 from plm_jax.export.to_run import run_directory
 from plm_jax.progress import progress_bar
-from plm_jax.runs import Run
+from plm_jax.runs import Run, refuse_counted
 from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.predicting import trained
 from plm_jax.tasks.rows import row_limit
@@ -65,10 +65,7 @@ def encoded(
   if not texts:
     raise UserError("there is no text to encode; give at least one.")
   run = model if isinstance(model, Run) else Run.load(run_directory(model))
-  if token_table(run.params) is None:
-    raise UserError(
-      f"the model {type(run.config).__name__} has no vectors of tokens; give another model."
-    )
+  refuse_counted(run)
   # Of a Sentence-BERT that was imported.
   own = (run.document.get("public") or {}).get("pooling") or {}
   modes = own.get("modes", ["mean"])

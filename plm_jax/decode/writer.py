@@ -132,6 +132,11 @@ def write(
   written: dict[int, list[Generation]] = {n: [] for n in range(len(prompts))}
   rows = min(2, len(jobs) * rules.beams)  # 2 means several
   generator = ready(params.encoder(), compute, tokenizer.vocab.size, rows)
+  if rules.beams > 1 and hasattr(config, "counted"):
+    raise UserError(
+      f"beams={rules.beams} were asked for, and a model made from counts has no beam search; leave "
+      "--beams out"
+    )
   for batch in batches(jobs, [(len(p.ids), len(p.source or ())) for p in prompts]):
     ends_E = ends(tokenizer.vocab, causal=prompts[batch[0][0]].source is None)
     texts_per_job = _write(generator, config.positions, ends_E, prompts, batch, rules, seed, watch)

@@ -17,7 +17,7 @@ from plm_jax.decode.neighbours import with_word_vectors
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.recording import all_states
-from plm_jax.runs import Run
+from plm_jax.runs import Run, refuse_counted
 from plm_jax.tasks.predicting import outputs, trained
 from plm_jax.tasks.rows import framed_rows, row_limit, width_of
 
@@ -39,6 +39,7 @@ class AllStates(NamedTuple):
 def states_of(run: Run, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
   """(states, characters) of every text: float32 [T, L, D] of its own tokens, without special ones,
   and int64 [T, 2]. Layer 0 has the embeddings. Texts that are too long are cut."""
+  refuse_counted(run)
   loaded = trained(run)
   loaded = loaded._replace(params=with_word_vectors(loaded.params, run.tokenizer))
   ids, offsets = run.tokenizer.encode_offsets(texts)

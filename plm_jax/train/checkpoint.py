@@ -74,7 +74,7 @@ class Checkpoints:
   ):
     if keep < 1:
       raise UserError(f"keep={keep} checkpoints was given; expected at least 1.")
-    self.directory = Path(directory).absolute()
+    self.directory = Path(os.path.abspath(directory))  # TensorStore refuses ".." in a path
     self.keep, self.run = keep, run
     self._report = report or _say
     self._verified: set[int] = set()  # read and hashed by this object

@@ -304,6 +304,11 @@ def test_a_run_is_scored_and_generates_and_has_a_row_for_every_parameter(ngram_r
   assert {role.axes for _, role, _ in with_roles(ngram_run.params)} == {("ngrams",)}
 
 
+def test_beam_search_is_refused(ngram_run):
+  with pytest.raises(UserError, match="made from counts has no beam search"):
+    generate(ngram_run, ["w1"], beams=2)
+
+
 def test_generation_follows_the_forward_pass_and_ignores_padding(ngram_run):
   params, vocab = ngram_run.params, ngram_run.tokenizer.vocab.size
   ids = np.random.default_rng(0).integers(5, vocab, (2, 8)).astype(np.int32)

@@ -138,6 +138,13 @@ def test_buffers_may_be_donated_as_soon_as_save_returns(tmp_path):
     shutil.rmtree(tmp_path)
 
 
+def test_a_directory_may_be_given_by_way_of_its_parent(tmp_path):
+  (tmp_path / "inner").mkdir()
+  with Checkpoints(tmp_path / "inner/../run") as checkpoints:
+    checkpoints.save(1, {"x": jnp.ones(3)}, {})
+  assert Checkpoints(tmp_path / "run").latest_good() == 1
+
+
 def test_numbers_that_jax_would_narrow_are_refused_before_they_are_written(tmp_path):
   with Checkpoints(tmp_path) as checkpoints, pytest.raises(TypeError, match="a/b is int64"):
     checkpoints.save(1, {"a": {"b": np.arange(3)}}, {})
