@@ -40,6 +40,7 @@ from plm_jax.tasks.sample_predictions import sample_predictions
 from plm_jax.tasks.task import Context, Task, Trained, with_settings
 from plm_jax.train.checkpoint import newest
 from plm_jax.train.loop import Data, compile_experiment, fit
+from plm_jax.train.memory import give_back_memory
 from plm_jax.train.process import versions
 from plm_jax.train.processes import is_first
 from plm_jax.train.selection import Selection
@@ -205,6 +206,7 @@ def model_cell(plan: FinetunePlan, arm: str, examples: int | None, seed: int, ti
     if is_first():
       plan.source.tokenizer.save(workdir / "tokenizer")
     dev, test = _train_and_test(plan, arm, experiment, workdir, title)
+    give_back_memory()
     cell = Cell(arm, labels, seed, test, dev)
     if is_first():
       write_whole(workdir / SCORES, json.dumps(cell._asdict(), indent=2) + "\n")
