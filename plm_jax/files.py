@@ -45,6 +45,18 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     return file.read(size)  # of more, Python would make room for all
 
 
+def write_file(path: Path, content: str | bytes) -> None:
+  """Writes a file atomically: readers see the old or the new content, also after a kill. A FIFO or
+  a link in its place is replaced."""
+  partial = path.with_name(path.name + ".partial")
+  partial.unlink(missing_ok=True)
+  with open(partial, "xb") as file:
+    file.write(content.encode() if isinstance(content, str) else content)
+    file.flush()
+    os.fsync(file.fileno())
+  partial.replace(path)
+
+
 def read_json(path: str | Path) -> Any:
   """The value in a JSON file. Errors: `FileNotFoundError` and `NotADirectoryError`; `UserError`,
   with the reason, for all other files that cannot be read."""

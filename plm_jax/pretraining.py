@@ -60,8 +60,8 @@ def pretrain(
   processes.say("compiling ...", file=sys.stderr)
   program = program_of(experiment)
   processes.say(report.costs(program))
-  workers, until = experiment.data.workers, batches_until(experiment)
-  data = Data(lambda start: iterate(train, start, until, workers), evaluation)
+  until = batches_until(experiment, workdir.path)
+  data = Data(lambda start: iterate(train, start, until, experiment.data.workers), evaluation)
   initial = initial_parameters(program, source)
   if initial is None and hasattr(program.abstract.params, "spelled"):
     params: Any = program.create().params

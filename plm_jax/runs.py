@@ -57,9 +57,17 @@ class RunInfo:
       experiment = overrides.from_json(document["experiment"])
     except UserError as error:
       raise UserError(f"{path / 'config.json'}: {error}") from None
+    tokenizer = load_tokenizer(path / "tokenizer")
+    text = document.get("text")
+    recorded = text.get("tokenizer") if isinstance(text, dict) else None
+    if isinstance(recorded, dict) and recorded.get("fingerprint") != tokenizer.fingerprint:
+      raise UserError(
+        f"{path / 'tokenizer'} is not the tokenizer that {path / 'config.json'} records; put that "
+        "one back"
+      )
     return RunInfo(
       experiment=experiment,
-      tokenizer=load_tokenizer(path / "tokenizer"),
+      tokenizer=tokenizer,
       path=path,
       document=document,
     )

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from plm_jax.errors import UserError
-from plm_jax.files import JSON_DEPTH, open_file, parse_json, read_bytes, read_json
+from plm_jax.files import JSON_DEPTH, open_file, parse_json, read_bytes, read_json, write_file
 
 
 def test_what_is_no_file_is_named_and_never_waited_for(tmp_path):
@@ -45,3 +45,11 @@ def test_what_is_no_json_is_a_sentence(tmp_path, content):
   (tmp_path / "x.json").write_bytes(content)
   with pytest.raises(UserError, match=r"x\.json cannot be read: "):
     read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("place", ["file.txt", "file.txt.partial"])
+def test_a_fifo_in_the_place_of_a_file_is_replaced(tmp_path, place):
+  os.mkfifo(tmp_path / place)
+  write_file(tmp_path / "file.txt", "text")
+  assert (tmp_path / "file.txt").read_text() == "text"
+  assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]

@@ -22,6 +22,7 @@ from tokenizers import AddedToken, processors
 
 from plm_jax.data.offsets import Spans, in_characters, span_in_original
 from plm_jax.data.words import flat
+from plm_jax.files import write_file
 
 # The names of each role, first match wins. GPT-2 has one token for both ends of a text.
 ROLE_NAMES = {
@@ -205,13 +206,13 @@ class Fast:
         special_tokens=[(c, cls), (s, sep)],
       )
     if self.is_word_piece:
-      (folder / "vocab.txt").write_text("\n".join(self.pieces) + "\n", encoding="utf-8")
+      write_file(folder / "vocab.txt", "\n".join(self.pieces) + "\n")
     else:
       try:
         published.model.save(str(folder))
       except Exception as error:  # the library's only class of error, for a full disk too
         raise OSError(None, str(error), str(folder)) from None
-    (folder / "tokenizer.json").write_text(published.to_str(), encoding="utf-8")
+    write_file(folder / "tokenizer.json", published.to_str())
 
 
 class Pieces:
@@ -322,7 +323,7 @@ class Pieces:
     return bytes([self.lowercase]) + self.proto + (self.clean or "").encode()
 
   def write(self, folder: Path) -> None:
-    (folder / "spm.model").write_bytes(self.proto)
+    write_file(folder / "spm.model", self.proto)
 
 
 def clean_like_albert(text: str, lowercase: bool = True, accents: bool = False) -> str:

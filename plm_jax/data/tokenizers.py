@@ -25,6 +25,7 @@ from plm_jax.data.subwords import Subwords
 from plm_jax.data.vocab import SpecialTokens, Vocab
 from plm_jax.data.words import Split, count_words
 from plm_jax.errors import UserError
+from plm_jax.files import write_file
 
 FORMAT = 1
 _FULL_STOPS = (".", "▁.", "Ġ.", ".</w>")
@@ -177,7 +178,7 @@ class Tokenizer:
     rules |= self._added | {n: v for n, v in self.special._asdict().items() if v}
     rules |= {"clean": self.backend.clean} if self.backend.clean is not None else {}
     rules |= {"vocab_size": self.vocab.size, "fingerprint": self.fingerprint}
-    (folder / files.RULES_FILE).write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")
+    write_file(folder / files.RULES_FILE, json.dumps(rules, indent=2) + "\n")
 
   @cached_property
   def _special_names(self) -> re.Pattern:

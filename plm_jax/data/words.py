@@ -23,6 +23,7 @@ import numpy as np
 from plm_jax.data.offsets import Spans
 from plm_jax.data.subwords import Subwords, ragged_ngrams
 from plm_jax.errors import UserError
+from plm_jax.files import write_file
 
 SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
 FILE = "words.json"
@@ -149,7 +150,7 @@ class WordList:
 
   def write(self, folder: Path) -> None:
     text = json.dumps(self._content(), ensure_ascii=False)
-    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+    write_file(folder / FILE, text + "\n")
 
 
 def read_words(content: dict) -> WordList:

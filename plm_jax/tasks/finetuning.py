@@ -248,7 +248,7 @@ def _train_and_test(
     train = AugmentedBatches(**vars(train), **more, tokenizer=tokenizer)
   program = compile_experiment(experiment, global_shapes(train))
   initial = restored(program, plan.source).params if arm == "pretrained" else None
-  workers, until = task.workers, batches_until(experiment)
+  workers, until = task.workers, batches_until(experiment, workdir.path)
   data = Data(lambda start: iterate(train, start, until, workers), dev.evaluation())
 
   def trained(params) -> Trained:

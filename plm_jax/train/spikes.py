@@ -18,6 +18,7 @@ import json
 import statistics
 import sys
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -235,6 +236,7 @@ class Spikes:
 ADVICE = "Lower optim.peak, lengthen optim.warmup or check the data"
 
 
-def batches_until(experiment: Experiment) -> int:
-  """The step up to which batches may be read, with those that are left out."""
-  return experiment.steps * (2 if experiment.on_spike == "rewind" else 1)
+def batches_until(experiment: Experiment, workdir: Path) -> int:
+  """The step up to which batches may be read, with those that are left out, now or before."""
+  leaves_out = experiment.on_spike == "rewind" or (workdir / SPIKES).exists()
+  return experiment.steps * (2 if leaves_out else 1)

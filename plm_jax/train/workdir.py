@@ -21,7 +21,7 @@ from typing import Any, Self, TextIO
 from plm_jax import overrides, own_code
 from plm_jax.config_tree import is_within
 from plm_jax.errors import UserError
-from plm_jax.files import not_waiting, open_file, parse_json, read_json
+from plm_jax.files import not_waiting, open_file, parse_json, read_json, write_file
 from plm_jax.train import processes
 
 FORMAT = 1
@@ -239,13 +239,8 @@ def _is_public(entry: Any) -> bool:
 
 
 def write_whole(path: Path, text: str) -> None:
-  """Writes a file atomically: readers see the old or the new text, also after a kill."""
-  partial = path.with_name(path.name + ".partial")
-  with open(partial, "w") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  partial.replace(path)
+  """`write_file` of text."""
+  write_file(path, text)
 
 
 def read_records(path: Path, last: int | None = None) -> list[dict[str, Any]]:

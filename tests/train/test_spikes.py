@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +64,7 @@ def data(experiment, before=lambda position: None, bad=BAD):
   train, _ = toy_run.batches(experiment)
 
   def training(start):
-    return Stream(iterate(train, start, batches_until(experiment)), start, before, bad)
+    return Stream(iterate(train, start, batches_until(experiment, Path())), start, before, bad)
 
   return toy_run.data(experiment)._replace(training=training)
 
@@ -240,3 +241,9 @@ def test_rewind_in_a_selection_is_refused():
   tuning = dataclasses.replace(STEADY.tuning, patience=2)
   with pytest.raises(UserError, match=r"on_spike=rewind cannot go back in a selection"):
     dataclasses.replace(with_action("rewind"), tuning=tuning)
+
+
+def test_a_run_that_went_back_reads_on_whatever_it_is_resumed_with(tmp_path):
+  assert batches_until(STEADY, tmp_path) == STEADY.steps
+  (tmp_path / "spikes.jsonl").write_text("")
+  assert batches_until(STEADY, tmp_path) == 2 * STEADY.steps
