@@ -28,7 +28,7 @@ def ngrams_of(word: str, shortest: int, longest: int) -> list[str]:
   return [
     text[i : i + n]
     for i in range(size)
-    for n in range(shortest, min(longest, size - i) + 1)
+    for n in range(max(shortest, 1), min(longest, size - i) + 1)
     if not (n == 1 and i in (0, size - 1))
   ]
 

@@ -13,9 +13,11 @@ facebookresearch/fastText 1142dc4, fasttext.cc, args.cc, dictionary.cc and dense
 
 import gzip
 import struct
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Literal, get_args
 
@@ -23,6 +25,7 @@ import numpy as np
 
 from plm_jax.data.subwords import Subwords, buckets_of, mean_rows, ragged_ngrams
 from plm_jax.errors import UserError
+from plm_jax.files import open_file
 
 Format = Literal["word2vec", "word2vec-binary", "glove", "fasttext"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -31,8 +34,12 @@ _MAGIC, _VERSION = 793712314, 12
 _ARGS = struct.Struct(
   "<12id"
 )  # dim, ws, epoch, minCount, neg, wordNgrams, loss, model, bucket, ...
-_NEGATIVE, _SKIPGRAM = 2, 2
+_NEGATIVE, _SKIPGRAM, _SUPERVISED = 2, 2, 3
 _LONGEST_WORD = 1 << 16  # bytes
+_LONGEST_NGRAM = 100  # characters
+_MOST_WORDS, _WIDEST = 1 << 36, 1 << 16
+_AT_ONCE = 1 << 24  # bytes of one read: room is made only for bytes that the file has
+_NUMBER = b"0123456789+-.eE nafityNAFITY"  # the letters of a number, "nan" and "inf"; not "1_0"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +96,13 @@ def read_vectors(path: str | Path) -> WordTable:
   if not path.is_file():
     raise UserError(f"{path} is no file of word vectors.")
   try:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with open_file(path) as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
       return _read(file, path)
-  except (EOFError, gzip.BadGzipFile) as error:
-    raise UserError(f"{path} is damaged: {error}; fetch it again.") from None
+  except (EOFError, OSError, zlib.error) as error:
+    raise UserError(f"{path} cannot be read: {error}; fetch it again.") from None
 
 
-def _read(file: IO[bytes], path: Path) -> WordTable:
+def _read(file: BufferedReader, path: Path) -> WordTable:
   head = file.read(8)
   if not head.strip():
     raise UserError(f"{path} is empty; expected word vectors.")
@@ -105,14 +112,17 @@ def _read(file: IO[bytes], path: Path) -> WordTable:
   first = file.readline(1 << 20)
   sizes = first.split()
   if len(sizes) == 2 and all(size.isdigit() for size in sizes):
-    words, width = map(int, sizes)
-    if not words or not width:
-      raise UserError(f"{path} line 1 announces {words} words of {width} numbers; expected both.")
+    words, width = (int(size[:20]) for size in sizes)
+    if not 0 < words <= _MOST_WORDS or not 0 < width <= _WIDEST:
+      raise UserError(
+        f"{path} line 1 announces {words} words of {width} numbers; expected both to be positive, "
+        f"and at most {_WIDEST:,} numbers."
+      )
     start = file.tell()
-    if _is_text(file.readline(1 << 20), width):
-      file.seek(start)
-      return _read_lines(file, path, width, words)
+    second = file.readline(1 << 20)
     file.seek(start)
+    if _is_text(second, width) or _is_text(second, second.rstrip().count(b" ")):
+      return _read_lines(file, path, width, words)
     return _read_binary(file, path, words, width)
   width = len(first.rstrip().split(b" ")) - 1
   if width < 2 or not _is_text(first, width):
@@ -126,8 +136,12 @@ def _read(file: IO[bytes], path: Path) -> WordTable:
 
 def _is_text(line: bytes, width: int) -> bool:
   parts = line.rstrip().rsplit(b" ", width)
+  return len(parts) == width + 1 > 1 and all(map(_is_number, parts[1:]))
+
+
+def _is_number(column: bytes) -> bool:
   try:
-    return len(parts) == width + 1 and len([float(part) for part in parts[1:]]) == width
+    return bool(not column.translate(None, _NUMBER) and [float(column)])
   except ValueError:
     return False
 
@@ -139,9 +153,13 @@ def _read_lines(file: Iterable[bytes], path: Path, width: int, announced: int | 
     if not numbers and not word:
       continue
     try:
-      if len(numbers) != width:
+      # GloVe's words may have spaces, but a number in one is another line or a wider vector.
+      if len(numbers) != width or any(map(_is_number, word.split(b" ")[1:])):
         raise ValueError
-      rows.append(np.array(numbers, dtype=np.float32))
+      if b"".join(numbers).translate(None, _NUMBER):
+        raise ValueError
+      with np.errstate(over="ignore"):  # infinity, refused by `_check_finite`
+        rows.append(np.array(numbers, dtype=np.float32))
       words.append(word.decode())
     except ValueError:
       raise UserError(
@@ -150,16 +168,46 @@ def _read_lines(file: Iterable[bytes], path: Path, width: int, announced: int | 
   return _table(words, rows, path, announced)
 
 
-def _read_binary(file: IO[bytes], path: Path, announced: int, width: int) -> WordTable:
-  words, rows = [], []
-  for number in range(announced):
-    word = _until(file, b" ", path, number + 1).lstrip(b"\n")
-    row = file.read(4 * width)
+def _read_binary(file: BufferedReader, path: Path, announced: int, width: int) -> WordTable:
+  """word2vec.c writes a line break after every vector, gensim after none."""
+  words, rows, line_break = [], [], b""
+  for number in range(1, announced + 1):
+    word = _until(file, b" ", path, number)
+    row = _at_most(file, 4 * width)
     if len(row) < 4 * width:
-      raise UserError(f"{path} ends in the vector of word {number + 1} of {announced}.")
+      raise UserError(f"{path} ends in the vector of word {number} of {announced}.")
+    if number == 1 and file.peek(1)[:1] == b"\n":
+      line_break = b"\n"
+    try:
+      if not word or b"\n" in word or file.read(len(line_break)) != line_break:
+        raise ValueError
+      words.append(word.decode())
+    except ValueError:
+      raise UserError(
+        f"{path} is damaged at word {number}: expected a word in UTF-8, {width} numbers, and a "
+        "line break after every vector or after none."
+      ) from None
     rows.append(np.frombuffer(row, "<f4"))
-    words.append(word.decode(errors="replace"))
+  _check_end(file, path)
   return _table(words, rows, path, announced)
+
+
+def _at_most(file: IO[bytes], size: int) -> bytearray:
+  """The next `size` bytes, or all that the file has."""
+  data = bytearray()
+  while part := file.read(min(size - len(data), _AT_ONCE)):
+    data += part
+  return data
+
+
+def _check_end(file: IO[bytes], path: Path) -> None:
+  if file.read(1):
+    raise UserError(f"{path} has more bytes than it announces; fetch it again.")
+
+
+def _check_finite(vectors: np.ndarray, path: Path) -> None:
+  if not np.isfinite([vectors.min(initial=0), vectors.max(initial=0)]).all():
+    raise UserError(f"{path} has a number that is not finite.")
 
 
 def _until(file: IO[bytes], end: bytes, path: Path, number: int) -> bytes:
@@ -175,8 +223,7 @@ def _table(words: list[str], rows: list, path: Path, announced: int | None) -> W
   if announced not in (None, len(words)):
     raise UserError(f"{path} line 1 announces {announced} words, and the file has {len(words)}.")
   vectors = np.stack(rows)
-  if not np.isfinite(vectors).all():
-    raise UserError(f"{path} has a number that is not finite.")
+  _check_finite(vectors, path)
   return WordTable(words, vectors)
 
 
@@ -187,45 +234,65 @@ def _read_bin(file: IO[bytes], path: Path, version: int) -> WordTable:
     )
 
   def take(form: str) -> tuple:
-    size = struct.calcsize("<" + form)
-    data = file.read(size)
-    if len(data) < size:
+    data = file.read(struct.calcsize("<" + form))
+    if len(data) < struct.calcsize("<" + form):
       raise UserError(f"{path} is cut off; fetch it again.")
     return struct.unpack("<" + form, data)
 
   dim, *_, model, bucket, shortest, longest, _, _ = take("12id")
-  if version == 11 and model == 3:
-    longest = 0  # old classifiers have no n-grams, whatever the file says (fasttext.cc)
+  if version == 11 and model == _SUPERVISED:
+    shortest = longest = 0  # old classifiers have no n-grams, whatever the file says (fasttext.cc)
   size, number, labels, _, pruned = take("3i2q")
-  words, counts = [], []
-  for i in range(size):
-    word = _until(file, b"\0", path, i + 1).decode(errors="replace")
-    count, kind = take("qb")
-    if kind == 0:
-      words.append(word)
-      counts.append(count)
-  if pruned > 0 or take("b")[0]:
+  if longest == bucket == 0:
+    shortest = 0  # `fasttext -maxn 0` leaves it at 3
+  if not 0 <= shortest <= longest <= _LONGEST_NGRAM or bucket < (longest > 0):
+    raise UserError(
+      f"{path} is damaged: n-grams of {shortest} to {longest} characters in {bucket} buckets."
+    )
+  if min(dim, number) < 1 or labels < 0 or number + labels != size:
+    raise UserError(f"{path} is damaged: {number} words of {dim}, {labels} labels, {size} in all.")
+  words, counts = _entries(file, take, path, size)
+  if len(words) != number:
+    raise UserError(f"{path} is damaged: {len(words)} words, and it announces {number}.")
+  if pruned != -1 or take("b")[0]:
     raise UserError(f"{path} is a quantised fastText model (.ftz); give the .bin.")
-  matrix = _matrix(file, take, path)
-  if matrix.shape[1] != dim or len(matrix) < number or len(words) != size - labels:
-    raise UserError(f"{path} is damaged: {matrix.shape} numbers for {number} words of {dim}.")
-  output = None if take("b")[0] else _matrix(file, take, path)
+  matrix = _matrix(file, take, path, number + bucket, dim)
+  if take("b")[0]:
+    raise UserError(f"{path} has a quantised output matrix (.ftz); give the .bin.")
+  output = _matrix(file, take, path, labels if model == _SUPERVISED else number, dim)
+  _check_end(file, path)
   rows, ngrams = matrix[:number], matrix[number:]
-  if not longest or not len(ngrams):
+  if not longest:
     return WordTable(words, rows, np.array(counts), output=output)
   subwords = Subwords(shortest, longest, bucket)
   vectors = with_ngrams(words, rows, ngrams, subwords)
   return WordTable(words, vectors, np.array(counts), subwords, rows, ngrams, output)
 
 
-def _matrix(file: IO[bytes], take, path: Path) -> np.ndarray:
-  rows, columns = take("2q")
-  if rows < 0 or columns < 0 or rows * columns > 1 << 36:
-    raise UserError(f"{path} is damaged: a matrix of {rows} x {columns} numbers.")
-  data = file.read(4 * rows * columns)
+def _entries(file: IO[bytes], take, path: Path, size: int) -> tuple[list[str], list[int]]:
+  """The words of a .bin and their counts, without its labels."""
+  words, counts = [], []
+  for i in range(size):
+    word = _until(file, b"\0", path, i + 1).decode(errors="replace")
+    count, kind = take("qb")
+    if count < 0 or kind not in (0, 1):
+      raise UserError(f"{path} is damaged at word {i + 1}: count {count}, kind {kind}.")
+    if kind == 0:
+      words.append(word)
+      counts.append(count)
+  return words, counts
+
+
+def _matrix(file: IO[bytes], take, path: Path, rows: int, columns: int) -> np.ndarray:
+  shape = take("2q")
+  if shape != (rows, columns):
+    raise UserError(f"{path} is damaged: a matrix {shape}; expected {(rows, columns)}.")
+  data = _at_most(file, 4 * rows * columns)
   if len(data) < 4 * rows * columns:
     raise UserError(f"{path} is cut off; fetch it again.")
-  return np.frombuffer(data, "<f4").reshape(rows, columns)
+  matrix = np.frombuffer(data, "<f4").reshape(rows, columns)
+  _check_finite(matrix, path)
+  return matrix
 
 
 # --- writing -------------------------------------------------------------------------------------

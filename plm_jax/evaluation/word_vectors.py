@@ -8,6 +8,8 @@ themselves. Similarity is Spearman's correlation of cosines with the means of hu
 from __future__ import annotations
 
 import dataclasses
+import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +20,7 @@ from plm_jax.data.vector_files import WordTable
 from plm_jax.data.words import WordList
 from plm_jax.decode.neighbours import Neighbour, bare, token_table, with_word_vectors
 from plm_jax.errors import UserError
+from plm_jax.files import open_file
 from plm_jax.runs import Run
 
 _AT_ONCE = 256  # questions whose cosines with all words are in memory together
@@ -177,6 +180,8 @@ def read_pairs(path: str | Path) -> list[tuple[str, str, float]]:
       continue
     try:
       first, second, score, *_ = line.split()
+      if "_" in score or not math.isfinite(float(score)):  # Python reads "1_0" as 10
+        raise ValueError
       pairs.append((first, second, float(score)))
     except ValueError:
       raise UserError(
@@ -207,6 +212,7 @@ def similarity(table: WordTable, pairs: list[tuple[str, str, float]], name: str)
 
 def _lines(path: str | Path) -> list[str]:
   try:
-    return Path(path).read_text(encoding="utf-8").split("\n")
+    with io.TextIOWrapper(open_file(path), encoding="utf-8") as file:
+      return file.read().split("\n")
   except (OSError, ValueError) as error:
     raise UserError(f"{path} cannot be read as text: {error}.") from None

@@ -1,5 +1,6 @@
 """Analogies, similarity and neighbours on planted vectors, and the command of each."""
 
+import os
 import sys
 
 import numpy as np
@@ -155,3 +156,18 @@ def test_the_command_scores_finds_and_exports(command, questions, tmp_path):
 def test_a_mistake_is_one_sentence_and_exit_code_2(command, words, sentence):
   code, _, errors = command(*words)
   assert code == 2 and sentence in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("score", ["nan", "inf", "-inf", "1e999", "1_0"])
+def test_a_score_that_is_no_finite_number_is_refused(tmp_path, score):
+  (tmp_path / "p").write_text(f"man woman 1\ncar cars {score}\n")
+  with pytest.raises(UserError, match="line 2 is no pair"):
+    read_pairs(tmp_path / "p")
+
+
+@pytest.mark.parametrize("read", [read_pairs, read_questions])
+def test_a_fifo_or_a_device_is_refused_without_waiting(tmp_path, read):
+  os.mkfifo(tmp_path / "fifo")
+  for path in (tmp_path / "fifo", "/dev/zero"):
+    with pytest.raises(UserError, match=r"a FIFO|a device"):
+      read(path)
