@@ -107,7 +107,8 @@ def test_the_files_of_the_page_on_fine_tuning_are_read(tmp_path):
 
 def scores_of(row: dict[str, str]) -> list[list[float]]:
   """The scores of all seeds of each arm of a row of docs/finetuned.md, from results/finetuning/."""
-  file = {"film reviews": "reviews", "STS-B": "stsb"}.get(row["task"], row["task"].split(",")[0])
+  reviews = "reviews_all" if row["labels"].startswith("all") else "reviews"
+  file = {"film reviews": reviews, "STS-B": "stsb"}.get(row["task"], row["task"].split(",")[0])
   result = json.loads((ROOT / f"results/finetuning/{file.lower()}.json").read_text())
   labels, name = row["labels"].split(",")[0], row["score"].lower()
   labels = "all" if labels == "all" else row["labels"].replace(",", "")
