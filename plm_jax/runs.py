@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -177,7 +178,7 @@ def base_of(adapter: RunInfo, path: str | Path | None = None) -> Run:
   there is none, or if it is another model."""
   record = adapter.document.get("base") or {}
   place = Path(path or record.get("from", ""))
-  if not (place / "config.json").exists():
+  if not os.path.exists(place / "config.json"):  # also for names that no file can have
     raise UserError(
       f"{adapter.path} is an adapter of the base in {place}, which is not there; name the place "
       f"where it is: python -m plm_jax.adapter --model={adapter.path} --base=DIR"

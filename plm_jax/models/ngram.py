@@ -121,7 +121,14 @@ class NGram(SingleModel):
     return self.filled([t._replace(p=_log(t.p), backoff=_log(t.backoff)) for t in tables])
 
   def filled(self, tables: list[arpa.Table]) -> tuple[Self, NGramModel]:
-    """The model of natural logarithms, in sorted order, and the configuration with its sizes."""
+    """The model of natural logarithms, in sorted order, and the configuration with its sizes.
+    Errors: `UserError` for an order without n-grams."""
+    if empty := next((k for k, table in enumerate(tables, 1) if not len(table.p)), None):
+      raise UserError(
+        f"the text has no n-grams of order {empty}, and model.order={len(tables)}; set "
+        f"model.order={empty - 1}"
+      )
+    tables = [arpa.padded(tables[0], self.vocab_size), *tables[1:]]
     firsts = [
       first_children(after.contexts, len(these.p)) for these, after in itertools.pairwise(tables)
     ]

@@ -29,6 +29,7 @@ from plm_jax.models.model import Parameters
 from plm_jax.models.parameters import Role, named, path_name, role, roles_of
 
 Added = Mapping[str, Mapping[str, jax.Array]]
+LARGEST = 1 << 20  # rows or columns of an added array
 FROZEN = ("base/*",)  # the paths of an `AdaptedModel` without gradient, moments and checkpoint
 
 # Small matrices, equal on all devices. The longest end of a path decides its row, so those of
@@ -237,9 +238,10 @@ def linears(model: Parameters) -> dict[str, tuple[Linear, Sizes]]:
 def targets(model: Parameters, patterns: tuple[str, ...]) -> dict[str, Sizes]:
   """The sizes of the linear maps whose path fits a pattern, or ends in one.
 
-  Errors: `UserError` listing the linear maps for a pattern that fits none.
+  Errors: `UserError` listing the linear maps for a pattern that fits none, and without patterns.
   """
   inner, chosen = linears(model), {}
+  check_not_empty(patterns, inner)
   for pattern in patterns:
     fitting = {path: sizes for path, (_, sizes) in inner.items() if fits(path, pattern)}
     if not fitting:
@@ -248,6 +250,22 @@ def targets(model: Parameters, patterns: tuple[str, ...]) -> dict[str, Sizes]:
       )
     chosen |= fitting
   return chosen
+
+
+def check_not_empty(patterns: tuple[str, ...], modules: Mapping[str, Any]) -> None:
+  if not patterns:
+    raise UserError(
+      "peft.targets is empty, so that the method would train nothing of the model; name some of "
+      f"{', '.join(modules)}"
+    )
+
+
+def check_sizes(least: int, **sizes: int | None) -> None:
+  """A `UserError` for a size of a method that is out of bounds."""
+  for name, size in sizes.items():
+    if size is not None and not least <= size <= LARGEST:
+      bound = f"must be at least {least}" if size < least else f"is more than {LARGEST:,}"
+      raise UserError(f"peft.{name}={size} {bound}")
 
 
 def fits(path: str, pattern: str) -> bool:

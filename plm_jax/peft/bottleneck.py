@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from plm_jax.errors import UserError
 from plm_jax.models.activations import Activation, activate
 from plm_jax.models.layers import Linear, truncated_normal
 from plm_jax.models.model import Parameters
@@ -45,8 +44,7 @@ class Bottleneck(Peft):
   norms: bool = True
 
   def __post_init__(self):
-    if self.width < 1:
-      raise UserError(f"peft.width={self.width} must be at least 1")
+    adapted.check_sizes(1, width=self.width)
 
   def init(self, key: jax.Array, base: Parameters) -> Added:
     added = {}

@@ -37,7 +37,11 @@ class Ia3(Peft):
   merges: ClassVar[bool] = True
 
   def init(self, key: jax.Array, base: Parameters) -> Added:
-    outputs, inputs = (adapted.targets(base, names) for names in (self.outputs, self.inputs))
+    if not self.outputs and not self.inputs:
+      raise UserError("peft.outputs and peft.inputs are both empty; name linear maps for one")
+    outputs, inputs = (
+      adapted.targets(base, names) if names else {} for names in (self.outputs, self.inputs)
+    )
     if both := outputs.keys() & inputs.keys():
       raise UserError(
         f"peft.outputs and peft.inputs both fit {min(both)}; one gain for each map is enough"

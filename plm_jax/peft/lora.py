@@ -59,8 +59,14 @@ class Lora(Peft):
     return self.alpha / (math.sqrt(rank) if self.rslora else rank)
 
   def init(self, key: jax.Array, base: Parameters) -> Added:
-    added = {}
-    for path, sizes in adapted.targets(base, self.targets).items():
+    added, targets = {}, adapted.targets(base, self.targets)
+    largest = max(min(sizes.inputs, sizes.outputs) for sizes in targets.values())
+    if self.rank > largest:
+      raise UserError(
+        f"peft.rank={self.rank} is more than {largest}, the highest rank of any kernel that "
+        "peft.targets names"
+      )
+    for path, sizes in targets.items():
       bound = sizes.inputs**-0.5
       shape = (*sizes.layers, sizes.inputs, self.rank)
       of_path = jax.random.fold_in(key, adapted.number_of(path))

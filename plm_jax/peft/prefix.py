@@ -48,8 +48,7 @@ class Prefix(Peft):
   targets: tuple[str, ...] = ("attention",)
 
   def __post_init__(self):
-    if self.length < 1 or (self.hidden is not None and self.hidden < 1):
-      raise UserError(f"peft.length={self.length} and peft.hidden={self.hidden} must be at least 1")
+    adapted.check_sizes(1, length=self.length, hidden=self.hidden)
 
   @property
   def columns(self) -> int:
@@ -124,6 +123,7 @@ class Prefix(Peft):
 def _targets(base: Parameters, patterns: tuple[str, ...]) -> dict[str, tuple[tuple, Attention]]:
   """Path -> leading axes of layers, and module, of the attentions that fit a pattern."""
   attentions, chosen = adapted.modules(base, Attention), {}
+  adapted.check_not_empty(patterns, attentions)
   for pattern in patterns:
     fitting = {p: module for p, module in attentions.items() if adapted.fits(p, pattern)}
     if not fitting:

@@ -44,8 +44,7 @@ class Prompt(Peft):
   reads: Literal["text", "prompt"] = "text"
 
   def __post_init__(self):
-    if self.length < 0:
-      raise UserError(f"peft.length={self.length} must be at least 0")
+    adapted.check_sizes(0, length=self.length)
 
   @property
   def columns(self) -> int:

@@ -222,6 +222,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
       f'{path / "config.json"} has a damaged entry "public", which names the published model '
       "that the run was imported from; convert that model again"
     )
+  base = document.get("base")
+  if "base" in document and not (isinstance(base, dict) and isinstance(base.get("from"), str)):
+    raise UserError(
+      f'{path / "config.json"} has a damaged entry "base", {str(base)[:60]!r}; expected '
+      'the place and the hash of the base of an adapter: {"from": DIR, "parameters": HASH}'
+    )
   return document
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import itertools
 import math
+import os
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -242,6 +244,19 @@ def test_tokens_that_a_file_lacks_share_the_unknown_probability(tmp_path):
     ("\tthe cat\t", "\t", "expected log10 p, 2 tokens and a backoff"),
     ("\\end\\", "", "has no line"),
     ("\\data\\", "data", "line 1: expected .data."),
+    ("ngram 3=", "ngram 3=0 ", "line 4: expected ngram 3=COUNT"),
+    ("ngram 2=19", "ngram 2=0", "line 3: expected ngram 2=COUNT with a count of at least 1"),
+    ("ngram 2=19", "ngram 2=" + "9" * 5000, "line 3: expected ngram 2=COUNT"),
+    ("\ta\t", "\tcat\t", "line 1[0-9]: expected every n-gram of order 1 once, and line [0-9]+ has"),
+    ("\tthe mat\t", "\tthe log\t", "line [0-9]+: expected every n-gram of order 2 once, and line"),
+    ("\tcat\t-0.1962946", "\tcat\tnan", "line [0-9]+: expected log10 p of at most 0"),
+    ("\tcat\t-0.1962946", "\tcat\tinf", "line [0-9]+: expected log10 p of at most 0"),
+    ("\tcat\t-0.1962946", "\tcat\t1e300", "line [0-9]+: expected log10 p of at most 0"),
+    ("\n", "\n" + "x" * (1 << 20), "line 2: expected fewer than 1,048,576 bytes"),
+    *(
+      ("-1.056419\tcat", f"{p}\tcat", "line [0-9]+: expected log10 p of at most 0")
+      for p in ("nan", "inf", "-inf", "-1e400", "0.5", "3", "-1_0", "-٣")
+    ),
   ],
 )
 def test_a_file_that_lies_is_refused_in_one_sentence(tmp_path, old, new, message):
@@ -253,6 +268,55 @@ def test_a_file_that_lies_is_refused_in_one_sentence(tmp_path, old, new, message
   with pytest.raises(UserError, match=message) as error:
     arpa.read(tmp_path / "m.arpa", words)
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("old", "new"),
+  [("cat\t-0.1962946", "cat\t0.5"), ("-1.056419\tcat", "9e-7\tcat"), ("-98.99999\t", "0\t")],
+)
+def test_backoffs_above_0_and_rounded_probabilities_are_read(tmp_path, old, new):
+  words, _, model = model_of(FOUR, order=3)
+  model.write_arpa(tmp_path / "m.arpa", words)
+  text = (tmp_path / "m.arpa").read_text()
+  assert old in text
+  (tmp_path / "m.arpa").write_text(text.replace(old, new, 1))
+  table = arpa.read(tmp_path / "m.arpa", words)[0]
+  assert table.p[1] == pytest.approx(-99 * math.log(10))
+  assert np.isfinite(table.p).all() and np.isfinite(table.backoff).all()
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device", "folder"])
+def test_only_a_file_is_read(tmp_path, kind):
+  path = Path("/dev/zero") if kind == "device" else tmp_path / "m.arpa"
+  if kind != "device":
+    (os.mkfifo if kind == "FIFO" else os.mkdir)(path)
+  with pytest.raises(UserError, match=f"is a {kind}; expected a file"):
+    arpa.read(path, Words(FOUR))
+
+
+def test_a_padded_vocabulary_is_written_without_the_padding_or_refused(tmp_path):
+  words, path = Words(FOUR), tmp_path / "m.arpa"
+  config = NGram(vocab_size=len(words.pieces) + 25, order=3)
+  config, model = config.estimated(*words.text(FOUR), np.ones(config.vocab_size, bool))
+  model.write_arpa(path, words)
+  again, read = config.filled(arpa.read(path, words))
+  assert again == config
+  jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), read, model)
+  np.testing.assert_allclose(log10_p(read, words, FOUR), log10_p(model, words, FOUR), atol=1e-5)
+  path.unlink()
+  for fewer in (FOUR[:1], [*FOUR, *map(str, range(26))]):
+    with pytest.raises(UserError, match="give the tokenizer that the model was counted with"):
+      model.write_arpa(path, Words(fewer))
+  assert not list(tmp_path.iterdir())
+  path.mkdir()
+  with pytest.raises(UserError, match=r"m\.arpa cannot be written"):
+    model.write_arpa(path, words)
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_text_too_short_for_the_order_is_refused():
+  with pytest.raises(UserError, match=r"no n-grams of order 4.* set model.order=3"):
+    model_of(["a"], order=5)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """LoRA, rsLoRA and DoRA on every family: closed forms."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -9,7 +10,13 @@ import pytest
 from plm_jax.errors import UserError
 from plm_jax.models.dropout import Noise
 from plm_jax.peft.adapted import adapted
+from plm_jax.peft.bottleneck import Bottleneck
+from plm_jax.peft.ia3 import Ia3
 from plm_jax.peft.lora import Lora
+from plm_jax.peft.prefix import Prefix
+from plm_jax.peft.prompt import Prompt
+from plm_jax.runs import RunInfo
+from plm_jax.train.workdir import FORMAT
 from tests.peft.models import COMPUTE, MODELS, base, moved, states
 
 
@@ -60,6 +67,8 @@ def test_scanned_and_unrolled_layers_agree(name, dropout):
   ("options", "sentence"),
   [
     ({"rank": 0}, "peft.rank=0 must be at least 1"),
+    ({"rank": 10**7}, "peft.rank=10000000 is more than 8, the highest rank of any kernel"),
+    ({"targets": ()}, "peft.targets is empty, .* name some of blocks/attention/ke"),
     ({"dropout": 1.0}, "peft.dropout=1.0 must be at least 0 and below 1"),
     ({"targets": ("sauce",)}, "sauce fits no linear map of the model; it has blocks/attention/ke"),
     ({"train": ("sauce/*",)}, r"peft.train=sauce/\* fits no parameter; the model has blocks/at"),
@@ -68,3 +77,28 @@ def test_scanned_and_unrolled_layers_agree(name, dropout):
 def test_a_mistake_is_a_sentence(options, sentence):
   with pytest.raises(UserError, match=sentence):
     adapted(Lora(**options), base("bert"), jax.random.key(1), ())
+
+
+@pytest.mark.parametrize(
+  ("make", "sentence"),
+  [
+    (lambda: Bottleneck(width=10**7), "peft.width=10000000 is more than 1,048,576"),
+    (lambda: Prefix(length=10**7), "peft.length=10000000 is more than 1,048,576"),
+    (lambda: Prefix(hidden=10**7), "peft.hidden=10000000 is more than 1,048,576"),
+    (lambda: Prompt(length=10**7), "peft.length=10000000 is more than 1,048,576"),
+    (lambda: Bottleneck(targets=()), "peft.targets is empty"),
+    (lambda: Prefix(targets=()), "peft.targets is empty"),
+    (lambda: Ia3(outputs=(), inputs=()), "peft.outputs and peft.inputs are both empty"),
+  ],
+)
+def test_sizes_without_bound_and_methods_without_targets_are_refused(make, sentence):
+  with pytest.raises(UserError, match=sentence):
+    adapted(make(), base("bert"), jax.random.key(1), ())
+
+
+@pytest.mark.parametrize("entry", ["x", 7, None, [], {}, {"from": 3}, {"from": None}])
+def test_a_damaged_base_is_a_sentence_that_names_the_file(tmp_path, entry):
+  document = {"format": FORMAT, "experiment": {}, "base": entry}
+  (tmp_path / "config.json").write_text(json.dumps(document))
+  with pytest.raises(UserError, match=r'config.json has a damaged entry "base"'):
+    RunInfo.read(tmp_path)
