@@ -67,9 +67,9 @@ def names_of(tokenizer: Tokenizer) -> list[str]:
 
 def write(path: str | Path, tables: list[Table], tokenizer: Tokenizer) -> None:
   """Writes a model; a file cut off is never at `path`. Tokens that the tokenizer does not have are
-  left out, so every text keeps its probability. Errors: `UserError`, before anything is written,
-  for tokens with white space, for n-grams with tokens that the tokenizer does not have, and for a
-  tokenizer with more tokens than the model."""
+  left out if they are never predicted. Errors: `UserError`, before anything is written, for tokens
+  with white space, for other tokens that the tokenizer does not have, and for a tokenizer with more
+  tokens than the model."""
   names, path = names_of(tokenizer), Path(path)
   if odd := next((name for name in names if not name or name.split() != [name]), None):
     raise UserError(f"an ARPA file cannot hold the token {odd!r}; take another tokenizer")
@@ -102,6 +102,11 @@ def _of_tokenizer(tables: list[Table], size: int) -> list[Table]:
     raise UserError(
       f"the tokenizer has {size:,} tokens, and the model of {len(tables[0].p):,} has n-grams "
       "of others; give the tokenizer that the model was counted with"
+    )
+  if (np.asarray(tables[0].p[size:]) > (NEVER + 1) * _LN10).any():
+    raise UserError(
+      f"the tokenizer has {size:,} tokens, and the model predicts {len(tables[0].p):,}; an ARPA "
+      "file cannot hold the others: count the model with model.vocab_size=none"
     )
   return [Table(*(column[:size] for column in tables[0])), *tables[1:]]
 

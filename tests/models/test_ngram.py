@@ -297,7 +297,8 @@ def test_only_a_file_is_read(tmp_path, kind):
 def test_a_padded_vocabulary_is_written_without_the_padding_or_refused(tmp_path):
   words, path = Words(FOUR), tmp_path / "m.arpa"
   config = NGram(vocab_size=len(words.pieces) + 25, order=3)
-  config, model = config.estimated(*words.text(FOUR), np.ones(config.vocab_size, bool))
+  predicted = np.arange(config.vocab_size) < len(words.pieces)
+  config, model = config.estimated(*words.text(FOUR), predicted)
   model.write_arpa(path, words)
   again, read = config.filled(arpa.read(path, words))
   assert again == config
@@ -307,6 +308,9 @@ def test_a_padded_vocabulary_is_written_without_the_padding_or_refused(tmp_path)
   for fewer in (FOUR[:1], [*FOUR, *map(str, range(26))]):
     with pytest.raises(UserError, match="give the tokenizer that the model was counted with"):
       model.write_arpa(path, Words(fewer))
+  _, smoothed = config.estimated(*words.text(FOUR), np.ones(config.vocab_size, bool))
+  with pytest.raises(UserError, match=r"count the model with model.vocab_size=none"):
+    smoothed.write_arpa(path, words)
   assert not list(tmp_path.iterdir())
   path.mkdir()
   with pytest.raises(UserError, match=r"m\.arpa cannot be written"):
