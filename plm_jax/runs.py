@@ -61,7 +61,8 @@ class RunInfo:
     tokenizer = load_tokenizer(path / "tokenizer")
     text = document.get("text")
     recorded = text.get("tokenizer") if isinstance(text, dict) else None
-    if isinstance(recorded, dict) and recorded.get("fingerprint") != tokenizer.fingerprint:
+    known = recorded.get("fingerprint") if isinstance(recorded, dict) else None
+    if known is not None and known != tokenizer.fingerprint:
       raise UserError(
         f"{path / 'tokenizer'} is not the tokenizer that {path / 'config.json'} records; put that "
         "one back"

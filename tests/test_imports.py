@@ -27,7 +27,7 @@ BENEATH = {
   "cli": {"errors"},
   "data": {"errors", "files", "progress"},
   "placement": set(),
-  "models": {"errors", "progress", "placement"},
+  "models": {"errors", "files", "progress", "placement"},
   "objectives": {"errors", "placement"},
   "optim": {"errors", "models"},
   "own_code": {"errors", "config_tree", "cli", "data"},
