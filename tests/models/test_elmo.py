@@ -252,6 +252,7 @@ def test_devices_and_micro_batches_change_neither_parameters_nor_carry():
   assert {len(row.axes) for _, row, _ in with_roles(expected.params)} >= {1, 2, 3}
 
 
+@pytest.mark.slow
 def test_a_run_reads_the_characters_of_its_tokens_and_learns(tmp_path, capsys):
   tokenizer = toy_run.prepared().tokenizer
   experiment = dataclasses.replace(TRAINED, mesh=MeshShape(data=8)).resolve(tokenizer.vocab.size)

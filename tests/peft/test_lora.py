@@ -31,6 +31,7 @@ def test_lora_begins_at_the_base(name, dora):
     np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("peft", [Lora(targets=("*",)), Lora(dora=True, rslora=True)], ids=str)
 def test_a_merged_model_computes_as_the_unmerged(name, peft):

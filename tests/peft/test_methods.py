@@ -67,6 +67,7 @@ def test_only_added_and_trained_parameters_have_a_gradient_and_all_of_them(name,
   assert not np.allclose(states(model.applied()), states(base(name)), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SMALL)
 @pytest.mark.parametrize("name", ["albert", "t5", "llama"])
 def test_scanned_and_unrolled_layers_agree(name, method):

@@ -38,6 +38,7 @@ def trained(experiment, steps=2):
   return before, jax.device_get(state)
 
 
+@pytest.mark.slow
 def test_eight_devices_and_micro_batches_train_as_one_device():
   _, one = trained(ALL)
   mesh, compute = (

@@ -83,6 +83,7 @@ def test_the_records_cover_every_window_and_evaluation(whole):
   assert int(whole[1].step) == 12
 
 
+@pytest.mark.slow
 def test_early_evaluations_are_dense_at_the_start_and_change_nothing_else(tmp_path):
   plain, early = (
     run(tmp_path / str(is_early), dataclasses.replace(TOY, schedule=schedule))

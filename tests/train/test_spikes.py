@@ -189,6 +189,7 @@ class Ending:
     self.stream.close()
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_back_ends_alike_wherever_it_is_killed(rewound, tmp_path):
   folder, state, _ = rewound
   positions, rewind = [8, 13, 14, 15, 16, 16, 18, 25, 30], with_action("rewind")
@@ -212,6 +213,7 @@ def test_a_run_that_exploded_can_go_on_from_before(tmp_path):
   assert max(r["loss"] for r in metrics if r["split"] == "train") < 100
 
 
+@pytest.mark.slow
 def test_skip_leaves_out_the_updates_and_says_so(tmp_path):
   skip = with_action("skip")
   bad = BAD | {18: np.nan}
