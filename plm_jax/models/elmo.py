@@ -286,19 +286,3 @@ def _padded(characters, longest: int) -> np.ndarray:
   row = np.full(longest, PAD, np.int32)
   row[: len(characters) + 2] = [BEGIN, *characters, END]
   return row + 1
-
-
-class ScalarMix(nnx.Module):
-  """A weighted mean of layers: `gamma sum_j softmax(w)_j h_j`, at first their mean."""
-
-  def __init__(self, layers: int):
-    self.weights = nnx.Param(jnp.zeros(layers))
-    self.gamma = nnx.Param(jnp.ones(()))
-
-  def __call__(self, layers_BTLD: jax.Array) -> jax.Array:
-    share_L = jax.nn.softmax(self.weights[...])
-    return self.gamma[...] * jnp.einsum("btld,l->btd", layers_BTLD, share_L)
-
-  def penalty(self, factor: float) -> jax.Array:
-    """`factor |w|^2`: 1 holds the layers' weights near equal, 0.001 lets them move (Table 2)."""
-    return factor * jnp.square(self.weights[...]).sum()

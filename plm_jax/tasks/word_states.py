@@ -56,18 +56,6 @@ def states_of(run: Run, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarr
   return result
 
 
-def word_states(run: Run, texts: Sequence[str], spans: Sequence[tuple[int, int]]) -> np.ndarray:
-  """float32 [N, L, D]: the mean state of the tokens of one word of every text. spans: its
-  characters. NaN for a word without a token, and for one that was cut off."""
-  vectors = []
-  for first in range(0, len(texts), BLOCK):
-    part = slice(first, first + BLOCK)
-    for (states, offsets), (start, end) in zip(states_of(run, texts[part]), spans[part]):
-      a, b = tokens_in(offsets, start, end)
-      vectors.append(states[a:b].mean(axis=0) if b > a else np.full(states.shape[1:], np.nan))
-  return np.stack(vectors).astype(np.float32)
-
-
 def occurrence_table(run: Run, texts: Iterable[str], layer: int = -1) -> WordTable:
   """Vectors without context: the mean state of the first `MOST` occurrences of every word, most
   frequent first. Errors: `UserError` for a layer that the model lacks, and for no words."""

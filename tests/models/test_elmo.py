@@ -5,7 +5,6 @@ import json
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,7 +18,6 @@ from plm_jax.models.elmo import (
   BEGIN_TEXT,
   END_TEXT,
   Elmo,
-  ScalarMix,
   boundary,
   characters_of,
   spellings,
@@ -209,16 +207,6 @@ def test_characters_are_bytes_between_the_begin_and_the_end_of_a_token():
   assert table[tokenizer.vocab.end[0], :3].tolist() == [259, END_TEXT + 1, 260]
   (word,) = tokenizer.encode("w1")[:1]
   assert table[word].tolist() == characters_of([tokenizer.decode([word])], 8)[0].tolist()
-
-
-def test_a_scalar_mix_begins_as_the_mean_and_its_shares_sum_to_one():
-  mix, layers = ScalarMix(3), jax.random.normal(jax.random.key(0), (2, 4, 3, 5))
-  np.testing.assert_allclose(mix(layers), layers.mean(axis=2), atol=1e-6)
-  mix.weights[...], mix.gamma[...] = jnp.array([1.0, -2.0, 0.5]), 3.0
-  share = np.exp([1.0, -2.0, 0.5]) / np.exp([1.0, -2.0, 0.5]).sum()
-  expected = 3 * np.einsum("btld,l->btd", layers, share)
-  np.testing.assert_allclose(mix(layers), expected, atol=1e-5)
-  assert float(mix.penalty(0.1)) == pytest.approx(0.1 * (1 + 4 + 0.25))
 
 
 def test_both_neighbours_of_a_document_are_predicted_and_no_others():

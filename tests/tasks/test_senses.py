@@ -14,7 +14,7 @@ from plm_jax.models.bert import Bert
 from plm_jax.models.word_vectors import WordVectors
 from plm_jax.runs import Run
 from plm_jax.tasks.senses import Use, nearest_accuracy, read_uses, senses
-from plm_jax.tasks.word_states import occurrence_table, states_of, word_states
+from plm_jax.tasks.word_states import occurrence_table, states_of
 from tests.toy_run import TOY
 
 USES = read_uses()
@@ -64,16 +64,6 @@ def test_static_vectors_cannot_tell_senses_apart(static, bert):
   assert len(result.accuracy) == 3 and result.accuracy[-1] != pytest.approx(7 / 15)
 
 
-def test_the_state_of_a_word_is_the_mean_of_its_pieces(bert):
-  text, span = "She opened a savings account", (13, 20)
-  ((states, offsets),) = states_of(bert, [text])
-  inside = (offsets[:, 0] < span[1]) & (offsets[:, 1] > span[0])
-  assert inside.sum() > 1  # "savings" is several pieces
-  (vector,) = word_states(bert, [text], [span])
-  np.testing.assert_allclose(vector, states[inside].mean(axis=0), rtol=1e-5)
-  assert np.isnan(word_states(bert, ["   "], [(0, 1)])).all()
-
-
 def test_states_of_rows_do_not_depend_on_their_company(bert):
   alone = states_of(bert, [TEXTS[0]])[0][0]
   together = states_of(bert, [TEXTS[0], " ".join(TEXTS[1:3])])[0][0]
@@ -84,8 +74,11 @@ def test_occurrences_are_averaged(bert):
   table = occurrence_table(bert, ["the bank", "a bank near the bank"])
   assert table.words[:2] == ["bank", "the"] and table.counts[:2].tolist() == [3, 2]
   texts, spans = ["the bank", "a bank near the bank"], [(4, 8), (2, 6), (16, 20)]
-  uses = word_states(bert, [texts[0], texts[1], texts[1]], spans)[:, -1]
-  np.testing.assert_allclose(table.vectors[0], uses.mean(axis=0), atol=1e-5)
+  uses = []
+  for (start, end), (states, offsets) in zip(spans, states_of(bert, [texts[0], *texts[1:] * 2])):
+    inside = (offsets[:, 0] < end) & (offsets[:, 1] > start)
+    uses.append(states[inside, -1].mean(axis=0))
+  np.testing.assert_allclose(table.vectors[0], np.mean(uses, axis=0), atol=1e-5)
   with pytest.raises(UserError, match="has 3 layers"):
     occurrence_table(bert, texts, layer=7)
 
