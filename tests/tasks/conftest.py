@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from plm_jax.data.documents import Document
-from plm_jax.data.pipeline import Corpus
+from plm_jax.data.pipeline import Corpus, iterate
 from plm_jax.data.tokenizers import WordPiece
 from plm_jax.experiment import Experiment, Intervals
 from plm_jax.models.bert import Bert
@@ -16,6 +16,7 @@ from plm_jax.objectives.nsp import NSP
 from plm_jax.optim.adamw import AdamW
 from plm_jax.runs import RunInfo
 from plm_jax.sharding import MeshShape
+from plm_jax.tasks import finetuning
 from plm_jax.tasks.examples import Example, Examples
 from plm_jax.train.checkpoint import Checkpoints
 from plm_jax.train.state import create_state
@@ -108,3 +109,21 @@ def examples_of(ids, labels=None):
   labels = np.zeros(len(ids), np.int32) if labels is None else np.asarray(labels, np.int32)
   items = [Example(("x",), str(label), str(n), "d") for n, label in enumerate(labels)]
   return Examples(items, [(np.asarray(i, np.int32),) for i in ids], {"label": labels})
+
+
+def check_a_killed_run_ends_alike(planned, finished, monkeypatch):
+  """The cell "pretrained-60-0" of 12 steps is killed after step 9 and goes on: its scores and
+  records are those of `finished`, which was not."""
+
+  def dies(batches, start, stop, workers):
+    return iterate(batches, start, 9, workers)
+
+  again, name = planned._replace(path=planned.path / "killed"), "pretrained-60-0"
+  with monkeypatch.context() as patched:
+    patched.setattr(finetuning, "iterate", dies)
+    with pytest.raises(StopIteration):
+      finetuning.model_cell(again, "pretrained", 60, 0, "toy")
+  assert not (again.path / name / "scores.json").exists()
+  assert finetuning.model_cell(again, "pretrained", 60, 0, "toy") == finished
+  for file in ("metrics.jsonl", "scores.json"):
+    assert (again.path / name / file).read_bytes() == (planned.path / name / file).read_bytes()

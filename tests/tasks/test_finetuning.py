@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from plm_jax.data.pipeline import iterate
 from plm_jax.errors import UserError
 from plm_jax.tasks import finetuning, labelled_text
 from plm_jax.tasks.classify import Classify
@@ -22,6 +21,7 @@ from plm_jax.tasks.label import Label
 from plm_jax.tasks.rows import LabelledBatches
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.loop import compile_experiment
+from tests.tasks.conftest import check_a_killed_run_ends_alike
 
 SETTINGS = ["task.length=10", "task.test_share=0.2", "task.dev_share=0.2"]
 
@@ -62,19 +62,7 @@ def test_both_arms_differ_in_where_they_start_and_in_nothing_else(planned, sourc
 
 @pytest.mark.slow
 def test_a_killed_run_ends_like_one_that_was_not(planned, finished, monkeypatch):
-  def dies(batches, start, stop, workers):
-    return iterate(batches, start, 9, workers)  # the stream ends after step 9 of 12
-
-  again = planned._replace(path=planned.path / "killed")
-  with monkeypatch.context() as patched:
-    patched.setattr(finetuning, "iterate", dies)
-    with pytest.raises(StopIteration):
-      model_cell(again, "pretrained", 60, 0, "toy")
-  name = "pretrained-60-0"
-  assert not (again.path / name / "scores.json").exists()
-  assert model_cell(again, "pretrained", 60, 0, "toy") == finished
-  for file in ("metrics.jsonl", "scores.json"):
-    assert (again.path / name / file).read_bytes() == (planned.path / name / file).read_bytes()
+  check_a_killed_run_ends_alike(planned, finished, monkeypatch)
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import plm_jax as plm
-from plm_jax.data.pipeline import iterate
 from plm_jax.errors import UserError
 from plm_jax.export.peft_run import write_adapter
 from plm_jax.models.parameters import named
@@ -24,6 +23,7 @@ from plm_jax.tasks import finetuning, predicting
 from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.finetuning import model_cell, plan
 from plm_jax.train.loop import compile_experiment
+from tests.tasks.conftest import check_a_killed_run_ends_alike
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ["task.length=10", "task.test_share=0.2", "task.dev_share=0.2", "compute.dtype=float32"]
@@ -86,18 +86,7 @@ def test_merged_and_unmerged_models_predict_the_same(planned, finished):
 
 
 def test_a_killed_run_ends_like_one_that_was_not(planned, finished, monkeypatch):
-  def dies(batches, start, stop, workers):
-    return iterate(batches, start, 9, workers)  # the stream ends after step 9 of 12
-
-  again = planned._replace(path=planned.path / "killed")
-  with monkeypatch.context() as patched:
-    patched.setattr(finetuning, "iterate", dies)
-    with pytest.raises(StopIteration):
-      model_cell(again, "pretrained", 60, 0, "toy")
-  assert model_cell(again, "pretrained", 60, 0, "toy") == finished
-  for file in ("metrics.jsonl", "scores.json"):
-    one, two = (p.path / "pretrained-60-0" / file for p in (again, planned))
-    assert one.read_bytes() == two.read_bytes()
+  check_a_killed_run_ends_alike(planned, finished, monkeypatch)
 
 
 @pytest.mark.slow
