@@ -17,6 +17,7 @@ def benchmark(monkeypatch):
   return importlib.import_module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["cpu_small", "cpu_gpt", "cpu_t5", "gpu_t5_base"])
 def test_both_sides_have_as_many_parameters(preset, benchmark):
   torch = pytest.importorskip("torch")

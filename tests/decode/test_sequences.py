@@ -55,6 +55,7 @@ def by_full_forward(trained, source, start, steps):
   return ids[len(start) :]
 
 
+@pytest.mark.slow
 def test_greedy_search_is_the_argmax_of_the_full_forward_pass(trained, name):
   prompts = [Prompt(STARTS[name], source) for source in SOURCES]
   texts = [texts[0] for texts in write(*trained, prompts, Rules(max_length=8))]

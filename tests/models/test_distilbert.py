@@ -60,6 +60,7 @@ def named(model):
   return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
 
 
+@pytest.mark.slow
 def test_the_student_takes_tables_head_and_every_so_many_layers_of_its_teacher():
   teacher = initial(TEACHER, 7)
   teacher.nsp = teacher.pooler = None

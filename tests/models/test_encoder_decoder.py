@@ -220,6 +220,7 @@ def test_shared_layers_are_one_set_of_arrays_with_the_gradients_of_both_sides():
     dataclasses.replace(MODELS["t5"], arrangement="shared")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arrangement", ["prefix", "causal"])
 def test_a_single_stack_reads_the_target_behind_its_source(arrangement):
   toy = dataclasses.replace(MODELS["t5"], decoder_layers=None, arrangement=arrangement)

@@ -93,6 +93,7 @@ BATCH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [Bert(**SIZES), Gpt2(**SIZES)], ids=["bert", "gpt"])
 @pytest.mark.parametrize(
   "mesh",

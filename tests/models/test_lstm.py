@@ -173,6 +173,7 @@ def test_a_killed_run_goes_on_with_the_carried_state_bit_for_bit(tmp_path):
   assert valid[-1]["clm/loss"] < 0.9 * valid[0]["clm/loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [Gru, Rnn])
 def test_every_cell_learns_in_bfloat16(cell, tmp_path):
   model = cell(layers=2, width=16, dropout=0.1, variational=True)

@@ -274,6 +274,7 @@ RATES = {
 }
 
 
+@pytest.mark.slow
 @every_family
 def test_rates_double_from_the_embeddings_over_each_layer_and_are_one_at_the_heads(family):
   expected, met = RATES[family], set()

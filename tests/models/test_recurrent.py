@@ -123,6 +123,7 @@ def test_padding_does_not_reach_the_last_states():
   assert not np.allclose(layer.last(x, jnp.array([7])), short)
 
 
+@pytest.mark.slow
 def test_a_causal_model_is_pooled_where_it_has_seen_everything():
   toy = Bert(vocab_size=30, layers=1, width=8, heads=2, positions=8, attention="causal")
   model = jax.jit(lambda: toy.init(jax.random.key(0), {"classes": 3}))()

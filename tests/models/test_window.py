@@ -43,6 +43,9 @@ MODELS = {
   "all within the window": Gpt2(**LOCAL | {"global_every": 0}),
   "albert": Bert(sharing="all", **LOCAL),
 }
+SOME_SLOW = [
+  n if n in ("gpt2", "modern") else pytest.param(n, marks=pytest.mark.slow) for n in MODELS
+]
 LOOPS = {name: Compute(dtype="float32", layers=name) for name in ("scan", "unroll")}
 
 
@@ -106,7 +109,7 @@ def references(name):
 
 @pytest.mark.parametrize("block", [64, 5])
 @pytest.mark.parametrize("loop", ["unroll", pytest.param("scan", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SOME_SLOW)
 def test_every_layer_sees_the_tokens_of_a_mask_made_by_hand(name, loop, block, monkeypatch):
   """With block=5 causal attention on a CPU is computed in blocks of 5, 5 and 2 queries."""
   monkeypatch.setattr(attention, "BLOCK", block)

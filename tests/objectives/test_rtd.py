@@ -125,6 +125,7 @@ def test_a_position_that_is_drawn_twice_gets_one_token():
   )
 
 
+@pytest.mark.slow
 def test_a_sample_that_equals_the_original_is_an_original():
   """F36. With a generator that is certain of the truth nothing is replaced."""
   batch = rows()

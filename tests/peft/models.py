@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from plm_jax.models.albert import Albert
 from plm_jax.models.bart import Bart
@@ -24,6 +25,7 @@ MODELS = {
   "t5": T5(**SIZES, hidden=16),
   "bart": Bart(**SIZES),
 }
+SOME_SLOW = [n if n in ("bert", "t5") else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
 COMPUTE = Compute(dtype="float32")
 BATCH = {
   "input_ids": np.arange(12).reshape(2, 6) + 3,

@@ -17,10 +17,10 @@ from plm_jax.peft.prefix import Prefix
 from plm_jax.peft.prompt import Prompt
 from plm_jax.runs import RunInfo
 from plm_jax.train.workdir import FORMAT
-from tests.peft.models import COMPUTE, MODELS, base, moved, states
+from tests.peft.models import COMPUTE, MODELS, SOME_SLOW, base, moved, states
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SOME_SLOW)
 @pytest.mark.parametrize("dora", [False, True])
 def test_lora_begins_at_the_base(name, dora):
   model = adapted(Lora(dora=dora), base(name), jax.random.key(1), ())

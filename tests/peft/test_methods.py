@@ -17,7 +17,7 @@ from plm_jax.peft.lora import Lora
 from plm_jax.peft.methods import METHODS
 from plm_jax.peft.prefix import Prefix
 from plm_jax.peft.prompt import Prompt
-from tests.peft.models import BATCH, COMPUTE, MODELS, base, moved, states
+from tests.peft.models import BATCH, COMPUTE, MODELS, SOME_SLOW, base, moved, states
 
 SMALL = {
   "lora": Lora(rank=2),
@@ -41,7 +41,7 @@ def begun(name, peft):
   return adapted(peft, base(name), jax.random.key(1), ())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SOME_SLOW)
 @pytest.mark.parametrize("peft", [Ia3(), Prompt(length=0)], ids=["ia3", "prompt"])
 def test_gains_of_one_and_an_empty_prompt_are_the_base(name, peft):
   np.testing.assert_array_equal(states(begun(name, peft).applied()), states(base(name)))
@@ -79,6 +79,7 @@ def test_scanned_and_unrolled_layers_agree(name, method):
   np.testing.assert_allclose(scan, unroll, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_merged_ia3_computes_as_the_unmerged(name):
   added = moved(begun(name, Ia3()).added)

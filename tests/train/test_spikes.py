@@ -119,6 +119,7 @@ def test_a_spike_is_told_and_recorded(tmp_path, capsys):
   assert steps_in(tmp_path / "run") == [21, 24]  # it was usual again: the newest alone are kept
 
 
+@pytest.mark.slow
 def test_while_the_loss_stays_exploded_a_checkpoint_from_before_is_kept(tmp_path, capsys):
   bad = {position: 1e4 for position in range(14, 25)}
   run(tmp_path / "run", with_action("tell"), data(STEADY, bad=bad))
@@ -203,6 +204,7 @@ def test_a_run_that_goes_back_ends_alike_wherever_it_is_killed(rewound, tmp_path
     assert (tmp_path / "run" / name).read_bytes() == (folder / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_exploded_can_go_on_from_before(tmp_path):
   bad = {position: 1e4 for position in range(14, 25)}
   run(tmp_path / "told", with_action("tell"), data(STEADY, bad=bad))
