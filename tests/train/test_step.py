@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -194,8 +195,13 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
     compile_experiment(experiment, example_batch(experiment))
 
 
+def operations(program: str) -> str:
+  """The operations of a compiled program, without which calls in the source led to each."""
+  return re.sub(r", metadata={[^}]*}", "", program[program.index("\n%") :])
+
+
 def test_the_compiled_step_is_the_same_for_other_rates_and_lengths():
   other = dataclasses.replace(TOY, optim=AdamW(peak=1e-3, warmup=7), steps=50)
   one, two = (program_of(experiment).step for experiment in (TOY, other))
-  assert one.func.as_text() == two.func.as_text()
+  assert operations(one.func.as_text()) == operations(two.func.as_text())
   assert one.keywords != two.keywords
