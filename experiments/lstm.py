@@ -3,8 +3,9 @@ batch. Each function is a run, as in experiments/bert.py.
 
 Text, vocabulary and batch of `tiny` are those of `experiments/gpt.py:tiny`, so that both models are
 measured on the same held-out tokens. The paper's own text, the Penn Treebank, is not distributed:
-`paper` has its sizes, rows and passes on a Wikipedia of 10,000 tokens. Deviation: AdamW instead of
-SGD with a rate of 1 that is divided after some epochs.
+`paper` has its sizes, rows and passes on a Wikipedia of 10,000 tokens. Deviations: AdamW instead of
+SGD with a rate of 1 that is divided after some epochs; the state becomes zeros where a document
+begins, so that a model can read a text from its beginning.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from plm_jax.models.lstm import LARGE, MEDIUM, SMALL, Gru, Lstm, Rnn
 from plm_jax.objectives.clm import CLM
 from plm_jax.optim.adamw import AdamW
 
-STREAM = PackedDocuments(separate=False, ordered=True)
+STREAM = PackedDocuments(ordered=True)
 PTB_TOKENS = 929_000
 
 

@@ -20,6 +20,8 @@ import typing
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from absl import flags
+
 from plm_jax import overrides
 from plm_jax.config_tree import field_types, fits
 from plm_jax.errors import UserError
@@ -33,6 +35,17 @@ ROOT = Path(__file__).resolve().parents[2]
 CELL = "(made in Python)"  # of an arm that no file has; of a table, before its title
 SWEEP, SCORES = "sweep.json", "scores.json"
 _TAIL = 1 << 14  # bytes of a run's records that a view reads once a second
+
+
+def define_evaluation() -> None:
+  """The flags of `Evaluation`."""
+  flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files to evaluate on.")
+  flags.DEFINE_integer("blimp_pairs", None, "At most this many pairs of each of its files.")
+  flags.DEFINE_string("finetune", None, "Fine-tune on these numbers of labels, such as 500,all.")
+  flags.DEFINE_bool("gaps", False, "Measure how well gaps of three tokens are filled.")
+  flags.DEFINE_string("probe", None, "Probe frozen states on these numbers of labels.")
+  flags.DEFINE_string("tags", None, "Probe them on tagged words: two files, TRAIN,TEST.")
+  flags.DEFINE_string("prompt", None, "Write a text from this prompt.")
 
 
 class PlannedRun(NamedTuple):
@@ -52,26 +65,42 @@ class Evaluation:
   blimp: str | None = None
   blimp_pairs: int | None = None
   finetune: str | None = None
+  gaps: bool = False
+  probe: str | None = None
+  tags: str | None = None
+  prompt: str | None = None
 
   def __post_init__(self):
     if self.blimp_pairs is not None and self.blimp_pairs < 1:
       raise UserError(f"--blimp_pairs={self.blimp_pairs} must be at least 1.")
     if self.blimp_pairs is not None and self.blimp is None:
       raise UserError(f"--blimp_pairs={self.blimp_pairs} says nothing without --blimp=FOLDER.")
-    self.labels  # noqa: B018  raises if it cannot be parsed
+    self.labels, self.probe_labels  # noqa: B018  raise if they cannot be parsed
 
   @property
   def labels(self) -> list[int | None]:
     return numbers_of_labels(self.finetune, "finetune") if self.finetune else []
 
+  @property
+  def probe_labels(self) -> list[int | None]:
+    return numbers_of_labels(self.probe, "probe") if self.probe else []
+
   def beside(self, before: Self) -> Self:
     """These flags, and those of `before` that are not set here: repeated commands keep them."""
     pairs = self if self.blimp else before
-    return dataclasses.replace(pairs, finetune=self.finetune or before.finetune)
+    names = [field.name for field in dataclasses.fields(self)]
+    kept = {name: getattr(self, name) or getattr(before, name) for name in names}
+    return type(self)(**kept | {"blimp": pairs.blimp, "blimp_pairs": pairs.blimp_pairs})
 
   def flags(self) -> list[str]:
+    """Those that are set, as words of a command."""
     values = dataclasses.asdict(self)
-    return [f"--{name}={value}" for name, value in values.items() if value is not None]
+    return [f"--{n}" if v is True else f"--{n}={v}" for n, v in values.items() if v]
+
+  def is_that_of(self, record: dict[str, Any]) -> bool:
+    """Whether a record, perhaps of an earlier version with fewer flags, has the same ones set."""
+    ours, theirs = dataclasses.asdict(self), dict(record)
+    return {k: v for k, v in ours.items() if v} == {k: v for k, v in theirs.items() if v}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +286,7 @@ _AGAIN = "delete it, and the sweep's command measures this run again"
 def is_done(out: Path, run: PlannedRun, plan: SweepPlan) -> bool:
   """Whether a run has all the measurements of the sweep."""
   scores = read_scores(out, run)
-  return scores is not None and scores["asked"] == dataclasses.asdict(plan.evaluation)
+  return scores is not None and plan.evaluation.is_that_of(scores["asked"])
 
 
 def state_of(out: Path, run: PlannedRun, plan: SweepPlan, alive: bool = False) -> RunState:

@@ -45,6 +45,7 @@ def report_blocks(measured: Measured, pictures: list[Picture], to: Path) -> list
     Heading("What to take from it"),
     Text(summary(measured)),
     *verdict_blocks(measured),
+    *(table.blocks(measured, to) if table.blocks else ()),
     Heading("Published and measured"),
     *([Text(table.caveat + (UNSET if plan.settings else ""))] if table.caveat else []),
     *table_blocks(measured),

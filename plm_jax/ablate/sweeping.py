@@ -42,6 +42,7 @@ from plm_jax.runs import teacher_of
 from plm_jax.train import estimate
 from plm_jax.train.workdir import lock
 
+TAGS = "probe_tag_accuracy"
 MOST_RUNS = 10_000  # seeds, and jobs
 SECONDS = 500_000  # tokens that take no longer: no time is estimated
 
@@ -149,21 +150,21 @@ def planned(
   jobs: int = 1,
   arms: Sequence[str] = (),
   settings: Sequence[str] = (),
-  blimp: str | None = None,
-  blimp_pairs: int | None = None,
-  finetune: str | None = None,
   cache: str | None = None,
+  **evaluation: Any,
 ) -> tuple[Table, SweepPlan, dict[str, Experiment]]:
   """The table, the sweep and its experiments, from the values of the command's flags (settings:
-  those of `--set`). table: FILE:FUNCTION, the function, or a table that was made in this process.
-  Errors: `UserError` for values with which no arm can be run."""
+  those of `--set`; evaluation: fields of `Evaluation`). table: FILE:FUNCTION, the function, or a
+  table that was made in this process. Errors: `UserError` for values with which no arm can be run.
+  """
   if not table:
     raise UserError("--table=FILE:FUNCTION is needed; --list shows all tables.")
   if seeds < 1 or jobs < 1:
     raise UserError(f"--seeds={seeds} and --jobs={jobs} must both be at least 1.")
   if max(seeds, jobs) > MOST_RUNS:
     raise UserError(f"--seeds={seeds} and --jobs={jobs} must both be at most {MOST_RUNS:,}.")
-  for file in pair_files(Path(blimp)) if blimp else ():
+  measures = Evaluation(**evaluation)
+  for file in pair_files(Path(measures.blimp)) if measures.blimp else ():
     read_minimal_pairs(file)  # an error before anything is trained
   rows, name = table_of(table)
   settings = [*(rows.laptop if budget == "laptop" else ()), *settings]
@@ -176,7 +177,7 @@ def planned(
     seeds=seeds,
     references=references,
     steps={name: experiment.steps for name, experiment in experiments.items()},
-    evaluation=Evaluation(blimp, blimp_pairs, finetune),
+    evaluation=measures,
     cache=cache,
   )
   return rows, plan, experiments
@@ -284,12 +285,17 @@ def _many(number: int, noun: str) -> str:
 
 def flags_of_claims(table: Table, plan: SweepPlan) -> list[str]:
   """The flags without which some claim's metric is not measured."""
-  metrics = {claim.metric for claim in table.claims}
-  wanted = ["--blimp=FOLDER"] if "blimp" in metrics and not plan.evaluation.blimp else []
-  labels = {m.split("_")[1] for m in metrics if m.startswith("finetune_")}
-  missing = labels - {str(size or "all") for size in plan.evaluation.labels}
-  if missing:
-    wanted.append(f"--finetune={','.join(sorted(labels))}")
+  metrics, asked = {claim.metric for claim in table.claims}, plan.evaluation
+  wanted = ["--blimp=FOLDER"] if "blimp" in metrics and not asked.blimp else []
+  for flag, part, known in (("finetune", 1, asked.labels), ("probe", 2, asked.probe_labels)):
+    parts = [m.split("_") for m in metrics if m.startswith(f"{flag}_") and m != TAGS]
+    labels = {words[part] for words in parts}
+    if labels - {str(size or "all") for size in known}:
+      wanted.append(f"--{flag}={','.join(sorted(labels))}")
+  if TAGS in metrics and not asked.tags:
+    wanted.append("--tags=TRAIN,TEST")
+  if "gap_bits_per_byte" in metrics and not asked.gaps:
+    wanted.append("--gaps")
   return wanted
 
 

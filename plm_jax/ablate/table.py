@@ -29,7 +29,7 @@ from plm_jax.experiment import Experiment
 
 METRICS = re.compile(
   r"(mlm|clm|bilm|seq2seq)_(loss|perplexity|accuracy)|pseudo_perplexity|(nsp|sop)_(accuracy|majority)"
-  r"|clm_bits_per_byte"
+  r"|(clm|pseudo|gap)_bits_per_byte|gap_loss|probe_(topic|order)_(all|\d+)_accuracy|probe_tag_accuracy"
   r"|blimp(/\w+)?|finetune_(all|\d+)_(accuracy|macro_f1)"
 )
 
@@ -223,6 +223,7 @@ class Table:
   beside: published column -> measured metric of the same kind; the report prints them side by side.
   laptop: further settings, as after --set, of this table at the budget `laptop`.
   caveat: how the measured numbers differ from the published ones, for the reader of a report.
+  blocks: further blocks of the report, after the verdicts: (`Measured`, folder) -> `PageBlock`s.
   """
 
   title: str
@@ -232,6 +233,7 @@ class Table:
   beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
   laptop: tuple[str, ...] = ()
   caveat: str = ""
+  blocks: Callable[..., Sequence[Any]] | None = None
 
   def __post_init__(self):
     names = [arm.name for arm in self.arms]

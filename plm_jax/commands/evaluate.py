@@ -9,11 +9,13 @@ each set, so that a report compares only numbers from the same set. docs/ablatio
 metrics; their code is in plm_jax/evaluation/.
 """
 
+import dataclasses
+
 from absl import flags
 
 from plm_jax import cli
 from plm_jax.ablate.evaluating import evaluate
-from plm_jax.ablate.plan import Evaluation
+from plm_jax.ablate.plan import Evaluation, define_evaluation
 from plm_jax.data.corpora import cache_folder
 from plm_jax.errors import UserError
 from plm_jax.export.to_run import run_directory
@@ -25,9 +27,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   flags.DEFINE_string("from", None, "The pretraining run to measure.")
-  flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files.")
-  flags.DEFINE_integer("blimp_pairs", None, "At most this many pairs of each file (default: all).")
-  flags.DEFINE_string("finetune", None, "Fine-tune on these numbers of labels, such as 500,all.")
+  define_evaluation()
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
 
 
@@ -35,7 +35,8 @@ def main() -> None:
   keep_freed_memory()
   if not FLAGS["from"].value:
     raise UserError("--from=DIR, the directory of a pretraining run, is needed.")
-  asked = Evaluation(FLAGS.blimp, FLAGS.blimp_pairs, FLAGS.finetune)
+  names = [field.name for field in dataclasses.fields(Evaluation)]
+  asked = Evaluation(**{name: FLAGS[name].value for name in names})
   cache = cache_folder(FLAGS.cache)
   keep_compilations(cache)
   for name, value in evaluate(

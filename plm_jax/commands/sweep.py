@@ -8,11 +8,14 @@
 The same command resumes a stopped or killed sweep. Then: python -m plm_jax.report DIR
 """
 
+import dataclasses
+
 import jax
 from absl import flags
 
 from plm_jax import budgets, cli
 from plm_jax.ablate.launch import LAUNCHERS
+from plm_jax.ablate.plan import Evaluation, define_evaluation
 from plm_jax.ablate.sweeping import arm_lines, sweep
 from plm_jax.data.corpora import cache_folder
 from plm_jax.train.process import keep_compilations
@@ -29,9 +32,7 @@ def define_flags() -> None:
   flags.DEFINE_multi_string("set", [], "FIELD=VALUE for all arms, such as steps=2000. Repeatable.")
   flags.DEFINE_integer("jobs", 1, "Number of runs at a time; they share the cores and the GPUs.")
   flags.DEFINE_enum("launcher", "local", LAUNCHERS, "Who starts the runs.")
-  flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files to evaluate on.")
-  flags.DEFINE_integer("blimp_pairs", None, "At most this many pairs of each of its files.")
-  flags.DEFINE_string("finetune", None, "Fine-tune on these numbers of labels, such as 500,all.")
+  define_evaluation()
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
   cli.DEFINE_word("list", "List tables (those with WORD) and published numbers.", __name__)
   flags.DEFINE_bool("dry_run", False, "Show every command, run nothing.")
@@ -53,8 +54,9 @@ def main() -> int:
         print(f"{reference:45} {line}")
         print(arm_lines(cli.load_experiment(reference, returns="Table")()))
     return 0
-  names = ("table", "out", "budget", "seeds", "jobs", "arms", "blimp", "blimp_pairs", "finetune")
-  options = {name: FLAGS[name].value for name in (*names, "cache", "launcher", "dry_run")}
+  names = ["table", "out", "budget", "seeds", "jobs", "arms", "cache", "launcher", "dry_run"]
+  names += [field.name for field in dataclasses.fields(Evaluation)]
+  options = {name: FLAGS[name].value for name in names}
   return 1 if sweep(**options, settings=FLAGS.set, inline=inline).failed else 0
 
 

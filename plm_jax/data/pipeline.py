@@ -9,7 +9,8 @@ corpus, pass e % passes of the segmentation, in a separate order. Every objectiv
 the rows with the draws of (seed, e, r).
 
 Ordered segments (`PackedDocuments(ordered=True)`) are read in lanes instead: the corpus is cut into
-`global_batch` equal stretches, and slot b of every batch continues stretch b.
+`global_batch` equal stretches, and slot b of every batch continues stretch b. So are the rows of an
+evaluation.
 """
 
 import time
@@ -182,7 +183,8 @@ class Batches:
     """All rows in order with fixed masks, as batches of the training shape.
 
     With `max_rows`, at most that many rows are taken, at equal distances. The last batch is filled
-    with rows of row_weight 0, so that every row counts exactly once.
+    with rows of row_weight 0, so that every row counts exactly once. Ordered segments are read in
+    lanes, as in training, and `max_rows` takes the first rows of every lane.
     """
     table = self._table(_EVALUATION_SEED, 0)
     total = len(table) if max_rows is None else min(max_rows, len(table))
@@ -191,13 +193,23 @@ class Batches:
         f"the {len(self.store.document_starts) - 1} held-out documents make no row of "
         f"{self.corpus.length} tokens: give more text or a larger held_out."
       )
-    count = self.global_batch // self.process_count
-    batches = []
+    count, batches = self.global_batch // self.process_count, []
     for first in range(0, total, self.global_batch):
       slot = first + self.process_index * count + np.arange(count)
-      rows = np.minimum(slot, total - 1) * len(table) // total
-      weight = (slot < total).astype(np.float32)
-      batches.append(self._batch(table[rows], Draws(_EVALUATION_SEED, 0, rows), weight))
+      if is_ordered := ordered(self.corpus.segments):
+        # Row k of the evaluation is row k // global_batch of lane k % global_batch.
+        rows = slot % self.global_batch * -(-len(table) // self.global_batch)
+        rows += slot // self.global_batch
+        weight = (rows < len(table)) & ((slot < total) | (total == len(table)))
+        rows = np.minimum(rows, len(table) - 1)
+      else:
+        weight = slot < total
+        rows = np.minimum(slot, total - 1) * len(table) // total
+      draws = Draws(_EVALUATION_SEED, 0, rows)
+      batch = self._batch(table[rows], draws, weight.astype(np.float32))
+      if is_ordered:
+        batch["begins"] |= first == 0
+      batches.append(batch)
     return batches
 
   def _batch(self, spans: np.ndarray, draws: Draws, weight: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,25 +1,32 @@
-"""Scores on held-out text: rows that do not depend on a run's objectives, format or masking."""
+"""Scores on held-out text: rows that do not depend on a run's objectives, format or masking.
+
+Left-to-right models predict documents in rows that continue each other. A model that carries a
+state carries it over these rows, as in training; it becomes zeros where a document begins.
+"""
 
 import dataclasses
-import functools
 import math
 
 import jax
 import numpy as np
 
+from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.data.pipeline import Batches
 from plm_jax.data.preparation import Prepared
 from plm_jax.data.segments import SegmentPair
 from plm_jax.evaluation.likelihood import TOKENS, masked_log_p
 from plm_jax.evaluation.scores import Scores, is_causal
+from plm_jax.models.encoder import Encoder
 from plm_jax.objectives import baselines
-from plm_jax.objectives.bilm import BiLM
+from plm_jax.objectives.bilm import BiLM, ForwardLM
 from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.seq2seq import Seq2Seq
 from plm_jax.runs import Run
+from plm_jax.train.step import evaluation_step
 
 ROWS = 4096  # the most rows of held-out text, and the most pairs of each kind
+LANES = 8  # stretches of the held-out documents that are read side by side
 POSITIONS = 4  # per row, on average, that are masked one at a time
 
 
@@ -32,15 +39,11 @@ def held_out(run: Run, prepared: Prepared, scores: Scores) -> None:
       batches = _batches(run, prepared, run.experiment.data, (objective,))
       return _add_losses("seq2seq", run, run.params, batches, objective, scores)
     if isinstance(objective, BiLM):
-      batches = held_out_rows(run, prepared, (BiLM(),))
-      return _add_losses("bilm", run, run.params, batches, BiLM(), scores)
+      batches = document_rows(run, prepared, BiLM())
+      _add_losses("bilm", run, run.params, batches, BiLM(), scores)
+      return _add_left_to_right(run, prepared, ForwardLM(), scores)
   if is_causal(run):
-    batches = held_out_rows(run, prepared, (CLM(),))
-    _add_losses("clm", run, run.params.encoder(), batches, CLM(), scores)
-    nats = scores.metrics["clm_loss"] * scores.counts["clm_loss"]
-    scores.metrics["clm_bits_per_byte"] = nats / math.log(2) / text_bytes(run, batches)
-    scores.counts["clm_bits_per_byte"] = scores.counts["clm_loss"]
-    return
+    return _add_left_to_right(run, prepared, CLM(), scores)
   model = run.params.masked_lm()
   if model is None:
     scores.notes.append("it has no head that predicts masked tokens")
@@ -50,17 +53,50 @@ def held_out(run: Run, prepared: Prepared, scores: Scores) -> None:
   unigram = baselines.unigram(prepared.train.counts, batches, "mlm").scores
   scores.references.update({f"mlm_{name}": x for name, x in unigram.items() if x is not None})
   plain = held_out_rows(run, prepared, ())
-  log_p = one_at_a_time(run, plain)
-  scores.add("pseudo", {"perplexity": baselines.perplexity(-log_p.mean())}, len(log_p), plain)
+  log_p, bits = one_at_a_time(run, plain)
+  values = {"perplexity": baselines.perplexity(-log_p.mean()), "bits_per_byte": bits}
+  scores.add("pseudo", values, len(log_p), plain)
 
 
-def text_bytes(run: Run, batches: list[dict]) -> int:
-  """The bytes of the text of all predicted tokens; special tokens have none."""
+def _add_left_to_right(run: Run, prepared: Prepared, objective: CLM, scores: Scores) -> None:
+  batches = document_rows(run, prepared, objective)
+  _add_losses("clm", run, run.params.encoder(), batches, objective, scores)
   targets, weights = (
     np.concatenate([batch[f"clm_{name}"] for batch in batches]) for name in ("targets", "weights")
   )
-  rows = [ids[kept] for ids, kept in zip(targets, weights > 0, strict=True)]
-  return max(1, sum(len(run.tokenizer.decode(row).encode()) for row in rows))
+  nats = scores.metrics["clm_loss"] * scores.counts["clm_loss"]
+  bits = bits_per_byte(run, nats, targets, weights > 0)
+  scores.metrics["clm_bits_per_byte"] = bits
+  scores.counts["clm_bits_per_byte"] = scores.counts["clm_loss"]
+  unigram = baselines.unigram(prepared.train.counts, batches, "clm").scores
+  scores.references.update({f"clm_{name}": x for name, x in unigram.items() if x is not None})
+  bits *= unigram["loss"] / scores.metrics["clm_loss"]
+  scores.references["clm_bits_per_byte"] = bits
+
+
+def bits_per_byte(run: Run, nats: float, ids: np.ndarray, predicted: np.ndarray) -> float:
+  """nats: -log p of all predicted tokens of rows [N, T]. The bytes are those of their text; special
+  tokens have none."""
+  rows = [row[kept] for row, kept in zip(ids, predicted, strict=True)]
+  size = sum(len(run.tokenizer.decode(row).encode()) for row in rows)
+  return nats / math.log(2) / max(1, size)
+
+
+def document_rows(run: Run, prepared: Prepared, objective: CLM | BiLM) -> list[dict]:
+  """Held-out documents in rows that continue each other, `LANES` at a time. Every model predicts
+  the same tokens: all but the first of a row or of a document. A causal encoder, which cannot
+  separate documents, reads pairs of segments as in its training."""
+  if isinstance(run.config, Encoder):
+    return held_out_rows(run, prepared, (objective,))
+  vocab = run.tokenizer.vocab
+  segments = PackedDocuments(framed=bool(vocab.begin and vocab.end), ordered=True)
+  corpus = dataclasses.replace(run.experiment.data, segments=segments, workers=0)
+  batches = Batches(prepared.valid, corpus, (), vocab, seed=0, global_batch=LANES)
+  rows = batches.evaluation(row_limit(run))
+  return [
+    objective.corrupt({name: x for name, x in row.items() if name != "next_ids"}, None, vocab)
+    for row in rows
+  ]
 
 
 def held_out_rows(run: Run, prepared: Prepared, objectives: tuple) -> list[dict[str, np.ndarray]]:
@@ -91,21 +127,24 @@ def rows_per_batch(run: Run) -> int:
 
 
 def _add_losses(kind: str, run: Run, model, batches, objective, scores: Scores) -> None:
-  sums = [_terms(model, batch, objective, run.compute) for batch in batches]
-  totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64)), *jax.device_get(sums))
-  means = {name: total / count for name, (total, count) in totals.items()}
-  values = {"loss": means["loss"], "perplexity": baselines.perplexity(means["loss"])}
-  values["accuracy"] = means["accuracy"]
-  scores.add(kind, values, int(totals["loss"][1]), batches)
+  carries = "begins" in batches[0] and hasattr(model, "carry")
+  carry, sums = model.carry(LANES) if carries else None, []
+  for batch in batches:
+    terms, carry = _step(model, batch, carry, objectives=(objective,), compute=run.compute)
+    sums.append(terms)
+  totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), 0), *jax.device_get(sums))
+  loss, accuracy = (totals[f"{objective.name}/{name}"] for name in ("loss", "accuracy"))
+  mean = loss[0] / loss[1]
+  values = {"loss": mean, "perplexity": baselines.perplexity(mean)}
+  values["accuracy"] = accuracy[0] / accuracy[1]
+  scores.add(kind, values, int(loss[1]), batches)
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "compute"))
-def _terms(model, batch, objective, compute):
-  return objective.loss(model, model(batch, compute), batch, None)
+_step = jax.jit(evaluation_step, static_argnames=("objectives", "compute"))
 
 
-def one_at_a_time(run: Run, batches: list[dict]) -> np.ndarray:
-  """log p of real tokens, each masked alone, float64 [N].
+def one_at_a_time(run: Run, batches: list[dict]) -> tuple[np.ndarray, float]:
+  """log p of real tokens, each masked alone, float64 [N]; and their bits per byte.
 
   The rows are evenly spaced, and as many as give about `POSITIONS * row_limit(run)` tokens.
   """
@@ -117,4 +156,5 @@ def one_at_a_time(run: Run, batches: list[dict]) -> np.ndarray:
   rows = {name: joined[name][chosen] for name in ("input_ids", "segment_ids", "length")}
   text = ~np.isin(rows["input_ids"], run.tokenizer.vocab.frame_ids)
   text &= np.arange(rows["input_ids"].shape[1]) < rows["length"][:, None]
-  return masked_log_p(run, rows, *np.nonzero(text))
+  log_p = masked_log_p(run, rows, *np.nonzero(text))
+  return log_p, bits_per_byte(run, -log_p.sum(), rows["input_ids"], text)

@@ -25,10 +25,10 @@ def masked_log_p(run: Run, rows: Rows, row: np.ndarray, position: np.ndarray) ->
     batch["input_ids"][np.arange(len(at)), position[at]] = mask
     return _log_p_at(model, batch, position[at], target, run.compute)
 
-  return _in_batches(log_p, len(row), rows["input_ids"].shape[1])
+  return in_batches(log_p, len(row), rows["input_ids"].shape[1])
 
 
-def _in_batches(log_p: Callable, count: int, width: int) -> np.ndarray:
+def in_batches(log_p: Callable, count: int, width: int) -> np.ndarray:
   """`log_p` of the rows 0 to count - 1, float64; the last batch is filled up with the last row."""
   size = max(8, TOKENS // width)
   firsts = range(0, count, size)
@@ -51,10 +51,11 @@ def next_log_p(run: Run, rows: dict[str, np.ndarray]) -> np.ndarray:
   def log_p(at):
     return _next_log_p(model, {name: values[at] for name, values in rows.items()}, run.compute)
 
-  return _in_batches(log_p, *rows["input_ids"].shape)
+  return in_batches(log_p, *rows["input_ids"].shape)
 
 
 @functools.partial(jax.jit, static_argnames="compute")
 def _next_log_p(model, batch, compute: Compute):
-  next_BT = batch["input_ids"][:, 1:]
-  return token_log_p(model, model(batch, compute)[:, :-1], next_BT)
+  hidden = model(batch, compute)
+  states_BTD = getattr(hidden, "forward_BTP", hidden)  # of ELMo, the direction that reads the past
+  return token_log_p(model, states_BTD[:, :-1], batch["input_ids"][:, 1:])

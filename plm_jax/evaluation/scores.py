@@ -33,12 +33,12 @@ class Scores(NamedTuple):
 
 
 def is_causal(run: Run) -> bool:
-  """Whether the model predicts the next token: it generates without a source, or CLM trained it, or
-  it has token scores and neither objectives nor a masked-LM head."""
+  """Whether the model predicts the next token: it generates without a source, CLM or BiLM trained
+  it, or it has token scores and neither objectives nor a masked-LM head."""
   if hasattr(run.config, "source_ids"):
     return False
   model = run.params.encoder()
-  if hasattr(model, "generator") or "lm" in run.experiment.heads:
+  if hasattr(model, "generator") or {"lm", "bilm"} & run.experiment.heads.keys():
     return True
   untrained = not run.experiment.objectives and run.params.masked_lm() is None
   return untrained and hasattr(model, "token_logits")

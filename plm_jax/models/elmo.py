@@ -30,7 +30,7 @@ from plm_jax.models.layers import Embedding, Linear, redrawn, scores
 from plm_jax.models.model import SingleModel, refuse_below, refuse_rates
 from plm_jax.models.nnlm import BiasedOutput
 from plm_jax.models.parameters import Role, linear_rows
-from plm_jax.models.recurrent import LSTMState, ProjectedLSTM
+from plm_jax.models.recurrent import LSTMState, ProjectedLSTM, document_begins
 from plm_jax.placement import split_rows
 
 if TYPE_CHECKING:
@@ -212,7 +212,8 @@ class ElmoModel(HeadedModel):
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> States:
     """The states of every row, from a state of zeros.
 
-    batch: `input_ids` int `[B, T]`, `length` int `[B]`.
+    batch: `input_ids` int `[B, T]`, `length` int `[B]`; optional `document_ids` int `[B, T]`: both
+    directions begin every document of a row with zeros too.
     """
     return self.continued(batch, compute, noise, self.carry(len(batch["input_ids"])))[0]
 
@@ -223,13 +224,21 @@ class ElmoModel(HeadedModel):
     real_BT = jnp.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
     characters_BTC = self.characters.table[...][batch["input_ids"]]
     fresh = self.carry(len(real_BT))
-    states, (carry, _) = self.read(characters_BTC, real_BT, (carry, fresh), compute, noise)
+    begins_BT = None
+    if "document_ids" in batch:
+      begins_BT = document_begins(batch["document_ids"])
+    states, (carry, _) = self.read(
+      characters_BTC, real_BT, (carry, fresh), compute, noise, begins_BT
+    )
     return states, carry
 
-  def read(self, characters_BTC, real_BT, carries, compute: Compute, noise: Noise | None):
+  def read(
+    self, characters_BTC, real_BT, carries, compute: Compute, noise: Noise | None, begins_BT=None
+  ):
     """The states of tokens given by their characters, and the states after them.
 
     carries: of the forward and of the backward direction, before the tokens that each reads first.
+    begins_BT: bool, True at the first tokens of documents, which begin with a state of zeros.
     """
     dtype = compute.activation_dtype
     rows, length, longest = characters_BTC.shape
@@ -237,15 +246,18 @@ class ElmoModel(HeadedModel):
     x_BTD = split_rows(x_BTD)
     layers, after, tops = [jnp.concatenate([x_BTD, x_BTD], axis=-1)], [], []
     sources = streams(noise, 2)
-    for stack, carry, source, reverse in (
-      (self.forward, carries[0], sources[0], False),
-      (self.backward, carries[1], sources[1], True),
+    begins_BT = jnp.zeros(real_BT.shape, bool) if begins_BT is None else begins_BT
+    ends_BT = jnp.pad(begins_BT[:, 1:], ((0, 0), (0, 1)))
+    for stack, carry, source, first_BT, reverse in (
+      (self.forward, carries[0], sources[0], begins_BT, False),
+      (self.backward, carries[1], sources[1], ends_BT, True),
     ):
       x, last, outputs = x_BTD, [], []
       in_layer = streams(source, len(stack) + 1)
       for number, layer in enumerate(stack):
         start = jax.tree.map(lambda s, l=number: s[:, l].astype(dtype), carry)
-        y, state = layer(dropout(x, self.config.dropout, in_layer[number]), real_BT, reverse, start)
+        y = dropout(x, self.config.dropout, in_layer[number])
+        y, state = layer(y, real_BT, reverse, start, first_BT)
         x = x + y if self.config.residual and number else y
         last.append(state)
         outputs.append(x)

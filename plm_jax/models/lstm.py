@@ -23,7 +23,7 @@ from plm_jax.models.layer_loop import stack, unstack
 from plm_jax.models.layers import STDDEV, Embedding, scaled_kernels
 from plm_jax.models.model import SingleModel, refuse_below, refuse_rates
 from plm_jax.models.parameters import linear_rows
-from plm_jax.models.recurrent import GRU, LSTM, RNN, RecurrentLayer
+from plm_jax.models.recurrent import GRU, LSTM, RNN, RecurrentLayer, document_begins
 from plm_jax.placement import split_rows
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class LstmModel(LanguageModel):
     real_BT = jnp.arange(ids_BT.shape[1]) < batch["length"][:, None]
     begins_BT = None
     if "document_ids" in batch:
-      begins_BT = jnp.diff(batch["document_ids"], axis=1, prepend=batch["document_ids"][:, :1]) != 0
+      begins_BT = document_begins(batch["document_ids"])
     layers = unstack(self.blocks, self.config.layers)
     return self.read(layers, ids_BT, real_BT, begins_BT, compute, noise, carry)
 

@@ -31,6 +31,7 @@ from plm_jax.models.heads import HeadedModel, OutputTable, check_heads
 from plm_jax.models.model import SingleModel, refuse_below
 from plm_jax.models.ngram_counts import count, documents_room, first_children
 from plm_jax.models.parameters import Role
+from plm_jax.models.recurrent import document_begins
 
 if TYPE_CHECKING:
   from plm_jax.data.pipeline import Corpus
@@ -47,6 +48,7 @@ class NGram(SingleModel):
 
   order: the most tokens of an n-gram. smoothing: see ngram_smoothing.py. k: of add_k.
   arpa: a file to read the model from, instead of counting; its words are the tokenizer's pieces.
+  tokens: count only this many tokens, in documents at equal distances; None is the whole text.
   vocab_size: None takes the tokenizer's. positions: the window in which a long text is scored.
   sizes: the numbers of n-grams of orders 2 to `order`, then the most n-grams of one context of
     each order; a result of counting.
@@ -56,12 +58,13 @@ class NGram(SingleModel):
   smoothing: Literal["kneser_ney", "jelinek_mercer", "add_k"] = "kneser_ney"
   k: float = 0.01
   arpa: str | None = None
+  tokens: int | None = None
   vocab_size: int | None = None
   positions: int = 1024
   sizes: tuple[int, ...] = ()
 
   def __post_init__(self):
-    refuse_below(self, 1, "order", "vocab_size", "positions")
+    refuse_below(self, 1, "order", "tokens", "vocab_size", "positions")
     if self.order > 20:
       raise UserError(
         f"model.order={self.order} is more than 20; longer n-grams are hardly counted"
@@ -97,11 +100,21 @@ class NGram(SingleModel):
         f"an n-gram model reads running text, not {type(corpus.segments).__name__}; set "
         "data.segments=PackedDocuments()"
       )
-    ids, document = corpus.segments.running(store, vocab)
+    ids, document = self._part(*corpus.segments.running(store, vocab))
     predicted = np.ones(self.vocab_size or vocab.size, bool)
     if corpus.segments.separate and corpus.segments.framed and vocab.begin != vocab.end:
       predicted[vocab.begin] = False
     return self.estimated(ids, document, predicted)
+
+  def _part(self, ids: np.ndarray, document: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens that are counted, and the numbers of their documents."""
+    if self.tokens is None or self.tokens >= len(ids):
+      return ids, document
+    if document[-1]:
+      share = np.arange(document[-1] + 2) * (self.tokens / len(ids))
+      chosen = np.diff(np.floor(share)) > 0
+      ids, document = ids[chosen[document]], document[chosen[document]]
+    return ids[: self.tokens], document[: self.tokens]
 
   def estimated(
     self, ids: np.ndarray, document: np.ndarray, predicted: np.ndarray
@@ -186,7 +199,7 @@ class NGramModel(HeadedModel):
     ids_BT = batch["input_ids"]
     begins_BT = jnp.zeros(ids_BT.shape, bool)
     if "document_ids" in batch:
-      begins_BT = jnp.diff(batch["document_ids"], axis=1, prepend=batch["document_ids"][:, :1]) != 0
+      begins_BT = document_begins(batch["document_ids"])
     return self.read(ids_BT, begins_BT, self.start(len(ids_BT)))
 
   def start(self, rows: int) -> jax.Array:

@@ -17,6 +17,11 @@ from flax import nnx
 from plm_jax.models.layers import Linear
 
 
+def document_begins(document_ids_BT: jax.Array) -> jax.Array:
+  """bool `[B, T]`: True at the first token of every document of a row but the row's first."""
+  return jnp.diff(document_ids_BT, axis=1, prepend=document_ids_BT[:, :1]) != 0
+
+
 class LSTMState(NamedTuple):
   """Output and memory cell after a token, `[B, U]` each, or `[B, L, U]` for several layers."""
 
@@ -219,12 +224,21 @@ class ProjectedLSTM(nnx.Module):
     self.clip = clip
 
   def __call__(
-    self, x_BTD: jax.Array, real_BT: jax.Array, reverse: bool, start: LSTMState
+    self,
+    x_BTD: jax.Array,
+    real_BT: jax.Array,
+    reverse: bool,
+    start: LSTMState,
+    begins_BT: jax.Array,
   ) -> tuple[jax.Array, LSTMState]:
-    """Outputs `[B, T, P]`, and the state after the last token; after the first with `reverse`."""
+    """Outputs `[B, T, P]`, and the state after the last token; after the first with `reverse`.
+
+    begins_BT: bool, True at tokens before which, in the order of reading, the state becomes zeros.
+    """
 
     def step(state, inputs):
-      from_input, real = inputs
+      from_input, real, begins = inputs
+      state = _before(state, begins)
       i, f, g, o = jnp.moveaxis(from_input + self.recurrent(state.h_BU), -2, 0)
       c_BU = jax.nn.sigmoid(f) * state.c_BU + jax.nn.sigmoid(i) * jnp.tanh(g)
       c_BU = jnp.clip(c_BU, -self.clip, self.clip)
@@ -233,8 +247,8 @@ class ProjectedLSTM(nnx.Module):
       state = jax.tree.map(lambda new, old: jnp.where(real, new, old), new, state)
       return state, state.h_BU
 
-    over_time = jnp.moveaxis(self.input(x_BTD), 1, 0), real_BT.T[..., None]
-    last, states = jax.lax.scan(step, start, over_time, reverse=reverse)
+    inputs = jnp.moveaxis(self.input(x_BTD), 1, 0), real_BT.T[..., None], begins_BT.T[..., None]
+    last, states = jax.lax.scan(step, start, inputs, reverse=reverse)
     return jnp.moveaxis(states, 0, 1), last
 
 

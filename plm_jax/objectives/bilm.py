@@ -51,3 +51,13 @@ class BiLM:
 
   def baseline(self, counts, batches, scores) -> Baseline:
     return unigram(counts, batches, self.name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForwardLM(CLM):
+  """The next token from the left alone, which compares a BiLM with other language models."""
+
+  heads: ClassVar[dict[str, int]] = {"bilm": 0}
+
+  def loss(self, model, hidden, batch, noise) -> Terms:
+    return super().loss(model, hidden.forward_BTP, batch, noise)

@@ -66,7 +66,7 @@ def count(
       checkpoints.save(0, {"params": params}, {"step": 0, "seed": experiment.seed})
   settings = {"objectives": experiment.objectives, "compute": experiment.compute}
   evaluate = on_mesh(mesh, jax.jit(functools.partial(evaluation_step, **settings)))
-  values = means([evaluate(params, to_global(batch, mesh)) for batch in evaluation])
+  values = means([evaluate(params, to_global(batch, mesh))[0] for batch in evaluation])
   metrics = JsonLines(workdir / "metrics.jsonl", -1) if processes.is_first() else Records()
   Tee(metrics, *sinks).write({"step": 0, "split": "valid", **values})
   metrics.close()

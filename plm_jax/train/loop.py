@@ -60,8 +60,8 @@ class Data(NamedTuple):
 class Program:
   """An experiment compiled for a mesh. step: donates the state; for batches of the shapes that were
   compiled. step_for: the step of other batches, compiled when their shapes come first. evaluate:
-  float32 [2] per metric, its sum and count. memory: bytes per device that the step needs, as XLA
-  reports it."""
+  float32 [2] per metric, its sum and count, and the carry after a batch. memory: bytes per device
+  that the step needs, as XLA reports it."""
 
   experiment: Experiment
   mesh: jax.sharding.Mesh
@@ -69,7 +69,7 @@ class Program:
   create: Callable[[], TrainState]
   step: Callable[[TrainState, dict[str, jax.Array]], TrainState]
   step_for: Callable[[dict[str, jax.Array]], Callable]
-  evaluate: Callable[[Parameters, dict[str, jax.Array]], dict[str, jax.Array]]
+  evaluate: Callable[[Parameters, dict[str, jax.Array], Any], tuple[dict[str, jax.Array], Any]]
   memory: int
 
 
@@ -325,8 +325,19 @@ def completed(state: TrainState, program: Program, initial) -> TrainState:
 
 
 def evaluate(program: Program, params, batches: Iterable[dict]) -> dict[str, float]:
-  """The mean of every metric over all held-out predictions, accumulated in float64."""
-  return means([program.evaluate(params, to_global(batch, program.mesh)) for batch in batches])
+  """The mean of every metric over all held-out predictions, accumulated in float64. A model that
+  carries a state in training carries it here too."""
+  sums, carry = [], None
+  if program.abstract.carry is not None:
+    carry = jax.tree.map(_zeros, program.abstract.carry)
+  for batch in batches:
+    terms, carry = program.evaluate(params, to_global(batch, program.mesh), carry)
+    sums.append(terms)
+  return means(sums)
+
+
+def _zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
+  return jnp.zeros(x.shape, x.dtype, device=x.sharding)
 
 
 def raise_if_nonfinite(first_bad: int, checkpoints: Checkpoints, spikes: Spikes) -> None:
@@ -361,7 +372,7 @@ class Reporter:
     )
     self._tokens = experiment.global_batch * experiment.data.length
     self._pending: tuple | None = None
-    self._window = (time.perf_counter(), start, 0.0)
+    self._window = (time.perf_counter(), time.process_time(), start, 0.0)
     self._waited = 0.0
     self._bar = progress_bar(
       experiment.steps,
@@ -402,11 +413,13 @@ class Reporter:
     self._write_timing(step, values["loss"])
 
   def _write_timing(self, step: int, loss: float) -> None:
-    now, (then, step_then, waited_then) = time.perf_counter(), self._window
-    self._window = (now, step, self._waited)
+    now, processor = time.perf_counter(), time.process_time()
+    then, processor_then, step_then, waited_then = self._window
+    self._window = (now, processor, step, self._waited)
     speed = (step - step_then) * self._tokens / (now - then)
     waited = self._waited - waited_then
     record = {"step": step, "tokens_per_second": speed, "seconds": now - then, "data_wait": waited}
+    record["processor_seconds"] = processor - processor_then
     self._timing.write(record)
     self._bar.set_postfix_str(
       f"loss {loss:.3f}, {speed / 1000:.1f}k tokens/s, data wait {self._waited:.1f}s",

@@ -92,7 +92,7 @@ def train_step(
     return advanced(
       state, updated, opt_state, good, loss / total, terms, grad_norm / total, learning_rate
     )
-  rows = batch, carried(state, batch)
+  rows = batch, carried(state.params, batch, state.carry)
   value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
   if adversarial:
     value_and_grad = with_attack(value_and_grad, adversarial)
@@ -158,17 +158,17 @@ def with_attack(value_and_grad, length: float):
   return attacked
 
 
-def carried(state: TrainState, batch: dict) -> Any:
-  """The carry that a batch's rows start from: the state's, or the model's initial one where a row
-  begins."""
-  if state.carry is None:
+def carried(params, batch: dict, carry: Any) -> Any:
+  """The carry that a batch's rows start from: that of the batch before, or the model's initial one
+  where a row begins. None if `carry` is None."""
+  if carry is None:
     return None
   begins_B = batch["begins"]
 
   def chosen(first, old):
     return jnp.where(begins_B.reshape(-1, *[1] * (old.ndim - 1)), first, old)
 
-  return jax.tree.map(chosen, state.params.carry(len(begins_B)), state.carry)
+  return jax.tree.map(chosen, params.carry(len(begins_B)), carry)
 
 
 def together(objectives) -> int:
@@ -208,16 +208,19 @@ def accumulate(value_and_grad, params, rows, key, compute: Compute, group: int =
   return loss, terms, carry, grads
 
 
-def evaluation_step(params, batch, *, objectives, compute: Compute) -> dict[str, jax.Array]:
-  """{"mlm/loss": float32 [2] (sum, count), ...} of one batch, without dropout. A model that carries
-  a state from batch to batch starts every row afresh."""
-  terms, _ = forward(params, batch, objectives, compute, None)
-  return {name: jnp.stack(value) for name, value in terms.items()}
+def evaluation_step(
+  params, batch, carry: Any = None, *, objectives, compute: Compute
+) -> tuple[dict[str, jax.Array], Any]:
+  """{"mlm/loss": float32 [2] (sum, count), ...} of one batch, without dropout, and the carry after
+  it. carry: that of the batch before."""
+  carry = carried(params, batch, carry)
+  terms, carry = forward(params, batch, objectives, compute, None, carry)
+  return {name: jnp.stack(value) for name, value in terms.items()}, carry
 
 
 def metric_names(params, batch, *, objectives, compute: Compute) -> list[str]:
   """The names of `train_step`'s metrics, from shapes alone."""
-  terms = jax.eval_shape(
+  terms, _ = jax.eval_shape(
     lambda p, b: evaluation_step(p, b, objectives=objectives, compute=compute), params, batch
   )
   return ["loss", "grad_norm", "learning_rate", *terms]

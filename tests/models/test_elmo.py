@@ -194,6 +194,17 @@ def test_each_direction_sees_one_side_and_no_padding(model):
   np.testing.assert_array_equal(before.layers_BTLD[0, :6, 1:], other.layers_BTLD[0, :6, 1:])
 
 
+def test_a_document_within_a_row_is_read_from_zeros_in_both_directions(model):
+  ids = np.random.default_rng(0).integers(0, 30, (1, 9)).astype(np.int32)
+  documents = np.array([[0, 0, 0, 0, 1, 1, 1, 1, 1]], np.int32)
+  batch = {"input_ids": ids, "length": np.array([9], np.int32)}
+  together = _forward(model, batch | {"document_ids": documents}).layers_BTLD
+  parts = [{"input_ids": x, "length": np.array([x.shape[1]])} for x in (ids[:, :4], ids[:, 4:])]
+  apart = np.concatenate([_forward(model, part).layers_BTLD for part in parts], axis=1)
+  np.testing.assert_allclose(together, apart, atol=1e-6)
+  assert not np.allclose(_forward(model, batch).layers_BTLD, apart, atol=1e-3)
+
+
 def test_characters_are_bytes_between_the_begin_and_the_end_of_a_token():
   rows = characters_of(["cat", "é", "abcdefghij"], 8)
   assert rows.tolist() == [
@@ -257,6 +268,7 @@ def test_a_run_reads_the_characters_of_its_tokens_and_learns(tmp_path, capsys):
   scores = Scores.of(run)
   held_out(run, toy_run.prepared(), scores)
   assert scores.metrics["bilm_perplexity"] < tokenizer.vocab.size
+  assert scores.metrics["clm_perplexity"] < tokenizer.vocab.size  # of the forward direction
 
 
 @pytest.mark.parametrize(

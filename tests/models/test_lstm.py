@@ -16,7 +16,9 @@ from experiments.finetune import recipe
 from plm_jax import cli
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.errors import UserError
+from plm_jax.evaluation import held_out as held_out_module
 from plm_jax.evaluation.held_out import held_out
+from plm_jax.evaluation.likelihood import next_log_p
 from plm_jax.evaluation.perplexity import perplexity
 from plm_jax.evaluation.scores import Scores
 from plm_jax.models.compute import Compute
@@ -31,6 +33,7 @@ from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.rows import LabelledBatches, framed_rows
 from plm_jax.train import report
 from tests import toy_run
+from tests.data.toy_store import ToyStore
 from tests.toy_run import TOY, assert_equal, run
 
 COMPUTE = Compute(dtype="float32")
@@ -127,6 +130,25 @@ def test_every_slot_continues_its_row_of_the_batch_before(separate):
   whole = segments.read(train.store, table, experiment.data.length, train.vocab)["input_ids"]
   lanes = whole[: steps * read.shape[1]].reshape(read.shape[1], steps, -1).swapaxes(0, 1)
   np.testing.assert_array_equal(read, lanes)
+
+
+def joined(batches):
+  """The real rows of an evaluation, lane by lane."""
+  order = [(lane, at) for lane in range(len(batches[0]["length"])) for at in range(len(batches))]
+  return [(batches[at], lane) for lane, at in order if batches[at]["row_weight"][lane]]
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_held_out_rows_continue_each_other_and_every_row_counts_once(slots):
+  _, valid = toy_run.batches(dataclasses.replace(ORDERED, global_batch=slots))
+  batches = valid.evaluation()
+  rows = joined(batches)
+  table = valid._table(0, 0)
+  whole = valid.corpus.segments.read(valid.store, table, 20, valid.vocab)["input_ids"]
+  np.testing.assert_array_equal([b["input_ids"][lane] for b, lane in rows], whole)
+  assert batches[0]["begins"].all() and not all(b["begins"].all() for b in batches[1:])
+  few = valid.evaluation(2 * slots)
+  assert len(few) == 2 and all(b["row_weight"].all() for b in few)
 
 
 def final(experiment, steps=4):
@@ -240,6 +262,34 @@ def test_texts_and_held_out_text_are_scored_from_the_left(lstm_run):
   assert scores.metrics["clm_perplexity"] == pytest.approx(
     lstm_run.tokenizer.vocab.size, rel=0.05
   )  # random parameters: nearly equal scores
+
+
+def held_out_nats(run, documents):
+  """-log p of all tokens of some documents as held-out text."""
+  store = ToyStore([[len(document)] for document in documents], run.tokenizer.vocab.size)
+  store.tokens = np.concatenate(documents)
+  scores = Scores.of(run)
+  train = SimpleNamespace(counts=np.ones(run.tokenizer.vocab.size))
+  held_out(run, SimpleNamespace(valid=store, train=train), scores)
+  return scores.metrics["clm_loss"] * scores.counts["clm_loss"]
+
+
+def test_held_out_documents_are_read_with_the_state_carried_and_apart(lstm_run, monkeypatch):
+  """Rows have 20 tokens, and the documents with <s> and </s> 40 and 60."""
+  monkeypatch.setattr(held_out_module, "LANES", 1)
+  larger = jax.tree.map(lambda x: 20 * x, lstm_run.params)  # so that a state tells much
+  lstm_run = dataclasses.replace(lstm_run, params=larger)
+  rng = np.random.default_rng(0)
+  first, last = (rng.integers(10, 39, size) for size in (38, 58))
+  apart = held_out_nats(lstm_run, [first]) + held_out_nats(lstm_run, [last])
+  assert held_out_nats(lstm_run, [first, last]) == pytest.approx(apart, rel=1e-6)
+  vocab = lstm_run.tokenizer.vocab
+  ids = np.array([*vocab.begin, *last, *vocab.end], np.int32)
+  log_p = next_log_p(lstm_run, rows(ids[None]))[0]
+  predicted = np.arange(1, 60) % 20 != 0  # no row predicts its first token
+  assert held_out_nats(lstm_run, [last]) == pytest.approx(-log_p[predicted].sum(), rel=1e-5)
+  alone = next_log_p(lstm_run, rows(ids.reshape(3, 20)))  # every row from a state of zeros
+  assert held_out_nats(lstm_run, [last]) != pytest.approx(-alone.sum(), rel=1e-5)
 
 
 def test_rows_of_a_classification_are_framed_and_read(lstm_run):

@@ -397,7 +397,7 @@ def test_rows_on_several_devices_have_the_loss_of_one(ngram_run):
   _, valid = toy_run.batches(dataclasses.replace(ngram_run.experiment, global_batch=8))
   batch = valid.evaluation(8)[0]
   mesh = MeshShape(data=8).build()
-  step = jax.jit(lambda p, b: evaluation_step(p, b, objectives=(CLM(),), compute=COMPUTE))
+  step = jax.jit(lambda p, b: evaluation_step(p, b, objectives=(CLM(),), compute=COMPUTE)[0])
   whole = jax.device_put(ngram_run.params, parameter_shardings(ngram_run.params, mesh))
   ours = step(whole, to_global(batch, mesh))
   expected = step(ngram_run.params, batch)

@@ -219,7 +219,9 @@ def test_an_evaluation_is_the_mean_over_all_predictions(whole):
   program, batches = toy_run.program(), toy_run.data().evaluation
   assert batches[-1]["row_weight"].sum() < TOY.global_batch  # filled up, as the test needs
   values = loop.evaluate(program, whole[1].params, batches)
-  sums = [jax.device_get(program.evaluate(whole[1].params, b)["nsp/accuracy"]) for b in batches]
+  sums = [
+    jax.device_get(program.evaluate(whole[1].params, b, None)[0]["nsp/accuracy"]) for b in batches
+  ]
   correct, count = np.sum(sums, axis=0)
   assert count == sum(batch["row_weight"].sum() for batch in batches)
   np.testing.assert_allclose(values["nsp/accuracy"], correct / count, rtol=1e-6)

@@ -120,9 +120,11 @@ def test_micro_batches_and_devices_together_do_not_change_the_number():
 def test_the_loss_is_the_mean_over_all_predictions_and_not_a_mean_of_means():
   program = program_of()
   params, batch = program.create().params, toy_batch(0)
-  whole = np.asarray(program.evaluate(params, batch)["mlm/loss"])
+  whole = np.asarray(program.evaluate(params, batch, None)[0]["mlm/loss"])
   halves = [
-    np.asarray(program.evaluate(params, {k: v[rows] for k, v in batch.items()})["mlm/loss"])
+    np.asarray(
+      program.evaluate(params, {k: v[rows] for k, v in batch.items()}, None)[0]["mlm/loss"]
+    )
     for rows in (slice(0, 8), slice(8, 16))
   ]
   np.testing.assert_allclose(halves[0] + halves[1], whole, rtol=1e-5)
@@ -139,7 +141,7 @@ def test_rows_of_no_weight_change_nothing():
   other["input_ids"][8:] = 9
   other["pair_label"][8:] ^= 1
   jax.tree.map(
-    np.testing.assert_array_equal, *(program.evaluate(params, b) for b in (batch, other))
+    np.testing.assert_array_equal, *(program.evaluate(params, b, None)[0] for b in (batch, other))
   )
 
 
@@ -147,10 +149,10 @@ def test_training_on_one_batch_learns_it():
   experiment = dataclasses.replace(TOY, optim=AdamW(peak=1e-2, warmup=1, schedule="constant"))
   program = program_of(experiment)
   state, batch = program.create(), to_global(toy_batch(0), program.mesh)
-  first = program.evaluate(state.params, batch)["mlm/loss"]
+  first = program.evaluate(state.params, batch, None)[0]["mlm/loss"]
   for _ in range(60):
     state = program.step(state, batch)
-  last = program.evaluate(state.params, batch)["mlm/loss"]
+  last = program.evaluate(state.params, batch, None)[0]["mlm/loss"]
   assert last[0] / last[1] < 0.7 * first[0] / first[1]
 
 

@@ -1,0 +1,228 @@
+"""The story in one table: a model of every generation on the same text. Each function is a run.
+
+All read the installed text in one vocabulary of 4,096 byte pairs, 4 rows of 64 tokens a step. They
+have two layers of about 400,000 parameters beside the token table (an encoder-decoder one in its
+encoder and one in its decoder), and the recipe of their `tiny` experiment. No recipe was tuned for
+this page. The n-gram model counts as many tokens as the others read. Word vectors have words for
+tokens, and read the whole text as often as in their own experiments, which takes seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from experiments.fasttext import base as fasttext_base
+from experiments.glove import base as glove_base
+from experiments.word2vec import base as word2vec_base
+from plm_jax.ablate.table import Arm, Better, Ordered, Table
+from plm_jax.data.packed_documents import PackedDocuments
+from plm_jax.data.packing import DocSentences
+from plm_jax.data.pipeline import Corpus
+from plm_jax.data.running_text import RunningText
+from plm_jax.data.segments import SegmentPair
+from plm_jax.data.tokenizers import BytePairs
+from plm_jax.experiment import Budget, Experiment, Intervals
+from plm_jax.models.albert import Albert
+from plm_jax.models.bart import Bart
+from plm_jax.models.bert import Bert
+from plm_jax.models.electra import Electra
+from plm_jax.models.elmo import Elmo
+from plm_jax.models.gpt import Gpt2
+from plm_jax.models.lstm import Lstm
+from plm_jax.models.model import Model
+from plm_jax.models.ngram import NGram
+from plm_jax.models.nnlm import Nnlm
+from plm_jax.models.t5 import T5v11
+from plm_jax.objectives.bilm import BiLM
+from plm_jax.objectives.clm import CLM
+from plm_jax.objectives.denoising import Denoising
+from plm_jax.objectives.mlm import MLM
+from plm_jax.objectives.nsp import NSP
+from plm_jax.objectives.rtd import RTD, GeneratorMLM
+from plm_jax.objectives.sop import SOP
+from plm_jax.objectives.span_corruption import SpanCorruption
+from plm_jax.optim.adafactor import Adafactor
+from plm_jax.optim.adamw import AdamW
+
+ROWS, LENGTH = 4, 64
+STEPS = {"smoke": 10, "small": 1_200, "paper": 1_200}
+# The steps of each arm in as much processor time as GPT needs for its tokens: `story_time`.
+STEPS_IN_TIME: dict[str, int] = {}
+TEXT = Corpus(
+  source="tfds:installed_text",
+  tokenizer=BytePairs(vocab_size=4096, sentinels=20),  # T5's; unused by the others
+  segments=PackedDocuments(),
+  length=LENGTH,
+  held_out=0.05,
+)
+PAIRS = SegmentPair()
+STREAM = PackedDocuments(ordered=True)
+SIZE = {"layers": 2, "width": 128, "heads": 2, "positions": LENGTH}
+PLAIN = {"dropout": 0.0, "attention_dropout": 0.0, "initializer_range": 0.05}
+
+
+def ngram(budget: Budget = "small") -> Experiment:
+  """Kneser-Ney of order 5 (1995 to 1999)."""
+  tokens = STEPS[budget] * ROWS * LENGTH
+  return replace(gpt(budget), model=NGram(tokens=tokens), steps=0)
+
+
+def nnlm(budget: Budget = "small") -> Experiment:
+  """The neural probabilistic language model (2003): 4 tokens of context, 100 hidden units."""
+  model = Nnlm(hidden=100, direct=False)
+  return _run(budget, model, CLM(), AdamW(peak=2e-3, schedule="wsd", decay=0.01))
+
+
+def word2vec(budget: Budget = "small") -> Experiment:
+  """Skip-gram with negative sampling (2013), 128 dimensions."""
+  return _vectors(word2vec_base(budget))
+
+
+def glove(budget: Budget = "small") -> Experiment:
+  """GloVe (2014), 128 dimensions."""
+  return _vectors(glove_base(budget))
+
+
+def fasttext(budget: Budget = "small") -> Experiment:
+  """fastText (2017), 128 dimensions, n-grams in 100,000 buckets."""
+  return _vectors(fasttext_base(budget))
+
+
+def lstm(budget: Budget = "small") -> Experiment:
+  """An LSTM (2014) of 2 layers of 160, whose state is carried."""
+  optim = AdamW(peak=4e-3, clip=1.0, decay=0.0)
+  return _run(budget, Lstm(width=160, tied=True), CLM(), optim, STREAM)
+
+
+def elmo(budget: Budget = "small") -> Experiment:
+  """ELMo's language model (2018): 2 layers in each direction, 192 units projected to 64."""
+  model = Elmo(
+    width=64, cell=192, filters=((1, 8), (2, 16), (3, 32)), longest=12, highways=1, dropout=0.0
+  )
+  return _run(budget, model, BiLM(), AdamW(peak=4e-3, clip=10.0, decay=0.0), STREAM)
+
+
+def gpt(budget: Budget = "small") -> Experiment:
+  """GPT-2 (2019)."""
+  return _run(budget, Gpt2(**SIZE, **PLAIN), CLM(), AdamW(peak=2e-3, b2=0.98, schedule="wsd"))
+
+
+def bert(budget: Budget = "small") -> Experiment:
+  """BERT (2018), 40% of the tokens masked, with NSP."""
+  return _run(budget, Bert(**SIZE, **PLAIN), (MLM(rate=0.4), NSP()), _encoder(), PAIRS)
+
+
+def albert(budget: Budget = "small") -> Experiment:
+  """ALBERT (2019): two passes of one layer of 176, with SOP."""
+  model = Albert(**SIZE | {"width": 176}, **PLAIN, embedding=64)
+  swapped = SegmentPair(next="swapped")
+  return _run(budget, model, (MLM(rate=0.4), SOP()), _encoder(), swapped)
+
+
+def electra(budget: Budget = "small") -> Experiment:
+  """ELECTRA (2020), a generator of half the width."""
+  model = Electra(**SIZE, **PLAIN, generator_width=1 / 2)
+  segments = SegmentPair(next="none")
+  return _run(budget, model, (GeneratorMLM(), RTD()), _encoder(), segments)
+
+
+def t5(budget: Budget = "small") -> Experiment:
+  """T5 1.1 (2020), spans of 3."""
+  model = T5v11(layers=1, width=128, heads=2, hidden=256)
+  optim = Adafactor(peak=2e-2, hold=max(2, STEPS[budget] // 3))
+  return _run(budget, model, SpanCorruption(z_loss=1e-4), optim, RunningText())
+
+
+def bart(budget: Budget = "small") -> Experiment:
+  """BART (2020), text infilling."""
+  model = Bart(**SIZE | {"layers": 1}, dropout=0.0, initializer_range=0.05)
+  return _run(budget, model, Denoising(), _encoder(), DocSentences())
+
+
+def _encoder() -> AdamW:
+  return AdamW(peak=1.5e-3, b2=0.98, schedule="wsd")
+
+
+def _run(budget: Budget, model: Model, objectives, optim, segments=None) -> Experiment:
+  """A model of the story on the common text."""
+  steps = STEPS[budget]
+  objectives = objectives if isinstance(objectives, tuple) else (objectives,)
+  schedule = Intervals(log=max(5, steps // 20), evaluate=steps // 4, save=steps // 2)
+  return Experiment(
+    model=model,
+    objectives=objectives,
+    data=replace(TEXT, segments=segments or TEXT.segments),
+    optim=replace(optim, warmup=max(2, steps // 12)),
+    global_batch=ROWS,
+    steps=steps,
+    schedule=replace(schedule, evaluation_rows=256),
+  )
+
+
+def _vectors(experiment: Experiment) -> Experiment:
+  data = replace(experiment.data, held_out=TEXT.held_out)
+  return replace(experiment, model=replace(experiment.model, width=128), data=data)
+
+
+LANGUAGE_MODELS = (
+  Arm.of(ngram, name="n-gram"),
+  Arm.of(nnlm, name="nnlm"),
+  Arm.of(lstm, name="lstm"),
+  Arm.of(elmo, name="elmo"),
+  Arm.of(gpt, name="gpt"),
+)
+VECTORS = (
+  Arm.of(word2vec, name="word2vec"),
+  Arm.of(glove, name="glove"),
+  Arm.of(fasttext, name="fasttext"),
+)
+ENCODERS = (
+  Arm.of(bert, name="bert"),
+  Arm.of(albert, name="albert"),
+  Arm.of(electra, name="electra"),
+)
+ENCODER_DECODERS = (Arm.of(t5, name="t5"), Arm.of(bart, name="bart"))
+BITS, ORDER, TAGS = "clm_bits_per_byte", "probe_order_all_accuracy", "probe_tag_accuracy"
+
+
+def story() -> Table:
+  """A model of every generation on the same text, with the same number of tokens."""
+  return Table(
+    title="The story: a model of every generation on the same text",
+    source="ours",
+    arms=(*LANGUAGE_MODELS, *VECTORS, *ENCODERS, *ENCODER_DECODERS),
+    claims=(
+      Ordered(
+        BITS,
+        ("n-gram", "nnlm", "lstm", "gpt"),
+        sentence="every generation of left-to-right models predicts the text better",
+      ),
+      Better(ORDER, "gpt", than="word2vec", sentence="states in context know the order of words"),
+      Better(
+        TAGS,
+        "bert",
+        than="gpt",
+        sentence="encoders read: BERT's states know parts of speech better than GPT's",
+      ),
+      Better(
+        ORDER,
+        "bert",
+        than="gpt",
+        sentence="encoders read: BERT's states know the order of words better than GPT's",
+      ),
+      Better(
+        "blimp",
+        "gpt",
+        than="n-gram",
+        sentence="decoders write: GPT prefers grammatical sentences more often than the n-grams",
+      ),
+      Better(
+        "gap_bits_per_byte",
+        "bart",
+        than="gpt",
+        sentence="encoder-decoders transform: BART fills a gap of three tokens better than GPT",
+      ),
+    ),
+    caveat="Perplexities of left-to-right (`clm`) and of masked models (`pseudo`) are not of the "
+    "same kind: a masked model reads both sides.",
+  )
