@@ -10,10 +10,12 @@ tokens, and read the whole text as often as in their own experiments, which take
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from experiments.fasttext import base as fasttext_base
 from experiments.glove import base as glove_base
 from experiments.word2vec import base as word2vec_base
+from plm_jax.ablate.story import Family, blocks
 from plm_jax.ablate.table import Arm, Better, Ordered, Table
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.data.packing import DocSentences
@@ -45,6 +47,7 @@ from plm_jax.optim.adafactor import Adafactor
 from plm_jax.optim.adamw import AdamW
 
 ROWS, LENGTH = 4, 64
+BUDGETS: dict[Budget, Budget] = {"smoke": "smoke", "small": "small", "paper": "small"}
 STEPS = {"smoke": 10, "small": 1_200, "paper": 1_200}
 # The steps of each arm in as much processor time as GPT needs for its tokens: `story_time`.
 STEPS_IN_TIME: dict[str, int] = {}
@@ -75,17 +78,18 @@ def nnlm(budget: Budget = "small") -> Experiment:
 
 def word2vec(budget: Budget = "small") -> Experiment:
   """Skip-gram with negative sampling (2013), 128 dimensions."""
-  return _vectors(word2vec_base(budget))
+  return _vectors(word2vec_base(BUDGETS[budget]))
 
 
 def glove(budget: Budget = "small") -> Experiment:
-  """GloVe (2014), 128 dimensions."""
-  return _vectors(glove_base(budget))
+  """GloVe (2014), 128 dimensions, 5 passes over the counts."""
+  experiment = _vectors(glove_base(BUDGETS[budget]))
+  return replace(experiment, steps=min(experiment.steps, STEPS[budget]))
 
 
 def fasttext(budget: Budget = "small") -> Experiment:
   """fastText (2017), 128 dimensions, n-grams in 100,000 buckets."""
-  return _vectors(fasttext_base(budget))
+  return _vectors(fasttext_base(BUDGETS[budget]))
 
 
 def lstm(budget: Budget = "small") -> Experiment:
@@ -164,24 +168,24 @@ def _vectors(experiment: Experiment) -> Experiment:
   return replace(experiment, model=replace(experiment.model, width=128), data=data)
 
 
-LANGUAGE_MODELS = (
-  Arm.of(ngram, name="n-gram"),
-  Arm.of(nnlm, name="nnlm"),
-  Arm.of(lstm, name="lstm"),
-  Arm.of(elmo, name="elmo"),
-  Arm.of(gpt, name="gpt"),
+ARMS = (
+  *(Arm.of(ngram, name="n-gram"), Arm.of(nnlm), Arm.of(lstm), Arm.of(elmo), Arm.of(gpt)),
+  *(Arm.of(word2vec), Arm.of(glove), Arm.of(fasttext)),
+  *(Arm.of(bert), Arm.of(albert), Arm.of(electra), Arm.of(t5), Arm.of(bart)),
 )
-VECTORS = (
-  Arm.of(word2vec, name="word2vec"),
-  Arm.of(glove, name="glove"),
-  Arm.of(fasttext, name="fasttext"),
+FAMILIES = (
+  Family("counts", "#555555", ("n-gram",)),
+  Family("networks before the Transformer", "#b45309", ("nnlm", "lstm", "elmo")),
+  Family("word vectors", "#4d7c0f", ("word2vec", "glove", "fasttext")),
+  Family("decoders", "#1d4ed8", ("gpt",)),
+  Family("encoders", "#be123c", ("bert", "albert", "electra")),
+  Family("encoder-decoders", "#7e22ce", ("t5", "bart")),
 )
-ENCODERS = (
-  Arm.of(bert, name="bert"),
-  Arm.of(albert, name="albert"),
-  Arm.of(electra, name="electra"),
-)
-ENCODER_DECODERS = (Arm.of(t5, name="t5"), Arm.of(bart, name="bart"))
+YEARS = {
+  **{"n-gram": 1995, "nnlm": 2003, "lstm": 2014, "elmo": 2018, "gpt": 2018},
+  **{"word2vec": 2013, "glove": 2014, "fasttext": 2017},
+  **{"bert": 2018, "albert": 2019, "electra": 2020, "t5": 2020, "bart": 2020},
+}
 BITS, ORDER, TAGS = "clm_bits_per_byte", "probe_order_all_accuracy", "probe_tag_accuracy"
 
 
@@ -190,7 +194,8 @@ def story() -> Table:
   return Table(
     title="The story: a model of every generation on the same text",
     source="ours",
-    arms=(*LANGUAGE_MODELS, *VECTORS, *ENCODERS, *ENCODER_DECODERS),
+    arms=ARMS,
+    blocks=partial(blocks, families=FAMILIES, years=YEARS),
     claims=(
       Ordered(
         BITS,

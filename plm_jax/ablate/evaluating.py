@@ -17,15 +17,13 @@ from plm_jax import cli
 from plm_jax.ablate.plan import SCORES, Evaluation
 from plm_jax.ablate.probing import probe, tagging
 from plm_jax.data.preparation import prepare
-from plm_jax.decode.rules import Rules
-from plm_jax.decode.writer import continuation, encode_prompts, write
-from plm_jax.errors import UserError
 from plm_jax.evaluation.gaps import gaps
 from plm_jax.evaluation.held_out import held_out
 from plm_jax.evaluation.minimal_pairs import blimp
 from plm_jax.evaluation.pair_accuracy import pair_accuracies
 from plm_jax.evaluation.scores import Scores
-from plm_jax.runs import Run, check_predicts_tokens
+from plm_jax.evaluation.writing import written
+from plm_jax.runs import Run
 from plm_jax.tasks.finetuning import model_cell, plan
 from plm_jax.tasks.label import Label
 from plm_jax.train.process import versions
@@ -68,19 +66,6 @@ def evaluate(run: Run, asked: Evaluation, cache: Path) -> Scores:
   }
   write_whole(run.path / SCORES, json.dumps(record, indent=2) + "\n")
   return scores
-
-
-def written(run: Run, prompt: str) -> str | None:
-  """A text that the model writes after `prompt`, an encoder-decoder from it; None if it cannot."""
-  try:
-    encoded = encode_prompts(run.params, run.config, run.tokenizer, [prompt])
-    check_predicts_tokens(run)
-    rules = Rules(temperature=0.7, max_length=40)
-    model = run.params, run.config, run.tokenizer, run.compute
-    text = continuation(run.tokenizer, encoded[0], write(*model, encoded, rules)[0][0].ids)
-  except (UserError, AttributeError):
-    return None
-  return text if encoded[0].source is not None else prompt + text
 
 
 def finetune(

@@ -9,6 +9,7 @@ can be asked, each with what it can read.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -69,6 +70,7 @@ def _left_to_right(run: Run, texts: np.ndarray) -> np.ndarray:
 def _masked(run: Run, texts: np.ndarray) -> np.ndarray:
   vocab = run.tokenizer.vocab
   first, last = vocab.frame(padding=False)
+  assert vocab.mask is not None  # of a masked model
   masked = np.repeat(texts, GAP, axis=0)  # a row for each token of a gap, the others masked
   gap = masked[:, AROUND : AROUND + GAP].reshape(-1, GAP, GAP)
   gap[...] = np.where(np.eye(GAP, dtype=bool), gap, vocab.mask)
@@ -78,10 +80,12 @@ def _masked(run: Run, texts: np.ndarray) -> np.ndarray:
 
 def _encoder_decoder(run: Run, texts: np.ndarray) -> np.ndarray:
   """With sentinels (T5) the target is "<extra_id_0> gap"; without (BART) it is the whole text."""
-  vocab, config = run.tokenizer.vocab, run.config
+  vocab = run.tokenizer.vocab
+  config: Any = run.config
   before, gap, after = np.split(texts, [AROUND, AROUND + GAP], axis=1)
   is_t5 = config.frame == "t5"
-  blank = np.full((len(texts), 1), vocab.sentinels[0] if is_t5 else vocab.mask, np.int32)
+  mark: Any = vocab.sentinels[:1] if is_t5 and vocab.sentinels is not None else vocab.mask
+  blank = np.full((len(texts), 1), mark)
   source = np.concatenate([before, blank, after], axis=1)
   begin = config.source_ids([], vocab)[:-1]
   rows = _rows(source, begin, vocab.end)

@@ -5,7 +5,9 @@ state carries it over these rows, as in training; it becomes zeros where a docum
 """
 
 import dataclasses
+import functools
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,14 +18,13 @@ from plm_jax.data.preparation import Prepared
 from plm_jax.data.segments import SegmentPair
 from plm_jax.evaluation.likelihood import TOKENS, masked_log_p
 from plm_jax.evaluation.scores import Scores, is_causal
-from plm_jax.models.encoder import Encoder
+from plm_jax.models.model import carried
 from plm_jax.objectives import baselines
 from plm_jax.objectives.bilm import BiLM, ForwardLM
 from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.seq2seq import Seq2Seq
 from plm_jax.runs import Run
-from plm_jax.train.step import evaluation_step
 
 ROWS = 4096  # the most rows of held-out text, and the most pairs of each kind
 LANES = 8  # stretches of the held-out documents that are read side by side
@@ -70,7 +71,7 @@ def _add_left_to_right(run: Run, prepared: Prepared, objective: CLM, scores: Sco
   scores.counts["clm_bits_per_byte"] = scores.counts["clm_loss"]
   unigram = baselines.unigram(prepared.train.counts, batches, "clm").scores
   scores.references.update({f"clm_{name}": x for name, x in unigram.items() if x is not None})
-  bits *= unigram["loss"] / scores.metrics["clm_loss"]
+  bits *= scores.references["clm_loss"] / scores.metrics["clm_loss"]
   scores.references["clm_bits_per_byte"] = bits
 
 
@@ -86,11 +87,11 @@ def document_rows(run: Run, prepared: Prepared, objective: CLM | BiLM) -> list[d
   """Held-out documents in rows that continue each other, `LANES` at a time. Every model predicts
   the same tokens: all but the first of a row or of a document. A causal encoder, which cannot
   separate documents, reads pairs of segments as in its training."""
-  if isinstance(run.config, Encoder):
+  if not getattr(run.config, "separates_documents", True):
     return held_out_rows(run, prepared, (objective,))
   vocab = run.tokenizer.vocab
   segments = PackedDocuments(framed=bool(vocab.begin and vocab.end), ordered=True)
-  corpus = dataclasses.replace(run.experiment.data, segments=segments, workers=0)
+  corpus: Any = dataclasses.replace(run.experiment.data, segments=segments, workers=0)
   batches = Batches(prepared.valid, corpus, (), vocab, seed=0, global_batch=LANES)
   rows = batches.evaluation(row_limit(run))
   return [
@@ -130,17 +131,22 @@ def _add_losses(kind: str, run: Run, model, batches, objective, scores: Scores) 
   carries = "begins" in batches[0] and hasattr(model, "carry")
   carry, sums = model.carry(LANES) if carries else None, []
   for batch in batches:
-    terms, carry = _step(model, batch, carry, objectives=(objective,), compute=run.compute)
+    terms, carry = _terms(model, batch, carry, objective, run.compute)
     sums.append(terms)
-  totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), 0), *jax.device_get(sums))
-  loss, accuracy = (totals[f"{objective.name}/{name}"] for name in ("loss", "accuracy"))
-  mean = loss[0] / loss[1]
-  values = {"loss": mean, "perplexity": baselines.perplexity(mean)}
-  values["accuracy"] = accuracy[0] / accuracy[1]
-  scores.add(kind, values, int(loss[1]), batches)
+  totals = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64)), *jax.device_get(sums))
+  means = {name: total / count for name, (total, count) in totals.items()}
+  values = {"loss": means["loss"], "perplexity": baselines.perplexity(means["loss"])}
+  values["accuracy"] = means["accuracy"]
+  scores.add(kind, values, int(totals["loss"][1]), batches)
 
 
-_step = jax.jit(evaluation_step, static_argnames=("objectives", "compute"))
+@functools.partial(jax.jit, static_argnames=("objective", "compute"))
+def _terms(model, batch, carry, objective, compute):
+  if carry is None:
+    hidden = model(batch, compute)
+  else:
+    hidden, carry = model.continued(batch, compute, None, carried(model, batch, carry))
+  return objective.loss(model, hidden, batch, None), carry
 
 
 def one_at_a_time(run: Run, batches: list[dict]) -> tuple[np.ndarray, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,8 @@ class Encoder(TransformerConfig):
   pooler_activation: for `classes`, DistilBERT has `relu` and ELECTRA `gelu_erf`.
   head_activation: of the masked-LM head; None is that of the layers.
   """
+
+  separates_documents: ClassVar[bool] = False
 
   positions: int = 512
   norm_eps: float = 1e-12

@@ -13,7 +13,8 @@ No code asks for a model's class. A model in one new file works everywhere if it
   vectors         `with_token_table(table)` (plm_jax/decode/neighbours.py).
   to generate     parameters: `generator(compute, rows)` (plm_jax/decode/generator.py). The config
                   of a model with a source also has `source_ids` and `decoder_start`.
-  to be scored    left to right: `generator`, or CLM among the objectives; `token_logits`.
+  to be scored    left to right: `generator`, or CLM among the objectives; `token_logits`. A config
+                  that refuses `document_ids` has `separates_documents` False.
                   masked: `masked_lm()` returns parameters with `token_logits`.
                   on pairs: `nsp` or `sop`, None without that head, and
                   `next_sentence_logits` or `sentence_order_logits`.
@@ -36,6 +37,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import jax
+import jax.numpy as jnp
 
 from plm_jax.errors import UserError
 
@@ -179,3 +181,16 @@ class Parameters(Protocol):
     self, batch: dict, compute: Compute, noise: Noise | None, carry: Any
   ) -> tuple[jax.Array, Any]:
     """The result of `__call__` and the state after the batch. Only for models with `carry`."""
+
+
+def carried(params, batch: dict, carry: Any) -> Any:
+  """The carry that a batch's rows start from: that of the batch before, or the model's initial one
+  where a row begins. None if `carry` is None."""
+  if carry is None:
+    return None
+  begins_B = batch["begins"]
+
+  def chosen(first, old):
+    return jnp.where(begins_B.reshape(-1, *[1] * (old.ndim - 1)), first, old)
+
+  return jax.tree.map(chosen, params.carry(len(begins_B)), carry)

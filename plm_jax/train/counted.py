@@ -6,6 +6,7 @@ process of a run counts the same, and all devices share the rows of the evaluati
 """
 
 import functools
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.loop import check_batch_divides, on_mesh
 from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, means
 from plm_jax.train.step import evaluation_step
-from plm_jax.train.workdir import Workdir, read_config, run_hash
+from plm_jax.train.workdir import Workdir, read_config, run_hash, write_whole
 
 
 class Counted(NamedTuple):
@@ -58,7 +59,7 @@ def count(
       shapes = jax.eval_shape(experiment.init_parameters, jax.random.key(0))
       params = restore_parameters(workdir.path, placed(shapes, mesh)).params
     else:
-      model, params = _counted(experiment, prepared)
+      model, params = _counted(experiment, prepared, workdir)
       params = on_devices(params, mesh)
       experiment = replace(experiment, model=model)
       workdir.write_config(experiment, record)
@@ -91,10 +92,13 @@ def placed(shapes: Parameters, mesh: jax.sharding.Mesh) -> Parameters:
   )
 
 
-def _counted(experiment: Experiment, prepared: Prepared):
-  """The model's configuration and parameters; prints the time."""
-  start = time.perf_counter()
+def _counted(experiment: Experiment, prepared: Prepared, workdir: Workdir):
+  """The model's configuration and parameters; writes and prints the time."""
+  start, processor = time.perf_counter(), time.process_time()
   model, params = experiment.model.counted(experiment.data, prepared.train, prepared.tokenizer)
-  seconds, tokens = time.perf_counter() - start, len(prepared.train.tokens)
-  processes.say(f"counted {tokens:,} tokens in {seconds:.1f} s", file=sys.stderr)
+  seconds = time.perf_counter() - start
+  timing = {"seconds": seconds, "processor_seconds": time.process_time() - processor}
+  if processes.is_first():
+    write_whole(workdir / "timing.jsonl", json.dumps({"step": 0} | timing) + "\n")
+  processes.say(f"counted in {seconds:.1f} s", file=sys.stderr)
   return model, params

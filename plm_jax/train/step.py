@@ -13,6 +13,7 @@ import optax
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, streams
+from plm_jax.models.model import carried
 from plm_jax.models.parameters import map_roles
 from plm_jax.train.running import unusual
 from plm_jax.train.state import TrainState, merge_frozen, trainable
@@ -156,19 +157,6 @@ def with_attack(value_and_grad, length: float):
     return result, jax.tree.map(jnp.add, grads, more)
 
   return attacked
-
-
-def carried(params, batch: dict, carry: Any) -> Any:
-  """The carry that a batch's rows start from: that of the batch before, or the model's initial one
-  where a row begins. None if `carry` is None."""
-  if carry is None:
-    return None
-  begins_B = batch["begins"]
-
-  def chosen(first, old):
-    return jnp.where(begins_B.reshape(-1, *[1] * (old.ndim - 1)), first, old)
-
-  return jax.tree.map(chosen, params.carry(len(begins_B)), carry)
 
 
 def together(objectives) -> int:
