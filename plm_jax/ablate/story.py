@@ -21,6 +21,7 @@ from plm_jax.train import estimate
 from plm_jax.train.workdir import read_records
 
 PICTURE, LENGTHS = "history.png", "row_length.json"
+SECONDS = "processor_seconds"
 
 
 class Panel(NamedTuple):
@@ -45,6 +46,7 @@ PANELS = (
   Panel(("blimp",), "prefers grammar\nBLiMP accuracy", "higher"),
   Panel(("probe_tag_accuracy",), "knows parts of speech\naccuracy of a probe", "higher"),
   Panel(("probe_order_all_accuracy",), "knows word order\naccuracy of a probe", "higher"),
+  Panel((SECONDS,), "training\nseconds of one core", "lower"),
 )
 COLUMNS = (
   ("clm_bits_per_byte", "bits per byte"),
@@ -61,7 +63,7 @@ COLUMNS = (
 def blocks(
   measured: Measured, to: Path, families: Sequence[Family], years: Mapping[str, int]
 ) -> list[PageBlock]:
-  """families, years: of the arms; the picture has them in the order of `families`."""
+  """families, years: of the arms; the picture has them in the order of their years."""
   if not measured.scores or not any(measured.scores.values()):
     return []
   draw(measured, families, years, to / PICTURE)
@@ -114,7 +116,7 @@ def costs(measured: Measured) -> Grid:
         f"{measured.records[runs[0]]['parameters']:,}",
         f"{tokens:,}" if tokens else "",
         f"{seconds:.1f}",
-        f"{tokens / seconds:,.0f}" if tokens else "",
+        f"{tokens / seconds:,.0f}" if tokens and seconds else "",
         "" if counted else f"{operations(experiment):.1f}",
         str(len(runs)),
       ]
@@ -127,6 +129,14 @@ def processor_seconds(measured: Measured, run: PlannedRun) -> float:
   """Of the training steps."""
   records = read_records(workdir_of(measured.out, run) / "timing.jsonl")
   return sum(record.get("processor_seconds", 0.0) for record in records)
+
+
+def values(measured: Measured, arm: str, metric: str) -> list[float]:
+  """Of all seeds."""
+  if metric != SECONDS:
+    return measured.values(arm, metric)
+  seconds = (processor_seconds(measured, run) for run in measured.records if run.arm == arm)
+  return [x for x in seconds if x]
 
 
 @functools.cache
@@ -185,24 +195,29 @@ def draw(
 
   present = {arm.name for arm in measured.arms}
   rows = [(f, arm) for f in families for arm in f.arms if arm in present]
-  figure = Figure(figsize=(12.5, 1.5 + 0.31 * len(rows)), layout="constrained")
+  rows.sort(key=lambda row: years[row[1]])
+  figure = Figure(figsize=(13.5, 1.5 + 0.31 * len(rows)), layout="constrained")
   axes = figure.subplots(1, len(PANELS), sharey=True)
   for axis, panel in zip(axes, PANELS, strict=True):
     for row, (family, arm) in enumerate(rows):
-      metric = next((m for m in panel.metrics if measured.values(arm, m)), None)
+      values_of = {metric: values(measured, arm, metric) for metric in panel.metrics}
+      metric = next((m for m in panel.metrics if values_of[m]), None)
       if metric is None:
         continue
-      values = measured.values(arm, metric)
       hollow = metric.startswith("pseudo")
       fill = "white" if hollow else family.colour
-      axis.plot(values, [row] * len(values), "o", ms=7, mfc=fill, mec=family.colour, zorder=3)
-      axis.plot(statistics.fmean(values), row, "|", color="black", ms=15, mew=1.4, zorder=4)
+      dots = values_of[metric]
+      axis.plot(dots, [row] * len(dots), "o", ms=7, mfc=fill, mec=family.colour, zorder=3)
+      axis.plot(statistics.fmean(dots), row, "|", color="black", ms=15, mew=1.4, zorder=4)
     baseline = measured.references.get(panel.metrics[0])
     if baseline is not None:
       axis.axvline(baseline, color="gray", ls="--", lw=1)
     axis.set_title(panel.title, fontsize=10.5)
     axis.set_xlabel(f"{panel.better} is better", fontsize=9.5, color="#555555")
-    axis.locator_params(axis="x", nbins=4)
+    if panel.metrics[0] == SECONDS:
+      axis.set_xscale("log")
+    else:
+      axis.locator_params(axis="x", nbins=4)
     axis.grid(axis="x", alpha=0.3)
     axis.margins(x=0.12)
     for side in ("top", "right", "left"):

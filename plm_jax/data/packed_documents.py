@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from plm_jax.data.draws import permute
 from plm_jax.data.segments import Rows, single_segment, stretches
 from plm_jax.data.store import TokenStore
 from plm_jax.data.vocab import Vocab
@@ -20,14 +21,16 @@ from plm_jax.errors import UserError
 
 
 class _Bounds(NamedTuple):
-  """The bounds of documents that have tokens. begins int64 [D + 1]: the first position of each, <s>
-  and </s> counted if framed, and the end of the last; first int64 [D]: its first stored token."""
+  """The bounds of documents that have tokens, in the order of reading. begins int64 [D + 1]: the
+  first position of each, <s> and </s> counted if framed, and the end of the last; first int64 [D]:
+  its first stored token."""
 
   begins: np.ndarray
   first: np.ndarray
 
 
 _BLOCK = 1 << 20  # tokens that are laid out at once
+_DOCUMENTS = 3  # salt for the order of the documents
 _bounds_of: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # per store: O(D) to compute
 
 
@@ -41,6 +44,8 @@ class PackedDocuments:
     next row as if it began there. All seeds and passes have the same rows.
   framed: whether <s> and </s> surround a document; else a row has only the documents' tokens.
   ordered: every row continues the same row of the previous batch, for models that carry a state.
+    With `separate`, the documents are shuffled: those of one source are often alike, and a batch
+    would have rows of a few sources only. The order is the same for all seeds.
   """
 
   separate: bool = True
@@ -51,7 +56,7 @@ class PackedDocuments:
 
   def table(self, store: TokenStore, length: int, seed: int, pass_: int) -> np.ndarray:
     """STRETCH [N]: the rows of the store; `start` counts <s> and </s>."""
-    total = int(_bounds(store, self.framed).begins[-1])
+    total = int(self._bounds(store).begins[-1])
     return stretches(total, length, shortest=2)  # a row of one token predicts nothing
 
   def tokens(self, rows: np.ndarray) -> np.ndarray:
@@ -71,7 +76,7 @@ class PackedDocuments:
       document_ids = (document - document[:, :1]).astype(np.int32)
       rows["document_ids"] = np.where(padding, np.int32(-1), document_ids)
     if self.ordered:
-      begins = _bounds(store, self.framed).begins
+      begins = self._bounds(store).begins
       after = (table_rows["start"] + table_rows["length"])[:, None]
       next_ids, next_document = (x[:, 0] for x in self._tokens(store, after, vocab))
       last = np.take_along_axis(document, table_rows["length"][:, None] - 1, axis=1)[:, 0]
@@ -83,7 +88,7 @@ class PackedDocuments:
   def running(self, store: TokenStore, vocab: Vocab) -> tuple[np.ndarray, np.ndarray]:
     """The whole text as its rows continue each other: ids [N] in the store's dtype, and the number
     int32 [N] of every token's document, or zeros without `separate`."""
-    total = int(_bounds(store, self.framed).begins[-1])
+    total = int(self._bounds(store).begins[-1])
     ids = np.empty(total, store.tokens.dtype)
     document = np.zeros(total, np.int32)
     for first in range(0, total, _BLOCK):
@@ -99,7 +104,7 @@ class PackedDocuments:
   ) -> tuple[np.ndarray, np.ndarray]:
     """The tokens int32 at places of the whole text, <s> and </s> counted, and the number of each
     token's document. Tokens of places after the text's end are arbitrary."""
-    bounds = _bounds(store, self.framed)
+    bounds = self._bounds(store)
     document = np.searchsorted(bounds.begins, place, side="right") - 1
     document = np.minimum(document, len(bounds.first) - 1)
     within = place - bounds.begins[document]
@@ -111,6 +116,13 @@ class PackedDocuments:
       np.copyto(ids, last, where=place == bounds.begins[document + 1] - 1)
     return ids, document
 
+  def _bounds(self, store: TokenStore) -> _Bounds:
+    key = self.framed, self.ordered and self.separate
+    bounds = _bounds_of.setdefault(store, {})
+    if key not in bounds:
+      bounds[key] = _made_bounds(store, *key)
+    return bounds[key]
+
   def _frame(self, vocab: Vocab) -> tuple[int, int]:
     if not (vocab.begin and vocab.end):
       raise UserError(
@@ -120,12 +132,11 @@ class PackedDocuments:
     return vocab.begin[0], vocab.end[0]
 
 
-def _bounds(store: TokenStore, framed: bool) -> _Bounds:
-  bounds = _bounds_of.setdefault(store, {})
-  if framed not in bounds:
-    starts = np.asarray(store.sentence_starts)[np.asarray(store.document_starts)]
-    sizes = np.diff(starts)
-    kept = sizes > 0
-    begins = np.concatenate([[0], np.cumsum(sizes[kept] + 2 * framed)])
-    bounds[framed] = _Bounds(begins, starts[:-1][kept].astype(np.int64))
-  return bounds[framed]
+def _made_bounds(store: TokenStore, framed: bool, shuffled: bool) -> _Bounds:
+  starts = np.asarray(store.sentence_starts)[np.asarray(store.document_starts)]
+  sizes, first = np.diff(starts), starts[:-1].astype(np.int64)
+  kept = np.flatnonzero(sizes)
+  if shuffled and len(kept):
+    kept = kept[np.argsort(permute(np.arange(len(kept)), len(kept), _DOCUMENTS))]
+  begins = np.concatenate([[0], np.cumsum(sizes[kept] + 2 * framed)])
+  return _Bounds(begins, first[kept])

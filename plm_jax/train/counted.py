@@ -99,6 +99,7 @@ def _counted(experiment: Experiment, prepared: Prepared, workdir: Workdir):
   seconds = time.perf_counter() - start
   timing = {"seconds": seconds, "processor_seconds": time.process_time() - processor}
   if processes.is_first():
-    write_whole(workdir / "timing.jsonl", json.dumps({"step": 0} | timing) + "\n")
+    record = {"step": 0, **timing, "data_wait": 0.0}
+    write_whole(workdir / "timing.jsonl", json.dumps(record) + "\n")
   processes.say(f"counted in {seconds:.1f} s", file=sys.stderr)
   return model, params

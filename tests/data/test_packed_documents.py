@@ -102,3 +102,17 @@ def test_a_row_is_read_alike_alone_and_among_others():
   for name, values in one.items():
     np.testing.assert_array_equal(values[0], all_rows[name][5])
   assert dataclasses.replace(segments) == segments
+
+
+def test_separate_documents_of_ordered_rows_are_whole_and_shuffled():
+  store = random_store(30)
+
+  def documents(segments):
+    ids, number = segments.running(store, VOCAB)
+    return [ids[number == d].tolist() for d in range(30)]
+
+  plain, shuffled = documents(PackedDocuments()), documents(PackedDocuments(ordered=True))
+  assert sorted(shuffled) == sorted(plain) and shuffled != plain
+  assert documents(PackedDocuments(ordered=True)) == shuffled
+  one_text = [PackedDocuments(separate=False, ordered=o).running(store, VOCAB)[0] for o in (0, 1)]
+  np.testing.assert_array_equal(*one_text)
