@@ -216,6 +216,8 @@ def draw(
     axis.set_xlabel(f"{panel.better} is better", fontsize=9.5, color="#555555")
     if panel.metrics[0] == SECONDS:
       axis.set_xscale("log")
+      axis.set_xticks([0.3, 1, 3, 10, 30, 100], ["0.3", "1", "3", "10", "30", "100"])
+      axis.minorticks_off()
     else:
       axis.locator_params(axis="x", nbins=4)
     axis.grid(axis="x", alpha=0.3)

@@ -1,6 +1,6 @@
 """Linear probes: what they read, and which examples they are trained on."""
 
-import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from plm_jax.ablate.probing import (
 from plm_jax.data.documents import Document
 from plm_jax.errors import UserError
 from plm_jax.evaluation.scores import Scores
+from plm_jax.runs import Run
 from plm_jax.tasks.frozen_states import text_vectors, word_vectors
 from plm_jax.tasks.label import Label
 from plm_jax.tasks.labelled_text import side_of
@@ -58,16 +59,18 @@ def test_the_first_labels_of_a_seed_are_another_draw_than_those_of_the_next():
 
 
 def test_the_vector_of_a_text_is_the_mean_of_its_words(source):
-  text = "w1 w2 w3"
-  (whole,) = text_vectors(source, [text])
-  words = word_vectors(source, [text], [[(0, 2), (3, 5), (6, 8)]])
+  run = Run.load(source.path)
+  (whole,) = text_vectors(run, ["small old river"])
+  words = word_vectors(run, ["small old river"], [[(0, 5), (6, 9), (10, 15)]])
   assert words.shape == (3, whole.shape[0])
   np.testing.assert_allclose(whole, words.mean(axis=0), atol=1e-5)
   assert not np.allclose(words[0], words[1], atol=1e-3)
 
 
 def test_words_are_tagged_from_two_files_and_models_of_counts_have_no_states(source, tmp_path):
-  sentence = "".join(f"w{i}\t{'AB'[i % 2]}\n" for i in range(1, 7)) + "\n"
+  source = Run.load(source.path)
+  tagged = zip(("small", "old", "river", "house"), "ABAB", strict=True)
+  sentence = "".join(f"{word}\t{tag}\n" for word, tag in tagged) + "\n"
   for name in ("train.conll", "test.conll"):
     (tmp_path / name).write_text(sentence * 140)
   scores = Scores.of(source)
@@ -77,9 +80,6 @@ def test_words_are_tagged_from_two_files_and_models_of_counts_have_no_states(sou
   with pytest.raises(UserError, match="must be two files"):
     tagging(source, "one", scores)
 
-  class Counts(type(source.experiment)):
-    is_counted = True
-
-  counted = dataclasses.replace(source, experiment=Counts(**vars(source.experiment)))
+  counted = SimpleNamespace(experiment=SimpleNamespace(is_counted=True))
   probe(counted, [None], tmp_path, scores)
   assert "no states to probe" in scores.notes[-1]
