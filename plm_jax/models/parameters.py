@@ -109,9 +109,8 @@ ROLES: dict[str, Role] = {
   **linear_rows("rtd/dense", "head", ("width",), ("features",)),
   **_lstm("bilstm/forward", "head"),
   **_lstm("bilstm/backward", "head"),
-  **_heads(
-    "rtd/score", "copying", "nsp", "sop", "classes", "token_classes", "span", "pair_classes"
-  ),
+  **_heads("rtd/score", "copying", "nsp", "sop", "classes", "token_classes", "span"),
+  **linear_rows("pair_classes", "head", ("features",), ("classes",)),
 }
 
 
