@@ -36,7 +36,11 @@ def flags_of(file: str) -> set[str]:
   names = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
   if "cli.define_list" in source:
     names.add("list")
-  return names | (flags_of("plm_jax/train/launch.py") if "launch.define_flags" in source else set())
+  elsewhere = {
+    "launch.define_flags": "plm_jax/train/launch.py",
+    "  define_evaluation()\n": "plm_jax/ablate/plan.py",
+  }
+  return names.union(*(flags_of(path) for call, path in elsewhere.items() if call in source))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
