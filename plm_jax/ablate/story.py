@@ -194,41 +194,47 @@ def draw(
   from matplotlib.figure import Figure
 
   present = {arm.name for arm in measured.arms}
-  rows = [(f, arm) for f in families for arm in f.arms if arm in present]
-  rows.sort(key=lambda row: years[row[1]])
+  rows = [(arm, family.colour) for family in families for arm in family.arms if arm in present]
+  rows.sort(key=lambda row: years[row[0]])
   figure = Figure(figsize=(13.5, 1.5 + 0.31 * len(rows)), layout="constrained")
   axes = figure.subplots(1, len(PANELS), sharey=True)
   for axis, panel in zip(axes, PANELS, strict=True):
-    for row, (family, arm) in enumerate(rows):
-      values_of = {metric: values(measured, arm, metric) for metric in panel.metrics}
-      metric = next((m for m in panel.metrics if values_of[m]), None)
-      if metric is None:
-        continue
-      hollow = metric.startswith("pseudo")
-      fill = "white" if hollow else family.colour
-      dots = values_of[metric]
-      axis.plot(dots, [row] * len(dots), "o", ms=7, mfc=fill, mec=family.colour, zorder=3)
-      axis.plot(statistics.fmean(dots), row, "|", color="black", ms=15, mew=1.4, zorder=4)
-    baseline = measured.references.get(panel.metrics[0])
-    if baseline is not None:
-      axis.axvline(baseline, color="gray", ls="--", lw=1)
-    axis.set_title(panel.title, fontsize=10.5)
-    axis.set_xlabel(f"{panel.better} is better", fontsize=9.5, color="#555555")
-    if panel.metrics[0] == SECONDS:
-      axis.set_xscale("log")
-      axis.set_xticks([0.3, 1, 3, 10, 30, 100], ["0.3", "1", "3", "10", "30", "100"])
-      axis.minorticks_off()
-    else:
-      axis.locator_params(axis="x", nbins=4)
-    axis.grid(axis="x", alpha=0.3)
-    axis.margins(x=0.12)
-    for side in ("top", "right", "left"):
-      axis.spines[side].set_visible(False)
-    axis.tick_params(axis="y", length=0)
-    for row in range(0, len(rows), 2):
-      axis.axhspan(row - 0.5, row + 0.5, color="#f3f3f3", zorder=0)
-  axes[0].set_yticks(range(len(rows)), [f"{arm}  {years[arm]}" for _, arm in rows], fontsize=10.5)
+    for row, (arm, colour) in enumerate(rows):
+      _dots(axis, row, measured, arm, panel, colour)
+    _finish(axis, panel, measured.references.get(panel.metrics[0]), len(rows))
+  axes[0].set_yticks(range(len(rows)), [f"{arm}  {years[arm]}" for arm, _ in rows], fontsize=10.5)
   axes[0].set_ylim(len(rows) - 0.5, -0.5)
-  for label, (family, _) in zip(axes[0].get_yticklabels(), rows, strict=True):
-    label.set_color(family.colour)
+  for label, (_, colour) in zip(axes[0].get_yticklabels(), rows, strict=True):
+    label.set_color(colour)
   figure.savefig(path, dpi=110, facecolor="white")
+
+
+def _dots(axis, row: int, measured: Measured, arm: str, panel: Panel, colour: str) -> None:
+  """An arm's seeds and their mean, hollow for a measure of another kind."""
+  for metric in panel.metrics:
+    if dots := values(measured, arm, metric):
+      fill = colour if metric == panel.metrics[0] else "white"
+      axis.plot(dots, [row] * len(dots), "o", ms=7, mfc=fill, mec=colour, zorder=3)
+      axis.plot(statistics.fmean(dots), row, "|", color="black", ms=15, mew=1.4, zorder=4)
+      return
+
+
+def _finish(axis, panel: Panel, baseline: float | None, rows: int) -> None:
+  """Titles, the baseline and a stripe for every second row."""
+  if baseline is not None:
+    axis.axvline(baseline, color="gray", ls="--", lw=1)
+  axis.set_title(panel.title, fontsize=10.5)
+  axis.set_xlabel(f"{panel.better} is better", fontsize=9.5, color="#555555")
+  if panel.metrics[0] == SECONDS:
+    axis.set_xscale("log")
+    axis.set_xticks([1, 3, 10, 30, 100, 300], ["1", "3", "10", "30", "100", "300"])
+    axis.minorticks_off()
+  else:
+    axis.locator_params(axis="x", nbins=4)
+  axis.grid(axis="x", alpha=0.3)
+  axis.margins(x=0.12)
+  for side in ("top", "right", "left"):
+    axis.spines[side].set_visible(False)
+  axis.tick_params(axis="y", length=0)
+  for row in range(0, rows, 2):
+    axis.axhspan(row - 0.5, row + 0.5, color="#f3f3f3", zorder=0)
