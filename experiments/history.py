@@ -1,10 +1,10 @@
 """The story in one table: a model of every generation on the same text. Each function is a run.
 
-All read the installed text once, in one vocabulary of 4,096 byte pairs and rows of 64 tokens. They
-have two layers of about 400,000 parameters beside the token table (an encoder-decoder one in its
-encoder and one in its decoder), and the learning rate of their `tiny` experiment. A step has 4 rows,
-and 16 for encoders and encoder-decoders: with 4, BERT stayed near the unigram model. Nothing else
-was tuned for this page. The n-gram model counts as many tokens as the others read. Word vectors have
+All read the installed text once, in one vocabulary of 4,096 byte pairs. They have two layers of about
+400,000 parameters beside the token table (an encoder-decoder one in its encoder and one in its
+decoder), and the learning rate of their `tiny` experiment. A step has 4 rows of 64 tokens, that of
+encoders and encoder-decoders 32 of 32, as their `tiny` experiments have it: in rows of 64 tokens
+BERT stayed near the unigram model. Nothing else was tuned for this page. The n-gram model counts as many tokens as the others read. Word vectors have
 words for tokens, and read the whole text five times, which takes seconds.
 """
 
@@ -48,7 +48,8 @@ from plm_jax.objectives.span_corruption import SpanCorruption
 from plm_jax.optim.adafactor import Adafactor
 from plm_jax.optim.adamw import AdamW
 
-ROWS, MANY, LENGTH = 4, 16, 64  # MANY: of encoders and encoder-decoders
+ROWS, LENGTH = 4, 64
+SHORT = {"rows": 32, "length": 32}  # of encoders and encoder-decoders
 BUDGETS: dict[Budget, Budget] = {"smoke": "smoke", "small": "small", "paper": "small"}
 STEPS = {"smoke": 10, "small": 5_600, "paper": 5_600}  # one pass over the text
 # The steps of each arm in as much processor time as GPT needs for its tokens: `story_time`.
@@ -115,34 +116,34 @@ def gpt(budget: Budget = "small") -> Experiment:
 
 def bert(budget: Budget = "small") -> Experiment:
   """BERT (2018), 40% of the tokens masked, with NSP."""
-  return _run(budget, Bert(**SIZE, **PLAIN), (MLM(rate=0.4), NSP()), _encoder(), PAIRS, MANY)
+  return _run(budget, Bert(**SIZE, **PLAIN), (MLM(rate=0.4), NSP()), _encoder(), PAIRS, **SHORT)
 
 
 def albert(budget: Budget = "small") -> Experiment:
   """ALBERT (2019): two passes of one layer of 176, with SOP."""
   model = Albert(**SIZE | {"width": 176}, **PLAIN, embedding=64)
   swapped = SegmentPair(next="swapped")
-  return _run(budget, model, (MLM(rate=0.4), SOP()), _encoder(), swapped, MANY)
+  return _run(budget, model, (MLM(rate=0.4), SOP()), _encoder(), swapped, **SHORT)
 
 
 def electra(budget: Budget = "small") -> Experiment:
   """ELECTRA (2020), a generator of half the width."""
   model = Electra(**SIZE, **PLAIN, generator_width=1 / 2)
   segments = SegmentPair(next="none")
-  return _run(budget, model, (GeneratorMLM(), RTD()), _encoder(), segments, MANY)
+  return _run(budget, model, (GeneratorMLM(), RTD()), _encoder(), segments, **SHORT)
 
 
 def t5(budget: Budget = "small") -> Experiment:
   """T5 1.1 (2020), spans of 3."""
   model = T5v11(layers=1, width=128, heads=2, hidden=256)
   optim = Adafactor(peak=2e-2, hold=max(2, STEPS[budget] // 12))  # a third of its steps
-  return _run(budget, model, SpanCorruption(z_loss=1e-4), optim, RunningText(), MANY)
+  return _run(budget, model, SpanCorruption(z_loss=1e-4), optim, RunningText(), **SHORT)
 
 
 def bart(budget: Budget = "small") -> Experiment:
   """BART (2020), text infilling."""
   model = Bart(**SIZE | {"layers": 1}, dropout=0.0, initializer_range=0.05)
-  return _run(budget, model, Denoising(), _encoder(), DocSentences(), MANY)
+  return _run(budget, model, Denoising(), _encoder(), DocSentences(), **SHORT)
 
 
 def _encoder() -> AdamW:
@@ -150,16 +151,22 @@ def _encoder() -> AdamW:
 
 
 def _run(
-  budget: Budget, model: Model, objectives, optim, segments=None, rows: int = ROWS
+  budget: Budget,
+  model: Model,
+  objectives,
+  optim,
+  segments=None,
+  rows: int = ROWS,
+  length: int = LENGTH,
 ) -> Experiment:
-  """A model of the story on the common text. rows: of a step, which then is one of fewer."""
-  steps = STEPS[budget] * ROWS // rows
+  """A model of the story on the common text. rows, length: of a step; their number follows."""
+  steps = STEPS[budget] * ROWS * LENGTH // (rows * length)
   objectives = objectives if isinstance(objectives, tuple) else (objectives,)
   schedule = Intervals(log=max(1, steps // 20), evaluate=max(1, steps // 4), evaluation_rows=256)
   return Experiment(
     model=model,
     objectives=objectives,
-    data=replace(TEXT, segments=segments or TEXT.segments),
+    data=replace(TEXT, segments=segments or TEXT.segments, length=length),
     optim=replace(optim, warmup=max(2, steps // 12)),
     global_batch=rows,
     steps=steps,
@@ -236,7 +243,7 @@ def _in_time(budget: Budget, row: Callable[..., Experiment]) -> Experiment:
   experiment = row(budget)
   if budget == "smoke":
     return experiment
-  steps = SECONDS * RATES[row.__name__] // (experiment.global_batch * LENGTH)
+  steps = SECONDS * RATES[row.__name__] // (experiment.global_batch * experiment.data.length)
   optim = replace(experiment.optim, warmup=steps // 12)
   if isinstance(optim, Adafactor):
     optim = replace(optim, hold=steps // 3)

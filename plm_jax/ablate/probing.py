@@ -33,7 +33,7 @@ PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 SIZES = {"train": 1000, "dev": 200, "test": 600}  # sentences
 TAGGED = {"train": 500, "dev": 100, "test": 400}  # sentences of tagged words
 CLASSES = 20  # the packages with the most sentences
-SHORTEST = 8  # words of a sentence
+SHORTEST, LONGEST = 8, 16  # words of a sentence, so that no model cuts it
 
 
 class Labelled(NamedTuple):
@@ -84,7 +84,8 @@ def chosen(documents: list[Document], task: LabelledText) -> dict[str, Labelled]
   for document in documents:
     if document.label in classes:
       split = texts[side_of(document, task)]
-      split |= {s: document.label for s in document.sentences if len(s.split()) >= SHORTEST}
+      fit = (s for s in document.sentences if SHORTEST <= len(s.split()) <= LONGEST)
+      split |= dict.fromkeys(fit, document.label)
   splits = {}
   for split, size in SIZES.items():
     names = list(texts[split])
@@ -100,7 +101,10 @@ def tagging(run: Run, files: str, scores: Scores) -> None:
   paths = files.split(",")
   if len(paths) != 2:
     raise UserError(f"--tags={files} must be two files of tagged words, TRAIN,TEST.")
-  read = [Tag().read_file(path, labelled=True) for path in paths]
+  read = [
+    [item for item in Tag().read_file(path, labelled=True) if len(item.words) <= LONGEST]
+    for path in paths
+  ]
   parts = {"train": read[0][TAGGED["dev"] :], "dev": read[0], "test": read[1]}
   vectors, tags = {}, {}
   for split, size in TAGGED.items():

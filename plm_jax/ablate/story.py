@@ -76,7 +76,7 @@ def blocks(
     quality(measured, years),
     Text(
       "Bits per byte: over the same held-out text for all. Gap: of three tokens in the middle of "
-      "43, from all that a model can read. Tags, word order, topic: accuracies of a linear probe "
+      "29, from all that a model can read. Tags, word order, topic: accuracies of a linear probe "
       "of the frozen states. No number: the model has none."
     ),
     costs(measured),

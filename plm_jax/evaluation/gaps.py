@@ -24,7 +24,7 @@ from plm_jax.objectives.objective import token_log_p
 from plm_jax.runs import Run
 
 GAP = 3  # tokens
-AROUND = 20  # tokens before the gap, and after it
+AROUND = 13  # tokens before the gap, and after it
 TEXTS = 256
 
 

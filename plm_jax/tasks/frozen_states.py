@@ -16,7 +16,7 @@ from plm_jax.runs import Run
 from plm_jax.tasks.predicting import outputs, trained
 from plm_jax.tasks.rows import framed_rows, row_limit
 
-LONGEST = 48  # tokens of a row
+LONGEST = 32  # tokens of a row
 BLOCK = 512  # texts whose states are in memory together
 
 

@@ -98,6 +98,6 @@ def test_texts_begin_with_a_sentence_and_end_within_its_document():
   store = ToyStore([[30, 20, 60], [10], [44, 43, 42], [12] * 9])
   texts = gap_texts(store)
   length = 2 * AROUND + GAP
-  starts = [0, 30, 50, 120, 164, *range(249, 249 + 6 * 12, 12)]
+  starts = [0, 30, 50, 120, 164, 207, *range(249, 249 + 7 * 12, 12)]
   expected = [store.tokens[start : start + length] for start in starts]
   np.testing.assert_array_equal(texts, expected)
