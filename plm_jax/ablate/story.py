@@ -77,7 +77,7 @@ def blocks(
     Text(
       "Bits per byte: over the same held-out text for all. Gap: of three tokens in the middle of "
       "29, from all that a model can read. Tags, word order, topic: accuracies of a linear probe "
-      "of the frozen states. No number: the model has none."
+      "of the frozen states. No number: the model has none." + pairs_read(measured)
     ),
     costs(measured),
     Text(
@@ -88,6 +88,15 @@ def blocks(
     *samples(measured),
     *lengths(measured),
   ]
+
+
+def pairs_read(measured: Measured) -> str:
+  """How much of BLiMP was read."""
+  for record in measured.records.values():
+    if "blimp" in record["counts"]:
+      files = sum(name.startswith("blimp/") for name in record["counts"])
+      return f" BLiMP: {record['counts']['blimp']} pairs of {files} of its 67 phenomena."
+  return " BLiMP was not measured: `--blimp=FOLDER` was not given."
 
 
 def quality(measured: Measured, years: Mapping[str, int]) -> Grid:
