@@ -167,7 +167,7 @@ def _run(
     model=model,
     objectives=objectives,
     data=replace(TEXT, segments=segments or TEXT.segments, length=length),
-    optim=replace(optim, warmup=max(2, steps // 12)),
+    optim=replace(optim, warmup=max(1, steps // 12)),
     global_batch=rows,
     steps=steps,
     schedule=replace(schedule, save=max(1, steps // 2)),
