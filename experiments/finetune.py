@@ -71,11 +71,19 @@ PEFT_PEAKS: dict[type, float] = {
 
 def rule(source: RunInfo, examples: int, peft: AnyPeft | None = None) -> Rule:
   """The defaults for a checkpoint, a number of labelled examples, and a method."""
+  if "untrained" in source.document:
+    return scratch_rule(examples)
   chosen = (public_rule if "public" in source.document else own_rule)(source, examples)
   if peft is None:
     return chosen
   why = f"{chosen.why}, {type(peft).__name__}"
   return chosen._replace(peak=PEFT_PEAKS[type(peft)], layer_decay=1.0, why=why)
+
+
+def scratch_rule(examples: int) -> Rule:
+  """Up to 2,000 examples are read for 20 epochs, more for 10."""
+  steps = max(1, (10 if examples > 2000 else 20) * examples // BATCH)
+  return Rule(2e-3, steps, max(1, steps // 10), "random parameters")
 
 
 def own_rule(source: RunInfo, examples: int) -> Rule:
@@ -128,6 +136,8 @@ def recipe(source: RunInfo, task: Task, examples: int, peft: AnyPeft | None = No
   if defaults.classifier:
     model = replace(model, classifier=defaults.classifier)
   rates = {name: 0.1 for name in ("dropout", "attention_dropout") if hasattr(model, name)}
+  if "untrained" in source.document:
+    rates = {}
   if getattr(model, "hidden_dropout", 0) or getattr(model, "final_dropout", False):
     rates["hidden_dropout"] = 0.1  # T5 has one rate for all places
   return Experiment(

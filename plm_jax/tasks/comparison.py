@@ -81,6 +81,11 @@ class Comparison(NamedTuple):
     return {arm: name for arm, name in names.items() if arm in present}
 
   @property
+  def main(self) -> str:
+    """The trained arm that is compared with the baselines: "pretrained", if it has cells."""
+    return next(arm for arm in TRAINED if arm in self.arms)
+
+  @property
   def labels(self) -> list[str]:
     return list(dict.fromkeys(cell.labels for cell in self.cells))
 
@@ -117,7 +122,7 @@ def table(comparison: Comparison, chance: dict[str, float]) -> str:
   metric -> score of the constant baseline."""
   metrics = comparison.metrics
   columns = [(labels, metric) for labels in comparison.labels for metric in metrics]
-  counts = {len(comparison.values("pretrained", l, metrics[0])) for l in comparison.labels}
+  counts = {len(comparison.values(comparison.main, l, metrics[0])) for l in comparison.labels}
   seeds = " or ".join(map(str, sorted(counts)))
   heads = [f"{named(metric)}, {labels}" for labels, metric in columns]
   runs = "one seed" if seeds == "1" else f"mean ± standard deviation of {seeds} seeds"
@@ -190,7 +195,7 @@ def verdict(comparison: Comparison, labels: str) -> str:
 
 def _below_baseline(comparison: Comparison, labels: str) -> str:
   metric = comparison.metrics[0]
-  mean = comparison.values("pretrained", labels, metric).mean()
+  mean = comparison.values(comparison.main, labels, metric).mean()
   for arm, name in comparison.baselines.items():
     values = comparison.values(arm, labels, metric)
     if len(values) and mean < values.mean():

@@ -232,7 +232,7 @@ def checkpoint_record(source: RunInfo) -> dict[str, Any]:
   """The checkpoint's identity: its path, a hash of its run, and its step; paths can be reused."""
   run = {name: source.document.get(name) for name in ("experiment", "text", "initial")}
   digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
-  step = newest(source.path, report=lambda _: None)[1]
+  step = 0 if "untrained" in source.document else newest(source.path, report=lambda _: None)[1]
   return initial_record(source) | {"run": digest, "step": [step]}
 
 
@@ -247,7 +247,8 @@ def _train_and_test(
     more = {"examples": splits.train, "task": task, "model": experiment.model}
     train = AugmentedBatches(**vars(train), **more, tokenizer=tokenizer)
   program = compile_experiment(experiment, global_shapes(train))
-  initial = restored(program, plan.source).params if arm == "pretrained" else None
+  is_pretrained = arm == "pretrained"
+  initial = restored(program, plan.source).params if is_pretrained else drawn(program, tokenizer)
   workers, until = task.workers, batches_until(experiment, workdir.path)
   data = Data(lambda start: iterate(train, start, until, workers), dev.evaluation())
 
@@ -325,6 +326,14 @@ def restored(program, source: RunInfo):
     return made
   wanted = program.experiment.data.classes
   return made._replace(params=in_order(made.params, stored_classes(source), wanted))
+
+
+def drawn(program, tokenizer: Tokenizer) -> Any:
+  """Random parameters that read characters, with those of the tokenizer's tokens; None for other
+  models, whose random parameters `fit` makes."""
+  if not hasattr(program.abstract.params, "spelled"):
+    return None
+  return program.create().params.spelled(tokenizer)
 
 
 def baseline_cell(plan: FinetunePlan, name: str, examples: int | None, seed: int) -> Cell:

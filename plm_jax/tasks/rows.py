@@ -28,7 +28,7 @@ def row_limit(run: RunInfo) -> int:
   if getattr(run.config, "position", None) != "learned":
     return most
   runs = list(history(run))
-  if any("public" in each.document for each in runs):
+  if "untrained" in run.document or any("public" in each.document for each in runs):
     return most
   return min(most, max(each.experiment.data.length for each in runs))
 

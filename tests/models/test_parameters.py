@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from plm_jax.models.albert import Albert
 from plm_jax.models.bart import Bart, MBart
 from plm_jax.models.bert import Bert
+from plm_jax.models.bilstm import BiLstm
 from plm_jax.models.decoder import Decoder
 from plm_jax.models.decoding_layout import in_dtype
 from plm_jax.models.distilbert import DistilBert, Distilled
@@ -86,6 +87,7 @@ FAMILIES = {
   "gru": (Gru(layers=2, width=12, vocab_size=20), OF_DECODER),
   "rnn": (Rnn(layers=2, width=12, vocab_size=20), OF_DECODER),
   "nnlm": (Nnlm(order=4, features=4, hidden=12, direct=False, vocab_size=20), OF_DECODER),
+  "bilstm": (BiLstm(layers=2, width=12, embedding=6, vocab_size=20), TUNED),
   "vaswani": (Transformer(**ROWS), OF_DECODER),
   "vaswani_shared": (Transformer(**ROWS, arrangement="shared"), OF_DECODER),
 }
@@ -269,6 +271,7 @@ RATES = {
       ("glove", ("token", "context", "token_bias", "context_bias"), {}),
     )
   },
+  "bilstm": {"token": 1 / 16, "layers/0": 1 / 8, "layers/1": 1 / 4, **without(AT_END, "pooler")},
   "vaswani": two_stacks({"blocks": TWO}),
   "vaswani_shared": without(two_stacks({"blocks": TWO}), "encoder_stack/blocks"),
 }
