@@ -13,6 +13,8 @@ state. Only next-sentence prediction trains that state, and a short pretraining 
 arms have this deviation. A published model keeps its head, so that `convert` can export it. But a
 Sentence-BERT has no head: where its vectors are means of states, the classifier reads those.
 
+An ELMo is frozen: a task learns the weights of its layers, and the heads (Peters et al. 2018).
+
 A decoder's classifier reads the last token. In an encoder-decoder, the decoder reads the source
 again after its start token. The classifier, a dense layer and a linear map, reads the end of the
 text (Lewis et al. 2020, section 3.1; transformers' T5 has the same).
@@ -23,7 +25,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from plm_jax.experiment import Experiment, Intervals
+from plm_jax.experiment import Experiment, Intervals, Tuning
+from plm_jax.objectives.mix_penalty import MixPenalty
 from plm_jax.optim.adamw import AdamW
 from plm_jax.peft.bitfit import BitFit
 from plm_jax.peft.bottleneck import Bottleneck
@@ -72,7 +75,9 @@ PEFT_PEAKS: dict[type, float] = {
 def rule(source: RunInfo, examples: int, peft: AnyPeft | None = None) -> Rule:
   """The defaults for a checkpoint, a number of labelled examples, and a method."""
   if "untrained" in source.document:
-    return scratch_rule(examples)
+    return scratch_rule(examples, "random parameters")
+  if hasattr(source.config, "features") and peft is None:
+    return scratch_rule(examples, "frozen features")
   chosen = (public_rule if "public" in source.document else own_rule)(source, examples)
   if peft is None:
     return chosen
@@ -80,10 +85,10 @@ def rule(source: RunInfo, examples: int, peft: AnyPeft | None = None) -> Rule:
   return chosen._replace(peak=PEFT_PEAKS[type(peft)], layer_decay=1.0, why=why)
 
 
-def scratch_rule(examples: int) -> Rule:
+def scratch_rule(examples: int, why: str) -> Rule:
   """Up to 2,000 examples are read for 20 epochs, more for 10."""
   steps = max(1, (10 if examples > 2000 else 20) * examples // BATCH)
-  return Rule(2e-3, steps, max(1, steps // 10), "random parameters")
+  return Rule(2e-3, steps, max(1, steps // 10), why)
 
 
 def own_rule(source: RunInfo, examples: int) -> Rule:
@@ -136,17 +141,23 @@ def recipe(source: RunInfo, task: Task, examples: int, peft: AnyPeft | None = No
   if defaults.classifier:
     model = replace(model, classifier=defaults.classifier)
   rates = {name: 0.1 for name in ("dropout", "attention_dropout") if hasattr(model, name)}
+  features, penalty = getattr(model, "features", ()), ()
   if "untrained" in source.document:
-    rates = {}
+    rates, features = {}, ()
+  elif features:  # the features have no dropout, what reads them has AllenNLP's
+    rates = {"dropout": 0.0, "classifier_dropout": 0.5}
+  if hasattr(model, "features"):
+    penalty = (MixPenalty(),)
   if getattr(model, "hidden_dropout", 0) or getattr(model, "final_dropout", False):
     rates["hidden_dropout"] = 0.1  # T5 has one rate for all places
   return Experiment(
     model=replace(model, **rates),
-    objectives=(task.objective(),),
+    objectives=(task.objective(), *penalty),
     data=task,
     optim=AdamW(peak=defaults.peak, warmup=defaults.warmup, layer_decay=defaults.layer_decay),
     global_batch=BATCH * task.together,
     steps=defaults.steps,
     schedule=Intervals(log=25, save=200, keep=1),
+    tuning=Tuning(freeze=() if peft else features),
     peft=peft,
   )

@@ -137,7 +137,7 @@ def table(comparison: Comparison, chance: dict[str, float]) -> str:
   room = "" if seeds == "1" else " " * 8  # under the means
   always = "".join(f"{f'{chance[metric]:.3f}{room}':>{width}}" for _, metric in columns)
   lines.append(f"{list(comparison.baselines.values())[-1]:34}{always}".rstrip())
-  lines += every_run(comparison)
+  lines += every_run(comparison) + learnt_weights(comparison)
   verdicts = [verdict(comparison, labels) for labels in comparison.labels]
   return "\n".join([*lines, *filter(None, verdicts)])
 
@@ -152,6 +152,19 @@ def every_run(comparison: Comparison) -> list[str]:
         runs = " ".join(f"{value:.3f}" for value in values)
         median = np.median(values)
         lines.append(f"{arm}, {labels} labels, {named(metric)}: runs {runs}, median {median:.3f}")
+  return lines
+
+
+def learnt_weights(comparison: Comparison) -> list[str]:
+  """The weights that a model learnt for its layers, the mean over the seeds; [] for others."""
+  lines = []
+  for labels in comparison.labels:
+    cells = [c.test for c in comparison.cells if (c.arm, c.labels) == (comparison.main, labels)]
+    names = [name for name in (cells[0] if cells else ()) if name.startswith("learnt/")]
+    if names:
+      means = [(name, np.mean([cell[name] for cell in cells])) for name in names]
+      shown = ", ".join(f"{name.removeprefix('learnt/')} {mean:.3f}" for name, mean in means)
+      lines.append(f"{labels} labels, learnt weights of the layers: {shown}")
   return lines
 
 

@@ -276,7 +276,9 @@ def _train_and_test(
     write_whole(workdir / SAMPLE, sample + "\n")
     write_whole(workdir / TASK, json.dumps(overrides.to_json(tuned), indent=2) + "\n")
   on_dev = tuned.score(splits.dev, tuned.predict(model, splits.dev))
-  return on_dev, tuned.score(splits.test, predictions)
+  learnt = model.params.learnt() if hasattr(model.params, "learnt") else {}
+  on_test = tuned.score(splits.test, predictions)
+  return on_dev, on_test | {f"learnt/{name}": value for name, value in learnt.items()}
 
 
 def batches_of(experiment: Experiment, examples: Examples, tokenizer: Tokenizer) -> LabelledBatches:

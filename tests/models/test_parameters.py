@@ -19,6 +19,7 @@ from plm_jax.models.decoder import Decoder
 from plm_jax.models.decoding_layout import in_dtype
 from plm_jax.models.distilbert import DistilBert, Distilled
 from plm_jax.models.electra import Electra
+from plm_jax.models.elmo import Elmo
 from plm_jax.models.glove import Glove
 from plm_jax.models.gpt import Gpt1, Gpt2
 from plm_jax.models.layers import Embedding, LayerNorm, Linear, normal_kernels, scaled_kernels
@@ -52,6 +53,7 @@ OF_ENCODER = {"mlm": 0, "nsp": 0, "sop": 0, "rtd": 0, **TUNED}
 OF_DECODER = {"lm": 0, **TUNED}
 STATIC = ("word2vec", "fasttext", "glove")
 OF_WORDS = {"classes": 3, "token_classes": 5}
+SMALL_ELMO = {"width": 12, "cell": 6, "filters": ((3, 4),), "longest": 8, "vocab_size": 20}
 OF_ELECTRA = {"mlm": 0, "rtd": 0, "tokens": 0, "copy": 0}
 
 FAMILIES = {
@@ -86,6 +88,7 @@ FAMILIES = {
   "lstm": (Lstm(layers=2, width=12, vocab_size=20), OF_DECODER),
   "gru": (Gru(layers=2, width=12, vocab_size=20), OF_DECODER),
   "rnn": (Rnn(layers=2, width=12, vocab_size=20), OF_DECODER),
+  "elmo": (Elmo(**SMALL_ELMO, reader=6), {"bilm": 0, **TUNED}),
   "nnlm": (Nnlm(order=4, features=4, hidden=12, direct=False, vocab_size=20), OF_DECODER),
   "bilstm": (BiLstm(layers=2, width=12, embedding=6, vocab_size=20), TUNED),
   "vaswani": (Transformer(**ROWS), OF_DECODER),
@@ -116,6 +119,7 @@ OF_AXIS = {
   "positions": {8, 10, 32},  # BART's first two; T5's buckets
   "segments": {1, 2},
   "classes": {1, 2, 3, 5},
+  "layers": {3, 1},  # the weights of a mix, and gamma
   "gates": {4, 3, 1},  # of LSTM, GRU and RNN
 }
 
@@ -246,6 +250,11 @@ RATES = {
   "gpt2_untied": GPT | {"lm": 1},
   "llama": without(GPT, "position") | {"lm": 1},
   **dict.fromkeys(("lstm", "gru", "rnn"), without(GPT, "position", "norm", "pooler") | {"lm": 1}),
+  "elmo": {
+    **{"characters": 0, "tokens": 1 / 16},  # characters are whole numbers and not trained
+    **{f"{side}/{n}": rate for side in ("forward", "backward") for n, rate in enumerate(TWO)},
+    **{"mix": 1, "reader": 1, "bilm": 1, **without(AT_END, "pooler")},
+  },
   "nnlm": {"token": 1 / 8, "hidden": 1 / 4, "lm": 1, **without(AT_END, "pooler")},
   "t5": two_stacks(T5_STACK),
   "t5v11": two_stacks(T5_STACK) | {"lm": 1},
