@@ -284,6 +284,10 @@ class ElmoModel(LayerFeatures):
     """`[..., P] -> float32 [..., V]`: the scores of the next or of the previous token."""
     return scores(hidden, self.bilm.table[...]) + self.bilm.bias[...]
 
+  def output_rows(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """float32 `[..., P]` and `[...]`: rows of the output's table, and their biases."""
+    return self.bilm.table[ids], self.bilm.bias[ids]
+
 
 def spellings(tokenizer: Tokenizer, longest: int) -> np.ndarray:
   """int32 `[V, longest]`: the characters of every token. Those that begin and end a text are one

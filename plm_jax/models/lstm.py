@@ -151,6 +151,10 @@ class LstmModel(LanguageModel):
     carry = jax.tree.map(lambda *x_BU: jnp.stack(x_BU, axis=1).astype(jnp.float32), *last)
     return x_BTU, carry
 
+  def output_rows(self, ids: jax.Array) -> tuple[jax.Array, None]:
+    """float32 `[..., D]`: the rows of the output's table, and no biases."""
+    return self.output_table()[ids], None
+
   def dropped(self, x_BTU: jax.Array, noise: Noise | None) -> jax.Array:
     """Dropout."""
     if not self.config.variational:
