@@ -25,6 +25,7 @@ from plm_jax.models.heads import TUNED, HeadedModel, check_heads, state_at
 from plm_jax.models.layers import Embedding, redrawn
 from plm_jax.models.model import SingleModel, refuse_below, refuse_rates
 from plm_jax.models.parameters import Role, linear_rows
+from plm_jax.models.recording import record_input
 from plm_jax.models.recurrent import BiLSTM
 from plm_jax.placement import split_rows
 
@@ -113,6 +114,7 @@ class BiLstmModel(HeadedModel):
     real_BT = _real(batch)
     x_BTD = self.token(batch["input_ids"], compute.activation_dtype)
     for layer, source in zip(self.layers, streams(noise, len(self.layers)), strict=True):
+      record_input(x_BTD)
       x_BTD = layer(dropout(split_rows(x_BTD), self.config.dropout, source), real_BT)
     return split_rows(x_BTD)
 

@@ -23,7 +23,6 @@ import numpy as np
 from flax import nnx
 
 from plm_jax.errors import UserError
-from plm_jax.models import recording
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout, streams
 from plm_jax.models.heads import check_heads
@@ -32,6 +31,7 @@ from plm_jax.models.layers import Embedding, Linear, redrawn, scores
 from plm_jax.models.model import SingleModel, refuse_below, refuse_rates
 from plm_jax.models.nnlm import BiasedOutput
 from plm_jax.models.parameters import Role, linear_rows
+from plm_jax.models.recording import record_input
 from plm_jax.models.recurrent import LSTMState, ProjectedLSTM
 from plm_jax.placement import split_rows
 
@@ -275,8 +275,8 @@ class ElmoModel(LayerFeatures):
       tops.append(dropout(x, self.config.dropout, in_layer[-1]))
       layers.append(outputs)
     both = [jnp.concatenate(pair, axis=-1) for pair in zip(*layers[1:], strict=True)]
-    for x in (layers[0], *both[:-1]) if (seen := recording.active()) else ():
-      seen.add_input(x)
+    for x in (layers[0], *both[:-1]):
+      record_input(x)
     layers_BTLD = jnp.stack([layers[0], *both], axis=2)
     return States(layers_BTLD, *tops, real_BT), tuple(after)
 
@@ -284,7 +284,7 @@ class ElmoModel(LayerFeatures):
     """`[..., P] -> float32 [..., V]`: the scores of the next or of the previous token."""
     return scores(hidden, self.bilm.table[...]) + self.bilm.bias[...]
 
-  def output_rows(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def output_at(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """float32 `[..., P]` and `[...]`: rows of the output's table, and their biases."""
     return self.bilm.table[ids], self.bilm.bias[ids]
 

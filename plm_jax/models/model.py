@@ -13,7 +13,7 @@ No code asks for a model's class. A model in one new file works everywhere if it
   vectors         `with_token_table(table)` (plm_jax/decode/neighbours.py).
   to generate     parameters: `generator(compute, rows)` (plm_jax/decode/generator.py). The config
                   of a model with a source also has `source_ids` and `decoder_start`.
-  to sample its   parameters: `output_rows(ids)`, rows and biases of the output's table
+  to sample its   parameters: `output_at(ids)`, rows and biases of the output's table
   softmax         (plm_jax/objectives/sampled_softmax.py).
   to be scored    left to right: `generator`, or CLM among the objectives; `token_logits`.
                   masked: `masked_lm()` returns parameters with `token_logits`.

@@ -60,9 +60,9 @@ def sampled(targets_BT: np.ndarray, draws, vocab, number: int) -> dict[str, np.n
 def sampled_terms(model, hidden_BTD, targets_BT, weights_BT, batch, target_p_BT) -> Terms:
   """ "loss" of the sampled tokens; "accuracy" counts the targets that score above all of them.
 
-  The model's `output_rows(ids)` gives the rows of the output's table, and its biases or None.
+  The model's `output_at(ids)` gives the rows of the output's table, and its biases or None.
   """
-  if not hasattr(model, "output_rows"):
+  if not hasattr(model, "output_at"):
     raise UserError(
       f"a sampled softmax needs the rows of the output's table, which a {type(model).__name__} "
       "does not give; set sampled=0 of the objective"
@@ -75,7 +75,7 @@ def sampled_terms(model, hidden_BTD, targets_BT, weights_BT, batch, target_p_BT)
   scores_BTS = _scores(model, hidden_BTD, ids_S) - _log_q(p_S, draws)
   is_out = repeated_S | (ids_S == targets_BT[..., None])
   scores_BTS = jnp.where(is_out, _OUT, scores_BTS)
-  rows_BTD, bias_BT = model.output_rows(targets_BT)
+  rows_BTD, bias_BT = model.output_at(targets_BT)
   target_BT = (hidden_BTD.astype(jnp.float32) * rows_BTD).sum(axis=-1)
   target_BT = target_BT + (0 if bias_BT is None else bias_BT) - _log_q(target_p_BT, draws)
   logits = jnp.concatenate([target_BT[..., None], scores_BTS], axis=-1)
@@ -84,7 +84,7 @@ def sampled_terms(model, hidden_BTD, targets_BT, weights_BT, batch, target_p_BT)
 
 def _scores(model, hidden_BTD: jax.Array, ids_S: jax.Array) -> jax.Array:
   """float32 `[B, T, S]`: the scores of some tokens."""
-  rows_SD, bias_S = model.output_rows(ids_S)
+  rows_SD, bias_S = model.output_at(ids_S)
   scores_BTS = contract(hidden_BTD, rows_SD.T, 1, jnp.float32)
   return scores_BTS if bias_S is None else scores_BTS + bias_S
 

@@ -53,7 +53,7 @@ OF_ENCODER = {"mlm": 0, "nsp": 0, "sop": 0, "rtd": 0, **TUNED}
 OF_DECODER = {"lm": 0, **TUNED}
 STATIC = ("word2vec", "fasttext", "glove")
 OF_WORDS = {"classes": 3, "token_classes": 5}
-SMALL_ELMO = {"width": 12, "cell": 6, "filters": ((3, 4),), "longest": 8, "vocab_size": 20}
+SMALL_ELMO = {"width": 6, "cell": 6, "character_width": 6, "filters": ((8, 6),), "longest": 8}
 OF_ELECTRA = {"mlm": 0, "rtd": 0, "tokens": 0, "copy": 0}
 
 FAMILIES = {
@@ -88,7 +88,7 @@ FAMILIES = {
   "lstm": (Lstm(layers=2, width=12, vocab_size=20), OF_DECODER),
   "gru": (Gru(layers=2, width=12, vocab_size=20), OF_DECODER),
   "rnn": (Rnn(layers=2, width=12, vocab_size=20), OF_DECODER),
-  "elmo": (Elmo(**SMALL_ELMO, reader=6), {"bilm": 0, **TUNED}),
+  "elmo": (Elmo(**SMALL_ELMO, reader=6, vocab_size=20), {"bilm": 0, **TUNED}),
   "nnlm": (Nnlm(order=4, features=4, hidden=12, direct=False, vocab_size=20), OF_DECODER),
   "bilstm": (BiLstm(layers=2, width=12, embedding=6, vocab_size=20), TUNED),
   "vaswani": (Transformer(**ROWS), OF_DECODER),
@@ -118,7 +118,7 @@ OF_AXIS = {
   "feed_forward": {48, 16, 256, 1024, 2048},  # of ELECTRA's generator, LLaMA's least, T5's
   "positions": {8, 10, 32},  # BART's first two; T5's buckets
   "segments": {1, 2},
-  "classes": {1, 2, 3, 5},
+  "classes": {1, 2, 3, 5, 262},  # ELMo's characters
   "layers": {3, 1},  # the weights of a mix, and gamma
   "gates": {4, 3, 1},  # of LSTM, GRU and RNN
 }

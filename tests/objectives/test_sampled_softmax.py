@@ -28,7 +28,7 @@ SIZE, WIDTH = 7, 3
 NUMBERS = np.random.default_rng(0)
 TABLE = NUMBERS.normal(size=(SIZE, WIDTH)).astype(np.float32)
 BIAS = NUMBERS.normal(size=SIZE).astype(np.float32)
-MODEL = SimpleNamespace(output_rows=lambda ids: (jnp.asarray(TABLE)[ids], jnp.asarray(BIAS)[ids]))
+MODEL = SimpleNamespace(output_at=lambda ids: (jnp.asarray(TABLE)[ids], jnp.asarray(BIAS)[ids]))
 HIDDEN = NUMBERS.normal(size=(2, 4, WIDTH)).astype(np.float32)
 TARGETS = np.array([[0, 3, 3, 6], [1, 2, 5, 4]], np.int32)
 WEIGHTS = np.ones((2, 4), np.float32)
