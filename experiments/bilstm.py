@@ -3,7 +3,7 @@
   python run_finetune.py --from=experiments/bilstm.py:tiny --task=tag --data=FOLDER
 
 It has no pretraining objective, so there is nothing to do for run_pretrain.py. The vocabulary is
-that of `experiments/gpt.py:tiny`.
+made from the task's training texts.
 """
 
 from __future__ import annotations

@@ -126,17 +126,20 @@ def finetune(
   """
   folder = cache_folder(None if cache is None else str(cache))
   keep_compilations(folder)
-  if not isinstance(model, LoadedModel) and is_experiment(model):
-    cli.load_module("data.installed_text")  # makes tfds:installed_text known
-    start = untrained_run(str(model), folder)
-  else:
-    start = model.path if isinstance(model, LoadedModel) else Path(model)
-  with processes.first_goes_first():
-    source = RunInfo.read(run_directory(start, folder))
   files = {"dev": dev, "test": test}
   every = [f"task.{name}={path}" for name, path in files.items() if path] + as_settings(settings)
   sources = [s.partition("=")[2] for s in every if s.startswith(("task.source=", "data.source="))]
   place = next(reversed(sources), None) if data is None else str(data)
+  chosen = chosen_task(task, place)
+  if isinstance(model, LoadedModel):
+    start = model.path
+  elif is_experiment(model):
+    cli.load_module("data.installed_text")  # makes tfds:installed_text known
+    start = untrained_run(str(model), chosen, every, folder)
+  else:
+    start = Path(model)
+  with processes.first_goes_first():
+    source = RunInfo.read(run_directory(start, folder))
   options = fine_tuning.Options(
     arms=_words("arms", arms),
     labels=_words("labels", labels),
@@ -146,7 +149,6 @@ def finetune(
     probe=probe,
     peft=peft,
   )
-  chosen = chosen_task(task, place)
   return fine_tuning.finetune(source, start, chosen, every, options, folder, workdir, dry_run)
 
 

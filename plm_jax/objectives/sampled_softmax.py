@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from plm_jax.errors import UserError
-from plm_jax.models.products import contract
 from plm_jax.objectives.objective import Terms, cross_entropy
 
 DRAWS = 84  # the stream of draws
@@ -85,7 +84,8 @@ def sampled_terms(model, hidden_BTD, targets_BT, weights_BT, batch, target_p_BT)
 def _scores(model, hidden_BTD: jax.Array, ids_S: jax.Array) -> jax.Array:
   """float32 `[B, T, S]`: the scores of some tokens."""
   rows_SD, bias_S = model.output_at(ids_S)
-  scores_BTS = contract(hidden_BTD, rows_SD.T, 1, jnp.float32)
+  rows_SD = rows_SD.astype(hidden_BTD.dtype)
+  scores_BTS = jnp.einsum("btd,sd->bts", hidden_BTD, rows_SD, preferred_element_type=jnp.float32)
   return scores_BTS if bias_S is None else scores_BTS + bias_S
 
 

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,10 +99,7 @@ def plan(
   peft: AnyPeft | None = None,
 ) -> FinetunePlan:
   """Reads the task's data. Errors: `UserError` for settings or data that make no task."""
-  settings = [
-    setting.replace("data.", "task.", 1) if setting.startswith("data.") else setting
-    for setting in settings
-  ]
+  settings = _as_of_task(settings)
   elsewhere = {"task.examples": "--labels", "seed": "--seeds"}
   if getattr(task, "labels", None) == ():  # a task that writes takes them
     elsewhere["task.labels"] = "the training file"
@@ -114,6 +111,19 @@ def plan(
   made = FinetunePlan(source, recipe, settings, task, splits, path, peft=peft)
   made.experiment(None, 0)  # refuses other settings
   return made
+
+
+def task_settings(settings: Sequence[str]) -> list[str]:
+  """Those of the task, "task.FIELD=VALUE"."""
+  return _settings(_as_of_task(settings), of_task=True)
+
+
+def _as_of_task(settings: Sequence[str]) -> list[str]:
+  """The settings with "task." for "data."."""
+  return [
+    setting.replace("data.", "task.", 1) if setting.startswith("data.") else setting
+    for setting in settings
+  ]
 
 
 def _settings(settings: list[str], of_task: bool) -> list[str]:

@@ -52,7 +52,7 @@ def cache():
 def test_an_experiment_is_trained_from_random_parameters_only(reference, table, capsys):
   result = plm.finetune(reference, data=table, settings=QUICK, cache=cache())
   assert list(result.comparison.arms) == ["random", "words"]
-  assert result.model.parts[-5:-2] == ("runs", "own_toy_untrained", "finetune")
+  assert result.model.parts[-5:-2] == ("runs", "own_toy_untrained-toy.jsonl", "finetune")
   shown = capsys.readouterr().out
   assert "random initialisation" in shown and "linear probe" not in shown
   run = Run.load(result.model)
@@ -64,8 +64,10 @@ def test_an_experiment_is_trained_from_random_parameters_only(reference, table, 
 
 
 def test_a_killed_training_in_bfloat16_on_8_devices_ends_alike(reference, table, monkeypatch):
-  source = RunInfo.read(untrained_run(reference, cache()))
-  task = Classify(source=str(table))
+  task = Classify(source=str(table), test_share=0.2)
+  source = RunInfo.read(untrained_run(reference, task, QUICK, cache()))
+  texts = [item.texts[0] for item in task.read_files()[1]["train"]]
+  assert source.tokenizer.fingerprint == toy_run.TOY.data.tokenizer.train(texts).fingerprint
   plan = planned(source, task, [*QUICK, "schedule.log=4"], cache(), source.path, Options())
   finished = model_cell(plan, "random", 60, 0, "toy")
   check_a_killed_run_ends_alike(plan, finished, monkeypatch, "random")
