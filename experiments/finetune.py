@@ -75,7 +75,8 @@ PEFT_PEAKS: dict[type, float] = {
 def rule(source: RunInfo, examples: int, peft: AnyPeft | None = None) -> Rule:
   """The defaults for a checkpoint, a number of labelled examples, and a method."""
   if "untrained" in source.document:
-    return scratch_rule(examples, "random parameters")
+    chosen = scratch_rule(examples, "random parameters")
+    return chosen._replace(peak=source.experiment.optim.peak)  # that of the experiment
   if hasattr(source.config, "features") and peft is None:
     return scratch_rule(examples, "frozen features")
   chosen = (public_rule if "public" in source.document else own_rule)(source, examples)
