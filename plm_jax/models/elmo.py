@@ -278,7 +278,7 @@ class ElmoModel(LayerFeatures):
     for x in (layers[0], *both[:-1]):
       record_input(x)
     layers_BTLD = jnp.stack([layers[0], *both], axis=2)
-    return States(layers_BTLD, *tops, real_BT), tuple(after)
+    return States(layers_BTLD, tops[0], tops[1], real_BT), tuple(after)
 
   def token_logits(self, hidden: jax.Array) -> jax.Array:
     """`[..., P] -> float32 [..., V]`: the scores of the next or of the previous token."""

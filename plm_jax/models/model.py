@@ -22,6 +22,8 @@ No code asks for a model's class. A model in one new file works everywhere if it
   to be           config: `text_frame`, `separator`. parameters: `class_logits` (sentences),
   fine-tuned      `token_class_logits` (tokens), `span_logits` (answers); `init` can make the
                   heads `classes`, `token_classes` and `span`.
+  as frozen       config: `features`, the paths that fine-tuning leaves as they are. parameters:
+  features        `mix` and `learnt()`, the weights of layers (plm_jax/models/layer_features.py).
   to be exported  a file in plm_jax/export/families/ that names the config's class.
   to be           config: `teacher` (the directory of a run) and `teacher_model`. parameters:
   distilled       `teacher`, `taught(teacher)`.

@@ -44,7 +44,8 @@ def untrained_run(reference: str, task: Task | Suite, settings: Sequence[str], c
       prepared = prepare(experiment.data, cache, progress=processes.is_first())
       tokenizer = prepared.tokenizer
       text = {key: prepared.manifest[key] for key in ("source", "tokenizer", "splits", "dropped")}
-  model = dataclasses.replace(experiment.model, vocab_size=tokenizer.vocab.size)
+  model: Any = experiment.model
+  model = dataclasses.replace(model, vocab_size=tokenizer.vocab.size)
   experiment = dataclasses.replace(experiment, model=model)
   with Workdir(Path("runs") / name) as workdir:
     workdir.write_config(experiment, record | {"text": text, "untrained": True})
