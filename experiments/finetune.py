@@ -77,7 +77,7 @@ def rule(source: RunInfo, examples: int, peft: AnyPeft | None = None) -> Rule:
   if "untrained" in source.document:
     chosen = scratch_rule(examples, "random parameters")
     return chosen._replace(peak=source.experiment.optim.peak)  # that of the experiment
-  if hasattr(source.config, "features") and peft is None:
+  if frozen_features(source) and peft is None:
     return scratch_rule(examples, "frozen features")
   chosen = (public_rule if "public" in source.document else own_rule)(source, examples)
   if peft is None:
@@ -121,7 +121,8 @@ def mean_classifier(source: RunInfo) -> str | None:
 
 def grid(source: RunInfo, peft: AnyPeft | None = None) -> Grid:
   """The recipes that --search tries: those of appendix A.3 for a published checkpoint, higher rates
-  for small ones, and for one that this project pretrained for minutes."""
+  for small ones, and for one that this project pretrained for minutes. Random parameters and those
+  that read frozen features are trained for more epochs."""
   if peft is not None:
     peaks = tuple(factor * PEFT_PEAKS[type(peft)] for factor in (3.0, 1.0, 0.3))
   elif "public" not in source.document:
@@ -130,7 +131,8 @@ def grid(source: RunInfo, peft: AnyPeft | None = None) -> Grid:
     peaks = (3e-4, 2e-4, 1e-4)
   else:
     peaks = (5e-5, 3e-5, 2e-5)
-  return Grid(peaks, (16, 32), (2, 3, 4))
+  is_scratch = "untrained" in source.document or (frozen_features(source) and peft is None)
+  return Grid(peaks, (16, 32), (5, 10, 20) if is_scratch else (2, 3, 4))
 
 
 def recipe(source: RunInfo, task: Task, examples: int, peft: AnyPeft | None = None) -> Experiment:
@@ -141,24 +143,33 @@ def recipe(source: RunInfo, task: Task, examples: int, peft: AnyPeft | None = No
   model, defaults = source.config, rule(source, examples, peft)
   if defaults.classifier:
     model = replace(model, classifier=defaults.classifier)
-  rates = {name: 0.1 for name in ("dropout", "attention_dropout") if hasattr(model, name)}
-  features, penalty = getattr(model, "features", ()), ()
-  if "untrained" in source.document:
-    rates, features = {}, ()
-  elif features:  # the features have no dropout, what reads them has AllenNLP's
-    rates = {"dropout": 0.0, "classifier_dropout": 0.5}
-  if hasattr(model, "features"):
-    penalty = (MixPenalty(),)
-  if getattr(model, "hidden_dropout", 0) or getattr(model, "final_dropout", False):
-    rates["hidden_dropout"] = 0.1  # T5 has one rate for all places
+  penalty = (MixPenalty(),) if hasattr(model, "features") else ()
   return Experiment(
-    model=replace(model, **rates),
+    model=replace(model, **dropout_rates(source)),
     objectives=(task.objective(), *penalty),
     data=task,
     optim=AdamW(peak=defaults.peak, warmup=defaults.warmup, layer_decay=defaults.layer_decay),
     global_batch=BATCH * task.together,
     steps=defaults.steps,
     schedule=Intervals(log=25, save=200, keep=1),
-    tuning=Tuning(freeze=() if peft else features),
+    tuning=Tuning(freeze=() if peft else frozen_features(source)),
     peft=peft,
   )
+
+
+def frozen_features(source: RunInfo) -> tuple[str, ...]:
+  """The paths of the parameters that are not trained: the language model of a trained ELMo."""
+  return () if "untrained" in source.document else getattr(source.config, "features", ())
+
+
+def dropout_rates(source: RunInfo) -> dict[str, float]:
+  """0.1 at all places of a checkpoint; those of the experiment for random parameters."""
+  model = source.config
+  if "untrained" in source.document:
+    return {}
+  if frozen_features(source):  # what reads the features has the rate of AllenNLP's ELMo
+    return {"dropout": 0.0, "classifier_dropout": 0.5}
+  rates = {name: 0.1 for name in ("dropout", "attention_dropout") if hasattr(model, name)}
+  if getattr(model, "hidden_dropout", 0) or getattr(model, "final_dropout", False):
+    rates["hidden_dropout"] = 0.1  # T5 has one rate for all places
+  return rates

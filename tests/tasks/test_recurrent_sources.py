@@ -125,11 +125,12 @@ def test_an_elmo_has_a_state_of_each_word_at_every_layer(sources):
   np.testing.assert_array_equal(states[:, 0, :8], states[:, 0, 8:])  # the tokens, twice
 
 
-def test_a_peft_of_an_elmo_freezes_by_itself(sources):
-  task = Classify(labels=("a", "b"), length=8)
-  assert recipes.recipe(sources["elmo"], task, 100).tuning.freeze == (
-    "tokens/*",
-    "forward/*",
-    "backward/*",
-  )
-  assert recipes.recipe(sources["elmo"], task, 100, Options(peft="lora").method).tuning.freeze == ()
+def test_a_peft_of_an_elmo_freezes_by_itself_and_trains_what_reads_the_layers(sources):
+  source, task = sources["elmo"], Classify(labels=("a", "b"), length=8)
+  features = ("tokens/*", "forward/*", "backward/*")
+  assert recipes.recipe(source, task, 100).tuning.freeze == features
+  adapted = recipes.recipe(source, task, 100, Options(peft="bitfit").method)
+  assert adapted.tuning.freeze == ()
+  params = jax.eval_shape(adapted.init_parameters, jax.random.key(0))
+  frozen = {path.split("/")[0] for path, _ in named(params.base)}
+  assert frozen == {"characters", "tokens", "forward", "backward"}
