@@ -25,6 +25,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment, Intervals, Tuning
 from plm_jax.objectives.mix_penalty import MixPenalty
 from plm_jax.optim.adamw import AdamW
@@ -143,10 +144,17 @@ def recipe(source: RunInfo, task: Task, examples: int, peft: AnyPeft | None = No
   model, defaults = source.config, rule(source, examples, peft)
   if defaults.classifier:
     model = replace(model, classifier=defaults.classifier)
-  penalty = (MixPenalty(),) if hasattr(model, "features") else ()
+  objectives = (task.objective(),)
+  if hasattr(model, "features"):
+    if not objectives[0].heads:
+      raise UserError(
+        f"the task {task.name} trains vectors, and those of {type(model).__name__} are frozen; "
+        "give another model"
+      )
+    objectives += (MixPenalty(),)
   return Experiment(
     model=replace(model, **dropout_rates(source)),
-    objectives=(task.objective(), *penalty),
+    objectives=objectives,
     data=task,
     optim=AdamW(peak=defaults.peak, warmup=defaults.warmup, layer_decay=defaults.layer_decay),
     global_batch=BATCH * task.together,

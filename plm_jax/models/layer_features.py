@@ -16,7 +16,7 @@ from flax import nnx
 
 from plm_jax.models.dropout import Noise, dropout, streams
 from plm_jax.models.encoder import mean_of_tokens
-from plm_jax.models.heads import TUNED, HeadedModel, Heads
+from plm_jax.models.heads import HeadedModel, Heads
 from plm_jax.models.layers import Linear
 from plm_jax.models.parameters import Role, linear_rows
 from plm_jax.models.recurrent import BiLSTM
@@ -47,7 +47,7 @@ def labels(key, config, size: int = 0) -> Linear:
   return Linear(key, (2 * (config.reader or config.width),), (size or 2,))
 
 
-FEATURE_HEADS: Heads = dict.fromkeys(TUNED, labels)
+FEATURE_HEADS: Heads = dict.fromkeys(("classes", "token_classes", "span"), labels)
 
 
 def _reader_rows(direction: str) -> dict[str, Role]:
@@ -72,7 +72,7 @@ class LayerFeatures(HeadedModel):
 
   def make_features(self, key: jax.Array, heads: dict[str, int]) -> None:
     """Sets the mix and the reader of the heads for fine-tuning; None without such a head."""
-    c, is_tuned = self.config, bool(set(heads) & set(TUNED))
+    c, is_tuned = self.config, bool(set(heads) & set(FEATURE_HEADS))
     self.mix = ScalarMix(c.layers + 1) if is_tuned else None
     self.reader = BiLSTM(key, 2 * c.reader, 2 * c.width) if is_tuned and c.reader else None
 

@@ -53,6 +53,7 @@ OF_ENCODER = {"mlm": 0, "nsp": 0, "sop": 0, "rtd": 0, **TUNED}
 OF_DECODER = {"lm": 0, **TUNED}
 STATIC = ("word2vec", "fasttext", "glove")
 OF_WORDS = {"classes": 3, "token_classes": 5}
+OF_ELMO = {"bilm": 0, "classes": 3, "token_classes": 5, "span": 0}
 SMALL_ELMO = {"width": 6, "cell": 6, "character_width": 6, "filters": ((8, 6),), "longest": 8}
 OF_ELECTRA = {"mlm": 0, "rtd": 0, "tokens": 0, "copy": 0}
 
@@ -88,7 +89,7 @@ FAMILIES = {
   "lstm": (Lstm(layers=2, width=12, vocab_size=20), OF_DECODER),
   "gru": (Gru(layers=2, width=12, vocab_size=20), OF_DECODER),
   "rnn": (Rnn(layers=2, width=12, vocab_size=20), OF_DECODER),
-  "elmo": (Elmo(**SMALL_ELMO, reader=6, vocab_size=20), {"bilm": 0, **TUNED}),
+  "elmo": (Elmo(**SMALL_ELMO, reader=6, vocab_size=20), OF_ELMO),
   "nnlm": (Nnlm(order=4, features=4, hidden=12, direct=False, vocab_size=20), OF_DECODER),
   "bilstm": (BiLstm(layers=2, width=12, embedding=6, vocab_size=20), TUNED),
   "vaswani": (Transformer(**ROWS), OF_DECODER),
@@ -253,7 +254,7 @@ RATES = {
   "elmo": {
     **{"characters": 0, "tokens": 1 / 16},  # characters are whole numbers and not trained
     **{f"{side}/{n}": rate for side in ("forward", "backward") for n, rate in enumerate(TWO)},
-    **{"mix": 1, "reader": 1, "bilm": 1, **without(AT_END, "pooler")},
+    **{"mix": 1, "reader": 1, "bilm": 1, **without(AT_END, "pooler", "pair_classes")},
   },
   "nnlm": {"token": 1 / 8, "hidden": 1 / 4, "lm": 1, **without(AT_END, "pooler")},
   "t5": two_stacks(T5_STACK),

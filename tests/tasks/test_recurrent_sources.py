@@ -1,6 +1,7 @@
 """Fine-tuning of recurrent language models: an LSTM as a whole, an ELMo by a mix of its layers."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from experiments import finetune as recipes
 from plm_jax.data.pipeline import Corpus
 from plm_jax.data.tokenizers import WordPiece
+from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.models.elmo import Elmo
 from plm_jax.models.lstm import Lstm
@@ -134,3 +136,11 @@ def test_a_peft_of_an_elmo_freezes_by_itself_and_trains_what_reads_the_layers(so
   params = jax.eval_shape(adapted.init_parameters, jax.random.key(0))
   frozen = {path.split("/")[0] for path, _ in named(params.base)}
   assert frozen == {"characters", "tokens", "forward", "backward"}
+
+
+def test_vectors_of_frozen_layers_are_refused(sources):
+  task = SimpleNamespace(name="similar", objective=lambda: SimpleNamespace(heads={}))
+  with pytest.raises(
+    UserError, match="the task similar trains vectors, and those of Elmo are frozen"
+  ):
+    recipes.recipe(sources["elmo"], task, 100)
