@@ -241,6 +241,21 @@ def test_fifos_and_links_that_lead_out_are_refused(copy, tmp_path):
     read_published(folder)
 
 
+def test_a_link_to_itself_is_told_where_it_is_read_and_replaced_where_it_is_written(tmp_path):
+  from plm_jax.data.tokenizers import BytePairs, load_tokenizer
+
+  tokenizer = BytePairs(vocab_size=300).train(["He said yes. Then no, he left so."] * 9)
+  tokenizer.save(tmp_path)
+  for name in ("tokenizer_rules.json", "tokenizer.json", "vocab.json", "merges.txt"):
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to(name)
+    with pytest.raises(UserError, match=rf"{name} is a link that leads back to itself; put the"):
+      load_tokenizer(tmp_path)
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+    (tmp_path / "tokenizer.json").unlink()  # which is read in place of the two others
+
+
 def test_brackets_within_brackets_are_a_sentence(copy):
   folder = copy("bert_lower")
   (folder / "tokenizer_config.json").write_text('{"a":' * 100_000)
