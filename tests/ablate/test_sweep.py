@@ -387,9 +387,7 @@ def test_an_evaluation_of_another_run_is_refused_and_a_damaged_end_is_no_end(tmp
   (workdir / "scores.json").write_text(with_digest(scores))
   assert plan_module.read_scores(tmp_path, run) == scores
   (workdir / "scores.json").write_text(with_digest(scores).replace("2.5", "1.5"))
-  with pytest.raises(
-    UserError, match=r"was changed after it was written; delete it"
-  ):
+  with pytest.raises(UserError, match=r"was changed after it was written; delete it"):
     plan_module.read_scores(tmp_path, run)
 
   assert not plan_module.has_trained(tmp_path, run, 1)
