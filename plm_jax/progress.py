@@ -1,8 +1,10 @@
-"""Progress bars: live in a terminal, a line every few seconds in a log file."""
+"""Progress bars: live in a terminal or a notebook, a line every few seconds in a log file."""
 
 import functools
 import sys
 from typing import Any
+
+from plm_jax.notebook import in_notebook
 
 LOG_INTERVAL = 5.0  # seconds between two lines in a log file; a terminal is redrawn every 0.1 s
 
@@ -10,13 +12,16 @@ LOG_INTERVAL = 5.0  # seconds between two lines in a log file; a terminal is red
 def progress_bar(total: int | None, description: str, **settings: Any):
   """A `tqdm` bar on stderr; `settings` of tqdm override those set here.
 
-  If stderr is not a terminal, lines cannot be redrawn: the bar writes at most one line every
-  `LOG_INTERVAL` seconds, each with a newline, and the last when it closes.
+  In a log file, lines cannot be redrawn: the bar writes at most one line every `LOG_INTERVAL`
+  seconds, each with a newline, and the last when it closes.
   """
   from tqdm import tqdm
 
   if sys.stderr.isatty():
     live: dict[str, Any] = {"file": sys.stderr, "dynamic_ncols": True}
+    return tqdm(total=total, desc=description, **live | settings)
+  if in_notebook():  # every drawing is a message to the browser
+    live = {"file": sys.stderr, "ncols": 100, "mininterval": 1.0}
     return tqdm(total=total, desc=description, **live | settings)
   logged: dict[str, Any] = {
     "file": _Lines(sys.stderr),

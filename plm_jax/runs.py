@@ -84,6 +84,14 @@ class RunInfo:
     return self.experiment.compute
 
   @property
+  def pooling(self) -> dict[str, Any] | None:
+    """How a text becomes a vector, of a model that was trained for it here (the task `similar`) or
+    elsewhere: `modes`, and for a published one `normalize`, `length`, `lowercase`."""
+    if mode := getattr(self.experiment.data, "pooling", None):
+      return {"modes": [mode]}
+    return (self.document.get("public") or {}).get("pooling")
+
+  @property
   def heads(self) -> dict[str, int]:
     """The heads in the checkpoint: those of the objectives, or of the imported architecture."""
     public = self.document.get("public")

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BENEATH = {
   "errors": set(),
   "files": {"errors"},
-  "progress": set(),
   "notebook": set(),
+  "progress": {"notebook"},
   "arguments": {"errors"},
   "config_tree": {"errors"},
   "aliases": set(),

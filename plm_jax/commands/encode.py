@@ -66,8 +66,7 @@ def encoded(
     raise UserError("there is no text to encode; give at least one.")
   run = model if isinstance(model, Run) else Run.load(run_directory(model))
   refuse_counted(run)
-  # Of a Sentence-BERT that was imported.
-  own = (run.document.get("public") or {}).get("pooling") or {}
+  own = run.pooling or {}
   modes = own.get("modes", ["mean"])
   normalized = pooling is None and layer == -1 and own.get("normalize", False)
   if pooling is None and (len(modes) > 1 or modes[0] not in POOLINGS):

@@ -31,11 +31,28 @@ def from_run(run: Run, part: str = "discriminator") -> hf.Pretrained:
       document["problem_type"] = problem
   if isinstance(config, Electra):
     return hf.Pretrained(*electra_part(config, run.params, part), None, document)
-  model = hf.Pretrained(config.encoder, run.params.encoder(), None, document)
+  params = run.params.encoder()
+  if params.pair_classes is not None:  # Sentence-BERT's classes are for training alone
+    params = nnx.clone(params)
+    params.pair_classes = None
+  model = hf.Pretrained(config.encoder, params, None, document, _pooling(run))
   if model.pooling is None:
     return model
   pooling = model.pooling._replace(length=run.experiment.data.length)
   return dataclasses.replace(model, pooling=pooling)
+
+
+def _pooling(run: Run) -> sentence.Pooling | None:
+  """Of a run whose vectors were trained (the task `similar`)."""
+  if run.pooling is None:
+    return None
+  (mode,) = run.pooling["modes"]
+  if mode not in sentence.MODES.values():
+    raise UserError(
+      f"{run.path} pools by {mode!r}, which this export does not have; it has "
+      f"{', '.join(sentence.MODES.values())}."
+    )
+  return sentence.Pooling((mode,))
 
 
 def _imported(run: Run, public: dict) -> hf.Pretrained:

@@ -96,8 +96,20 @@ class Span(Linear):
     super().__init__(key, (config.width,), (2,))
 
 
+class PairLabels(Linear):
+  """A score for each label of two texts, from [u, v, |u - v|] of their vectors (Sentence-BERT)."""
+
+  def __init__(self, key, config: TransformerConfig, size: int):
+    super().__init__(key, (3 * config.width,), (size,))
+
+
 Heads = Mapping[str, Callable[..., nnx.Module]]
-TUNED: Heads = {"classes": Labels, "token_classes": Labels, "span": Span}  # by fine-tuning
+TUNED: Heads = {  # by fine-tuning
+  "classes": Labels,
+  "token_classes": Labels,
+  "span": Span,
+  "pair_classes": PairLabels,
+}
 ENCODER_HEADS: Heads = {
   "mlm": MaskedLMHead,
   "nsp": PairHead,

@@ -110,6 +110,7 @@ ROLES: dict[str, Role] = {
   **_lstm("bilstm/forward", "head"),
   **_lstm("bilstm/backward", "head"),
   **_heads("rtd/score", "copying", "nsp", "sop", "classes", "token_classes", "span"),
+  **linear_rows("pair_classes", "head", ("features",), ("classes",)),
 }
 
 

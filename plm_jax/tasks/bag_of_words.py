@@ -75,14 +75,29 @@ def _fitted_labels(features: Sequence[Any], splits: Splits, penalty: float) -> F
   return Fitted(p_test >= threshold, penalty, micro)
 
 
+def word_vectors(splits: Splits) -> tuple[Any, Any]:
+  """TF-IDF of the first and of the second texts of the test split, of length 1: sparse arrays
+  [examples, words]."""
+  from scipy.sparse import csr_array
+
+  words = _vectorizer().fit(text for item in splits.train.items for text in item.texts)
+  first, second = ([item.texts[place] for item in splits.test.items] for place in (0, 1))
+  return csr_array(words.transform(first)), csr_array(words.transform(second))
+
+
+def _vectorizer() -> Any:
+  from sklearn.feature_extraction.text import TfidfVectorizer
+
+  return TfidfVectorizer(lowercase=True, sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+
+
 def _features(splits: Splits) -> list[Any]:
   """Of train, dev and test: sparse [examples, features]."""
   from scipy.sparse import hstack
-  from sklearn.feature_extraction.text import TfidfVectorizer
 
   parts = []
   for number in range(len(splits.train.items[0].texts)):
-    words = TfidfVectorizer(lowercase=True, sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    words = _vectorizer()
     texts = [[item.texts[number] for item in split.items] for split in splits[:3]]
     parts.append([words.fit_transform(texts[0]), *map(words.transform, texts[1:])])
   if len(parts) > 1:

@@ -18,7 +18,6 @@ TRAINED = {
 }
 
 PROBE = "probe"
-PROBES = {PROBE: "frozen features, linear probe"}
 
 
 def numbers_of_labels(text: str, flag: str) -> list[int | None]:
@@ -64,7 +63,7 @@ class Comparison(NamedTuple):
   @classmethod
   def of(cls, cells: Iterable[Cell], task) -> Comparison:
     """The cells of a `Task` in the order of the table: by labels, "all" last, seed and arm."""
-    baselines = PROBES | task.baselines
+    baselines = {PROBE: task.probe} | task.baselines
     arms = [*TRAINED, *baselines]
 
     def place(cell: Cell):

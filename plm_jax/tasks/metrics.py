@@ -23,6 +23,10 @@ NAMES = {
   "rouge2": "ROUGE-2",
   "rouge_l": "ROUGE-L",
   "exact": "exact match",
+  "mrr": "MRR",
+  "recall1": "recall@1",
+  "recall10": "recall@10",
+  "ndcg10": "nDCG@10",
   "accuracy_mm": "accuracy, mismatched",
 }
 
@@ -74,6 +78,18 @@ def expected_calibration_error(correct: np.ndarray, confidence: np.ndarray, bins
   place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
   gaps = np.bincount(place, correct.astype(float) - confidence, bins)
   return float(np.abs(gaps).sum() / len(correct))
+
+
+def retrieval(ranks: np.ndarray) -> dict[str, float]:
+  """Of queries with one relevant text each, at `ranks` from 1: the mean of 1 / rank, the share that
+  is first or among ten, and the normalised discounted gain of ten, `1 / log2(1 + rank)`."""
+  gains = np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0.0)
+  return {
+    "mrr": float((1 / ranks).mean()),
+    "recall1": float((ranks <= 1).mean()),
+    "recall10": float((ranks <= 10).mean()),
+    "ndcg10": float(gains.mean()),
+  }
 
 
 def correlations(targets: np.ndarray, values: np.ndarray) -> dict[str, float]:

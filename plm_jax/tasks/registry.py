@@ -19,6 +19,7 @@ from plm_jax.tasks.labelled_text import INSTALLED_TEXT
 from plm_jax.tasks.multi import Multi
 from plm_jax.tasks.pairs import Pairs
 from plm_jax.tasks.regress import Regress
+from plm_jax.tasks.similar import Similar
 from plm_jax.tasks.suite import Suite
 from plm_jax.tasks.table_files import SUFFIXES, columns, number, pair_of, read_table
 from plm_jax.tasks.tag import Tag
@@ -29,7 +30,10 @@ from plm_jax.train.processes import say
 
 TASKS: dict[str, type[Task]] = {
   task.name: task
-  for task in (Classify, Pairs, Multi, Regress, Tag, Answer, Choose, Write, WordOrder, Label)
+  for task in (
+    *(Classify, Pairs, Multi, Regress, Similar, Tag, Answer, Choose, Write),
+    *(WordOrder, Label),
+  )
 }
 SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (Glue,)}
 _MANY = 20  # different numbers; with more they are values, not classes

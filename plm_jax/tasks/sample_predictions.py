@@ -13,6 +13,7 @@ from plm_jax.tasks.task import Task
 
 _WIDTH = 96  # characters of a text
 _ANSWERS = ("label", "labels", "choice", "answer", "output", "value", "entities", "tags")
+_ANSWERS += ("rank", "similarity")
 
 
 def sample_predictions(
@@ -36,7 +37,8 @@ def _lines(pairs: list[tuple[Example, Prediction]], numbers: Iterable[int]) -> l
   lines = []
   for item, prediction in (pairs[number] for number in numbers):
     lines.append("  " + _cut(" | ".join(item.texts)))
-    lines.append(f"    {_cut(_shown(prediction))}   (the data have: {_cut(_text(item.target))})")
+    wanted = f"   (the data have: {_cut(_text(item.target))})" if item.target is not None else ""
+    lines.append(f"    {_cut(_shown(prediction))}{wanted}")
   return lines
 
 
@@ -45,7 +47,8 @@ def _shown(prediction: Prediction) -> str:
   name = next(name for name in _ANSWERS if name in prediction)
   score = prediction.get("score")
   is_probability = isinstance(score, float) and 0 <= score <= 1 and name != "output"
-  return _text(prediction[name]) + (f" {score:.2f}" if is_probability else "")
+  answer = f"rank {prediction[name]}" if name == "rank" else _text(prediction[name])
+  return answer + (f" {score:.2f}" if is_probability else "")
 
 
 def _text(value: Any) -> str:

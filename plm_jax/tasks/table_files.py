@@ -32,6 +32,8 @@ PAIRS = (
   ("question", "answer"),
   ("query", "passage"),
   ("query", "document"),
+  ("query", "positive"),
+  ("anchor", "positive"),
 )
 TEXT = ("text", "sentence", "review", "content", "comment", "tweet", "message", "utterance")
 TEXT += ("query", "question", "title", *(first for first, _ in PAIRS))

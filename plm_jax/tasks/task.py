@@ -65,6 +65,8 @@ class Task(abc.ABC):
   metrics: ClassVar[tuple[str, ...]]
   # The trivial baselines and their names in tables; the last is constant.
   baselines: ClassVar[dict[str, str]]
+  # The name in tables of the baseline with frozen features (probe.py).
+  probe: ClassVar[str] = "frozen features, linear probe"
   # The suffixes of the files that `read_file` reads; a line of any other file goes to `parse`.
   files: ClassVar[tuple[str, ...]]
   # Whether an example has one answer, so that accuracy counts examples.

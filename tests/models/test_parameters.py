@@ -46,7 +46,7 @@ from plm_jax.sharding import MeshShape, kept_whole, parameter_shardings
 SIZES = {"vocab_size": 20, "layers": 2, "width": 12, "heads": 3}
 ROWS = {**SIZES, "positions": 8}
 FOUR = {**ROWS, "layers": 4}
-TUNED = {"classes": 3, "token_classes": 5, "span": 0}
+TUNED = {"classes": 3, "token_classes": 5, "span": 0, "pair_classes": 3}
 OF_ENCODER = {"mlm": 0, "nsp": 0, "sop": 0, "rtd": 0, **TUNED}
 OF_DECODER = {"lm": 0, **TUNED}
 STATIC = ("word2vec", "fasttext", "glove")
@@ -107,7 +107,7 @@ OF_AXIS = {
   "vocab": {20},
   "width": {12, 6, 4},  # of the layers, of factorised tables, of ELECTRA's generator
   "norm": {12, 6, 4},
-  "features": {12, 6},
+  "features": {12, 6, 36},  # of the vectors of two texts
   "heads": {3, 1},  # all, and LLaMA's of keys
   "head_width": {4},
   "feed_forward": {48, 16, 256, 1024, 2048},  # of ELECTRA's generator, LLaMA's least, T5's
@@ -177,7 +177,7 @@ def test_kernels_and_tables_are_decayed_and_factored_and_nothing_else_is(family)
 # --- layer_decay ---------------------------------------------------------------------------------
 
 TWO = [1 / 8, 1 / 4]  # of two layers at a decay of 1/2
-AT_END = dict.fromkeys(("classes", "token_classes", "span", "pooler"), 1)
+AT_END = dict.fromkeys(("classes", "token_classes", "span", "pair_classes", "pooler"), 1)
 ENCODER = {"embed": 1 / 16, "blocks": TWO, "mlm": 1, "nsp": 1, "sop": 1, "rtd": 1, **AT_END}
 SHARED = ENCODER | {"embed": 1 / 8, "blocks": [1 / 4]}  # one layer
 DECODER = {"token": 1 / 16, "position": 1 / 16, "blocks": TWO, "norm": 1, **AT_END}
@@ -289,7 +289,7 @@ def test_rates_double_from_the_embeddings_over_each_layer_and_are_one_at_the_hea
 
 
 def test_heads_come_and_go_and_a_final_norm_does_not():
-  names = "lm mlm nsp sop rtd pooler copying bilstm classes token_classes span"
+  names = "lm mlm nsp sop rtd pooler copying bilstm classes token_classes span pair_classes"
   assert set(head_patterns()) == {f"{name}/*" for name in names.split()}
 
 

@@ -1,0 +1,287 @@
+"""The task `similar`: sentence vectors that can be compared (Sentence-BERT).
+
+Reimers and Gurevych 2019, section 3: every text of an example is read alone, its states are pooled
+into a vector, and a loss compares the vectors. The data decide which loss: `losses_of_vectors.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from plm_jax.data.tokenizers import Tokenizer
+from plm_jax.errors import UserError
+from plm_jax.models.model import Model
+from plm_jax.tasks import metrics
+from plm_jax.tasks.bag_of_words import best_bag_of_words, word_vectors
+from plm_jax.tasks.examples import Example, Examples, Prediction, Splits, encoded
+from plm_jax.tasks.file_task import TableTask
+from plm_jax.tasks.losses_of_vectors import Cosine, PairClasses, Ranking, Triplet, VectorLoss
+from plm_jax.tasks.predicting import outputs
+from plm_jax.tasks.rows import EncodedRows, framed_rows
+from plm_jax.tasks.table_files import Columns, Table, no_column, number
+from plm_jax.tasks.task import Trained
+from plm_jax.tasks.vectors import POOLINGS, Pooled, PoolingMode
+
+LOSSES = ("cosine", "softmax", "ranking", "triplet")
+NEGATIVES = ("negative", "hard_negative", "neg", "text3")  # columns of a third text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Similar(TableTask):
+  """Texts whose vectors are compared.
+
+  loss: `cosine` of two texts and a number, `softmax` of two texts and a class, `ranking` of two
+    texts that belong together and the other texts of a batch, `triplet` of a text, one that belongs
+    to it and one that does not. None is decided by the columns.
+  pooling: how the states of a text become its vector.
+  negative: the column of a third text that does not belong to the first; of `ranking`, too.
+  scale: of the cosines in `ranking`. margin: between the distances in `triplet`.
+  low, high: of the training numbers, which are cosines of 0 and 1; read from the data.
+  labels: of `softmax`; read from the data.
+  """
+
+  name: ClassVar[str] = "similar"
+  probe: ClassVar[str] = "same vectors, not trained"
+
+  loss: str | None = None
+  pooling: PoolingMode = "mean"
+  negative: str | None = None
+  scale: float = 20.0
+  margin: float = 1.0
+  low: float = 0.0
+  high: float = 1.0
+  labels: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    super().__post_init__()
+    for field, known in (("loss", (None, *LOSSES)), ("pooling", POOLINGS)):
+      if (value := getattr(self, field)) not in known:
+        raise UserError(
+          f"task.{field} is {value!r}; it is one of {', '.join(name for name in known if name)}."
+        )
+    if self.scale <= 0 or self.margin < 0:
+      raise UserError(
+        f"task.scale is {self.scale} and task.margin {self.margin}; the scale must be above 0 and "
+        "the margin at least 0."
+      )
+
+  @property
+  def metrics(self) -> tuple[str, ...]:  # pyrefly: ignore[bad-override]  the data decide
+    if self.loss == "softmax":
+      return ("accuracy",)
+    return ("spearman", "pearson") if self.loss == "cosine" else ("mrr", "recall1", "recall10")
+
+  @property
+  def baselines(self) -> dict[str, str]:  # pyrefly: ignore[bad-override]
+    if self.loss == "softmax":
+      return {"words": "bag of words, linear", "majority": "majority class"}
+    return {"words": "bag of words, cosine", "majority": "all equal"}
+
+  @property
+  def question(self) -> str:
+    if self.loss == "softmax":
+      return f"which of {len(self.labels)} classes do two texts have, by their vectors?"
+    return (
+      "how similar are two texts?" if self.loss == "cosine" else "which text belongs to a text?"
+    )
+
+  @property
+  def texts(self) -> int:
+    return 2
+
+  @property
+  def together(self) -> int:
+    return 2 if self.negative is None else 3
+
+  # --- reading
+
+  def with_columns(self) -> Self:
+    task = super().with_columns()
+    table = task.table(task.source)
+    if task.negative and task.negative not in table.names:
+      raise no_column(table, task.negative, "negative")
+    third = next((name for name in table.names if name.lower() in NEGATIVES), None)
+    third = None if third in (task.text, task.text2) else third
+    if task.loss in (None, "ranking", "triplet") and third:
+      task = dataclasses.replace(task, negative=task.negative or third)
+    if task.loss is None:
+      kind = "ranking"
+      if task.label and not task.negative:
+        is_number = all(number(value) is not None for value in table.values(task.label))
+        kind = "cosine" if is_number else "softmax"
+      task = dataclasses.replace(task, loss=kind)
+    if task.loss in ("ranking", "triplet"):
+      task = dataclasses.replace(task, label=None)
+    if task.loss == "triplet" and not task.negative:
+      raise UserError(
+        f"task.loss=triplet needs a third text, and {task.source!r} has no column "
+        f"{' or '.join(NEGATIVES)}; name it with --set=task.negative=COLUMN."
+      )
+    return task
+
+  def has_targets(self, path: Path) -> bool:
+    return self.label is None or super().has_targets(path)
+
+  def target(self, cell: str, where: str) -> Any:
+    if self.loss != "cosine":
+      return cell
+    if (value := number(cell)) is None:
+      raise UserError(f"{where} has the label {cell!r}; the loss `cosine` needs numbers.")
+    return value
+
+  def _items(self, table: Table, chosen: Columns, labelled: bool) -> list[Example]:
+    labelled = labelled and self.loss in ("cosine", "softmax")
+    items = super()._items(table, chosen, labelled)
+    if self.negative is None or self.negative not in table.names:
+      return items
+    thirds = [table.cell(line, row, self.negative) for line, row in table.rows]
+    return [item._replace(texts=(*item.texts, third)) for item, third in zip(items, thirds)]
+
+  def stratum(self, item: Example) -> Any:
+    return item.target if self.loss == "softmax" else None
+
+  def fitted(self, items: list[Example]) -> Self:
+    if self.loss == "cosine":
+      low, high = (choose(item.target for item in items) for choose in (min, max))
+      if low == high:
+        raise UserError(f"the numbers of {self.source!r} are all equal; nothing can be learnt.")
+      return dataclasses.replace(self, low=low, high=high)
+    if self.loss == "softmax":
+      labels = tuple(sorted({item.target for item in items}))
+      if len(labels) < 2:
+        raise UserError(f"{self.source!r} has one class, {labels[0]!r}; there must be two.")
+      return dataclasses.replace(self, labels=labels)
+    if len({item.texts[1] for item in items}) < 2:
+      raise UserError(f"{self.source!r} has one second text; there must be several to rank.")
+    return self
+
+  def encode(self, items: list[Example], tokenizer: Tokenizer) -> Examples:
+    targets: dict[str, Any] = {}
+    if self.loss == "cosine" and all(item.target is not None for item in items):
+      values = np.array([item.target for item in items])
+      targets["similarity"] = ((values - self.low) / (self.high - self.low)).astype(np.float32)
+    if self.loss == "softmax" and all(item.target is not None for item in items):
+      unknown = next((i for i in items if i.target not in self.labels), None)
+      if unknown is not None:
+        raise UserError(
+          f"{unknown.name} has the label {unknown.target!r}, which training never saw; it saw "
+          f"{', '.join(self.labels)}."
+        )
+      places = [self.labels.index(item.target) for item in items]
+      targets["label"] = np.array(places, np.int32)
+    if self.loss in ("ranking", "triplet"):
+      # Equal second texts are no negatives of each other.
+      numbers: dict[str, int] = {}
+      groups = [numbers.setdefault(item.texts[1], len(numbers)) for item in items]
+      targets["group"] = np.array(groups, np.int32)
+    return Examples(items, encoded(items, tokenizer), targets)
+
+  # --- training
+
+  def objective(self) -> VectorLoss:
+    shared: dict[str, Any] = {"together": self.together, "pooling": self.pooling}
+    if self.loss == "softmax":
+      return PairClasses(labels=len(self.labels), **shared)
+    if self.loss == "ranking":
+      return Ranking(scale=self.scale, **shared)
+    return Triplet(margin=self.margin, **shared) if self.loss == "triplet" else Cosine(**shared)
+
+  def rows(self, examples: Examples, config: Model, tokenizer: Tokenizer) -> EncodedRows:
+    """A row for each text of an example."""
+    texts = [(text,) for texts in examples.ids for text in texts]
+    rows = framed_rows(texts, config, tokenizer, self.length)
+    targets = {name: np.repeat(array, self.together) for name, array in examples.targets.items()}
+    example = np.repeat(np.arange(len(examples), dtype=np.int32), self.together)
+    return dataclasses.replace(
+      rows, values=rows.values | targets, example=example, together=self.together
+    )
+
+  # --- predicting
+
+  def predict(self, trained: Trained, examples: Examples) -> list[Prediction]:
+    """{"similarity"}: the cosine of two vectors; with `softmax` also {"label", "score"}; with
+    `ranking` and `triplet` {"rank"}: the place of the second text among those of all examples."""
+    rows = self.rows(examples, trained.config, trained.tokenizer)
+    vectors_ND = outputs(trained, rows, Pooled(self.pooling, -1, trained.compute))
+    vectors_NKD = vectors_ND.reshape(len(examples), self.together, -1)
+    predictions = self.from_vectors(examples, vectors_NKD)
+    if self.loss != "softmax":
+      return predictions
+    p_NC = outputs(trained, rows, PairClasses(labels=len(self.labels), together=2,
+                                              pooling=self.pooling).probabilities)  # fmt: skip
+    for prediction, p_C in zip(predictions, p_NC[::2], strict=True):
+      best = int(p_C.argmax())
+      prediction |= {"label": self.labels[best], "score": round(float(p_C[best]), 6)}
+    return predictions
+
+  def from_targets(self, places: Iterable[Any]) -> list[Prediction]:
+    """Of `softmax`: the predictions of the labels' places."""
+    return [{"label": self.labels[int(place)]} for place in places]
+
+  def from_vectors(self, examples: Examples, vectors_NKD: np.ndarray) -> list[Prediction]:
+    """The predictions of vectors [examples, texts, D], without classes."""
+    norms = np.maximum(np.linalg.norm(vectors_NKD, axis=-1, keepdims=True), 1e-12)
+    unit_NKD = (vectors_NKD / norms).astype(np.float64)
+    return self.from_unit_vectors(examples, unit_NKD[:, 0], unit_NKD[:, 1])
+
+  def from_unit_vectors(self, examples: Examples, u_ND: Any, v_ND: Any) -> list[Prediction]:
+    """u_ND, v_ND: arrays, dense or sparse, of the first and the second texts."""
+    cosines = (u_ND * v_ND).sum(axis=1)
+    predictions: list[Prediction] = [{"similarity": round(float(x), 6)} for x in cosines]
+    if self.loss in ("ranking", "triplet"):
+      for prediction, rank in zip(predictions, ranks(examples, u_ND, v_ND)):
+        prediction["rank"] = rank
+    return predictions
+
+  def score(self, examples: Examples, predictions: list[Prediction]) -> dict[str, float]:
+    if self.loss == "softmax":
+      right = [p.get("label") == i.target for p, i in zip(predictions, examples.items)]
+      return {"accuracy": float(np.mean(right))}
+    if self.loss == "cosine":
+      targets = np.array([item.target for item in examples.items])
+      return metrics.correlations(targets, np.array([p["similarity"] for p in predictions]))
+    return metrics.retrieval(np.array([prediction["rank"] for prediction in predictions]))
+
+  def mistake(self, example: Example, prediction: Prediction) -> float:
+    if self.loss == "softmax":
+      return 0.0 if prediction["label"] == example.target else prediction["score"]
+    if self.loss == "cosine":
+      wanted = (example.target - self.low) / (self.high - self.low)
+      return abs(prediction["similarity"] - wanted)
+    return prediction["rank"] - 1.0
+
+  def baseline(self, name: str, splits: Splits) -> list[Prediction]:
+    test = splits.test
+    if self.loss == "softmax":
+      labels = splits.train.targets["label"]
+      majority = np.full(len(test), np.bincount(labels).argmax())
+      return self.from_targets(
+        best_bag_of_words(splits).predictions if name == "words" else majority
+      )
+    if name == "words":
+      return self.from_unit_vectors(test, *word_vectors(splits))
+    middle = (len({item.texts[1] for item in test.items}) + 1) / 2
+    return [{"similarity": 0.0, "rank": middle} for _ in test.items]
+
+
+def ranks(examples: Examples, u_ND: Any, v_ND: Any) -> list[int]:
+  """The place of each second text, from 1, among the different second texts by the cosine with the
+  first; equal cosines come before it."""
+  firsts: dict[str, int] = {}  # text -> the first example that has it
+  for place, item in enumerate(examples.items):
+    firsts.setdefault(item.texts[1], place)
+  candidates_MD = v_ND[list(firsts.values())]
+  columns = {text: column for column, text in enumerate(firsts)}
+  own_N = np.array([columns[item.texts[1]] for item in examples.items])
+  placed: list[int] = []
+  for first in range(0, len(own_N), 1024):  # so that memory does not grow with the square
+    cosine_BM = u_ND[first : first + 1024] @ candidates_MD.T
+    cosine_BM = cosine_BM if isinstance(cosine_BM, np.ndarray) else cosine_BM.toarray()
+    own_B1 = np.take_along_axis(cosine_BM, own_N[first : first + 1024, None], axis=1)
+    placed += (cosine_BM >= own_B1).sum(axis=1).tolist()
+  return placed
