@@ -52,6 +52,7 @@ from plm_jax.tasks.search import searched
 from plm_jax.tasks.suite import Suite, suite_table, tune_parts, with_suite_settings
 from plm_jax.tasks.task import Task
 from plm_jax.train import processes
+from plm_jax.train.integrity import with_digest
 from plm_jax.train.processes import say
 from plm_jax.train.workdir import write_whole
 
@@ -362,7 +363,7 @@ def write_results(result: FineTuning, record: dict[str, Any], is_alone: bool) ->
   too."""
   print(result)
   document = record | result.comparison.record()
-  write_whole(result.path / RESULTS, json.dumps(document, indent=2) + "\n")
+  write_whole(result.path / RESULTS, with_digest(document))
   draw(result.comparison, result.path / "results.png", result.chance)
   for name in (*([REPORT] if is_alone else []), SAMPLE):
     with contextlib.suppress(FileNotFoundError):  # of a version without it

@@ -39,6 +39,7 @@ from plm_jax.tasks.rows import LabelledBatches
 from plm_jax.tasks.sample_predictions import sample_predictions
 from plm_jax.tasks.task import Context, Task, Trained, with_settings
 from plm_jax.train.checkpoint import newest
+from plm_jax.train.integrity import with_digest, without_digest
 from plm_jax.train.loop import Data, compile_experiment, fit
 from plm_jax.train.memory import give_back_memory
 from plm_jax.train.process import versions
@@ -219,7 +220,7 @@ def model_cell(plan: FinetunePlan, arm: str, examples: int | None, seed: int, ti
     give_back_memory()
     cell = Cell(arm, labels, seed, test, dev)
     if is_first():
-      write_whole(workdir / SCORES, json.dumps(cell._asdict(), indent=2) + "\n")
+      write_whole(workdir / SCORES, with_digest(cell._asdict()))
     return cell
 
 
@@ -228,7 +229,7 @@ def _finished(path: Path, arm: str, labels: str, seed: int) -> Cell | None:
   if not path.exists():
     return None
   try:
-    cell = Cell.of(read_json(path))
+    cell = Cell.of(without_digest(read_json(path), path))
     if cell[:3] == (arm, labels, seed):
       return cell
     why = f"they are those of {cell.arm} with {cell.labels} labels and seed {cell.seed}"
@@ -284,7 +285,7 @@ def _train_and_test(
     write_whole(workdir / REPORT, tuned.report(splits.test, predictions) + "\n")
     sample = sample_predictions(tuned, splits.test, predictions)
     write_whole(workdir / SAMPLE, sample + "\n")
-    write_whole(workdir / TASK, json.dumps(overrides.to_json(tuned), indent=2) + "\n")
+    write_whole(workdir / TASK, with_digest(overrides.to_json(tuned)))
   on_dev = tuned.score(splits.dev, tuned.predict(model, splits.dev))
   learnt = model.params.learnt() if hasattr(model.params, "learnt") else {}
   on_test = tuned.score(splits.test, predictions)
