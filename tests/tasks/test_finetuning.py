@@ -74,6 +74,7 @@ def test_a_finished_arm_is_read_and_not_trained_again(planned, finished, monkeyp
   assert model_cell(planned, "pretrained", 60, 0, "toy") == finished
 
 
+@pytest.mark.slow
 def test_scores_of_another_cell_or_damaged_ones_are_computed_again(planned, finished, capsys):
   path = planned.path / "pretrained-60-0" / finetuning.SCORES
   whole = path.read_text()

@@ -95,6 +95,7 @@ def test_features_are_frozen_without_moments_and_the_mix_is_learnt(elmo, sources
   assert len(set(learnt.values())) == 4 and learnt["gamma"] != 1
 
 
+@pytest.mark.slow
 def test_a_killed_training_of_features_ends_alike(elmo, monkeypatch):
   plan, cell = elmo
   check_a_killed_run_ends_alike(plan, cell, monkeypatch)

@@ -63,6 +63,7 @@ def test_an_experiment_is_trained_from_random_parameters_only(reference, table, 
   assert again.comparison == result.comparison and " 0/12" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_training_in_bfloat16_on_8_devices_ends_alike(reference, table, monkeypatch):
   task = Classify(source=str(table), test_share=0.2)
   source = RunInfo.read(untrained_run(reference, task, QUICK, cache()))
