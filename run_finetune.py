@@ -15,7 +15,8 @@ labels and on all, three seeds each. --task=label asks which package it comes fr
 --peft=lora --set=peft.rank=8 trains few parameters beside the frozen model (docs/peft.md).
 --search first tries a small grid of recipes and chooses on dev; --teacher=DIR learns from a
 fine-tuned model too; docs/finetuning.md has more options.
---from is a run or a downloaded model. --data is a .csv, .tsv or .jsonl file (classify, pairs,
+--from is a run, a downloaded model, or an experiment such as experiments/bilstm.py:tiny, whose
+model is trained from random parameters. --data is a .csv, .tsv or .jsonl file (classify, pairs,
 multi, regress, choose, write), a .conll or .conllu file (tag), a .json file like SQuAD's (answer),
 or a folder with train, dev and test files. Without --task the file decides, and a line says which
 columns were chosen; other text needs no labels: its words are shuffled. A quick try:
@@ -35,7 +36,8 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-  flags.DEFINE_string("from", None, "The run, or the published model's directory, to fine-tune.")
+  flags.DEFINE_string("from", None, "The run, or the published model's directory, to fine-tune; "
+                      "or FILE:FUNCTION, an experiment, for random parameters.")  # fmt: skip
   flags.DEFINE_string("task", None, f"{', '.join([*TASKS, *SUITES])}, or FILE:CLASS of your own "
                       "(default: what the data suggest).")  # fmt: skip
   flags.DEFINE_string("data", None, "A file or a folder with train, dev and test files.")
@@ -69,7 +71,10 @@ def main() -> None:
   keep_freed_memory()
   start = FLAGS["from"].value
   if not start:
-    raise UserError("run_finetune.py needs --from=DIR, a run or a downloaded model.")
+    raise UserError(
+      "run_finetune.py needs --from=DIR, a run or a downloaded model, or --from=FILE:FUNCTION, an "
+      "experiment."
+    )
   names = (
     "task",
     "data",

@@ -13,6 +13,8 @@ state. Only next-sentence prediction trains that state, and a short pretraining 
 arms have this deviation. A published model keeps its head, so that `convert` can export it. But a
 Sentence-BERT has no head: where its vectors are means of states, the classifier reads those.
 
+An ELMo is frozen: a task learns the weights of its layers, and the heads (Peters et al. 2018).
+
 A decoder's classifier reads the last token. In an encoder-decoder, the decoder reads the source
 again after its start token. The classifier, a dense layer and a linear map, reads the end of the
 text (Lewis et al. 2020, section 3.1; transformers' T5 has the same).
@@ -23,7 +25,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from plm_jax.experiment import Experiment, Intervals
+from plm_jax.errors import UserError
+from plm_jax.experiment import Experiment, Intervals, Tuning
+from plm_jax.objectives.mix_penalty import MixPenalty
 from plm_jax.optim.adamw import AdamW
 from plm_jax.peft.bitfit import BitFit
 from plm_jax.peft.bottleneck import Bottleneck
@@ -71,11 +75,22 @@ PEFT_PEAKS: dict[type, float] = {
 
 def rule(source: RunInfo, examples: int, peft: AnyPeft | None = None) -> Rule:
   """The defaults for a checkpoint, a number of labelled examples, and a method."""
+  if "untrained" in source.document:
+    chosen = scratch_rule(examples, "random parameters")
+    return chosen._replace(peak=source.experiment.optim.peak)  # that of the experiment
+  if frozen_features(source) and peft is None:
+    return scratch_rule(examples, "frozen features")
   chosen = (public_rule if "public" in source.document else own_rule)(source, examples)
   if peft is None:
     return chosen
   why = f"{chosen.why}, {type(peft).__name__}"
   return chosen._replace(peak=PEFT_PEAKS[type(peft)], layer_decay=1.0, why=why)
+
+
+def scratch_rule(examples: int, why: str) -> Rule:
+  """Up to 2,000 examples are read for 20 epochs, more for 10."""
+  steps = max(1, (10 if examples > 2000 else 20) * examples // BATCH)
+  return Rule(2e-3, steps, max(1, steps // 10), why)
 
 
 def own_rule(source: RunInfo, examples: int) -> Rule:
@@ -107,7 +122,8 @@ def mean_classifier(source: RunInfo) -> str | None:
 
 def grid(source: RunInfo, peft: AnyPeft | None = None) -> Grid:
   """The recipes that --search tries: those of appendix A.3 for a published checkpoint, higher rates
-  for small ones, and for one that this project pretrained for minutes."""
+  for small ones, and for one that this project pretrained for minutes. Random parameters and those
+  that read frozen features are trained for more epochs."""
   if peft is not None:
     peaks = tuple(factor * PEFT_PEAKS[type(peft)] for factor in (3.0, 1.0, 0.3))
   elif "public" not in source.document:
@@ -116,7 +132,8 @@ def grid(source: RunInfo, peft: AnyPeft | None = None) -> Grid:
     peaks = (3e-4, 2e-4, 1e-4)
   else:
     peaks = (5e-5, 3e-5, 2e-5)
-  return Grid(peaks, (16, 32), (2, 3, 4))
+  is_scratch = "untrained" in source.document or (frozen_features(source) and peft is None)
+  return Grid(peaks, (16, 32), (5, 10, 20) if is_scratch else (2, 3, 4))
 
 
 def recipe(source: RunInfo, task: Task, examples: int, peft: AnyPeft | None = None) -> Experiment:
@@ -127,16 +144,40 @@ def recipe(source: RunInfo, task: Task, examples: int, peft: AnyPeft | None = No
   model, defaults = source.config, rule(source, examples, peft)
   if defaults.classifier:
     model = replace(model, classifier=defaults.classifier)
-  rates = {name: 0.1 for name in ("dropout", "attention_dropout") if hasattr(model, name)}
-  if getattr(model, "hidden_dropout", 0) or getattr(model, "final_dropout", False):
-    rates["hidden_dropout"] = 0.1  # T5 has one rate for all places
+  objectives = (task.objective(),)
+  if hasattr(model, "features"):
+    if not objectives[0].heads:
+      raise UserError(
+        f"the task {task.name} trains vectors, and those of {type(model).__name__} are frozen; "
+        "give another model"
+      )
+    objectives += (MixPenalty(),)
   return Experiment(
-    model=replace(model, **rates),
-    objectives=(task.objective(),),
+    model=replace(model, **dropout_rates(source)),
+    objectives=objectives,
     data=task,
     optim=AdamW(peak=defaults.peak, warmup=defaults.warmup, layer_decay=defaults.layer_decay),
     global_batch=BATCH * task.together,
     steps=defaults.steps,
     schedule=Intervals(log=25, save=200, keep=1),
+    tuning=Tuning(freeze=() if peft else frozen_features(source)),
     peft=peft,
   )
+
+
+def frozen_features(source: RunInfo) -> tuple[str, ...]:
+  """The paths of the parameters that are not trained: the language model of a trained ELMo."""
+  return () if "untrained" in source.document else getattr(source.config, "features", ())
+
+
+def dropout_rates(source: RunInfo) -> dict[str, float]:
+  """0.1 at all places of a checkpoint; those of the experiment for random parameters."""
+  model = source.config
+  if "untrained" in source.document:
+    return {}
+  if frozen_features(source):  # what reads the features has the rate of AllenNLP's ELMo
+    return {"dropout": 0.0, "classifier_dropout": 0.5}
+  rates = {name: 0.1 for name in ("dropout", "attention_dropout") if hasattr(model, name)}
+  if getattr(model, "hidden_dropout", 0) or getattr(model, "final_dropout", False):
+    rates["hidden_dropout"] = 0.1  # T5 has one rate for all places
+  return rates

@@ -35,6 +35,7 @@ from plm_jax.tasks import arms as fine_tuning
 from plm_jax.tasks.registry import chosen_task, task_class
 from plm_jax.tasks.suite import Suite
 from plm_jax.tasks.task import Task
+from plm_jax.tasks.untrained import is_experiment, untrained_run
 from plm_jax.train import processes
 from plm_jax.train.process import keep_compilations
 from plm_jax.train.report import heading
@@ -117,20 +118,28 @@ def finetune(
 ) -> fine_tuning.FineTuning | fine_tuning.SuiteTuning | None:
   """Fine-tunes a model on a task, prints the table and returns it; continues what was stopped.
 
-  model: a run or a published model. task: its name, or one of your own (FILE:CLASS, or the class
+  model: a run, a published model, or "FILE:FUNCTION", an experiment whose model starts from random
+  parameters. task: its name, or one of your own (FILE:CLASS, or the class
   of a cell); None is what the data suggest. labels: numbers of training examples, such as
   [500, "all"]. The other arguments are the flags of run_finetune.py, and so are the defaults. None
   is returned by dry_run only.
   """
-  start = model.path if isinstance(model, LoadedModel) else Path(model)
   folder = cache_folder(None if cache is None else str(cache))
   keep_compilations(folder)
-  with processes.first_goes_first():
-    source = RunInfo.read(run_directory(start, folder))
   files = {"dev": dev, "test": test}
   every = [f"task.{name}={path}" for name, path in files.items() if path] + as_settings(settings)
   sources = [s.partition("=")[2] for s in every if s.startswith(("task.source=", "data.source="))]
   place = next(reversed(sources), None) if data is None else str(data)
+  chosen = chosen_task(task, place)
+  if isinstance(model, LoadedModel):
+    start = model.path
+  elif is_experiment(model):
+    cli.load_module("data.installed_text")  # makes tfds:installed_text known
+    start = untrained_run(str(model), chosen, every, folder)
+  else:
+    start = Path(model)
+  with processes.first_goes_first():
+    source = RunInfo.read(run_directory(start, folder))
   options = fine_tuning.Options(
     arms=_words("arms", arms),
     labels=_words("labels", labels),
@@ -140,7 +149,6 @@ def finetune(
     probe=probe,
     peft=peft,
   )
-  chosen = chosen_task(task, place)
   return fine_tuning.finetune(source, start, chosen, every, options, folder, workdir, dry_run)
 
 

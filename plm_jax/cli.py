@@ -64,12 +64,16 @@ def run(main: Callable[..., int | None], words: tuple[str, ...] = ()) -> NoRetur
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 141
   except OSError as error:
-    if error.errno not in _FILE_ERRORS:
+    if error.errno not in (*_FULL, *_OCCUPIED, *_FORBIDDEN):
       raise
-    where = f": {error.filename}" if error.filename else ""
+    name = error.filename2 or error.filename  # of a rename, the new one
+    where = f": {name}" if name else ""
+    advice = "Free some space, or choose" if error.errno in _FULL else "Choose"
+    if error.errno in _OCCUPIED:
+      advice = "Move what has this name away, or choose"
     own = {flag.name for flag in _own_flags(module)}
     places = " or ".join(f"--{name}" for name in ("workdir", "out", "cache") if name in own)
-    _say(f"error: {error.strerror}{where}. Free some space, or choose another {places or 'place'}.")
+    _say(f"error: {error.strerror}{where}. {advice} another {places or 'place'}.")
     code = 2
   finally:
     sys.unraisablehook = hook
@@ -86,22 +90,9 @@ def run(main: Callable[..., int | None], words: tuple[str, ...] = ()) -> NoRetur
 
 # Errors of full, read-only, forbidden or impossible folders, which the user can fix. A missing file
 # is not among them: it may be a bug of ours.
-_FILE_ERRORS = {
-  getattr(errno, name)
-  for name in (
-    "EACCES",
-    "EDQUOT",
-    "EEXIST",
-    "EFBIG",
-    "EISDIR",
-    "ELOOP",
-    "ENAMETOOLONG",
-    "ENOSPC",
-    "ENOTDIR",
-    "ENXIO",
-    "EPERM",
-  )
-} | {errno.EROFS}
+_FULL = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC)
+_OCCUPIED = (errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
+_FORBIDDEN = (errno.EACCES, errno.ENAMETOOLONG, errno.EPERM, errno.EROFS)
 
 
 def _end_if_interrupted(unraisable) -> None:

@@ -219,7 +219,8 @@ class Experiment:
     if self.peft is None:
       return base
     labelled = [name for name, size in self.heads.items() if size or name == "span"]
-    below = ["pooler", "bilstm"] if "classes" in labelled else []  # what classes are read from
+    below = ["mix", "reader"]  # of layers; what classes are read from
+    below += ["pooler", "bilstm"] if "classes" in labelled else []
     heads = tuple(f"*{name}/*" for name in (*labelled, *below))
     return adapted(self.peft, base, jax.random.fold_in(key, 1), heads)
 

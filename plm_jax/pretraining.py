@@ -49,7 +49,7 @@ def pretrain(
   with processes.first_goes_first():  # the first makes the tables of rows
     train.check()
     evaluation = valid.evaluation(experiment.schedule.evaluation_rows)
-  processes.say(report.rows_line(train))
+  processes.say(report.rows_line(train, experiment.is_counted))
   if experiment.is_counted:
     counted = count(experiment, record | {"text": text}, prepared, evaluation, workdir, sinks)
     params = processes.whole(counted.params)

@@ -24,7 +24,7 @@ from plm_jax import cli
 from plm_jax.errors import UserError
 
 COUNT = flags.DEFINE_integer("count", 3, "How far to count. " + "So much to say about it. " * 6)
-ENDS = "well user bug wait code log full lost callback".split()
+ENDS = "well user bug wait code log full loop lost callback".split()
 HOW = flags.DEFINE_enum("how", "well", ENDS, "How it ends.")
 SET = flags.DEFINE_multi_string("set", [], "A setting, path=value.")
 DRY = flags.DEFINE_boolean("dry_run", False, "Do nothing.")
@@ -37,6 +37,8 @@ def main():
     raise ValueError("a defect")
   if HOW.value == "full":
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "tokens")
+  if HOW.value == "loop":
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), "a.partial", None, "a")
   if HOW.value == "lost":
     open("lost")
   if HOW.value == "callback":
@@ -96,6 +98,7 @@ def test_the_value_of_main_is_the_exit_code(command):
     (["--conut=3"], "no flag --conut; did you mean --count?"),
     (["--zzzzz"], "no flag --zzzzz; --help lists the flags."),
     (["--count=many"], "--count=many"),
+    (["--how=loop"], "links: a. Move what has this name away, or choose another place."),
     (["--how=badly"], "well|user|bug"),
     (["--count"], "count"),
     (["--name_of_the_directory="], "--name_of_the_directory= was given without a value"),

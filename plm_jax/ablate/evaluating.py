@@ -5,7 +5,6 @@ plm_jax/evaluation/ has the code of the sets and scores.
 """
 
 import dataclasses
-import json
 import math
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from plm_jax.evaluation.writing import written
 from plm_jax.runs import Run
 from plm_jax.tasks.finetuning import model_cell, plan
 from plm_jax.tasks.label import Label
+from plm_jax.train.integrity import with_digest
 from plm_jax.train.process import versions
 from plm_jax.train.workdir import run_hash, write_whole
 
@@ -64,7 +64,7 @@ def evaluate(run: Run, asked: Evaluation, cache: Path) -> Scores:
     "seconds": time.perf_counter() - start,
     "versions": versions(),
   }
-  write_whole(run.path / SCORES, json.dumps(record, indent=2) + "\n")
+  write_whole(run.path / SCORES, with_digest(record))
   return scores
 
 

@@ -27,7 +27,7 @@ from plm_jax.config_tree import field_types, fits
 from plm_jax.errors import UserError
 from plm_jax.files import read_json
 from plm_jax.tasks.comparison import numbers_of_labels
-from plm_jax.train.integrity import damage
+from plm_jax.train.integrity import damage, without_digest
 from plm_jax.train.workdir import read_records, run_hash, write_whole
 
 FORMAT = 1
@@ -266,7 +266,7 @@ def read_scores(out: Path, run: PlannedRun) -> dict[str, Any] | None:
   """The evaluation of a run; None if there is none. Errors: `UserError` if it is damaged."""
   path = workdir_of(out, run) / SCORES
   try:
-    scores = read_json(path)
+    scores = without_digest(read_json(path), path)
   except (FileNotFoundError, NotADirectoryError):
     return None
   except UserError as error:

@@ -14,6 +14,7 @@ state of each word at --layer over its first 16 occurrences in that text.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -117,8 +118,14 @@ def pair_files(paths: list[str]) -> list[Path]:
 def neighbours(table: WordTable) -> None:
   if not FLAGS.words:
     raise UserError("give --words=WORD,WORD for their neighbours.")
+  unknown = [word for word in FLAGS.words if table.vector(word) is None]
+  if len(unknown) == len(FLAGS.words):
+    word_vectors.vectors_of(table, unknown)  # refuses the first
   for word in FLAGS.words:
-    print(f"{word:12} {_shown(word_vectors.neighbours(table, word, FLAGS.best))}")
+    if word in unknown:
+      print(f"{word:12} is not among the {len(table.words):,} words of the model", file=sys.stderr)
+    else:
+      print(f"{word:12} {_shown(word_vectors.neighbours(table, word, FLAGS.best))}")
 
 
 def analogy(table: WordTable) -> None:

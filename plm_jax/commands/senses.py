@@ -50,7 +50,9 @@ def main() -> None:
   keep_compilations(default_cache())
   result = senses(Run.load(run_directory(FLAGS.model)), uses)
   print(described(result, FLAGS.show))
-  if FLAGS.out:
+  if FLAGS.out and result.is_static:
+    print(f"{FLAGS.out} was not written: there is nothing to draw")
+  elif FLAGS.out:
     draw(result, Path(FLAGS.out))
     print(f"{FLAGS.out} shows the uses at layer {result.best}, and the accuracy of every layer")
 
@@ -62,6 +64,12 @@ def described(result: Senses, show: int) -> str:
            + f", {result.left_out} left out" * bool(result.left_out)]  # fmt: skip
   lines += ["accuracy of the nearest use", f"  {'same vector everywhere':28} {result.floor:.3f}"]
   lines.append(f"  {'mean of the other words':28} {result.context:.3f}")
+  if result.is_static:
+    lines.append(
+      "the model's vectors are static: they have one layer, are the same in every sentence, and "
+      "cannot tell senses apart; their accuracy is chance"
+    )
+    return "\n".join(lines)
   lines += [f"  {f'layer {n}':28} {x:.3f}" for n, x in enumerate(result.accuracy)]
   near = list(nearest(result.vectors[:, result.best], result.uses))
   lines.append(f"at layer {result.best}")

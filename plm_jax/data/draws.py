@@ -10,7 +10,7 @@ key and column into bits; half of the key enters before the first multiplication
 Streams are small integers, one for each purpose: objectives/masking.py has 0 to 3,
 data/packing.py 8 to 10, objectives/rtd.py 16 to 18, objectives/rare_mlm.py 32,
 objectives/span_corruption.py 40 to 45, objectives/denoising.py 48 to 55, data/kept_words.py 80,
-objectives/word2vec.py 81 and 82.
+objectives/word2vec.py 81 and 82, objectives/sampled_softmax.py 84.
 """
 
 import math

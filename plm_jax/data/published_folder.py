@@ -1,5 +1,6 @@
 """Files of a folder that somebody else published: regular files, and no links that lead out."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,14 @@ def file_in(folder: Path, name: str) -> Path | None:
   allowed = (root, root.parent.parent / "blobs")
   if path.is_symlink() and not any(target.is_relative_to(place) for place in allowed):
     raise UserError(f"{path} is a link to {target}, outside of its folder; copy that file there.")
-  if not os.path.exists(path):
-    raise UserError(f"{path} is a link to a file that does not exist; fetch that file.")
+  try:
+    path.stat()
+  except FileNotFoundError:
+    raise UserError(f"{path} is a link to a file that does not exist; fetch that file.") from None
+  except OSError as error:
+    if error.errno != errno.ELOOP:
+      raise
+    raise UserError(f"{path} is a link that leads back to itself; put the file there.") from None
   open_file(path).close()
   return path
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 _OFFSET, _PRIME = np.uint32(2166136261), np.uint32(16777619)
+_NGRAM_PRIME = np.uint64(116049371)
 
 
 class Subwords(NamedTuple):
@@ -51,6 +52,20 @@ def buckets_of(word: str, subwords: Subwords) -> np.ndarray:
   """int64 [G]: the buckets of a word's n-grams."""
   hashed = fnv1a(ngrams_of(word, subwords.shortest, subwords.longest))
   return hashed.astype(np.int64) % subwords.buckets
+
+
+def word_ngram_buckets(hashes_BT: np.ndarray, longest: int, buckets: int) -> np.ndarray:
+  """int64 `[B, T, longest - 1]`: the buckets of the n-grams of words that begin at each word, of 2
+  to `longest` words (fastText, dictionary.cc `addWordNgrams`). Those that go beyond the row wrap.
+
+  hashes_BT: uint32, the hash of every word. The original keeps it as a signed number.
+  """
+  signed = hashes_BT.view(np.int32).astype(np.int64).view(np.uint64)
+  hashed, made = signed.copy(), []
+  for ahead in range(1, longest):
+    hashed = hashed * _NGRAM_PRIME + np.roll(signed, -ahead, axis=1)
+    made.append((hashed % np.uint64(buckets)).astype(np.int64))
+  return np.stack(made, axis=-1)
 
 
 def ragged_ngrams(words: list[str], subwords: Subwords) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ characters: a corpus that mentions "[MASK]" must not contain the mask token.
 
 import json
 import re
+import tempfile
 import threading
 import unicodedata
 from collections.abc import Callable
@@ -208,10 +209,9 @@ class Fast:
     if self.is_word_piece:
       write_file(folder / "vocab.txt", "\n".join(self.pieces) + "\n")
     else:
-      try:
-        published.model.save(str(folder))
-      except Exception as error:  # the library's only class of error, for a full disk too
-        raise OSError(None, str(error), str(folder)) from None
+      with tempfile.TemporaryDirectory() as scratch:  # the library would follow links in `folder`
+        for file in map(Path, published.model.save(scratch)):
+          write_file(folder / file.name, file.read_bytes())
     write_file(folder / "tokenizer.json", published.to_str())
 
 

@@ -172,7 +172,7 @@ def _repeats_pieces(file: Path) -> bool:
 
 
 def _present(file: Path, partner: Path) -> Path:
-  if not file.is_file():
+  if file_in(file.parent, file.name) is None:
     raise UserError(f"{partner.name} needs {file.name} beside it, and {file} does not exist.")
   return file
 

@@ -60,7 +60,8 @@ def blanks_from(store: TokenStore, tokenizer: Tokenizer, count: int) -> list[Bla
   lengths = np.diff(starts)
   suitable = np.flatnonzero((lengths >= 8) & (lengths <= 20))
   chosen = []
-  for sentence in np.unique(suitable[np.linspace(0, len(suitable) - 1, 8 * count, dtype=int)]):
+  spread = np.linspace(0, len(suitable) - 1, 8 * count, dtype=int) if len(suitable) else []
+  for sentence in np.unique(suitable[spread]):
     ids = np.asarray(store.tokens[starts[sentence] : starts[sentence + 1]], np.int32)
     if (blank := _blank(ids, tokenizer, len(chosen))) is not None:
       chosen.append(blank)

@@ -63,6 +63,8 @@ BERT_ALWAYS = {
   "groups": 1,
   "inner_layers": 1,
   "head_activation": None,
+  "head_bias": True,
+  "first_norm": True,
   "pooler_activation": "tanh",
   "classifier": "pooler",
 }
@@ -77,6 +79,7 @@ class EncoderFamily(Family):
   options: Mapping[str, tuple[str, Any]] = BERT_OPTIONS
   always: Mapping[str, Any] = BERT_ALWAYS
   buffers: tuple[str, ...] = ("embeddings.position_ids", "embeddings.token_type_ids")
+  tokens = "embeddings.word_embeddings"
   layer = "encoder.layer.{}."
   layer_names: Mapping[str, str] = BERT_LAYER
   project = ""  # of the mapping after factorised tables
@@ -114,7 +117,7 @@ class EncoderFamily(Family):
   # --- names
 
   def body(self, config: Encoder) -> list[Entry]:
-    entries = table("embed/token", "embeddings.word_embeddings")
+    entries = table("embed/token", self.tokens)
     entries += table("embed/position", "embeddings.position_embeddings")
     if config.segments:
       entries += table("embed/segment", "embeddings.token_type_embeddings")
@@ -159,7 +162,7 @@ class EncoderFamily(Family):
     if "mlm" not in heads or not config.tied:
       return {}
     _, _, bias, decoder = self.mlm
-    tokens = self.base + "embeddings.word_embeddings.weight"
+    tokens = f"{self.base}{self.tokens}.weight"
     own = {} if bias == f"{decoder}.bias" else {f"{decoder}.bias": bias}
     return {f"{decoder}.weight": tokens, **own}
 

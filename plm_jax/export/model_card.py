@@ -20,6 +20,7 @@ from plm_jax.config_tree import show
 from plm_jax.errors import UserError
 from plm_jax.export.pretrained import Pretrained, has_dense
 from plm_jax.runs import RunInfo, history
+from plm_jax.train.integrity import without_digest
 from plm_jax.train.workdir import read_records
 
 UNKNOWN = "unknown"
@@ -182,7 +183,8 @@ def score_tables(run: RunInfo) -> Iterator[Table]:
   if run.path is None:
     return
   yield from held_out(run)
-  stored = read_json(run.path / "scores.json")
+  path = run.path / "scores.json"
+  stored = without_digest(read_json(path), path)
   if "test" in stored:
     yield from fine_tuned(run, stored)
   elif "metrics" in stored:  # of a sweep
@@ -220,8 +222,9 @@ def _values(record: Mapping[str, Any], objective: str) -> dict[str, str]:
 
 def fine_tuned(run: RunInfo, stored: Mapping[str, Any]) -> Iterator[Table]:
   """The test scores of this model, and those of all seeds and baselines beside it."""
+  path = run.path.parent / "results.json"
   cells = [
-    cell for cell in read_json(run.path.parent / "results.json").get("cells", [])
+    cell for cell in without_digest(read_json(path), path).get("cells", [])
     if cell["labels"] == stored["labels"]
   ]  # fmt: skip
   rows = {"this model": {name: f"{x:.3f}" for name, x in stored["test"].items()}}

@@ -21,11 +21,13 @@ from plm_jax.models.parameters import path_name
 class Entry(NamedTuple):
   """ours: a path such as "blocks/attention/query/kernel". theirs: a name with one "{}" for every
   leading axis of ours, followed by "#0/3" for the first of three parts side by side; "" if
-  there is no such tensor because ours is zero. convolution: the weight is a Conv1D's."""
+  there is no such tensor because ours is zero. convolution: the weight is a Conv1D's. later: the
+  first layer has no such tensor, and reads none of ours."""
 
   ours: str
   theirs: str
   convolution: bool = False
+  later: bool = False
 
 
 def linear(ours: str, theirs: str, bias: bool = True, convolution: bool = False) -> list[Entry]:
@@ -69,11 +71,14 @@ def to_ours(entries: list[Entry], model: Any, tensors: Mapping[str, np.ndarray],
       )
   names = {path: names_of(entry, shapes[path]) for path, entry in by_path.items()}
   expected = {
-    name: _their_shape(by_path[path], shapes[path]) for path in names for name in names[path].flat
+    name: _their_shape(by_path[path], shapes[path])
+    for path in names
+    for name in names[path].flat
+    if name
   }
   _refuse_misfits(expected, tensors, where)
   arrays = {
-    path: _stacked(by_path[path], [tensors[name] for name in names[path].flat], shapes[path])
+    path: _stacked(by_path[path], [tensors.get(name) for name in names[path].flat], shapes[path])
     for path in names
   }
   return jax.tree.unflatten(tree, [(arrays | zeros)[path] for path in shapes])
@@ -97,8 +102,9 @@ def to_theirs(entries: list[Entry], model: Any) -> dict[str, np.ndarray]:
     for name, array in zip(names.flat, single, strict=True):
       if path.endswith("/kernel") and not entry.convolution:
         array = array.reshape(shape[::-1]).T
-      tensors[name] = array.reshape(shape)
-  return _whole(tensors)
+      if name:
+        tensors[name] = array.reshape(shape)
+  return _whole(tensors, entries)
 
 
 def _by_path(entries: list[Entry], shapes: Mapping[str, tuple]) -> dict[str, Entry]:
@@ -109,27 +115,41 @@ def _by_path(entries: list[Entry], shapes: Mapping[str, tuple]) -> dict[str, Ent
 
 
 def _in_parts(entries: list[Entry], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The tensors; one that several entries name parts of is cut along its last axis."""
-  parts = {e.theirs.partition("#")[0]: int(e.theirs[-1]) for e in entries if "#" in e.theirs}
-  whole = {re.sub(r"\d+|{}", "{}", name): count for name, count in parts.items()}
+  """The tensors; one that several entries name parts of is cut along the axis of its outputs."""
+  whole = _parts(entries)
   cut = {}
   for name, array in tensors.items():
-    count = whole.get(re.sub(r"\d+", "{}", name))
-    if count is None or not array.ndim or array.shape[-1] % count:
+    count, axis = whole.get(re.sub(r"\d+", "{}", name), (0, 0))
+    if not count or not array.ndim or array.shape[axis] % count:
       cut[name] = array
       continue
-    for i, part in enumerate(np.split(array, count, axis=-1)):
+    for i, part in enumerate(np.split(array, count, axis=axis)):
       cut[f"{name}#{i}/{count}"] = part
   return cut
 
 
-def _whole(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _parts(entries: list[Entry]) -> dict[str, tuple[int, int]]:
+  """Name with "{}" for numbers -> (parts, axis of the outputs)."""
+  return {
+    re.sub(r"\d+|{}", "{}", e.theirs.partition("#")[0]): (
+      int(e.theirs[-1]),
+      -1 if e.convolution else 0,
+    )
+    for e in entries
+    if "#" in e.theirs
+  }
+
+
+def _whole(tensors: dict[str, np.ndarray], entries: list[Entry]) -> dict[str, np.ndarray]:
   """The inverse of `_in_parts`."""
+  whole = _parts(entries)
   joined: dict[str, list[np.ndarray]] = {}
   for name in sorted(tensors):
     joined.setdefault(name.partition("#")[0], []).append(tensors[name])
   return {
-    name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
+    name: arrays[0]
+    if len(arrays) == 1
+    else np.concatenate(arrays, axis=whole[re.sub(r"\d+", "{}", name)][1])
     for name, arrays in joined.items()
   }
 
@@ -138,6 +158,7 @@ def names_of(entry: Entry, shape: tuple[int, ...]) -> np.ndarray:
   """The names of an entry's tensors, with one axis for each leading axis of ours."""
   leading = shape[: entry.theirs.count("{}")]
   names = [entry.theirs.format(*index) for index in itertools.product(*map(range, leading))]
+  names[0] = "" if entry.later else names[0]
   return np.array(names, object).reshape(leading)
 
 
@@ -153,11 +174,14 @@ def _their_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
   return sizes if entry.convolution else sizes[::-1]
 
 
-def _stacked(entry: Entry, arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+def _stacked(entry: Entry, arrays: list[np.ndarray | None], shape: tuple[int, ...]) -> np.ndarray:
   if entry.ours.endswith("/kernel") and not entry.convolution:
     arrays = [array.T for array in arrays]
   single = shape[entry.theirs.count("{}") :]
-  rows = [np.asarray(array, np.float32).reshape(single) for array in arrays]
+  rows = [
+    np.ones(single, np.float32) if array is None else np.asarray(array, np.float32).reshape(single)
+    for array in arrays
+  ]
   return np.stack(rows).reshape(shape)
 
 

@@ -15,7 +15,7 @@ from plm_jax.models.model import SingleModel, refuse_below, refuse_rates
 from plm_jax.models.positions import RopeScaling, Rotation, rotation
 
 Position = Literal["learned", "sinusoidal", "relative", "rotary"]
-Norm = Literal["layer", "rms"]
+Norm = Literal["layer", "unbiased", "rms"]
 NormAt = Literal["pre", "post"]
 
 
@@ -37,8 +37,8 @@ class TransformerConfig(SingleModel):
   window: tokens that a layer sees to each side, or to the left if attention is causal; None is all.
     global_every: every n-th layer ignores the window, beginning with layer 0 (ModernBERT: 3;
     alternating layers: 2); 0 is no layer.
-  norm: LayerNorm or RMSNorm. norm_at: `pre` normalises the input of each sublayer, and the last
-    state; `post` normalises each residual sum.
+  norm: LayerNorm, LayerNorm without bias, or RMSNorm. norm_at: `pre` normalises the input of each
+    sublayer, and the last state; `post` normalises each residual sum.
   gated: feed-forward `activation(x W_gate) * (x W_up)` instead of `activation(x W_up)`.
   attention_bias, feed_forward_bias: whether their projections have biases. output_bias: whether
     the last projection of attention has one; None is attention_bias (Qwen2: False).

@@ -7,8 +7,8 @@ stacks of projected LSTMs read the tokens, one from each side; characters and ou
     highway    a = sigmoid(W_a s + b_a)      s <- a relu(W s + b) + (1 - a) s
     ELMo       gamma sum_j softmax(w)_j h_j, h_0 the tokens twice, h_1 and h_2 the layers
 
-Deviations: a full softmax, where the original samples 8,192 tokens; the backward direction begins
-every row without a state.
+Fine-tuning leaves the language model as it is: tasks read a mix of its layers (layer_features.py).
+Deviation: the backward direction begins every row without a state.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from flax import nnx
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout, streams
-from plm_jax.models.heads import HeadedModel, check_heads
+from plm_jax.models.heads import check_heads
+from plm_jax.models.layer_features import FEATURE_HEADS, LayerFeatures, Pooling
 from plm_jax.models.layers import Embedding, Linear, redrawn, scores
 from plm_jax.models.model import SingleModel, refuse_below, refuse_rates
 from plm_jax.models.nnlm import BiasedOutput
 from plm_jax.models.parameters import Role, linear_rows
+from plm_jax.models.recording import record_input
 from plm_jax.models.recurrent import LSTMState, ProjectedLSTM, document_begins
 from plm_jax.placement import split_rows
 
@@ -50,6 +52,9 @@ class Elmo(SingleModel):
   width: of a token and of the projected output of each direction. cell: units of an LSTM.
   filters: (width, number) of every convolution. longest: characters of a token, its begin and end
   included. clip: of memory cells and of projected outputs. residual: from the second layer on.
+  reader: units in each direction of an LSTM between the mix of layers and the heads of a task; 0 is
+  none. classifier: what the head `classes` reads, the mean or the maximum over the tokens.
+  classifier_dropout: of the mix and before the heads; None is `dropout`.
   """
 
   layers: int = 2
@@ -64,12 +69,15 @@ class Elmo(SingleModel):
   vocab_size: int | None = None
   positions: int = 1024
   dropout: float = 0.1
+  reader: int = 0
+  classifier: Pooling = "mean"
+  classifier_dropout: float | None = None
 
   def __post_init__(self):
     names = ("layers", "width", "cell", "character_width", "longest", "vocab_size", "positions")
     refuse_below(self, 1, *names)
-    refuse_below(self, 0, "highways")
-    refuse_rates(self, "dropout")
+    refuse_below(self, 0, "highways", "reader")
+    refuse_rates(self, "dropout", "classifier_dropout")
     widest = max((width for width, _ in self.filters), default=0)
     if not 1 <= widest <= self.longest or min(min(pair) for pair in self.filters) < 1:
       raise UserError(
@@ -83,12 +91,18 @@ class Elmo(SingleModel):
   def frozen(self) -> tuple[str, ...]:
     return ("characters/*",)
 
+  @property
+  def features(self) -> tuple[str, ...]:
+    """Path patterns of the parameters that fine-tuning leaves as they are."""
+    return ("tokens/*", "forward/*", "backward/*")
+
   def text_frame(self, vocab: Vocab) -> tuple[list[int], list[int]]:
     """The tokens for begin and end that the vocabulary has."""
     return vocab.begin, vocab.end
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> ElmoModel:
-    """Random parameters with the head `bilm`, and empty tokens: `spelled` gives them characters."""
+    """Random parameters with the named heads: `bilm` and `span` (size 0), `classes` and
+    `token_classes` (number of labels). Tokens are empty: `spelled` gives them characters."""
     check_heads(self, heads, ElmoModel.HEADS, "an ELMo", " (bilm is for the objective BiLM)")
     drawn = jax.random.fold_in(key, 1)
     return redrawn(ElmoModel(self, key, heads), drawn, _draw)
@@ -106,11 +120,13 @@ def _draw(key, path: str, role: Role, leaf: jax.Array) -> jax.Array:
 
 class States(NamedTuple):
   """layers_BTLD: the tokens twice, and both directions of every layer, side by side. forward_BTP,
-  backward_BTP: the last layer with dropout, which predict the next and the previous token."""
+  backward_BTP: the last layer with dropout, which predict the next and the previous token. real_BT:
+  False at padding."""
 
   layers_BTLD: jax.Array
   forward_BTP: jax.Array
   backward_BTP: jax.Array
+  real_BT: jax.Array
 
 
 class Convolution(nnx.Module):
@@ -164,11 +180,12 @@ class CharacterEncoder(nnx.Module):
     return self.project(x)
 
 
-class ElmoModel(HeadedModel):
+class ElmoModel(LayerFeatures):
   """The parameters of an ELMo and its forward pass."""
 
-  HEADS: ClassVar = {"bilm": BiasedOutput}
+  HEADS: ClassVar = {"bilm": BiasedOutput, **FEATURE_HEADS}
   ROLES: ClassVar = {
+    **LayerFeatures.ROLES,
     "characters/table": Role(("vocab", "positions"), "table", "embedding"),
     "character/table": Role(("classes", "features"), "table", "embedding"),
     **linear_rows("filters", "embedding", ("positions", "features"), ("features",)),
@@ -197,6 +214,7 @@ class ElmoModel(HeadedModel):
       for key in (forward, backward)
     )
     self.make_heads(key, {"bilm": bilm}, heads)
+    self.make_features(jax.random.fold_in(key, 0), heads)
 
   def spelled(self, tokenizer: Tokenizer) -> ElmoModel:
     """The model with the characters of a tokenizer's tokens."""
@@ -216,6 +234,10 @@ class ElmoModel(HeadedModel):
     directions begin every document of a row with zeros too.
     """
     return self.continued(batch, compute, noise, self.carry(len(batch["input_ids"])))[0]
+
+  def encode(self, batch: dict, compute: Compute) -> jax.Array:
+    """The states of the last layer, both directions side by side, `[B, T, 2 P]`."""
+    return self(batch, compute).layers_BTLD[:, :, -1]
 
   def continued(
     self, batch: dict, compute: Compute, noise: Noise | None, carry: LSTMState
@@ -265,12 +287,18 @@ class ElmoModel(HeadedModel):
       tops.append(dropout(x, self.config.dropout, in_layer[-1]))
       layers.append(outputs)
     both = [jnp.concatenate(pair, axis=-1) for pair in zip(*layers[1:], strict=True)]
+    for x in (layers[0], *both[:-1]):
+      record_input(x)
     layers_BTLD = jnp.stack([layers[0], *both], axis=2)
-    return States(layers_BTLD, *tops), tuple(after)
+    return States(layers_BTLD, tops[0], tops[1], real_BT), tuple(after)
 
   def token_logits(self, hidden: jax.Array) -> jax.Array:
     """`[..., P] -> float32 [..., V]`: the scores of the next or of the previous token."""
     return scores(hidden, self.bilm.table[...]) + self.bilm.bias[...]
+
+  def output_at(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """float32 `[..., P]` and `[...]`: rows of the output's table, and their biases."""
+    return self.bilm.table[ids], self.bilm.bias[ids]
 
 
 def spellings(tokenizer: Tokenizer, longest: int) -> np.ndarray:

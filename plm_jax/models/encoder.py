@@ -54,7 +54,10 @@ class Encoder(TransformerConfig):
     too; `mean` is the mean of the real tokens' states; `bilstm` is a randomly initialised BiLSTM
     (BERT's Table 5, "+ BiLSTM"). Only the head `classes` reads the last two.
   pooler_activation: for `classes`, DistilBERT has `relu` and ELECTRA `gelu_erf`.
-  head_activation: of the masked-LM head; None is that of the layers.
+  head_activation: of the masked-LM head; None is that of the layers. head_bias: whether its dense
+    layer has a bias.
+  first_norm: whether the attention of the first layer reads a normalised state too, with
+    norm_at=pre; the embeddings are normalised already (ModernBERT: False).
   """
 
   separates_documents: ClassVar[bool] = False
@@ -71,6 +74,8 @@ class Encoder(TransformerConfig):
   classifier: Classifier = "pooler"
   pooler_activation: Literal["tanh", "relu", "gelu_erf"] = "tanh"
   head_activation: Activation | None = None
+  head_bias: bool = True
+  first_norm: bool = True
 
   def __post_init__(self):
     super().__post_init__()
@@ -81,6 +86,8 @@ class Encoder(TransformerConfig):
         f"model.groups={self.groups} needs model.sharing, and must be at most model.layers="
         f"{self.layers}"
       )
+    if not self.first_norm and self.norm_at == "post":
+      raise UserError("model.first_norm=false needs model.norm_at=pre")
     if self.inner_layers > 1 and self.sharing != "all":
       raise UserError(f"model.inner_layers={self.inner_layers} needs model.sharing=all")
 
@@ -143,7 +150,8 @@ class EncoderModel(HeadedModel):
       mask &= causal_mask(columns)
     positions = position_ids(batch, c.first_position)
     groups = real_sources(columns, real_BT)
-    context = AttentionContext.from_config(c, mask, positions, causal=causal, groups=groups)
+    options = {"causal": causal, "groups": groups, "bare": not c.first_norm}
+    context = AttentionContext.from_config(c, mask, positions, **options)
     x_BTD = self.embed(batch, compute.activation_dtype, in_embed)
     x_BTD = run_blocks(self.blocks, c.layers, x_BTD, context, compute, in_blocks)
     return x_BTD if self.norm is None else self.norm(x_BTD)

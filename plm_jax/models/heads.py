@@ -34,7 +34,7 @@ class MaskedLMHead(nnx.Module):
     c, width = config, config.embedding or config.width
     decoder = jax.random.fold_in(key, 1)
     self.decoder = None if c.tied else Embedding(decoder, c.vocab_size, width)
-    self.dense = Linear(key, (c.width,), (width,))
+    self.dense = Linear(key, (c.width,), (width,), c.head_bias)
     self.norm = NORMS[c.norm](width, c.norm_eps)
     self.bias = nnx.Param(jnp.zeros((c.vocab_size,)))
     self.activation = c.head_activation or c.activation

@@ -16,7 +16,7 @@ from flax import nnx
 
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise
-from plm_jax.models.recording import active
+from plm_jax.models.recording import record_input
 from plm_jax.models.transformer import AttentionContext, Block
 from plm_jax.placement import split_rows
 
@@ -66,8 +66,7 @@ def run_blocks(
   context = context._replace(kind=compute.attention)
 
   def apply(layer, block, x, cache):
-    if seen := active():
-      seen.add_input(x)
+    record_input(x)
     noise_of_layer = None if noise is None else noise.fold(layer)
     x, cache = block(split_rows(x), context.of_layer(layer), noise_of_layer, cache)
     return split_rows(x), cache

@@ -111,8 +111,16 @@ class LayerNorm(nnx.Module):
     mean = x32.mean(-1, keepdims=True)
     centred = x32 - mean
     variance = jnp.square(centred).mean(-1, keepdims=True)
-    y = centred * jax.lax.rsqrt(variance + self.eps) * self.gain[...] + self.bias[...]
-    return y.astype(x.dtype)
+    y = centred * jax.lax.rsqrt(variance + self.eps) * self.gain[...]
+    return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+
+
+class UnbiasedNorm(LayerNorm):
+  """LayerNorm without its bias (ModernBERT)."""
+
+  def __init__(self, width: int, eps: float):
+    super().__init__(width, eps)
+    self.bias = None
 
 
 class RMSNorm(nnx.Module):
@@ -131,4 +139,4 @@ class RMSNorm(nnx.Module):
     return (x32 * jax.lax.rsqrt(square + self.eps) * self.gain[...]).astype(x.dtype)
 
 
-NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+NORMS = {"layer": LayerNorm, "unbiased": UnbiasedNorm, "rms": RMSNorm}

@@ -23,6 +23,7 @@ from plm_jax.models.layer_loop import stack, unstack
 from plm_jax.models.layers import STDDEV, Embedding, scaled_kernels
 from plm_jax.models.model import SingleModel, refuse_below, refuse_rates
 from plm_jax.models.parameters import linear_rows
+from plm_jax.models.recording import record_input
 from plm_jax.models.recurrent import GRU, LSTM, RNN, RecurrentLayer, document_begins
 from plm_jax.placement import split_rows
 
@@ -144,12 +145,17 @@ class LstmModel(LanguageModel):
     x_BTU = self.dropped(split_rows(self.token(ids_BT, dtype)), in_embed)
     last = []
     for index, (layer, after_layer) in enumerate(zip(layers, after_layers, strict=True)):
+      record_input(x_BTU)
       start = jax.tree.map(lambda x_BLU, l=index: x_BLU[:, l].astype(dtype), carry)
       x_BTU, state = layer(x_BTU, real_BT, start=start, begins_BT=begins_BT)
       x_BTU = split_rows(self.dropped(x_BTU, after_layer))
       last.append(state)
     carry = jax.tree.map(lambda *x_BU: jnp.stack(x_BU, axis=1).astype(jnp.float32), *last)
     return x_BTU, carry
+
+  def output_at(self, ids: jax.Array) -> tuple[jax.Array, None]:
+    """float32 `[..., D]`: the rows of the output's table, and no biases."""
+    return self.output_table()[ids], None
 
   def dropped(self, x_BTU: jax.Array, noise: Noise | None) -> jax.Array:
     """Dropout."""

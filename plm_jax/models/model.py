@@ -13,6 +13,8 @@ No code asks for a model's class. A model in one new file works everywhere if it
   vectors         `with_token_table(table)` (plm_jax/decode/neighbours.py).
   to generate     parameters: `generator(compute, rows)` (plm_jax/decode/generator.py). The config
                   of a model with a source also has `source_ids` and `decoder_start`.
+  to sample its   parameters: `output_at(ids)`, rows and biases of the output's table
+  softmax         (plm_jax/objectives/sampled_softmax.py).
   to be scored    left to right: `generator`, or CLM among the objectives; `token_logits`. A config
                   that refuses `document_ids` has `separates_documents` False.
                   masked: `masked_lm()` returns parameters with `token_logits`.
@@ -21,6 +23,8 @@ No code asks for a model's class. A model in one new file works everywhere if it
   to be           config: `text_frame`, `separator`. parameters: `class_logits` (sentences),
   fine-tuned      `token_class_logits` (tokens), `span_logits` (answers); `init` can make the
                   heads `classes`, `token_classes` and `span`.
+  as frozen       config: `features`, the paths that fine-tuning leaves as they are. parameters:
+  features        `mix` and `learnt()`, the weights of layers (plm_jax/models/layer_features.py).
   to be exported  a file in plm_jax/export/families/ that names the config's class.
   to be           config: `teacher` (the directory of a run) and `teacher_model`. parameters:
   distilled       `teacher`, `taught(teacher)`.

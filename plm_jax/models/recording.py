@@ -43,6 +43,12 @@ def active() -> Recording | None:
   return _ACTIVE.get()
 
 
+def record_input(x_BTD: jax.Array) -> None:
+  """Adds a layer's input to the active recording, if there is one."""
+  if seen := active():
+    seen.add_input(x_BTD)
+
+
 @contextlib.contextmanager
 def recording() -> Iterator[Recording]:
   """Makes a recording active."""

@@ -253,12 +253,20 @@ class ProjectedLSTM(nnx.Module):
 
 
 class BiLSTM(nnx.Module):
-  """Two LSTMs of D / 2 units that read in opposite directions."""
+  """Two LSTMs of D / 2 units that read in opposite directions. The backward one begins at the last
+  real token of a row."""
 
-  def __init__(self, key, width: int):
+  def __init__(self, key, width: int, inputs: int | None = None):
+    """width: D of the output. inputs: width of the input; None is D."""
     forward, backward = jax.random.split(key)
-    self.forward = LSTM(forward, width, width // 2)
-    self.backward = LSTM(backward, width, width // 2)
+    self.forward = LSTM(forward, inputs or width, width // 2)
+    self.backward = LSTM(backward, inputs or width, width // 2)
+
+  def __call__(self, x_BTD: jax.Array, real_BT: jax.Array) -> jax.Array:
+    """`[B, T, D]`: the outputs of both directions at every token, concatenated."""
+    forward, _ = self.forward(x_BTD, real_BT)
+    backward, _ = self.backward(x_BTD, real_BT, reverse=True)
+    return jnp.concatenate([forward, backward], axis=-1)
 
   def last(self, x_BTD: jax.Array, length_B: jax.Array) -> jax.Array:
     """`[B, D]`: the last outputs of both directions, concatenated."""

@@ -75,7 +75,8 @@ class AttentionContext(NamedTuple):
   keys and values are cached. at: the cache column of the first target. causal: the mask is False
   wherever the source follows the target. local: of the layers with a window. window: of this layer,
   if it is known when the program is compiled. groups, source_groups: mask and source_mask as
-  groups, if they have that form. kind: how attention is computed.
+  groups, if they have that form. kind: how attention is computed. bare: whether attention reads
+  states that are not normalised, in the first layer, or in this one.
   """
 
   mask: jax.Array
@@ -90,6 +91,7 @@ class AttentionContext(NamedTuple):
   groups: Groups | None = None
   source_groups: Groups | None = None
   kind: AttentionKind = "plain"
+  bare: bool | jax.Array = False
 
   @classmethod
   def from_config(
@@ -107,6 +109,8 @@ class AttentionContext(NamedTuple):
 
   def of_layer(self, layer: int | jax.Array) -> AttentionContext:
     """The context of one layer, counted from 0, with the layer's window applied."""
+    if self.bare is not False:
+      return self._replace(bare=False).of_layer(layer)._replace(bare=layer == 0)
     local = self.local
     if local is None:
       return self
@@ -235,7 +239,10 @@ class PreNormBlock(Block):
     in_attention, after_attention, after_feed_forward, in_cross, after_cross, inside = streams(
       noise, 6
     )
-    y, cache = self.attend(self.attention_norm(x_BTD), context, in_attention, cache)
+    normalised_BTD = self.attention_norm(x_BTD)
+    if context.bare is not False:
+      normalised_BTD = jnp.where(context.bare, x_BTD, normalised_BTD)
+    y, cache = self.attend(normalised_BTD, context, in_attention, cache)
     x_BTD = x_BTD + dropout(y, self.dropout, after_attention)
     if self.cross is not None:
       y = self.attend_source(self.cross_norm(x_BTD), context, in_cross, cache)

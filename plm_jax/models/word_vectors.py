@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.heads import HeadedModel, Heads, Labels, check_heads
@@ -31,7 +32,9 @@ HEADS: Heads = {"classes": Labels, "token_classes": Labels}
 class WordVectors(SingleModel):
   """word2vec or fastText.
 
-  buckets: rows of n-grams, those of `data.tokenizer.buckets`; 0 is word2vec. scale: the input
+  buckets: rows of n-grams, those of `data.tokenizer.buckets`; 0 is word2vec. word_ngrams: with
+  buckets, the head `classes` also reads the n-grams of up to this many words, and of characters if
+  the tokenizer has them (fastText's `wordNgrams`); 0 reads words alone. scale: the input
   tables begin uniformly within +- scale / width, 0.5 in word2vec.c and 1 in fastText; the output
   table begins at 0. positions: any row is allowed.
   """
@@ -39,6 +42,7 @@ class WordVectors(SingleModel):
   width: int = 100
   vocab_size: int | None = None
   buckets: int = 0
+  word_ngrams: int = 0
   scale: float = 0.5
   positions: int = 2**15
   dropout: float = 0.0
@@ -46,7 +50,9 @@ class WordVectors(SingleModel):
 
   def __post_init__(self):
     refuse_below(self, 1, "width", "vocab_size", "positions")
-    refuse_below(self, 0, "buckets", "scale")
+    refuse_below(self, 0, "buckets", "scale", "word_ngrams")
+    if self.word_ngrams and not self.buckets:
+      raise UserError(f"model.word_ngrams={self.word_ngrams} needs model.buckets above 0")
     refuse_rates(self, "dropout", "classifier_dropout")
 
   def init(self, key: jax.Array, heads: dict[str, int]) -> WordVectorsModel:
@@ -146,6 +152,18 @@ class WordVectorsModel(StaticModel):
     """The rows of each table that a batch reads: path -> int `[B, ...]`."""
     paths = {"token": "input_ids", "output": "outputs", "subword": "ngrams"}
     return {f"{path}/table": batch[name] for path, name in paths.items() if name in batch}
+
+  def class_logits(self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
+    """float32 `[B, classes]`. With `bag` int `[B, F]` in the batch, the rows of n-grams (-1: none),
+    from the mean of all rows of words and n-grams (fastText, model.cc `computeHidden`)."""
+    if "bag" not in batch:
+      return super().class_logits(hidden_BTD, batch, noise)
+    real_BF, length_B = batch["bag"] >= 0, batch["length"]
+    rows_BFD = self.subword(jnp.maximum(batch["bag"], 0)).astype(hidden_BTD.dtype)
+    real_BT = jnp.arange(hidden_BTD.shape[1]) < length_B[:, None]
+    sum_BD = (hidden_BTD * real_BT[..., None]).sum(1) + (rows_BFD * real_BF[..., None]).sum(1)
+    mean_BD = sum_BD / jnp.maximum(length_B + real_BF.sum(1), 1)[:, None]
+    return self.classes(dropout(mean_BD, self.classifier_dropout, noise)).astype(jnp.float32)
 
   def word_rows(self) -> tuple[np.ndarray, np.ndarray | None]:
     rows, _ = super().word_rows()

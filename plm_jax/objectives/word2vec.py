@@ -81,7 +81,7 @@ class SkipGram:
         f"data.length={length} must be a multiple of objectives.{self.name}.block={self.block}"
       )
     reach = 1 + (draws.uniform(_REACH, length) * self.window).astype(np.int32)
-    batch = batch | {"reach": reach} | _ngrams(ids_BT, batch["length"], vocab)
+    batch = batch | {"reach": reach} | row_ngrams(ids_BT, batch["length"], vocab)
     words_BNI = ids_BT.reshape(rows, -1, self.block)
     blocks = words_BNI.shape[:2]
     if not self.negatives:
@@ -218,7 +218,7 @@ def _cached(vocab, key, make):
 ROOM = 24  # n-grams of a word for which a row has room, on average; "<the>" has 6, 20 are usual
 
 
-def _ngrams(ids_BT: np.ndarray, length_B: np.ndarray, vocab) -> dict[str, np.ndarray]:
+def row_ngrams(ids_BT: np.ndarray, length_B: np.ndarray, vocab) -> dict[str, np.ndarray]:
   """The n-grams of the words of each row, `[B, ROOM * T]`, and the position of the word of each, T
   where there is none; empty for a vocabulary without. What has no room is left out."""
   if vocab.ngrams is None:

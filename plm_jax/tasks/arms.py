@@ -52,6 +52,7 @@ from plm_jax.tasks.search import searched
 from plm_jax.tasks.suite import Suite, suite_table, tune_parts, with_suite_settings
 from plm_jax.tasks.task import Task
 from plm_jax.train import processes
+from plm_jax.train.integrity import with_digest
 from plm_jax.train.processes import say
 from plm_jax.train.workdir import write_whole
 
@@ -230,10 +231,17 @@ def finetune_suite(
 
 def scope_of(chosen: FinetunePlan, options: Options) -> Scope:
   """The cells that the options ask for. Errors: `UserError` for options that name none."""
-  alone = "public" in chosen.source.document or options.peft
-  default = "pretrained" if alone else ",".join(TRAINED)
+  document = chosen.source.document
+  alone, untrained = "public" in document or options.peft, "untrained" in document
+  default = "random" if untrained else "pretrained" if alone else ",".join(TRAINED)
   arms = list(dict.fromkeys((options.arms or default).split(",")))
-  if "pretrained" not in arms or not set(arms) <= set(TRAINED):
+  if untrained and (arms != ["random"] or options.peft):
+    flag = f"--peft={options.peft}" if options.peft else f"--arms={options.arms}"
+    raise UserError(
+      f"{flag} was given, and --from names an experiment, whose model has random parameters; leave "
+      "the flag out, or name a run that was trained"
+    )
+  if not (untrained or "pretrained" in arms) or not set(arms) <= set(TRAINED):
     raise UserError(f"--arms={options.arms} was given; expected pretrained or pretrained,random.")
   if options.peft and "random" in arms:
     raise UserError(
@@ -302,7 +310,7 @@ def compare(chosen: FinetunePlan, scope: Scope, options: Options) -> FineTuning:
   cells = {cell[:3]: cell for cell in earlier_cells(chosen)}
   fitted = list(chosen.task.baselines)[:-1]
   probe = Probe(chosen.source, chosen.task)
-  if options.probe and probe.fits(chosen.splits):
+  if options.probe and "untrained" not in chosen.source.document and probe.fits(chosen.splits):
     fitted.append(PROBE)
   used = {}
   for size in scope.sizes:
@@ -328,11 +336,12 @@ def compare(chosen: FinetunePlan, scope: Scope, options: Options) -> FineTuning:
         shown = ", ".join(f"{named(m)} {cell.test[m]:.3f}" for m in chosen.task.metrics)
         say(f"{title:36} {shown}  ({time.perf_counter() - start:.0f} s)")
   constant = list(chosen.task.baselines)[-1]
+  main = next(arm for arm in TRAINED if arm in scope.arms)
   result = FineTuning(
     chosen.path,
     Comparison.of(cells.values(), chosen.task),
     baseline_cell(chosen, constant, None, 0).test,
-    chosen.path / f"pretrained-{scope.sizes[-1] or 'all'}-{scope.seeds[0]}",
+    chosen.path / f"{main}-{scope.sizes[-1] or 'all'}-{scope.seeds[0]}",
   )
   record = {"of": identity(chosen), "recipes": used}  # all processes look for the checkpoint
   if processes.is_first():
@@ -354,7 +363,7 @@ def write_results(result: FineTuning, record: dict[str, Any], is_alone: bool) ->
   too."""
   print(result)
   document = record | result.comparison.record()
-  write_whole(result.path / RESULTS, json.dumps(document, indent=2) + "\n")
+  write_whole(result.path / RESULTS, with_digest(document))
   draw(result.comparison, result.path / "results.png", result.chance)
   for name in (*([REPORT] if is_alone else []), SAMPLE):
     with contextlib.suppress(FileNotFoundError):  # of a version without it

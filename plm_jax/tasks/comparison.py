@@ -80,6 +80,11 @@ class Comparison(NamedTuple):
     return {arm: name for arm, name in names.items() if arm in present}
 
   @property
+  def main(self) -> str:
+    """The trained arm that is compared with the baselines: "pretrained", if it has cells."""
+    return next(arm for arm in TRAINED if arm in self.arms)
+
+  @property
   def labels(self) -> list[str]:
     return list(dict.fromkeys(cell.labels for cell in self.cells))
 
@@ -116,7 +121,7 @@ def table(comparison: Comparison, chance: dict[str, float]) -> str:
   metric -> score of the constant baseline."""
   metrics = comparison.metrics
   columns = [(labels, metric) for labels in comparison.labels for metric in metrics]
-  counts = {len(comparison.values("pretrained", l, metrics[0])) for l in comparison.labels}
+  counts = {len(comparison.values(comparison.main, l, metrics[0])) for l in comparison.labels}
   seeds = " or ".join(map(str, sorted(counts)))
   heads = [f"{named(metric)}, {labels}" for labels, metric in columns]
   runs = "one seed" if seeds == "1" else f"mean ± standard deviation of {seeds} seeds"
@@ -131,7 +136,7 @@ def table(comparison: Comparison, chance: dict[str, float]) -> str:
   room = "" if seeds == "1" else " " * 8  # under the means
   always = "".join(f"{f'{chance[metric]:.3f}{room}':>{width}}" for _, metric in columns)
   lines.append(f"{list(comparison.baselines.values())[-1]:34}{always}".rstrip())
-  lines += every_run(comparison)
+  lines += every_run(comparison) + learnt_weights(comparison)
   verdicts = [verdict(comparison, labels) for labels in comparison.labels]
   return "\n".join([*lines, *filter(None, verdicts)])
 
@@ -146,6 +151,19 @@ def every_run(comparison: Comparison) -> list[str]:
         runs = " ".join(f"{value:.3f}" for value in values)
         median = np.median(values)
         lines.append(f"{arm}, {labels} labels, {named(metric)}: runs {runs}, median {median:.3f}")
+  return lines
+
+
+def learnt_weights(comparison: Comparison) -> list[str]:
+  """The weights that a model learnt for its layers, the mean over the seeds; [] for others."""
+  lines = []
+  for labels in comparison.labels:
+    cells = [c.test for c in comparison.cells if (c.arm, c.labels) == (comparison.main, labels)]
+    names = [name for name in (cells[0] if cells else ()) if name.startswith("learnt/")]
+    if names:
+      means = [(name, np.mean([cell[name] for cell in cells])) for name in names]
+      shown = ", ".join(f"{name.removeprefix('learnt/')} {mean:.3f}" for name, mean in means)
+      lines.append(f"{labels} labels, learnt weights of the layers: {shown}")
   return lines
 
 
@@ -189,7 +207,7 @@ def verdict(comparison: Comparison, labels: str) -> str:
 
 def _below_baseline(comparison: Comparison, labels: str) -> str:
   metric = comparison.metrics[0]
-  mean = comparison.values("pretrained", labels, metric).mean()
+  mean = comparison.values(comparison.main, labels, metric).mean()
   for arm, name in comparison.baselines.items():
     values = comparison.values(arm, labels, metric)
     if len(values) and mean < values.mean():

@@ -71,6 +71,14 @@ class FileTask(Task):
 
   def read(self, context: Context) -> tuple[Self, Splits]:
     """The files' examples in three splits, and the task with all that reading them decided."""
+    task, items, notes = self.read_files()
+    splits = Splits(*(task.encode(items[name], context.tokenizer) for name in SPLITS))
+    length, said = fitting_length(task, splits, context)
+    return dataclasses.replace(task, length=length), splits._replace(notes=(*notes, *said))
+
+  def read_files(self) -> tuple[Self, dict[str, list[Example]], list[str]]:
+    """The task with all that its files decide, the examples of each split, and lines for the user.
+    No tokenizer is needed."""
     task, notes = self._in_folder()
     for path in filter(None, (task.source, task.dev, task.test)):
       task.check_type(path)
@@ -85,9 +93,7 @@ class FileTask(Task):
     for name in SPLITS:
       if not items[name]:
         raise UserError(f"the {name} split of {task.source!r} is empty; give more examples.")
-    splits = Splits(*(task.encode(items[name], context.tokenizer) for name in SPLITS))
-    length, said = fitting_length(task, splits, context)
-    return dataclasses.replace(task, length=length), splits._replace(notes=(*notes, *said))
+    return task, items, notes
 
   def check_type(self, path: str) -> None:
     """Errors: `UserError` for a file of a type that other tasks read."""

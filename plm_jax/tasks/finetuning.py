@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ from plm_jax.tasks.rows import LabelledBatches
 from plm_jax.tasks.sample_predictions import sample_predictions
 from plm_jax.tasks.task import Context, Task, Trained, with_settings
 from plm_jax.train.checkpoint import newest
+from plm_jax.train.integrity import with_digest, without_digest
 from plm_jax.train.loop import Data, compile_experiment, fit
 from plm_jax.train.memory import give_back_memory
 from plm_jax.train.process import versions
@@ -99,10 +100,7 @@ def plan(
   peft: AnyPeft | None = None,
 ) -> FinetunePlan:
   """Reads the task's data. Errors: `UserError` for settings or data that make no task."""
-  settings = [
-    setting.replace("data.", "task.", 1) if setting.startswith("data.") else setting
-    for setting in settings
-  ]
+  settings = _as_of_task(settings)
   elsewhere = {"task.examples": "--labels", "seed": "--seeds"}
   if getattr(task, "labels", None) == ():  # a task that writes takes them
     elsewhere["task.labels"] = "the training file"
@@ -114,6 +112,19 @@ def plan(
   made = FinetunePlan(source, recipe, settings, task, splits, path, peft=peft)
   made.experiment(None, 0)  # refuses other settings
   return made
+
+
+def task_settings(settings: Sequence[str]) -> list[str]:
+  """Those of the task, "task.FIELD=VALUE"."""
+  return _settings(_as_of_task(settings), of_task=True)
+
+
+def _as_of_task(settings: Sequence[str]) -> list[str]:
+  """The settings with "task." for "data."."""
+  return [
+    setting.replace("data.", "task.", 1) if setting.startswith("data.") else setting
+    for setting in settings
+  ]
 
 
 def _settings(settings: list[str], of_task: bool) -> list[str]:
@@ -209,7 +220,7 @@ def model_cell(plan: FinetunePlan, arm: str, examples: int | None, seed: int, ti
     give_back_memory()
     cell = Cell(arm, labels, seed, test, dev)
     if is_first():
-      write_whole(workdir / SCORES, json.dumps(cell._asdict(), indent=2) + "\n")
+      write_whole(workdir / SCORES, with_digest(cell._asdict()))
     return cell
 
 
@@ -218,7 +229,7 @@ def _finished(path: Path, arm: str, labels: str, seed: int) -> Cell | None:
   if not path.exists():
     return None
   try:
-    cell = Cell.of(read_json(path))
+    cell = Cell.of(without_digest(read_json(path), path))
     if cell[:3] == (arm, labels, seed):
       return cell
     why = f"they are those of {cell.arm} with {cell.labels} labels and seed {cell.seed}"
@@ -232,7 +243,7 @@ def checkpoint_record(source: RunInfo) -> dict[str, Any]:
   """The checkpoint's identity: its path, a hash of its run, and its step; paths can be reused."""
   run = {name: source.document.get(name) for name in ("experiment", "text", "initial")}
   digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
-  step = newest(source.path, report=lambda _: None)[1]
+  step = 0 if "untrained" in source.document else newest(source.path, report=lambda _: None)[1]
   return initial_record(source) | {"run": digest, "step": [step]}
 
 
@@ -247,7 +258,8 @@ def _train_and_test(
     more = {"examples": splits.train, "task": task, "model": experiment.model}
     train = AugmentedBatches(**vars(train), **more, tokenizer=tokenizer)
   program = compile_experiment(experiment, global_shapes(train))
-  initial = restored(program, plan.source).params if arm == "pretrained" else None
+  is_pretrained = arm == "pretrained"
+  initial = restored(program, plan.source).params if is_pretrained else drawn(program, tokenizer)
   workers, until = task.workers, batches_until(experiment, workdir.path)
   data = Data(lambda start: iterate(train, start, until, workers), dev.evaluation())
 
@@ -273,9 +285,11 @@ def _train_and_test(
     write_whole(workdir / REPORT, tuned.report(splits.test, predictions) + "\n")
     sample = sample_predictions(tuned, splits.test, predictions)
     write_whole(workdir / SAMPLE, sample + "\n")
-    write_whole(workdir / TASK, json.dumps(overrides.to_json(tuned), indent=2) + "\n")
+    write_whole(workdir / TASK, with_digest(overrides.to_json(tuned)))
   on_dev = tuned.score(splits.dev, tuned.predict(model, splits.dev))
-  return on_dev, tuned.score(splits.test, predictions)
+  learnt = model.params.learnt() if hasattr(model.params, "learnt") else {}
+  on_test = tuned.score(splits.test, predictions)
+  return on_dev, on_test | {f"learnt/{name}": value for name, value in learnt.items()}
 
 
 def batches_of(experiment: Experiment, examples: Examples, tokenizer: Tokenizer) -> LabelledBatches:
@@ -325,6 +339,14 @@ def restored(program, source: RunInfo):
     return made
   wanted = program.experiment.data.classes
   return made._replace(params=in_order(made.params, stored_classes(source), wanted))
+
+
+def drawn(program, tokenizer: Tokenizer) -> Any:
+  """Random parameters that read characters, with those of the tokenizer's tokens; None for other
+  models, whose random parameters `fit` makes."""
+  if not hasattr(program.abstract.params, "spelled"):
+    return None
+  return program.create().params.spelled(tokenizer)
 
 
 def baseline_cell(plan: FinetunePlan, name: str, examples: int | None, seed: int) -> Cell:

@@ -19,6 +19,7 @@ from plm_jax.runs import Run
 from plm_jax.sharding import MeshShape, to_global
 from plm_jax.tasks.rows import EncodedRows
 from plm_jax.tasks.task import Task, Trained, with_settings
+from plm_jax.train.integrity import without_digest
 
 TASK = "task.json"  # the task of a fine-tuned run, with all that was chosen after training
 
@@ -33,7 +34,16 @@ def load(path: str | Path, settings: Sequence[str] = ()) -> tuple[Task, Trained]
 def task_of(run: Run, settings: Sequence[str] = ()) -> Task:
   """The task of a fine-tuned run. Errors: `UserError` for another run."""
   stored = run.path / TASK
-  task = overrides.from_json(read_json(stored)) if stored.exists() else None
+  task = None
+  if stored.exists():
+    try:
+      record = without_digest(read_json(stored), stored)
+    except UserError as error:
+      raise UserError(
+        f"{error}; put back the file that run_finetune.py wrote, or delete it to use the settings "
+        "of config.json, and give others by --set"
+      ) from None
+    task = overrides.from_json(record)
   task = task or run.experiment.data
   if not hasattr(task, "predict"):
     raise UserError(

@@ -4,7 +4,7 @@ row once in an evaluation."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def row_limit(run: RunInfo) -> int:
   if getattr(run.config, "position", None) != "learned":
     return most
   runs = list(history(run))
-  if any("public" in each.document for each in runs):
+  if "untrained" in run.document or any("public" in each.document for each in runs):
     return most
   return min(most, max(each.experiment.data.length for each in runs))
 
@@ -43,7 +43,7 @@ class EncodedRows:
   token, where classes are read (transformers' T5 and BART). example: int32 [N], the example of a
   row; an example may have several rows. text, piece: int32 [N, T], the text of the example and the
   token of that text at each position; -1 at special tokens. together: this many consecutive rows
-  are always in the same batch.
+  are always in the same batch. further: makes further arrays of a batch.
   """
 
   tokens: dict[str, np.ndarray]
@@ -52,6 +52,7 @@ class EncodedRows:
   text: np.ndarray
   piece: np.ndarray
   together: int = 1
+  further: Callable[[dict], dict] | None = None
 
   def __len__(self) -> int:
     return len(self.example)
@@ -61,7 +62,8 @@ class EncodedRows:
     only fill up the batch."""
     tokens = {name: values[rows, :width] for name, values in self.tokens.items()}
     values = {name: values[rows] for name, values in self.values.items()}
-    return tokens | values | {"row_weight": weight}
+    batch = tokens | values | {"row_weight": weight}
+    return batch if self.further is None else batch | self.further(batch)
 
   def by_length(self, size: int) -> Iterator[tuple[np.ndarray, dict]]:
     """(rows, batch) of `size` rows: all rows by length in few shapes, for predictions. `rows` are

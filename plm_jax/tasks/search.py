@@ -51,7 +51,8 @@ def searched(plan: FinetunePlan, size: int | None, grid: Grid) -> tuple[Finetune
   metric, tried = plan.task.metrics[0], []
   for name, settings in points(grid, examples, fixed).items():
     place = plan._replace(path=plan.path / "search" / (name or "given"), found=settings)
-    cell = model_cell(place, "pretrained", size, 0, f"search, {name}")
+    arm = "random" if "untrained" in plan.source.document else "pretrained"
+    cell = model_cell(place, arm, size, 0, f"search, {name}")
     assert cell.dev is not None  # a trained model has scores on dev
     tried.append(Point(settings, name or "given", cell.dev[metric]))
   best = max(tried, key=lambda point: point.dev)  # the first of equals

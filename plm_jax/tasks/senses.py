@@ -34,7 +34,8 @@ class Use(NamedTuple):
 class Senses(NamedTuple):
   """Results for the uses of words that a model reads. vectors: float32 [N, L, D]. accuracy: of each
   layer, float [L]. floor: of a vector that is the same in all sentences. context: of the mean of
-  the embeddings of the sentence's other tokens. left_out: uses whose word the model cannot read."""
+  the embeddings of the sentence's other tokens. left_out: uses whose word the model cannot read.
+  is_static: whether a vector is the same in all sentences."""
 
   uses: list[Use]
   vectors: np.ndarray
@@ -42,6 +43,7 @@ class Senses(NamedTuple):
   floor: float
   context: float
   left_out: int
+  is_static: bool = False
 
   @property
   def best(self) -> int:
@@ -98,7 +100,8 @@ def senses(run: Run, uses: list[Use]) -> Senses:
   ]
   same = nearest_accuracy(np.ones((len(kept), 1)), kept)
   context = nearest_accuracy(np.stack(contexts), kept)
-  return Senses(kept, vectors_NLD, np.array(accuracy), same, context, len(uses) - len(kept))
+  left_out, is_static = len(uses) - len(kept), hasattr(run.params.encoder(), "word_rows")
+  return Senses(kept, vectors_NLD, np.array(accuracy), same, context, left_out, is_static)
 
 
 def nearest_accuracy(vectors_ND: np.ndarray, uses: list[Use]) -> float:

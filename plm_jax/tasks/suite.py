@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from plm_jax.errors import UserError
-from plm_jax.tasks.comparison import Cell, named
+from plm_jax.tasks.comparison import TRAINED, Cell, named
 from plm_jax.tasks.task import Task, with_settings
 from plm_jax.train.processes import say
 
@@ -33,7 +33,8 @@ class PartResult(NamedTuple):
 
   def best(self, metric: str) -> Path:
     """The directory of the fine-tuned model with the highest score."""
-    cells = [cell for cell in self.cells if cell.arm == "pretrained"]
+    main = next(arm for arm in TRAINED if any(cell.arm == arm for cell in self.cells))
+    cells = [cell for cell in self.cells if cell.arm == main]
     cell = max(cells, key=lambda cell: cell.test[metric])
     return self.path / f"{cell.arm}-{cell.labels}-{cell.seed}"
 

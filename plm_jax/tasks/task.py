@@ -23,6 +23,7 @@ from plm_jax.models.model import Model, Parameters
 from plm_jax.runs import RunInfo
 from plm_jax.tasks.examples import Example, Examples, Prediction, Splits
 from plm_jax.tasks.rows import EncodedRows, framed_rows
+from plm_jax.tasks.word_ngrams import ngrams_of
 
 
 class Trained(NamedTuple):
@@ -143,7 +144,8 @@ class Task(abc.ABC):
     """The rows to train and to predict on, with the targets that the objective reads: by default
     one row for each example."""
     rows = framed_rows(examples.ids, config, tokenizer, self.length)
-    return dataclasses.replace(rows, values=rows.values | examples.targets)
+    further = ngrams_of(config, tokenizer)
+    return dataclasses.replace(rows, values=rows.values | examples.targets, further=further)
 
   def tune(self, trained: Trained, dev: Examples) -> Self:
     """The task with fields that are chosen after training, such as a threshold."""

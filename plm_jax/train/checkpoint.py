@@ -40,6 +40,7 @@ from plm_jax.train.stored_arrays import (
   quiet_orbax,
   refuse_misfits,
   to_arrays,
+  zeros,
 )
 from plm_jax.train.workdir import check_name, run_hash
 
@@ -172,12 +173,16 @@ class Checkpoints:
       )
     return None if step == _NONE else step
 
-  def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict, int]:
+  def restore(
+    self, abstract_state: Any, step: int | None = None, optional: tuple[str, ...] = ()
+  ) -> tuple[Any, dict, int]:
     """(state, meta, step) of the newest undamaged checkpoint, or of `step`.
 
     abstract_state: a pytree of `jax.ShapeDtypeStruct`s (or arrays) with the sharding of each array;
-    mesh and number of devices may differ from those of the save. Errors: `UserError` if there is no
-    checkpoint, if that of `step` is damaged, or if names, shapes or dtypes differ.
+    mesh and number of devices may differ from those of the save. optional: how the paths of arrays
+    begin that are zero where the checkpoint lacks them, and not read where the state does. Errors:
+    `UserError` if there is no checkpoint, if that of `step` is damaged, or if other names, shapes
+    or dtypes differ.
     """
     self.wait()
     if step is None:
@@ -187,8 +192,13 @@ class Checkpoints:
     folder, index = self.read_index(step)
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract_state)
     wanted = {path_name(path): leaf for path, leaf in leaves}
-    refuse_misfits(folder, index, wanted, index["arrays"])
-    arrays = load_arrays(folder / STATE, index, wanted)
+    lacking = {
+      n: x for n, x in wanted.items() if n.startswith(optional) and n not in index["arrays"]
+    }
+    kept = {name: leaf for name, leaf in wanted.items() if name not in lacking}
+    extra = {n for n in index["arrays"] if n.startswith(optional) and n not in wanted}
+    refuse_misfits(folder, index, kept, index["arrays"].keys() - extra)
+    arrays = load_arrays(folder / STATE, index, kept) | zeros(lacking)
     return jax.tree.unflatten(tree, [arrays[name] for name in wanted]), index["meta"], step
 
   def logs(self, step: int) -> dict[str, str]:

@@ -1,6 +1,7 @@
-"""SHA-256 manifest of a checkpoint folder; detects any damaged byte.
+"""SHA-256 manifest of a checkpoint folder, which detects any damaged byte; hash of a small record.
 
-`manifest` holds the sha256 of every other file; its first line is the sha256 of its other lines.
+`manifest` holds the sha256 of every other file; its first line is the sha256 of its other lines. A
+record of results has its hash as one more field.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from plm_jax.errors import UserError
 from plm_jax.files import open_file, parse_json, read_bytes
 
 MANIFEST = "manifest"
+DIGEST = "sha256"  # the field of a record
 _MOST = 64 << 20  # bytes of a manifest
 
 
@@ -62,6 +64,27 @@ def write_text(path: Path, text: str) -> None:
     file.flush()
     os.fsync(file.fileno())
   sync_folder(path.parent)
+
+
+def with_digest(record: dict[str, Any]) -> str:
+  """The text of a file that holds a record and its hash."""
+  return json.dumps({**record, DIGEST: _digest(record)}, indent=2) + "\n"
+
+
+def without_digest(record: Any, where: object) -> Any:
+  """The record in a file by `with_digest`; one of an older version has no hash. Errors: `UserError`
+  if it is not the record that was written."""
+  if not isinstance(record, dict) or DIGEST not in record:
+    return record
+  rest = {name: value for name, value in record.items() if name != DIGEST}
+  if _digest(rest) != record[DIGEST]:
+    raise UserError(f"{where} was changed after it was written")
+  return rest
+
+
+def _digest(record: dict[str, Any]) -> str:
+  read = json.loads(json.dumps(record))  # a number as a key becomes a text, which sorts differently
+  return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
 def sync_folder(directory: Path) -> None:

@@ -27,7 +27,7 @@ from plm_jax.train.checkpoint import Checkpoints
 from plm_jax.train.memory import check_fits, compile_step
 from plm_jax.train.metrics import JsonLines, Records, Sink, Tee, TensorBoard, means
 from plm_jax.train.processes import Interrupted
-from plm_jax.train.running import running
+from plm_jax.train.running import OF_SKIP, running
 from plm_jax.train.selection import SELECTION, Selection
 from plm_jax.train.spikes import SPIKES, Rewind, Spikes
 from plm_jax.train.state import TrainState, check_frozen, create_state, merge_frozen, stored
@@ -300,7 +300,7 @@ def restore_or_create(
   """The state to continue from, and its step. Errors: `UserError` if its checkpoint was lost."""
   step, omitted = checkpoints.latest_good(), program.experiment.omitted
   if step is not None:
-    state, _, step = checkpoints.restore(stored(program.abstract, omitted), step)
+    state, _, step = checkpoints.restore(stored(program.abstract, omitted), step, OF_SKIP)
     return completed(state, program, initial) if omitted else state, step
   if lost := workdir.lost(program.experiment.schedule.save):
     raise UserError(

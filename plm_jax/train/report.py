@@ -70,14 +70,13 @@ def text_line(manifest: dict[str, Any]) -> str:
   )
 
 
-def rows_line(train: Batches) -> str:
-  """One line on the rows. Formats are comparable at the same number of tokens per step."""
+def rows_line(train: Batches, is_counted: bool) -> str:
+  """One line on the rows. Formats are comparable at the same number of tokens per step; a counted
+  model takes no steps."""
   rows, length, share = train.rows(), train.corpus.length, train.fill()
   tokens = train.global_batch * length * share
-  return (
-    f"{rows:,} rows of {length} positions per epoch, {share:.1%} of the positions filled; about "
-    f"{tokens:,.0f} tokens per step"
-  )
+  line = f"{rows:,} rows of {length} positions per epoch, {share:.1%} of the positions filled"
+  return line if is_counted else f"{line}; about {tokens:,.0f} tokens per step"
 
 
 class Results(NamedTuple):

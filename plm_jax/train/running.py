@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+OF_SKIP = ("running/", "metrics/skipped")  # in the state only with it; they begin as zeros
 SHARE, LEAST = 0.25, 1.0  # an explosion is further above the usual loss: as a share of it, in nats
 _SEEN, _RATE = 10, 0.05  # steps before any is skipped; weight of a step in the running means
 _SPREADS, _NORMS = 8.0, 10.0  # further above than the usual distance; times the usual norm

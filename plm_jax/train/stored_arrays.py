@@ -61,6 +61,16 @@ def load_arrays(folder: Path, index: dict, wanted: dict[str, Any]) -> dict[str, 
   return arrays
 
 
+def zeros(wanted: dict[str, Any]) -> dict[str, jax.Array]:
+  """Arrays like the templates."""
+  # Not `device_put`, with which processes would compare the zeros over the devices.
+  make = jax.jit(
+    lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), wanted),
+    out_shardings={name: leaf.sharding for name, leaf in wanted.items()},
+  )
+  return make() if wanted else {}
+
+
 def check_finite(tree: Any, place: Path) -> None:
   """A `UserError` that names the first array with a number that is not finite."""
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:

@@ -61,7 +61,7 @@ class Workdir:
     looks."""
     if self._lock is None:
       return
-    if not (self.path / "config.json").exists():
+    if not os.path.lexists(self.path / "config.json"):
       # A start that was killed early leaves these; all else is written after config.json.
       ours = (".lock", "config.json.partial", own_code.FOLDER)
       strangers = [p.name for p in self.path.iterdir() if p.name not in ours]

@@ -28,6 +28,7 @@ from plm_jax.ablate.plan import (
 from plm_jax.ablate.view import View, line, time_left
 from plm_jax.errors import UserError
 from plm_jax.train.checkpoint import Checkpoints
+from plm_jax.train.integrity import with_digest
 from plm_jax.train.workdir import lock, run_hash
 from tests.toy_run import text
 
@@ -381,6 +382,12 @@ def test_an_evaluation_of_another_run_is_refused_and_a_damaged_end_is_no_end(tmp
   assert plan_module.read_scores(tmp_path, run)
   (workdir / "scores.json").write_text(json.dumps(scores | {"run": "theirs"}))
   with pytest.raises(UserError, match=r"is the evaluation of another run; delete it"):
+    plan_module.read_scores(tmp_path, run)
+  scores |= {"run": run_hash(workdir), "metrics": {"mlm_loss": 2.5}}
+  (workdir / "scores.json").write_text(with_digest(scores))
+  assert plan_module.read_scores(tmp_path, run) == scores
+  (workdir / "scores.json").write_text(with_digest(scores).replace("2.5", "1.5"))
+  with pytest.raises(UserError, match=r"was changed after it was written; delete it"):
     plan_module.read_scores(tmp_path, run)
 
   assert not plan_module.has_trained(tmp_path, run, 1)

@@ -81,7 +81,7 @@ def encoders(root: Path) -> list[Path]:
 
 
 def decoders(root: Path) -> list[Path]:
-  """GPT-2's tokenizer with every switch, and those of LLaMA 3 and Qwen2."""
+  """GPT-2's tokenizer with every switch, and those of LLaMA 3 and ModernBERT."""
   import tokenizers
   from tokenizers import pre_tokenizers
 
@@ -110,7 +110,37 @@ def decoders(root: Path) -> list[Path]:
   model.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"])
   ends = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
   ends["tokenizer_class"] = "PreTrainedTokenizerFast"
-  return [*folders, write(root / "llama3", "llama", {"tokenizer.json": model.to_str()}, ends)]
+  folders.append(write(root / "llama3", "llama", {"tokenizer.json": model.to_str()}, ends))
+  return [*folders, modernbert(root / "modernbert")]
+
+
+def modernbert(folder: Path) -> Path:
+  """Byte pairs of composed characters, with spaces and names of private data as tokens."""
+  import tokenizers
+  from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
+
+  model = tokenizers.Tokenizer(tokenizers.models.BPE())
+  model.normalizer = normalizers.NFC()
+  model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  model.decoder = tokenizers.decoders.ByteLevel()
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=400, initial_alphabet=alphabet, show_progress=False
+  )
+  model.train_from_iterator(SENTENCES, trainer)
+  model.add_tokens([AddedToken(" " * count, normalized=True) for count in (3, 2)])
+  model.add_tokens([AddedToken("|||EMAIL_ADDRESS|||", normalized=True)])
+  names = ["[UNK]", "[CLS]", "[SEP]", "[PAD]"]
+  mask = AddedToken("[MASK]", special=True, lstrip=True)
+  model.add_special_tokens([*(AddedToken(name, special=True) for name in names), mask])
+  model.post_processor = processors.TemplateProcessing(
+    single="[CLS] $A [SEP]",
+    pair="[CLS] $A [SEP] $B [SEP]",
+    special_tokens=[(name, model.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+  )
+  config = {f"{name[1:-1].lower()}_token": name for name in [*names, "[MASK]"]}
+  config["tokenizer_class"] = "PreTrainedTokenizerFast"
+  return write(folder, "modernbert", {"tokenizer.json": model.to_str()}, config)
 
 
 def unigrams(root: Path) -> list[Path]:

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -69,6 +70,45 @@ def test_a_thousand_nasty_texts_have_the_ids_of_transformers(published, tmp_path
       if ids != expected:
         differ.append((text, ours.tokens(ids), theirs.convert_ids_to_tokens(expected)))
     assert not differ, (folder.name, len(differ), differ[:3])
+
+
+@pytest.mark.slow
+def test_nasty_texts_have_the_ids_of_the_slow_tokenizer_of_bert(published):
+  """It reads special tokens in a text, drops unassigned and private characters, and composes
+  accents (NFC), none of which BERT's own code or the fast tokenizer does: these texts are left
+  out."""
+  legacy = pytest.importorskip("transformers.models.bert.tokenization_bert_legacy")
+  names = ("[MASK]", "[SEP]")
+  left_out = {"Cn", "Co"}
+  texts = [
+    text
+    for text in folders.nasty(1000)
+    if not any(name in text for name in names)
+    and left_out.isdisjoint(map(unicodedata.category, text))
+    and unicodedata.is_normalized("NFC", text)
+  ]
+  assert len(texts) > 600
+  for name in ("bert_lower", "bert_cased", "accents_cased", "chinese_lower"):
+    ours = read_published(published[name]).encode_batch(texts)
+    theirs = legacy.BertTokenizerLegacy.from_pretrained(published[name])
+    assert [ids.tolist() for ids in ours] == theirs(texts, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.slow
+def test_nasty_texts_have_the_pieces_of_a_slow_tokenizer_for_model_files(tmp_path):
+  """transformers 5 has none for T5, XLM-R and LLaMA, but one for any `.model`."""
+  transformers = pytest.importorskip("transformers")
+  special = {"unk_token": "<unk>", "bos_token": "<s>", "sep_token": "</s>"}
+  texts = folders.nasty(1000, hard=False)
+  folders.unigrams(tmp_path / "u")
+  for name, family in (("t5", "t5"), ("xlm_roberta", "xlm-roberta"), ("llama_True", "llama")):
+    (file,) = (tmp_path / "u" / name).glob("*.model")
+    theirs = transformers.BertGenerationTokenizer(str(file), **special)
+    ours = read_published(file.parent, family)
+    unk = ours.token(ours.vocab.unk)
+    for text, ids in zip(texts, ours.encode_batch(texts), strict=True):
+      known = [piece if piece in ours.pieces else unk for piece in theirs.tokenize(text)]
+      assert ours.tokens(ids) == known
 
 
 def test_an_albert_is_in_lower_case_without_accents_unless_its_files_say_otherwise(tmp_path):
@@ -239,6 +279,21 @@ def test_fifos_and_links_that_lead_out_are_refused(copy, tmp_path):
   (folder / "added_tokens.json").symlink_to(tmp_path / "secret")
   with pytest.raises(UserError, match=r"is a link to .*secret, outside of its folder"):
     read_published(folder)
+
+
+def test_a_link_to_itself_is_told_where_it_is_read_and_replaced_where_it_is_written(tmp_path):
+  from plm_jax.data.tokenizers import BytePairs, load_tokenizer
+
+  tokenizer = BytePairs(vocab_size=300).train(["He said yes. Then no, he left so."] * 9)
+  tokenizer.save(tmp_path)
+  for name in ("tokenizer_rules.json", "tokenizer.json", "vocab.json", "merges.txt"):
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to(name)
+    with pytest.raises(UserError, match=rf"{name} is a link that leads back to itself; put the"):
+      load_tokenizer(tmp_path)
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+    (tmp_path / "tokenizer.json").unlink()  # which is read in place of the two others
 
 
 def test_brackets_within_brackets_are_a_sentence(copy):

@@ -1,6 +1,7 @@
 """Blanks are whole words, whatever marks a tokenizer puts at their start."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,3 +32,8 @@ def test_a_blank_is_one_whole_word_of_the_sentence(tokenizer, tmp_path):
     assert prepared.tokenizer.decode([blank.answer]).strip().isalpha()
     after = np.append(blank.ids, vocab.sep)[blank.position + 1]
     assert vocab.word_start[blank.answer] and vocab.word_start[after]
+
+
+def test_a_text_without_a_sentence_of_fitting_length_has_no_blanks():
+  store = SimpleNamespace(sentence_starts=[0, 3, 60], tokens=np.arange(60))
+  assert blanks_from(store, None, 4) == []

@@ -141,9 +141,16 @@ def test_the_command_scores_finds_and_exports(command, questions, tmp_path):
   assert not code and (tmp_path / "v.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_unknown_word_is_named_and_the_others_have_neighbours(command):
+  code, out, errors = command("neighbours", "--model=v.txt", "--words=nix,car", "--best=1")
+  assert not code and out.split()[:2] == ["car", "cars"] and len(out.splitlines()) == 1
+  assert errors.split()[:4] == ["nix", "is", "not", "among"]
+
+
 @pytest.mark.parametrize(
   ("words", "sentence"),
   [
+    (("neighbours", "--model=v.txt", "--words=nix,nox"), "the word 'nix' is not among the"),
     (("look", "--model=v.txt"), "expected one of eval"),
     (("eval", "--model=v.txt"), "give --analogies=FILE"),
     (("eval",), "--model=PATH"),

@@ -60,10 +60,27 @@ MORE_HEADS = {
   "Albert": ["ForPreTraining"],
   "Electra": ["ForPreTraining"],
 }
+MODERN = {
+  **{name: value for name, value in SIZES.items() if name != "layer_norm_eps"},
+  "hidden_size": 20,
+  "num_hidden_layers": 4,
+  "pad_token_id": 3,
+  "local_attention": 6,
+}
+MODERN_THETAS = {"sliding_attention": {"rope_type": "default", "rope_theta": 90.0}}
 CASES = [
   (family + head, options[number % len(options)])
   for family, options in FAMILIES.items()
   for number, head in enumerate([*MORE_HEADS.get(family, []), *HEADS.split()])
+]
+CASES += [
+  ("ModernBertForMaskedLM", MODERN),
+  (
+    "ModernBertForMaskedLM",
+    {**MODERN, "tie_word_embeddings": False, "norm_bias": True, "mlp_bias": True}
+    | {"attention_bias": True, "classifier_bias": True, "classifier_activation": "silu"},
+  ),
+  ("ModernBertModel", {**MODERN, "rope_parameters": MODERN_THETAS}),
 ]
 
 

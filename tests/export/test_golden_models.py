@@ -18,6 +18,7 @@ from plm_jax.models.electra import ElectraEncoder
 from plm_jax.models.gpt import Gpt1, Gpt2
 from plm_jax.models.llama import Llama
 from plm_jax.models.mistral import Mistral
+from plm_jax.models.modernbert import ModernBert
 from plm_jax.models.qwen2 import Qwen2
 from plm_jax.models.roberta import Roberta
 from plm_jax.models.t5 import T5, T5v11
@@ -47,7 +48,7 @@ def test_a_recorded_model_gives_the_recorded_outputs(case, tmp_path):
 
 
 PAPERS = (
-  *(Bert, Roberta, DistilBert, Albert, ElectraEncoder),
+  *(Bert, Roberta, DistilBert, Albert, ElectraEncoder, ModernBert),
   *(Gpt1, Gpt2, Llama, Qwen2, Mistral, T5, T5v11, Bart, MBart),
 )
 

@@ -15,7 +15,7 @@ def inputs_of(case):
 
 def cases():
   """BERT and T5 always; one of each further family if slow tests run."""
-  slow = "albert electra distilbert roberta gpt1 gpt2 llama t5_tokens bart mbart"
+  slow = "albert electra distilbert modernbert roberta gpt1 gpt2 llama t5_tokens bart mbart"
   return ["bert", "t5", *(pytest.param(case, marks=pytest.mark.slow) for case in slow.split())]
 
 

@@ -12,6 +12,7 @@ from plm_jax.export.model_card import checked_licence
 from plm_jax.models.bert import Bert
 from plm_jax.objectives.mlm import MLM
 from plm_jax.runs import Run
+from plm_jax.train.integrity import with_digest
 from tests import toy_run
 
 TEXT = {
@@ -76,6 +77,9 @@ def test_a_fine_tuned_card_has_the_scores_of_all_seeds_beside_its_own(run, tmp_p
   card = (tmp_path / "out" / "README.md").read_text()
   assert "| this model | 0.500 |" in card
   assert "| pretrained, 2 seeds | 0.600 ± 0.141 |" in card
+  (folder / "scores.json").write_text(with_digest(own).replace("0.5", "0.9"))
+  with pytest.raises(UserError, match=r"scores.json was changed after it was written"):
+    plm.load(folder).save(tmp_path / "again", license="apache-2.0")
   assert card.startswith(head_of("transformers", "fill-mask", "apache-2.0", "f1"))
 
 

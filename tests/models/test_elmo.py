@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -22,8 +23,10 @@ from plm_jax.models.elmo import (
   characters_of,
   spellings,
 )
+from plm_jax.models.layer_features import ScalarMix
 from plm_jax.models.parameters import named, with_roles
 from plm_jax.objectives.bilm import BiLM
+from plm_jax.objectives.mix_penalty import MixPenalty
 from plm_jax.optim.adamw import AdamW
 from plm_jax.pretraining import pretrain
 from plm_jax.runs import Run
@@ -218,6 +221,30 @@ def test_characters_are_bytes_between_the_begin_and_the_end_of_a_token():
   assert table[tokenizer.vocab.end[0], :3].tolist() == [259, END_TEXT + 1, 260]
   (word,) = tokenizer.encode("w1")[:1]
   assert table[word].tolist() == characters_of([tokenizer.decode([word])], 8)[0].tolist()
+
+
+def test_heads_read_the_weighted_sum_of_the_layers(model):
+  """Equation 1: gamma sum_j softmax(w)_j h_j."""
+  heads = {"classes": 3, "token_classes": 4}
+  tuned = jax.jit(lambda: SIZES.init(jax.random.key(1), heads))()
+  w, gamma = np.array([0.5, -1.0, 2.0], np.float32), 1.7
+  tuned.mix.bias[...], tuned.mix.gain[...] = w, np.array([gamma], np.float32)
+  ids = np.array([[3, 9, 4, 17, 5]], np.int32)
+  batch = {"input_ids": ids, "length": np.array([4], np.int32)}
+  states = _forward(model, batch)
+  mix = gamma * np.einsum("l,tld->td", np.exp(w) / np.exp(w).sum(), states.layers_BTLD[0])
+  tags = mix @ tuned.token_classes.kernel[...] + tuned.token_classes.bias[...]
+  np.testing.assert_allclose(tuned.token_class_logits(states, None)[0], tags, atol=1e-6)
+  classes = mix[:4].mean(axis=0) @ tuned.classes.kernel[...] + tuned.classes.bias[...]
+  np.testing.assert_allclose(tuned.class_logits(states, batch, None)[0], classes, atol=1e-6)
+
+
+def test_the_penalty_is_the_sum_of_squares_whatever_the_rows(model):
+  tuned = SimpleNamespace(mix=ScalarMix(3))
+  tuned.mix.bias[...] = np.array([0.5, -1.0, 2.0], np.float32)
+  for rows in (np.ones(1), np.array([1, 1, 0, 1])):
+    total, count = MixPenalty().loss(tuned, None, {"row_weight": rows}, None)["loss"]
+    assert total / count == pytest.approx(0.25 + 1 + 4)
 
 
 def test_both_neighbours_of_a_document_are_predicted_and_no_others():

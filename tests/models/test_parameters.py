@@ -14,10 +14,12 @@ from jax.sharding import PartitionSpec
 from plm_jax.models.albert import Albert
 from plm_jax.models.bart import Bart, MBart
 from plm_jax.models.bert import Bert
+from plm_jax.models.bilstm import BiLstm
 from plm_jax.models.decoder import Decoder
 from plm_jax.models.decoding_layout import in_dtype
 from plm_jax.models.distilbert import DistilBert, Distilled
 from plm_jax.models.electra import Electra
+from plm_jax.models.elmo import Elmo
 from plm_jax.models.glove import Glove
 from plm_jax.models.gpt import Gpt1, Gpt2
 from plm_jax.models.layers import Embedding, LayerNorm, Linear, normal_kernels, scaled_kernels
@@ -51,6 +53,8 @@ OF_ENCODER = {"mlm": 0, "nsp": 0, "sop": 0, "rtd": 0, **TUNED}
 OF_DECODER = {"lm": 0, **TUNED}
 STATIC = ("word2vec", "fasttext", "glove")
 OF_WORDS = {"classes": 3, "token_classes": 5}
+OF_ELMO = {"bilm": 0, "classes": 3, "token_classes": 5, "span": 0}
+SMALL_ELMO = {"width": 6, "cell": 6, "character_width": 6, "filters": ((8, 6),), "longest": 8}
 OF_ELECTRA = {"mlm": 0, "rtd": 0, "tokens": 0, "copy": 0}
 
 FAMILIES = {
@@ -85,7 +89,9 @@ FAMILIES = {
   "lstm": (Lstm(layers=2, width=12, vocab_size=20), OF_DECODER),
   "gru": (Gru(layers=2, width=12, vocab_size=20), OF_DECODER),
   "rnn": (Rnn(layers=2, width=12, vocab_size=20), OF_DECODER),
+  "elmo": (Elmo(**SMALL_ELMO, reader=6, vocab_size=20), OF_ELMO),
   "nnlm": (Nnlm(order=4, features=4, hidden=12, direct=False, vocab_size=20), OF_DECODER),
+  "bilstm": (BiLstm(layers=2, width=12, embedding=6, vocab_size=20), TUNED),
   "vaswani": (Transformer(**ROWS), OF_DECODER),
   "vaswani_shared": (Transformer(**ROWS, arrangement="shared"), OF_DECODER),
 }
@@ -113,7 +119,8 @@ OF_AXIS = {
   "feed_forward": {48, 16, 256, 1024, 2048},  # of ELECTRA's generator, LLaMA's least, T5's
   "positions": {8, 10, 32},  # BART's first two; T5's buckets
   "segments": {1, 2},
-  "classes": {1, 2, 3, 5},
+  "classes": {1, 2, 3, 5, 262},  # ELMo's characters
+  "layers": {3, 1},  # the weights of a mix, and gamma
   "gates": {4, 3, 1},  # of LSTM, GRU and RNN
 }
 
@@ -244,6 +251,11 @@ RATES = {
   "gpt2_untied": GPT | {"lm": 1},
   "llama": without(GPT, "position") | {"lm": 1},
   **dict.fromkeys(("lstm", "gru", "rnn"), without(GPT, "position", "norm", "pooler") | {"lm": 1}),
+  "elmo": {
+    **{"characters": 0, "tokens": 1 / 16},  # characters are whole numbers and not trained
+    **{f"{side}/{n}": rate for side in ("forward", "backward") for n, rate in enumerate(TWO)},
+    **{"mix": 1, "reader": 1, "bilm": 1, **without(AT_END, "pooler", "pair_classes")},
+  },
   "nnlm": {"token": 1 / 8, "hidden": 1 / 4, "lm": 1, **without(AT_END, "pooler")},
   "t5": two_stacks(T5_STACK),
   "t5v11": two_stacks(T5_STACK) | {"lm": 1},
@@ -269,6 +281,7 @@ RATES = {
       ("glove", ("token", "context", "token_bias", "context_bias"), {}),
     )
   },
+  "bilstm": {"token": 1 / 16, "layers/0": 1 / 8, "layers/1": 1 / 4, **without(AT_END, "pooler")},
   "vaswani": two_stacks({"blocks": TWO}),
   "vaswani_shared": without(two_stacks({"blocks": TWO}), "encoder_stack/blocks"),
 }

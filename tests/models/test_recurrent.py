@@ -10,8 +10,19 @@ import pytest
 from plm_jax.models import recurrent
 from plm_jax.models.bert import Bert
 from plm_jax.models.compute import Compute
+from plm_jax.models.parameters import named, path_name
 from plm_jax.models.recurrent import GRU, LSTM, RNN, BiLSTM
-from tests.models.torch_recurrent import GATES, GOLDEN, LAYERS, WIDTH, numbers, torch_results
+from tests.models.torch_recurrent import (
+  GATES,
+  GOLDEN,
+  LAYERS,
+  LENGTHS,
+  WIDTH,
+  numbers,
+  numbers_of_both,
+  torch_results,
+  torch_results_of_both,
+)
 
 KINDS = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
 
@@ -90,6 +101,35 @@ def test_the_golden_numbers_are_those_of_torch_here(kind):
   pytest.importorskip("torch")
   stored = json.loads(GOLDEN.read_text())[kind]
   for name, value in torch_results(kind).items():
+    np.testing.assert_allclose(stored[name], value, atol=1e-6, rtol=1e-5, err_msg=name)
+
+
+def test_both_directions_have_torchs_outputs_and_gradients_on_packed_rows():
+  given = numbers_of_both()
+  layers = [BiLSTM(jax.random.key(0), WIDTH) for _ in range(LAYERS)]
+  layers = jax.tree_util.tree_map_with_path(lambda path, _: given[path_name(path)], layers)
+  real = jnp.arange(given["x"].shape[1]) < jnp.array(LENGTHS)[:, None]
+
+  def run(layers, x):
+    for layer in layers:
+      x = layer(x, real)
+    outputs = jnp.where(real[..., None], x, 0)
+    return jnp.square(outputs).sum(), outputs
+
+  differentiated = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
+  (_, outputs), (of_layers, of_x) = differentiated(layers, given["x"])
+  found = dict(named(of_layers)) | {"outputs": outputs, "x": of_x}
+  expected = json.loads(GOLDEN.read_text())["BiLSTM"]
+  assert found.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_allclose(found[name], value, atol=1e-5, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_golden_numbers_of_both_directions_are_those_of_torch_here():
+  pytest.importorskip("torch")
+  stored = json.loads(GOLDEN.read_text())["BiLSTM"]
+  for name, value in torch_results_of_both().items():
     np.testing.assert_allclose(stored[name], value, atol=1e-6, rtol=1e-5, err_msg=name)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from plm_jax.data.cooccurrences import Cooccurrences
 from plm_jax.data.kept_words import KeptWords
+from plm_jax.data.subwords import fnv1a, ngrams_of
 from plm_jax.data.tokenizers import Words
 from plm_jax.data.vector_files import read_vectors, write_vectors
 from plm_jax.decode.neighbours import with_word_vectors
@@ -22,8 +23,10 @@ from plm_jax.objectives.cooccurrence import LogCounts
 from plm_jax.objectives.word2vec import CBOW, SkipGram
 from plm_jax.optim.sgd import SGD, Adagrad
 from plm_jax.runs import Run
+from plm_jax.tasks.classify import Classify
 from plm_jax.train import report
 from tests import toy_run
+from tests.tasks.conftest import examples_of
 from tests.toy_run import TOY, assert_equal, run
 
 WORDS = Words(vocab_size=64, min_count=1, drop_unknown=True)
@@ -142,3 +145,54 @@ def test_a_table_of_words_can_be_fine_tuned_to_classify():
   logits = params.class_logits(params(batch, Compute(dtype="float32")), batch, None)
   assert logits.shape == (2, 3)
   np.testing.assert_allclose(logits[0], logits[1], atol=1e-6)  # padding does not count
+
+
+NAMES = ["never", "good", "über", "bad"]
+
+
+def rows_of(word_ngrams, characters, texts):
+  """The classes' scores of texts, and their batch."""
+  tokenizer = Words(min_count=1, buckets=50 if characters else 0).train(NAMES)
+  config = WordVectors(
+    width=8, buckets=50, word_ngrams=word_ngrams, vocab_size=tokenizer.vocab.size
+  )
+  examples = examples_of([tokenizer.encode(text) for text in texts])
+  rows = Classify(labels=("a", "b"), length=6).rows(examples, config, tokenizer)
+  batch = rows.batch(np.arange(len(texts)), np.ones(len(texts), np.float32))
+  params = config.init(jax.random.key(0), {"classes": 2})
+  return params, batch, params.class_logits(params(batch, Compute(dtype="float32")), batch, None)
+
+
+def test_bigrams_of_words_are_hashed_as_in_fasttext():
+  """dictionary.cc: `h = h * 116049371 + hashes[j]` in 64 bits, the hashes as signed numbers."""
+  _, batch, _ = rows_of(2, False, ["never über good", "bad"])
+
+  def signed(word):
+    h = int(fnv1a([word])[0])
+    return h - 2**32 if h >= 2**31 else h
+
+  assert min(map(signed, NAMES)) < 0 < max(map(signed, NAMES))
+  pairs = [("never", "über"), ("über", "good")]
+  expected = [((signed(a) * 116049371 + signed(b)) % 2**64) % 50 for a, b in pairs]
+  assert batch["bag"].tolist() == [[*expected, *[-1] * 4], [-1] * 6]
+
+
+def test_the_classifier_reads_the_mean_of_words_and_all_n_grams():
+  params, batch, logits = rows_of(3, True, ["never good", "good never", "bad"])
+  bag = batch["bag"]
+  assert (bag[2] >= 0).sum() == len(ngrams_of("bad", 3, 6))
+  words, table = params.token.table[...], params.subword.table[...]
+  for row, size in enumerate((2, 2, 1)):
+    of_ngrams = table[bag[row][bag[row] >= 0]]
+    mean = np.concatenate([words[batch["input_ids"][row, :size]], of_ngrams]).mean(axis=0)
+    expected = mean @ params.classes.kernel[...] + params.classes.bias[...]
+    np.testing.assert_allclose(logits[row], expected, atol=1e-6)
+  assert not np.allclose(logits[0], logits[1], atol=1e-7)  # the order of the words
+  _, batch, logits = rows_of(0, True, ["never good", "good never"])
+  assert "bag" not in batch
+  np.testing.assert_allclose(logits[0], logits[1], atol=1e-7)
+
+
+def test_n_grams_of_words_need_a_table():
+  with pytest.raises(UserError, match=r"model.word_ngrams=2 needs model.buckets above 0"):
+    WordVectors(word_ngrams=2)

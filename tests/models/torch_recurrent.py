@@ -57,8 +57,53 @@ def torch_results(kind: str) -> dict[str, list]:
   return {name: value.detach().numpy().astype(float).tolist() for name, value in found.items()}
 
 
+LENGTHS, DIRECTIONS = [7, 4, 1], ("forward", "backward")
+
+
+def numbers_of_both() -> dict[str, np.ndarray]:
+  """The weights of both directions of both layers, whose outputs have WIDTH numbers, and the
+  inputs."""
+  draws, units = np.random.default_rng(9), WIDTH // 2
+  shapes: dict[str, tuple[int, ...]] = {"x": (ROWS, LENGTH, WIDTH)}
+  for place in (f"{layer}/{side}" for layer in range(LAYERS) for side in DIRECTIONS):
+    shapes |= {f"{place}/input/kernel": (WIDTH, 4, units), f"{place}/input/bias": (4, units)}
+    shapes |= {f"{place}/recurrent/kernel": (units, 4, units)}
+  return {name: 0.5 * draws.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def torch_results_of_both() -> dict[str, list]:
+  """outputs of a bidirectional LSTM on packed rows, 0 at padding, and the gradients of the sum of
+  their squares."""
+  import torch
+  from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+  given, gradients = numbers_of_both(), {}
+  module = torch.nn.LSTM(WIDTH, WIDTH // 2, LAYERS, batch_first=True, bidirectional=True)
+  names = {"input/kernel": "weight_ih", "recurrent/kernel": "weight_hh", "input/bias": "bias_ih"}
+  for layer in range(LAYERS):
+    for side, suffix in zip(DIRECTIONS, ("", "_reverse"), strict=True):
+      for ours, theirs in names.items():
+        value = given[f"{layer}/{side}/{ours}"]
+        value = value.reshape(len(value), -1).T if "kernel" in ours else value.ravel()
+        parameter = getattr(module, f"{theirs}_l{layer}{suffix}")
+        gradients[f"{layer}/{side}/{ours}"] = parameter
+        with torch.no_grad():
+          parameter.copy_(torch.tensor(value.copy()))
+          getattr(module, f"bias_hh_l{layer}{suffix}").zero_()
+  x = torch.tensor(given["x"], requires_grad=True)
+  packed = pack_padded_sequence(x, LENGTHS, batch_first=True)
+  outputs, _ = pad_packed_sequence(module(packed)[0], batch_first=True)
+  outputs.square().sum().backward()
+  found = {"outputs": outputs.detach(), "x": x.grad}
+  for name, parameter in gradients.items():
+    shape = given[name].shape
+    value = parameter.grad.T if "kernel" in name else parameter.grad
+    found[name] = value.reshape(shape)
+  return {name: value.numpy().astype(float).tolist() for name, value in found.items()}
+
+
 def main() -> None:
-  found = {kind: torch_results(kind) for kind in GATES}
+  found = {kind: torch_results(kind) for kind in GATES} | {"BiLSTM": torch_results_of_both()}
   rounded = json.loads(json.dumps(found), parse_float=lambda x: float(f"{float(x):.7g}"))
   GOLDEN.write_text(json.dumps(rounded) + "\n")
 

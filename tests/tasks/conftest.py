@@ -111,19 +111,19 @@ def examples_of(ids, labels=None):
   return Examples(items, [(np.asarray(i, np.int32),) for i in ids], {"label": labels})
 
 
-def check_a_killed_run_ends_alike(planned, finished, monkeypatch):
-  """The cell "pretrained-60-0" of 12 steps is killed after step 9 and goes on: its scores and
+def check_a_killed_run_ends_alike(planned, finished, monkeypatch, arm="pretrained"):
+  """The cell "ARM-60-0" of 12 steps is killed after step 9 and goes on: its scores and
   records are those of `finished`, which was not."""
 
   def dies(batches, start, stop, workers):
     return iterate(batches, start, 9, workers)
 
-  again, name = planned._replace(path=planned.path / "killed"), "pretrained-60-0"
+  again, name = planned._replace(path=planned.path / "killed"), f"{arm}-60-0"
   with monkeypatch.context() as patched:
     patched.setattr(finetuning, "iterate", dies)
     with pytest.raises(StopIteration):
-      finetuning.model_cell(again, "pretrained", 60, 0, "toy")
+      finetuning.model_cell(again, arm, 60, 0, "toy")
   assert not (again.path / name / "scores.json").exists()
-  assert finetuning.model_cell(again, "pretrained", 60, 0, "toy") == finished
+  assert finetuning.model_cell(again, arm, 60, 0, "toy") == finished
   for file in ("metrics.jsonl", "scores.json"):
     assert (again.path / name / file).read_bytes() == (planned.path / name / file).read_bytes()

@@ -1,6 +1,7 @@
 """One cell of the comparison: what both arms share, resuming, and what is refused."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from plm_jax.errors import UserError
+from plm_jax.runs import Run
 from plm_jax.tasks import finetuning, labelled_text
 from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.finetuning import (
@@ -18,6 +20,7 @@ from plm_jax.tasks.finetuning import (
   restored,
 )
 from plm_jax.tasks.label import Label
+from plm_jax.tasks.predicting import task_of
 from plm_jax.tasks.rows import LabelledBatches
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.loop import compile_experiment
@@ -71,14 +74,34 @@ def test_a_finished_arm_is_read_and_not_trained_again(planned, finished, monkeyp
   assert model_cell(planned, "pretrained", 60, 0, "toy") == finished
 
 
+@pytest.mark.slow
 def test_scores_of_another_cell_or_damaged_ones_are_computed_again(planned, finished, capsys):
   path = planned.path / "pretrained-60-0" / finetuning.SCORES
   whole = path.read_text()
-  for harmed in (whole.replace('"seed": 0', '"seed": 1'), "[" * 1000, '{"arm": 3}', whole[:-9]):
+  cell = {name: value for name, value in json.loads(whole).items() if name != "sha256"}
+  edited = whole.replace('"macro_f1": 0.', '"macro_f1": 0.9')
+  foreign = json.dumps(cell | {"seed": 1})  # as an older version wrote it, without a hash
+  for harmed in (edited, foreign, "[" * 1000, '{"arm": 3}', whole[:-9]):
+    assert harmed != whole
     path.write_text(harmed)
     assert model_cell(planned, "pretrained", 60, 0, "toy") == finished
     assert path.read_text() == whole
-    assert "cannot be used" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "cannot be used" in told and ("was changed after" in told) == (harmed == edited)
+  path.write_text(json.dumps(cell))
+  assert model_cell(planned, "pretrained", 60, 0, "toy") == finished
+  assert capsys.readouterr().err == ""
+
+
+def test_an_edited_task_is_told_and_not_used(planned, finished):
+  run = Run.load(planned.path / "pretrained-60-0")
+  path = run.path / "task.json"
+  whole = path.read_text()
+  path.write_text(whole.replace('"animal"', '"mineral"'))
+  with pytest.raises(UserError, match=r"task.json was changed after it was written; put back"):
+    task_of(run)
+  path.write_text(whole)
+  assert task_of(run).classes == ("animal", "colour", "number")
 
 
 def test_the_record_of_a_source_has_the_step_that_is_read(source, tmp_path):

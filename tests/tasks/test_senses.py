@@ -60,6 +60,8 @@ def test_static_vectors_cannot_tell_senses_apart(static, bert):
   uses = [use for use in USES if use.word in ("bank", "python")]
   floor = senses(static, uses)
   assert floor.accuracy.tolist() == [floor.floor] == pytest.approx([7 / 15])
+  shown = described(floor, 1)
+  assert "cannot tell senses apart; their accuracy is chance" in shown and "nearest:" not in shown
   result = senses(bert, uses)
   assert len(result.accuracy) == 3 and result.accuracy[-1] != pytest.approx(7 / 15)
 

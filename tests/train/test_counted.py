@@ -90,6 +90,7 @@ def counted(folder, experiment=COUNTED):
 def test_a_counted_run_reports_the_held_out_loss_and_loads(tmp_path, capsys):
   counted(tmp_path / "run")
   shown = capsys.readouterr().out
+  assert "positions filled" in shown and "per step" not in shown
   (record,) = read_records(tmp_path / "run/metrics.jsonl")
   assert record["step"] == 0 and record["split"] == "valid"
   line = next(line for line in shown.splitlines() if "CLM loss (nats)" in line)

@@ -167,7 +167,7 @@ def test_a_t5_fills_its_sentinels_much_better_than_by_how_often_words_come(tmp_p
   words = 1 - np.mean(np.isin(np.concatenate(targets), sentinels))
   assert 0.4 < words < 0.6  # the others are sentinels, which are certain
   nats = records[-1]["seq2seq/loss"] / words  # were all of it that of words
-  # AttentionContext: 0.39 less after 400 steps, 1.22 after 600, 1.36 after 1,200.
+  # Seen: 0.39 less after 400 steps, 1.22 after 600, 1.36 after 1,200.
   assert nats < unigram_entropy(LANGUAGE) - 1
 
 

@@ -232,6 +232,24 @@ def test_skip_leaves_out_the_updates_and_says_so(tmp_path):
   assert read_records(tmp_path / "again" / "metrics.jsonl") == metrics
 
 
+@pytest.mark.slow
+def test_the_way_on_can_be_changed_when_a_run_goes_on(tmp_path):
+  rewind, skip, tell = map(with_action, ("rewind", "skip", "tell"))
+  with pytest.raises(Killed):
+    run(tmp_path / "one", rewind, data(rewind, killed_at([5])))
+  shutil.copytree(tmp_path / "one", tmp_path / "two")
+  state, metrics = run(tmp_path / "one", skip, data(skip, bad={16: 1e4}))
+  shares = {r["step"]: r.get("skipped") for r in metrics if r["split"] == "train"}
+  assert shares[3] is None and [step for step, share in shares.items() if share] == [16]
+  with pytest.raises(Killed):
+    run(tmp_path / "two", skip, data(skip, killed_at([17]), {16: 1e4}))
+  end, _ = run(tmp_path / "two", skip, data(skip, bad={16: 1e4}))
+  assert_equal(end, state)
+  shutil.rmtree(tmp_path / "two" / "checkpoints" / "24")  # it goes on from a state of `skip`
+  last, _ = run(tmp_path / "two", tell, data(tell, bad={}))
+  assert_equal(last.params, end.params)
+
+
 def test_a_lasting_change_is_accepted_in_the_end():
   state, skipped = running(), []
   for step in range(400):

@@ -61,6 +61,10 @@ CASES = {
     "DistilBertForQuestionAnswering",
     {**DISTILBERT, "max_position_embeddings": 12},
   ),
+  "modernbert": (
+    "ModernBertForMaskedLM",
+    {**BERT, "hidden_size": 12, "num_hidden_layers": 4, "pad_token_id": 2, "local_attention": 4},
+  ),
   "gpt1": ("OpenAIGPTLMHeadModel", GPT),
   "gpt2": ("GPT2LMHeadModel", {**GPT, "scale_attn_by_inverse_layer_idx": True}),
   "llama": (
