@@ -450,3 +450,13 @@ def test_the_fitted_weights_are_the_maximum_of_the_likelihood():
   for step in ([0.01, -0.01, 0], [-0.01, 0.01, 0], [-0.01, 0, 0.01]):
     moved = np.maximum(weights + step, 0)
     assert mixture.log_mean(np.log(p), moved / moved.sum()).mean() <= best + 1e-6
+
+
+def test_a_part_of_the_text_is_counted_in_documents_at_equal_distances():
+  document = np.repeat(np.arange(20, dtype=np.int32), 10)
+  ids, chosen = NGram(order=2, tokens=45)._part(np.arange(200), document)
+  assert len(ids) == len(chosen) <= 45
+  assert set(np.diff(np.unique(chosen))) == {4, 5}
+  np.testing.assert_array_equal(document[ids], chosen)
+  assert len(NGram(order=2, tokens=45)._part(np.arange(200), 0 * document)[0]) == 45
+  assert len(NGram(order=2)._part(np.arange(200), document)[0]) == 200
