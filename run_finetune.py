@@ -9,6 +9,7 @@ labels and on all, three seeds each. --task=label asks which package it comes fr
   python run_finetune.py --from=runs/minilm --data=reviews.csv              # one text, one label
   python run_finetune.py --from=runs/minilm --task=pairs --data=GLUE/QNLI   # two texts, one label
   python run_finetune.py --from=runs/minilm --task=regress --data=train.tsv --dev=dev.tsv
+  python run_finetune.py --from=runs/minilm --task=similar --data=pairs.tsv # sentence vectors
   python -m plm_jax.predict --model=runs/minilm/finetune/classify-reviews.csv/pretrained-all-0 \
 --text="a fine film"
 
@@ -17,10 +18,10 @@ labels and on all, three seeds each. --task=label asks which package it comes fr
 fine-tuned model too; docs/finetuning.md has more options.
 --from is a run, a downloaded model, or an experiment such as experiments/bilstm.py:tiny, whose
 model is trained from random parameters. --data is a .csv, .tsv or .jsonl file (classify, pairs,
-multi, regress, choose, write), a .conll or .conllu file (tag), a .json file like SQuAD's (answer),
+multi, regress, similar, choose, write), a .conll or .conllu file (tag), a .json file like SQuAD's (answer),
 or a folder with train, dev and test files. Without --task the file decides, and a line says which
 columns were chosen; other text needs no labels: its words are shuffled. A quick try:
---set=steps=20 --set=optim.warmup=2. A stopped command continues when it is given again.
+--labels=200 --set=steps=20. A stopped command continues when it is given again.
 """
 
 from absl import flags

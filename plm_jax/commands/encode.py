@@ -27,10 +27,9 @@ from plm_jax.errors import UserError
 from plm_jax.export.to_run import run_directory
 from plm_jax.progress import progress_bar
 from plm_jax.runs import Run, refuse_counted
-from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.predicting import trained
 from plm_jax.tasks.rows import row_limit
-from plm_jax.tasks.table_files import SUFFIXES
+from plm_jax.tasks.table_files import SUFFIXES, columns, read_table
 from plm_jax.tasks.vectors import POOLINGS, Pooled, vectors
 from plm_jax.train.process import keep_compilations
 
@@ -115,9 +114,17 @@ def main() -> None:
 
 def read(path: str, column: str | None = None) -> list[str]:
   """The texts of a file."""
-  if Path(path).suffix in SUFFIXES:
-    return [item.texts[0] for item in Classify(text=column).read_file(path, labelled=False)]
-  return cli.read_lines(path, "--file")
+  if Path(path).suffix not in SUFFIXES:
+    return cli.read_lines(path, "--file")
+  table = read_table(path)
+  if column and column not in table.names:
+    raise UserError(
+      f"--column={column} was given, and {path} has the columns {', '.join(table.names)}."
+    )
+  chosen = column or columns(table, texts=1).texts[0]
+  if not column and len(table.names) > 1:
+    print(f"{path}: the texts are in {chosen!r} (--column=NAME changes it)", file=sys.stderr)
+  return [table.cell(line, row, chosen) for line, row in table.rows]
 
 
 def write(path: Path, blocks: Iterator[np.ndarray], count: int) -> None:

@@ -41,6 +41,11 @@ def main() -> None:
     raise UserError("--model=DIR, the directory of a run or of a downloaded model, is needed.")
   if FLAGS.out and Path(FLAGS.out).exists():
     raise UserError(f"{FLAGS.out} already exists; name another file with --out.")
+  if Path(FLAGS.model).is_file():
+    raise UserError(
+      f"--model={FLAGS.model} is a file; senses reads runs. The vectors of a file are the same in "
+      "all sentences and cannot tell senses apart."
+    )
   uses = read_uses(FLAGS.file)
   known = dict.fromkeys(use.word for use in uses)
   for word in FLAGS.words:

@@ -296,7 +296,7 @@ def describe(chosen: FinetunePlan, scope: Scope) -> str:
       defaults = defaults._replace(classifier=None)
     lines.append(f"  defaults for {size or 'all'} labels: {defaults}")
   lines += [f"  --set={setting}" for setting in chosen.settings]
-  experiment = chosen.experiment(None, 0)
+  experiment = chosen.experiment(scope.sizes[0], 0)
   if experiment.peft is not None:
     shapes = jax.eval_shape(experiment.init_parameters, jax.random.key(0))
     lines.append(f"  {shapes.share()}")
@@ -373,10 +373,12 @@ def write_results(result: FineTuning, record: dict[str, Any], is_alone: bool) ->
 def goodbye(result: FineTuning, task: Task, seconds: float) -> str:
   """The time, the files, and a command to try next."""
   files = " or ".join(task.files)
-  like = f"; or FILE is a {files} file like the training file" if files else ""
+  like = f"{task.line}; or FILE is a {files} file like the training file" if files else task.line
+  if task.command == "encode":
+    like = f"a text; python -m plm_jax.search --model={result.model} --file=FILE finds the nearest"
   return (
     f"\n{seconds:.0f} s of training and testing\n"
     f"{result.path}/results.png shows the table; {RESULTS} has every number\n"
-    f"next: python -m plm_jax.predict --model={result.model} --file=FILE\n"
-    f"each line of FILE is {task.line}{like}"
+    f"next: python -m plm_jax.{task.command} --model={result.model} --file=FILE\n"
+    f"each line of FILE is {like}"
   )

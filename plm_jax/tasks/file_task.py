@@ -55,6 +55,7 @@ class FileTask(Task):
   files: ClassVar[tuple[str, ...]] = SUFFIXES
   # What happens to examples that are longer than a row.
   longer: ClassVar[str] = "are cut"
+  row: ClassVar[str] = "examples"  # what a row holds, for the user
   longest: ClassVar[int] = 512  # tokens of a row whose length the data decides
 
   dev: str | None = None
@@ -120,6 +121,10 @@ class FileTask(Task):
     """The task with what its training examples decide, such as labels. Errors: `UserError` for
     examples that cannot be learnt."""
     return self
+
+  def in_rows(self, ids: Sequence[tuple[np.ndarray, ...]]) -> Sequence[tuple[np.ndarray, ...]]:
+    """The texts of each row, of the texts of each example."""
+    return ids
 
   def stratum(self, item: Example) -> Any:
     """Examples of one stratum are spread over the own splits in proportion."""
@@ -209,7 +214,7 @@ def fitting_length(task: FileTask, splits: Splits, context: Context) -> tuple[in
   sizes = {}
   for name in SPLITS:
     tokens = [sum(map(len, texts)) + len(frame[0]) + len(frame[2]) + len(frame[1]) *
-              (len(texts) - 1) for texts in getattr(splits, name).ids]  # fmt: skip
+              (len(texts) - 1) for texts in task.in_rows(getattr(splits, name).ids)]  # fmt: skip
     sizes[name] = np.array(tokens)
   chosen = task.length
   if chosen is None:
@@ -221,7 +226,8 @@ def fitting_length(task: FileTask, splits: Splits, context: Context) -> tuple[in
   if task.length is None and chosen < task.longest and chosen == row_limit(source):
     why = " (the checkpoint has no longer ones)"
   note = (
-    f"rows of {chosen} tokens{why}; {cut:,} of {len(every):,} examples are longer and {task.longer}"
+    f"rows of {chosen} tokens{why}; {cut:,} of {len(every):,} {task.row} are longer and "
+    f"{task.longer}"
   )
   return chosen, [note + (f" (the longest has {every.max():,})" if cut else "")]
 

@@ -74,7 +74,7 @@ class FinetunePlan(NamedTuple):
     count = len(train)
     experiment = self.recipe(self.source, self.task, count)
     chosen = [*self.found, *_settings(self.settings, of_task=False)]
-    experiment = overrides.apply(experiment, chosen)
+    experiment = _with_recipe(experiment, chosen)
     objectives = tuple(
       o.balancing(train.targets["label"]) if getattr(o, "balanced", False) else o
       for o in experiment.objectives
@@ -88,6 +88,17 @@ class FinetunePlan(NamedTuple):
       epoch = max(1, min(count // experiment.global_batch, experiment.steps))
       tuning = dataclasses.replace(tuning, every=epoch)
     return dataclasses.replace(experiment, data=data, tuning=tuning, seed=seed)
+
+
+def _with_recipe(experiment: Experiment, settings: list[str]) -> Experiment:
+  """The experiment with the user's settings. A warmup that only the recipe names and that is longer
+  than the user's steps becomes a tenth of them."""
+  if any(setting.startswith("optim.warmup=") for setting in settings):
+    return overrides.apply(experiment, settings)
+  short = dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, warmup=1))
+  chosen, warmup = overrides.apply(short, settings), experiment.optim.warmup
+  warmup = warmup if warmup <= chosen.steps else max(1, chosen.steps // 10)
+  return dataclasses.replace(chosen, optim=dataclasses.replace(chosen.optim, warmup=warmup))
 
 
 def plan(

@@ -62,8 +62,8 @@ def task_class(name: str) -> type[Task | Suite]:
     near = difflib.get_close_matches(name, kinds, n=1)
     meant = f"did you mean {near[0]}? " if near else ""
     raise UserError(
-      f"there is no task {name!r}; {meant}The tasks are {', '.join(kinds)}, and FILE:CLASS is one "
-      "of your own."
+      f"there is no task {name!r}; {meant}expected one of {', '.join(kinds)}, or FILE:CLASS for "
+      "one of your own."
     )
   return kinds[name]
 
@@ -84,7 +84,9 @@ def guessed(source: str | None) -> type[Task]:
   table = read_table(path)
   if has_label_lists(table):
     return Multi
-  label = columns(table, texts=1).label
+  label, pair = columns(table, texts=1).label, pair_of(table.names)
+  if pair and label in (None, *pair):
+    return Similar
   if advice := advice_on_sets(table, label):
     say(advice)
   if label is None:
@@ -92,4 +94,4 @@ def guessed(source: str | None) -> type[Task]:
   numbers = {number(value) for value in table.values(label)}
   if None not in numbers and (len(numbers) > _MANY or not all(n.is_integer() for n in numbers)):
     return Regress
-  return Pairs if pair_of(table.names) else Classify
+  return Pairs if pair else Classify

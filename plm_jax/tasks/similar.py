@@ -7,7 +7,7 @@ into a vector, and a loss compares the vectors. The data decide which loss: `los
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -47,6 +47,8 @@ class Similar(TableTask):
 
   name: ClassVar[str] = "similar"
   probe: ClassVar[str] = "same vectors, not trained"
+  row: ClassVar[str] = "texts"
+  command: ClassVar[str] = "encode"
 
   loss: str | None = None
   pooling: PoolingMode = "mean"
@@ -181,6 +183,9 @@ class Similar(TableTask):
       targets["group"] = np.array(groups, np.int32)
     return Examples(items, encoded(items, tokenizer), targets)
 
+  def in_rows(self, ids: Sequence[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
+    return [(text,) for texts in ids for text in texts]
+
   # --- training
 
   def objective(self) -> VectorLoss:
@@ -193,8 +198,7 @@ class Similar(TableTask):
 
   def rows(self, examples: Examples, config: Model, tokenizer: Tokenizer) -> EncodedRows:
     """A row for each text of an example."""
-    texts = [(text,) for texts in examples.ids for text in texts]
-    rows = framed_rows(texts, config, tokenizer, self.length)
+    rows = framed_rows(self.in_rows(examples.ids), config, tokenizer, self.length)
     targets = {name: np.repeat(array, self.together) for name, array in examples.targets.items()}
     example = np.repeat(np.arange(len(examples), dtype=np.int32), self.together)
     return dataclasses.replace(

@@ -68,6 +68,8 @@ class Task(abc.ABC):
   baselines: ClassVar[dict[str, str]]
   # The name in tables of the baseline with frozen features (probe.py).
   probe: ClassVar[str] = "frozen features, linear probe"
+  # The command that uses a trained model on new texts.
+  command: ClassVar[str] = "predict"
   # The suffixes of the files that `read_file` reads; a line of any other file goes to `parse`.
   files: ClassVar[tuple[str, ...]]
   # Whether an example has one answer, so that accuracy counts examples.
