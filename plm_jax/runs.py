@@ -86,9 +86,9 @@ class RunInfo:
   @property
   def pooling(self) -> dict[str, Any] | None:
     """How a text becomes a vector, of a model that was trained for it here (the task `similar`) or
-    elsewhere: `modes`, and for a published one `normalize`, `length`, `lowercase`."""
+    elsewhere: `modes`, `length`, and for a published one `normalize` and `lowercase`."""
     if mode := getattr(self.experiment.data, "pooling", None):
-      return {"modes": [mode]}
+      return {"modes": [mode], "length": self.experiment.data.length}
     return (self.document.get("public") or {}).get("pooling")
 
   @property

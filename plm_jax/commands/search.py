@@ -67,32 +67,46 @@ def search(
   """For each query the `best` texts, the nearest first; of equal ones the first. vectors: float32
   [texts, D], those of the texts; None encodes them. Errors: `UserError` for vectors of another
   number or width."""
+  if best < 1:
+    raise UserError(f"best={best} was given; expected at least 1.")
   run = model if isinstance(model, Run) else Run.load(run_directory(model))
   if not queries:
     return []
   if vectors is None:
     vectors = np.concatenate(list(encoded(run, texts, pooling, layer)))
-  if len(vectors) != len(texts):
-    raise UserError(f"there are {len(vectors):,} vectors for {len(texts):,} texts; encode again.")
-  wanted = np.concatenate(list(encoded(run, queries, pooling, layer)))
-  if vectors.ndim != 2 or vectors.shape[1] != wanted.shape[1]:
-    raise UserError(
-      f"the vectors have the shape {list(vectors.shape)} and this model's have a width of "
-      f"{wanted.shape[1]}; encode the texts with this model."
-    )
-  texts_ND, found = _unit(vectors), []
+  wanted_QD = np.concatenate(list(encoded(run, queries, pooling, layer)))
+  texts_ND = _checked(vectors, len(texts), wanted_QD.shape[1])
+  found = []
   for first in range(0, len(queries), _AT_ONCE):
-    cosines_QN = _unit(wanted[first : first + _AT_ONCE]) @ texts_ND.T
+    cosines_QN = _unit(wanted_QD[first : first + _AT_ONCE]) @ texts_ND.T
+    cosines_QN = np.round(cosines_QN.astype(np.float64), 6)  # equal texts have equal scores
     order_QN = np.argsort(-cosines_QN, axis=1, kind="stable")[:, :best]
     found += [
-      [Match(int(n), texts[n], round(float(cosines_N[n]), 6)) for n in order_N]
+      [Match(int(n), texts[n], float(cosines_N[n])) for n in order_N]
       for cosines_N, order_N in zip(cosines_QN, order_QN)
     ]
   return found
 
 
+def _checked(vectors: np.ndarray, count: int, width: int) -> np.ndarray:
+  """float32 [count, width], of length 1. Errors: `UserError` for vectors of other texts or of
+  another model."""
+  if vectors.shape != (count, width) or not np.issubdtype(vectors.dtype, np.floating):
+    raise UserError(
+      f"the vectors are {vectors.dtype} {list(vectors.shape)}, and {count:,} texts of this model "
+      f"have [{count}, {width}]; encode these texts with this model."
+    )
+  with np.errstate(over="ignore"):
+    unit_ND = _unit(vectors)
+  if not np.isfinite(unit_ND).all():
+    raise UserError("the vectors have values that are no finite numbers; encode the texts again.")
+  return unit_ND
+
+
 def _unit(x_ND: np.ndarray) -> np.ndarray:
-  return x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)
+  x_ND = np.asarray(x_ND, np.float64)
+  norms = np.linalg.norm(x_ND, axis=1, keepdims=True)
+  return (x_ND / np.maximum(norms, 1e-12)).astype(np.float32)
 
 
 def main() -> None:
@@ -122,9 +136,12 @@ def _lines(queries: Sequence[str], found: list[list[Match]]) -> Iterator[str]:
 
 def _stored(path: str) -> np.ndarray:
   try:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-  except (OSError, ValueError) as error:
+    stored = np.load(path, mmap_mode="r", allow_pickle=False)
+  except (OSError, ValueError, EOFError) as error:
     raise UserError(f"{path} cannot be read as vectors (.npy): {error}.") from None
+  if not isinstance(stored, np.ndarray):
+    raise UserError(f"{path} is no array (.npy), as `python -m plm_jax.encode --out` writes it.")
+  return stored
 
 
 if __name__ == "__main__":

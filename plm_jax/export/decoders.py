@@ -61,12 +61,8 @@ class DecoderFamily(Family):
 
   def document_of(self, config: Decoder, heads: Mapping[str, int]) -> dict[str, Any]:
     for field, needed in self.always.items():
-      if field == "dropout" and config.dropout != needed:  # it changes no output
-        print(
-          f"note: model.dropout={config.dropout} is not written: transformers' {self.model_type} "
-          "has none in training either",
-          file=sys.stderr,
-        )
+      if field == "dropout" and config.dropout != needed:
+        print(self.unwritten_dropout(config.dropout), file=sys.stderr)
       elif getattr(config, field) != needed:
         raise self.never(field, getattr(config, field), needed)
     document = self.options_of(config)

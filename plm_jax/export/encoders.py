@@ -1,5 +1,6 @@
 """The base class of families of encoders: options, names of a layer, inputs and outputs."""
 
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -110,7 +111,9 @@ class EncoderFamily(Family):
       value = getattr(config, field)
       if field == "head_activation":  # None is the activation of the layers
         value, needed = value or config.activation, needed or config.activation
-      if value != needed and _OF_HEADS.get(field) in (None, *heads):
+      if field == "dropout" and value != needed:
+        print(self.unwritten_dropout(value), file=sys.stderr)
+      elif value != needed and _OF_HEADS.get(field) in (None, *heads):
         raise self.never(field, value, needed)
     return self.options_of(config) | {self.options["hidden"][0]: config.width_of_feed_forward}
 

@@ -90,6 +90,13 @@ class Family(abc.ABC):
       f"{field}={needed}."
     )
 
+  def unwritten_dropout(self, rate: float) -> str:
+    """The note for a rate that changes no output and has no entry in config.json."""
+    return (
+      f"note: model.dropout={rate} is not written: transformers' {self.model_type} has none in "
+      "training either"
+    )
+
   def detect(self, architecture: str, tensors: Collection[str]) -> tuple[str, frozenset[str]]:
     """The class and the heads of a file with these tensors (names as in a file with heads)."""
     return architecture, self.architectures[architecture]

@@ -78,7 +78,7 @@ def write_tokenizer(
       cleaning = tokenizer.backend.cleaning or {"lowercase": False, "accents": True}
       options |= {"do_lower_case": cleaning["lowercase"], "keep_accents": cleaning["accents"]}
     if model.family.model_type == "llama":
-      options |= {"add_bos_token": True, "add_eos_token": trained_here and "classes" in model.heads}
+      options |= {"add_bos_token": True, "add_eos_token": trained_here and reads_texts(model)}
       if tokenizer.backend.model_proto.normalizer_spec.remove_extra_whitespaces:
         print("note: transformers' LlamaTokenizer keeps repeated spaces, which this one joins")
     if model.family.model_type == "t5":
@@ -98,7 +98,13 @@ def _frame(model: hf.Pretrained, vocab, trained_here: bool) -> tuple[list[int], 
   if not trained_here or not (reads_source or writes):
     return None
   before, after = model.config.text_frame(vocab)
-  return before, [] if writes and "classes" not in model.heads else after
+  return before, [] if writes and not reads_texts(model) else after
+
+
+def reads_texts(model: hf.Pretrained) -> bool:
+  """Whether a model reads whole texts, for classes or a vector, rather than beginnings to go on
+  from."""
+  return "classes" in model.heads or model.pooling is not None
 
 
 def has_class(family: str, tokenizer: Tokenizer) -> bool:

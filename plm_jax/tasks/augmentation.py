@@ -114,6 +114,7 @@ class AugmentedBatches(LabelledBatches):
 
   def _batch(self, epochs: np.ndarray, rows: np.ndarray, width: int | None) -> dict:
     items = []
+    epochs, rows = (numbers[:: self.task.together] for numbers in (epochs, rows))
     for epoch, row in zip(epochs, rows):
       item = self.examples.items[self.rows.example[row]]
       draws = Draws(self.seed, int(epoch), np.array([row]))

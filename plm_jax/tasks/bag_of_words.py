@@ -80,7 +80,11 @@ def word_vectors(splits: Splits) -> tuple[Any, Any]:
   [examples, words]."""
   from scipy.sparse import csr_array
 
-  words = _vectorizer().fit(text for item in splits.train.items for text in item.texts)
+  words = _vectorizer()
+  try:
+    words.fit(text for item in splits.train.items for text in item.texts)
+  except ValueError:  # there are only marks
+    return tuple(csr_array((len(splits.test), 1)) for _ in range(2))
   first, second = ([item.texts[place] for item in splits.test.items] for place in (0, 1))
   return csr_array(words.transform(first)), csr_array(words.transform(second))
 

@@ -33,9 +33,9 @@ class VectorLoss(TaskObjective):
   def weights(self, batch) -> jax.Array:
     return self._grouped(batch["row_weight"])[:, 0]
 
-  def vectors(self, model, hidden, batch) -> jax.Array:
+  def vectors(self, model, hidden, batch, noise=None) -> jax.Array:
     """float32 `[examples, texts, D]`."""
-    vectors_BD = Pooled(self.pooling)(model, hidden, batch)
+    vectors_BD = Pooled(self.pooling)(model, hidden, batch, noise)
     return vectors_BD.reshape(-1, self.together, vectors_BD.shape[-1])
 
   def mean(self, losses_G: jax.Array, batch) -> Terms:
@@ -54,7 +54,7 @@ class Cosine(VectorLoss):
   """Mean of `(cos(u, v) - similarity)^2`."""
 
   def loss(self, model, hidden, batch, noise) -> Terms:
-    u_GD, v_GD = jnp.moveaxis(unit(self.vectors(model, hidden, batch)), 1, 0)[:2]
+    u_GD, v_GD = jnp.moveaxis(unit(self.vectors(model, hidden, batch, noise)), 1, 0)[:2]
     errors_G = (u_GD * v_GD).sum(axis=-1) - self.targets(batch, "similarity")
     return self.mean(jnp.square(errors_G), batch)
 
@@ -73,9 +73,9 @@ class PairClasses(VectorLoss):
   def heads(self) -> dict[str, int]:  # pyrefly: ignore[bad-override]
     return {"pair_classes": self.labels}
 
-  def logits(self, model, hidden, batch) -> jax.Array:
+  def logits(self, model, hidden, batch, noise=None) -> jax.Array:
     """float32 `[examples, classes]`."""
-    u_GD, v_GD = jnp.moveaxis(self.vectors(model, hidden, batch), 1, 0)[:2]
+    u_GD, v_GD = jnp.moveaxis(self.vectors(model, hidden, batch, noise), 1, 0)[:2]
     features = jnp.concatenate([u_GD, v_GD, jnp.abs(u_GD - v_GD)], axis=-1)
     return model.pair_classes(features).astype(jnp.float32)
 
@@ -84,7 +84,7 @@ class PairClasses(VectorLoss):
     return jnp.repeat(jax.nn.softmax(self.logits(model, hidden, batch)), self.together, axis=0)
 
   def loss(self, model, hidden, batch, noise) -> Terms:
-    logits_GC = self.logits(model, hidden, batch)
+    logits_GC = self.logits(model, hidden, batch, noise)
     return cross_entropy(logits_GC, self.targets(batch, "label"), self.weights(batch))
 
   def baseline(self, counts, batches, scores) -> Baseline:
@@ -94,22 +94,22 @@ class PairClasses(VectorLoss):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranking(VectorLoss):
   """Mean of `-log softmax_j(scale cos(u, v_j))[own v]` over the second texts of the batch, and the
-  third ones. `group` numbers the second texts: an equal text is no negative."""
+  third ones. `text` numbers the texts: one that is equal to the own second text is no negative."""
 
   scale: float = 20.0
+  by_batch = True  # the loss depends on the number of examples in a batch
 
   def loss(self, model, hidden, batch, noise) -> Terms:
-    vectors_GKD = unit(self.vectors(model, hidden, batch))
-    count = len(vectors_GKD)
-    others_MD = jnp.moveaxis(vectors_GKD[:, 1:], 1, 0).reshape(-1, vectors_GKD.shape[-1])
-    scores_GM = self.scale * vectors_GKD[:, 0] @ others_MD.T
-    group_G = self.targets(batch, "group")
-    equal_GG = (group_G[:, None] == group_G) & ~jnp.eye(count, dtype=bool)
-    fills_G = self.weights(batch) == 0
-    never_GG = equal_GG | fills_G
-    thirds = jnp.tile(jnp.broadcast_to(fills_G, never_GG.shape), (1, self.together - 2))
-    scores_GM = jnp.where(jnp.concatenate([never_GG, thirds], axis=1), _NEVER, scores_GM)
-    return cross_entropy(scores_GM, jnp.arange(count), self.weights(batch))
+    vectors_GKD = unit(self.vectors(model, hidden, batch, noise))
+    count, weights_G = len(vectors_GKD), self.weights(batch)
+    others = lambda x_GK: jnp.moveaxis(x_GK[:, 1:], 1, 0).reshape(-1, *x_GK.shape[2:])  # noqa: E731
+    scores_GM = self.scale * vectors_GKD[:, 0] @ others(vectors_GKD).T
+    text_GK = self._grouped(batch["text"])
+    equal_GM = text_GK[:, 1:2] == others(text_GK)
+    own_GM = jnp.eye(count, scores_GM.shape[1], dtype=bool)
+    fills_M = jnp.tile(weights_G == 0, self.together - 1)
+    scores_GM = jnp.where((equal_GM & ~own_GM) | fills_M, _NEVER, scores_GM)
+    return cross_entropy(scores_GM, jnp.arange(count), weights_G)
 
   def baseline(self, counts, batches, scores) -> Baseline:
     return Baseline("one of the batch", {"loss": float(np.log(self._candidates(batches[0])))})
@@ -125,7 +125,7 @@ class Triplet(VectorLoss):
   margin: float = 1.0
 
   def loss(self, model, hidden, batch, noise) -> Terms:
-    u_GD, v_GD, w_GD = jnp.moveaxis(self.vectors(model, hidden, batch), 1, 0)
+    u_GD, v_GD, w_GD = jnp.moveaxis(self.vectors(model, hidden, batch, noise), 1, 0)
     near_G, far_G = (distance(u_GD, other_GD) for other_GD in (v_GD, w_GD))
     return self.mean(jnp.maximum(near_G - far_G + self.margin, 0), batch)
 

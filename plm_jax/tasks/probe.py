@@ -19,7 +19,7 @@ from plm_jax.tasks.predicting import trained
 from plm_jax.tasks.task import Task
 from plm_jax.tasks.vectors import Pooled, vectors
 
-_COMPARED = {"similarity", "group"}  # targets of vectors that are compared as they are
+_COMPARED = {"similarity", "text"}  # targets of vectors that are compared as they are
 PENALTIES = (0.01, 0.1, 1.0)  # C of features with variance 1
 
 

@@ -7,6 +7,7 @@ into a vector, and a loss compares the vectors. The data decide which loss: `los
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -23,8 +24,8 @@ from plm_jax.tasks.file_task import TableTask
 from plm_jax.tasks.losses_of_vectors import Cosine, PairClasses, Ranking, Triplet, VectorLoss
 from plm_jax.tasks.predicting import outputs
 from plm_jax.tasks.rows import EncodedRows, framed_rows
-from plm_jax.tasks.table_files import Columns, Table, no_column, number
-from plm_jax.tasks.task import Trained
+from plm_jax.tasks.table_files import FIELDS, LABEL, Columns, Table, columns, no_column, number
+from plm_jax.tasks.task import Context, Trained
 from plm_jax.tasks.vectors import POOLINGS, Pooled, PoolingMode
 
 LOSSES = ("cosine", "softmax", "ranking", "triplet")
@@ -38,7 +39,7 @@ class Similar(TableTask):
   loss: `cosine` of two texts and a number, `softmax` of two texts and a class, `ranking` of two
     texts that belong together and the other texts of a batch, `triplet` of a text, one that belongs
     to it and one that does not. None is decided by the columns.
-  pooling: how the states of a text become its vector.
+  pooling: how the states of a text become its vector; None is as the checkpoint has it, else mean.
   negative: the column of a third text that does not belong to the first; of `ranking`, too.
   scale: of the cosines in `ranking`. margin: between the distances in `triplet`.
   low, high: of the training numbers, which are cosines of 0 and 1; read from the data.
@@ -51,7 +52,7 @@ class Similar(TableTask):
   command: ClassVar[str] = "encode"
 
   loss: str | None = None
-  pooling: PoolingMode = "mean"
+  pooling: PoolingMode | None = None
   negative: str | None = None
   scale: float = 20.0
   margin: float = 1.0
@@ -61,7 +62,7 @@ class Similar(TableTask):
 
   def __post_init__(self):
     super().__post_init__()
-    for field, known in (("loss", (None, *LOSSES)), ("pooling", POOLINGS)):
+    for field, known in (("loss", (None, *LOSSES)), ("pooling", (None, *POOLINGS))):
       if (value := getattr(self, field)) not in known:
         raise UserError(
           f"task.{field} is {value!r}; it is one of {', '.join(name for name in known if name)}."
@@ -102,29 +103,52 @@ class Similar(TableTask):
 
   # --- reading
 
+  def read(self, context: Context) -> tuple[Self, Splits]:
+    if self.pooling is not None:
+      return super().read(context)
+    modes = (context.source.pooling or {}).get("modes") or ["mean"]
+    mode = modes[0] if len(modes) == 1 and modes[0] in POOLINGS else "mean"
+    return dataclasses.replace(self, pooling=mode).read(context)
+
   def with_columns(self) -> Self:
-    task = super().with_columns()
-    table = task.table(task.source)
+    table = self.table(self.source)
+    task = dataclasses.replace(self, negative=self.negative or self._third(table))
+    task = super(Similar, task).with_columns()
     if task.negative and task.negative not in table.names:
       raise no_column(table, task.negative, "negative")
-    third = next((name for name in table.names if name.lower() in NEGATIVES), None)
-    third = None if third in (task.text, task.text2) else third
-    if task.loss in (None, "ranking", "triplet") and third:
-      task = dataclasses.replace(task, negative=task.negative or third)
+    if task.negative in (task.text, task.text2):
+      raise UserError(f"task.negative={task.negative} is a column of another text of the example.")
     if task.loss is None:
       kind = "ranking"
       if task.label and not task.negative:
         is_number = all(number(value) is not None for value in table.values(task.label))
         kind = "cosine" if is_number else "softmax"
       task = dataclasses.replace(task, loss=kind)
-    if task.loss in ("ranking", "triplet"):
-      task = dataclasses.replace(task, label=None)
+    if task.negative and task.loss in ("cosine", "softmax"):
+      raise UserError(
+        f"task.negative={task.negative} was given, and task.loss={task.loss} reads two texts; "
+        "leave one of them out."
+      )
     if task.loss == "triplet" and not task.negative:
       raise UserError(
         f"task.loss=triplet needs a third text, and {task.source!r} has no column "
         f"{' or '.join(NEGATIVES)}; name it with --set=task.negative=COLUMN."
       )
-    return task
+    return dataclasses.replace(task, label=None) if task.loss in ("ranking", "triplet") else task
+
+  def _third(self, table: Table) -> str | None:
+    """The column of third texts, in a table without labels."""
+    if self.loss in ("cosine", "softmax") or self.label:
+      return None
+    known = {name.lower(): name for name in table.names}
+    third = next((known[name] for name in NEGATIVES if name in known), None)
+    label = any(name in known for name in LABEL)
+    return None if label or third in (self.text, self.text2) else third
+
+  def _columns(self, table: Table) -> Columns:
+    wanted = {field: getattr(self, field) for field in FIELDS}
+    third = self.negative if self.negative in table.names else None
+    return columns(table, self.texts, third, **wanted)
 
   def has_targets(self, path: Path) -> bool:
     return self.label is None or super().has_targets(path)
@@ -137,9 +161,10 @@ class Similar(TableTask):
     return value
 
   def _items(self, table: Table, chosen: Columns, labelled: bool) -> list[Example]:
-    labelled = labelled and self.loss in ("cosine", "softmax")
-    items = super()._items(table, chosen, labelled)
-    if self.negative is None or self.negative not in table.names:
+    items = super()._items(table, chosen, labelled and self.loss in ("cosine", "softmax"))
+    if self.negative not in table.names:
+      if labelled and self.negative:
+        raise no_column(table, self.negative, "negative")
       return items
     thirds = [table.cell(line, row, self.negative) for line, row in table.rows]
     return [item._replace(texts=(*item.texts, third)) for item, third in zip(items, thirds)]
@@ -150,6 +175,8 @@ class Similar(TableTask):
   def fitted(self, items: list[Example]) -> Self:
     if self.loss == "cosine":
       low, high = (choose(item.target for item in items) for choose in (min, max))
+      if not math.isfinite(high - low):
+        raise UserError(f"the numbers of {self.source!r} reach from {low} to {high}: too far.")
       if low == high:
         raise UserError(f"the numbers of {self.source!r} are all equal; nothing can be learnt.")
       return dataclasses.replace(self, low=low, high=high)
@@ -177,10 +204,10 @@ class Similar(TableTask):
       places = [self.labels.index(item.target) for item in items]
       targets["label"] = np.array(places, np.int32)
     if self.loss in ("ranking", "triplet"):
-      # Equal second texts are no negatives of each other.
+      # A text that is equal to the own second text is no negative.
       numbers: dict[str, int] = {}
-      groups = [numbers.setdefault(item.texts[1], len(numbers)) for item in items]
-      targets["group"] = np.array(groups, np.int32)
+      texts = [[numbers.setdefault(text, len(numbers)) for text in i.texts] for i in items]
+      targets["text"] = np.array(texts, np.int32)
     return Examples(items, encoded(items, tokenizer), targets)
 
   def in_rows(self, ids: Sequence[tuple[np.ndarray, ...]]) -> list[tuple[np.ndarray, ...]]:
@@ -189,7 +216,7 @@ class Similar(TableTask):
   # --- training
 
   def objective(self) -> VectorLoss:
-    shared: dict[str, Any] = {"together": self.together, "pooling": self.pooling}
+    shared: dict[str, Any] = {"together": self.together, "pooling": self.pooling or "mean"}
     if self.loss == "softmax":
       return PairClasses(labels=len(self.labels), **shared)
     if self.loss == "ranking":
@@ -197,13 +224,16 @@ class Similar(TableTask):
     return Triplet(margin=self.margin, **shared) if self.loss == "triplet" else Cosine(**shared)
 
   def rows(self, examples: Examples, config: Model, tokenizer: Tokenizer) -> EncodedRows:
-    """A row for each text of an example."""
+    """A row for each text of an example. New examples may lack the third text."""
+    together = len(examples.ids[0]) if len(examples) else self.together
     rows = framed_rows(self.in_rows(examples.ids), config, tokenizer, self.length)
-    targets = {name: np.repeat(array, self.together) for name, array in examples.targets.items()}
-    example = np.repeat(np.arange(len(examples), dtype=np.int32), self.together)
-    return dataclasses.replace(
-      rows, values=rows.values | targets, example=example, together=self.together
-    )
+    targets = {
+      name: array.reshape(-1) if array.ndim > 1 else np.repeat(array, together)
+      for name, array in examples.targets.items()
+    }
+    example = np.repeat(np.arange(len(examples), dtype=np.int32), together)
+    values = rows.values | targets
+    return dataclasses.replace(rows, values=values, example=example, together=together)
 
   # --- predicting
 
@@ -211,13 +241,13 @@ class Similar(TableTask):
     """{"similarity"}: the cosine of two vectors; with `softmax` also {"label", "score"}; with
     `ranking` and `triplet` {"rank"}: the place of the second text among those of all examples."""
     rows = self.rows(examples, trained.config, trained.tokenizer)
-    vectors_ND = outputs(trained, rows, Pooled(self.pooling, -1, trained.compute))
-    vectors_NKD = vectors_ND.reshape(len(examples), self.together, -1)
+    vectors_ND = outputs(trained, rows, Pooled(self.pooling or "mean", -1, trained.compute))
+    vectors_NKD = vectors_ND.reshape(len(examples), rows.together, -1)
     predictions = self.from_vectors(examples, vectors_NKD)
     if self.loss != "softmax":
       return predictions
-    p_NC = outputs(trained, rows, PairClasses(labels=len(self.labels), together=2,
-                                              pooling=self.pooling).probabilities)  # fmt: skip
+    classes: Any = self.objective()
+    p_NC = outputs(trained, rows, classes.probabilities)
     for prediction, p_C in zip(predictions, p_NC[::2], strict=True):
       best = int(p_C.argmax())
       prediction |= {"label": self.labels[best], "score": round(float(p_C[best]), 6)}
@@ -229,6 +259,8 @@ class Similar(TableTask):
 
   def from_vectors(self, examples: Examples, vectors_NKD: np.ndarray) -> list[Prediction]:
     """The predictions of vectors [examples, texts, D], without classes."""
+    if not np.isfinite(vectors_NKD).all():
+      raise UserError("the model's vectors are not finite numbers; its training diverged.")
     norms = np.maximum(np.linalg.norm(vectors_NKD, axis=-1, keepdims=True), 1e-12)
     unit_NKD = (vectors_NKD / norms).astype(np.float64)
     return self.from_unit_vectors(examples, unit_NKD[:, 0], unit_NKD[:, 1])

@@ -124,9 +124,10 @@ def table_of(row: dict[str, Any], name: str) -> Table:
 FIELDS = ("text", "text2", "label", "id", "document")
 
 
-def columns(table: Table, texts: int, **wanted: str | None) -> Columns:
+def columns(table: Table, texts: int, negative: str | None = None, **wanted: str | None) -> Columns:
   """The columns by the user's names (`wanted`, for some of `FIELDS`), else by those of data sets,
-  else by values. Errors: `UserError` if a column of text is missing; labels may be."""
+  else by values. negative: a column that is none of these. Errors: `UserError` if a column of text
+  is missing; labels may be."""
   wanted = {field: wanted.get(field) for field in FIELDS}
   for field, column in wanted.items():
     if column and column not in table.names and field in ("text", "text2"):
@@ -140,15 +141,16 @@ def columns(table: Table, texts: int, **wanted: str | None) -> Columns:
 
   label, name = chosen("label", LABEL), chosen("id", NAME)
   document = chosen("document", DOCUMENT)
-  taken = [column for column in (label, name, document) if column]
+  taken = [column for column in (label, name, document, negative) if column]
   chosen_texts = _texts(table, wanted, texts, present, taken)
   if label is None and not wanted["label"]:
     label = _fewest_values(table, [*chosen_texts, *taken])
   parts = [f"text = {chosen_texts[0]!r}", *(f"text2 = {t!r}" for t in chosen_texts[1:])]
   parts += [f"{field} = {column!r}" for field, column in
-            (("label", label), ("id", name), ("document", document)) if column]  # fmt: skip
+            (("negative", negative), ("label", label), ("id", name), ("document", document))
+            if column]  # fmt: skip
   header = "" if table.header else "no header; "
-  read = {*chosen_texts, label, name, document}
+  read = {*chosen_texts, negative, label, name, document}
   others = [repr(column) for column in table.names if column not in read]
   unread = f"; not read: {', '.join(others)[:200]}" if others else ""
   note = f"{table.path.name}: {header}columns: {', '.join(parts)}{unread} (--set=task.text=... "

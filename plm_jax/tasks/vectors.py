@@ -11,6 +11,7 @@ import numpy as np
 
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
+from plm_jax.models.dropout import Noise
 from plm_jax.models.recording import all_states
 from plm_jax.tasks.predicting import outputs
 from plm_jax.tasks.rows import frame_of, framed_rows
@@ -32,9 +33,11 @@ class Pooled(NamedTuple):
   layer: int = -1
   compute: Compute = Compute()
 
-  def __call__(self, model, hidden: jax.Array, batch: dict) -> jax.Array:
-    """float32 `[B, D]`."""
-    states_BTD = self._states(model, hidden, batch).astype(jnp.float32)
+  def __call__(
+    self, model, hidden: jax.Array, batch: dict, noise: Noise | None = None
+  ) -> jax.Array:
+    """float32 `[B, D]`. noise: for the dropout of an encoder-decoder's encoder."""
+    states_BTD = self._states(model, hidden, batch, noise).astype(jnp.float32)
     length_B = jnp.maximum(batch["length"], 1)
     if self.pooling == "cls":
       return states_BTD[:, 0]
@@ -45,9 +48,9 @@ class Pooled(NamedTuple):
       return jnp.where(real_BT1, states_BTD, -jnp.inf).max(axis=1)
     return jnp.where(real_BT1, states_BTD, 0).sum(axis=1) / length_B[:, None]
 
-  def _states(self, model, hidden: jax.Array, batch: dict) -> jax.Array:
+  def _states(self, model, hidden: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
     if self.layer == -1:
-      return model.encode(batch, self.compute) if hasattr(model, "encode") else hidden
+      return model.encode(batch, self.compute, noise) if hasattr(model, "encode") else hidden
     states, _ = all_states(model, batch, self.compute)
     if not -len(states) <= self.layer < len(states):
       raise UserError(

@@ -48,6 +48,8 @@ class Detector:
 
   def __init__(self, experiment: Experiment):
     self._weights = {f"{o.name}/loss": o.weight for o in experiment.objectives}
+    # Held-out losses say nothing of training's where they depend on the size of a batch.
+    self._compares = not any(getattr(o, "by_batch", False) for o in experiment.objectives)
     self._losses: deque[float] = deque(maxlen=WINDOWS)
     self._norm = 0.0
     self._first: float | None = None  # the loss before training
@@ -55,7 +57,7 @@ class Detector:
 
   def judge(self, record: dict[str, Any]) -> float | None:
     """The usual loss if the record is that of an explosion, else None."""
-    if record.get("split") == "valid" and record["step"] == 0:
+    if record.get("split") == "valid" and record["step"] == 0 and self._compares:
       terms = [weight * record[name] for name, weight in self._weights.items() if name in record]
       self._first = sum(terms) if terms else None
     if record.get("split") != "train" or "loss" not in record:

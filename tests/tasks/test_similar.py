@@ -18,7 +18,9 @@ from plm_jax.tasks.examples import Example, Examples
 from plm_jax.tasks.finetuning import model_cell, plan
 from plm_jax.tasks.losses_of_vectors import Cosine, PairClasses, Ranking, Triplet
 from plm_jax.tasks.metrics import retrieval
+from plm_jax.tasks.pairs import Pairs
 from plm_jax.tasks.predicting import load
+from plm_jax.tasks.registry import guessed
 from plm_jax.tasks.similar import Similar, ranks
 from plm_jax.tasks.task import Context
 from tests.tasks.conftest import TELLING, toy_sentence
@@ -62,16 +64,20 @@ def test_the_cosine_s_loss_is_its_squared_error_and_rows_that_fill_up_do_not_cou
 @pytest.mark.parametrize("texts", [2, 3])
 def test_ranking_is_a_softmax_over_the_other_texts_of_the_batch(texts):
   x = vectors(4, texts, 5)
-  # The second texts of 0 and 2 are equal; the last example fills up the batch.
-  group = jnp.repeat(jnp.array([0, 1, 0, 1]), texts)
-  batch = batch_of(np.repeat([1, 1, 1, 0], texts), group=group)
+  # The second texts of 0 and 2 are equal, and the third of 1; the last example fills up the batch.
+  numbers = np.arange(4 * texts).reshape(4, texts)
+  numbers[2, 1] = numbers[0, 1]
+  if texts == 3:
+    numbers[1, 2] = numbers[0, 1]
+  batch = batch_of(np.repeat([1, 1, 1, 0], texts), text=jnp.asarray(numbers.reshape(-1)))
   loss = Ranking(together=texts, scale=3.0)
   terms = loss.loss(None, jnp.asarray(x.reshape(4 * texts, 1, 5)), batch, None)
   candidates = {0: [0, 1], 1: [1, 0, 2], 2: [2, 1]}  # the own text first
   expected = []
   for n, others in candidates.items():
     scores = [3 * cosine(x[n, 0], x[m, 1]) for m in others]
-    scores += [3 * cosine(x[n, 0], x[m, 2]) for m in range(3) if texts == 3]
+    thirds = [m for m in range(3) if texts == 3 and numbers[m, 2] != numbers[n, 1]]
+    scores += [3 * cosine(x[n, 0], x[m, 2]) for m in thirds]
     expected.append(np.log(np.sum(np.exp(scores))) - scores[0])
   assert mean(terms) == pytest.approx(np.mean(expected), rel=1e-5)
 
@@ -138,6 +144,9 @@ def test_the_columns_decide_the_loss(tmp_path, loss):
   [
     ({"loss": "triplet"}, KINDS["ranking"], "needs a third text"),
     ({"loss": "cosine"}, KINDS["softmax"], "needs numbers"),
+    ({"loss": "softmax", "negative": "x"}, [PAIR | {"label": "y", "x": "z"}], "reads two texts"),
+    ({"negative": "anchor"}, KINDS["ranking"], "a column of another text"),
+    ({}, [PAIR | {"score": x} for x in ("-1.7e308", "1.7e308")], "too far"),
     ({"negative": "worse"}, KINDS["triplet"], "no column 'worse'"),
     ({}, [PAIR | {"score": "1"}] * 2, "all equal"),
     ({"loss": "softmax"}, [PAIR | {"label": "yes"}] * 2, "one class"),
@@ -150,6 +159,29 @@ def test_data_that_cannot_be_learnt_is_a_sentence(tmp_path, settings, rows, said
   with pytest.raises(UserError, match=said):
     task = task.with_columns()
     task.fitted(task.read_file(task.source, labelled=True))
+
+
+def test_a_third_text_is_read_only_from_a_table_without_labels(tmp_path):
+  rows = [PAIR | {"neg": str(n % 2), "score": str(n)} for n in range(3)]
+  task = Similar(source=str(written(tmp_path / "train.jsonl", rows))).with_columns()
+  assert (task.loss, task.negative, task.label) == ("cosine", None, "score")
+  rows = KINDS["triplet"]
+  _, notes = (
+    Similar(source=str(written(tmp_path / "b.jsonl", rows)))
+    .with_columns()
+    .read_noted(str(tmp_path / "b.jsonl"))
+  )
+  assert "negative = 'negative'" in notes[0] and "not read" not in notes[0]
+  two = written(tmp_path / "two.jsonl", KINDS["ranking"])
+  task = Similar(source=str(tmp_path / "b.jsonl")).with_columns()
+  assert {len(item.texts) for item in task.read_file(two, labelled=False)} == {2}
+  with pytest.raises(UserError, match="no column 'negative'"):
+    task.read_file(two, labelled=True)
+
+
+def test_a_table_of_pairs_without_labels_is_one_of_sentence_vectors(tmp_path):
+  assert guessed(str(written(tmp_path / "a.jsonl", KINDS["ranking"]))) is Similar
+  assert guessed(str(written(tmp_path / "b.jsonl", KINDS["softmax"]))) is Pairs
 
 
 def test_settings_out_of_range_are_a_sentence():
@@ -170,6 +202,25 @@ def test_ranks_count_different_texts_and_metrics_are_their_closed_forms():
   assert scores["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1) / 4)
   assert (scores["recall1"], scores["recall10"]) == (0.5, 1)
   assert scores["ndcg10"] == pytest.approx((2 + 1 / np.log2(3) + 1 / 2) / 4)
+
+
+def test_vectors_that_are_not_finite_are_no_ranks():
+  items = [Example(("a", "b"))]
+  with pytest.raises(UserError, match="its training diverged"):
+    Similar(source="x", loss="ranking").from_vectors(
+      Examples(items, []), np.full((1, 2, 3), np.nan)
+    )
+
+
+def test_an_encoder_decoder_s_vectors_have_its_dropout():
+  class Model:
+    def encode(self, batch, compute, noise):
+      return jnp.full((2, 1, 3), 2.0 if noise is None else 3.0)
+
+  batch = batch_of([1, 1])
+  losses = Cosine(together=2)
+  assert float(losses.vectors(Model(), None, batch, None)[0, 0, 0]) == 2
+  assert float(losses.vectors(Model(), None, batch, "noise")[0, 0, 0]) == 3
 
 
 # --- training, and what comes after it
@@ -221,6 +272,10 @@ def test_vectors_are_learnt_encoded_searched_and_exported(source, recipe, couple
   predictions = task.predict(trained, task.encode(items, trained.tokenizer))
   assert [p["rank"] for p in predictions] == [1, 1, 1]
 
+  pair = [Example(item.texts[:2]) for item in items]
+  again = task.predict(trained, task.encode(pair, trained.tokenizer))
+  assert [p["rank"] for p in again] == [1, 1, 1]
+
   texts = [text for item in items for text in item.texts]
   vectors_ND = encode(path, texts)
   unit = vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
@@ -230,12 +285,18 @@ def test_vectors_are_learnt_encoded_searched_and_exported(source, recipe, couple
   assert {word for word in first.text.split()} & {*TELLING[kinds[0]]}
   again = search(path, texts[1:], texts[:1], best=1, vectors=vectors_ND[1:])
   assert again[0][0] == first
-  with pytest.raises(UserError, match="8 vectors for 2 texts"):
-    search(path, texts[:2], ["x"], vectors=vectors_ND[1:])
+  for other in (vectors_ND[1:], vectors_ND[:2, :3], vectors_ND[:2] > 0):
+    with pytest.raises(UserError, match="2 texts of this model have"):
+      search(path, texts[:2], ["x"], vectors=other)
+  with pytest.raises(UserError, match="no finite numbers"):
+    search(path, texts[:2], ["x"], vectors=np.full_like(vectors_ND[:2], np.nan))
+  ((first, second),) = search(path, ["one", "one"], ["two"], vectors=vectors_ND[[0, 0]])
+  assert (first.place, second.place, first.score) == (0, 1, second.score)
 
   run = Run.load(path)
   hf.save(from_run(run), tmp_path / "exported")
   back = hf.load(tmp_path / "exported")
   assert back.pooling.modes == ("mean",) and not back.pooling.normalize
+  assert back.pooling.length == run.pooling["length"] == task.length
   switches = json.loads((tmp_path / "exported" / "1_Pooling" / "config.json").read_text())
   assert switches["pooling_mode_mean_tokens"] is True
