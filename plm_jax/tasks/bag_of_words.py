@@ -84,7 +84,8 @@ def word_vectors(splits: Splits) -> tuple[Any, Any]:
   try:
     words.fit(text for item in splits.train.items for text in item.texts)
   except ValueError:  # there are only marks
-    return tuple(csr_array((len(splits.test), 1)) for _ in range(2))
+    none = csr_array((len(splits.test), 1))
+    return none, none
   first, second = ([item.texts[place] for item in splits.test.items] for place in (0, 1))
   return csr_array(words.transform(first)), csr_array(words.transform(second))
 
