@@ -86,9 +86,9 @@ class RunInfo:
   @property
   def pooling(self) -> dict[str, Any] | None:
     """How a text becomes a vector, of a model that was trained for it here (the task `similar`) or
-    elsewhere: `modes`, `length`, and for a published one `normalize` and `lowercase`."""
+    elsewhere: `modes`, and for a published one `normalize`, `length` and `lowercase`."""
     if mode := getattr(self.experiment.data, "pooling", None):
-      return {"modes": [mode], "length": self.experiment.data.length}
+      return {"modes": [mode]}
     return (self.document.get("public") or {}).get("pooling")
 
   @property
@@ -289,6 +289,17 @@ def history(run: RunInfo) -> Iterator[RunInfo]:
       print(f"note: the text of the pretraining before that is unknown: {error}", file=sys.stderr)
       return
     yield run
+
+
+def row_limit(run: RunInfo) -> int:
+  """The most tokens of a row. Learned positions that no run in its history reached are random."""
+  most = run.config.positions
+  if getattr(run.config, "position", None) != "learned":
+    return most
+  runs = list(history(run))
+  if "untrained" in run.document or any("public" in each.document for each in runs):
+    return most
+  return min(most, max(each.experiment.data.length for each in runs))
 
 
 def initial_record(source: RunInfo | None) -> dict[str, Any] | None:

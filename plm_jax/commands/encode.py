@@ -26,9 +26,8 @@ from plm_jax.decode.neighbours import with_word_vectors
 from plm_jax.errors import UserError
 from plm_jax.export.to_run import run_directory
 from plm_jax.progress import progress_bar
-from plm_jax.runs import Run, refuse_counted
+from plm_jax.runs import Run, refuse_counted, row_limit
 from plm_jax.tasks.predicting import trained
-from plm_jax.tasks.rows import row_limit
 from plm_jax.tasks.table_files import SUFFIXES, columns, read_table
 from plm_jax.tasks.vectors import POOLINGS, Pooled, vectors
 from plm_jax.train.process import keep_compilations

@@ -29,9 +29,8 @@ from plm_jax.decode.neighbours import neighbours as nearest
 from plm_jax.errors import UserError
 from plm_jax.evaluation import word_vectors
 from plm_jax.export.to_run import run_directory
-from plm_jax.runs import Run
+from plm_jax.runs import Run, row_limit
 from plm_jax.tasks.predicting import trained
-from plm_jax.tasks.rows import row_limit
 from plm_jax.tasks.vectors import attentions
 from plm_jax.train.process import keep_compilations
 

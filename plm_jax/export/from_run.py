@@ -13,7 +13,7 @@ from plm_jax.export.pretrained import has_dense
 from plm_jax.export.published_tokenizer import write_tokenizer
 from plm_jax.models.electra import Electra
 from plm_jax.models.model import Model
-from plm_jax.runs import Run, check_merged
+from plm_jax.runs import Run, check_merged, row_limit
 
 
 def from_run(run: Run, part: str = "discriminator") -> hf.Pretrained:
@@ -36,7 +36,7 @@ def from_run(run: Run, part: str = "discriminator") -> hf.Pretrained:
     params = nnx.clone(params)
     params.pair_classes = None
   model = hf.Pretrained(config.encoder, params, None, document, _pooling(run))
-  if model.pooling is None:
+  if model.pooling is None or model.pooling.length:
     return model
   pooling = model.pooling._replace(length=run.experiment.data.length)
   return dataclasses.replace(model, pooling=pooling)
@@ -52,7 +52,7 @@ def _pooling(run: Run) -> sentence.Pooling | None:
       f"{run.path} pools by {mode!r}, which this export does not have; it has "
       f"{', '.join(sentence.MODES.values())}."
     )
-  return sentence.Pooling((mode,))
+  return sentence.Pooling((mode,), length=row_limit(run))
 
 
 def _imported(run: Run, public: dict) -> hf.Pretrained:

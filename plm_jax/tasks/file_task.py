@@ -13,9 +13,10 @@ import numpy as np
 
 from plm_jax.data.draws import permute
 from plm_jax.errors import UserError
+from plm_jax.runs import row_limit
 from plm_jax.tasks.augmentation import Augmentation
 from plm_jax.tasks.examples import SPLITS, Example, Splits
-from plm_jax.tasks.rows import frame_of, row_limit
+from plm_jax.tasks.rows import frame_of
 from plm_jax.tasks.table_files import (
   FIELDS,
   SUFFIXES,

@@ -12,9 +12,9 @@ import numpy as np
 from plm_jax.data.offsets import tokens_in
 from plm_jax.decode.neighbours import with_word_vectors
 from plm_jax.models.compute import Compute
-from plm_jax.runs import Run
+from plm_jax.runs import Run, row_limit
 from plm_jax.tasks.predicting import outputs, trained
-from plm_jax.tasks.rows import framed_rows, row_limit
+from plm_jax.tasks.rows import framed_rows
 
 LONGEST = 32  # tokens of a row
 BLOCK = 512  # texts whose states are in memory together

@@ -13,24 +13,12 @@ from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 from plm_jax.models.model import Model
-from plm_jax.runs import RunInfo, history
 
 _ORDER = 1  # salt for the order of an epoch, as in data.pipeline
 _BATCHES = 4  # salt for the order of the batches of a pool
 _POOL = 32  # batches whose rows are sorted by length together
 _SHORTEST = 16  # tokens of the shortest rows in a batch by length
 _MANY = 32  # batches that are worth the compilation of more shapes
-
-
-def row_limit(run: RunInfo) -> int:
-  """The most tokens of a row. Learned positions that no run in its history reached are random."""
-  most = run.config.positions
-  if getattr(run.config, "position", None) != "learned":
-    return most
-  runs = list(history(run))
-  if "untrained" in run.document or any("public" in each.document for each in runs):
-    return most
-  return min(most, max(each.experiment.data.length for each in runs))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

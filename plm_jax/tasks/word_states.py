@@ -17,9 +17,9 @@ from plm_jax.decode.neighbours import with_word_vectors
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.recording import all_states
-from plm_jax.runs import Run, refuse_counted
+from plm_jax.runs import Run, refuse_counted, row_limit
 from plm_jax.tasks.predicting import outputs, trained
-from plm_jax.tasks.rows import framed_rows, row_limit, width_of
+from plm_jax.tasks.rows import framed_rows, width_of
 
 BLOCK = 256  # texts whose states are in memory together
 MOST = 16  # occurrences of a word that are averaged

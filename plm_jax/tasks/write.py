@@ -16,13 +16,14 @@ from plm_jax.decode.rules import Rules
 from plm_jax.decode.writer import write
 from plm_jax.errors import UserError
 from plm_jax.models.model import Model
+from plm_jax.runs import row_limit
 from plm_jax.tasks import metrics as label_metrics
 from plm_jax.tasks import parallel
 from plm_jax.tasks.classification import NONE
 from plm_jax.tasks.examples import Example, Examples, Prediction, Splits
 from plm_jax.tasks.file_task import STEMS, FileTask
 from plm_jax.tasks.parallel import references
-from plm_jax.tasks.rows import EncodedRows, row_limit
+from plm_jax.tasks.rows import EncodedRows
 from plm_jax.tasks.table_files import SUFFIXES, no_column, object_of, table_of
 from plm_jax.tasks.task import Context, Trained
 from plm_jax.tasks.text_metrics import check_installed, exact, scores_of_texts, tokens_of

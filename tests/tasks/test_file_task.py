@@ -8,6 +8,7 @@ import pytest
 
 from plm_jax import overrides
 from plm_jax.errors import UserError
+from plm_jax.runs import row_limit
 from plm_jax.tasks.answer import Answer
 from plm_jax.tasks.choose import Choose
 from plm_jax.tasks.classify import Classify
@@ -16,7 +17,6 @@ from plm_jax.tasks.file_task import own_splits
 from plm_jax.tasks.multi import Multi
 from plm_jax.tasks.pairs import Pairs
 from plm_jax.tasks.regress import Regress
-from plm_jax.tasks.rows import row_limit
 from plm_jax.tasks.tag import Tag
 from plm_jax.tasks.task import Context
 from plm_jax.tasks.write import Write
