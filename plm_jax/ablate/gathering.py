@@ -48,6 +48,11 @@ class Measured(NamedTuple):
     return [arm for arm in self.table.arms if arm.name in started]
 
   @property
+  def done(self) -> int:
+    """The number of runs that are measured."""
+    return sum(state.phase == "done" for state in self.states.values())
+
+  @property
   def left_out(self) -> list[str]:
     return [arm.name for arm in self.table.arms if arm not in self.arms]
 

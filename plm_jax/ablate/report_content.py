@@ -33,8 +33,8 @@ WIDEST = 12  # columns of the main table, which fit a page of 1,200 pixels
 
 def report_blocks(measured: Measured, pictures: list[Picture], to: Path) -> list[PageBlock]:
   plan, table = measured.plan, measured.table
-  done = sum(state.phase == "done" for state in measured.states.values())
-  head = f"{table.source}. Budget `{plan.budget}`, {done} of {len(measured.states)} runs measured "
+  counts = f"{measured.done} of {len(measured.states)}"
+  head = f"{table.source}. Budget `{plan.budget}`, {counts} runs measured "
   total = f" of {len(table.arms)}" if measured.left_out else ""
   head += f"({len(measured.arms)}{total} arms, {plan.seeds} seed{'s' * (plan.seeds != 1)})."
   if plan.budget == "smoke":

@@ -23,6 +23,8 @@ def define_flags() -> None:
 def main(directory: str) -> None:
   measured, files = report(directory, FLAGS.to)
   print(*files, sep="\n")
+  if measured.done < (planned := len(measured.plan.runs())):
+    print(f"{measured.done} of {planned} runs are measured; the command of the sweep goes on")
   for verdict in measured.verdicts:
     print(f"{verdict.outcome:14} {verdict.claim}")
 

@@ -60,10 +60,10 @@ def task_class(name: str) -> type[Task | Suite]:
   kinds: dict[str, type[Task | Suite]] = {**TASKS, **SUITES}
   if name not in kinds:
     near = difflib.get_close_matches(name, kinds, n=1)
-    meant = f"did you mean {near[0]}? " if near else ""
+    meant = f"; did you mean {near[0]}?" if near else "."
     raise UserError(
-      f"there is no task {name!r}; {meant}expected one of {', '.join(kinds)}, or FILE:CLASS for "
-      "one of your own."
+      f"there is no task {name!r}{meant} The tasks are {', '.join(kinds)}, and FILE:CLASS is one "
+      "of your own."
     )
   return kinds[name]
 

@@ -26,6 +26,7 @@ def test_in_the_same_time_an_arm_takes_the_steps_of_its_rate():
     assert tokens / history.RATES[arm.name] == pytest.approx(history.SECONDS, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_generations_has_a_page_with_picture_cost_and_samples(tmp_path):
   out = tmp_path / "out"
   made = sweep(

@@ -79,6 +79,7 @@ def elmo(sources, table, tmp_path_factory):
   return plan, model_cell(plan, "pretrained", 60, 0, "toy")
 
 
+@pytest.mark.slow
 def test_features_are_frozen_without_moments_and_the_mix_is_learnt(elmo, sources):
   plan, cell = elmo
   run = Run.load(plan.path / "pretrained-60-0")
