@@ -19,8 +19,8 @@ fine-tuned model too; docs/finetuning.md has more options.
 --from is a run, a downloaded model, or an experiment such as experiments/bilstm.py:tiny, whose
 model is trained from random parameters. --data is a .csv, .tsv or .jsonl file (classify, pairs,
 multi, regress, similar, choose, write), a .conll or .conllu file (tag), a .json file like SQuAD's
-(answer), or a folder with train, dev and test files. Without --task the file decides, and a line says which
-columns were chosen; other text needs no labels: its words are shuffled. A quick try:
+(answer), or a folder with train, dev and test files. Without --task the file decides, and a line
+says which columns were chosen; other text needs no labels: its words are shuffled. A quick try:
 --labels=200 --set=steps=20. A stopped command continues when it is given again.
 """
 
