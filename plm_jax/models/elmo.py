@@ -235,9 +235,9 @@ class ElmoModel(LayerFeatures):
     """
     return self.continued(batch, compute, noise, self.carry(len(batch["input_ids"])))[0]
 
-  def encode(self, batch: dict, compute: Compute) -> jax.Array:
+  def encode(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
     """The states of the last layer, both directions side by side, `[B, T, 2 P]`."""
-    return self(batch, compute).layers_BTLD[:, :, -1]
+    return self(batch, compute, noise).layers_BTLD[:, :, -1]
 
   def continued(
     self, batch: dict, compute: Compute, noise: Noise | None, carry: LSTMState
