@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import sys
+from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
@@ -15,8 +17,11 @@ from plm_jax.data.tokenizers import WordPiece
 from plm_jax.errors import UserError
 from plm_jax.export import hf
 from plm_jax.export.to_run import write_run
+from plm_jax.models.compute import Compute
 from plm_jax.runs import Run
-from plm_jax.tasks.rows import frame_of
+from plm_jax.tasks.frozen_states import LastStates
+from plm_jax.tasks.predicting import outputs, trained
+from plm_jax.tasks.rows import frame_of, framed_rows
 from tests.decode.test_commands import own_flags
 from tests.export.golden.record import FOLDER
 
@@ -79,6 +84,22 @@ def test_a_vector_pools_the_states_of_the_text_alone(models, family, pooling, la
   for text, vector in zip(texts, array_ND):
     expected = POOLED[pooling](states_alone(published, tokenizer, text, layer))
     np.testing.assert_allclose(vector, expected, atol=1e-5)
+
+
+class Ones(NamedTuple):
+  """A reader with the fields of `LastStates`."""
+
+  compute: Compute
+
+  def __call__(self, model, hidden, batch):
+    return jnp.ones((len(hidden), 3))
+
+
+def test_readers_of_equal_fields_are_not_taken_for_each_other(models):
+  run = Run.load(models["bert"][1])
+  rows = framed_rows([(np.array([5, 6]),)], run.config, run.tokenizer, 8)
+  shapes = [outputs(trained(run), rows, kind(run.compute)).shape for kind in (Ones, LastStates)]
+  assert shapes[0] == (1, 3) and shapes[1][-1] == run.config.width
 
 
 def test_the_command_writes_a_vector_for_every_line_in_order(models, call, tmp_path, monkeypatch):

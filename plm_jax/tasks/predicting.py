@@ -94,7 +94,8 @@ def _joined(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
   )
 
 
-@functools.lru_cache(maxsize=8)
+# Typed, because readers are NamedTuples, and equal ones may differ in type.
+@functools.lru_cache(maxsize=8, typed=True)
 def _compiled(read: Callable[..., Any], compute: Compute, mesh):
   """Compiled once per shape: every seed of every arm predicts with the same program."""
 
