@@ -256,7 +256,8 @@ def refuse_counted(run: RunInfo) -> None:
   """A `UserError` for a model that was made from counts."""
   if hasattr(run.config, "counted"):
     raise UserError(
-      f"the model {type(run.config).__name__} has no vectors of tokens; give another model."
+      f"the model {type(run.config).__name__} is made from counts and has no vectors of tokens; "
+      "give another model."
     )
 
 

@@ -22,7 +22,7 @@ from plm_jax import cli, overrides
 from plm_jax.errors import UserError
 from plm_jax.notebook import grid
 from plm_jax.peft.methods import METHODS, AnyPeft
-from plm_jax.runs import RunInfo
+from plm_jax.runs import RunInfo, refuse_counted
 from plm_jax.tasks.comparison import (
   PROBE,
   TRAINED,
@@ -155,6 +155,7 @@ def finetune(
   workdir: None is START/finetune/TASK, or runs/NAME/finetune/TASK for a published model. dry_run:
   shows the task and the configuration, trains nothing, and returns None.
   """
+  refuse_counted(source)
   cli.load_module("data.installed_text")  # makes tfds:installed_text known
   if isinstance(task, Suite):
     return finetune_suite(source, start, task, list(settings), options, cache, workdir, dry_run)
