@@ -422,7 +422,7 @@ def test_a_run_becomes_a_file_and_the_file_a_run(ngram_run, tmp_path):
 
 def test_a_run_has_no_vectors_and_no_classes(ngram_run):
   for make in (lambda: encode(ngram_run, ["w1"]), lambda: neighbours(ngram_run, ["w1"])):
-    with pytest.raises(UserError, match="the model NGram .*has no vectors of tokens"):
+    with pytest.raises(UserError, match=r"the model NGram .*has no vectors of tokens"):
       make()
   with pytest.raises(UserError, match="an n-gram model has no head 'classes'"):
     ngram_run.config.init(jax.random.key(0), {"classes": 2})
