@@ -26,6 +26,7 @@ from plm_jax import cli
 from plm_jax.commands.encode import encoded, read
 from plm_jax.data.corpora import default_cache
 from plm_jax.errors import UserError
+from plm_jax.evaluation.word_vectors import unit
 from plm_jax.export.to_run import run_directory
 from plm_jax.runs import Run
 from plm_jax.tasks.vectors import POOLINGS
@@ -78,8 +79,8 @@ def search(
   texts_ND = _checked(vectors, len(texts), wanted_QD.shape[1])
   found = []
   for first in range(0, len(queries), _AT_ONCE):
-    cosines_QN = _unit(wanted_QD[first : first + _AT_ONCE]) @ texts_ND.T
-    cosines_QN = np.round(cosines_QN.astype(np.float64), 6)  # equal texts have equal scores
+    cosines_QN = unit(wanted_QD[first : first + _AT_ONCE]) @ texts_ND.T
+    cosines_QN = np.round(cosines_QN, 6)  # equal texts have equal scores
     order_QN = np.argsort(-cosines_QN, axis=1, kind="stable")[:, :best]
     found += [
       [Match(int(n), texts[n], float(cosines_N[n])) for n in order_N]
@@ -89,24 +90,17 @@ def search(
 
 
 def _checked(vectors: np.ndarray, count: int, width: int) -> np.ndarray:
-  """float32 [count, width], of length 1. Errors: `UserError` for vectors of other texts or of
+  """float64 [count, width], of length 1. Errors: `UserError` for vectors of other texts or of
   another model."""
   if vectors.shape != (count, width) or not np.issubdtype(vectors.dtype, np.floating):
     raise UserError(
       f"the vectors are {vectors.dtype} {list(vectors.shape)}, and {count:,} texts of this model "
       f"have [{count}, {width}]; encode these texts with this model."
     )
-  with np.errstate(over="ignore"):
-    unit_ND = _unit(vectors)
+  unit_ND = unit(np.asarray(vectors, np.float64))  # squares of float16 and float32 may overflow
   if not np.isfinite(unit_ND).all():
     raise UserError("the vectors have values that are no finite numbers; encode the texts again.")
   return unit_ND
-
-
-def _unit(x_ND: np.ndarray) -> np.ndarray:
-  x_ND = np.asarray(x_ND, np.float64)
-  norms = np.linalg.norm(x_ND, axis=1, keepdims=True)
-  return (x_ND / np.maximum(norms, 1e-12)).astype(np.float32)
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ def _fitted_labels(features: Sequence[Any], splits: Splits, penalty: float) -> F
   return Fitted(p_test >= threshold, penalty, micro)
 
 
-def word_vectors(splits: Splits) -> tuple[Any, Any]:
+def tfidf_vectors(splits: Splits) -> tuple[Any, Any]:
   """TF-IDF of the first and of the second texts of the test split, of length 1: sparse arrays
   [examples, words]."""
   from scipy.sparse import csr_array

@@ -1,7 +1,7 @@
 """The task `similar`: sentence vectors that can be compared (Sentence-BERT).
 
 Reimers and Gurevych 2019, section 3: every text of an example is read alone, its states are pooled
-into a vector, and a loss compares the vectors. The data decide which loss: `losses_of_vectors.py`.
+into a vector, and a loss compares the vectors. The data decide which loss: `vector_losses.py`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
 from plm_jax.models.model import Model
 from plm_jax.tasks import metrics
-from plm_jax.tasks.bag_of_words import best_bag_of_words, word_vectors
+from plm_jax.tasks.bag_of_words import best_bag_of_words, tfidf_vectors
 from plm_jax.tasks.examples import Example, Examples, Prediction, Splits, encoded
 from plm_jax.tasks.file_task import TableTask
-from plm_jax.tasks.losses_of_vectors import Cosine, PairClasses, Ranking, Triplet, VectorLoss
 from plm_jax.tasks.predicting import outputs
 from plm_jax.tasks.rows import EncodedRows, framed_rows
 from plm_jax.tasks.table_files import FIELDS, LABEL, Columns, Table, columns, no_column, number
 from plm_jax.tasks.task import Context, Trained
+from plm_jax.tasks.vector_losses import Cosine, PairClasses, Ranking, Triplet, VectorLoss
 from plm_jax.tasks.vectors import POOLINGS, Pooled, PoolingMode
 
 LOSSES = ("cosine", "softmax", "ranking", "triplet")
@@ -300,7 +300,7 @@ class Similar(TableTask):
         best_bag_of_words(splits).predictions if name == "words" else majority
       )
     if name == "words":
-      return self.from_unit_vectors(test, *word_vectors(splits))
+      return self.from_unit_vectors(test, *tfidf_vectors(splits))
     middle = (len({item.texts[1] for item in test.items}) + 1) / 2
     return [{"similarity": 0.0, "rank": middle} for _ in test.items]
 

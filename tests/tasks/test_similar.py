@@ -17,13 +17,13 @@ from plm_jax.runs import Run, row_limit
 from plm_jax.tasks.augmentation import Augmentation, AugmentedBatches
 from plm_jax.tasks.examples import Example, Examples
 from plm_jax.tasks.finetuning import model_cell, plan
-from plm_jax.tasks.losses_of_vectors import Cosine, PairClasses, Ranking, Triplet
 from plm_jax.tasks.metrics import retrieval
 from plm_jax.tasks.pairs import Pairs
 from plm_jax.tasks.predicting import load
 from plm_jax.tasks.registry import guessed
 from plm_jax.tasks.similar import Similar, ranks
 from plm_jax.tasks.task import Context
+from plm_jax.tasks.vector_losses import Cosine, PairClasses, Ranking, Triplet
 from tests.tasks.conftest import TELLING, toy_sentence
 
 
