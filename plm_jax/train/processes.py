@@ -31,7 +31,7 @@ from plm_jax.errors import UserError
 from plm_jax.train.launch import Place, place_of, wait_for
 
 HEARTBEAT = 30  # seconds without a sign of life after which JAX ends the others
-_HEARD = 5  # seconds in which the others hear of a refusal
+_HEARD = 5  # seconds in which the others hear of a refusal and end
 _LONG = 7 * 24 * 3600 * 1000  # milliseconds
 _LOST = re.compile(r"gloo|nccl|unavailable|deadline_exceeded|connection", re.IGNORECASE)
 _LAST_LINE = """
@@ -44,6 +44,7 @@ if lines and lines[-1]:
 _AGAIN = "give the same command again on all machines, and the run goes on from its last checkpoint"
 
 _numbers = itertools.count()  # of the meetings; equal in all processes
+_ending = threading.Lock()  # held by the thread that ends this process
 
 
 class Interrupted(KeyboardInterrupt):
@@ -87,11 +88,13 @@ def joined(
     lost = isinstance(error, (ValueError, jax.errors.JaxRuntimeError)) and _LOST.search(str(error))
     if lost:
       time.sleep(2)  # if the other process refused, its sentence arrives first and ends this one
+    _ending.acquire()
     sentence = _lost_sentence(error, place) if lost else _sentence(error, place)
-    _refuse(sentence, place)
+    end = time.monotonic() + _HEARD
+    _refuse(sentence, place, end)
     watcher.communicate(b"\n")
     # JAX's own exit would wait for the other processes.
-    atexit.register(_exit, 2 if lost else _code(error))
+    atexit.register(_end, 2 if lost else _code(error), place, end)
     if lost:
       raise UserError(sentence) from error
     raise
@@ -154,30 +157,45 @@ def _listen(place: Place, watcher: subprocess.Popen) -> None:
   threading.Thread(target=wait, daemon=True, name="refusal").start()
 
 
-def _refuse(sentence: str, place: Place) -> None:
+def _refuse(sentence: str, place: Place, end: float) -> None:
   """Tells the others to end, and waits until they have heard it."""
-  client, end = _client(), time.monotonic() + _HEARD
   message = {"process": place.process, "sentence": " ".join(sentence.split())}
   with suppress(jax.errors.JaxRuntimeError):  # another process refused first, or the first is gone
-    client.key_value_set(f"plm_jax/heard/{place.process}", "")
-    client.key_value_set("plm_jax/refusal", json.dumps(message))
-    for process in range(place.processes):
-      left = max(1, int(1000 * (end - time.monotonic())))
-      client.blocking_key_value_get(f"plm_jax/heard/{process}", left)
+    _note("heard", place)
+    _client().key_value_set("plm_jax/refusal", json.dumps(message))
+    _wait("heard", place, end)
 
 
 def _end_with(sentence: str, place: Place, watcher: subprocess.Popen) -> None:
-  with suppress(jax.errors.JaxRuntimeError):
-    _client().key_value_set(f"plm_jax/heard/{place.process}", "")
+  _ending.acquire()
   watcher.communicate(b"\n")
   print(f"error: {sentence}", file=sys.stderr)
-  _exit(2)
+  with suppress(jax.errors.JaxRuntimeError):
+    _note("heard", place)
+  _end(2, place, time.monotonic() + _HEARD)
 
 
-def _exit(code: int) -> None:
+def _end(code: int, place: Place, end: float) -> None:
+  """Ends this process. The first one, whose service the others need, goes after them: without it
+  JAX would abort them."""
   sys.stdout.flush()
   sys.stderr.flush()
+  with suppress(jax.errors.JaxRuntimeError):
+    _note("ended", place)
+    if place.process == 0:
+      _wait("ended", place, end)
   os._exit(code)
+
+
+def _note(what: str, place: Place) -> None:
+  _client().key_value_set(f"plm_jax/{what}/{place.process}", "", allow_overwrite=True)
+
+
+def _wait(what: str, place: Place, end: float) -> None:
+  """Waits until all processes have noted it, or until the moment `end`."""
+  for process in range(place.processes):
+    left = max(1, int(1000 * (end - time.monotonic())))
+    _client().blocking_key_value_get(f"plm_jax/{what}/{process}", left)
 
 
 def _code(error: BaseException) -> int:
