@@ -33,7 +33,7 @@ from plm_jax.ablate.table import Table
 from plm_jax.ablate.view import line
 from plm_jax.budgets import AnyBudget, of_rows
 from plm_jax.data.corpora import cache_folder
-from plm_jax.data.preparation import prepare
+from plm_jax.data.mixture import prepare_each
 from plm_jax.errors import UserError
 from plm_jax.evaluation.minimal_pairs import pair_files, read_minimal_pairs
 from plm_jax.experiment import Experiment
@@ -304,4 +304,4 @@ def prepare_texts(experiments: list[Experiment], cache: Path) -> None:
   cli.load_module("data.installed_text")  # makes tfds:installed_text known
   texts = {repr((e.data.source, e.data.tokenizer, e.data.held_out)): e for e in experiments}
   for experiment in texts.values():
-    prepare(experiment.data, cache)
+    prepare_each(experiment.data, cache)
