@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from plm_jax.data.fertility import fertilities, fertility_notes
 from plm_jax.data.manifest import hash_of
 from plm_jax.data.mixture import MixedBatches, mixed_counts, prepare_each
 from plm_jax.data.pipeline import Batches, iterate
@@ -44,19 +45,23 @@ def pretrain(
   with processes.first_goes_first():
     texts = prepare_each(experiment.data, cache, progress=first)
   text = text_record(texts)
-  workdir.write_config(experiment, record | {"text": text})
+  record = record | {"text": text, "fertility": fertilities(texts)}
+  workdir.write_config(experiment, record)
   train, valid = batches_of(experiment, texts)
   prepared = texts[train.most_read]
   if first:
     prepared.tokenizer.save(workdir / "tokenizer")
   processes.say(report.text_lines(texts, train))
+  if source is not None:
+    for note in fertility_notes(texts, source.document.get("fertility") or {}):
+      processes.say(note)
   with processes.first_goes_first():  # the first makes the tables of rows
     train.check()
     held_out = valid.evaluations(experiment.schedule.evaluation_rows)
   evaluation = [batch for batches in held_out.values() for batch in batches]
   processes.say(report.rows_line(train, experiment.is_counted))
   if experiment.is_counted:
-    counted = count(experiment, record | {"text": text}, prepared, evaluation, workdir, sinks)
+    counted = count(experiment, record, prepared, evaluation, workdir, sinks)
     params = processes.whole(counted.params)
     if first:
       rows = valid.of_all_processes().evaluation(experiment.schedule.evaluation_rows)

@@ -25,6 +25,7 @@ from plm_jax.ablate.plan import (
   RunState,
   SweepPlan,
   claim,
+  has_trained,
   is_done,
   state_of,
 )
@@ -115,6 +116,11 @@ def sweep(
     for run in plan.runs(names):
       print("", *plan.shown(out, run), sep="\n")
     return Sweep(out, rows, plan, plan.runs(names), None)
+  if plan.starts and launcher in ("ray", "slurm"):
+    raise UserError(
+      f"--launcher={launcher} starts runs in any order, and {next(iter(plan.starts))} needs a "
+      "finished run of another arm; leave --launcher out"
+    )
   if launcher == "ray":
     launch.import_ray()  # before any text is prepared
   with lock(out, "sweep", "--out"):
@@ -137,6 +143,14 @@ def runs_left(made: Sweep, experiments: dict[str, Experiment]) -> list[PlannedRu
   if plan.is_of_cell:
     check_unchanged(out, plan, made.runs, made.table)
   runs = [run for run in made.runs if not is_done(out, run, plan)]
+  order = list(plan.references)
+  runs.sort(key=lambda run: (run.seed, order.index(run.arm)))  # an arm goes on from an earlier one
+  for run in runs:
+    start = plan.start_of(run)
+    if start and start not in runs and not has_trained(out, start, plan.steps.get(start.arm, -1)):
+      raise UserError(
+        f"{run} goes on from {start}, which is not trained here; add {start.arm} to --arms"
+      )
   for arm in {run.arm for run in runs}:
     teacher_of(experiments[arm], plan.budget)
   prepare_texts([experiments[run.arm] for run in runs], cache_folder(plan.cache))
@@ -179,6 +193,7 @@ def planned(
     steps={name: experiment.steps for name, experiment in experiments.items()},
     evaluation=measures,
     cache=cache,
+    starts={arm.name: arm.start for arm in rows.arms if arm.start and arm.name in experiments},
   )
   return rows, plan, experiments
 

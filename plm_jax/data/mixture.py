@@ -38,11 +38,7 @@ def prepare_each(
     sources = [open_source(text, cache, corpus.lines) for text in texts.values()]
     folder = train_tokenizer(corpus, sources, cache, progress)
     corpus = replace(corpus, tokenizer=replace(corpus.tokenizer, path=str(folder)))
-  alone = {"weights": (), "alpha": 1.0}
-  return {
-    name: prepare(replace(corpus, source=text, **alone), cache_dir, progress)
-    for name, text in texts.items()
-  }
+  return {name: prepare(corpus.alone(text), cache_dir, progress) for name, text in texts.items()}
 
 
 @dataclass

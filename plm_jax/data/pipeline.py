@@ -15,8 +15,8 @@ evaluation.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
 
 import numpy as np
 from absl import flags
@@ -112,6 +112,10 @@ class Corpus:
   def texts(self) -> dict[str, str]:
     """Name -> source; a single text has the name ""."""
     return named_texts(self.source)
+
+  def alone(self, source: str, **fields) -> Self:
+    """The corpus with one of its texts, and other values of further fields."""
+    return replace(self, source=source, weights=(), alpha=1.0, **fields)
 
 
 @dataclass
