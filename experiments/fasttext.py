@@ -1,6 +1,9 @@
 """fastText (Bojanowski et al. 2017): skip-gram whose words are also their character n-grams. Each
 function is a run.
 
+A step has 128 rows of 128 kept words, each of which is an update. Words share n-grams, so an update
+of 1,024 words, as in word2vec.py, adds up hundreds of changes of one n-gram, and diverges.
+
 Defaults are those of the published code (facebookresearch/fastText 1142dc4): n-grams of 3 to 6
 characters in 2,000,000 buckets, 5 negatives drawn by count^0.5, sample 1e-4, learning rate 0.05.
 The classifier of Joulin et al. 2017, with n-grams of words, is trained by
@@ -21,6 +24,7 @@ from plm_jax.optim.adamw import AdamW
 from plm_jax.optim.sgd import SGD
 
 BUCKETS = {"smoke": 10_000, "small": 100_000, "paper": 2_000_000}
+ROWS, LENGTH = 128, 128  # as many words in a step as in word2vec.py
 
 
 def base(budget: Budget = "paper") -> Experiment:
@@ -31,12 +35,15 @@ def base(budget: Budget = "paper") -> Experiment:
     experiment,
     model=WordVectors(width=width, buckets=buckets, scale=1.0),
     objectives=(SkipGram(power=0.5),),
+    global_batch=ROWS,
     data=replace(
       experiment.data,
+      length=LENGTH,
       tokenizer=replace(experiment.data.tokenizer, buckets=buckets),
       segments=KeptWords(sample=1e-4),
     ),
-    optim=SGD(peak=0.05, updates=16),
+    optim=SGD(peak=0.05, updates=ROWS),
+    schedule=replace(experiment.schedule, evaluation_rows=ROWS),
   )
 
 

@@ -29,7 +29,8 @@ class Compute:
   dropout: the mask generator, see `plm_jax.models.dropout`.
   remat: recompute each layer's activations in the backward pass: less memory, a third more work.
   micro_batches: number of parts in which a global batch is computed, gradients summed; 0 means as
-    few as fit in the device's memory (1 if the device does not report its memory).
+    few as fit in the device's memory (1 if the device does not report its memory). A loss that
+    compares the rows of a batch reads all of it; only the states are computed in parts, twice.
   """
 
   dtype: Literal["auto", "float32", "bfloat16"] = "auto"

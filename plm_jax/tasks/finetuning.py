@@ -46,6 +46,7 @@ from plm_jax.train.process import versions
 from plm_jax.train.processes import is_first
 from plm_jax.train.selection import Selection
 from plm_jax.train.spikes import batches_until
+from plm_jax.train.step import together
 from plm_jax.train.workdir import Workdir, write_whole
 
 SCORES, RESULTS, REPORT = "scores.json", "results.json", "report.txt"
@@ -121,7 +122,11 @@ def plan(
   task = with_settings(task, _settings(settings, of_task=True))
   task, splits = task.read(Context(source, cache))
   made = FinetunePlan(source, recipe, settings, task, splits, path, peft=peft)
-  made.experiment(None, 0)  # refuses other settings
+  experiment = made.experiment(None, 0)  # refuses other settings
+  if experiment.global_batch % (group := together(experiment.objectives)):
+    raise UserError(
+      f"global_batch={experiment.global_batch} must be a multiple of the {group} rows of an example"
+    )
   return made
 
 

@@ -110,6 +110,15 @@ class Similar(TableTask):
     mode = modes[0] if len(modes) == 1 and modes[0] in POOLINGS else "mean"
     return dataclasses.replace(self, pooling=mode).read(context)
 
+  def read_files(self) -> tuple[Self, dict[str, list[Example]], list[str]]:
+    task, items, notes = super().read_files()
+    for name, split in items.items():
+      if task.loss in ("ranking", "triplet") and len({item.texts[1] for item in split}) < 2:
+        raise UserError(
+          f"the {name} split of {task.source!r} has one second text; there must be several to rank."
+        )
+    return task, items, notes
+
   def with_columns(self) -> Self:
     table = self.table(self.source)
     task = dataclasses.replace(self, negative=self.negative or self._third(table))
@@ -185,8 +194,6 @@ class Similar(TableTask):
       if len(labels) < 2:
         raise UserError(f"{self.source!r} has one class, {labels[0]!r}; there must be two.")
       return dataclasses.replace(self, labels=labels)
-    if len({item.texts[1] for item in items}) < 2:
-      raise UserError(f"{self.source!r} has one second text; there must be several to rank.")
     return self
 
   def encode(self, items: list[Example], tokenizer: Tokenizer) -> Examples:

@@ -2,7 +2,8 @@
 
 Reimers and Gurevych 2019, section 3 (classes, cosines and triplets); Henderson et al. 2017,
 arXiv:1705.00652, section 4.4 (the other texts of a batch as negatives). In a batch the rows of an
-example's texts are consecutive. With micro-batches, `Ranking` compares texts within each.
+example's texts are consecutive. `Ranking` compares the texts of a whole batch, with micro-batches
+too.
 """
 
 from __future__ import annotations

@@ -21,14 +21,22 @@ from plm_jax.train.touched import touched_rows, update_rows
 
 
 def forward(
-  model, batch, objectives, compute: Compute, noise: Noise | None, carry: Any = None
+  model,
+  batch,
+  objectives,
+  compute: Compute,
+  noise: Noise | None,
+  carry: Any = None,
+  parts: int = 1,
 ) -> tuple[dict, Any]:
   """The terms of every objective, {"mlm/loss": (sum, count), ...}, from one forward pass; and the
-  carry after the batch, None if `carry` is None."""
+  carry after the batch, None if `carry` is None. parts: as `states_in_parts`."""
   in_model, in_heads, in_added = streams(noise, 3)
-  if hasattr(model, "applied"):  # few parameters beside a frozen model (plm_jax/peft)
-    model = model.applied(in_added)
-  if carry is None:
+  whole = model
+  model = with_added(whole, in_added)
+  if parts > 1:
+    hidden = states_in_parts(whole, batch, compute, in_model, parts, together(objectives))
+  elif carry is None:
     hidden = model(batch, compute, in_model)
   else:
     hidden, carry = model.continued(batch, compute, in_model, carry)
@@ -38,6 +46,25 @@ def forward(
     for term, value in objective.loss(model, hidden, batch, in_heads).items()
   }
   return terms, carry
+
+
+def with_added(model, noise: Noise | None):
+  """The model with the few parameters that are trained beside it, if it has any (plm_jax/peft)."""
+  return model.applied(noise) if hasattr(model, "applied") else model
+
+
+def states_in_parts(model, batch, compute: Compute, noise: Noise | None, parts: int, group: int):
+  """The states of the rows, computed in `parts` parts in turn, and again in the backward
+  pass: a loss on the whole batch with the memory of a part (gradient caching, Gao et al. 2021)."""
+
+  @jax.checkpoint
+  def states(part):
+    rows, noise = part
+    in_model, in_added = streams(noise, 2)
+    return with_added(model, in_added)(rows, compute, in_model)
+
+  every = split(batch, parts, group), stacked(streams(noise, parts))
+  return joined(jax.lax.map(states, every), group)
 
 
 def train_step(
@@ -55,22 +82,24 @@ def train_step(
   """One update on one global batch of arrays `[B, ...]`.
 
   The loss is the weighted sum over objectives of sum / count. Counts are those of the whole global
-  batch, so the loss does not depend on the number of devices or micro-batches. Parameters under
-  `frozen` paths are neither differentiated nor changed. constants: of the schedule
-  (`AdamW.constants`). adversarial: as `Tuning` has it. updates: above 0, only the rows that a batch
-  reads are updated, if the model names them (touched.py), in this many parts; their gradient is
-  that of the sum of the losses.
+  batch, so the loss does not depend on the number of devices or micro-batches. An objective that
+  compares the rows of a batch (`by_batch`) reads all of it. Parameters under `frozen` paths are
+  neither differentiated nor changed. constants: of the schedule (`AdamW.constants`). adversarial:
+  as `Tuning` has it. updates: above 0, only the rows that a batch reads are updated, if the model
+  names them (touched.py), in this many parts; their gradient is that of the sum of the losses.
   """
   learning_rate = optim.schedule_of(constants)
   transform = optim.transform_at(learning_rate)
   key = jax.random.fold_in(state.key, state.step)
   counts = {o.name: o.count(batch) for o in objectives}
   counts = {name: jnp.where(count > 0, count, 1.0) for name, count in counts.items()}
+  parts = max(compute.micro_batches, 1)
+  whole = any(getattr(objective, "by_batch", False) for objective in objectives)
 
   def loss_fn(params, rows, noise):
     batch, carry = rows
     model = merge_frozen(params, state.params)
-    terms, carry = forward(model, batch, objectives, compute, noise, carry)
+    terms, carry = forward(model, batch, objectives, compute, noise, carry, parts if whole else 1)
     loss = sum(o.weight * terms[f"{o.name}/loss"][0] / counts[o.name] for o in objectives)
     return loss, ({name: jnp.stack(value) for name, value in terms.items()}, carry)
 
@@ -98,7 +127,9 @@ def train_step(
   if adversarial:
     value_and_grad = with_attack(value_and_grad, adversarial)
   group = together(objectives)
-  loss, terms, carry, grads = accumulate(value_and_grad, params, rows, key, compute, group)
+  loss, terms, carry, grads = accumulate(
+    value_and_grad, params, rows, key, compute.dropout, 1 if whole else parts, group
+  )
   grad_norm = optax.tree.norm(grads)
   updates, opt_state = transform.update(grads, state.opt_state, params)
   updated = optax.apply_updates(params, updates)
@@ -164,36 +195,50 @@ def together(objectives) -> int:
   return math.lcm(*(getattr(objective, "together", 1) for objective in objectives))
 
 
-def accumulate(value_and_grad, params, rows, key, compute: Compute, group: int = 1):
-  """Loss, terms, carry and gradients of the global batch, computed in `compute.micro_batches`
-  parts.
-
-  Group i of `group` consecutive rows goes to part i mod M: with the batch sharded over devices in
-  contiguous blocks every part is spread evenly over them.
-  """
-  parts = max(compute.micro_batches, 1)
-  noise = [Noise.create(jax.random.fold_in(key, part), compute.dropout) for part in range(parts)]
+def accumulate(value_and_grad, params, rows, key, dropout, parts: int = 1, group: int = 1):
+  """Loss, terms, carry and gradients of the global batch, computed in `parts` parts, whose sums are
+  added. dropout: as `Compute` has it. group: as of `split`."""
+  noise = [Noise.create(jax.random.fold_in(key, part), dropout) for part in range(parts)]
   if parts == 1:
     (loss, (terms, carry)), grads = value_and_grad(params, rows, noise[0])
     return loss, terms, carry, grads
-
-  def in_parts(x):
-    x = x.reshape(-1, parts, group, *x.shape[1:]).swapaxes(0, 1)
-    return x.reshape(parts, -1, *x.shape[3:])
-
-  stacked = jax.tree.map(in_parts, rows)
-  noise = jax.tree.map(lambda *seeds: jnp.stack(seeds), *noise)
 
   def add(total, part):
     (loss, (terms, carry)), grads = value_and_grad(params, *part)
     return jax.tree.map(jnp.add, total, (loss, terms, grads)), carry
 
-  first = jax.tree.map(lambda x: x[0], (stacked, noise))
+  every = split(rows, parts, group), stacked(noise)
+  first = jax.tree.map(lambda x: x[0], every)
   (loss, (terms, _)), grads = jax.eval_shape(value_and_grad, params, *first)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, terms, grads))
-  (loss, terms, grads), carry = jax.lax.scan(add, zeros, (stacked, noise))
-  carry = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), carry)
-  return loss, terms, carry, grads
+  (loss, terms, grads), carry = jax.lax.scan(add, zeros, every)
+  return loss, terms, joined(carry, group), grads
+
+
+def split(tree, parts: int, group: int):
+  """Arrays `[B, ...]` as `[parts, B / parts, ...]`. Group i of `group` consecutive rows goes to
+  part i mod parts: with the batch sharded over devices in contiguous blocks every part is spread
+  evenly over them."""
+
+  def apart(x):
+    x = x.reshape(-1, parts, group, *x.shape[1:]).swapaxes(0, 1)
+    return x.reshape(parts, -1, *x.shape[3:])
+
+  return jax.tree.map(apart, tree)
+
+
+def joined(tree, group: int):
+  """The inverse of `split`."""
+
+  def whole(x):
+    x = x.reshape(x.shape[0], -1, group, *x.shape[2:]).swapaxes(0, 1)
+    return x.reshape(-1, *x.shape[3:])
+
+  return jax.tree.map(whole, tree)
+
+
+def stacked(noise: list[Any]) -> Any:
+  return jax.tree.map(lambda *seeds: jnp.stack(seeds), *noise)
 
 
 def evaluation_step(

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from plm_jax.errors import UserError
-from plm_jax.models.compute import Compute
 from plm_jax.tasks.choose import Choice, Choose
 from plm_jax.tasks.examples import Example
 from plm_jax.tasks.finetuning import model_cell, plan
@@ -100,13 +99,13 @@ def test_micro_batches_keep_the_choices_of_an_example_together(parts):
     return terms["loss"][0], ({"loss": jnp.stack(terms["loss"])}, None)
 
   def total(parts):
-    compute = dataclasses.replace(Compute(), micro_batches=parts)
     return accumulate(
       jax.value_and_grad(value, has_aux=True),
       jnp.ones(()),
       batch,
       jax.random.key(0),
-      compute,
+      "hash",
+      parts,
       together([objective]),
     )
 

@@ -151,15 +151,13 @@ def test_the_columns_decide_the_loss(tmp_path, loss):
     ({"negative": "worse"}, KINDS["triplet"], "no column 'worse'"),
     ({}, [PAIR | {"score": "1"}] * 2, "all equal"),
     ({"loss": "softmax"}, [PAIR | {"label": "yes"}] * 2, "one class"),
-    ({}, [{"anchor": f"a {n}", "positive": "b"} for n in range(3)], "one second text"),
+    ({}, [{"anchor": f"a {n}", "positive": "b"} for n in range(9)], "one second text"),
     ({}, [{"anchor": "a", "positive": ""}], 'has no "positive"'),
   ],
 )
 def test_data_that_cannot_be_learnt_is_a_sentence(tmp_path, settings, rows, said):
-  task = Similar(source=str(written(tmp_path / "train.jsonl", rows)), **settings)
   with pytest.raises(UserError, match=said):
-    task = task.with_columns()
-    task.fitted(task.read_file(task.source, labelled=True))
+    Similar(source=str(written(tmp_path / "train.jsonl", rows)), **settings).read_files()
 
 
 def test_a_third_text_is_read_only_from_a_table_without_labels(tmp_path):
@@ -183,6 +181,22 @@ def test_a_third_text_is_read_only_from_a_table_without_labels(tmp_path):
 def test_a_table_of_pairs_without_labels_is_one_of_sentence_vectors(tmp_path):
   assert guessed(str(written(tmp_path / "a.jsonl", KINDS["ranking"]))) is Similar
   assert guessed(str(written(tmp_path / "b.jsonl", KINDS["softmax"]))) is Pairs
+
+
+def test_a_test_split_with_one_second_text_ranks_nothing(tmp_path):
+  rows = [{"anchor": f"a {n}", "positive": f"b {n}"} for n in range(9)]
+  train, test = written(tmp_path / "a.jsonl", rows), tmp_path / "b.jsonl"
+  written(test, [row | {"positive": "b"} for row in rows])
+  with pytest.raises(UserError, match=r"the test split of .* has one second text"):
+    Similar(source=str(train), test=str(test)).read_files()
+
+
+def test_a_batch_that_would_split_an_example_is_refused_before_training(
+  source, recipe, couples, tmp_path
+):
+  settings = ["global_batch=32"]
+  with pytest.raises(UserError, match="multiple of the 3 rows of an example"):
+    plan(source, recipe, Similar(source=str(couples)), settings, tmp_path, tmp_path)
 
 
 def test_settings_out_of_range_are_a_sentence():

@@ -18,6 +18,7 @@ from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.nsp import NSP
 from plm_jax.optim.adamw import AdamW
 from plm_jax.sharding import MeshShape, to_global
+from plm_jax.tasks.vector_losses import Ranking
 from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import compile_experiment
 
@@ -115,6 +116,22 @@ def test_micro_batches_and_devices_together_do_not_change_the_number():
       mesh=MeshShape(data=2, fsdp=2, tensor=2),
     )
   )
+
+
+def test_a_loss_that_compares_rows_reads_the_whole_batch_in_micro_batches():
+  ranked = dataclasses.replace(TOY, objectives=(Ranking(together=2),))
+  batch = toy_batch(0) | {"text": np.arange(16, dtype=np.int32)}
+  ends, memory = {}, {}
+  for parts in (1, 4):
+    compute = dataclasses.replace(TOY.compute, micro_batches=parts)
+    program = compile_experiment(
+      dataclasses.replace(ranked, compute=compute), batch, jax.devices()[:1]
+    )
+    state = program.step(program.create(), to_global(batch, program.mesh))
+    ends[parts] = jax.device_get((state.metrics, state.params))
+    memory[parts] = program.memory
+  assert ends[1][0]["similar/loss"][1] == 8 and memory[4] < 0.6 * memory[1], memory
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ends[4], ends[1])
 
 
 def test_the_loss_is_the_mean_over_all_predictions_and_not_a_mean_of_means():
