@@ -38,10 +38,10 @@ LEARNER = dataclasses.replace(
   ),
   objectives=(MLM(rate=RATE),),
   data=dataclasses.replace(TOY.data, segments=ONE_STRETCH),
-  optim=dataclasses.replace(TOY.optim, peak=3e-3, warmup=100, b2=0.98),
-  global_batch=64,
-  steps=1000,
-  schedule=dataclasses.replace(TOY.schedule, log=100, evaluate=0, save=1000, evaluation_rows=512),
+  optim=dataclasses.replace(TOY.optim, peak=6e-3, warmup=100, b2=0.98),
+  global_batch=32,
+  steps=900,
+  schedule=dataclasses.replace(TOY.schedule, log=100, evaluate=0, save=900, evaluation_rows=512),
 )
 
 

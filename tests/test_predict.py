@@ -1,6 +1,7 @@
 """Fine-tuning on a file and predicting with the result, for each task."""
 
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -32,8 +33,8 @@ def sentences(count):
 
 @pytest.fixture(scope="module")
 def models(source, recipe, tmp_path_factory):  # noqa: F811
-  """The directory of a fine-tuned model of each task, and its data."""
-  folder, made = tmp_path_factory.mktemp("models"), {}
+  """`models(task)`: the directory of its fine-tuned model, and its data."""
+  folder = tmp_path_factory.mktemp("models")
   lines = sentences(60)
   pairs = [(a, b, n) for n, ((a, _), (b, _)) in enumerate(itertools.pairwise(lines))]
   files = {
@@ -43,13 +44,17 @@ def models(source, recipe, tmp_path_factory):  # noqa: F811
     Pairs: [{"premise": a, "hypothesis": b, "label": "yn"[n % 2]} for a, b, n in pairs],
     Regress: [{"sentence1": a, "sentence2": b, "score": n / 8} for a, b, n in pairs],
   }
-  for kind, rows in files.items():
-    path = folder / f"{kind.name}.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  kinds = {kind.name: kind for kind in files}
+
+  @functools.cache
+  def model(name):
+    kind, path = kinds[name], folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in files[kind]))
     chosen = plan(source, recipe, kind(source=str(path)), [], folder, folder / kind.name)
     cell = model_cell(chosen, "pretrained", None, 0, "toy")
-    made[kind.name] = chosen, chosen.path / "pretrained-all-0", path, cell
-  return made
+    return chosen, chosen.path / "pretrained-all-0", path, cell
+
+  return model
 
 
 @pytest.fixture
@@ -69,9 +74,11 @@ def call(monkeypatch, capsys):
   return run
 
 
-@pytest.mark.parametrize("name", ["classify", "pairs", "regress"])
+@pytest.mark.parametrize(
+  "name", ["classify", *(pytest.param(n, marks=pytest.mark.slow) for n in ("pairs", "regress"))]
+)
 def test_a_fine_tuned_model_scores_its_test_split_as_in_training(models, call, tmp_path, name):
-  chosen, model, _, cell = models[name]
+  chosen, model, _, cell = models(name)
   fields = {
     "classify": ["text", "label"],
     "pairs": ["premise", "hypothesis", "label"],
@@ -88,7 +95,7 @@ def test_a_fine_tuned_model_scores_its_test_split_as_in_training(models, call, t
 
 
 def test_predictions_are_in_the_order_of_the_file_with_its_ids(models, call, tmp_path):
-  _, model, path, _ = models["classify"]
+  _, model, path, _ = models("classify")
   code, _, err = call(f"--model={model}", f"--file={path}", f"--out={tmp_path / 'p.jsonl'}")
   assert code == 0 and "60 examples in" in err
   lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
@@ -100,7 +107,7 @@ def test_predictions_are_in_the_order_of_the_file_with_its_ids(models, call, tmp
 
 
 def test_texts_come_by_flag_by_file_or_by_standard_input(models, call, tmp_path):
-  _, model, _, _ = models["classify"]
+  _, model, _, _ = models("classify")
   texts = [text for text, _ in sentences(3)]
   texts[0] = texts[0].replace(" ", "\u2028", 1)  # no end of a line
   (tmp_path / "a.txt").write_text("\n".join(texts) + "\n")
@@ -117,22 +124,23 @@ def test_texts_come_by_flag_by_file_or_by_standard_input(models, call, tmp_path)
   assert labels[0] == labels[1] == labels[2] and [text for text, _, _ in labels[0]] == texts
 
 
+@pytest.mark.slow
 def test_a_pair_is_a_line_with_a_tab_and_a_regression_gives_a_number(models, call):
   a, b = (text for text, _ in sentences(2))
-  (line,) = call(f"--model={models['pairs'][1]}", stdin=f"{a}\t{b}\n")[1].splitlines()
+  (line,) = call(f"--model={models('pairs')[1]}", stdin=f"{a}\t{b}\n")[1].splitlines()
   assert json.loads(line)["label"] in ("y", "n")
-  (line,) = call(f"--model={models['regress'][1]}", f"--text={a}\t{b}")[1].splitlines()
+  (line,) = call(f"--model={models('regress')[1]}", f"--text={a}\t{b}")[1].splitlines()
   assert -5 < json.loads(line)["value"] < 15
 
 
 @pytest.mark.parametrize("word", ["--set=task.threshold=0.999", "--threshold=0.999"])
 def test_a_threshold_gives_none_of_the_labels(models, call, word):
-  out = call(f"--model={models['classify'][1]}", "--text=the cat", word)[1]
+  out = call(f"--model={models('classify')[1]}", "--text=the cat", word)[1]
   assert json.loads(out)["label"] == "(none)"
 
 
 def test_predictions_from_python_are_those_of_the_command(models, call):
-  model, texts = models["classify"][1], [text for text, _ in sentences(3)]
+  model, texts = models("classify")[1], [text for text, _ in sentences(3)]
   lines = map(json.loads, call(f"--model={model}", stdin="\n".join(texts))[1].splitlines())
   assert predict.predict(model, texts) == [
     {name: line[name] for name in ("label", "score", "scores")} for line in lines
@@ -168,14 +176,14 @@ def test_an_error_in_a_stream_follows_the_lines_before_it():
 @pytest.fixture(scope="module")
 def second(models):
   """Another model of `classify`: the same data, another seed."""
-  chosen = models["classify"][0]
+  chosen = models("classify")[0]
   model_cell(chosen, "pretrained", None, 1, "toy")
   return chosen.path / "pretrained-all-1"
 
 
 @pytest.mark.slow
 def test_two_models_are_compared_example_by_example(models, second, capsys, monkeypatch, tmp_path):
-  _, model, path, _ = models["classify"]
+  _, model, path, _ = models("classify")
   with own_flags(compare):
     words = [str(model), str(second), f"--data={path}", f"--out={tmp_path / 'd.jsonl'}"]
     monkeypatch.setattr(sys, "argv", ["compare", *words])
@@ -196,16 +204,18 @@ def test_two_models_are_compared_example_by_example(models, second, capsys, monk
     assert line[line["better"]]["label"] == line["target"]
 
 
+@pytest.mark.slow
 def test_a_model_does_not_differ_from_itself(models):
   for name in ("classify", "regress"):
-    _, model, path, _ = models[name]
+    _, model, path, _ = models(name)
     d = compare.compare(model, model, path).difference
     assert (d.p, d.low, d.high, d.only_a, d.only_b) == (1.0, 0.0, 0.0, 0, 0)
 
 
+@pytest.mark.slow
 def test_models_of_two_tasks_are_not_compared(models):
   with pytest.raises(UserError, match="on the task classify and"):
-    compare.compare(models["classify"][1], models["regress"][1], models["classify"][2])
+    compare.compare(models("classify")[1], models("regress")[1], models("classify")[2])
 
 
 def test_models_of_two_parts_or_of_other_classes_are_not_compared(monkeypatch):
@@ -240,14 +250,14 @@ def test_models_of_two_parts_or_of_other_classes_are_not_compared(monkeypatch):
   ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(models, source, call, words, said):  # noqa: F811
-  places = {"model": models["classify"][1], "source": source.path}
+  places = {"model": models("classify")[1], "source": source.path}
   code, _, err = call(*(word.format(**places) for word in words))
   assert code == 2 and said in err and len(err.splitlines()) == 1
 
 
 def test_an_unknown_label_of_an_evaluated_file_is_named(models, call, tmp_path):
   (tmp_path / "t.csv").write_text("text,label\nthe cat,animal\nthe house,building\n")
-  code, _, err = call(f"--model={models['classify'][1]}", f"--evaluate={tmp_path / 't.csv'}")
+  code, _, err = call(f"--model={models('classify')[1]}", f"--evaluate={tmp_path / 't.csv'}")
   assert code == 2 and "t.csv:3 has the label 'building', which training never saw" in err
 
 

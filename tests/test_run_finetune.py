@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
+import run_finetune
 from tests.tasks.conftest import documents, source, table, tokenizer  # noqa: F401  fixtures
+from tests.test_encode import call  # noqa: F401  a fixture
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def call(place, *words):
+def process(place, *words):
   """`python run_finetune.py WORDS`, on one device."""
   return subprocess.run(
-    [sys.executable, ROOT / "run_finetune.py", f"--cache={place}", *words],
+    [sys.executable, ROOT / "run_finetune.py", *words],
     capture_output=True,
     check=False,
     text=True,
@@ -27,8 +29,9 @@ def call(place, *words):
 
 
 @pytest.mark.slow
-def test_a_run_compares_three_arms_and_is_not_repeated(source, table, tmp_path):  # noqa: F811
+def test_a_run_compares_three_arms_and_is_not_repeated(call, source, table, tmp_path):  # noqa: F811
   words = (
+    f"--cache={tmp_path}",
     f"--from={source.path}",
     f"--workdir={tmp_path / 'out'}",
     f"--data={table}",
@@ -36,7 +39,7 @@ def test_a_run_compares_three_arms_and_is_not_repeated(source, table, tmp_path):
     "--labels=60",
     "--seeds=2",
   )
-  done = call(tmp_path, *words)
+  done = process(tmp_path, *words)
   assert done.returncode == 0, done.stderr
   for said in (
     "fine-tuned from the checkpoint",
@@ -53,26 +56,23 @@ def test_a_run_compares_three_arms_and_is_not_repeated(source, table, tmp_path):
   assert results["recipes"]["60"]["steps"] > 0
   assert len(results["margins"]["60"]["macro_f1"]) == 2
   assert (tmp_path / "out" / "results.png").read_bytes().startswith(b"\x89PNG")
-  again = call(tmp_path, *words[:-1], "--seeds=1")
-  assert table_of(again) == table_of(done)  # with fewer seeds than there are, nothing is lost
-  assert "/" not in again.stderr  # no progress bar: nothing was trained
-  other = call(tmp_path, *words, "--labels=70", "--set=optim.peak=1e-4")
-  assert other.returncode == 2
-  assert (
-    "--set is nothing there and optim.peak=0.0001 here; choose another --workdir" in other.stderr
-  )
+  _, shown, errors = call(run_finetune, *words[:-1], "--seeds=1")
+  assert table_of(shown) == table_of(done.stdout)  # with fewer seeds than there are
+  assert "/" not in errors  # no progress bar: nothing was trained
+  code, _, errors = call(run_finetune, *words, "--labels=70", "--set=optim.peak=1e-4")
+  assert code == 2
+  assert "--set is nothing there and optim.peak=0.0001 here; choose another --workdir" in errors
   assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
 
 
-def table_of(done):
+def table_of(shown):
   """What is printed of the scores, without the seconds."""
-  printed = done.stdout[done.stdout.index("on the test split") :]
-  return re.sub(r"\d+ s of training", "", printed)
+  return re.sub(r"\d+ s of training", "", shown[shown.index("on the test split") :])
 
 
-def test_a_directory_that_is_no_run_is_one_sentence_and_exit_code_2(tmp_path):
-  done = call(tmp_path, f"--from={tmp_path}")
-  assert done.returncode == 2
-  assert done.stderr.startswith("error:")
-  assert "is not the directory of a run" in done.stderr
-  assert len(done.stderr.splitlines()) == 1
+def test_a_directory_that_is_no_run_is_one_sentence_and_exit_code_2(call, tmp_path):  # noqa: F811
+  code, _, errors = call(run_finetune, f"--from={tmp_path}")
+  assert code == 2
+  assert errors.startswith("error:")
+  assert "is not the directory of a run" in errors
+  assert len(errors.splitlines()) == 1

@@ -350,6 +350,7 @@ def test_a_finished_run_started_again_trains_nothing_and_prints_the_same(
   assert (finished[0] / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("words", "said"),
   [
@@ -366,6 +367,7 @@ def test_another_run_s_directory_is_refused_and_left_alone(command, finished, wo
   assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_changed_text_is_refused_in_the_old_directory(command, finished, place, tmp_path):
   path = place / "toy.txt"
   original = path.read_bytes()
@@ -378,11 +380,13 @@ def test_changed_text_is_refused_in_the_old_directory(command, finished, place, 
     path.write_bytes(original)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_does_not_fit_the_checkpoint_is_a_sentence(command, finished):
   words = (f"--from={finished[0]}", "--set=data.tokenizer=WordPiece(vocab_size=50)")
   assert "does not fit the checkpoint" in refused(command(*words))
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_fit_the_checkpoint_is_a_sentence(command, finished):
   assert "does not fit: " in refused(command(f"--from={finished[0]}", "--set=model.width=32"))
 

@@ -83,7 +83,7 @@ def write_run(model: hf.Pretrained, tokenizer: Tokenizer, target: Path, source: 
   experiment = cli.load_experiment(reference, budget="small")()
   experiment = with_model(experiment, with_languages(model, tokenizer))
   experiment = with_rows_of(experiment, tokenizer.vocab)
-  config = _tokenizer_config(tokenizer, target / "tokenizer")
+  config = tokenizer_config(tokenizer, target / "tokenizer")
   experiment = dataclasses.replace(
     experiment, data=dataclasses.replace(experiment.data, tokenizer=config)
   )
@@ -114,7 +114,7 @@ def with_languages(model: hf.Pretrained, tokenizer: Tokenizer) -> Model:
   return dataclasses.replace(config, language=language, source_language=config.language)
 
 
-def _tokenizer_config(tokenizer: Tokenizer, path: Path) -> TokenizerConfig:
+def tokenizer_config(tokenizer: Tokenizer, path: Path) -> TokenizerConfig:
   kind = KINDS[tokenizer.kind]
   fields = {"vocab_size": max(tokenizer.vocab.size, 261), "path": str(path.absolute())}
   if tokenizer.vocab.sentinels is not None:

@@ -63,7 +63,9 @@ def scores(arm: str) -> Scores:
   return found
 
 
-@pytest.mark.parametrize("arm", ["alone", "static", "sop"])
+@pytest.mark.parametrize(
+  "arm", ["alone", *(pytest.param(arm, marks=pytest.mark.slow) for arm in ("static", "sop"))]
+)
 def test_arms_of_other_objectives_seeds_and_masks_are_measured_on_the_same_sets(arm):
   common = scores("base").sets.keys() & scores(arm).sets.keys()
   assert {"mlm", "pseudo"} <= common

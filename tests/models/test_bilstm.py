@@ -29,7 +29,9 @@ def outputs(config, batch):
   return model.class_logits(hidden, batch, None), model.token_class_logits(hidden, None)[:, :5]
 
 
-@pytest.mark.parametrize("classifier", ["max", "mean", "last"])
+@pytest.mark.parametrize(
+  "classifier", ["mean", *(pytest.param(c, marks=pytest.mark.slow) for c in ("max", "last"))]
+)
 def test_padding_changes_neither_tags_nor_classes(classifier):
   config = dataclasses.replace(SIZES, classifier=classifier)
   classes, tags = outputs(config, rows(IDS[:, :5], 5, 3))

@@ -140,7 +140,11 @@ def test_a_decoder_sees_no_later_token_and_no_padding_of_the_source(name):
 
 @pytest.mark.parametrize(
   ("name", "compute"),
-  [("t5", FLOAT32), ("mbart", FLOAT32), ("vaswani", UNROLLED), ("t5 v1.1", UNROLLED)],
+  [
+    *(("t5", FLOAT32), ("vaswani", UNROLLED)),
+    pytest.param("mbart", FLOAT32, marks=pytest.mark.slow),
+    pytest.param("t5 v1.1", UNROLLED, marks=pytest.mark.slow),
+  ],
 )
 def test_reading_token_by_token_from_a_cache_equals_one_forward_pass(name, compute):
   model, batch = initial(name), toy_batch()

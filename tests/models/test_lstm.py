@@ -248,6 +248,7 @@ def lstm_run(tmp_path_factory):
   return Run.load(folder)
 
 
+@pytest.mark.slow
 def test_a_run_is_reported_with_continuations(lstm_run):
   results = report.Results(lstm_run.experiment, [], None, [])
   shown = report.examples(lstm_run.params, results, toy_run.prepared())

@@ -163,7 +163,7 @@ def test_blocks_leave_out_the_sources_before_all_windows(monkeypatch):
 
 
 @pytest.mark.parametrize("loop", ["unroll", pytest.param("scan", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_a_cache_changes_no_logit(name, loop):
   """A prompt padded on the left and five tokens, one at a time, against the whole row at once."""
   ids, prompts, compute = toy_batch(name)["input_ids"], np.array([7, 2, 4]), LOOPS[loop]

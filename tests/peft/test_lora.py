@@ -48,7 +48,7 @@ def test_a_merged_model_computes_as_the_unmerged(name, peft):
 
 
 @pytest.mark.parametrize("name", ["bert", "albert", "t5"])
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_scanned_and_unrolled_layers_agree(name, dropout):
   peft = Lora(dropout=dropout)
   model = adapted(peft, base(name), jax.random.key(1), ())

@@ -93,6 +93,7 @@ def test_scores_of_another_cell_or_damaged_ones_are_computed_again(planned, fini
   assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_an_edited_task_is_told_and_not_used(planned, finished):
   run = Run.load(planned.path / "pretrained-60-0")
   path = run.path / "task.json"
@@ -114,6 +115,7 @@ def test_the_record_of_a_source_has_the_step_that_is_read(source, tmp_path):
   assert checkpoint_record(copy)["step"] == [step]
 
 
+@pytest.mark.slow
 def test_a_directory_of_other_cells_is_refused(planned, finished):
   other = planned._replace(settings=[*planned.settings, "optim.peak=0.5"])
   with pytest.raises(UserError, match=r"holds another experiment: optim\.peak"):
@@ -124,6 +126,7 @@ def test_a_directory_of_other_cells_is_refused(planned, finished):
     model_cell(other, "pretrained", 60, 0, "toy")
 
 
+@pytest.mark.slow
 def test_a_cell_is_a_run_that_others_can_start_from(planned, finished):
   from plm_jax.runs import RunInfo
 

@@ -3,17 +3,15 @@
 import dataclasses
 import functools
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 import plm_jax as plm
+import run_finetune
+from plm_jax.commands import adapter, predict
 from plm_jax.errors import UserError
 from plm_jax.export.peft_run import write_adapter
 from plm_jax.models.parameters import named
@@ -24,8 +22,8 @@ from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.finetuning import model_cell, plan
 from plm_jax.train.loop import compile_experiment
 from tests.tasks.conftest import check_a_killed_run_ends_alike
+from tests.test_encode import call  # noqa: F401  a fixture
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ["task.length=10", "task.test_share=0.2", "task.dev_share=0.2", "compute.dtype=float32"]
 LORA = dataclasses.replace(METHODS["lora"], rank=2, dropout=0.1)
 
@@ -91,6 +89,7 @@ def test_merged_and_unmerged_models_predict_the_same(planned, finished):
   np.testing.assert_allclose(*scores, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_like_one_that_was_not(planned, finished, monkeypatch):
   check_a_killed_run_ends_alike(planned, finished, monkeypatch)
 
@@ -182,39 +181,28 @@ def test_an_adapter_is_written_for_peft_and_read_again(planned, finished, tmp_pa
     write_adapter(planned.source.path, tmp_path / "none")
 
 
-def call(*words):
-  return subprocess.run(
-    [sys.executable, *words],
-    capture_output=True,
-    check=False,
-    text=True,
-    cwd=ROOT,
-    env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
-  )
-
-
 @pytest.mark.slow
-def test_the_commands_train_move_merge_and_predict(source, table, tmp_path):
+def test_the_commands_train_move_merge_and_predict(call, source, table, tmp_path):  # noqa: F811
   base, out = tmp_path / "base", tmp_path / "out"
   shutil.copytree(source.path, base)
   words = [f"--from={base}", f"--data={table}", f"--workdir={out}", f"--cache={tmp_path}"]
   steps = ["--set=steps=4", "--set=optim.warmup=1", "--labels=60", "--noprobe"]
   rank = ["--peft=lora", "--set=peft.rank=2"]
-  done = call("run_finetune.py", *words, *steps, *rank)
-  assert done.returncode == 0, done.stderr
-  assert "Lora trains 179 of" in done.stdout
+  code, shown, errors = call(run_finetune, *words, *steps, *rank)
+  assert code == 0, errors
+  assert "Lora trains 179 of" in shown
   model = out / "pretrained-60-0"
   base.rename(tmp_path / "moved")
-  predict = ["-m", "plm_jax.predict", "--text=the small cat house old"]
-  refused = call(*predict, f"--model={model}")
-  assert refused.returncode == 2 and refused.stderr.count("\n") == 1
-  assert "which is not there; name the place" in refused.stderr
+  text = "--text=the small cat house old"
+  code, _, errors = call(predict, text, f"--model={model}")
+  assert code == 2 and errors.count("\n") == 1
+  assert "which is not there; name the place" in errors
   merged = tmp_path / "merged"
-  adapter = ["-m", "plm_jax.adapter", f"--model={model}"]
-  done = call(*adapter, f"--base={tmp_path / 'moved'}", f"--merge={merged}")
-  assert done.returncode == 0, done.stderr
-  one, two = call(*predict, f"--model={model}"), call(*predict, f"--model={merged}")
-  assert one.returncode == 0 and one.stdout == two.stdout
+  moves = (f"--base={tmp_path / 'moved'}", f"--merge={merged}")
+  code, _, errors = call(adapter, f"--model={model}", *moves)
+  assert code == 0, errors
+  one, two = (call(predict, text, f"--model={path}") for path in (model, merged))
+  assert one[0] == 0 and one[1] == two[1]
   for bad, sentence in (
     (["--peft=sauce"], "--peft=sauce was given; expected one of lora, dora"),
     (["--peft=lora", "--set=peft.targets=sauce"], "sauce fits no linear map of the model; it has"),
@@ -222,5 +210,5 @@ def test_the_commands_train_move_merge_and_predict(source, table, tmp_path):
     (["--peft=lora", "--arms=pretrained,random"], "would freeze random parameters"),
   ):
     words[0] = f"--from={tmp_path / 'moved'}"
-    refused = call("run_finetune.py", *words, *steps, *bad)
-    assert refused.returncode == 2 and sentence in refused.stderr, refused.stderr
+    code, _, errors = call(run_finetune, *words, *steps, *bad)
+    assert code == 2 and sentence in errors, errors

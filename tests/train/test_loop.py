@@ -95,7 +95,9 @@ def test_early_evaluations_are_dense_at_the_start_and_change_nothing_else(tmp_pa
   assert [r["step"] for r in early[1] if r["split"] == "valid"] == [0, 1, 2, 4, 6, 12]
 
 
-@pytest.mark.parametrize("step", [1, 3, 6, 7, 9, 11, 12])
+@pytest.mark.parametrize(
+  "step", [1, 7, 12, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 6, 9, 11))]
+)
 def test_a_run_killed_before_any_step_ends_bit_identical(whole, tmp_path, step):
   folder = tmp_path / "run"
   shutil.copytree(whole[0] / f"before-{step}", folder)

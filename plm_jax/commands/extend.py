@@ -1,0 +1,111 @@
+"""Adds words to a model's vocabulary, for a text of another domain; pretraining then goes on.
+
+  python -m plm_jax.extend --model=DIR --text=FILE --out=NEW    the words that cost most tokens
+  python -m plm_jax.extend --model=DIR --words=FILE --out=NEW   one word in each line
+  python run_pretrain.py --from=NEW --set=data.source=FILE      trains on
+
+DIR is a run or a downloaded model. The ids of all old tokens stay. A new token's row, in the table
+and in the head, is the mean of the rows of its old pieces (Hewitt 2021, "Initializing new word
+embeddings"; Yao et al. 2021, arXiv:2106.13474). plm_jax/data/extension.py says how each kind of
+tokenizer takes a word.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from absl import flags
+
+from plm_jax import cli
+from plm_jax.data.corpora import cache_folder, open_source
+from plm_jax.data.extension import costly_words, extended
+from plm_jax.errors import UserError
+from plm_jax.export.to_run import run_directory, tokenizer_config
+from plm_jax.models.parameters import map_roles
+from plm_jax.runs import Run, refuse_counted
+
+FLAGS = flags.FLAGS
+SAMPLE = 20_000  # documents of a text that are read
+
+
+def define_flags() -> None:
+  flags.DEFINE_string("model", None, "The directory of a run or of a downloaded model.")
+  flags.DEFINE_string("text", None, "A text, as data.source, whose costly words are added.")
+  flags.DEFINE_string("words", None, "A file with one word in each line.")
+  flags.DEFINE_integer("most", 500, "The most words that --text adds.", lower_bound=1)
+  flags.DEFINE_string("out", None, "A new directory for the run with the larger vocabulary.")
+  flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
+
+
+def main() -> None:
+  if not (FLAGS.model and FLAGS.out) or bool(FLAGS.text) == bool(FLAGS.words):
+    raise UserError("--model=DIR, --out=NEW and one of --text=FILE and --words=FILE are needed.")
+  cache = cache_folder(FLAGS.cache)
+  run = Run.load(run_directory(FLAGS.model, cache))
+  if FLAGS.words:
+    lines = cli.read_lines(FLAGS.words, "--words")
+    words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+  else:
+    cli.load_module("data.installed_text")  # makes tfds:installed_text known
+    words = costly_words(run.tokenizer, sentences(FLAGS.text, cache), FLAGS.most)
+  new = extend(run, words, Path(FLAGS.out))
+  before, after = (r.tokenizer.vocab.size for r in (run, new))
+  print(f"{FLAGS.out} has {after:,} tokens, {after - before:,} of them new: {', '.join(words[:8])}")
+  if FLAGS.text:
+    sample = list(itertools.islice(sentences(FLAGS.text, cache), SAMPLE))
+    old, now = (sum(map(len, r.tokenizer.encode_batch(sample))) for r in (run, new))
+    print(f"{FLAGS.text} has {1 - now / old:.1%} fewer tokens than before")
+  print(f"next: python run_pretrain.py --from={FLAGS.out} --set=data.source={FLAGS.text or 'TEXT'}")
+
+
+def sentences(source: str, cache: Path) -> Iterator[str]:
+  documents = itertools.islice(open_source(source, cache).documents(), SAMPLE)
+  return itertools.chain.from_iterable(document.sentences for document in documents)
+
+
+def extend(run: Run, words: list[str], path: Path) -> Run:
+  """Writes the run with the words in its vocabulary to the new directory `path`. Errors:
+  `UserError` if it has them all, or has no table of tokens; see also `extended`."""
+  refuse_counted(run)
+  tokenizer, parts = extended(run.tokenizer, words)
+  if not parts:
+    raise UserError(f"{run.path} already has a token for each of the {len(words)} words.")
+  config: Any = run.experiment.model
+  first, size = run.tokenizer.vocab.size, max(tokenizer.vocab.size, config.vocab_size)
+  tables = 0
+
+  def longer(path: str, role, x):
+    nonlocal tables
+    if "vocab" not in role.axes:
+      return x
+    tables += path.endswith("token/table")
+    axis = role.axes.index("vocab")
+    rows = np.moveaxis(np.asarray(x), axis, 0)
+    larger = np.zeros((size, *rows.shape[1:]), rows.dtype)
+    larger[: len(rows)] = rows
+    for new, ids in enumerate(parts, first):
+      larger[new] = rows[ids].mean(0)
+    return np.moveaxis(larger, 0, axis)
+
+  params = map_roles(longer, run.params)
+  if not tables:
+    raise UserError(f"the model {type(config).__name__} has no table of tokens to extend.")
+  model = dataclasses.replace(config, vocab_size=size)
+  chosen = tokenizer_config(tokenizer, path / "tokenizer")
+  data: Any = dataclasses.replace(cast(Any, run.experiment.data), tokenizer=chosen)
+  experiment = dataclasses.replace(run.experiment, model=model, data=data)
+  document = {**run.document, "extended": {"from": str(run.path), "words": len(parts)}}
+  if "text" in document:  # that of the old tokenizer
+    document["text"] = {**document["text"], "tokenizer": {"fingerprint": tokenizer.fingerprint}}
+  larger = Run(
+    experiment=experiment, params=params, tokenizer=tokenizer, document=document, step=run.step
+  )
+  larger.save(path)
+  return Run.load(path)
+
+
+if __name__ == "__main__":
+  cli.run(main)

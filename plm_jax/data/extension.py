@@ -1,0 +1,123 @@
+"""A tokenizer with further words, each of which becomes one token. All old ids stay.
+
+WordPiece: the word is an entry of the vocabulary, whose longest entry is matched first. Byte pairs:
+merges of the word's pieces, from left to right, come after all others; the parts that they make on
+the way are tokens too. Unigram: a piece with the score of the best one.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import re
+from collections.abc import Iterable, Iterator
+
+from plm_jax.data.tokenizer_backends import Fast, Pieces
+from plm_jax.data.tokenizers import Tokenizer
+from plm_jax.errors import UserError
+
+_WORD = re.compile(r"[^\W\d_]{3,}")
+
+
+def extended(tokenizer: Tokenizer, words: Iterable[str]) -> tuple[Tokenizer, list[list[int]]]:
+  """The tokenizer with the words that it cuts into several pieces, and for each of its new ids the
+  ids of the old pieces. Errors: `UserError` for a tokenizer that cannot be extended, and for words
+  that it splits in any case, such as those with a hyphen."""
+  backend = tokenizer.backend
+  if tokenizer.sentinels or tokenizer.added_languages:
+    raise UserError(
+      "the tokenizer has sentinels or languages after its vocabulary, as T5's and mBART's do, and "
+      "new words would move their ids; it cannot be extended."
+    )
+  if isinstance(backend, Pieces):
+    new, parts = _with_pieces(backend, list(words))
+  elif isinstance(backend, Fast):
+    new, parts = _with_entries(backend, list(words))
+  else:
+    raise UserError("a vocabulary of whole words is not extended; train another one.")
+  if new.pieces[: len(backend.pieces)] != backend.pieces:
+    raise UserError(
+      "the tokenizer has tokens after its vocabulary, and new words would move their ids; it "
+      "cannot be extended."
+    )
+  return Tokenizer(new, special=tokenizer.special), parts
+
+
+def _with_entries(backend: Fast, words: list[str]) -> tuple[Fast, list[list[int]]]:
+  rules = json.loads(backend.model.to_str())
+  vocab, merges = rules["model"]["vocab"], rules["model"].get("merges", [])
+  own = len(backend.pieces)
+  parts: list[list[int]] = []
+
+  def add(piece: str, ids: list[int]) -> int:
+    if piece not in vocab:
+      vocab[piece] = own + len(parts)
+      parts.append([old for i in ids for old in (parts[i - own] if i >= own else [i])])
+    return vocab[piece]
+
+  for word in words:
+    text = word if backend.is_word_piece or backend.prefix_space or backend.word_end else f" {word}"
+    encoding = backend.model.encode(text, add_special_tokens=False)
+    if len(set(encoding.word_ids)) != 1:
+      raise _split(word)
+    if backend.is_word_piece:
+      if len(encoding.ids) > 1 or encoding.ids[0] == backend.roles["unk"]:
+        normalizer = backend.model.normalizer
+        add(normalizer.normalize_str(word) if normalizer else word, encoding.ids)
+      continue
+    joined, *rest = encoding.ids
+    for piece in rest:
+      pair = [_piece(backend, vocab, i) for i in (joined, piece)]
+      made = "".join(pair)
+      if made not in vocab:
+        merges.append(pair if not merges or isinstance(merges[0], list) else " ".join(pair))
+      joined = add(made, [joined, piece])
+  return Fast(json.dumps(rules, ensure_ascii=False)), parts
+
+
+def _piece(backend: Fast, vocab: dict[str, int], i: int) -> str:
+  if i < len(backend.pieces):
+    return backend.pieces[i]
+  return next(piece for piece in reversed(vocab) if vocab[piece] == i)
+
+
+def _with_pieces(backend: Pieces, words: list[str]) -> tuple[Pieces, list[list[int]]]:
+  model = type(backend.model_proto).FromString(backend.proto)
+  best = max(piece.score for piece in model.pieces)
+  parts, known = [], {*backend.pieces}
+  for word in words:
+    ids, _ = backend.encode_flat([word])
+    text = backend.model.decode(ids.tolist())
+    if not text or any(c.isspace() for c in text):
+      raise _split(word)
+    piece = f"▁{text}"
+    if len(ids) > 1 and piece not in known:
+      known.add(piece)
+      model.pieces.add(piece=piece, score=best)
+      parts.append(ids.tolist())
+  return Pieces(model.SerializeToString(), backend.lowercase, backend.clean), parts
+
+
+def _split(word: str) -> UserError:
+  return UserError(
+    f"the tokenizer splits {word!r} before it looks for pieces, so it cannot be one token; leave "
+    "it out."
+  )
+
+
+def costly_words(tokenizer: Tokenizer, sentences: Iterable[str], most: int) -> list[str]:
+  """The words of a text that cost the most tokens: by occurrences times pieces beyond the first, of
+  at least 3 letters and 5 occurrences. Words that differ in capitals alone count together if the
+  tokenizer makes them equal."""
+  lower = tokenizer.backend.lowercase
+  counts = collections.Counter(_words(sentences, lower))
+  counts = {word: count for word, count in counts.items() if count >= 5}
+  lengths = [len(ids) for ids in tokenizer.encode_batch([f" {word}" for word in counts])]
+  saved = {word: n * (length - 1) for (word, n), length in zip(counts.items(), lengths)}
+  order = sorted((word for word in saved if saved[word] > 0), key=lambda word: -saved[word])
+  return order[:most]
+
+
+def _words(sentences: Iterable[str], lower: bool) -> Iterator[str]:
+  for sentence in sentences:
+    yield from _WORD.findall(sentence.lower() if lower else sentence)
