@@ -46,7 +46,7 @@ def fertility_notes(texts: Mapping[str, Prepared], known: Mapping[str, float]) -
     if numbers.get(name, 0) > limit:
       notes.append(
         f"note: the tokenizer cuts a word of {place} into {numbers[name]:.2f} pieces on average; "
-        f"{than}, so rows hold fewer words"
+        f"{than}; python -m plm_jax.extend adds words to it"
       )
     share = 0.0 if unk is None else float(counts[unk] / counts.sum())
     if share > UNKNOWN:
