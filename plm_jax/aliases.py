@@ -14,6 +14,8 @@ global_batch: batch_size batch bs train_batch_size per_device_train_batch_size
 data.length: max_length max_len max_seq_length seq_length seq_len block_size
 task.length: max_length max_len max_seq_length seq_length seq_len
 data.source: dataset corpus text
+data.weights: mixture mixture_weights sampling_weights probabilities
+data.alpha: sampling_alpha temperature
 model.width: hidden_size d_model dim n_embd
 model.layers: num_layers num_hidden_layers n_layer depth
 model.heads: num_heads num_attention_heads n_head

@@ -61,7 +61,7 @@ def load(path: str | Path | LoadedModel, task: str | None = None) -> LoadedModel
 
 @checked
 def pretrain(
-  experiment: str | Experiment = "experiments/bert.py:tiny",
+  experiment: str | Experiment | None = None,
   *,
   budget: AnyBudget | None = None,
   settings: Settings = (),
@@ -72,10 +72,11 @@ def pretrain(
 ) -> LoadedModel:
   """Pretrains a model, prints its report and loads it; continues a run that was stopped.
 
-  experiment: "FILE:FUNCTION", or an `Experiment` made in a cell, which has its own size. budget: of
-  a "FILE:FUNCTION"; None is small. settings: {"steps": 20, "optim.peak": 1e-3}. start: a run, or a
-  published model, to go on from. workdir: None is runs/FILE_FUNCTION[_BUDGET], or runs/experiment.
-  cache: None is ~/.cache/plm_jax.
+  experiment: "FILE:FUNCTION", or an `Experiment` made in a cell, which has its own size; None is
+  that of `start`, or "experiments/bert.py:tiny". budget: of a "FILE:FUNCTION"; None is small.
+  settings: {"steps": 20, "optim.peak": 1e-3}. start: a run, or a published model, to go on from.
+  workdir: None is runs/FILE_FUNCTION[_BUDGET], or runs/experiment. cache: None is
+  ~/.cache/plm_jax.
   """
   if budget is not None and isinstance(experiment, Experiment):
     raise UserError(
@@ -86,7 +87,7 @@ def pretrain(
   keep_compilations(folder)
   source = None if start is None else RunInfo.read(run_directory(start, folder))
   chosen, record = chosen_experiment(
-    experiment, "", budget or "small", as_settings(settings), seed, source
+    experiment, "experiments/bert.py:tiny", budget or "small", as_settings(settings), seed, source
   )
   chosen.check_trains()
   print(heading(record, chosen))

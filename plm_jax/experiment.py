@@ -138,6 +138,11 @@ class Experiment:
         f"steps={self.steps} was given, and the model {type(self.model).__name__} is made from "
         "counts: it takes no steps, and is neither trained nor fine-tuned; leave steps at 0"
       )
+    if self.is_counted and len(getattr(self.data, "texts", "")) > 1:
+      raise UserError(
+        f"data.source={self.data.source} has several texts, and the model "
+        f"{type(self.model).__name__} counts one; give one text"
+      )
     if self.steps and self.optim.warmup > self.steps:
       raise UserError(
         f"optim.warmup={self.optim.warmup} is more than steps={self.steps}, so the learning rate "

@@ -12,6 +12,7 @@ from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.models.model import Model
 from plm_jax.runs import RunInfo, base_record, initial_record, teacher_of
+from plm_jax.train import processes
 from plm_jax.train.process import versions
 
 
@@ -26,10 +27,13 @@ def chosen_experiment(
   """The resolved experiment of a command line, and its record for config.json. reference:
   FILE:FUNCTION, or the experiment itself.
 
-  With a source, its experiment is the default and its tokenizer is kept; a published model
-  (plm_jax/commands/convert.py) also replaces the experiment's model. The record lists the
-  differences from the file's `base` at the same budget.
+  With a source, its experiment is the default, at the peak of `continuing`, and its tokenizer is
+  kept; a published model (plm_jax/commands/convert.py) also replaces the experiment's model. The
+  record lists the differences from the file's `base` at the same budget.
   """
+  # A named row has its own recipe, and few parameters beside a frozen model forget nothing.
+  is_peft = any(s.startswith("peft=") for s in settings)
+  goes_on = source is not None and reference is None and not is_peft
   if reference is None:
     reference = (source.document.get("reference") if source else None) or default
   if isinstance(reference, Experiment):
@@ -41,7 +45,16 @@ def chosen_experiment(
     name = f"{Path(file).stem}_{function}{'' if budget == 'small' else f'_{budget}'}"
   if source is not None and "public" in source.document and not experiment.model.encoder_path:
     experiment = with_model(experiment, source.experiment.model)
+  if goes_on:
+    experiment = continuing(experiment, source)
+  peak = experiment.optim.peak
   experiment = overrides.apply(experiment, settings)
+  if goes_on and experiment.optim.peak == peak:
+    processes.say(
+      f"note: --from={source.path} goes on at optim.peak={peak:.2g}, after a warmup of "
+      f"{experiment.optim.warmup} steps: that forgets less than the peak of a first training; "
+      "--set=optim.peak=NUMBER changes it"
+    )
   if seed is not None:
     experiment = dataclasses.replace(experiment, seed=seed)
   if source is not None:
@@ -83,6 +96,23 @@ def with_model(experiment: Experiment, model: Model) -> Experiment:
   """The experiment with a published model, and rows no longer than the model's positions."""
   data = dataclasses.replace(experiment.data, length=min(experiment.data.length, model.positions))
   return dataclasses.replace(experiment, model=model, data=data)
+
+
+SHARE = 0.1  # of the peak of the first training
+PUBLISHED_PEAK = 5e-5  # transformers, run_mlm.py and run_clm.py; BERT, appendix A.3: 2e-5 to 5e-5
+
+
+def continuing(experiment: Experiment, source: RunInfo) -> Experiment:
+  """The recipe of a run with a peak that forgets less: a tenth of the recipe's, as between T5's
+  pretraining and fine-tuning, and for a published model at most `PUBLISHED_PEAK` with Adam.
+
+  The warmup stays. A higher peak gains more on the new text and loses more of the old one (Gupta et
+  al. 2023, arXiv:2308.04014).
+  """
+  peak = SHARE * experiment.optim.peak
+  if "public" in source.document and hasattr(experiment.optim, "b2"):
+    peak = min(peak, PUBLISHED_PEAK)
+  return dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, peak=peak))
 
 
 def row_and_base(reference: str, budget: str) -> tuple[Experiment, Experiment]:

@@ -1,16 +1,21 @@
 """Pretraining, from an experiment to a report: the work of run_pretrain.py."""
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
+from plm_jax.data.fertility import fertilities, fertility_notes
+from plm_jax.data.manifest import hash_of
+from plm_jax.data.mixture import MixedBatches, mixed_counts, prepare_each
 from plm_jax.data.pipeline import Batches, iterate
-from plm_jax.data.preparation import Prepared, prepare
+from plm_jax.data.preparation import Prepared
+from plm_jax.data.texts import rows_of_block
 from plm_jax.experiment import Experiment
 from plm_jax.runs import RunInfo, initial_parameters
 from plm_jax.train import processes, report
@@ -38,30 +43,37 @@ def pretrain(
   """
   first = processes.is_first()
   with processes.first_goes_first():
-    prepared = prepare(experiment.data, cache, progress=first)
-  names = ("source", "tokenizer", "splits", "dropped")
-  text = {name: prepared.manifest[name] for name in names}
-  workdir.write_config(experiment, record | {"text": text})
+    texts = prepare_each(experiment.data, cache, progress=first)
+  text = text_record(texts)
+  record = record | {"text": text, "fertility": fertilities(texts)}
+  workdir.write_config(experiment, record)
+  train, valid = batches_of(experiment, texts)
+  prepared = texts[train.most_read]
   if first:
     prepared.tokenizer.save(workdir / "tokenizer")
-  processes.say(report.text_line(prepared.manifest))
-  train, valid = batches_of(experiment, prepared)
+  processes.say(report.text_lines(texts, train))
+  if source is not None:
+    for note in fertility_notes(texts, source.document.get("fertility") or {}):
+      processes.say(note)
   with processes.first_goes_first():  # the first makes the tables of rows
     train.check()
-    evaluation = valid.evaluation(experiment.schedule.evaluation_rows)
+    held_out = valid.evaluations(experiment.schedule.evaluation_rows)
+  evaluation = [batch for batches in held_out.values() for batch in batches]
   processes.say(report.rows_line(train, experiment.is_counted))
   if experiment.is_counted:
-    counted = count(experiment, record | {"text": text}, prepared, evaluation, workdir, sinks)
+    counted = count(experiment, record, prepared, evaluation, workdir, sinks)
     params = processes.whole(counted.params)
     if first:
-      rows = all_rows(valid).evaluation(experiment.schedule.evaluation_rows)
-      show(params, counted.experiment, counted.records, rows, prepared, workdir)
+      rows = valid.of_all_processes().evaluation(experiment.schedule.evaluation_rows)
+      results = report.Results(counted.experiment, counted.records, train.counts, rows)
+      show(params, results, prepared, workdir)
     return
   processes.say("compiling ...", file=sys.stderr)
   program = program_of(experiment)
   processes.say(report.costs(program))
   until = batches_until(experiment, workdir.path)
-  data = Data(lambda start: iterate(train, start, until, experiment.data.workers), evaluation)
+  workers, sizes = experiment.data.workers, {name: len(x) for name, x in held_out.items() if name}
+  data = Data(lambda start: iterate(train, start, until, workers), evaluation, sizes)
   initial = initial_parameters(program, source)
   if initial is None and hasattr(program.abstract.params, "spelled"):
     params: Any = program.create().params
@@ -69,13 +81,14 @@ def pretrain(
   state, records = fit(program, data, workdir, initial=initial, profile=profile, sinks=sinks)
   params = processes.whole(state.params)
   if first:
-    rows = all_rows(valid).evaluation(experiment.schedule.evaluation_rows)
-    show(params, experiment, records, rows, prepared, workdir)
+    rows = valid.of_all_processes().evaluation(experiment.schedule.evaluation_rows)
+    results = report.Results(experiment, records, train.counts, rows)
+    show(params, results, prepared, workdir)
 
 
-def show(params, experiment: Experiment, records, rows, prepared: Prepared, workdir) -> None:
-  """Prints the report of a run, and draws its curves."""
-  results = report.Results(experiment, records, prepared.train.counts, rows)
+def show(params, results: report.Results, prepared: Prepared, workdir) -> None:
+  """Prints the report of a run, and draws its curves. prepared: the text of its examples."""
+  experiment = results.experiment
   print(report.results(results))
   print(report.examples(params, results, prepared))
   if not experiment.is_counted:
@@ -88,26 +101,53 @@ def program_of(experiment: Experiment) -> Program:
   return compile_experiment(experiment, example_batch(experiment))
 
 
-def batches_of(experiment: Experiment, prepared: Prepared) -> tuple[Batches, Batches]:
-  """The training and the held-out batches of this process."""
-  vocab = dataclasses.replace(prepared.tokenizer.vocab, counts=np.asarray(prepared.train.counts))
+def text_record(texts: Mapping[str, Prepared]) -> dict[str, Any]:
+  """The entry of config.json for the text; for several, with an entry for each under `texts`."""
+  names = ("source", "tokenizer", "splits", "dropped")
+  records = {name: {n: text.manifest[n] for n in names} for name, text in texts.items()}
+  first, *others = records.values()
+  if not others:
+    return first
+  digest = hash_of({name: record["source"] for name, record in records.items()})
+  return {
+    "source": {
+      "given": ",".join(r["source"]["given"] for r in (first, *others)),
+      "fingerprint": digest,
+    },
+    "tokenizer": first["tokenizer"],
+    "splits": functools.reduce(added, (record["splits"] for record in records.values())),
+    "dropped": dict(sum((Counter(record["dropped"]) for record in records.values()), Counter())),
+    "texts": {name: {n: r[n] for n in ("source", "splits")} for name, r in records.items()},
+  }
+
+
+def added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+  """The sums of the counts of two splits."""
+  return {split: {n: one[split][n] + other[split][n] for n in one[split]} for split in one}
+
+
+def batches_of(
+  experiment: Experiment, texts: Mapping[str, Prepared]
+) -> tuple[MixedBatches, MixedBatches]:
+  """The training and the held-out batches of this process. texts: of `prepare_each`."""
   corpus: Any = experiment.data
+  tokens = [len(text.train.tokens) for text in texts.values()]
+  rows = rows_of_block(corpus.weights, corpus.alpha, tokens)
+  counts = mixed_counts(texts, rows)
   train, valid = (
-    Batches(
-      store,
-      corpus,
-      experiment.objectives,
-      vocab,
-      seed=experiment.seed,
-      global_batch=experiment.global_batch,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
-    for store in (prepared.train, prepared.valid)
+    {
+      name: Batches(
+        getattr(text, split),
+        corpus,
+        experiment.objectives,
+        dataclasses.replace(text.tokenizer.vocab, counts=counts),
+        seed=experiment.seed,
+        global_batch=experiment.global_batch,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+      )
+      for name, text in texts.items()
+    }
+    for split in ("train", "valid")
   )
-  return train, valid
-
-
-def all_rows(batches: Batches) -> Batches:
-  """The batches of all processes together."""
-  return dataclasses.replace(batches, process_index=0, process_count=1)
+  return MixedBatches(train, rows), MixedBatches(valid, rows)

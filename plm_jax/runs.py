@@ -327,9 +327,11 @@ def initial_parameters(program: "Program", source: RunInfo | None) -> Parameters
     )
   place = "" if model.encoder_path else stored.encoder_path
   restored = restored_onto(program, source, place)
-  for names, fate in ((restored.fresh, "starts at random"), (restored.unused, "is left out")):
-    for name in names:
-      print(f"{name} {fate}: --from={source.path} and this run have different heads")
+  for head in dict.fromkeys(name.split("/")[0] for name in restored.fresh):
+    print(f"note: --from={source.path} has no head {head!r}, so a new one starts at random; its "
+          "first losses are near those of guesses")  # fmt: skip
+  for head in dict.fromkeys(name.split("/")[0] for name in restored.unused):
+    print(f"note: the head {head!r} of --from={source.path} is left out: no objective needs it")
   return restored.params
 
 

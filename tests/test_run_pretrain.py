@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +18,9 @@ from absl import flags
 import run_pretrain
 from plm_jax import cli, pretraining
 from plm_jax.train import loop
-from plm_jax.train.workdir import read_records
-from tests.toy_language import write_corpus
-from tests.toy_run import LANGUAGE
+from plm_jax.train.workdir import read_config, read_records
+from tests.toy_language import random_language, write_corpus
+from tests.toy_run import LANGUAGE, WORDS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -179,7 +180,37 @@ def test_a_working_directory_that_cannot_be_written_is_a_sentence(command, tmp_p
   assert "cannot be written" in refused(command(workdir=tmp_path / "file" / "run"))
 
 
+@pytest.mark.parametrize(
+  ("words", "said"),
+  [
+    (["--set=data.weights=1,2"], "toy.txt is one text; give several with commas"),
+    (["--set=data.source=a.txt,b.txt", "--set=data.weights=0,0"], "one of them above 0"),
+    (["--set=data.source=a.txt,b.txt", "--set=data.weights=1"], "has 1 weight, and data.source="),
+    (["--set=data.source=a.txt,b.txt"], "The text 'a.txt' does not exist"),
+    (["--set=sampling_alpha=0.3"], "is called data.alpha here"),
+  ],
+)
+def test_mistakes_in_a_mixture_of_texts_are_a_sentence(command, words, said):
+  assert said in refused(command(*words))
+
+
 # What works.
+
+
+@pytest.mark.slow
+def test_a_run_on_two_texts_reports_the_held_out_loss_of_each(command, place, tmp_path):
+  other = random_language(WORDS, seed=5)
+  write_corpus(place / "other.txt", other, 30, sentences=10, words=12)
+  texts = f"--set=data.source=toy={place / 'toy.txt'},other={place / 'other.txt'}"
+  code, shown, errors = command(texts, "--set=data.weights=0,1")
+  assert code == 0, errors
+  assert "toy, 0.0% of the rows: " in shown and "other, 100.0% of the rows: " in shown
+  records = read_records(tmp_path / "run/metrics.jsonl")
+  first, *_, last = (record for record in records if record["split"] == "valid")
+  assert last["other/mlm/loss"] < first["other/mlm/loss"]
+  rows = re.findall(r"^  on (\w+) +([\d.]+) +([\d.]+)$", shown, re.MULTILINE)
+  assert rows[0] == ("toy", f"{first['toy/mlm/loss']:.3f}", f"{last['toy/mlm/loss']:.3f}")
+  assert read_config(tmp_path / "run")["text"]["texts"].keys() == {"toy", "other"}
 
 
 def test_the_list_has_every_experiment_with_its_first_line_and_published_numbers(command):

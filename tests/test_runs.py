@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from experiments import bert
 from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.decode.rules import Rules
 from plm_jax.decode.writer import encode_prompts, write
@@ -19,9 +20,11 @@ from plm_jax.errors import UserError
 from plm_jax.evaluation.held_out import held_out
 from plm_jax.evaluation.perplexity import perplexity
 from plm_jax.evaluation.scores import Scores, is_causal
+from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.models.gpt import Gpt2
 from plm_jax.objectives.clm import CLM
-from plm_jax.runs import Run, RunInfo
+from plm_jax.objectives.nsp import NSP
+from plm_jax.runs import Run, RunInfo, initial_parameters
 from plm_jax.train.loop import compile_experiment
 from tests import toy_run
 from tests.toy_run import TOY
@@ -178,3 +181,65 @@ def test_a_run_is_described_without_reading_its_parameters(bigram, tmp_path):
   assert RunInfo.read(tmp_path / "run").experiment == bigram.experiment
   with pytest.raises(UserError, match="no finished checkpoint"):
     Run.load(tmp_path / "run")
+
+
+# A run that another one goes on from.
+
+WHOLE = TOY.resolve(64)
+
+
+@pytest.fixture(scope="module")
+def headless(tmp_path_factory):
+  """The directory of a BERT with a next-sentence head alone, of the experiment `bert.py:tiny`."""
+  folder = tmp_path_factory.mktemp("headless") / "run"
+  ready = toy_run.prepared()
+  experiment = dataclasses.replace(WHOLE, objectives=(NSP(),))
+  params = WHOLE.model.init(jax.random.key(7), experiment.heads)
+  document = {"reference": "experiments/bert.py:tiny"}
+  run = Run(experiment=experiment, params=params, tokenizer=ready.tokenizer, document=document)
+  run.save(folder)
+  return folder
+
+
+def continued(source, *settings, reference=None, published=False):
+  """The experiment of `run_pretrain.py --from`, of a run or as if it were a published model."""
+  if published:
+    source = dataclasses.replace(source, document={**source.document, "public": {}})
+  return chosen_experiment(reference, "", "small", list(settings), None, source)[0]
+
+
+def test_a_run_goes_on_at_a_tenth_of_the_recipe_s_peak(headless, capsys):
+  source, recipe = RunInfo.read(headless), bert.tiny().optim
+  experiment = continued(source)
+  assert experiment.optim == dataclasses.replace(recipe, peak=0.1 * recipe.peak)
+  assert "goes on at optim.peak=0.00015, after a warmup of 120 steps" in capsys.readouterr().out
+  published = continued(source, "optim.warmup=7", published=True).optim
+  assert (published.peak, published.warmup) == (5e-5, 7)
+
+
+@pytest.mark.parametrize(
+  ("settings", "reference", "peak"),
+  [
+    (["optim.peak=3e-3"], None, 3e-3),
+    (["optim=Adafactor(peak=0.01)"], None, 0.01),
+    ([], "experiments/bert.py:tiny", 1.5e-3),
+    (["peft=Lora()"], None, 1.5e-3),
+  ],
+)
+def test_the_user_s_rate_and_that_of_a_named_row_are_kept(
+  headless, capsys, settings, reference, peak
+):
+  experiment = continued(RunInfo.read(headless), *settings, reference=reference)
+  assert experiment.optim.peak == peak
+  assert "goes on at" not in capsys.readouterr().out
+
+
+def test_a_new_head_of_a_run_that_goes_on_is_noted_once(headless, capsys):
+  fresh = types.SimpleNamespace(params=WHOLE.init_parameters(jax.random.key(1)))
+  program = types.SimpleNamespace(experiment=WHOLE, create=lambda: fresh)
+  params = initial_parameters(program, RunInfo.read(headless))
+  notes = capsys.readouterr().out.splitlines()
+  assert [note.split(" has no head ")[1].split(",")[0] for note in notes] == ["'mlm'"]
+  np.testing.assert_array_equal(
+    params.embed.token.table[...], Run.load(headless).params.embed.token.table[...]
+  )

@@ -15,7 +15,8 @@ import numpy as np
 from plm_jax import cli
 from plm_jax.ablate.plan import SCORES, Evaluation
 from plm_jax.ablate.probing import probe, tagging
-from plm_jax.data.preparation import prepare
+from plm_jax.data.mixture import prepare_each
+from plm_jax.data.preparation import Prepared
 from plm_jax.evaluation.gaps import gaps
 from plm_jax.evaluation.held_out import held_out
 from plm_jax.evaluation.minimal_pairs import blimp
@@ -37,18 +38,15 @@ def evaluate(run: Run, asked: Evaluation, cache: Path) -> Scores:
   directory, with the number of parameters, the seconds and the software."""
   cli.load_module("data.installed_text")  # makes tfds:installed_text known
   start = time.perf_counter()
-  prepared = prepare(run.experiment.data, cache)
-  scores = Scores.of(run)
+  texts = prepare_each(run.experiment.data, cache)
+  parts = {name: scores_on(run, text, asked) for name, text in texts.items()}
+  scores = parts[""] if "" in parts else Scores.of_texts(parts)
   if run.step < run.experiment.steps and "public" not in run.document:
     scores.notes.append(f"measured after {run.step:,} of {run.experiment.steps:,} steps")
-  held_out(run, prepared, scores)
-  pair_accuracies(run, prepared, scores)
   if asked.blimp:
     blimp(run, Path(asked.blimp), asked.blimp_pairs, scores)
   if asked.finetune:
     finetune(run, asked.labels, cache, scores)
-  if asked.gaps:
-    gaps(run, prepared, scores)
   if asked.probe:
     probe(run, asked.probe_labels, cache, scores)
   if asked.tags:
@@ -65,6 +63,16 @@ def evaluate(run: Run, asked: Evaluation, cache: Path) -> Scores:
     "versions": versions(),
   }
   write_whole(run.path / SCORES, with_digest(record))
+  return scores
+
+
+def scores_on(run: Run, text: Prepared, asked: Evaluation) -> Scores:
+  """The scores on the held-out documents of one text."""
+  scores = Scores.of(run)
+  held_out(run, text, scores)
+  pair_accuracies(run, text, scores)
+  if asked.gaps:
+    gaps(run, text, scores)
   return scores
 
 

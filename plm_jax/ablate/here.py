@@ -33,7 +33,7 @@ from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.pretraining import pretrain
-from plm_jax.runs import Run
+from plm_jax.runs import Run, RunInfo
 from plm_jax.train.metrics import Sink
 from plm_jax.train.workdir import Workdir, read_records, write_whole
 
@@ -67,7 +67,8 @@ def check_unchanged(out: Path, plan: SweepPlan, runs: list[PlannedRun], table: T
     if (workdir_of(out, run) / "config.json").exists():
       with Workdir(workdir_of(out, run)) as workdir:
         try:
-          workdir.check_same_experiment(*resolved(plan, run, table.arm(run.arm)))
+          source = start_of(out, plan, run)
+          workdir.check_same_experiment(*resolved(plan, run, table.arm(run.arm), source))
         except UserError as error:
           raise UserError(str(error).replace("another --workdir", "another `out`")) from None
 
@@ -106,15 +107,25 @@ def train(
   out: Path, plan: SweepPlan, run: PlannedRun, arm: Arm, sinks: Sequence[Sink] = ()
 ) -> None:
   """The work of run_pretrain.py with the flags of `SweepPlan.commands`."""
-  experiment, record = resolved(plan, run, arm)
+  source = start_of(out, plan, run)
+  experiment, record = resolved(plan, run, arm, source)
   experiment.check_trains()
   with Workdir(workdir_of(out, run)) as workdir:
     workdir.check_same_experiment(experiment, record)
-    pretrain(experiment, record, workdir, cache_folder(plan.cache), sinks=sinks)
+    pretrain(experiment, record, workdir, cache_folder(plan.cache), source, sinks=sinks)
 
 
-def resolved(plan: SweepPlan, run: PlannedRun, arm: Arm) -> tuple[Experiment, dict[str, Any]]:
-  """The experiment of a run, and its record for config.json."""
+def start_of(out: Path, plan: SweepPlan, run: PlannedRun) -> RunInfo | None:
+  """The run that a run goes on from. Errors: `UserError` if it has not begun."""
+  start = plan.start_of(run)
+  return None if start is None else RunInfo.read(workdir_of(out, start))
+
+
+def resolved(
+  plan: SweepPlan, run: PlannedRun, arm: Arm, source: RunInfo | None = None
+) -> tuple[Experiment, dict[str, Any]]:
+  """The experiment of a run, and its record for config.json. source: the run that it goes on
+  from."""
   reference = plan.references[run.arm]
   row = arm.experiment(of_rows(plan.budget)) if reference == CELL else reference
-  return chosen_experiment(row, "", plan.budget, list(plan.settings), run.seed)
+  return chosen_experiment(row, "", plan.budget, plan.settings_of(run), run.seed, source)

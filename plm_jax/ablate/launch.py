@@ -38,9 +38,12 @@ def local(out: Path, plan: SweepPlan, runs: list[PlannedRun], jobs: int) -> list
   stopping = _Stopping()
   with stop_signals(stopping.ask), view:
     while waiting or working:
-      while waiting and len(working) < jobs and not stopping.asked:
+      while len(working) < jobs and not stopping.asked:
         slot = next(i for i in range(jobs) if i not in {s for s, _ in working.values()})
-        run = waiting.pop(0)
+        ready = [run for run in waiting if plan.start_of(run) not in (*waiting, *working)]
+        if not ready:
+          break
+        waiting.remove(run := ready[0])
         working[run] = (slot, _start(out, run, slots[slot], pinned=PINS and jobs > 1))
         view.started(run)
       for run, (_, process) in list(working.items()):

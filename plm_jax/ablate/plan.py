@@ -106,7 +106,7 @@ class Evaluation:
 @dataclasses.dataclass(frozen=True)
 class SweepPlan:
   """The content of sweep.json. table, references of arms: `FILE:FUNCTION`, or `CELL`. steps: those
-  of each arm."""
+  of each arm. starts: arm -> the arm from whose run of the same seed it goes on."""
 
   table: str
   budget: str
@@ -116,6 +116,7 @@ class SweepPlan:
   steps: dict[str, int]
   evaluation: Evaluation = Evaluation()
   cache: str | None = None
+  starts: dict[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def is_of_cell(self) -> bool:
@@ -126,6 +127,15 @@ class SweepPlan:
     """All runs, seed by seed, so that all arms can be compared as early as possible."""
     return [PlannedRun(arm, s) for s in range(self.seeds) for arm in arms or self.references]
 
+  def start_of(self, run: PlannedRun) -> PlannedRun | None:
+    """The run that a run goes on from."""
+    return PlannedRun(self.starts[run.arm], run.seed) if run.arm in self.starts else None
+
+  def settings_of(self, run: PlannedRun) -> list[str]:
+    """The settings of a run; one that goes on from another has that one's tokenizer."""
+    goes_on = run.arm in self.starts
+    return [s for s in self.settings if not (goes_on and s.startswith("data.tokenizer"))]
+
   def commands(self, out: Path, run: PlannedRun) -> dict[str, list[str]]:
     """The commands of a run, in their order: name -> words."""
     workdir, script = workdir_of(out, run), ROOT / "run_pretrain.py"
@@ -133,7 +143,9 @@ class SweepPlan:
     cache = [f"--cache={self.cache}"] if self.cache else []
     pretrain = [f"--experiment={self.references[run.arm]}", f"--budget={self.budget}"]
     pretrain += [f"--seed={run.seed}", f"--workdir={workdir}"]
-    pretrain += [f"--set={setting}" for setting in self.settings]
+    if start := self.start_of(run):
+      pretrain.append(f"--from={workdir_of(out, start)}")
+    pretrain += [f"--set={setting}" for setting in self.settings_of(run)]
     evaluate = ["-m", "plm_jax.evaluate", f"--from={workdir}", *self.evaluation.flags()]
     return {
       "pretraining": [sys.executable, script, *pretrain, *cache],

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,11 +44,12 @@ class Labelled(NamedTuple):
 
 
 def probe(run: Run, labels: list[int | None], cache: Path, scores: Scores) -> None:
-  """Adds probe_topic_* and probe_order_* to `scores`."""
+  """Adds probe_topic_* and probe_order_* to `scores`, of the first of several texts."""
   if run.experiment.is_counted:
     scores.notes.append("a model made from counts has no states to probe")
     return
-  source, held_out = run.experiment.data.source, run.experiment.data.held_out
+  data: Any = run.experiment.data
+  source, held_out = next(iter(data.texts.values())), data.held_out
   tasks: tuple[LabelledText, ...] = (
     Label(source=source, held_out=held_out),
     WordOrder(source=source, held_out=held_out),

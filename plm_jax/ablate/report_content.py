@@ -1,5 +1,6 @@
 """The content of a sweep's report, as blocks of a page (page.py)."""
 
+import dataclasses
 import shlex
 import statistics
 from collections import Counter
@@ -200,7 +201,13 @@ def recipe_blocks(measured: Measured) -> list[PageBlock]:
   arms = [arm for arm in measured.arms if arm.name in used]
   first = used[arms[0].name]
   rows = [[arms[0].name, "(the others are compared with it)"]]
-  rows += [[arm.name, differences(first, used[arm.name])] for arm in arms[1:]]
+  for arm in arms[1:]:
+    start, experiment = measured.plan.starts.get(arm.name), used[arm.name]
+    if start:  # with the tokenizer of that run
+      data = dataclasses.replace(experiment.data, tokenizer=used[arms[0].name].data.tokenizer)
+      experiment = dataclasses.replace(experiment, data=data)
+    goes_on = f"goes on from {start}; " if start else ""
+    rows.append([arm.name, goes_on + differences(first, experiment)])
   blocks: list[PageBlock] = [Grid(("arm", "differs in"), rows, left=2)]
   if measured.plan.budget != "paper":
     changed = {arm.name: changes(arm.experiment("paper"), used[arm.name]) for arm in arms}

@@ -20,6 +20,8 @@ def main_metrics(measured: Measured) -> list[str]:
   # A loss is redundant with its perplexity, which papers print.
   twice = {m.replace("perplexity", "loss") for m in names if m.endswith("perplexity")}
   usual = ("mlm_perplexity", "mlm_accuracy", "clm_perplexity", "seq2seq_perplexity", "blimp")
+  texts = {m.split("/")[0] for m in names if m.endswith("_loss") and "/" in m}
+  usual += tuple(f"{text}/{m}" for text in texts for m in usual)
   return twins + [
     m
     for m in names
@@ -38,7 +40,8 @@ def ranking(measured: Measured, metric: str) -> list[str]:
 
 def trivial(metric: str) -> str:
   """The name of the trivial baseline of a metric."""
-  return "unigram" if metric.startswith(("mlm", "clm", "seq2seq", "pseudo")) else "chance"
+  kind = metric.rpartition("/")[2]
+  return "unigram" if kind.startswith(("mlm", "clm", "seq2seq", "pseudo")) else "chance"
 
 
 def cell(measured: Measured, arm: str, metric: str) -> str:

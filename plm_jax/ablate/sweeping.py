@@ -25,6 +25,7 @@ from plm_jax.ablate.plan import (
   RunState,
   SweepPlan,
   claim,
+  has_trained,
   is_done,
   state_of,
 )
@@ -33,7 +34,7 @@ from plm_jax.ablate.table import Table
 from plm_jax.ablate.view import line
 from plm_jax.budgets import AnyBudget, of_rows
 from plm_jax.data.corpora import cache_folder
-from plm_jax.data.preparation import prepare
+from plm_jax.data.mixture import prepare_each
 from plm_jax.errors import UserError
 from plm_jax.evaluation.minimal_pairs import pair_files, read_minimal_pairs
 from plm_jax.experiment import Experiment
@@ -115,6 +116,11 @@ def sweep(
     for run in plan.runs(names):
       print("", *plan.shown(out, run), sep="\n")
     return Sweep(out, rows, plan, plan.runs(names), None)
+  if plan.starts and launcher in ("ray", "slurm"):
+    raise UserError(
+      f"--launcher={launcher} starts runs in any order, and {next(iter(plan.starts))} needs a "
+      "finished run of another arm; leave --launcher out"
+    )
   if launcher == "ray":
     launch.import_ray()  # before any text is prepared
   with lock(out, "sweep", "--out"):
@@ -137,6 +143,14 @@ def runs_left(made: Sweep, experiments: dict[str, Experiment]) -> list[PlannedRu
   if plan.is_of_cell:
     check_unchanged(out, plan, made.runs, made.table)
   runs = [run for run in made.runs if not is_done(out, run, plan)]
+  order = list(plan.references)
+  runs.sort(key=lambda run: (run.seed, order.index(run.arm)))  # an arm goes on from an earlier one
+  for run in runs:
+    start = plan.start_of(run)
+    if start and start not in runs and not has_trained(out, start, plan.steps.get(start.arm, -1)):
+      raise UserError(
+        f"{run} goes on from {start}, which is not trained here; add {start.arm} to --arms"
+      )
   for arm in {run.arm for run in runs}:
     teacher_of(experiments[arm], plan.budget)
   prepare_texts([experiments[run.arm] for run in runs], cache_folder(plan.cache))
@@ -179,6 +193,7 @@ def planned(
     steps={name: experiment.steps for name, experiment in experiments.items()},
     evaluation=measures,
     cache=cache,
+    starts={arm.name: arm.start for arm in rows.arms if arm.start and arm.name in experiments},
   )
   return rows, plan, experiments
 
@@ -304,4 +319,4 @@ def prepare_texts(experiments: list[Experiment], cache: Path) -> None:
   cli.load_module("data.installed_text")  # makes tfds:installed_text known
   texts = {repr((e.data.source, e.data.tokenizer, e.data.held_out)): e for e in experiments}
   for experiment in texts.values():
-    prepare(experiment.data, cache)
+    prepare_each(experiment.data, cache)

@@ -27,9 +27,9 @@ from plm_jax.ablate.verdict import SeedScores, Tested, difference, level, studen
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 
-METRICS = re.compile(
-  r"(mlm|clm|bilm|seq2seq)_(loss|perplexity|accuracy)|pseudo_perplexity|(nsp|sop)_(accuracy|majority)"
-  r"|(clm|pseudo|gap)_bits_per_byte|gap_loss|probe_(topic|order)_(all|\d+)_accuracy|probe_tag_accuracy"
+METRICS = re.compile(  # of a named text: `new/clm_loss`
+  r"(\w+/)?((mlm|clm|bilm|seq2seq)_(loss|perplexity|accuracy)|pseudo_perplexity"
+  r"|(nsp|sop)_(accuracy|majority)|(clm|pseudo|gap)_bits_per_byte|gap_loss)|probe_(topic|order)_(all|\d+)_accuracy|probe_tag_accuracy"
   r"|blimp(/\w+)?|finetune_(all|\d+)_(accuracy|macro_f1)"
 )
 
@@ -41,12 +41,14 @@ class Arm:
   name: also its directory. experiment: `row(budget) -> Experiment` of an experiment file, or in a
     notebook an `Experiment`, which is the same at every budget.
   published: column -> number or text, both as printed. note: a remark for the report.
+  start: an earlier arm, from whose run of the same seed this one goes on.
   """
 
   name: str
   experiment: Callable[..., Any]
   published: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
   note: str = ""
+  start: str = ""
 
   def __post_init__(self):
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", self.name):
@@ -64,6 +66,7 @@ class Arm:
     capitals: Sequence[str] = (),
     name: str = "",
     note: str = "",
+    start: str = "",
     **more: float | str,
   ) -> Self:
     """The arm of a row function, with the numbers that the paper prints for it.
@@ -80,7 +83,7 @@ class Arm:
     if len(numbers) != len(columns):
       raise UserError(f"the arm {name} has {len(numbers)} numbers for the columns {columns}")
     printed = {column: x for column, x in zip(columns, numbers) if x is not None}
-    return cls(name, row, printed | more, note)
+    return cls(name, row, printed | more, note, start)
 
   @property
   def numbers(self) -> str:
@@ -239,6 +242,12 @@ class Table:
     names = [arm.name for arm in self.arms]
     if not names or len(set(names)) < len(names):
       raise UserError(f"the table {self.title!r} needs arms with different names, not {names}")
+    for number, arm in enumerate(self.arms):
+      if arm.start and arm.start not in names[:number]:
+        raise UserError(
+          f"the arm {arm.name} of {self.title!r} starts from {arm.start!r}, which must be an arm "
+          "before it"
+        )
     for claim in self.claims:
       for name in claim.arms:
         self.arm(name)

@@ -15,7 +15,8 @@ evaluation.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
 
 import numpy as np
 from absl import flags
@@ -30,6 +31,7 @@ from plm_jax.data.running_text import RunningText
 from plm_jax.data.segments import SegmentPair, pass_table
 from plm_jax.data.source_target import SourceTarget
 from plm_jax.data.store import TokenStore
+from plm_jax.data.texts import check_shares, named_texts
 from plm_jax.data.tokenizers import TokenizerConfig, WordPiece
 from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
@@ -55,7 +57,11 @@ Segments = (
 class Corpus:
   """The text and its division into rows.
 
-  source: "tfds:NAME", or a text file, `.jsonl`, `.gz` of either, or a folder of them.
+  source: "tfds:NAME", or a text file, `.jsonl`, `.gz` of either, or a folder of them; or several
+    texts with commas between them, "A,B" or "NAME=A,NAME=B".
+  weights: the share of the rows of each of several texts; they need not sum to 1.
+  alpha: without weights, a text of n tokens has a share in proportion to n^alpha; 1 is the natural
+    share, 0.3 is XLM-R's, 0 makes all equal.
   length: tokens per row, special tokens included.
   held_out: share of the documents that is kept for evaluation.
   passes: number of different segmentations before they repeat (BERT's dupe_factor).
@@ -65,6 +71,8 @@ class Corpus:
   """
 
   source: str = "tfds:installed_text"
+  weights: tuple[float, ...] = ()
+  alpha: float = 1.0
   tokenizer: TokenizerConfig = WordPiece(vocab_size=4096)  # noqa: RUF009  frozen
   segments: Segments = SegmentPair()  # noqa: RUF009  frozen
   length: int = 128
@@ -74,6 +82,12 @@ class Corpus:
   lines: bool = False
 
   def __post_init__(self):
+    check_shares(len(self.texts), self.weights, self.alpha, self.source)
+    if len(self.texts) > 1 and ordered(self.segments):
+      raise UserError(
+        f"data.source={self.source} has several texts, and data.segments.ordered reads one from "
+        "beginning to end; set data.segments.ordered=false, or give one text"
+      )
     kept = self.tokenizer.keeps_lines or (self.tokenizer.kind == "unigram" and self.tokenizer.path)
     if self.lines and not kept:
       raise UserError(
@@ -93,6 +107,15 @@ class Corpus:
       raise UserError(f"data.passes is {self.passes}; at least 1 pass over the corpus is needed.")
     if self.workers < 0:
       raise UserError(f"data.workers is {self.workers}; it counts processes, and 0 is a thread.")
+
+  @property
+  def texts(self) -> dict[str, str]:
+    """Name -> source; a single text has the name ""."""
+    return named_texts(self.source)
+
+  def alone(self, source: str, **fields) -> Self:
+    """The corpus with one of its texts, and other values of further fields."""
+    return replace(self, source=source, weights=(), alpha=1.0, **fields)
 
 
 @dataclass
@@ -129,19 +152,25 @@ class Batches:
   def __call__(self, step: int) -> dict[str, np.ndarray]:
     """The training batch of a step, arrays [B_local, ...]."""
     self.check()
-    count = self.global_batch // self.process_count
     if ordered(self.corpus.segments):
-      return self._lanes(int(step), self.process_index * count + np.arange(count))
-    position = int(step) * self.global_batch + self.process_index * count
+      return self._lanes(int(step), self.positions(0))
+    return self.at(self.positions(step))
+
+  def positions(self, step: int) -> np.ndarray:
+    """int [B_local]: the positions of this process's rows of a step."""
+    count = self.global_batch // self.process_count
+    return int(step) * self.global_batch + self.process_index * count + np.arange(count)
+
+  def at(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+    """The rows at ascending positions of the endless sequence of epochs."""
     parts = []
-    while count:
-      epoch, first = self._epoch_at(position)
+    while len(positions):
+      epoch, first = self._epoch_at(int(positions[0]))
       table = self._table(self.seed, epoch % self.corpus.passes)
-      index = np.arange(position - first, min(position - first + count, len(table)))
+      index = positions[positions < first + len(table)] - first
       rows = permute(index, len(table), self.seed, _ORDER, epoch)
       parts.append((table[rows], rows, np.full(len(rows), epoch)))
-      position += len(rows)
-      count -= len(rows)
+      positions = positions[len(rows) :]
     spans, rows, epochs = (np.concatenate(part) for part in zip(*parts, strict=True))
     weight = np.ones(len(rows), np.float32)
     return self._batch(spans, Draws(self.seed, epochs, rows), weight)
@@ -157,14 +186,14 @@ class Batches:
     batch = self._batch(table[rows], draws, np.ones(len(rows), np.float32))
     return batch | {"begins": batch["begins"] | (at == 0)}
 
-  def check(self) -> None:
-    """Errors: `UserError` if one pass over the corpus does not fill one batch, or an objective does
-    not fit the vocabulary."""
+  def check(self, least: int | None = None) -> None:
+    """Errors: `UserError` if one pass over the corpus has fewer rows than `least` (None: than one
+    batch), or an objective does not fit the vocabulary."""
     for objective in self.objectives:
       if hasattr(objective, "check"):
         objective.check(self.vocab)
     rows = len(self._table(self.seed, 0))
-    if rows < self.global_batch:
+    if rows < (self.global_batch if least is None else least):
       raise UserError(
         f"the corpus makes {rows} rows of up to {self.corpus.length} tokens, fewer than one global "
         f"batch of {self.global_batch}: give more text, a smaller global_batch or a shorter length."
@@ -269,8 +298,15 @@ class PrefetchedBatches:
       self._iterator.close()
 
 
+class StepBatches(Protocol):
+  """Batches by their step: `Batches`, or those of a mixture."""
+
+  def __call__(self, step: int) -> dict[str, np.ndarray]: ...
+  def check(self) -> None: ...
+
+
 def iterate(
-  batches: Batches, start_step: int, stop_step: int, workers: int = 0
+  batches: StepBatches, start_step: int, stop_step: int, workers: int = 0
 ) -> PrefetchedBatches:
   """The batches of steps start_step to stop_step - 1, prefetched by a thread or by processes."""
   import grain

@@ -14,11 +14,12 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from plm_jax.data.encoding import Encoding, encoded
 from plm_jax.data.manifest import FILES, MANIFEST, SPLITS, TOKENIZER, clear, fault, hash_of
 from plm_jax.data.pieces import Pieces, in_pieces
 from plm_jax.data.store import StoreWriter, TokenStore
+from plm_jax.data.texts import named_texts
 from plm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.files import not_waiting, read_json
@@ -57,8 +59,11 @@ class Prepared:
 def prepare(corpus, cache_dir: str | os.PathLike | None = None, progress: bool = True) -> Prepared:
   """The tokenised text of `corpus` (its source, tokenizer and held_out), prepared once.
 
-  cache_dir: see `corpora.default_cache`. Errors: `UserError` for text that is too small or damaged.
+  cache_dir: see `corpora.default_cache`. Errors: `UserError` for text that is too small or damaged,
+  and for several texts (`mixture.prepare_each`).
   """
+  if len(named_texts(corpus.source)) > 1:
+    raise UserError(f"data.source={corpus.source} has several texts, and one is expected here")
   cache = Path(cache_dir or default_cache())
   source = open_source(corpus.source, cache, corpus.lines)
   tokenizer = corpus.tokenizer.load() if corpus.tokenizer.path else None
@@ -69,9 +74,7 @@ def prepare(corpus, cache_dir: str | os.PathLike | None = None, progress: bool =
     "held_out": corpus.held_out,
     **({"lines": True} if corpus.lines else {}),
   }
-  name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=10).hexdigest()
-  directory = cache / "prepared" / name
-  directory.parent.mkdir(parents=True, exist_ok=True)
+  directory = _place_of(key, cache)
   with _lock(directory) as writable:
     why = fault(directory, key)
     if why and not writable:
@@ -90,6 +93,47 @@ def prepare(corpus, cache_dir: str | os.PathLike | None = None, progress: bool =
         print(source, file=sys.stderr)
       _Preparation(corpus, source, tokenizer, directory, key, progress).run()
   return _open(directory, tokenizer)
+
+
+def train_tokenizer(corpus, sources: Sequence[Source], cache: Path, progress: bool) -> Path:
+  """The folder of the tokenizer of `corpus`, trained once on the training documents of all texts
+  together. A text is read for it in its natural share."""
+  key = {
+    "format": FORMAT,
+    "texts": [source.fingerprint() for source in sources],
+    "tokenizer": repr(corpus.tokenizer),
+    "held_out": corpus.held_out,
+    "lines": corpus.lines,
+  }
+  directory = _place_of(key, cache)
+  with suppress(UserError, OSError):
+    load_tokenizer(directory / "tokenizer")
+    return directory / "tokenizer"
+  with _lock(directory):
+    directory.mkdir(exist_ok=True)
+    joined = Joined(tuple(map(in_pieces, sources)))
+    _Preparation(corpus, joined, None, directory, key, progress).trained()
+  return directory / "tokenizer"
+
+
+def _place_of(key: dict, cache: Path) -> Path:
+  name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=10).hexdigest()
+  (cache / "prepared").mkdir(parents=True, exist_ok=True)
+  return cache / "prepared" / name
+
+
+class Joined(NamedTuple):
+  """Several texts, one after the other."""
+
+  texts: tuple[Source, ...]
+
+  @property
+  def size(self) -> int:
+    return sum(text.size for text in self.texts)
+
+  def documents(self) -> Iterator[Document]:
+    for text in self.texts:
+      yield from text.documents()
 
 
 @contextmanager
@@ -140,13 +184,13 @@ class _Chunk:
 
 
 class _Preparation:
-  def __init__(self, corpus, source: Source, tokenizer, directory: Path, key: dict, progress: bool):
+  def __init__(self, corpus, source, tokenizer, directory: Path, key: dict, progress: bool):
     self.source, self.config, self.tokenizer = source, corpus.tokenizer, tokenizer
     self.name, self.held_out, self.lines = corpus.source, corpus.held_out, corpus.lines
     self.directory, self.key, self.progress = directory, key, progress
 
   def run(self) -> None:
-    self.tokenizer = self.tokenizer or self._trained()
+    self.tokenizer = self.tokenizer or self.trained()
     self._finish(self._encode())
 
   @contextmanager
@@ -160,7 +204,7 @@ class _Preparation:
 
   # The tokenizer.
 
-  def _trained(self) -> Tokenizer:
+  def trained(self) -> Tokenizer:
     folder = self.directory / "tokenizer"
     tokenizer = None
     with suppress(UserError, OSError):

@@ -214,11 +214,14 @@ def _capped(examples: Examples, cap: int, classes: int) -> Examples:
 
 def held_out_share(task: LabelledText, source: RunInfo, cache: Path) -> float:
   """The share of documents to test on: no document that pretraining read."""
-  runs = [run for run in history(source) if run.document.get("text", {}).get("source")]
+  read = []
+  for run in history(source):
+    whole = run.document.get("text", {})
+    read += [(run, text["source"]) for text in (whole, *whole.get("texts", {}).values())
+             if text.get("source")]  # fmt: skip
   fingerprint = open_source(task.source, cache).fingerprint()
   share = 1.0
-  for run in runs:
-    pretrained = run.document["text"]["source"]
+  for run, pretrained in read:
     same = fingerprint == pretrained.get("fingerprint")
     if not same and task.source not in (pretrained.get("given"), run.experiment.data.source):
       continue

@@ -8,8 +8,9 @@ import functools
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -36,6 +37,7 @@ from plm_jax.train.trace import Trace
 from plm_jax.train.workdir import Workdir, run_hash
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
+NO_TEXTS: Mapping[str, int] = MappingProxyType({})
 
 
 class BatchStream(Protocol):
@@ -50,10 +52,12 @@ class BatchStream(Protocol):
 
 class Data(NamedTuple):
   """Batches of a run. training(step): an iterator from that step on; the step is the only data
-  position in a checkpoint. evaluation: held-out batches of the same shapes."""
+  position in a checkpoint. evaluation: held-out batches of the same shapes. texts: if they are of
+  several texts, in this order: name -> number of batches."""
 
   training: Callable[[int], BatchStream]
   evaluation: list[dict[str, np.ndarray]]
+  texts: Mapping[str, int] = NO_TEXTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +264,7 @@ def _fit(
     if start and not quiet:
       print(f"{title}: resuming at step {start:,} of {experiment.steps:,}", file=sys.stderr)
     if start == 0:
-      reporter.evaluated(0, evaluate(program, state.params, data.evaluation))
+      reporter.evaluated(0, evaluate(program, state.params, *data[1:]))
     ended = selection is not None and selection.begin(start, state.params, before.get(SELECTION))
     stream = opened(data.training(start + spikes.offset))
     trace = opened(Trace(profile if processes.is_first() else None, start))
@@ -279,7 +283,7 @@ def _fit(
         state = reporter.take(step, state)
       if last or schedule.evaluates(step):
         reporter.write()
-        reporter.evaluated(step, evaluate(program, state.params, data.evaluation))
+        reporter.evaluated(step, evaluate(program, state.params, *data[1:]))
       if last or step % schedule.save == 0 or stops:
         reporter.write()
         raise_if_nonfinite(int(state.first_bad), checkpoints, spikes)
@@ -324,16 +328,23 @@ def completed(state: TrainState, program: Program, initial) -> TrainState:
   return dataclasses.replace(state, params=params)
 
 
-def evaluate(program: Program, params, batches: Iterable[dict]) -> dict[str, float]:
-  """The mean of every metric over all held-out predictions, accumulated in float64. A model that
-  carries a state in training carries it here too."""
+def evaluate(
+  program: Program, params, batches: Iterable[dict], texts: Mapping[str, int] = NO_TEXTS
+) -> dict[str, float]:
+  """The mean of every metric over all held-out predictions, accumulated in float64, and over those
+  of each of several texts. A model that carries a state in training carries it here too."""
   sums, carry = [], None
   if program.abstract.carry is not None:
     carry = jax.tree.map(_zeros, program.abstract.carry)
   for batch in batches:
     terms, carry = program.evaluate(params, to_global(batch, program.mesh), carry)
     sums.append(terms)
-  return means(sums)
+  values, first = means(sums), 0
+  for text, count in texts.items():
+    of_text = means(sums[first : first + count])
+    values |= {f"{text}/{name}": value for name, value in of_text.items()}
+    first += count
+  return values
 
 
 def _zeros(x: jax.ShapeDtypeStruct) -> jax.Array:

@@ -1,13 +1,16 @@
 """The printed report of a training run and its plots: heading, costs, results, examples, curves."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from plm_jax.data.pipeline import Batches
+from plm_jax.data.mixture import MixedBatches
+from plm_jax.data.preparation import Prepared
+from plm_jax.data.texts import BLOCK
 from plm_jax.decode.fill_mask import blanks_from, fill
 from plm_jax.decode.neighbours import groups
 from plm_jax.decode.rules import Rules
@@ -60,17 +63,22 @@ def size(params) -> int:
   return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
 
-def text_line(manifest: dict[str, Any]) -> str:
-  """One line on the text."""
-  train, valid = manifest["splits"]["train"], manifest["splits"]["valid"]
-  return (
-    f"{manifest['source']['given']}: {train['tokens']:,} training tokens in {train['documents']:,} "
-    f"documents, {valid['tokens']:,} held-out tokens in {valid['documents']:,} documents; "
-    f"vocabulary of {manifest['tokenizer']['size']:,}"
-  )
+def text_lines(texts: Mapping[str, Prepared], batches: MixedBatches) -> str:
+  """A line on each text; on each of several with its share of the rows."""
+  lines = []
+  for (name, text), rows in zip(texts.items(), batches.rows_of_block, strict=True):
+    source, splits = text.manifest["source"]["given"], text.manifest["splits"]
+    train, valid = splits["train"], splits["valid"]
+    lines.append(
+      (f"{name}, {rows / BLOCK:.1%} of the rows: " if name else "")
+      + f"{source}: {train['tokens']:,} training tokens in {train['documents']:,} "
+      f"documents, {valid['tokens']:,} held-out tokens in {valid['documents']:,} documents; "
+      f"vocabulary of {text.manifest['tokenizer']['size']:,}"
+    )
+  return "\n".join(lines)
 
 
-def rows_line(train: Batches, is_counted: bool) -> str:
+def rows_line(train: MixedBatches, is_counted: bool) -> str:
   """One line on the rows. Formats are comparable at the same number of tokens per step; a counted
   model takes no steps."""
   rows, length, share = train.rows(), train.corpus.length, train.fill()
@@ -110,6 +118,9 @@ def results(run: Results) -> str:
       label = f"{objective.name.upper()} {metric}" + unit * (metric == "loss")
       before = None if run.experiment.is_counted else shown(values[0][1])
       rows.append((label, before, shown(values[-1][1]), baseline.get(metric), kind))
+    for text in filter(None, getattr(run.experiment.data, "texts", ())):
+      (_, before), *_, (_, after) = run.held_out(f"{text}/{objective.name}/loss")
+      rows.append((f"  on {text}", before, after, None, kind))
   count = int(sum(batch["row_weight"].sum() for batch in run.evaluation))
   title = f"on {count} held-out rows" + " (few)" * (count < FEW)
   width = max(24, len(title), *(len(label) + 1 for label, *_ in rows))

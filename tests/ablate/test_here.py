@@ -29,7 +29,7 @@ def stubs(monkeypatch):
   """Training and evaluation that write their files at once; (arm's width, seed) of every run."""
   trained = []
 
-  def pretrain(experiment, record, workdir: Workdir, cache, sinks=()):
+  def pretrain(experiment, record, workdir: Workdir, cache, source=None, sinks=()):
     if experiment.model.width == 32 and experiment.seed == 0:
       raise UserError("it does not fit")
     trained.append((experiment.model.width, experiment.seed))
