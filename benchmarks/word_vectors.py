@@ -82,7 +82,7 @@ def main() -> None:
     count(prepared, FLAGS.count)
     return
   experiment = experiment.resolve(prepared.tokenizer.vocab.size)
-  train, _ = batches_of(experiment, prepared)
+  train, _ = batches_of(experiment, {"": prepared})
   steps = FLAGS.epochs * train.rows() // experiment.global_batch
   experiment = dataclasses.replace(experiment, steps=steps)
   words = len(prepared.train.tokens)
@@ -132,7 +132,7 @@ def ours(experiment, prepared) -> tuple[WordTable, float, float]:
   """The vectors, and the seconds of training without compilation, of the clock and the cores."""
   keep_compilations(Path(prepared.directory).parents[1])
   program = program_of(experiment)
-  train, valid = batches_of(experiment, prepared)
+  train, valid = batches_of(experiment, {"": prepared})
   train.check()
   program.step(program.create(), to_global(train(0), program.mesh))  # loads the program
   data = Data(lambda start: iterate(train, start, experiment.steps), valid.evaluation(16))
