@@ -50,8 +50,9 @@ def chosen_experiment(
   peak = experiment.optim.peak
   experiment = overrides.apply(experiment, settings)
   if goes_on and experiment.optim.peak == peak:
+    place = source.document.get("converted_from", source.path)
     processes.say(
-      f"note: --from={source.path} goes on at optim.peak={peak:.2g}, after a warmup of "
+      f"note: --from={place} goes on at optim.peak={peak:.2g}, after a warmup of "
       f"{experiment.optim.warmup} steps: that forgets less than the peak of a first training; "
       "--set=optim.peak=NUMBER changes it"
     )

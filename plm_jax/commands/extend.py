@@ -22,6 +22,7 @@ from absl import flags
 from plm_jax import cli
 from plm_jax.data.corpora import cache_folder, open_source
 from plm_jax.data.extension import costly_words, extended
+from plm_jax.data.texts import named_texts
 from plm_jax.errors import UserError
 from plm_jax.export.to_run import run_directory, tokenizer_config
 from plm_jax.models.parameters import map_roles
@@ -51,9 +52,16 @@ def main() -> None:
   else:
     cli.load_module("data.installed_text")  # makes tfds:installed_text known
     words = costly_words(run.tokenizer, sentences(FLAGS.text, cache), FLAGS.most)
+  if not words:
+    raise UserError(
+      f"--words={FLAGS.words} has no words."
+      if FLAGS.words
+      else f"--text={FLAGS.text} has no word of 3 letters or more that occurs 5 times in pieces."
+    )
   new = extend(run, words, Path(FLAGS.out))
   before, after = (r.tokenizer.vocab.size for r in (run, new))
-  print(f"{FLAGS.out} has {after:,} tokens, {after - before:,} of them new: {', '.join(words[:8])}")
+  first = (new.tokenizer.decode([i]).strip() for i in range(before, min(after, before + 8)))
+  print(f"{FLAGS.out} has {after:,} tokens, {after - before:,} of them new: {', '.join(first)}")
   if FLAGS.text:
     sample = list(itertools.islice(sentences(FLAGS.text, cache), SAMPLE))
     old, now = (sum(map(len, r.tokenizer.encode_batch(sample))) for r in (run, new))
@@ -62,8 +70,9 @@ def main() -> None:
 
 
 def sentences(source: str, cache: Path) -> Iterator[str]:
-  documents = itertools.islice(open_source(source, cache).documents(), SAMPLE)
-  return itertools.chain.from_iterable(document.sentences for document in documents)
+  for text in named_texts(source).values():
+    for document in itertools.islice(open_source(text, cache).documents(), SAMPLE):
+      yield from document.sentences
 
 
 def extend(run: Run, words: list[str], path: Path) -> Run:
@@ -72,7 +81,7 @@ def extend(run: Run, words: list[str], path: Path) -> Run:
   refuse_counted(run)
   tokenizer, parts = extended(run.tokenizer, words)
   if not parts:
-    raise UserError(f"{run.path} already has a token for each of the {len(words)} words.")
+    raise UserError(f"the vocabulary has a token for each of the {len(words)} words already.")
   config: Any = run.experiment.model
   first, size = run.tokenizer.vocab.size, max(tokenizer.vocab.size, config.vocab_size)
   tables = 0
@@ -98,7 +107,8 @@ def extend(run: Run, words: list[str], path: Path) -> Run:
   data: Any = dataclasses.replace(cast(Any, run.experiment.data), tokenizer=chosen)
   experiment = dataclasses.replace(run.experiment, model=model, data=data)
   document = {**run.document, "extended": {"from": str(run.path), "words": len(parts)}}
-  if "text" in document:  # that of the old tokenizer
+  document.pop("fertility", None)  # that of the old tokenizer, as `text`
+  if "text" in document:
     document["text"] = {**document["text"], "tokenizer": {"fingerprint": tokenizer.fingerprint}}
   larger = Run(
     experiment=experiment, params=params, tokenizer=tokenizer, document=document, step=run.step

@@ -17,22 +17,23 @@ from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
+_LONGEST = 100  # letters; WordPiece cuts no longer word
 
 
 def extended(tokenizer: Tokenizer, words: Iterable[str]) -> tuple[Tokenizer, list[list[int]]]:
   """The tokenizer with the words that it cuts into several pieces, and for each of its new ids the
   ids of the old pieces. Errors: `UserError` for a tokenizer that cannot be extended, and for words
-  that it splits in any case, such as those with a hyphen."""
-  backend = tokenizer.backend
+  that cannot be one token, such as those with a hyphen."""
+  backend, words = tokenizer.backend, list(words)
   if tokenizer.sentinels or tokenizer.added_languages:
     raise UserError(
       "the tokenizer has sentinels or languages after its vocabulary, as T5's and mBART's do, and "
       "new words would move their ids; it cannot be extended."
     )
   if isinstance(backend, Pieces):
-    new, parts = _with_pieces(backend, list(words))
+    new, parts = _with_pieces(backend, words)
   elif isinstance(backend, Fast):
-    new, parts = _with_entries(backend, list(words))
+    new, parts = _with_entries(backend, words)
   else:
     raise UserError("a vocabulary of whole words is not extended; train another one.")
   if new.pieces[: len(backend.pieces)] != backend.pieces:
@@ -40,7 +41,21 @@ def extended(tokenizer: Tokenizer, words: Iterable[str]) -> tuple[Tokenizer, lis
       "the tokenizer has tokens after its vocabulary, and new words would move their ids; it "
       "cannot be extended."
     )
-  return Tokenizer(new, special=tokenizer.special), parts
+  larger = Tokenizer(new, special=tokenizer.special)
+  texts = [_in_text(backend, word) for word in words]
+  tokens = [ids.tolist() for ids in larger.encode_batch(texts)]
+  if wrong := [w for w, ids in zip(words, tokens) if len(ids) != 1 or ids == [new.roles["unk"]]]:
+    raise UserError(
+      f"{len(wrong)} of {len(words)} words cannot be one token, because the tokenizer splits them "
+      f"at marks, drops them or has a limit: {', '.join(map(repr, wrong[:10]))}; leave them out."
+    )
+  return larger, parts
+
+
+def _in_text(backend: Fast | Pieces, word: str) -> str:
+  """The word as it stands in the midst of a text."""
+  apart = isinstance(backend, Pieces) or backend.is_word_piece or backend.word_end
+  return word if apart or backend.prefix_space else f" {word}"
 
 
 def _with_entries(backend: Fast, words: list[str]) -> tuple[Fast, list[list[int]]]:
@@ -56,16 +71,15 @@ def _with_entries(backend: Fast, words: list[str]) -> tuple[Fast, list[list[int]
     return vocab[piece]
 
   for word in words:
-    text = word if backend.is_word_piece or backend.prefix_space or backend.word_end else f" {word}"
-    encoding = backend.model.encode(text, add_special_tokens=False)
-    if len(set(encoding.word_ids)) != 1:
-      raise _split(word)
-    if backend.is_word_piece:
-      if len(encoding.ids) > 1 or encoding.ids[0] == backend.roles["unk"]:
-        normalizer = backend.model.normalizer
-        add(normalizer.normalize_str(word) if normalizer else word, encoding.ids)
+    ids = backend.model.encode(_in_text(backend, word), add_special_tokens=False).ids
+    if not ids:
       continue
-    joined, *rest = encoding.ids
+    if backend.is_word_piece:
+      if len(ids) > 1 or ids[0] == backend.roles["unk"]:
+        normalizer = backend.model.normalizer
+        add(normalizer.normalize_str(word) if normalizer else word, ids)
+      continue
+    joined, *rest = ids
     for piece in rest:
       pair = [_piece(backend, vocab, i) for i in (joined, piece)]
       made = "".join(pair)
@@ -87,22 +101,12 @@ def _with_pieces(backend: Pieces, words: list[str]) -> tuple[Pieces, list[list[i
   parts, known = [], {*backend.pieces}
   for word in words:
     ids, _ = backend.encode_flat([word])
-    text = backend.model.decode(ids.tolist())
-    if not text or any(c.isspace() for c in text):
-      raise _split(word)
-    piece = f"▁{text}"
+    piece = f"▁{backend.model.decode(ids.tolist())}"
     if len(ids) > 1 and piece not in known:
       known.add(piece)
       model.pieces.add(piece=piece, score=best)
       parts.append(ids.tolist())
   return Pieces(model.SerializeToString(), backend.lowercase, backend.clean), parts
-
-
-def _split(word: str) -> UserError:
-  return UserError(
-    f"the tokenizer splits {word!r} before it looks for pieces, so it cannot be one token; leave "
-    "it out."
-  )
 
 
 def costly_words(tokenizer: Tokenizer, sentences: Iterable[str], most: int) -> list[str]:
@@ -120,4 +124,5 @@ def costly_words(tokenizer: Tokenizer, sentences: Iterable[str], most: int) -> l
 
 def _words(sentences: Iterable[str], lower: bool) -> Iterator[str]:
   for sentence in sentences:
-    yield from _WORD.findall(sentence.lower() if lower else sentence)
+    words = _WORD.findall(sentence.lower() if lower else sentence)
+    yield from (word for word in words if len(word) <= _LONGEST)

@@ -22,14 +22,15 @@ BLOCK = 1000  # rows with exact shares
 
 
 def named_texts(source: str) -> dict[str, str]:
-  """Name -> source. A single text has the name "". Errors: `UserError` for an empty source and for
-  two texts with one name."""
-  if "," not in source or os.path.exists(os.path.expanduser(source)):
-    return {"": source}
+  """Name -> source. A single text has the name "". Errors: `UserError` for an empty source, a name
+  that is none, and two texts with one name or from one source."""
+  parts = [part.strip() for part in source.split(",")]
+  if len(parts) == 1 or _exists(source):
+    return {"": source if _exists(source) else _split(source)[1]}
   texts: dict[str, str] = {}
-  for part in source.split(","):
-    named = re.fullmatch(r"([A-Za-z]\w*)=(.*)", part.strip())
-    name, place = named.groups() if named else (_name_of(part.strip()), part.strip())
+  for part in parts:
+    name, place = (None, part) if _exists(part) else _split(part)
+    name = name or _name_of(place)
     if not place:
       raise UserError(
         f"data.source={source} has an empty text; give one source between two commas."
@@ -39,8 +40,27 @@ def named_texts(source: str) -> dict[str, str]:
         f"data.source={source} has two texts with the name {name}; name them: "
         f"data.source=one={texts[name]},two={place}"
       )
+    if place in texts.values():
+      raise UserError(f"data.source={source} has the text {place} twice; give it once.")
     texts[name] = place
   return texts
+
+
+def _exists(place: str) -> bool:
+  return os.path.exists(os.path.expanduser(place))
+
+
+def _split(part: str) -> tuple[str | None, str]:
+  """The name and the source of NAME=SOURCE; no name for SOURCE alone."""
+  name, equals, place = part.partition("=")
+  if not equals or re.search(r"[/:]", name):
+    return None, part
+  if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+    raise UserError(
+      f"data.source has {part}, which is no file, and {name!r} is no name: a name is a letter, "
+      "then letters, digits or _."
+    )
+  return name, place
 
 
 def _name_of(place: str) -> str:
@@ -80,7 +100,8 @@ def check_shares(texts: int, weights: Sequence[float], alpha: float, source: str
 def rows_of_block(weights: Sequence[float], alpha: float, tokens: Sequence[int]) -> np.ndarray:
   """int [texts]: the rows of each text in every `BLOCK` rows; at least 1 for a weight above 0."""
   sizes = np.asarray(tokens, np.float64)
-  wanted = np.asarray(weights or (sizes / sizes.sum()) ** alpha, np.float64)
+  wanted = np.asarray(weights or (sizes / sizes.max()) ** alpha, np.float64)
+  wanted /= wanted.max()  # the sum of the largest numbers is infinite
   exact = BLOCK * wanted / wanted.sum()
   rows = np.where(exact > 0, np.maximum(np.floor(exact), 1), 0).astype(np.int64)
   by_rest = np.argsort(rows - exact, kind="stable")  # the largest remainders first

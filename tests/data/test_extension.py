@@ -56,8 +56,10 @@ def test_a_new_word_is_one_token_and_old_ids_stay(tmp_path, kind):
 
 def test_what_cannot_be_one_token_is_refused():
   for tokenizer, words, said in (
-    (KINDS["word_piece"].train(TEXT), ["red-fox"], "splits 'red-fox'"),
-    (KINDS["byte_pairs"].train(TEXT), ["red fox"], "splits 'red fox'"),
+    (KINDS["word_piece"].train(TEXT), ["red-fox", "\x00", "a" * 120], "3 of 3 .*'red-fox'"),
+    (KINDS["word_piece"].train(TEXT), [*NEW, "[MASK]"], r"1 of 4 .*'\[MASK\]'"),
+    (KINDS["byte_pairs"].train(TEXT), ["red fox", "sea", ""], "2 of 3 .*'red fox'"),
+    (KINDS["unigram"].train(TEXT), ["red fox"], "1 of 1 .*'red fox'"),
     (Unigram(vocab_size=40, layout="t5", sentinels=3).train(TEXT), NEW, "sentinels"),
     (Words(min_count=1).train(TEXT), NEW, "whole words"),
   ):
@@ -99,5 +101,5 @@ def test_new_rows_are_means_and_the_run_is_exported_with_them(tmp_path, kind):
     np.testing.assert_allclose(rows[first:last], means, atol=1e-7)
   hf.save(from_run(new), tmp_path / "exported")
   assert hf.load(tmp_path / "exported").config.vocab_size == new.config.vocab_size
-  with pytest.raises(UserError, match="already has a token for each of the 3 words"):
+  with pytest.raises(UserError, match="a token for each of the 3 words already"):
     extend(new, NEW, tmp_path / "again")

@@ -90,6 +90,8 @@ def test_one_text_is_read_as_without_a_mixture():
     ((), 0.5, (900, 100), [750, 250]),  # 30 : 10
     ((), 0.3, (10_000, 1), [941, 59]),
     ((), 1.0, (10_000_000, 1), [999, 1]),
+    ((), 1e6, (900, 100), [1000, 0]),
+    ((1e308, 1e308), 1.0, (5, 5), [500, 500]),
   ],
 )
 def test_shares_follow_the_weights_or_the_exponent(weights, alpha, tokens, rows):
@@ -105,6 +107,10 @@ def test_names_come_from_the_places_or_from_the_user(tmp_path):
     "old": "tfds:a/b:train[:10%]",
     "new": "x=y.txt",
   }
+  assert named_texts("old=a.txt") == {"": "a.txt"}
+  file = tmp_path / "x=y.txt"
+  file.write_text("x")
+  assert named_texts(f"{file},b.txt") == {"x_y": str(file), "b": "b.txt"}
   (tmp_path / "a,b.txt").write_text("x")
   assert named_texts(f"{tmp_path}/a,b.txt") == {"": f"{tmp_path}/a,b.txt"}
 
@@ -114,6 +120,8 @@ def test_names_come_from_the_places_or_from_the_user(tmp_path):
   [
     ({"source": "a.txt,"}, "has an empty text"),
     ({"source": "x/a.txt,y/a.txt"}, "two texts with the name a; name them"),
+    ({"source": "one=a.txt,two=a.txt"}, "has the text a.txt twice"),
+    ({"source": "my text=a.txt,b.txt"}, "'my text' is no name: a name is a letter"),
     ({"source": "a.txt,b.txt", "weights": (1.0,)}, "has 1 weight, and data.source"),
     ({"source": "a.txt,b.txt", "weights": (0.0, 0.0)}, "one of them above 0"),
     ({"source": "a.txt,b.txt", "weights": (2.0, -1.0)}, "must be at least 0 and finite"),
