@@ -92,7 +92,13 @@ def domain() -> Table:
       Better(new, "continued", than="scratch", sentence="it beats the new text from scratch"),
       Better(old, "base", than="continued", sentence="without replay it forgets the old text"),
       Better(old, "replay", than="continued", sentence="replay forgets less"),
-      NotWorse(new, "replay", than="continued", margin=0.05),
+      NotWorse(
+        new,
+        "replay",
+        than="continued",
+        margin=0.05,
+        sentence="replay gains as much on the new text, within 0.05 nats",
+      ),
       Better(
         old,
         "continued",
