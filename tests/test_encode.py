@@ -127,6 +127,18 @@ def test_a_column_of_a_table_is_encoded(models, call, tmp_path):
   np.testing.assert_allclose(found, encode.encode(models["bert"][1], ["a b", "c d"]), atol=1e-5)
 
 
+def test_a_picture_shows_the_texts_in_the_colors_of_a_column(models, call, tmp_path):
+  (tmp_path / "t.csv").write_text("text,kind\na b,x\nc d,y\nb a,x\n")
+  words = (f"--model={models['bert'][1]}", f"--file={tmp_path / 't.csv'}", "--column=text")
+  code, said, err = call(encode, *words, f"--out={tmp_path / 'map.png'}", "--color=kind")
+  assert code == 0 and "shows 3 texts" in said, err
+  assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+  code, _, err = call(encode, *words, f"--out={tmp_path / 'other.png'}", "--color=sort")
+  assert code == 2 and "--color=sort was given" in err
+  code, _, err = call(encode, *words, "--color=kind")
+  assert code == 2 and "--out=FILE.png" in err
+
+
 def test_a_layer_or_a_pooling_that_is_not_there_is_named(models):
   _, run, _ = models["bert"]
   with pytest.raises(UserError, match="has the states -3 to 2"):

@@ -2,10 +2,12 @@
 
   python -m plm_jax.encode --model=runs/minilm --file=texts.txt --out=vectors.npy
   python -m plm_jax.encode --model=runs/gpt_tiny --text="a fine film" --pooling=last --layer=-2
+  python -m plm_jax.encode --model=runs/minilm --file=texts.csv --out=map.png --color=label
 
 The result is a float32 array [texts, width] in the order of the input; without --out a line of JSON
-for each text. A .csv, .tsv or .jsonl file has a column of texts; every line of another file is a
-text, an empty one too. Texts that are longer than the rows of pretraining are cut.
+for each text. A picture (.png) shows the texts on the two main axes of their vectors. A .csv, .tsv
+or .jsonl file has a column of texts; every line of another file is a text, an empty one too. Texts
+that are longer than the rows of pretraining are cut.
 
 From Python: `from plm_jax.encode import encode; encode("runs/minilm", ["a fine film"])`.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +24,7 @@ import numpy as np
 from absl import flags
 
 from plm_jax import cli
+from plm_jax.commands.senses import two_axes
 from plm_jax.data.corpora import default_cache
 from plm_jax.decode.neighbours import with_word_vectors
 from plm_jax.errors import UserError
@@ -34,6 +38,7 @@ from plm_jax.train.process import keep_compilations
 
 FLAGS = flags.FLAGS
 BLOCK = 1024  # texts that are sorted by length together
+MOST_COLORS = 10
 
 
 def define_flags() -> None:
@@ -44,7 +49,9 @@ def define_flags() -> None:
   flags.DEFINE_enum("pooling", None, list(POOLINGS), "How the tokens' states become one vector "
                     "(default: as the model was trained, else mean).")  # fmt: skip
   flags.DEFINE_integer("layer", -1, "0 is the embeddings, -1 the last layer.")
-  flags.DEFINE_string("out", None, "The .npy file to write (default: JSON on standard output).")
+  flags.DEFINE_string("out", None, "The .npy file, or the .png picture, to write (default: JSON on "
+                      "standard output).")  # fmt: skip
+  flags.DEFINE_string("color", None, "The column of a table whose values color the picture.")
 
 
 def encode(
@@ -100,7 +107,11 @@ def main() -> None:
     raise UserError("give the texts by --text or by --file, one of them.")
   if FLAGS.out and Path(FLAGS.out).exists():
     raise UserError(f"{FLAGS.out} already exists; name another file with --out.")
+  is_map = Path(FLAGS.out or "").suffix == ".png"
+  if FLAGS.color and not (is_map and FLAGS.file):
+    raise UserError("--color=COLUMN is for a picture of a table: give --file and --out=FILE.png.")
   texts = FLAGS.text or read(FLAGS.file, FLAGS.column)
+  colors = read(FLAGS.file, FLAGS.color, "--color") if FLAGS.color else None
   keep_compilations(default_cache())
   blocks = encoded(FLAGS.model, texts, FLAGS.pooling, FLAGS.layer)
   if not FLAGS.out:
@@ -108,17 +119,20 @@ def main() -> None:
       for vector in array_ND:
         print(json.dumps([round(float(x), 6) for x in vector]))
     return
-  write(Path(FLAGS.out), blocks, len(texts))
+  if is_map:
+    draw(Path(FLAGS.out), np.concatenate(list(blocks)), texts, colors)
+  else:
+    write(Path(FLAGS.out), blocks, len(texts))
 
 
-def read(path: str, column: str | None = None) -> list[str]:
-  """The texts of a file."""
+def read(path: str, column: str | None = None, flag: str = "--column") -> list[str]:
+  """The texts of a file. flag: the one that names the column."""
   if Path(path).suffix not in SUFFIXES:
     return cli.read_lines(path, "--file")
   table = read_table(path)
   if column and column not in table.names:
     raise UserError(
-      f"--column={column} was given, and {path} has the columns {', '.join(table.names)}."
+      f"{flag}={column} was given, and {path} has the columns {', '.join(table.names)}."
     )
   chosen = column or columns(table, texts=1).texts[0]
   if not column and len(table.names) > 1:
@@ -140,6 +154,33 @@ def write(path: Path, blocks: Iterator[np.ndarray], count: int) -> None:
   stored.flush()
   partial.replace(path)
   print(f"{path}: float32 {list(stored.shape)}")
+
+
+def draw(path: Path, vectors_ND: np.ndarray, texts: list[str], colors: list[str] | None) -> None:
+  """A picture of the texts on the two main axes of their vectors, which are made equally long. Few
+  texts are written beside their points. colors: a value for each text."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  from matplotlib.figure import Figure
+
+  norms = np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+  plane_N2 = two_axes(vectors_ND / norms)
+  figure = Figure(figsize=(10, 8), layout="constrained")
+  axis = figure.subplots()
+  values = np.array(colors or [""] * len(texts))
+  kinds = [value for value, _ in Counter(colors or [""]).most_common(MOST_COLORS)]
+  axis.plot(*plane_N2[~np.isin(values, kinds)].T, ".", color="lightgray")
+  for kind in kinds:
+    axis.plot(*plane_N2[values == kind].T, ".", ms=5, alpha=0.7, label=str(kind))
+  if colors:
+    rest = ", the others gray" if len(set(colors)) > MOST_COLORS else ""
+    figure.legend(title=f"{len(set(colors))} values{rest}", loc="outside right upper")
+  for text, place in zip(texts if len(texts) <= 40 else [], plane_N2):
+    axis.annotate(text[:40], place, fontsize=7)
+  axis.set_title(f"{len(texts):,} texts on the two main axes of their vectors")
+  figure.savefig(path, dpi=120, format="png")
+  print(f"{path} shows {len(texts):,} texts")
 
 
 if __name__ == "__main__":
