@@ -10,23 +10,20 @@ embeddings"; Yao et al. 2021, arXiv:2106.13474). plm_jax/data/extension.py says 
 tokenizer takes a word.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
 
-import numpy as np
 from absl import flags
 
 from plm_jax import cli
 from plm_jax.data.corpora import cache_folder, open_source
-from plm_jax.data.extension import costly_words, extended
+from plm_jax.data.extension import costly_words
 from plm_jax.data.texts import named_texts
 from plm_jax.errors import UserError
-from plm_jax.export.to_run import run_directory, tokenizer_config
-from plm_jax.models.parameters import map_roles
-from plm_jax.runs import Run, refuse_counted
+from plm_jax.export.extended_run import extend
+from plm_jax.export.to_run import run_directory
+from plm_jax.runs import Run
 
 FLAGS = flags.FLAGS
 SAMPLE = 20_000  # documents of a text that are read
@@ -73,48 +70,6 @@ def sentences(source: str, cache: Path) -> Iterator[str]:
   for text in named_texts(source).values():
     for document in itertools.islice(open_source(text, cache).documents(), SAMPLE):
       yield from document.sentences
-
-
-def extend(run: Run, words: list[str], path: Path) -> Run:
-  """Writes the run with the words in its vocabulary to the new directory `path`. Errors:
-  `UserError` if it has them all, or has no table of tokens; see also `extended`."""
-  refuse_counted(run)
-  tokenizer, parts = extended(run.tokenizer, words)
-  if not parts:
-    raise UserError(f"the vocabulary has a token for each of the {len(words)} words already.")
-  config: Any = run.experiment.model
-  first, size = run.tokenizer.vocab.size, max(tokenizer.vocab.size, config.vocab_size)
-  tables = 0
-
-  def longer(path: str, role, x):
-    nonlocal tables
-    if "vocab" not in role.axes:
-      return x
-    tables += path.endswith("token/table")
-    axis = role.axes.index("vocab")
-    rows = np.moveaxis(np.asarray(x), axis, 0)
-    larger = np.zeros((size, *rows.shape[1:]), rows.dtype)
-    larger[: len(rows)] = rows
-    for new, ids in enumerate(parts, first):
-      larger[new] = rows[ids].mean(0)
-    return np.moveaxis(larger, 0, axis)
-
-  params = map_roles(longer, run.params)
-  if not tables:
-    raise UserError(f"the model {type(config).__name__} has no table of tokens to extend.")
-  model = dataclasses.replace(config, vocab_size=size)
-  chosen = tokenizer_config(tokenizer, path / "tokenizer")
-  data: Any = dataclasses.replace(cast(Any, run.experiment.data), tokenizer=chosen)
-  experiment = dataclasses.replace(run.experiment, model=model, data=data)
-  document = {**run.document, "extended": {"from": str(run.path), "words": len(parts)}}
-  document.pop("fertility", None)  # that of the old tokenizer, as `text`
-  if "text" in document:
-    document["text"] = {**document["text"], "tokenizer": {"fingerprint": tokenizer.fingerprint}}
-  larger = Run(
-    experiment=experiment, params=params, tokenizer=tokenizer, document=document, step=run.step
-  )
-  larger.save(path)
-  return Run.load(path)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from plm_jax.commands.extend import extend
 from plm_jax.data.extension import costly_words, extended
 from plm_jax.data.tokenizers import BytePairs, Unigram, WordPiece, Words, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.export import hf
+from plm_jax.export.extended_run import extend
 from plm_jax.export.from_run import from_run
 from plm_jax.models.bert import Bert
 from plm_jax.models.gpt import Gpt2

@@ -76,7 +76,7 @@ def test_an_arm_that_starts_from_a_later_or_unknown_one_is_refused():
 
 
 def test_other_launchers_and_missing_bases_are_refused(tmp_path):
-  options = {"budget": "smoke", "seeds": 1, "settings": [f"data.source=old={text()},new={text()}"]}
+  options = {"budget": "smoke", "seeds": 1, "settings": [f"data.source=old={text()},new={text(9)}"]}
   with pytest.raises(UserError, match="--launcher=slurm starts runs in any order, and continued"):
     sweep(TABLE, tmp_path / "a", launcher="slurm", **options)
   with pytest.raises(UserError, match="replay/0 goes on from base/0, which is not trained here"):
