@@ -28,6 +28,7 @@ from plm_jax.commands.senses import two_axes
 from plm_jax.data.corpora import default_cache
 from plm_jax.decode.neighbours import with_word_vectors
 from plm_jax.errors import UserError
+from plm_jax.evaluation.word_vectors import unit
 from plm_jax.export.to_run import run_directory
 from plm_jax.progress import progress_bar
 from plm_jax.runs import Run, refuse_counted, row_limit
@@ -164,8 +165,7 @@ def draw(path: Path, vectors_ND: np.ndarray, texts: list[str], colors: list[str]
   matplotlib.use("Agg")
   from matplotlib.figure import Figure
 
-  norms = np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
-  plane_N2 = two_axes(vectors_ND / norms)
+  plane_N2 = two_axes(unit(vectors_ND))
   figure = Figure(figsize=(10, 8), layout="constrained")
   axis = figure.subplots()
   values = np.array(colors or [""] * len(texts))

@@ -61,12 +61,13 @@ def _in_text(backend: Fast | Pieces, word: str) -> str:
 def _with_entries(backend: Fast, words: list[str]) -> tuple[Fast, list[list[int]]]:
   rules = json.loads(backend.model.to_str())
   vocab, merges = rules["model"]["vocab"], rules["model"].get("merges", [])
-  own = len(backend.pieces)
+  own, pieces = len(backend.pieces), [*backend.pieces]
   parts: list[list[int]] = []
 
   def add(piece: str, ids: list[int]) -> int:
     if piece not in vocab:
-      vocab[piece] = own + len(parts)
+      vocab[piece] = len(pieces)
+      pieces.append(piece)
       parts.append([old for i in ids for old in (parts[i - own] if i >= own else [i])])
     return vocab[piece]
 
@@ -81,18 +82,12 @@ def _with_entries(backend: Fast, words: list[str]) -> tuple[Fast, list[list[int]
       continue
     joined, *rest = ids
     for piece in rest:
-      pair = [_piece(backend, vocab, i) for i in (joined, piece)]
+      pair = [pieces[joined], pieces[piece]]
       made = "".join(pair)
       if made not in vocab:
         merges.append(pair if not merges or isinstance(merges[0], list) else " ".join(pair))
       joined = add(made, [joined, piece])
   return Fast(json.dumps(rules, ensure_ascii=False)), parts
-
-
-def _piece(backend: Fast, vocab: dict[str, int], i: int) -> str:
-  if i < len(backend.pieces):
-    return backend.pieces[i]
-  return next(piece for piece in reversed(vocab) if vocab[piece] == i)
 
 
 def _with_pieces(backend: Pieces, words: list[str]) -> tuple[Pieces, list[list[int]]]:

@@ -264,7 +264,7 @@ def _fit(
     if start and not quiet:
       print(f"{title}: resuming at step {start:,} of {experiment.steps:,}", file=sys.stderr)
     if start == 0:
-      reporter.evaluated(0, evaluate(program, state.params, *data[1:]))
+      reporter.evaluated(0, evaluate(program, state.params, data.evaluation, data.texts))
     ended = selection is not None and selection.begin(start, state.params, before.get(SELECTION))
     stream = opened(data.training(start + spikes.offset))
     trace = opened(Trace(profile if processes.is_first() else None, start))
@@ -283,7 +283,7 @@ def _fit(
         state = reporter.take(step, state)
       if last or schedule.evaluates(step):
         reporter.write()
-        reporter.evaluated(step, evaluate(program, state.params, *data[1:]))
+        reporter.evaluated(step, evaluate(program, state.params, data.evaluation, data.texts))
       if last or step % schedule.save == 0 or stops:
         reporter.write()
         raise_if_nonfinite(int(state.first_bad), checkpoints, spikes)
