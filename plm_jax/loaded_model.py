@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,10 +29,9 @@ from plm_jax.export.outputs import outputs
 from plm_jax.export.peft_run import with_adapter_of
 from plm_jax.runs import Run, check_predicts_tokens
 from plm_jax.tasks import predicting
+from plm_jax.tasks.predicting import ExampleText
 from plm_jax.tasks.task import Task, Trained
 from plm_jax.train.workdir import read_records
-
-Example = str | Mapping[str, Any] | Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -73,12 +71,12 @@ class LoadedModel:
     return {re.sub("[ -]", "_", name): float(value) for name, value in scores.items()}
 
   @checked
-  def predict(self, texts: Example | Sequence[Example]) -> list[dict[str, Any]]:
+  def predict(self, texts: ExampleText | Sequence[ExampleText]) -> list[dict[str, Any]]:
     """A fine-tuned model's predictions, one dict for each example: a text, a pair of texts, or a
     dict with the columns of the training file."""
     task, trained = self._fine_tuned()
     examples = [texts] if isinstance(texts, str | Mapping) else list(texts)
-    lines = [_line(example) for example in examples]
+    lines = [predicting.line_of(example) for example in examples]
     items = [task.parse(line, f"text {number}") for number, line in enumerate(lines, 1)]
     return task.predict(trained, task.encode(items, trained.tokenizer)) if items else []
 
@@ -175,10 +173,3 @@ class LoadedModel:
     """A table and the curves of training, for notebooks."""
     records = read_records(self.run.path / "metrics.jsonl") if self.run.path else []
     return notebook.facts(self._facts()) + notebook.loss_curves(records)
-
-
-def _line(example: Example) -> str:
-  """An example as a line of a file."""
-  if isinstance(example, str):
-    return example
-  return json.dumps(dict(example)) if isinstance(example, Mapping) else "\t".join(example)

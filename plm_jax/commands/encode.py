@@ -26,15 +26,13 @@ from absl import flags
 from plm_jax import cli
 from plm_jax.commands.senses import two_axes
 from plm_jax.data.corpora import default_cache
-from plm_jax.decode.neighbours import with_word_vectors
 from plm_jax.errors import UserError
 from plm_jax.evaluation.word_vectors import unit
 from plm_jax.export.to_run import run_directory
 from plm_jax.progress import progress_bar
-from plm_jax.runs import Run, refuse_counted, row_limit
-from plm_jax.tasks.predicting import trained
+from plm_jax.runs import Run
 from plm_jax.tasks.table_files import SUFFIXES, columns, read_table
-from plm_jax.tasks.vectors import POOLINGS, Pooled, vectors
+from plm_jax.tasks.vectors import POOLINGS, TextEncoder
 from plm_jax.train.process import keep_compilations
 
 FLAGS = flags.FLAGS
@@ -66,37 +64,21 @@ def encoded(
   model: str | Path | Run, texts: Sequence[str], pooling: str | None = None, layer: int = -1
 ) -> Iterator[np.ndarray]:
   """The result of `encode`, a block of texts at a time, with a progress bar for many texts."""
-  if pooling not in (None, *POOLINGS):
-    raise UserError(f"--pooling={pooling} was given; expected one of {', '.join(POOLINGS)}.")
   if not texts:
     raise UserError("there is no text to encode; give at least one.")
   run = model if isinstance(model, Run) else Run.load(run_directory(model))
-  refuse_counted(run)
-  own = run.pooling or {}
-  modes = own.get("modes", ["mean"])
-  normalized = pooling is None and layer == -1 and own.get("normalize", False)
-  if pooling is None and (len(modes) > 1 or modes[0] not in POOLINGS):
-    raise UserError(
-      f"{run.path} pools by {' and '.join(modes)}, which this command does not have; choose one of "
-      f"{', '.join(POOLINGS)} with --pooling."
-    )
-  pooled = Pooled(pooling or modes[0], layer, run.compute)
-  loaded = trained(run)
-  loaded = loaded._replace(params=with_word_vectors(loaded.params, run.tokenizer))
-  longest, cut = own.get("length") or row_limit(run), 0
-  prepare = str.lower if own.get("lowercase") else str
+  encoder, cut = TextEncoder.of_run(run, pooling, layer), 0
   with progress_bar(len(texts), "encoding", unit=" texts", disable=len(texts) < BLOCK) as bar:
     for first in range(0, len(texts), BLOCK):
-      block = [(prepare(text),) for text in texts[first : first + BLOCK]]
-      array_ND, count = vectors(loaded, block, pooled, longest)
+      block = texts[first : first + BLOCK]
+      array_ND, count = encoder(block)
       cut += count
-      if normalized:
-        array_ND /= np.maximum(np.linalg.norm(array_ND, axis=1, keepdims=True), 1e-12)
       bar.update(len(block))
       yield array_ND
   if cut:
     print(
-      f"note: {cut:,} of {len(texts):,} texts are longer than {longest} tokens and were cut",
+      f"note: {cut:,} of {len(texts):,} texts are longer than {encoder.longest} tokens and were "
+      "cut",
       file=sys.stderr,
     )
 

@@ -9,14 +9,11 @@ separately: each is predicted while the others stay masked.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 from absl import flags
 
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
-from plm_jax.data.tokenizers import Tokenizer
-from plm_jax.decode.fill_mask import Blank, fill
-from plm_jax.decode.writer import source_of
+from plm_jax.decode.fill_mask import blanks_of, fill
 from plm_jax.errors import UserError
 from plm_jax.export.to_run import run_directory
 from plm_jax.runs import Run, check_predicts_tokens
@@ -67,21 +64,6 @@ def fill_mask(run: Run, texts: Sequence[str], best: int = 5) -> list[list[list[F
     return Filler(run.tokenizer.decode([candidate.token]).strip(), candidate.probability)
 
   return [[[named(candidate) for candidate in next(candidates)] for _ in each] for each in blanks]
-
-
-def blanks_of(text: str, tokenizer: Tokenizer, positions: int) -> list[Blank]:
-  """The blanks of a text. Errors: `UserError` if there is none, or the text is too long."""
-  vocab = tokenizer.vocab
-  if vocab.mask is None:
-    raise UserError("this model's tokenizer has no mask token")
-  first, last = vocab.frame()
-  ids = np.array([first, *source_of(text, tokenizer), last], np.int32)
-  if len(ids) > positions:
-    raise UserError(f"a text has {len(ids)} tokens and the model reads {positions}; shorten it")
-  places = np.flatnonzero(ids == vocab.mask)
-  if not places.size:
-    raise UserError(f"there is no [MASK] in {text!r}; put one where a word is missing")
-  return [Blank(ids, int(place), vocab.mask) for place in places]
 
 
 if __name__ == "__main__":

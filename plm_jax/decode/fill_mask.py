@@ -1,12 +1,16 @@
 """The most probable tokens of a masked language model for blanks in sentences."""
 
+import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from plm_jax.data.store import TokenStore
 from plm_jax.data.tokenizers import Tokenizer
+from plm_jax.decode.writer import bucket, source_of
+from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 
 
@@ -26,28 +30,49 @@ class Candidate(NamedTuple):
 def fill(
   model, blanks: list[Blank], compute: Compute, best: int = 5, size: int | None = None
 ) -> list[list[Candidate]]:
-  """The `best` most probable tokens of every blank, highest first. All sentences in one batch.
-  size: of the tokenizer's vocabulary, beyond which no token is chosen; None is the model's."""
-  width = max(len(blank.ids) for blank in blanks)
-  ids = np.zeros((len(blanks), width), np.int32)
-  for row, blank in enumerate(blanks):
+  """The `best` most probable tokens of every blank, highest first. All sentences in one batch of
+  few shapes. size: of the tokenizer's vocabulary, beyond which no token is chosen; None is the
+  model's."""
+  rows = [*blanks, *[blanks[-1]] * (bucket(len(blanks), 1) - len(blanks))]
+  longest = max(len(blank.ids) for blank in blanks)
+  ids = np.zeros((len(rows), max(min(bucket(longest), model.config.positions), longest)), np.int32)
+  for row, blank in enumerate(rows):
     ids[row, : len(blank.ids)] = blank.ids
   batch = {
     "input_ids": ids,
     "segment_ids": np.zeros_like(ids),
-    "length": np.array([len(blank.ids) for blank in blanks], np.int32),
+    "length": np.array([len(blank.ids) for blank in rows], np.int32),
   }
-  positions = np.array([blank.position for blank in blanks])
+  positions_B = np.array([blank.position for blank in rows], np.int32)
+  best_of_rows = jax.device_get(_top(model, batch, positions_B, compute, best, size))
+  return [
+    [Candidate(int(t), float(p)) for t, p in zip(*row)]
+    for _, *row in zip(blanks, *reversed(best_of_rows))
+  ]
 
-  @jax.jit
-  def top(model, batch):
-    hidden_BTD = model(batch, compute)
-    logits_BV = model.token_logits(hidden_BTD[np.arange(len(blanks)), positions])
-    p_BV = jax.nn.softmax(logits_BV)[:, :size]
-    return jax.lax.top_k(p_BV, min(best, p_BV.shape[1]))
 
-  probabilities, tokens = jax.device_get(top(model, batch))
-  return [[Candidate(int(t), float(p)) for t, p in zip(*row)] for row in zip(tokens, probabilities)]
+@functools.partial(jax.jit, static_argnames=("compute", "best", "size"))
+def _top(model, batch, positions_B, compute: Compute, best: int, size: int | None):
+  """The probabilities and the ids of the best tokens, [B, best] each."""
+  hidden_BTD = model(batch, compute)
+  logits_BV = model.token_logits(hidden_BTD[jnp.arange(len(positions_B)), positions_B])
+  p_BV = jax.nn.softmax(logits_BV)[:, :size]
+  return jax.lax.top_k(p_BV, min(best, p_BV.shape[1]))
+
+
+def blanks_of(text: str, tokenizer: Tokenizer, positions: int) -> list[Blank]:
+  """The blanks of a text. Errors: `UserError` if there is none, or the text is too long."""
+  vocab = tokenizer.vocab
+  if vocab.mask is None:
+    raise UserError("this model's tokenizer has no mask token")
+  first, last = vocab.frame()
+  ids = np.array([first, *source_of(text, tokenizer), last], np.int32)
+  if len(ids) > positions:
+    raise UserError(f"a text has {len(ids)} tokens and the model reads {positions}; shorten it")
+  places = np.flatnonzero(ids == vocab.mask)
+  if not places.size:
+    raise UserError(f"there is no [MASK] in {text!r}; put one where a word is missing")
+  return [Blank(ids, int(place), vocab.mask) for place in places]
 
 
 def blanks_from(store: TokenStore, tokenizer: Tokenizer, count: int) -> list[Blank]:

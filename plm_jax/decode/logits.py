@@ -7,22 +7,24 @@ import jax.numpy as jnp
 RULED_OUT = -jnp.inf
 
 
-def top_k(logits_BV: jax.Array, k: int) -> jax.Array:
-  """The k highest scores (Fan et al. 2018); of equal scores the lower id is kept. 0 keeps all."""
-  if not 0 < k < logits_BV.shape[-1]:
+def top_k(logits_BV: jax.Array, k: int | jax.Array) -> jax.Array:
+  """The k highest scores (Fan et al. 2018); of equal scores the lower id is kept. 0 keeps all. k:
+  of all rows, or an array `[B, 1]`."""
+  if isinstance(k, int) and not 0 < k < logits_BV.shape[-1]:
     return logits_BV
-  return jnp.where(_rank(logits_BV) < k, logits_BV, RULED_OUT)
+  return jnp.where((_rank(logits_BV) < k) | (k == 0), logits_BV, RULED_OUT)
 
 
-def top_p(logits_BV: jax.Array, p: float) -> jax.Array:
-  """The smallest set of tokens whose probabilities sum to p or more (Holtzman et al. 2020)."""
-  if p >= 1:
+def top_p(logits_BV: jax.Array, p: float | jax.Array) -> jax.Array:
+  """The smallest set of tokens whose probabilities sum to p or more (Holtzman et al. 2020). p: of
+  all rows, or an array `[B, 1]`; 1 keeps all."""
+  if not isinstance(p, jax.Array) and p >= 1:
     return logits_BV
   probabilities_BV = jax.nn.softmax(logits_BV)
   sorted_BV = -jnp.sort(-probabilities_BV)
   before_BV = jnp.cumsum(sorted_BV, axis=-1) - sorted_BV  # of the more probable tokens
-  size_B = (before_BV < p).sum(axis=-1)
-  return jnp.where(_rank(logits_BV) < size_B[:, None], logits_BV, RULED_OUT)
+  size_B1 = (before_BV < p).sum(axis=-1, keepdims=True)
+  return jnp.where((_rank(logits_BV) < size_B1) | (p >= 1), logits_BV, RULED_OUT)
 
 
 def _rank(logits_BV: jax.Array) -> jax.Array:
@@ -33,7 +35,9 @@ def _rank(logits_BV: jax.Array) -> jax.Array:
   return jnp.zeros(logits_BV.shape, jnp.int32).at[row, order_BV].set(ranks)
 
 
-def repetition_penalty(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.Array:
+def repetition_penalty(
+  logits_BV: jax.Array, seen_BV: jax.Array, penalty: float | jax.Array
+) -> jax.Array:
   """Scores of seen tokens (bool `[B, V]`), divided by `penalty` if positive and multiplied by it if
   negative (Keskar et al. 2019, section 4.1)."""
   punished_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)

@@ -102,6 +102,34 @@ class AttentionCache:
       cache = cache._with_own(lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 3) + empty))
     return cache
 
+  def joined(self, row: AttentionCache, slot: jax.Array) -> AttentionCache:
+    """This with the one row of another cache, whose columns are all written, in place of row
+    `slot`. The row's columns end at `at`, which must be at least their number."""
+
+    def put(x, y, column):
+      begin = [0] * (x.ndim - 3) + [slot * y.shape[-3], column, 0]
+      return jax.lax.dynamic_update_slice(x, y.astype(x.dtype), begin)
+
+    def joined(layer: LayerCache, new: LayerCache) -> LayerCache:
+      own = jax.tree.map(lambda x, y: put(x, y, self.at - row.columns), layer.own, new.own)
+      source = jax.tree.map(lambda x, y: put(x, y, 0), layer.source, new.source)
+      return LayerCache(own, source)
+
+    is_layer = lambda node: isinstance(node, LayerCache)  # noqa: E731
+    layers = jax.tree.map(joined, self.layers, row.layers, is_leaf=is_layer)
+    pad_B = self.pad_B.at[slot].set(self.at - row.columns + row.pad_B[0])
+    mask = self.source_mask
+    if mask is not None and row.source_mask is not None:
+      width = mask.shape[-1] - row.source_mask.shape[-1]
+      mask = mask.at[slot].set(jnp.pad(row.source_mask[0], [(0, 0), (0, 0), (0, width)]))
+    return AttentionCache(layers, pad_B, self.at, mask)
+
+  def shifted(self, columns: jax.Array) -> AttentionCache:
+    """All columns moved to the right, or to the left if `columns` is negative. The columns that
+    come in at the other end must be masked: padding, or not written yet."""
+    cache = self._with_own(lambda x: jnp.roll(x, columns, axis=-2))
+    return dataclasses.replace(cache, pad_B=self.pad_B + columns, at=self.at + columns)
+
   def _with_own(self, change: Callable[[jax.Array], jax.Array]) -> AttentionCache:
     """The cache with `change` applied to every layer's own keys and values."""
 

@@ -65,6 +65,16 @@ class Examples:
     offsets = None if self.offsets is None else chosen(self.offsets)
     return Examples(chosen(self.items), chosen(self.ids), targets, offsets)
 
+  @classmethod
+  def joined(cls, parts: Sequence[Examples]) -> Examples:
+    """The examples of all parts, which have no targets, in their order."""
+    items = [item for part in parts for item in part.items]
+    ids = [texts for part in parts for texts in part.ids]
+    offsets = None
+    if parts[0].offsets is not None:
+      offsets = [spans for part in parts for spans in part.offsets or ()]
+    return cls(items, ids, offsets=offsets)
+
   @property
   def documents(self) -> set[str]:
     return {item.document for item in self.items}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from plm_jax.sharding import MeshShape, to_global
 from plm_jax.tasks.rows import EncodedRows
 from plm_jax.tasks.task import Task, Trained, with_settings
 from plm_jax.train.integrity import without_digest
+
+ExampleText = str | Mapping[str, Any] | Sequence[str]
+"""A text, the texts of an example, or an object with the columns of the training file."""
 
 TASK = "task.json"  # the task of a fine-tuned run, with all that was chosen after training
 
@@ -59,6 +63,13 @@ def trained(run: Run) -> Trained:
   return Trained(run.config, run.params.encoder(), run.tokenizer, run.compute, mesh)
 
 
+def line_of(example: ExampleText) -> str:
+  """An example as a line of a file, which `Task.parse` reads."""
+  if isinstance(example, str):
+    return example
+  return json.dumps(dict(example)) if isinstance(example, Mapping) else "\t".join(example)
+
+
 def outputs(trained: Trained, rows: EncodedRows, read: Callable[..., Any]) -> Any:
   """`read(model, hidden, batch)` of all rows: a pytree of float32 arrays [N, ...], in row order.
 
@@ -73,7 +84,7 @@ def outputs(trained: Trained, rows: EncodedRows, read: Callable[..., Any]) -> An
   local = trained.batch // processes
   mine = slice(index * local, (index + 1) * local)
   parts, order = [], []
-  for numbers, batch in rows.by_length(trained.batch):
+  for numbers, batch in rows.by_length(trained.batch, trained.fits):
     batch = {name: array[mine] for name, array in batch.items()}
     parts.append(run(trained.params, to_global(batch, trained.mesh)))
     parts[-2:-1] = jax.device_get(parts[-2:-1])  # while the device computes the last
@@ -95,7 +106,7 @@ def _joined(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
 
 
 # Typed, because readers are NamedTuples, and equal ones may differ in type.
-@functools.lru_cache(maxsize=8, typed=True)
+@functools.lru_cache(maxsize=32, typed=True)
 def _compiled(read: Callable[..., Any], compute: Compute, mesh):
   """Compiled once per shape: every seed of every arm predicts with the same program."""
 

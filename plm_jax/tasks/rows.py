@@ -53,11 +53,15 @@ class EncodedRows:
     batch = tokens | values | {"row_weight": weight}
     return batch if self.further is None else batch | self.further(batch)
 
-  def by_length(self, size: int) -> Iterator[tuple[np.ndarray, dict]]:
+  def by_length(self, size: int, fits: bool = False) -> Iterator[tuple[np.ndarray, dict]]:
     """(rows, batch) of `size` rows: all rows by length in few shapes, for predictions. `rows` are
-    those that count, the first of the batch. Many batches have more shapes and less padding."""
+    those that count, the first of the batch. Many batches have more shapes and less padding.
+    fits: as in `Trained`."""
     length = self.longest
-    finer = len(self) >= _MANY * size
+    finer = len(self) >= _MANY * size and not fits
+    if fits:
+      groups = len(self) // self.together
+      size = min(size, self.together << (groups - 1).bit_length())
     order = np.argsort(length.reshape(-1, self.together).max(axis=1), kind="stable")
     order = (order[:, None] * self.together + np.arange(self.together)).reshape(-1)
     for first in range(0, len(order), size):

@@ -28,7 +28,8 @@ from plm_jax.tasks.word_ngrams import ngrams_of
 
 class Trained(NamedTuple):
   """A fine-tuned model ready to predict. config: that of the encoder, as are the parameters. batch:
-  rows per forward pass. mesh: of its devices."""
+  rows per forward pass. mesh: of its devices. fits: few rows make a smaller batch, of 1, 2, 4, ...
+  rows or groups of rows."""
 
   config: Model
   params: Parameters
@@ -36,6 +37,7 @@ class Trained(NamedTuple):
   compute: Compute
   mesh: jax.sharding.Mesh
   batch: int = 32
+  fits: bool = False
 
 
 class Context(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -9,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plm_jax.decode.neighbours import with_word_vectors
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise
 from plm_jax.models.recording import all_states
-from plm_jax.tasks.predicting import outputs
+from plm_jax.runs import Run, refuse_counted, row_limit
+from plm_jax.tasks.predicting import outputs, trained
 from plm_jax.tasks.rows import frame_of, framed_rows
 from plm_jax.tasks.task import Trained
 
@@ -60,6 +63,48 @@ class Pooled(NamedTuple):
     return states[self.layer]
 
 
+@dataclasses.dataclass(frozen=True)
+class TextEncoder:
+  """The vectors of texts, as a run was trained for them. longest: tokens of a row."""
+
+  trained: Trained
+  pooled: Pooled
+  longest: int
+  lowercase: bool
+  normalized: bool
+
+  @classmethod
+  def of_run(cls, run: Run, pooling: str | None = None, layer: int = -1) -> TextEncoder:
+    """pooling: None is that of the run's training, else mean. Errors: `UserError` for a model
+    without vectors of texts, or with a pooling that is not here."""
+    if pooling not in (None, *POOLINGS):
+      raise UserError(f"--pooling={pooling} was given; expected one of {', '.join(POOLINGS)}.")
+    refuse_counted(run)
+    own = run.pooling or {}
+    modes = own.get("modes", ["mean"])
+    if pooling is None and (len(modes) > 1 or modes[0] not in POOLINGS):
+      raise UserError(
+        f"{run.path} pools by {' and '.join(modes)}, which this command does not have; choose one "
+        f"of {', '.join(POOLINGS)} with --pooling."
+      )
+    loaded = trained(run)
+    return cls(
+      loaded._replace(params=with_word_vectors(loaded.params, run.tokenizer)),
+      Pooled(pooling or modes[0], layer, run.compute),
+      own.get("length") or row_limit(run),
+      bool(own.get("lowercase")),
+      pooling is None and layer == -1 and own.get("normalize", False),
+    )
+
+  def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
+    """float32 [texts, D], and how many of them are cut."""
+    rows = [(text.lower() if self.lowercase else text,) for text in texts]
+    array_ND, cut = vectors(self.trained, rows, self.pooled, self.longest)
+    if self.normalized:
+      array_ND /= np.maximum(np.linalg.norm(array_ND, axis=1, keepdims=True), 1e-12)
+    return array_ND, cut
+
+
 def vectors(
   trained: Trained, texts: Sequence[tuple[str, ...]], pooled: Pooled, longest: int
 ) -> tuple[np.ndarray, int]:
@@ -89,12 +134,14 @@ def attentions(trained: Trained, text: str, longest: int) -> tuple[np.ndarray, n
   size = int(rows.values["length"][0])
   if size > longest:
     raise UserError(f"the text has more than {longest} tokens; give a shorter sentence.")
-  batch = rows.batch(np.zeros(1, int), np.ones(1, np.float32), size)
+  single = trained._replace(batch=1, compute=Compute(dtype="float32"))
+  (weights,) = outputs(single, rows, attention_weights)
+  return rows.tokens["input_ids"][0, :size], weights[:, :, :size, :size]
 
-  def weights(params, batch: dict) -> jax.Array:
-    seen = all_states(params, batch, Compute(dtype="float32"))[1]
-    if not seen:
-      raise UserError(f"a model of type {type(config).__name__} has no attention.")
-    return jnp.stack(seen)[:, 0]
 
-  return batch["input_ids"][0], np.asarray(jax.jit(weights)(trained.params, batch), np.float32)
+def attention_weights(model, hidden, batch) -> jax.Array:
+  """float32 [B, layers, heads, T, T]."""
+  seen = all_states(model, batch, Compute(dtype="float32"))[1]
+  if not seen:
+    raise UserError(f"a model of type {type(model).__name__} has no attention.")
+  return jnp.stack(seen, axis=1)
