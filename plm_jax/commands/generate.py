@@ -20,7 +20,7 @@ from plm_jax import cli
 from plm_jax.data.corpora import default_cache
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.decode.rules import Rules
-from plm_jax.decode.writer import Prompt, continuation, encode_prompts, write
+from plm_jax.decode.writer import Prompt, ShownText, continuation, encode_prompts, opening, write
 from plm_jax.errors import UserError
 from plm_jax.export.to_run import run_directory
 from plm_jax.runs import Run, check_predicts_tokens
@@ -76,7 +76,7 @@ def main() -> None:
     for sample, output in enumerate(outputs, 1):
       if not single:
         print(f"--- {number}" + (f", text {sample} of {len(outputs)}" if len(outputs) > 1 else ""))
-      print(beginning(text, prompt) + continuation(run.tokenizer, prompt, output.ids))
+      print(opening(text, prompt) + continuation(run.tokenizer, prompt, output.ids))
 
 
 def generate(
@@ -91,7 +91,7 @@ def generate(
     seed=seed,
   )
   return [
-    [beginning(text, prompt) + continuation(run.tokenizer, prompt, one.ids) for one in outputs]
+    [opening(text, prompt) + continuation(run.tokenizer, prompt, one.ids) for one in outputs]
     for text, prompt, outputs in zip(prompts, encoded, written, strict=True)
   ]
 
@@ -134,28 +134,18 @@ def with_shots(prompt: str) -> str:
   return shots + ("" if shots.endswith("\n") else "\n") + prompt
 
 
-def beginning(text: str, prompt: Prompt) -> str:
-  """The text to print before a continuation; none for an encoder-decoder."""
-  return "" if prompt.source is not None else text
-
-
 class Terminal:
   """Shows a text while it grows."""
 
   def __init__(self, tokenizer: Tokenizer, prompt: Prompt, text: str):
-    self._tokenizer, self._prompt, self._shown = tokenizer, prompt, ""
-    print(beginning(text, prompt), end="", flush=True)
+    self._text = ShownText(tokenizer, prompt)
+    print(opening(text, prompt), end="", flush=True)
 
   def show(self, ids: list[int]) -> None:
-    text = continuation(self._tokenizer, self._prompt, ids)
-    # A letter of several bytes may not be complete, and a word may still grow another piece.
-    if text.startswith(self._shown) and not text.endswith("\ufffd"):
-      print(text[len(self._shown) :], end="", flush=True)
-      self._shown = text
+    print(self._text.further(ids), end="", flush=True)
 
   def end(self, ids: list[int]) -> None:
-    self.show(ids)
-    print(flush=True)
+    print(self._text.further(ids, ended=True), flush=True)
 
 
 if __name__ == "__main__":

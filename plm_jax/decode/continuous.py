@@ -146,6 +146,11 @@ class ContinuousBatch:
     text.done = True
     self._free_ended()
 
+  def clear(self) -> None:
+    """Forgets all texts. After an error in a step, whose cache is lost."""
+    self._texts = [None] * len(self._texts)
+    self._reset(self._sizes[0])
+
   def _free_ended(self) -> None:
     self._texts = [None if text is None or text.done else text for text in self._texts]
     active_B = np.array([text is not None for text in self._texts])

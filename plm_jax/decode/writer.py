@@ -265,6 +265,11 @@ def _widened(state, columns: int) -> sampling.SamplingState:
   return dataclasses.replace(state, cache=state.cache.take(capacity=columns))
 
 
+def opening(text: str, prompt: Prompt) -> str:
+  """The text to show before a continuation; none for an encoder-decoder."""
+  return "" if prompt.source is not None else text
+
+
 def continuation(tokenizer: Tokenizer, prompt: Prompt, ids: list[int]) -> str:
   """The text of new tokens after their prompt, including the space between them."""
   if prompt.source is not None:
@@ -278,3 +283,20 @@ def readable(tokenizer: Tokenizer, ids) -> str:
   """A source or a target as text, with names of sentinels and masks, without begin and end."""
   frame = tokenizer.vocab.frame_ids
   return tokenizer.decode([i for i in ids if i not in frame], special=True)
+
+
+class ShownText:
+  """The part of a growing text that can be shown already. A letter of several bytes may not be
+  complete, and a word may still grow another piece."""
+
+  def __init__(self, tokenizer: Tokenizer, prompt: Prompt):
+    self._tokenizer, self._prompt = tokenizer, prompt
+    self.text = ""
+
+  def further(self, ids: list[int], ended: bool = False) -> str:
+    """What can be shown after the parts before. ids: all new tokens so far."""
+    text = continuation(self._tokenizer, self._prompt, ids)
+    if not text.startswith(self.text) or (text.endswith("\ufffd") and not ended):
+      return ""
+    part, self.text = text[len(self.text) :], text
+    return part

@@ -37,9 +37,9 @@ def load(path: str | Path, settings: Sequence[str] = ()) -> tuple[Task, Trained]
 
 def task_of(run: Run, settings: Sequence[str] = ()) -> Task:
   """The task of a fine-tuned run. Errors: `UserError` for another run."""
-  stored = run.path / TASK
+  stored = (run.path or Path()) / TASK
   task = None
-  if stored.exists():
+  if run.path is not None and stored.exists():
     try:
       record = without_digest(read_json(stored), stored)
     except UserError as error:

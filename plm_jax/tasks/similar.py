@@ -94,6 +94,10 @@ class Similar(TableTask):
     )
 
   @property
+  def is_independent(self) -> bool:
+    return self.loss not in ("ranking", "triplet")  # the rank is among all examples
+
+  @property
   def texts(self) -> int:
     return 2
 

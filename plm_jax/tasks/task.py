@@ -99,6 +99,11 @@ class Task(abc.ABC):
     """What is predicted, in one line."""
 
   @property
+  def is_independent(self) -> bool:
+    """Whether the prediction for an example does not depend on the examples beside it."""
+    return True
+
+  @property
   def line(self) -> str:
     """The content of a line that `parse` reads, for the user."""
     return "a text"

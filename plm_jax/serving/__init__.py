@@ -1,0 +1,1 @@
+"""A server for models: HTTP routes, batches of requests, and a page. `python -m plm_jax.serve`."""

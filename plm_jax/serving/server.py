@@ -1,0 +1,102 @@
+"""The process of a server: it takes the port, loads and compiles, answers, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+
+import uvicorn
+
+from plm_jax.errors import UserError
+from plm_jax.progress import progress_bar
+from plm_jax.serving.app import create_app, guarded
+from plm_jax.serving.limits import Limits
+from plm_jax.serving.metrics import Metrics
+from plm_jax.serving.model import ServedModel
+
+KEY = "PLM_JAX_API_KEY"
+_CONNECTIONS = 1024
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(paths: Sequence[str], host: str, port: int, limits: Limits, grace: float) -> None:
+  """Serves until SIGTERM or Ctrl-C. paths: "DIR" or "NAME=DIR". grace: seconds for the requests in
+  flight at the end. Errors: `UserError` for a port in use, an unknown host, a bad directory."""
+  taken = _socket(host, port)
+  metrics, key = Metrics(), os.environ.get(KEY) or None
+  models = load(paths, limits, metrics)
+  app = create_app(models, limits, metrics)
+  metrics.count_compilations()
+  for model in models:
+    model.start()
+    print(f"{model.name}: {', '.join(f'/{name}' for name in model.abilities)}")
+  if host not in _LOOPBACK and key is None:
+    print(f"note: everyone who reaches {host} may use the models; {KEY}=... asks for a key",
+          file=sys.stderr)  # fmt: skip
+  shown = f"[{host}]" if ":" in host else host
+  print(f"http://{shown}:{taken.getsockname()[1]}/ is ready", flush=True)
+  config = uvicorn.Config(
+    guarded(app, limits, metrics, key),
+    lifespan="off",
+    log_level="warning",
+    access_log=False,
+    server_header=False,
+    limit_concurrency=_CONNECTIONS,
+    timeout_graceful_shutdown=int(grace),
+  )
+  _Server(config).run(sockets=[taken])
+  for model in models:
+    model.close(grace)
+  print("the server has ended", flush=True)
+
+
+def load(paths: Sequence[str], limits: Limits, metrics: Metrics) -> list[ServedModel]:
+  """The models, compiled."""
+  named: dict[str, str] = {}
+  for entry in paths:
+    name, _, path = entry.rpartition("=")
+    name = name or os.path.basename(os.path.normpath(path))
+    if name in named:
+      raise UserError(
+        f"--model names {name} twice; give each a name: --model=first={named[name]},second={path}"
+      )
+    named[name] = path
+  models = [ServedModel.load(name, path, limits, metrics) for name, path in named.items()]
+  total = sum(len(model.programs()) for model in models)
+  with progress_bar(total, "compiling", unit=" programs") as bar:
+    for model in models:
+      model.warm_up(lambda: bar.update(1))
+  return models
+
+
+def _socket(host: str, port: int) -> socket.socket:
+  """Bound, and not listening yet: who connects before the models are ready is refused."""
+  try:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+      host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    taken = socket.socket(family, kind, protocol)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    taken.bind(address)
+  except OSError as error:
+    raise UserError(
+      f"--host={host} --port={port} cannot be used: {error.strerror or error}; choose another "
+      "port, or end the program that has it."
+    ) from None
+  return taken
+
+
+class _Server(uvicorn.Server):
+  """Ends by itself after SIGTERM: uvicorn raises the signal again, which would be an error."""
+
+  @contextmanager
+  def capture_signals(self):
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+      loop.add_signal_handler(number, self.handle_exit, number, None)
+    yield
