@@ -48,13 +48,19 @@ class Predict:
     self.task: Task = predicting.task_of(run)
     self._limits, self._length = limits, self.task.length or limits.tokens
     self._trained = predicting.trained(run)._replace(batch=limits.batch, fits=True)
+    example = self._example(1)
+    self.texts = len(example[0].items[0].texts) if example else 1  # of an example
 
   def prepare(self, example: ExampleText) -> tuple[Examples, int]:
     """Errors: `UserError` for an example that is not one of the task."""
     line = predicting.line_of(example)
     self._limits.check_text(line)
     tokenizer = self._trained.tokenizer
-    examples = self.task.encode([self.task.parse(line, "the input")], tokenizer)
+    item = self.task.parse(line, "the input")
+    if isinstance(example, list) and len(example) != len(item.texts):
+      texts = f"{len(item.texts)} text{'s' * (len(item.texts) != 1)}"
+      raise Refused(422, f"the input has {len(example)} texts and the model reads {texts}")
+    examples = self.task.encode([item], tokenizer)
     tokens = sum(map(len, examples.ids[0]))
     self._limits.check_tokens(tokens)
     return examples, width_of(min(tokens + self._frame, self._length), self._length)
@@ -184,7 +190,8 @@ class Attend:
   def __init__(self, run: Run, limits: Limits):
     self._trained = predicting.trained(run)
     self._limits, self._longest = limits, min(MOST_TOKENS, row_limit(run))
-    frame_of(run.config, run.tokenizer)
+    before, _, after = frame_of(run.config, run.tokenizer)
+    self._frame = len(before) + len(after)
 
   def prepare(self, text: str) -> tuple[str, int]:
     self._limits.check_text(text)
@@ -199,5 +206,8 @@ class Attend:
     return made
 
   def programs(self) -> Programs:
-    for words in range(1, self._longest - 3, 4):
-      yield partial(self.run, [" ".join([_WORD] * words)])
+    for words in range(1, self._longest, 4):
+      text = " ".join([_WORD] * words)
+      if len(self._trained.tokenizer.encode(text)) + self._frame > self._longest:
+        return
+      yield partial(self.run, [text])

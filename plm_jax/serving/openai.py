@@ -76,7 +76,8 @@ def _described(model: Any) -> dict[str, Any]:
   """A model for clients of OpenAI's API, and for the page."""
   own: dict[str, Any] = {"abilities": model.abilities}
   if model.task is not None:
-    own |= {"task": model.task.name, "line": model.task.line, "question": model.task.question}
+    own |= {"task": model.task.name, "question": model.task.question}
+    own |= {"line": model.task.line, "texts": model.kinds["predict"].texts}
   if "generate" in model.abilities:
     own["reads_source"] = hasattr(model.run.config, "source_ids")
   for name in ("layers", "heads"):

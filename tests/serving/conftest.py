@@ -18,7 +18,7 @@ from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.tag import Tag
 from tests import toy_run
 
-LIMITS = Limits(batch=4, slots=2, queue=16, texts=8, tokens=24, body=4096, timeout=60)
+LIMITS = Limits(batch=4, slots=2, queue=16, texts=8, tokens=32, body=4096, timeout=60)
 
 
 def run_of(config, objective, tokenizer=None, data=None):
@@ -41,7 +41,7 @@ def classifier():
 
 
 def gpt():
-  config = Gpt2(layers=1, width=16, heads=2, positions=48, initializer_range=0.6)
+  config = Gpt2(layers=1, width=16, heads=2, positions=64, initializer_range=0.6)
   return run_of(config, CLM(), BytePairs(vocab_size=300))
 
 
