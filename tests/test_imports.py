@@ -63,13 +63,14 @@ BENEATH = {
     *("errors", "files", "aliases", "overrides", "cli", "data", "models", "objectives", "peft"),
     *("sharding", "experiment", "decode", "notebook", "train", "runs", "experiment_flags"),
   },
+  "serving": {"errors", "progress", "data", "decode", "models", "runs", "export", "tasks"},
   "ablate": {
     *("errors", "files", "config_tree", "overrides", "cli", "data", "experiment", "budgets"),
     *("train", "runs", "experiment_flags", "pretraining", "evaluation", "notebook", "tasks"),
   },
   "commands": {
     *("errors", "progress", "cli", "data", "decode", "budgets", "train", "runs"),
-    *("evaluation", "export", "tasks", "ablate"),
+    *("evaluation", "export", "tasks", "ablate", "serving"),
   },
   "loaded_model": {
     *("errors", "arguments", "decode", "notebook", "train", "runs", "evaluation", "export"),
@@ -87,6 +88,7 @@ HEAVY = {
   *("grain", "tensorflow_datasets", "tensorflow", "array_record", "sentencepiece", "tokenizers"),
   *("matplotlib", "tensorboardX", "sklearn", "orbax", "tensorstore", "torch", "transformers"),
   *("scipy", "ray", "tqdm", "h5py", "gensim", "numba", "sacrebleu", "rouge_score"),
+  *("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"),
 }
 
 # Modules of this package that functions import, and why not the file.
@@ -94,6 +96,7 @@ LATE = {
   ("data.tokenizers", "data.tokenizer_files"): "needs tokenizers and sentencepiece",
   ("data.tokenizers", "data.tokenizer_training"): "needs tokenizers and sentencepiece",
   ("data.tokenizers", "data.published_vocab"): "needs tokenizers and sentencepiece",
+  ("commands.serve", "serving.server"): "needs fastapi, uvicorn and prometheus_client, an extra",
   ("models.attention", "models.fused_attention"): "needs Pallas for Triton, which JAX may drop",
 }
 

@@ -14,6 +14,7 @@ from absl import flags
 from plm_jax import cli
 from plm_jax.data.corpora import default_cache
 from plm_jax.errors import UserError
+from plm_jax.serving.limits import Limits
 from plm_jax.train.process import keep_compilations
 
 FLAGS = flags.FLAGS
@@ -44,7 +45,6 @@ def main() -> None:
   if not FLAGS.model:
     raise UserError("--model=DIR, the directory of a model, is needed.")
   try:
-    from plm_jax.serving.limits import Limits
     from plm_jax.serving.server import serve
   except ImportError as error:
     raise UserError(

@@ -58,8 +58,10 @@ def _add_errors(app: FastAPI) -> None:
     return answer(error)
 
   @app.exception_handler(RequestValidationError)
-  async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+  async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
+    if "json" not in request.headers.get("content-type", ""):
+      return answer(Refused(415, "send JSON, with the header content-type: application/json"))
     if first["type"] == "json_invalid":
       why = first.get("ctx", {}).get("error", "")
       return answer(Refused(400, f"the body is no JSON: {why}"))
@@ -169,6 +171,9 @@ def _add_pages(app: FastAPI, served: Models, metrics: Metrics) -> None:
 
   @app.get("/health", summary="Whether the server is ready")
   async def health() -> dict[str, Any]:
+    for model in served.by_name.values():
+      if not model.is_running:
+        raise Refused(503, f"the thread of {model.name} has ended; start the server again")
     return {"status": "ok", "models": list(served.by_name)}
 
   @app.get("/metrics", summary="Numbers for Prometheus")

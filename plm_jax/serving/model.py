@@ -86,6 +86,11 @@ class ServedModel:
   def start(self) -> None:
     self._worker.start()
 
+  @property
+  def is_running(self) -> bool:
+    """Whether the thread runs."""
+    return self._worker.is_alive()
+
   def close(self, seconds: float = 10.0) -> None:
     """Ends the thread after what is waiting."""
     self._worker.close(seconds)

@@ -43,6 +43,7 @@ def serve(paths: Sequence[str], host: str, port: int, limits: Limits, grace: flo
   config = uvicorn.Config(
     guarded(app, limits, metrics, key),
     lifespan="off",
+    ws="none",
     log_level="warning",
     access_log=False,
     server_header=False,
@@ -53,14 +54,17 @@ def serve(paths: Sequence[str], host: str, port: int, limits: Limits, grace: flo
   for model in models:
     model.close(grace)
   print("the server has ended", flush=True)
+  if any(model.is_running for model in models):
+    os._exit(0)  # a thread of XLA that still computes would end the interpreter by SIGSEGV
 
 
 def load(paths: Sequence[str], limits: Limits, metrics: Metrics) -> list[ServedModel]:
   """The models, compiled."""
   named: dict[str, str] = {}
   for entry in paths:
-    name, _, path = entry.rpartition("=")
-    name = name or os.path.basename(os.path.normpath(path))
+    name, equals, path = entry.partition("=")
+    if not equals or "/" in name:  # a path, which may have the sign in it
+      name, path = os.path.basename(os.path.normpath(entry)), entry
     if name in named:
       raise UserError(
         f"--model names {name} twice; give each a name: --model=first={named[name]},second={path}"

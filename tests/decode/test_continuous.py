@@ -17,8 +17,8 @@ from tests.decode.test_generation import CONFIGS, SIZES, VOCAB, with_vocab, writ
 # Both kinds of caches: unrolled layers with rotary or learned positions, a source, a state.
 WRITERS = {
   **CONFIGS,
-  "t5": T5(heads=2, hidden=32, **SIZES | {"positions": 24}),
-  "lstm": Lstm(vocab_size=VOCAB, layers=1, width=16, embedding=16, positions=40),
+  "t5": T5(heads=2, head_width=8, hidden=32, **SIZES),
+  "lstm": Lstm(vocab_size=VOCAB, layers=1, width=16, positions=40, initializer_range=0.6),
 }
 RULES = [
   Rules(max_length=30),
@@ -100,7 +100,7 @@ def test_no_text_compiles_after_the_programs_are_run(writer):
     for number, prompt in enumerate(prompts_of(writer, 8)):
       text = Text(prompt, RULES[number % len(RULES)], seed=number)
       batch.start(text)
-      while batch.is_full or number == 7 and batch.texts:
+      while batch.is_full or (number == 7 and batch.texts):
         batch.step()
     batch.clear()
   finally:
@@ -117,4 +117,4 @@ def test_rows_with_several_ends_end_before_the_first(writer):
   while batch.texts:
     batch.step()
   expected = write(*ended, [text.prompt for text in texts], Rules(max_length=12))
-  assert [text.ids for text in texts] == [best.ids for best, in expected]
+  assert [text.ids for text in texts] == [best.ids for (best,) in expected]

@@ -1,6 +1,7 @@
 """Every route answers as the functions of the commands do, and refuses bad input in a sentence."""
 
 import asyncio
+import itertools
 import json
 
 import httpx
@@ -54,9 +55,7 @@ def test_predictions_are_those_of_the_task_for_one_text_and_for_many_at_once(ser
   items = [task.parse(text, "text") for text in TEXTS]
   expected = task.predict(trained, task.encode(items, run.tokenizer))
   whole = post(server, "/predict", inputs=TEXTS, model=name).json()["predictions"]
-  single = ask(
-    server, *(("POST", "/predict", {"inputs": text, "model": name}) for text in TEXTS)
-  )
+  single = ask(server, *(("POST", "/predict", {"inputs": text, "model": name}) for text in TEXTS))
   for made in (whole, [response.json()["predictions"][0] for response in single]):
     assert [rounded(one) for one in made] == [rounded(one) for one in expected]
 
@@ -125,7 +124,7 @@ def test_samples_of_a_prompt_differ_and_are_those_of_the_command(server):
   rules = {"temperature": 1.5, "max_length": 8, "seed": 1}
   texts = post(server, "/generate", prompt=PROMPTS[:2], samples=3, **rules).json()["texts"]
   run = run_named(server, "gpt")
-  assert texts == sum(generate(run, PROMPTS[:2], samples=3, **rules), [])
+  assert texts == [*itertools.chain(*generate(run, PROMPTS[:2], samples=3, **rules))]
   assert len(set(texts)) == 6
 
 
@@ -211,6 +210,12 @@ def test_bad_input_is_refused_in_a_sentence_and_its_neighbour_is_answered(server
   before, bad, after = ask(server, good, ("POST", "/predict", body), good)
   assert (bad.status_code, words in sentence(bad)) == (status, True), sentence(bad)
   assert before.status_code == after.status_code == 200
+
+
+def test_a_body_that_does_not_say_that_it_is_json_is_told_the_header(server):
+  request = ("POST", "/predict", {"inputs": "x", "model": "classifier"})
+  (response,) = ask(server, request, **{"content-type": "text/plain"})
+  assert response.status_code == 415 and "content-type" in sentence(response)
 
 
 def test_control_characters_are_text(server):
