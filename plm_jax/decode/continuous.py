@@ -90,7 +90,9 @@ class ContinuousBatch:
     self._reads_source = hasattr(config, "source_ids")
     self._begin = config.decoder_start(tokenizer.vocab) if self._reads_source else []
     self._ends_E = ends(tokenizer.vocab, causal=not self._reads_source)
-    self._generator = ready(params.encoder(), compute, tokenizer.vocab.size, 2)
+    # Arrays that are tied to a device and those that are not need two programs: all are tied.
+    self._placed = functools.partial(jax.device_put, device=jax.local_devices()[0])
+    self._generator = self._placed(ready(params.encoder(), compute, tokenizer.vocab.size, 2))
     self._vocabulary = tokenizer.vocab.size
     self._texts: list[Text | None] = [None] * slots
     # A full cache moves by a quarter at least, so that it moves rarely.
@@ -106,7 +108,9 @@ class ContinuousBatch:
       batch["input_ids"] = np.zeros((slots, bucket(self.positions)), np.int32)
       batch["length"] = np.ones(slots, np.int32)
     self._columns, self._at = columns, 1
-    self._cache, self._rows = _empty(self._generator, batch, columns, self._vocabulary)
+    self._cache, self._rows = self._placed(
+      _empty(self._generator, batch, columns, self._vocabulary)
+    )
 
   @property
   def texts(self) -> list[Text]:
@@ -153,7 +157,7 @@ class ContinuousBatch:
 
   def _free_ended(self) -> None:
     self._texts = [None if text is None or text.done else text for text in self._texts]
-    active_B = np.array([text is not None for text in self._texts])
+    active_B = self._placed(np.array([text is not None for text in self._texts]))
     self._rows = self._rows._replace(active_B=active_B)
 
   def _grow(self, text: Text, token: int, log_p: float) -> None:
@@ -215,7 +219,7 @@ class ContinuousBatch:
     if columns != self._columns:
       self._reset(columns)
     self._at = max(width, 1)
-    self._cache = dataclasses.replace(self._cache, at=jnp.int32(self._at))
+    self._cache = dataclasses.replace(self._cache, at=self._placed(np.int32(self._at)))
 
   def _widen(self, columns: int) -> None:
     """More than `columns` columns."""
@@ -244,7 +248,7 @@ class ContinuousBatch:
       ids, source = self._begin, [self._any] * min(width, self.positions)
     self._reset(columns)
     self._at = columns - 1
-    self._cache = dataclasses.replace(self._cache, at=jnp.int32(self._at))
+    self._cache = dataclasses.replace(self._cache, at=self._placed(np.int32(self._at)))
     cache, row, *_ = self._read(Text(Prompt(ids, source), Rules()))
     _join(self._cache, self._rows, cache, row, np.int32(0))
     self._reset(self._sizes[0])

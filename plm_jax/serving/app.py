@@ -23,7 +23,7 @@ from plm_jax.serving.bodies import (
   RulesBody,
   TextsBody,
 )
-from plm_jax.serving.guard import Guard, error_body, error_headers
+from plm_jax.serving.guard import error_body, error_headers
 from plm_jax.serving.limits import Limits, Refused
 from plm_jax.serving.metrics import Metrics
 from plm_jax.serving.model import ServedModel, Writing
@@ -43,10 +43,6 @@ def create_app(models: Sequence[ServedModel], limits: Limits, metrics: Metrics) 
   openai.add_routes(app, served)
   _add_pages(app, served, metrics)
   return app
-
-
-def guarded(app: FastAPI, limits: Limits, metrics: Metrics, key: str | None = None) -> Guard:
-  return Guard(app, limits, metrics, key)
 
 
 def _add_errors(app: FastAPI) -> None:

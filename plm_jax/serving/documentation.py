@@ -43,7 +43,8 @@ def _route(path: str, method: str, operation: dict[str, Any], schemas: dict[str,
   content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
   name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
   if fields := schemas.get(name, {}).get("properties"):
-    rows = "".join(_field(field, schema) for field, schema in fields.items())
+    needed = schemas[name].get("required", ())
+    rows = "".join(_field(field, schema, field in needed) for field, schema in fields.items())
     parts.append(f"<table><tr><th>field</th><th>default</th><th></th></tr>{rows}</table>")
   if path in _EXAMPLES:
     body = json.dumps(_EXAMPLES[path])
@@ -52,7 +53,7 @@ def _route(path: str, method: str, operation: dict[str, Any], schemas: dict[str,
   return "".join(parts) + "</section>"
 
 
-def _field(name: str, schema: dict[str, Any]) -> str:
-  default = json.dumps(schema["default"]) if "default" in schema else "needed"
+def _field(name: str, schema: dict[str, Any], is_needed: bool) -> str:
+  default = "needed" if is_needed else json.dumps(schema.get("default"))
   text = escape(schema.get("description", ""))
   return f"<tr><td><code>{escape(name)}</code></td><td>{escape(default)}</td><td>{text}</td></tr>"

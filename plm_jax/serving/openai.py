@@ -74,7 +74,7 @@ def add_routes(app: FastAPI, served: Models) -> None:
 
 def _described(model: Any) -> dict[str, Any]:
   """A model for clients of OpenAI's API, and for the page."""
-  own: dict[str, Any] = {"abilities": model.abilities}
+  own: dict[str, Any] = {"abilities": model.abilities, "max_tokens": model.limits.tokens}
   if model.task is not None:
     own |= {"task": model.task.name, "question": model.task.question}
     own |= {"line": model.task.line, "texts": model.kinds["predict"].texts}

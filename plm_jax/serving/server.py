@@ -14,7 +14,8 @@ import uvicorn
 
 from plm_jax.errors import UserError
 from plm_jax.progress import progress_bar
-from plm_jax.serving.app import create_app, guarded
+from plm_jax.serving.app import create_app
+from plm_jax.serving.guard import Guard
 from plm_jax.serving.limits import Limits
 from plm_jax.serving.metrics import Metrics
 from plm_jax.serving.model import ServedModel
@@ -27,30 +28,32 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 def serve(paths: Sequence[str], host: str, port: int, limits: Limits, grace: float) -> None:
   """Serves until SIGTERM or Ctrl-C. paths: "DIR" or "NAME=DIR". grace: seconds for the requests in
   flight at the end. Errors: `UserError` for a port in use, an unknown host, a bad directory."""
-  taken = _socket(host, port)
-  metrics, key = Metrics(), os.environ.get(KEY) or None
-  models = load(paths, limits, metrics)
-  app = create_app(models, limits, metrics)
-  metrics.count_compilations()
-  for model in models:
-    model.start()
-    print(f"{model.name}: {', '.join(f'/{name}' for name in model.abilities)}")
-  if host not in _LOOPBACK and key is None:
-    print(f"note: everyone who reaches {host} may use the models; {KEY}=... asks for a key",
-          file=sys.stderr)  # fmt: skip
-  shown = f"[{host}]" if ":" in host else host
-  print(f"http://{shown}:{taken.getsockname()[1]}/ is ready", flush=True)
-  config = uvicorn.Config(
-    guarded(app, limits, metrics, key),
-    lifespan="off",
-    ws="none",
-    log_level="warning",
-    access_log=False,
-    server_header=False,
-    limit_concurrency=_CONNECTIONS,
-    timeout_graceful_shutdown=int(grace),
-  )
-  _Server(config).run(sockets=[taken])
+  with _bound(host, port) as taken:
+    metrics, key = Metrics(), os.environ.get(KEY) or None
+    models = load(paths, limits, metrics)
+    app = Guard(create_app(models, limits, metrics), limits, metrics, key)
+    metrics.count_compilations()
+    for model in models:
+      model.start()
+      print(f"{model.name}: {', '.join(f'/{name}' for name in model.abilities)}")
+    if host not in _LOOPBACK and key is None:
+      print(
+        f"note: everyone who reaches {host} may use the models; {KEY}=... asks for a key",
+        file=sys.stderr,
+      )
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{taken.getsockname()[1]}/ is ready", flush=True)
+    config = uvicorn.Config(
+      app,
+      lifespan="off",
+      ws="none",
+      log_level="warning",
+      access_log=False,
+      server_header=False,
+      limit_concurrency=_CONNECTIONS,
+      timeout_graceful_shutdown=int(grace),
+    )
+    _Server(config).run(sockets=[taken])
   for model in models:
     model.close(grace)
   print("the server has ended", flush=True)
@@ -78,15 +81,19 @@ def load(paths: Sequence[str], limits: Limits, metrics: Metrics) -> list[ServedM
   return models
 
 
-def _socket(host: str, port: int) -> socket.socket:
-  """Bound, and not listening yet: who connects before the models are ready is refused."""
+def _bound(host: str, port: int) -> socket.socket:
+  """A socket that is not listening yet: who connects before the models are ready is refused."""
   try:
     family, kind, protocol, _, address = socket.getaddrinfo(
       host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     taken = socket.socket(family, kind, protocol)
-    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    taken.bind(address)
+    try:
+      taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      taken.bind(address)
+    except OSError:
+      taken.close()
+      raise
   except OSError as error:
     raise UserError(
       f"--host={host} --port={port} cannot be used: {error.strerror or error}; choose another "

@@ -10,7 +10,8 @@ from plm_jax.models.gpt import Gpt2
 from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
 from plm_jax.runs import Run
-from plm_jax.serving.app import create_app, guarded
+from plm_jax.serving.app import create_app
+from plm_jax.serving.guard import Guard
 from plm_jax.serving.limits import Limits
 from plm_jax.serving.metrics import Metrics
 from plm_jax.serving.model import ServedModel
@@ -63,7 +64,7 @@ class Server:
       model.warm_up(lambda: None)
       if start:
         model.start()
-    self.app = guarded(create_app(self.models, limits, self.metrics), limits, self.metrics, key)
+    self.app = Guard(create_app(self.models, limits, self.metrics), limits, self.metrics, key)
 
 
 @pytest.fixture(scope="module")

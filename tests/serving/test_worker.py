@@ -11,7 +11,8 @@ import pytest
 from plm_jax.decode.continuous import Text
 from plm_jax.decode.rules import Rules
 from plm_jax.errors import UserError
-from plm_jax.serving.app import create_app, guarded
+from plm_jax.serving.app import create_app
+from plm_jax.serving.guard import Guard
 from plm_jax.serving.limits import Limits, Refused
 from plm_jax.serving.metrics import Metrics
 from plm_jax.serving.worker import GrowingText, Worker
@@ -87,7 +88,7 @@ def test_a_full_queue_refuses_and_then_takes_requests_again(worker):
   async def main():
     first = worker.submit(kind, [(0, 8)])
     await until(kind.begun)
-    rest = worker.submit(kind, [(n, 8) for n in range(16)])
+    rest = worker.submit(kind, [(1, 8)] * 16)
     with pytest.raises(Refused) as refused:
       worker.submit(kind, [(99, 8)])
     kind.go.set()
@@ -187,7 +188,7 @@ def held(server):
   limits = dataclasses.replace(server.limits, timeout=0.2)
   real, model.kinds = model.kinds, {**model.kinds, "predict": kind}
   metrics = Metrics()
-  yield guarded(create_app(server.models, limits, metrics), limits, metrics), kind
+  yield Guard(create_app(server.models, limits, metrics), limits, metrics, None), kind
   kind.go.set()
   model.kinds = real
 
@@ -252,7 +253,7 @@ def test_a_client_that_leaves_frees_its_place_in_the_queue(held):
 def test_a_key_is_needed_for_the_models_and_not_for_the_page(server, header, status):
   metrics = Metrics()
   app = create_app(server.models, server.limits, metrics)
-  locked = guarded(app, server.limits, metrics, "secret")
+  locked = Guard(app, server.limits, metrics, "secret")
 
   async def main():
     transport = httpx.ASGITransport(locked)

@@ -193,10 +193,11 @@ const panels = {
     const buttons = tokens.map((token) => element("button", { type: "button", "aria-pressed": "false" }, token));
     const hint = element("p", { className: "hint" });
     const choose = (chosen) => {
+      const most = Math.max(...weights[chosen]);
       buttons.forEach((button, i) => {
         const weight = weights[chosen][i];
-        button.style.setProperty("--weight", weight);
-        button.toggleAttribute("data-strong", weight > 0.6);
+        button.style.setProperty("--weight", weight / most);
+        button.toggleAttribute("data-strong", weight > 0.6 * most);
         button.setAttribute("aria-pressed", String(i === chosen));
         button.title = weight.toFixed(3);
       });
@@ -226,8 +227,9 @@ function heatmap(weights, { layer, head }) {
   const canvas = element("canvas", { width: size, height: size, role: "img", "aria-label": `All weights of layer ${layer}, head ${head}: a row for each token, a column for each token that it reads from` });
   const context = canvas.getContext("2d");
   context.fillStyle = getComputedStyle(document.body).getPropertyValue("--accent");
+  const most = Math.max(...weights.flat());
   weights.forEach((row, y) => row.forEach((weight, x) => {
-    context.globalAlpha = weight;
+    context.globalAlpha = weight / most;
     context.fillRect(x, y, 1, 1);
   }));
   return canvas;
@@ -286,7 +288,10 @@ function tabOf(name) {
 
 function choose(chosen) {
   model = chosen;
-  byId("about").textContent = model.question || "";
+  const question = model.question || "";
+  byId("about").textContent = question.charAt(0).toUpperCase() + question.slice(1);
+  byId("max_length").max = model.max_tokens;
+  byId("max_length").value = Math.min(100, model.max_tokens);
   const names = Object.keys(TABS).filter((name) => model.abilities.includes(name));
   byId("tabs").replaceChildren(...names.map(tabOf));
   const examples = EXAMPLES[model.task] || ["A fine film with a very good story.", "The story of the film is good."];
@@ -294,7 +299,7 @@ function choose(chosen) {
     element("label", { htmlFor: `field-${i}` }, label),
     element("textarea", { id: `field-${i}`, rows: i || labels().length === 1 ? 4 : 2, required: true, value: examples[i] || "" }),
   ]));
-  byId("prompt-label").textContent = model.reads_source ? "A text to read" : "The begin of a text";
+  byId("prompt-label").textContent = model.reads_source ? "A text to read" : "The beginning of a text";
   for (const name of ["layer", "head"]) {
     if (model[`${name}s`]) byId(name).max = model[`${name}s`];
   }
