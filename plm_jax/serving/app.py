@@ -110,7 +110,7 @@ def _add_uses(app: FastAPI, served: Models) -> None:
     layers, heads = weights.shape[:2]
     if body.layer > layers or body.head > heads:
       raise Refused(422, f"the model has {layers} layers and {heads} heads in each, from 1")
-    chosen = weights[body.layer - 1, body.head - 1].round(4).tolist()
+    chosen = weights[body.layer - 1, body.head - 1].astype(float).round(4).tolist()
     sizes = {"layers": layers, "heads": heads}
     return {"model": model.name, "tokens": tokens, **sizes, "weights": chosen}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
@@ -180,7 +181,8 @@ class Writing:
     text = self.growing[number].text
     if self._every or text.done or error is not None:
       entry = number, list(text.ids), text.done, error
-      self._loop.call_soon_threadsafe(self._parts.put_nowait, entry)
+      with contextlib.suppress(RuntimeError):  # the event loop has ended, and its clients
+        self._loop.call_soon_threadsafe(self._parts.put_nowait, entry)
 
   async def parts(self) -> AsyncIterator[Part]:
     """Errors: `Refused` if the model failed."""

@@ -9,6 +9,7 @@ request that caused it. Generated texts grow together, a token at a time, betwee
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -113,10 +114,13 @@ class Worker(threading.Thread):
 
   def run(self) -> None:
     while self._wait():
-      if jobs := self._next_jobs():
-        self._compute(jobs)
-      if self._prompts or self._growing:
-        self._write()
+      try:
+        if jobs := self._next_jobs():
+          self._compute(jobs)
+        if self._prompts or self._growing:
+          self._write()
+      except Exception as error:  # a bug of ours costs its requests, not the thread
+        LOG.error("a batch was lost", exc_info=error)
 
   def _wait(self) -> bool:
     """Waits for work; False at the end."""
@@ -163,7 +167,8 @@ class Worker(threading.Thread):
           self._compute([job])
         return
       results = [_for_client(error)]
-    jobs[0].future.get_loop().call_soon_threadsafe(_deliver, jobs, results)
+    with contextlib.suppress(RuntimeError):  # the event loop has ended, and its clients
+      jobs[0].future.get_loop().call_soon_threadsafe(_deliver, jobs, results)
 
   def _write(self) -> None:
     """Starts texts while there is a slot, and adds a token to all."""

@@ -236,7 +236,8 @@ def test_a_client_that_leaves_frees_its_place_in_the_queue(held):
   async def main():
     leaves = asyncio.Event()
     tasks = [asyncio.create_task(request(leaves)) for _ in range(2)]
-    await until(kind.begun)
+    begun = asyncio.create_task(until(kind.begun))
+    await asyncio.wait({begun, *tasks}, return_when=asyncio.FIRST_COMPLETED)
     leaves.set()
     await asyncio.gather(*tasks)
 
