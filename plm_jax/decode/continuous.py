@@ -50,11 +50,11 @@ class Text:
 class _RowRules(NamedTuple):
   """The fields of `Rules`, a value for each row."""
 
-  temperature_B: jax.Array
-  top_k_B: jax.Array
-  top_p_B: jax.Array
-  repetition_penalty_B: jax.Array
-  min_length_B: jax.Array
+  temperature_B: Any
+  top_k_B: Any
+  top_p_B: Any
+  repetition_penalty_B: Any
+  min_length_B: Any
 
 
 class _Rows(NamedTuple):

@@ -173,7 +173,9 @@ class FillMask:
     return [(decode([c.token]).strip(), c.probability) for c in candidates]
 
   def programs(self) -> Programs:
-    mask, (first, last) = self._run.tokenizer.vocab.mask, self._run.tokenizer.vocab.frame()
+    vocab = self._run.tokenizer.vocab
+    mask, (first, last) = vocab.mask, vocab.frame()
+    assert mask is not None  # else the model has not this use
     for width in (1 << i for i in range(3, 32)):
       ids = np.array([first, *[mask] * (min(width, self._longest) - 2), last], np.int32)
       for size in sizes(self._limits.batch):

@@ -31,7 +31,7 @@ class Metrics:
   def count_compilations(self) -> None:
     """From now on."""
 
-    def heard(event: str, seconds: float, **_) -> None:
+    def heard(event: str, duration_secs: float, **_) -> None:
       if event == "/jax/core/compile/backend_compile_duration":
         self.compilations.inc()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -184,7 +184,7 @@ class Writing:
       with contextlib.suppress(RuntimeError):  # the event loop has ended, and its clients
         self._loop.call_soon_threadsafe(self._parts.put_nowait, entry)
 
-  async def parts(self) -> AsyncIterator[Part]:
+  async def parts(self) -> AsyncGenerator[Part, None]:
     """Errors: `Refused` if the model failed."""
     try:
       unfinished = set(range(len(self.growing)))
