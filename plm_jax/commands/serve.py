@@ -15,7 +15,7 @@ from plm_jax import cli
 from plm_jax.data.corpora import default_cache
 from plm_jax.errors import UserError
 from plm_jax.serving.limits import Limits
-from plm_jax.train.process import keep_compilations
+from plm_jax.train.process import keep_compilations, keep_freed_memory
 
 FLAGS = flags.FLAGS
 
@@ -50,6 +50,7 @@ def main() -> None:
     raise UserError(
       f"the server needs {error.name}, which is not installed: pip install 'plm_jax[serve]'."
     ) from None
+  keep_freed_memory()
   keep_compilations(default_cache())
   limits = Limits(
     batch=FLAGS.batch,

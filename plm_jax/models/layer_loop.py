@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ def stack(
   return jax.vmap(make)(jax.random.split(key, layers)[:first])
 
 
+M = TypeVar("M", bound=nnx.Module)
 Sharing = Literal["none", "all", "attention", "ffn"]
 _SHARED = {
   "none": (),
@@ -95,13 +96,13 @@ def extend_blocks(
 
 
 def _loop(apply, blocks, layers, x, cache, compute: Compute, remat: bool = False):
-  unrolled = isinstance(blocks, list) or compute.unrolls(layers)
+  unrolled = isinstance(blocks, list | nnx.List) or compute.unrolls(layers)
   return (_unroll if unrolled else _scan)(apply, blocks, layers, x, cache, remat)
 
 
 def _unroll(apply, blocks, layers, x, cache, remat):
   """Compiles every layer separately. cache: a list of the layers' caches, or None."""
-  blocks = blocks if isinstance(blocks, list) else unstack(blocks, layers)
+  blocks = blocks if isinstance(blocks, list | nnx.List) else unstack(blocks, layers)
   caches = [None] * layers if cache is None else cache
   after = []
   for layer, (block, before) in enumerate(zip(blocks, caches, strict=True)):
@@ -156,3 +157,18 @@ def unstack(blocks: nnx.Module, layers: int) -> list[nnx.Module]:
     jax.tree.unflatten(treedef, [parts[l * len(parts) // layers] for parts in split])
     for l in range(layers)
   ]
+
+
+def with_separate_layers(model: M, compute: Compute) -> M:
+  """The model with a list of layers in place of a stack that `compute` unrolls. Every call of a
+  compiled program copies the layers out of a stack, which takes several times as long as one short
+  text (docs/serving.md). Models that generate have their own layout (decoding_layout.py)."""
+  config = getattr(model, "config", None)
+  blocks, layers = getattr(model, "blocks", None), getattr(config, "layers", 0)
+  if blocks is None or hasattr(model, "generator") or not compute.unrolls(layers):
+    return model
+  if any(leaf.shape[0] != layers for leaf in jax.tree.leaves(blocks)):  # shared layers
+    return model
+  made = jax.tree.map(lambda leaf: leaf, model)  # other modules, the same arrays
+  made.blocks = nnx.List(jax.jit(unstack, static_argnums=1)(blocks, layers))
+  return made

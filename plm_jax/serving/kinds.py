@@ -17,13 +17,14 @@ from plm_jax.decode.fill_mask import Blank, Candidate, blanks_of, fill
 from plm_jax.decode.neighbours import bare
 from plm_jax.decode.writer import bucket
 from plm_jax.errors import UserError
+from plm_jax.models.layer_loop import with_separate_layers
 from plm_jax.runs import Run, row_limit
 from plm_jax.serving.limits import Limits, Refused
 from plm_jax.tasks import predicting
 from plm_jax.tasks.examples import Examples, Prediction
 from plm_jax.tasks.predicting import ExampleText
 from plm_jax.tasks.rows import frame_of, width_of
-from plm_jax.tasks.task import Task
+from plm_jax.tasks.task import Task, Trained
 from plm_jax.tasks.vectors import TextEncoder, attentions
 
 MOST_BLANKS = 16  # of one text
@@ -39,6 +40,12 @@ def sizes(most: int) -> list[int]:
   return [1 << i for i in range(most.bit_length())]
 
 
+def ready(trained: Trained, limits: Limits) -> Trained:
+  """The model in the layout of a server, for batches of few rows."""
+  params = with_separate_layers(trained.params, trained.compute)
+  return trained._replace(params=params, batch=limits.batch, fits=True)
+
+
 class Predict:
   """Predictions of a fine-tuned model."""
 
@@ -47,7 +54,7 @@ class Predict:
   def __init__(self, run: Run, limits: Limits):
     self.task: Task = predicting.task_of(run)
     self._limits, self._length = limits, self.task.length or limits.tokens
-    self._trained = predicting.trained(run)._replace(batch=limits.batch, fits=True)
+    self._trained = ready(predicting.trained(run), limits)
     example = self._example(1)
     self.texts = len(example[0].items[0].texts) if example else 1  # of an example
 
@@ -112,8 +119,7 @@ class Encode:
   def __init__(self, run: Run, limits: Limits):
     frame_of(run.config, run.tokenizer)
     encoder = TextEncoder.of_run(run)
-    trained = encoder.trained._replace(batch=limits.batch, fits=True)
-    self._encoder = dataclasses.replace(encoder, trained=trained)
+    self._encoder = dataclasses.replace(encoder, trained=ready(encoder.trained, limits))
     self._limits, self._longest = limits, min(encoder.longest, limits.tokens + 2)
 
   def prepare(self, text: str) -> tuple[tuple[str, int], int]:
@@ -149,7 +155,7 @@ class FillMask:
 
   def __init__(self, run: Run, limits: Limits):
     self._run, self._limits = run, limits
-    self._model = run.params.masked_lm()
+    self._model = with_separate_layers(run.params.masked_lm(), run.compute)
     self._longest = min(run.config.positions, limits.tokens)
 
   def prepare(self, text: str) -> tuple[list[Blank], int]:

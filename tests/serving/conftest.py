@@ -33,8 +33,11 @@ def run_of(config, objective, tokenizer=None, data=None):
   return Run(experiment=experiment, params=params, tokenizer=trained)
 
 
+BERT = dataclasses.replace(toy_run.TOY.model, layers=2)
+
+
 def fine_tuned(task):
-  return run_of(toy_run.TOY.model, task.objective(), data=task)
+  return run_of(BERT, task.objective(), data=task)
 
 
 def classifier():
@@ -49,7 +52,7 @@ def gpt():
 MAKERS = {
   "classifier": classifier,
   "tagger": lambda: fine_tuned(Tag(tags=("O", "S-PER"), scheme="IOBES", length=16)),
-  "bert": lambda: run_of(toy_run.TOY.model, MLM()),
+  "bert": lambda: run_of(BERT, MLM()),
   "gpt": gpt,
 }
 
