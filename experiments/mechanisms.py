@@ -33,7 +33,7 @@ from plm_jax.objectives.nsp import NSP
 from plm_jax.objectives.sop import SOP
 from plm_jax.optim.adamw import AdamW
 
-STEPS = {"smoke": 10, "small": 800, "paper": 800}
+STEPS = {"smoke": 10, "small": 1_000, "paper": 1_000}
 LENGTH = 35  # "[CLS] A [SEP] B [SEP]" with 32 words
 SIZE = {"layers": 2, "width": 64, "heads": 2, "positions": 64}
 PLAIN = {"dropout": 0.0, "attention_dropout": 0.0, "initializer_range": 0.05}
@@ -255,10 +255,10 @@ def factorised() -> Table:
     "Factorised embeddings and the size of the vocabulary",
     "classes/{}",
     "a vocabulary does not need embeddings as wide as the layers (ALBERT, section 3.1)",
-    dialled((narrow, whole), "data.source=controlled:classes/{}", (64, 256, 1024)),
+    dialled((narrow, whole), "data.source=controlled:classes/{}", (64, 128, 256)),
     (
       NotWorse("mlm_loss", "narrow-64", than="whole-64", margin=0.05),
-      NotWorse("mlm_loss", "narrow-1024", than="whole-1024", margin=0.05),
+      NotWorse("mlm_loss", "narrow-256", than="whole-256", margin=0.05),
     ),
     "words of the vocabulary",
     {"mlm_loss": "held-out MLM loss, nats"},
@@ -290,9 +290,9 @@ def capacity() -> Table:
     "Shared layers and the number of facts",
     "facts/{}",
     "sharing all parameters costs accuracy (ALBERT, Table 4)",
-    dialled((shared, separate), "data.source=controlled:facts/{}", (8, 16, 32)),
+    dialled((shared, separate), "data.source=controlled:facts/{}", (8, 12, 16)),
     (
-      Better("mlm_loss", "separate-32", than="shared-32"),
+      Better("mlm_loss", "separate-16", than="shared-16"),
       NotWorse("mlm_loss", "shared-8", than="separate-8", margin=0.05),
     ),
     "words; the facts are their square",
