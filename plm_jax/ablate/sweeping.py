@@ -311,7 +311,7 @@ def flags_of_claims(table: Table, plan: SweepPlan) -> list[str]:
       wanted.append(f"--{flag}={','.join(sorted(labels))}")
   if TAGS in metrics and not asked.tags:
     wanted.append("--tags=TRAIN,TEST")
-  if "gap_bits_per_byte" in metrics and not asked.gaps:
+  if metrics & {"gap_loss", "gap_bits_per_byte"} and not asked.gaps:
     wanted.append("--gaps")
   return wanted
 
