@@ -41,8 +41,6 @@ def serve(paths: Sequence[str], host: str, port: int, limits: Limits, grace: flo
         f"note: everyone who reaches {host} may use the models; {KEY}=... asks for a key",
         file=sys.stderr,
       )
-    shown = f"[{host}]" if ":" in host else host
-    print(f"http://{shown}:{taken.getsockname()[1]}/ is ready", flush=True)
     config = uvicorn.Config(
       app,
       lifespan="off",
@@ -103,7 +101,15 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-  """Ends by itself after SIGTERM: uvicorn raises the signal again, which would be an error."""
+  """Tells when it listens, and ends by itself after SIGTERM: uvicorn raises the signal again, which
+  would be an error."""
+
+  async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    await super().startup(sockets)
+    for each in sockets or ():
+      host, port = each.getsockname()[:2]
+      shown = f"[{host}]" if ":" in host else host
+      print(f"http://{shown}:{port}/ is ready", flush=True)
 
   @contextmanager
   def capture_signals(self):
