@@ -108,24 +108,28 @@ def test_a_real_server_survives_its_clients_and_ends_after_the_requests_in_fligh
     run.save(tmp_path / name)
   models = ",".join(str(tmp_path / name) for name in ("classifier", "gpt"))
   words = (f"--model={models}", "--max_tokens=32", "--batch=1", "--timeout=2")
-  with process(*words) as (server, port):
+  with process(*words) as (server, port), contextlib.ExitStack() as opened:
+
+    def client():
+      return opened.enter_context(contextlib.closing(Client(port)))
+
     good = json.dumps({"inputs": "the cat"}).encode()
     text = json.dumps({"prompt": "the", "max_length": 32, "min_length": 32, "stream": True})
     for path in tmp_path.glob("*/checkpoints"):
       path.rename(path.with_name("gone"))  # all is in memory
-    slow, huge, leaving, numbers = (Client(port) for _ in range(4))
+    slow, huge, leaving, numbers = (client() for _ in range(4))
     slow.send("/predict", b'{"inp', length=40)
     huge.send("/predict", b"x" * 100, length=10**9)
     assert huge.status() == 413
     leaving.send("/generate", text.encode())
     leaving.close()
-    whole = Client(port)
+    whole = client()
     whole.send("/predict", good)
     assert whole.status() == 200
     assert slow.status() == 408
     numbers.socket.sendall(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     assert b"plm_jax_compilations_total 0.0" in numbers.file.read()
-    stream = Client(port)
+    stream = client()
     stream.send("/generate", text.encode())
     assert stream.status() == 200
     server.send_signal(signal.SIGTERM)
