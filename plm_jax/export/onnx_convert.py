@@ -28,8 +28,8 @@ def convert(
   function: Callable[..., Mapping[str, jax.Array]],
   params: Any,
   inputs: Mapping[str, jax.ShapeDtypeStruct],
-) -> tuple[Graph, dict[str, Tensor]]:
-  """The graph of `function(params, **inputs)`, and its outputs by name.
+) -> Graph:
+  """The graph of `function(params, **inputs)`.
 
   inputs: int32 or float32, with dimensions of `jax.export.symbolic_shape`. Whole numbers are int64
   in the graph, as in transformers. Errors: `UserError` for an operation without a rule.
@@ -45,7 +45,8 @@ def convert(
     made = _run(graph, closed.jaxpr, closed.consts, values)
   leaves = jax.tree.leaves(shapes)
   whole = [_whole(graph, x, leaf.shape) for x, leaf in zip(made, leaves, strict=True)]
-  return graph, dict(zip(sorted(shapes), whole, strict=True))
+  graph.outputs = dict(zip(sorted(shapes), whole, strict=True))
+  return graph
 
 
 def _input(graph: Graph, name: str, struct: jax.ShapeDtypeStruct) -> Tensor:

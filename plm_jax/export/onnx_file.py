@@ -5,21 +5,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
 from plm_jax.errors import UserError
+from plm_jax.export import cached
+from plm_jax.export.agreement import (
+  Arrays,
+  Difference,
+  cached_difference,
+  check,
+  differences,
+  reference,
+)
 from plm_jax.export.onnx_convert import convert
 from plm_jax.export.onnx_graph import IR_VERSION, OPSET, Graph, Tensor
 from plm_jax.export.portable import Portable, portable
 from plm_jax.runs import Run
 
-TOLERANCE = 1e-4
-SHAPES = ((1, 7), (3, 16), (2, 33), (5, 9))  # rows and tokens of the check
 MOST_BYTES = 1_800_000_000  # of a single file; larger weights go beside it
 
 
@@ -28,8 +34,8 @@ class OnnxFile:
   """A file that was written and checked.
 
   size: bytes on disk, weights beside it included. inputs, outputs: name -> dimensions, of which
-  strings are dynamic. difference: the largest from our outputs (of int8 relative to their norm).
-  int8: the quantised file.
+  strings are dynamic. difference: the largest from the outputs of JAX. error: of the worst output,
+  relative to its norm. int8: the quantised file.
   """
 
   path: Path
@@ -37,6 +43,7 @@ class OnnxFile:
   inputs: Mapping[str, tuple]
   outputs: Mapping[str, tuple]
   difference: float
+  error: float
   int8: OnnxFile | None = None
 
 
@@ -44,27 +51,33 @@ def write_onnx(run: Run, path: Path, int8: bool = False) -> OnnxFile:
   """Writes a run's forward pass to a new file and checks it in ONNX Runtime on rows of several
   lengths. int8: also writes NAME.int8.onnx, with weights quantised per channel and activations when
   it runs. Errors: `UserError`, and no file is left, if a library is missing, the model has an
-  operation without a rule, or an output differs by more than `TOLERANCE`."""
-  return write_portable(portable(run), path, int8)
-
-
-def write_portable(model: Portable, path: Path, int8: bool = False) -> OnnxFile:
-  """As `write_onnx`."""
+  operation without a rule, or an output differs by more than the tolerance."""
   path, quantised = Path(path), Path(path).with_suffix(".int8.onnx")
-  onnx, _ = library("onnx"), library("onnxruntime")
-  graph, outputs = convert(model.function, model.params, model.inputs)
+  model = portable(run)
   with _removed_on_error(path, *([quantised] if int8 else [])):
-    _save(onnx, graph, outputs, path)
-    facts = {
-      "inputs": {tensor.name: _shown(tensor.shape) for tensor in graph.inputs},
-      "outputs": {name: _shown(tensor.shape) for name, tensor in outputs.items()},
-    }
-    difference = _checked(model, path)
-    small = None
+    graph = _save(model, path)
+    ref, small = reference(model), None
+    apart = differences(ref, runner(path))
+    check(apart, path.name)
     if int8:
       _quantise(path, quantised)
-      small = OnnxFile(quantised, size_of(quantised), **facts, difference=_error(model, quantised))
-    return OnnxFile(path, size_of(path), **facts, difference=difference, int8=small)
+      small = _facts(quantised, graph, differences(ref, runner(quantised)))
+    return _facts(path, graph, apart, small)
+
+
+def write_cached(run: Run, directory: Path) -> list[OnnxFile]:
+  """Writes the graphs for generation, `decoder_with_past_model.onnx` and of an encoder-decoder also
+  `encoder_model.onnx`, and checks their logits against those of the forward pass. Errors: as
+  `write_onnx`, and for a run that does not predict the next token."""
+  models = {"decoder_with_past_model": cached.step(run)}
+  if hasattr(run.config, "source_ids"):
+    models["encoder_model"] = cached.source(run)
+  paths = [directory / f"{name}.onnx" for name in models]
+  with _removed_on_error(*paths):
+    graphs = [_save(model, path) for model, path in zip(models.values(), paths)]
+    apart = {"logits": cached_difference(reference(portable(run)), run.config, *map(runner, paths))}
+    check(apart, paths[0].name)
+    return [_facts(path, graph, apart) for path, graph in zip(paths, graphs)]
 
 
 def library(name: str) -> ModuleType:
@@ -77,20 +90,21 @@ def library(name: str) -> ModuleType:
     ) from None
 
 
-def session(path: Path) -> Any:
-  """ONNX Runtime's session of a file, on the CPU."""
+def runner(path: Path) -> Callable[[Arrays], Arrays]:
+  """The function of a file in ONNX Runtime on the CPU: arrays by name in, arrays by name out.
+  Inputs that the file does not have are left out."""
   runtime = library("onnxruntime")
   options = runtime.SessionOptions()
-  options.log_severity_level = 3
-  return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def run_session(opened: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The outputs by name. Inputs that the graph does not read are left out."""
+  options.log_severity_level = 3  # errors
+  opened = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
   taken = {tensor.name for tensor in opened.get_inputs()}
   names = [tensor.name for tensor in opened.get_outputs()]
-  made = opened.run(names, {name: array for name, array in inputs.items() if name in taken})
-  return dict(zip(names, made))
+
+  def run(inputs: Arrays) -> Arrays:
+    made = opened.run(names, {name: x for name, x in inputs.items() if name in taken})
+    return dict(zip(names, made, strict=True))
+
+  return run
 
 
 def size_of(path: Path) -> int:
@@ -118,18 +132,35 @@ def _removed_on_error(*paths: Path) -> Iterator[None]:
     raise
 
 
+def _facts(
+  path: Path, graph: Graph, apart: dict[str, Difference], int8: OnnxFile | None = None
+) -> OnnxFile:
+  return OnnxFile(
+    path,
+    size_of(path),
+    {tensor.name: _shown(tensor.shape) for tensor in graph.inputs},
+    {name: _shown(tensor.shape) for name, tensor in graph.outputs.items()},
+    max(each.largest for each in apart.values()),
+    max(each.relative for each in apart.values()),
+    int8,
+  )
+
+
 def _shown(shape: tuple) -> tuple:
   return tuple(size if isinstance(size, int) else str(size) for size in shape)
 
 
-def _save(onnx: ModuleType, graph: Graph, outputs: Mapping[str, Tensor], path: Path) -> None:
+def _save(model: Portable, path: Path) -> Graph:
+  """Converts a function and writes it."""
+  onnx, _ = library("onnx"), library("onnxruntime")
+  graph = convert(model.function, model.params, model.inputs)
   helper, named = onnx.helper, onnx.helper.np_dtype_to_tensor_dtype
-  nodes, constants = graph.needed(list(outputs.values()))
+  nodes, constants = graph.needed()
 
   def info(name: str, tensor: Tensor):
     return helper.make_tensor_value_info(name, named(tensor.dtype), _shown(tensor.shape))
 
-  made = [
+  listed = [
     helper.make_node(
       node.kind,
       [tensor.name for tensor in node.inputs],
@@ -139,47 +170,27 @@ def _save(onnx: ModuleType, graph: Graph, outputs: Mapping[str, Tensor], path: P
     )
     for name, node in nodes.items()
   ]
-  made += [helper.make_node("Identity", [t.name], [name], name) for name, t in outputs.items()]
+  listed += [
+    helper.make_node("Identity", [t.name], [name], name) for name, t in graph.outputs.items()
+  ]
   proto = helper.make_graph(
-    made,
+    listed,
     "plm_jax",
     [info(tensor.name, tensor) for tensor in graph.inputs],
-    [info(name, tensor) for name, tensor in outputs.items()],
+    [info(name, tensor) for name, tensor in graph.outputs.items()],
     [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
   )
   opset = helper.make_opsetid("", OPSET)
-  model = helper.make_model(
+  proto = helper.make_model(
     proto, opset_imports=[opset], ir_version=IR_VERSION, producer_name="plm_jax"
   )
   beside = sum(array.nbytes for array in constants.values()) > MOST_BYTES
-  onnx.save_model(model, str(path), save_as_external_data=beside, location=parts_of(path)[1].name)
-
-
-def _examples(model: Portable) -> Iterator[tuple[dict, dict]]:
-  """Inputs of several shapes, and our outputs."""
-  for seed, (rows, tokens) in enumerate(SHAPES):
-    inputs = model.example(rows, min(tokens, model.longest), seed)
-    yield inputs, model(**inputs)
-
-
-def _checked(model: Portable, path: Path) -> float:
-  """The largest difference from our outputs. Errors: `UserError` if it is too large."""
-  opened, worst = session(path), 0.0
-  for inputs, ours in _examples(model):
-    theirs = run_session(opened, inputs)
-    for name, array in ours.items():
-      difference = float(np.abs(theirs[name] - array).max())
-      if not difference <= TOLERANCE:  # also for NaN
-        raise UserError(
-          f"the output {name} of ONNX Runtime differs from ours by {difference:.2g} on rows of the "
-          f"shape {list(inputs['input_ids'].shape)}; at most {TOLERANCE} is allowed, so no file "
-          "was written. Please report this."
-        )
-      worst = max(worst, difference)
-  return worst
+  onnx.save_model(proto, str(path), save_as_external_data=beside, location=parts_of(path)[1].name)
 
 
 def _quantise(path: Path, target: Path) -> None:
+  """Weights int8, one scale per output channel; activations int8, one scale per array, found when
+  the model runs."""
   quantization = library("onnxruntime.quantization")
   quantization.quantize_dynamic(
     path,
@@ -188,14 +199,3 @@ def _quantise(path: Path, target: Path) -> None:
     weight_type=quantization.QuantType.QInt8,
     use_external_data_format=parts_of(path)[1].exists(),
   )
-
-
-def _error(model: Portable, path: Path) -> float:
-  """The largest error of an output relative to its norm, over the rows of the check."""
-  opened, worst = session(path), 0.0
-  for inputs, ours in _examples(model):
-    theirs = run_session(opened, inputs)
-    for name, array in ours.items():
-      error = np.linalg.norm(theirs[name] - array) / max(np.linalg.norm(array), 1e-12)
-      worst = max(worst, float(error))
-  return worst

@@ -44,10 +44,11 @@ Rewrite = Callable[["Graph", Tensor], Tensor | None]
 
 
 class Graph:
-  """Inputs, constants and nodes. rewrites: tried on each new node, by its operation."""
+  """Inputs, constants, nodes and outputs. rewrites: tried on each new node, by its operation."""
 
   def __init__(self, rewrites: Mapping[str, Sequence[Rewrite]] | None = None):
     self.inputs: list[Tensor] = []
+    self.outputs: dict[str, Tensor] = {}
     self.nodes: dict[str, Node] = {}  # by the name of the output, in an order that can be computed
     self.constants: dict[str, np.ndarray] = {}
     self.rewrites = rewrites or {}
@@ -188,9 +189,9 @@ class Graph:
 
   # --- the end
 
-  def needed(self, outputs: Sequence[Tensor]) -> tuple[dict[str, Node], dict[str, np.ndarray]]:
-    """The nodes and the constants that outputs are computed from."""
-    wanted = {tensor.name for tensor in outputs}
+  def needed(self) -> tuple[dict[str, Node], dict[str, np.ndarray]]:
+    """The nodes and the constants that the outputs are computed from."""
+    wanted = {tensor.name for tensor in self.outputs.values()}
     nodes = {}
     for name, node in reversed(self.nodes.items()):
       if name in wanted:

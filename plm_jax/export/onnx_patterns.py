@@ -116,13 +116,13 @@ def _softmax(graph: Graph, matched: Matched, made: Tensor) -> Tensor | None:
   return graph.op("Softmax", matched["x"], shape=made.shape, axis=-1)
 
 
-def _without(pattern_value: float):
-  """`x + 0` and `x * 1` as x."""
+def _without(neutral: float):
+  """`x + 0`, `x * 1`, `x and True` or `x or False` as x."""
 
   def rewrite(graph: Graph, made: Tensor) -> Tensor | None:
     for x, other in (pair := graph.producer(made).inputs, pair[::-1]):
       array = graph.value(other)
-      if array is not None and array.shape == () and array.item() == pattern_value:
+      if array is not None and array.shape == () and array.item() == neutral:
         return x
     return None
 
@@ -166,7 +166,15 @@ def unwrapped(graph: Graph, at: Tensor) -> Tensor:
   return next((matched["at"] for matched in matches(graph, pattern, at, {})), at)
 
 
+def _never(graph: Graph, made: Tensor) -> Tensor | None:
+  """`x and False` as False."""
+  inputs = graph.producer(made).inputs
+  return next((x for x in inputs if (v := graph.value(x)) is not None and not v.any()), None)
+
+
 REWRITES = {
+  "And": [_without(True), _never],
+  "Or": [_without(False)],
   "Add": [_without(0), _rewrite(_BIASED, _biased), _bias_before_heads],
   "Mul": [
     _without(1),

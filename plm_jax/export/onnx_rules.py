@@ -135,10 +135,15 @@ def _select(graph: Graph, eqn: JaxprEqn, which: Tensor, *cases: Tensor) -> Tenso
   if which.dtype != bool or len(cases) != 2:
     raise NotImplementedError("select_n with more than two cases")
   otherwise, chosen = cases  # for False, for True
+  if chosen.dtype == bool:  # ONNX Runtime has no Where of these
+    kept = elementwise(graph, "And", which, chosen)
+    rest = elementwise(graph, "And", elementwise(graph, "Not", which), otherwise)
+    return elementwise(graph, "Or", kept, rest)
   fill = graph.value(narrow(graph, otherwise))
   is_mask = fill is not None and fill.size == 1 and fill.dtype == np.float32
   if is_mask and fill.item() < LEAST and len(which.shape) == 4:
-    added = elementwise(graph, "Where", which, number(graph, 0, chosen), otherwise, dtype=chosen.dtype)  # fmt: skip
+    none = number(graph, 0, chosen)
+    added = elementwise(graph, "Where", which, none, otherwise, dtype=chosen.dtype)
     return elementwise(graph, "Add", chosen, added)
   return elementwise(graph, "Where", which, chosen, otherwise, dtype=chosen.dtype)
 
@@ -213,16 +218,17 @@ def _reverse(graph: Graph, eqn: JaxprEqn, x: Tensor) -> Tensor:
   return x
 
 
-def _start(graph: Graph, x: Tensor) -> Tensor:
-  return graph.reshape(cast(graph, x, np.int64), (1,))
+def _sliced(graph: Graph, x: Tensor, axis: int, start: Tensor, size: Any) -> Tensor:
+  """`size` columns from `start` on."""
+  start = graph.reshape(cast(graph, start, np.int64), (1,))
+  end = graph.op("Add", start, graph.dim(size), shape=(1,))
+  return graph.slice(x, axis, start, end, size)
 
 
 def _dynamic_slice(graph: Graph, eqn: JaxprEqn, x: Tensor, *starts: Tensor) -> Tensor:
   for axis, size in enumerate(eqn.params["slice_sizes"]):
     if size != x.shape[axis]:
-      start = _start(graph, starts[axis])
-      end = elementwise(graph, "Add", start, graph.dim(size))
-      x = graph.slice(x, axis, start, graph.reshape(end, (1,)), size)
+      x = _sliced(graph, x, axis, starts[axis], size)
   return x
 
 
@@ -234,29 +240,40 @@ def _pad(graph: Graph, eqn: JaxprEqn, x: Tensor, value: Tensor) -> Tensor:
 
 
 def _gather(graph: Graph, eqn: JaxprEqn, x: Tensor, at: Tensor) -> Tensor:
-  """Whole slices at the indices of one axis. Indices are within x, as JAX promises or checks."""
+  """Whole slices at the indices of one axis, or one part of x. Indices are within x, as JAX
+  promises or checks."""
   d, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
   batch = tuple(d.operand_batching_dims)
+  if len(at.shape) == 1 and not batch and not d.collapsed_slice_dims:
+    return _part(graph, x, at, d.start_index_map, sizes)
   (axis,) = d.start_index_map if len(d.start_index_map) == 1 else (None,)
   rest = [n for n in range(len(x.shape)) if n != axis and n not in batch]
   is_whole = axis is not None and all(sizes[n] == x.shape[n] for n in rest)
   if not is_whole or tuple(d.collapsed_slice_dims) != (axis,):
     raise NotImplementedError("gather of parts of slices")
-  shape = _shape_out(eqn)
+  index = unwrapped(graph, graph.reshape(at, at.shape[:-1]))
+  after = x.shape[axis + 1 :]
   if not batch:
-    at = unwrapped(graph, graph.reshape(at, at.shape[:-1]))
-    made = graph.op("Gather", x, at, shape=(*x.shape[:axis], *at.shape, *x.shape[axis + 1 :]), axis=axis)  # fmt: skip
-    before = axis
+    shape = (*x.shape[:axis], *index.shape, *after)
+    made, first = graph.op("Gather", x, index, shape=shape, axis=axis), axis
   elif (*batch, axis) == tuple(range(axis + 1)) and tuple(d.start_indices_batching_dims) == batch:
-    index = unwrapped(graph, graph.reshape(at, at.shape[:-1]))
-    at, before = graph.reshape(cast(graph, index, np.int64), at.shape), 0
-    made = graph.op("GatherND", x, at, shape=(*at.shape[:-1], *x.shape[axis + 1 :]), batch_dims=len(batch))  # fmt: skip
+    index = graph.reshape(cast(graph, index, np.int64), at.shape)
+    shape, batches = (*at.shape[:-1], *after), len(batch)
+    made, first = graph.op("GatherND", x, index, shape=shape, batch_dims=batches), 0
   else:
     raise NotImplementedError("gather with batch axes that are not the first")
-  indices = list(range(before, before + len(at.shape) - (0 if not batch else 1)))
-  slices = [n for n in range(len(shape)) if n not in indices]
-  order = [(slices if n in d.offset_dims else indices).pop(0) for n in range(len(shape))]
+  indices = list(range(first, first + len(at.shape) - 1))
+  slices = [n for n in range(len(made.shape)) if n not in indices]
+  order = [(slices if n in d.offset_dims else indices).pop(0) for n in range(len(made.shape))]
   return graph.transpose(made, order)
+
+
+def _part(graph: Graph, x: Tensor, at: Tensor, axes, sizes) -> Tensor:
+  """The part of x that begins at one index; so JAX writes a slice with symbolic sizes."""
+  for number, axis in enumerate(axes):
+    start = graph.slice(at, 0, graph.dim(number), graph.dim(number + 1), 1)
+    x = _sliced(graph, x, axis, start, sizes[axis])
+  return x
 
 
 # --- reductions

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import export
 
 from plm_jax.errors import UserError
@@ -32,8 +31,8 @@ Outputs = dict[str, jax.Array]
 class Portable:
   """A function of a run. `function(params, **inputs)` gives the outputs by name.
 
-  inputs: int32 arrays with symbolic dimensions. limits: the number of ids of each input. longest:
-  tokens of a row.
+  inputs: arrays with symbolic dimensions. limits: the number of ids of each input with ids.
+  longest: tokens of a row.
   """
 
   function: Callable[..., Outputs]
@@ -41,23 +40,6 @@ class Portable:
   inputs: Mapping[str, jax.ShapeDtypeStruct]
   limits: Mapping[str, int]
   longest: int
-
-  def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-    """The outputs of JAX, float32."""
-    arrays = {name: jnp.asarray(array, jnp.int32) for name, array in inputs.items()}
-    with jax.default_matmul_precision("float32"):
-      made = jax.jit(self.function)(self.params, **arrays)
-    return {name: np.asarray(array) for name, array in made.items()}
-
-  def example(self, rows: int, tokens: int, seed: int) -> dict[str, np.ndarray]:
-    """Random inputs, int64: the first row is full, the others have random lengths."""
-    random = np.random.default_rng(seed)
-    lengths = np.append(tokens, random.integers(1, tokens + 1, rows - 1))
-    mask = (np.arange(tokens) < lengths[:, None]).astype(np.int64)
-    made = {"attention_mask": mask}
-    for name, limit in self.limits.items():
-      made[name] = random.integers(0, limit, (rows, tokens)) * (1 if "decoder" in name else mask)
-    return {name: made[name] for name in self.inputs}
 
 
 def portable(run: Run) -> Portable:
