@@ -87,6 +87,7 @@ HEAVY = {
   *("grain", "tensorflow_datasets", "tensorflow", "array_record", "sentencepiece", "tokenizers"),
   *("matplotlib", "tensorboardX", "sklearn", "orbax", "tensorstore", "torch", "transformers"),
   *("scipy", "ray", "tqdm", "h5py", "gensim", "numba", "sacrebleu", "rouge_score"),
+  *("onnx", "onnxruntime"),
 }
 
 # Modules of this package that functions import, and why not the file.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -192,10 +193,10 @@ def _quantise(path: Path, target: Path) -> None:
   """Weights int8, one scale per output channel; activations int8, one scale per array, found when
   the model runs."""
   quantization = library("onnxruntime.quantization")
-  quantization.quantize_dynamic(
-    path,
-    target,
-    per_channel=True,
-    weight_type=quantization.QuantType.QInt8,
-    use_external_data_format=parts_of(path)[1].exists(),
-  )
+  beside = parts_of(path)[1].exists()
+  options = {"per_channel": True, "weight_type": quantization.QuantType.QInt8}
+  logging.disable(logging.WARNING)  # advice on graphs that other exporters write
+  try:
+    quantization.quantize_dynamic(path, target, use_external_data_format=beside, **options)
+  finally:
+    logging.disable(logging.NOTSET)
