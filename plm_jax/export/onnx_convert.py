@@ -89,9 +89,11 @@ def _equation(graph: Graph, eqn, inputs: list) -> list:
       f"the operation {name} of JAX has no rule for ONNX, so this model cannot be exported to it; "
       "export stablehlo instead, or add a rule to plm_jax/export/onnx_rules.py."
     )
-  tensors = [x if isinstance(x, Tensor) else graph.constant(x) for x in inputs]
+  avals = [atom.aval for atom in eqn.invars]
+  tensors = [
+    x if isinstance(x, Tensor) else graph.constant(x, aval.dtype) for x, aval in zip(inputs, avals)
+  ]
   if name in WHOLE:
-    avals = [atom.aval for atom in eqn.invars]
     tensors = [_whole(graph, x, aval.shape) for x, aval in zip(tensors, avals)]
   try:
     made = RULES[name](graph, eqn, *tensors)

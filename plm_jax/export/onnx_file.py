@@ -186,7 +186,9 @@ def _save(model: Portable, path: Path) -> Graph:
     proto, opset_imports=[opset], ir_version=IR_VERSION, producer_name="plm_jax"
   )
   beside = sum(array.nbytes for array in constants.values()) > MOST_BYTES
-  onnx.save_model(proto, str(path), save_as_external_data=beside, location=parts_of(path)[1].name)
+  weights = parts_of(path)[1].name
+  onnx.save_model(proto, str(path), save_as_external_data=beside, location=weights)
+  return graph
 
 
 def _quantise(path: Path, target: Path) -> None:
