@@ -68,7 +68,7 @@ BENEATH = {
     *("train", "runs", "experiment_flags", "pretraining", "evaluation", "notebook", "tasks"),
   },
   "commands": {
-    *("errors", "progress", "cli", "data", "decode", "budgets", "train", "runs"),
+    *("errors", "files", "progress", "cli", "data", "decode", "budgets", "train", "runs"),
     *("evaluation", "export", "tasks", "ablate"),
   },
   "loaded_model": {

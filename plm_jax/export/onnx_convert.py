@@ -17,9 +17,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from plm_jax.errors import UserError
 from plm_jax.export.onnx_graph import Graph, Tensor
 from plm_jax.export.onnx_patterns import REWRITES
-from plm_jax.export.onnx_rules import RULES, WHOLE, cast
+from plm_jax.export.onnx_rules import RULES, WHOLE
 
-# Primitives that call a jaxpr, and the parameter that has it.
+# The parameter that has the jaxpr of a primitive that calls one, once.
 CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 LOOPS = ("scan", "while", "cond")
 
@@ -52,7 +52,7 @@ def convert(
 def _input(graph: Graph, name: str, struct: jax.ShapeDtypeStruct) -> Tensor:
   is_whole = np.issubdtype(struct.dtype, np.integer)
   tensor = graph.input(name, tuple(struct.shape), np.int64 if is_whole else struct.dtype)
-  return cast(graph, tensor, struct.dtype)
+  return graph.cast(tensor, struct.dtype)
 
 
 def _whole(graph: Graph, x: Any, shape: tuple) -> Tensor:

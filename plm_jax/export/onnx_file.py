@@ -56,7 +56,7 @@ def write_onnx(run: Run, path: Path, int8: bool = False) -> OnnxFile:
   path, quantised = Path(path), Path(path).with_suffix(".int8.onnx")
   model = portable(run)
   with _removed_on_error(path, *([quantised] if int8 else [])):
-    graph = _save(model, path)
+    graph = save_graph(model, path)
     ref, small = reference(model), None
     apart = differences(ref, runner(path))
     check(apart, path.name)
@@ -75,7 +75,7 @@ def write_cached(run: Run, directory: Path) -> list[OnnxFile]:
     models["encoder_model"] = cached.source(run)
   paths = [directory / f"{name}.onnx" for name in models]
   with _removed_on_error(*paths):
-    graphs = [_save(model, path) for model, path in zip(models.values(), paths)]
+    graphs = [save_graph(model, path) for model, path in zip(models.values(), paths)]
     apart = {"logits": cached_difference(reference(portable(run)), run.config, *map(runner, paths))}
     check(apart, paths[0].name)
     return [_facts(path, graph, apart) for path, graph in zip(paths, graphs)]
@@ -151,7 +151,7 @@ def _shown(shape: tuple) -> tuple:
   return tuple(size if isinstance(size, int) else str(size) for size in shape)
 
 
-def _save(model: Portable, path: Path) -> Graph:
+def save_graph(model: Portable, path: Path) -> Graph:
   """Converts a function and writes it."""
   onnx, _ = library("onnx"), library("onnxruntime")
   graph = convert(model.function, model.params, model.inputs)

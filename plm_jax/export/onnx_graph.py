@@ -23,6 +23,12 @@ Dim = Any
 Shape = tuple[Dim, ...]
 
 
+_ARITHMETIC: Mapping[type, str] = {
+  ast.Add: "Add", ast.Sub: "Sub", ast.Mult: "Mul", ast.Pow: "Pow",
+}  # fmt: skip
+_FUNCTIONS = {"floordiv": "Div", "mod": "Mod", "max": "Max", "min": "Min"}
+
+
 class Tensor(NamedTuple):
   """The name, the shape and the dtype of an array of the graph."""
 
@@ -126,9 +132,9 @@ class Graph:
       case ast.UnaryOp(ast.USub(), operand):
         return self.op("Neg", self._expression(operand), shape=(1,))
       case ast.BinOp(left, operation, right):
-        kind = {ast.Add: "Add", ast.Sub: "Sub", ast.Mult: "Mul", ast.Pow: "Pow"}[type(operation)]
+        kind = _ARITHMETIC[type(operation)]
       case ast.Call(ast.Name(function), [left, right]):
-        kind = {"floordiv": "Div", "mod": "Mod", "max": "Max", "min": "Min"}[function]
+        kind = _FUNCTIONS[function]
       case _:
         raise NotImplementedError(f"the dimension {ast.unparse(node)}")
     return self.op(kind, self._expression(left), self._expression(right), shape=(1,))
@@ -172,6 +178,12 @@ class Graph:
     if (array := self.value(x)) is not None:
       return self.constant(np.ascontiguousarray(array.transpose(order)))
     return self.op("Transpose", x, shape=tuple(x.shape[axis] for axis in order), perm=order)
+
+  def cast(self, x: Tensor, dtype: Any) -> Tensor:
+    """x in another dtype."""
+    if x.dtype == dtype:
+      return x
+    return self.op("Cast", x, shape=x.shape, dtype=dtype, to=np.dtype(dtype))
 
   def expand(self, x: Tensor, shape: Shape) -> Tensor:
     """x broadcast to a shape."""

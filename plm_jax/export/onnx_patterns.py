@@ -44,7 +44,8 @@ def _all(graph: Graph, pairs: list, so_far: Matched) -> Iterator[Matched]:
   if not pairs:
     yield so_far
     return
-  for matched in matches(graph, *pairs[0], so_far):
+  pattern, tensor = pairs[0]
+  for matched in matches(graph, pattern, tensor, so_far):
     yield from _all(graph, pairs[1:], matched)
 
 

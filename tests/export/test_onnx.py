@@ -207,13 +207,13 @@ def small(function, *shapes) -> Portable:
 
 def test_sizes_are_computed_in_the_graph(tmp_path):
   """A shape that is an expression of both dimensions, and slices and sums that need it."""
-  from plm_jax.export.onnx_file import _save
+  from plm_jax.export.onnx_file import save_graph
 
   def function(x):
     pairs = jnp.concatenate([x, x[:, :1]], axis=1).reshape(-1)
     return jnp.cumsum(pairs)[: x.shape[1]] * jnp.arange(x.shape[1]) + x.shape[0]
 
-  _save(small(function, "bt"), tmp_path / "m.onnx")
+  save_graph(small(function, "bt"), tmp_path / "m.onnx")
   for shape in ((2, 3), (5, 7)):
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     made = runner(tmp_path / "m.onnx")({"x": x})["out"]
