@@ -114,15 +114,15 @@ def cached_difference(
   return _difference(*(np.concatenate(arrays) for arrays in zip(*pairs)))
 
 
-def check(found: Mapping[str, Difference], where: str) -> float:
+def check(apart: Mapping[str, Difference], where: str) -> float:
   """The largest difference. Errors: `UserError` if it is above `TOLERANCE`."""
-  for name, difference in found.items():
+  for name, difference in apart.items():
     if not difference.largest <= TOLERANCE:  # also for NaN
       raise UserError(
         f"the output {name} in {where} differs from JAX by {difference.largest:.2g}, and at most "
         f"{TOLERANCE} is allowed, so no file was kept. Please report this."
       )
-  return max(difference.largest for difference in found.values())
+  return max(difference.largest for difference in apart.values())
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> Difference:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import export
 
 from plm_jax.errors import UserError
+from plm_jax.export.heads import tuned_heads
 from plm_jax.export.portable import COMPUTE, Outputs, Portable
 from plm_jax.models.cache import AttentionCache, KeyValues, KVStore, LayerCache, cache_mask
 from plm_jax.models.config import TransformerConfig
@@ -101,6 +102,8 @@ def _model_and_stack(run: Run) -> tuple[Parameters, TransformerConfig]:
   """The parameters, and the configuration of the stack that has a cache."""
   model = run.params.encoder()
   config = getattr(model.config, "decoder_side", model.config)
+  if tuned_heads(model):
+    raise UserError("a fine-tuned model predicts no next token, so it has no graph with a cache.")
   if not hasattr(model, "generator") or not hasattr(config, "key_heads"):
     raise UserError(
       f"a {type(run.config).__name__} keeps no keys and values, so it has no graph with a cache."

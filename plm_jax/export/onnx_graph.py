@@ -163,7 +163,9 @@ class Graph:
       for axis, size in enumerate(shape)
     ]
     unknown = [axis for axis, size in enumerate(sizes) if not isinstance(size, int)]
-    if len(unknown) == 1:
+    if len(unknown) > 1:
+      return self.op("Reshape", x, self.dims(shape), shape=shape, allowzero=1)
+    if unknown:
       sizes[unknown[0]] = -1
     return self.op("Reshape", x, self.dims(sizes), shape=shape)
 

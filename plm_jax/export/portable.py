@@ -73,31 +73,32 @@ def _forward(params: Parameters, arrays: dict[str, jax.Array], pooling: Mapping[
   batch["segment_ids"] = batch.pop("token_type_ids", jnp.zeros_like(mask))
   hidden = params(batch, COMPUTE)
   outputs = {"last_hidden_state": hidden, **tuned_outputs(params, hidden, batch)}
-  has = lambda head: getattr(params, head, None) is not None  # noqa: E731
-  if len(outputs) == 1:
-    outputs |= _pretrained_outputs(params, hidden, batch, has)
+  is_tuned = len(outputs) > 1
+  if not is_tuned:
+    outputs |= _pretrained_outputs(params, hidden, batch)
   states = hidden
   if hasattr(params, "encode"):
     states = params.encode(batch, COMPUTE)
     if "decoder_input_ids" in arrays:
       outputs["encoder_last_hidden_state"] = states
-  if len(tuned_heads(params)) == 0:
+  if not is_tuned:
     outputs["sentence_embedding"] = pooled(states, mask, batch["length"], pooling)
   return outputs
 
 
-def _pretrained_outputs(params, hidden, batch, has) -> Outputs:
+def _pretrained_outputs(params: Parameters, hidden: jax.Array, batch: dict) -> Outputs:
   """The outputs of the heads of pretraining."""
+  heads = {name for name in params.HEADS if getattr(params, name) is not None}
   outputs = {}
-  if has("pooler"):
+  if "pooler" in heads:
     outputs["pooler_output"] = params.pool(hidden, batch)
-  if has("nsp"):
+  if "nsp" in heads:
     outputs["seq_relationship_logits"] = params.next_sentence_logits(hidden, batch)
-  if has("sop"):
+  if "sop" in heads:
     outputs["sop_logits"] = params.sentence_order_logits(hidden, batch)
-  if has("rtd"):
+  if "rtd" in heads:
     outputs["logits"] = params.replaced_logits(hidden)
-  elif params.masked_lm() is not None or hasattr(params, "generator"):
+  elif "mlm" in heads or hasattr(params, "generator") or "decoder_input_ids" in batch:
     outputs["logits"] = params.token_logits(hidden)
   return outputs
 
