@@ -1,8 +1,11 @@
 """Files as they may lie on a disk: no FIFO or device is opened, and JSON has bounds."""
 
+import contextlib
 import json
 import os
+import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,3 +90,24 @@ def parse_json(text: str | bytes, where: object) -> Any:
 
 
 _TOO_DEEP = f"its brackets are nested more than {JSON_DEPTH} deep"
+
+
+@contextlib.contextmanager
+def new_directory(target: Path) -> Iterator[None]:
+  """Makes a directory; a block that fails undoes it. Errors: `UserError` if it is not writable."""
+  was_there = target.exists()
+  try:
+    target.mkdir(parents=True, exist_ok=True)
+    yield
+  except BaseException as error:
+    for path in target.iterdir() if target.is_dir() else ():
+      shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    if not was_there:
+      with contextlib.suppress(OSError):
+        target.rmdir()
+    if isinstance(error, OSError):
+      raise UserError(
+        f"{target} cannot be written ({error.strerror or error}); free space or choose another "
+        "place."
+      ) from None
+    raise

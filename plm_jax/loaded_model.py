@@ -15,6 +15,7 @@ import numpy as np
 from plm_jax import notebook
 from plm_jax.arguments import checked
 from plm_jax.commands.encode import encode
+from plm_jax.commands.export import Kind, export
 from plm_jax.commands.fill_mask import Filler, fill_mask
 from plm_jax.commands.generate import generate
 from plm_jax.commands.inspect import Attention, attention, neighbours
@@ -114,6 +115,21 @@ class LoadedModel:
     model, target = from_run(self.run, "discriminator"), Path(directory)
     write_directory(model, self.run.tokenizer, target, "public" not in self.run.document)
     write_card(self.run, model, target, license)
+
+  @checked
+  def export(
+    self,
+    target: str | Path,
+    format: Kind = "onnx",
+    *,
+    int8: bool = False,
+    cache: bool = False,
+    license: str | None = None,
+  ) -> None:
+    """Writes the model for ONNX Runtime or, as StableHLO, for JAX alone: a directory, or one file
+    if the name ends in .onnx or .stablehlo. int8: also a file with int8 weights. cache: also the
+    graphs for generation."""
+    export(self.run, target, format, int8=int8, cache=cache, license=license)
 
   @checked
   def with_adapter(self, directory: str | Path) -> LoadedModel:

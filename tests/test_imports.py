@@ -69,7 +69,7 @@ BENEATH = {
     *("train", "runs", "experiment_flags", "pretraining", "evaluation", "notebook", "tasks"),
   },
   "commands": {
-    *("errors", "progress", "cli", "data", "decode", "budgets", "train", "runs"),
+    *("errors", "files", "progress", "cli", "data", "decode", "budgets", "train", "runs"),
     *("evaluation", "export", "tasks", "ablate", "serving"),
   },
   "loaded_model": {
@@ -89,6 +89,7 @@ HEAVY = {
   *("matplotlib", "tensorboardX", "sklearn", "orbax", "tensorstore", "torch", "transformers"),
   *("scipy", "ray", "tqdm", "h5py", "gensim", "numba", "sacrebleu", "rouge_score"),
   *("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"),
+  *("onnx", "onnxruntime"),
 }
 
 # Modules of this package that functions import, and why not the file.

@@ -11,9 +11,6 @@ written for sentence-transformers. A run with --peft is merged into its base; --
 adapter alone, for peft. An exported run gets a model card, README.md. Nothing in SRC is executed.
 """
 
-import contextlib
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
@@ -27,6 +24,7 @@ from plm_jax.export.model_card import checked_licence, write_card
 from plm_jax.export.peft_run import write_adapter
 from plm_jax.export.published_tokenizer import read_tokenizer as _tokenizer
 from plm_jax.export.to_run import is_run, published, tokenizer_of, write_run
+from plm_jax.files import new_directory
 from plm_jax.runs import Run
 
 FLAGS = flags.FLAGS
@@ -94,26 +92,6 @@ def chosen_tokenizer(
   if FLAGS.tokenizer:
     return _tokenizer(place, model.family.model_type)
   return run.tokenizer if run else None
-
-
-@contextlib.contextmanager
-def new_directory(target: Path) -> Iterator[None]:
-  """Makes a directory; a block that fails undoes it. Errors: `UserError` if it is not writable."""
-  was_there = target.exists()
-  try:
-    target.mkdir(parents=True, exist_ok=True)
-    yield
-  except BaseException as error:
-    for path in target.iterdir() if target.is_dir() else ():
-      shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    if not was_there:
-      with contextlib.suppress(OSError):
-        target.rmdir()
-    if isinstance(error, OSError):
-      raise UserError(
-        f"{target} cannot be written ({error.strerror or error}); free space or choose another DST."
-      ) from None
-    raise
 
 
 if __name__ == "__main__":

@@ -95,16 +95,10 @@ def save(model: Pretrained, directory: str | Path) -> None:
   Errors: `UserError` if transformers lacks a class or an option, or the directory is not empty.
   """
   directory = Path(directory)
-  family, heads, config = model.family, model.heads, model.config
-  is_dense = has_dense(config, heads)
-  if is_dense:  # the rest of the model, as transformers has it
-    config = dataclasses.replace(config, classifier=family.always["classifier"])
-  document = family.document_of(config, heads)
+  family, heads, text = model.family, model.heads, config_text(model)
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise UserError(f"{directory} already exists; choose a new or empty directory.")
-  kept = {name: value for name, value in model.document.items() if name not in _OF_THE_FILE}
-  document = kept | _labels(heads, kept) | document
-  document |= {"architectures": [model.architecture], "model_type": family.model_type}
+  is_dense = has_dense(model.config, heads)
   based = bool(tops(heads)) and not is_dense
   tensors = to_theirs(entries_of(family, model.config, heads, based), model.params)
   dense = {name: tensors.pop(name) for name in sentence.DENSE if is_dense}
@@ -113,8 +107,19 @@ def save(model: Pretrained, directory: str | Path) -> None:
   write_safetensors(directory / SINGLE, tensors)
   if model.pooling is not None:
     sentence.write_pooling(directory, model.pooling, model.config.width, dense)
-  text = json.dumps(document | {"dtype": "float32"}, indent=2, sort_keys=True)
-  (directory / "config.json").write_text(text + "\n", encoding="utf-8")
+  (directory / "config.json").write_text(text, encoding="utf-8")
+
+
+def config_text(model: Pretrained) -> str:
+  """The content of config.json. Errors: `UserError` if transformers lacks a class or an option."""
+  family, heads, config = model.family, model.heads, model.config
+  if has_dense(config, heads):  # the rest of the model, as transformers has it
+    config = dataclasses.replace(config, classifier=family.always["classifier"])
+  document = family.document_of(config, heads)
+  kept = {name: value for name, value in model.document.items() if name not in _OF_THE_FILE}
+  document = kept | _labels(heads, kept) | document
+  document |= {"architectures": [model.architecture], "model_type": family.model_type}
+  return json.dumps(document | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n"
 
 
 def run(

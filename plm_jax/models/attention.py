@@ -251,7 +251,7 @@ def attend_causally(
 def _scores(q_BTNH: jax.Array, keys: jax.Array) -> jax.Array:
   (B, T, N, H), S = q_BTNH.shape, keys.shape[1]
   if keys.ndim == 3:
-    rows_RMH = q_BTNH.swapaxes(1, 2).reshape(len(keys), -1, H)  # M = N / K T
+    rows_RMH = q_BTNH.swapaxes(1, 2).reshape(keys.shape[0], -1, H)  # M = N / K T
     return einsum_float32("RMH,RSH->RMS", rows_RMH, keys).reshape(B, N, T, S)
   K = keys.shape[2]
   if K == N:
@@ -263,7 +263,7 @@ def _scores(q_BTNH: jax.Array, keys: jax.Array) -> jax.Array:
 def _weighted(weights_BNTS: jax.Array, values: jax.Array) -> jax.Array:
   (B, N, T, S), H = weights_BNTS.shape, values.shape[-1]
   if values.ndim == 3:
-    rows_RMS = weights_BNTS.reshape(len(values), -1, S)
+    rows_RMS = weights_BNTS.reshape(values.shape[0], -1, S)
     return jnp.einsum("RMS,RSH->RMH", rows_RMS, values).reshape(B, N, T, H).swapaxes(1, 2)
   K = values.shape[2]
   if K == N:

@@ -146,7 +146,7 @@ class DecoderGenerator:
 
   def start(self, batch: dict, capacity: int) -> AttentionCache:
     c, pad_B = self.model.config, jnp.asarray(batch["pad"])
-    sizes = (len(pad_B), capacity, c.key_heads, c.width_of_heads)
+    sizes = (pad_B.shape[0], capacity, c.key_heads, c.width_of_heads)
     dtype = self.compute.activation_dtype
     layers = empty_cache(lambda: LayerCache(KVStore.empty(*sizes, dtype)), c.layers, self.compute)
     return AttentionCache(layers, pad_B, jnp.zeros((), jnp.int32))

@@ -173,7 +173,7 @@ class SourceModel(Seq2SeqModel):
   def encode(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
     """The encoder's states, as `SourceModel.__call__` returns them."""
     encoder, positions = self.encoder_stack, jnp.arange(batch["input_ids"].shape[1])
-    groups = real_sources(len(positions), real_tokens(batch))
+    groups = real_sources(positions.shape[0], real_tokens(batch))
     context = encoder.context(over_sources(batch), positions, groups=groups)
     x_BSD = self.token(batch["input_ids"], compute.activation_dtype)
     blocks = without_cross(self.decoder_stack.blocks) if encoder.blocks is None else None
@@ -291,7 +291,7 @@ class EncoderDecoderGenerator:
     c, pad_B = self.model.decoder_stack.config, jnp.asarray(batch["pad"])
     source = {name: jnp.asarray(batch[name]) for name in ("input_ids", "length")}
     source_BSD = self.model.encode(source, self.compute)
-    sizes = (len(pad_B), capacity, c.key_heads, c.width_of_heads)
+    sizes = (pad_B.shape[0], capacity, c.key_heads, c.width_of_heads)
     empty = lambda: KVStore.empty(*sizes, self.compute.activation_dtype)  # noqa: E731
     read = lambda block: KVStore.from_key_values(block.cross.key_values(source_BSD))  # noqa: E731
     if isinstance(self.blocks, list):

@@ -29,4 +29,4 @@ class Groups(NamedTuple):
 
 def real_sources(targets: int, real_BS: jax.Array) -> Groups:
   """The mask of `[B, T, S]` in which every target sees the real sources."""
-  return Groups(jnp.zeros((len(real_BS), targets), jnp.int32)).hiding(real_BS)
+  return Groups(jnp.zeros((real_BS.shape[0], targets), jnp.int32)).hiding(real_BS)

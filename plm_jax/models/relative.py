@@ -55,6 +55,8 @@ class RelativeBias(nnx.Module):
     them by a reshape. Its gradient is a sum; that of T * S look-ups would be a scatter.
     """
     T, S = targets, sources
+    if not isinstance(T, int):  # an exported function, whose sizes are symbols
+      return self.at(0, T, S)
     by_distance_LN = self.relative.table[...][self.bucket(jnp.arange(1 - T, S))]
     flat = jnp.broadcast_to(jnp.pad(by_distance_LN, ((0, 1), (0, 0))), (T, T + S, self.heads))
     flat = flat.reshape(-1, self.heads)[: T * (T + S - 1)]

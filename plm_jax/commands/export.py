@@ -1,0 +1,137 @@
+"""Exports a run as files that need nothing of this project.
+
+  python -m plm_jax.export onnx runs/classifier exported           a directory
+  python -m plm_jax.export onnx runs/classifier classifier.onnx    only the model
+  python -m plm_jax.export onnx runs/gpt exported --cache          and a graph for generation
+  python -m plm_jax.export stablehlo runs/classifier exported
+
+DIR is a run, or a directory of transformers or Sentence-BERT; OUT is new. The directory has
+model.onnx (or model.stablehlo), the tokenizer and config.json as transformers reads them, and
+README.md, its model card. The batch and the length of rows are dynamic. The file is run again and
+compared with JAX on rows of many lengths; if an output differs by more than 1e-4, nothing is kept.
+--int8 also writes model.int8.onnx, about a quarter as large. docs/export.md has examples.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from absl import flags
+
+from plm_jax import cli
+from plm_jax.errors import UserError
+from plm_jax.export.from_run import from_run
+from plm_jax.export.hf import config_text
+from plm_jax.export.model_card import checked_licence, write_card
+from plm_jax.export.onnx_file import OnnxFile, write_cached, write_onnx
+from plm_jax.export.onnx_graph import OPSET
+from plm_jax.export.published_tokenizer import write_tokenizer
+from plm_jax.export.stablehlo import PLATFORMS, write_stablehlo
+from plm_jax.export.to_run import run_directory
+from plm_jax.files import new_directory
+from plm_jax.runs import Run, refuse_counted
+
+FLAGS = flags.FLAGS
+Kind = Literal["onnx", "stablehlo"]
+KINDS = get_args(Kind)
+
+
+def define_flags() -> None:
+  flags.DEFINE_bool("int8", False, "Also write a file with int8 weights (onnx).")
+  flags.DEFINE_bool("cache", False, "Also write the graphs with a cache, for generation (onnx).")
+  flags.DEFINE_string("license", None, "The licence in the model card, such as mit.")
+
+
+def main(kind: str, source: str, target: str) -> None:
+  check_words(kind, target)
+  run = Run.load(run_directory(source))
+  export(run, target, kind, int8=FLAGS.int8, cache=FLAGS.cache, license=FLAGS.license)
+
+
+def export(
+  run: Run,
+  target: str | Path,
+  kind: Kind = "onnx",
+  *,
+  int8: bool = False,
+  cache: bool = False,
+  license: str | None = None,
+) -> None:
+  """Writes a run as a directory, or as one file if the name of `target` has the suffix of the kind,
+  and prints facts. The arguments are the flags of the command."""
+  target = check_words(kind, target)
+  if kind != "onnx" and (int8 or cache):
+    raise UserError("--int8 and --cache are for onnx; leave them out.")
+  checked_licence(license)
+  refuse_counted(run)
+  if target.suffix == f".{kind}":
+    if cache:
+      raise UserError(f"--cache writes several files; name a directory instead of {target}.")
+    if not target.parent.is_dir():
+      raise UserError(f"{target.parent} is not a directory; make it first.")
+    write_model(kind, run, target, int8)
+    return
+  with new_directory(target):
+    write_model(kind, run, target / f"model.{kind}", int8)
+    for file in write_cached(run, target) if cache else ():
+      show(file)
+    write_beside(run, target, license)
+
+
+def check_words(kind: str, target: str | Path) -> Path:
+  """The path. Errors: `UserError` for another kind, or if there is something at the path."""
+  if kind not in KINDS:
+    raise UserError(f"the format {kind} was given; expected {' or '.join(KINDS)}.")
+  if Path(target).exists():
+    raise UserError(f"{target} already exists; choose a new name.")
+  return Path(target)
+
+
+def write_model(kind: str, run: Run, path: Path, int8: bool) -> None:
+  """Writes the file of a model, and prints facts about it."""
+  if kind == "onnx":
+    show(write_onnx(run, path, int8))
+    return
+  model, difference = write_stablehlo(run, path)
+  shapes = [f"{name} [{', '.join(map(str, x.shape))}]" for name, x in model.inputs.items()]
+  print(f"{path}: StableHLO for {', '.join(PLATFORMS)}, {_megabytes(path.stat().st_size)}")
+  print(f"  inputs: {', '.join(shapes)}\n  largest difference from JAX: {difference:.1e}")
+
+
+def write_beside(run: Run, directory: Path, license: str | None) -> None:
+  """config.json, the tokenizer and the model card."""
+  try:
+    model = from_run(run)
+    (directory / "config.json").write_text(config_text(model), encoding="utf-8")
+  except UserError as error:  # transformers has no such model
+    print(f"note: {error} The directory has no config.json and no model card.")
+    run.tokenizer.save(directory / "tokenizer")
+    return
+  write_tokenizer(model, run.tokenizer, directory, "public" not in run.document)
+  write_card(run, model, directory, license)
+
+
+def show(file: OnnxFile) -> None:
+  """Prints the facts about a file."""
+  print(f"{file.path}: opset {OPSET}, {_megabytes(file.size)}")
+  for side, shapes in (("inputs", file.inputs), ("outputs", file.outputs)):
+    caches = [name for name in shapes if "key_values" in name or name.startswith("present")]
+    shown = [
+      f"{name} [{', '.join(map(str, x))}]" for name, x in shapes.items() if name not in caches
+    ]
+    print(f"  {side}: {', '.join(shown)}")
+    if caches:
+      print(f"    and {caches[0]} [{', '.join(map(str, shapes[caches[0]]))}] to {caches[-1]}")
+  print(f"  largest difference from JAX: {file.difference:.1e} (relative error {file.error:.1e})")
+  if file.int8 is not None:
+    error, size = file.int8.error, _megabytes(file.int8.size)
+    print(f"{file.int8.path}: int8, {size}, relative error {error:.3f}")
+
+
+def _megabytes(size: int) -> str:
+  return f"{size / 1e6:.2f} MB"
+
+
+if __name__ == "__main__":
+  cli.run(main, words=("FORMAT", "DIR", "OUT"))
