@@ -34,6 +34,7 @@ BENEATH = {
   "sharding": {"errors", "placement", "models"},
   "sizes": {"errors", "config_tree"},
   "peft": {"errors", "models"},
+  "compression": {"errors", "models", "peft"},
   "experiment": {"errors", "data", "models", "objectives", "optim", "sharding", "sizes", "peft"},
   "budgets": {"errors", "config_tree", "overrides", "experiment"},
   "decode": {"errors", "data", "models"},
@@ -41,7 +42,9 @@ BENEATH = {
     *("errors", "files", "progress", "config_tree", "overrides", "own_code", "data", "models"),
     *("objectives", "placement", "sharding", "sizes", "experiment", "decode"),
   },
-  "runs": {"errors", "overrides", "data", "models", "peft", "experiment", "train"},
+  "runs": {
+    *("errors", "overrides", "data", "models", "peft", "compression", "experiment", "train"),
+  },
   "evaluation": {"errors", "files", "data", "models", "objectives", "decode", "runs"},
   "experiment_flags": {
     "errors",
