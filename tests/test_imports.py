@@ -40,7 +40,7 @@ BENEATH = {
   "decode": {"errors", "data", "models"},
   "train": {
     *("errors", "files", "progress", "config_tree", "overrides", "own_code", "data", "models"),
-    *("objectives", "placement", "sharding", "sizes", "experiment", "decode"),
+    *("objectives", "placement", "sharding", "sizes", "experiment", "decode", "compression"),
   },
   "runs": {
     *("errors", "overrides", "data", "models", "peft", "compression", "experiment", "train"),
