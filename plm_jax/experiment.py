@@ -238,8 +238,8 @@ def check_peft(peft: Peft, experiment: Experiment) -> None:
   tuning = experiment.tuning
   if tuning.freeze or tuning.adversarial or tuning.sparse:
     raise UserError(
-      f"peft={type(peft).__name__} freezes the whole base, so tuning.freeze, tuning.adversarial and "
-      "tuning.sparse have no effect; leave them out"
+      f"peft={type(peft).__name__} freezes the whole base, so tuning.freeze, tuning.adversarial "
+      "and tuning.sparse have no effect; leave them out"
     )
   if experiment.data.length + peft.columns > experiment.model.positions:
     raise UserError(

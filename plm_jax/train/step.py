@@ -87,8 +87,9 @@ def train_step(
   batch, so the loss does not depend on the number of devices or micro-batches. An objective that
   compares the rows of a batch (`by_batch`) reads all of it. Parameters under `frozen` paths are
   neither differentiated nor changed. constants: of the schedule (`AdamW.constants`). adversarial,
-  sparse: as `Tuning` has them. updates: above 0, only the rows that a batch reads are updated, if the model
-  names them (touched.py), in this many parts; their gradient is that of the sum of the losses.
+  sparse: as `Tuning` has them. updates: above 0, only the rows that a batch reads are updated, if
+  the model names them (touched.py), in this many parts; their gradient is that of the sum of the
+  losses.
   """
   learning_rate = optim.schedule_of(constants)
   transform = optim.transform_at(learning_rate)
