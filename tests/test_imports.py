@@ -70,9 +70,14 @@ BENEATH = {
     *("errors", "files", "config_tree", "overrides", "cli", "data", "experiment", "budgets"),
     *("train", "runs", "experiment_flags", "pretraining", "evaluation", "notebook", "tasks"),
   },
+  "shrinking": {
+    *("errors", "files", "cli", "compression", "data", "decode", "evaluation", "experiment"),
+    *("experiment_flags", "export", "models", "objectives", "pretraining", "runs", "tasks"),
+    *("train", "ablate"),
+  },
   "commands": {
     *("errors", "progress", "cli", "data", "decode", "budgets", "train", "runs"),
-    *("evaluation", "export", "tasks", "ablate"),
+    *("evaluation", "export", "tasks", "ablate", "shrinking"),
   },
   "loaded_model": {
     *("errors", "arguments", "decode", "notebook", "train", "runs", "evaluation", "export"),
