@@ -65,13 +65,16 @@ Times = dict[str, np.ndarray]
 
 def _forward(runs: Mapping[str, Run], subject: Subject) -> tuple[Times, Times]:
   """Forward passes up to the last states, without a head."""
-  calls = {name: _states_of(run.compute, run.params.encoder()) for name, run in runs.items()}
+  calls = {
+    name: functools.partial(_states, run.params.encoder(), compute=run.compute)
+    for name, run in runs.items()
+  }
   return tuple(in_turns(calls, subject.rows(*shape)) for shape in ((SINGLE, 1), (MANY, ROWS)))  # pyrefly: ignore[bad-return]
 
 
-def _states_of(compute: Compute, params) -> Callable:
-  states = jax.jit(lambda params, batch: params(batch, compute))
-  return functools.partial(states, params)
+@functools.partial(jax.jit, static_argnames="compute")
+def _states(params, batch: dict, compute: Compute):
+  return params(batch, compute)
 
 
 def _writing(runs: Mapping[str, Run], subject: Subject) -> tuple[Times, Times]:

@@ -122,7 +122,7 @@ def cell_of(plan: Shrinking, way: Way, subject: Subject, seed: int, place: Path)
   path = place / SCORES
   if path.exists():
     return Cell(**without_digest(read_json(path), path))
-  small, at_once = way.make(subject), None
+  small, at_once, scores = way.make(subject), None, None
   steps = plan.steps if plan.steps is not None else subject.run.experiment.steps
   if way.trains and steps:
     training = plan.out / "training" / place.name
@@ -130,15 +130,16 @@ def cell_of(plan: Shrinking, way: Way, subject: Subject, seed: int, place: Path)
     if not (start / "config.json").exists():
       shutil.rmtree(start, ignore_errors=True)
       save(small, subject, way, start)
-    at_once = dict(subject.scores(Run.load(start)))
+    if way.sudden:
+      at_once = dict(subject.scores(Run.load(start)))
     teacher = subject.run.path if way.taught else None
     settings = list(plan.settings)
-    small = subject.train(start, training, steps, settings, seed, way.sparse, teacher)
+    small, scores = subject.train(start, training, steps, settings, seed, way.sparse, teacher)
   if place.exists():  # of a command that was stopped
     shutil.rmtree(place)
   save(small, subject, way, place)
-  scores = dict(subject.scores(Run.load(place)))
-  cell = Cell(way.name, str(subject.run.path), seed, scores, at_once)
+  scores = subject.scores(Run.load(place)) if scores is None else scores
+  cell = Cell(way.name, str(subject.run.path), seed, dict(scores), at_once)
   write_whole(path, with_digest(cell._asdict()))
   return cell
 

@@ -28,6 +28,7 @@ from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
 from plm_jax.pretraining import pretrain
 from plm_jax.runs import Run, RunInfo
+from plm_jax.tasks.examples import Examples
 from plm_jax.tasks.finetuning import FinetunePlan, model_cell, plan
 from plm_jax.tasks.predicting import TASK, task_of, trained
 from plm_jax.tasks.rows import width_of
@@ -37,6 +38,7 @@ from plm_jax.train.workdir import Workdir
 ROWS = 32  # of a batch whose throughput is measured
 _DEV = 256  # rows from which the importance of heads is computed
 Batches = list[dict[str, np.ndarray]]
+Trained = tuple[Run, Mapping[str, float]]
 
 
 class Subject(abc.ABC):
@@ -74,8 +76,9 @@ class Subject(abc.ABC):
 
   @abc.abstractmethod
   def train(self, start: Path, path: Path, steps: int, settings: list[str], seed: int,
-            sparse: bool, teacher: Path | None = None) -> Run:  # fmt: skip
-    """Trains the run in `start` on, in the directory `path`, by the recipe of this run."""
+            sparse: bool, teacher: Path | None = None) -> Trained:  # fmt: skip
+    """The run in `start` after `steps` steps by the recipe of this run, and its scores. path: the
+    directory of the training."""
 
   def recipe(self, start: RunInfo, steps: int, sparse: bool) -> Experiment:
     """The experiment of this run for another model and number of steps."""
@@ -110,8 +113,10 @@ class FineTuned(Subject):
     return {"source": Path(self.task.source).name, "test": self.splits.test.fingerprint()}
 
   def scores(self, run: Run) -> Mapping[str, float]:
-    task = task_of(run)
-    return task.score(self.splits.test, task.predict(trained(run), self.splits.test))
+    # Scanned layers compile in a fraction of the time, and every way has separate programs.
+    compute = dataclasses.replace(run.compute, layers="scan")
+    task, model = task_of(run), trained(run)._replace(compute=compute)
+    return task.score(self.splits.test, task.predict(model, self.splits.test))
 
   def rows(self, count: int, size: int) -> Batches:
     rows, made = self.task.rows(self.splits.test, self.run.config, self.run.tokenizer), []
@@ -125,22 +130,24 @@ class FineTuned(Subject):
 
   def loss(self) -> tuple[Loss, Batches]:
     (objective,) = (o for o in self.run.experiment.objectives if o.name != "mix")
-    count = min(_DEV, len(self.splits.dev))
-    dev = self.splits.dev.take(np.linspace(0, len(self.splits.dev) - 1, count, dtype=int))
-    rows = self.task.rows(dev, self.run.config, self.run.tokenizer)
+    rows = self.task.rows(self.few_of_dev(), self.run.config, self.run.tokenizer)
     return loss_of(objective, self.run.compute), [b for _, b in rows.by_length(ROWS)]
 
-  def train(self, start, path, steps, settings, seed, sparse, teacher=None) -> Run:
+  def train(self, start, path, steps, settings, seed, sparse, teacher=None) -> Trained:
     def recipe(source: RunInfo, task: Task, examples: int) -> Experiment:
       del examples
       return dataclasses.replace(self.recipe(source, steps, sparse), data=task)
 
-    chosen: FinetunePlan = plan(
-      RunInfo.read(start), recipe, self.task, settings, self.cache, path
-    )._replace(teacher=teacher)
+    chosen: FinetunePlan = plan(RunInfo.read(start), recipe, self.task, settings, self.cache, path)
+    splits = self.splits._replace(dev=self.few_of_dev())  # no step is chosen by it
+    chosen = chosen._replace(teacher=teacher, splits=splits)
     examples: Any = self.task.examples
-    model_cell(chosen, "pretrained", examples, seed, path.name)
-    return Run.load(path / f"pretrained-{self.labels}-{seed}")
+    cell = model_cell(chosen, "pretrained", examples, seed, path.name)
+    return Run.load(path / f"pretrained-{self.labels}-{seed}"), cell.test
+
+  def few_of_dev(self) -> Examples:
+    dev = self.splits.dev
+    return dev.take(np.linspace(0, len(dev) - 1, min(_DEV, len(dev)), dtype=int))
 
 
 class Pretrained(Subject):
@@ -189,7 +196,7 @@ class Pretrained(Subject):
       return document_rows(run, text or self.text, CLM())
     return held_out_rows(run, text or self.text, (MLM(),))
 
-  def train(self, start, path, steps, settings, seed, sparse, teacher=None) -> Run:
+  def train(self, start, path, steps, settings, seed, sparse, teacher=None) -> Trained:
     if teacher is not None:
       raise UserError(
         "distil learns from a fine-tuned run; a pretrained student is an experiment: "
@@ -202,7 +209,8 @@ class Pretrained(Subject):
     with Workdir(path / "run") as workdir:
       workdir.check_same_experiment(chosen, record)
       pretrain(chosen, record, workdir, self.cache, source)
-    return Run.load(path / "run")
+    run = Run.load(path / "run")
+    return run, self.scores(run)
 
 
 def loss_of(objective: Any, compute: Compute) -> Loss:

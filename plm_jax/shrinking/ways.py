@@ -27,13 +27,15 @@ _TEXTS = {
 
 
 class Way(NamedTuple):
-  """A way. make: the smaller run in memory. trains: whether it is trained on afterwards. sparse:
-  whether zeros stay zero then. taught: whether the original teaches it. form: of the parameters."""
+  """A way. make: the smaller run in memory. trains: whether it is trained on afterwards. sudden:
+  whether it is also scored before that. sparse: whether zeros stay zero then. taught: whether the
+  original teaches it. form: of the parameters."""
 
   name: str
   text: str
   make: Callable[[Subject], Run]
   trains: bool = False
+  sudden: bool = False
   sparse: bool = False
   taught: bool = False
   form: str | None = None
@@ -56,9 +58,9 @@ def way(name: str) -> Way:
     if kind == "prune":
       text = f"the smallest {share:.0%} of the weights of every matrix are 0"
       make = lambda subject: with_params(subject.run, pruned(subject.run.params, share))  # noqa: E731
-      return Way(name, text, make, trains=True, sparse=True)
+      return Way(name, text, make, trains=True, sudden=True, sparse=True)
     text = f"without the least important {share:.0%} of the heads of every layer"
-    return Way(name, text, lambda subject: fewer_heads(subject, share), trains=True)
+    return Way(name, text, lambda subject: fewer_heads(subject, share), trains=True, sudden=True)
   if match := re.fullmatch(r"layers([1-9][0-9]*)", name):
     kept = int(match[1])
     text = f"{kept} of the layers, at equal distances"
