@@ -66,14 +66,14 @@ Times = dict[str, np.ndarray]
 def _forward(runs: Mapping[str, Run], subject: Subject) -> tuple[Times, Times]:
   """Forward passes up to the last states, without a head."""
   calls = {
-    name: functools.partial(_states, run.params.encoder(), compute=run.compute)
+    name: functools.partial(states, run.params.encoder(), compute=run.compute)
     for name, run in runs.items()
   }
   return tuple(in_turns(calls, subject.rows(*shape)) for shape in ((SINGLE, 1), (MANY, ROWS)))  # pyrefly: ignore[bad-return]
 
 
 @functools.partial(jax.jit, static_argnames="compute")
-def _states(params, batch: dict, compute: Compute):
+def states(params, batch: dict, compute: Compute):
   return params(batch, compute)
 
 

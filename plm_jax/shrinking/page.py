@@ -39,11 +39,13 @@ def introduction(record: Mapping[str, Any]) -> str:
   model, runs = record["model"], len(record["from"])
   where = "the held-out documents" if record["is_loss"] else "the test split"
   sizes = ", ".join(f"{model[name]} {name}" for name in ("layers", "width") if model[name])
+  steps = record["trained_steps"]
+  training = f"Ways that train on had {steps} steps." if steps else "No way was trained on."
   seeds = f"{runs} runs with different seeds" if runs > 1 else "one run"
   return (
     f"A {model['family']} ({sizes}), {seeds}, {record['labels']} labels, scored by "
     f"{named(record['metric'])} on {where} of {record['data']['source']} (sha256 "
-    f"{record['data']['test'][:12]}). Ways that train on had {record['trained_steps']} steps."
+    f"{record['data']['test'][:12]}). {training}"
   )
 
 

@@ -32,13 +32,16 @@ RECORD, RESULTS, SCORES = "shrink.json", "results.json", "shrink_scores.json"
 
 
 class Cell(NamedTuple):
-  """The scores of one smaller run. at_once: before it was trained on; None if it was not."""
+  """The scores of one smaller run. at_once: before it was trained on; None if that was not measured.
+  steps, settings: of training on."""
 
   way: str
   start: str
   seed: int
   scores: dict[str, float]
   at_once: dict[str, float] | None = None
+  steps: int = 0
+  settings: list[str] = []  # noqa: RUF012  read only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +61,13 @@ class Shrinking:
     return {
       "runs": [parameters_hash(s.run.params) for s in self.subjects],
       "data": self.subjects[0].data(),
-      "steps": self.steps,
-      "settings": list(self.settings),
     }
+
+  def steps_of(self, way: Way, subject: Subject) -> int:
+    """The steps of training on after a way."""
+    if not way.trains:
+      return 0
+    return subject.run.experiment.steps if self.steps is None else self.steps
 
 
 def shrink(
@@ -107,8 +114,8 @@ def prepare(plan: Shrinking) -> None:
   if path.exists():
     if without_digest(read_json(path), path) != json.loads(json.dumps(record)):
       raise UserError(
-        f"{plan.out} holds the smaller runs of other runs, data, steps or settings ({RECORD} has "
-        "them); choose another --out"
+        f"{plan.out} holds the smaller runs of other runs or data ({RECORD} has their hashes); "
+        "choose another --out"
       )
     return
   if plan.out.exists() and any(plan.out.iterdir()):
@@ -118,13 +125,20 @@ def prepare(plan: Shrinking) -> None:
 
 
 def cell_of(plan: Shrinking, way: Way, subject: Subject, seed: int, place: Path) -> Cell:
-  """The run in `place` and its scores, unless they are there."""
-  path = place / SCORES
+  """The run in `place` and its scores, unless they are there. Errors: `UserError` if they are those
+  of another training."""
+  path, steps = place / SCORES, plan.steps_of(way, subject)
+  settings = list(plan.settings) if steps else []
   if path.exists():
-    return Cell(**without_digest(read_json(path), path))
+    cell = Cell(**without_digest(read_json(path), path))
+    if (cell.steps, cell.settings) != (steps, settings):
+      raise UserError(
+        f"{place} was trained on for {cell.steps} steps with {cell.settings or 'no settings'}, and "
+        f"here are {steps} with {settings or 'none'}; choose another --out"
+      )
+    return cell
   small, at_once, scores = way.make(subject), None, None
-  steps = plan.steps if plan.steps is not None else subject.run.experiment.steps
-  if way.trains and steps:
+  if steps:
     training = plan.out / "training" / place.name
     start = training / "start"
     if not (start / "config.json").exists():
@@ -133,13 +147,13 @@ def cell_of(plan: Shrinking, way: Way, subject: Subject, seed: int, place: Path)
     if way.sudden:
       at_once = dict(subject.scores(Run.load(start)))
     teacher = subject.run.path if way.taught else None
-    settings = list(plan.settings)
     small, scores = subject.train(start, training, steps, settings, seed, way.sparse, teacher)
   if place.exists():  # of a command that was stopped
     shutil.rmtree(place)
   save(small, subject, way, place)
   scores = subject.scores(Run.load(place)) if scores is None else scores
-  cell = Cell(way.name, str(subject.run.path), seed, dict(scores), at_once)
+  at_once = dict(scores) if way.sudden and not steps else at_once
+  cell = Cell(way.name, str(subject.run.path), seed, dict(scores), at_once, steps, settings)
   write_whole(path, with_digest(cell._asdict()))
   return cell
 
@@ -161,7 +175,8 @@ def save(run: Run, subject: Subject, way: Way, place: Path) -> None:
 
 
 def line_of(cell: Cell, metric: str) -> str:
-  before = f" (before training on: {cell.at_once[metric]:.4f})" if cell.at_once else ""
+  is_trained = cell.at_once and cell.steps
+  before = f" (before training on: {cell.at_once[metric]:.4f})" if is_trained else ""
   return f"{cell.way:10} seed {cell.seed}: {metric} {cell.scores[metric]:.4f}{before}"
 
 
@@ -180,7 +195,7 @@ def results(
     "is_loss": first.is_loss,
     "labels": first.labels,
     "writes": getattr(first, "is_causal", False),
-    "trained_steps": plan.steps if plan.steps is not None else first.run.experiment.steps,
+    "trained_steps": max(cell.steps for cell in cells),
     "texts": {way.name: way.text for way in (way_of_full(), *plan.ways)},
     "cells": [cell._asdict() for cell in cells],
     "sizes": {name: size._asdict() for name, size in sizes.items()},

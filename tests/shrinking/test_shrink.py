@@ -47,15 +47,9 @@ def small(tuned, tmp_path_factory):
 
 def test_the_page_has_every_way_with_its_numbers_and_the_claims(small):
   page, record = (small / "page.md").read_text(), json.loads((small / "results.json").read_text())
-  for part in (
-    "COMMAND",
-    "`full`",
-    "`int8`",
-    "`prune50`",
-    "int8 loses almost nothing",
-    "**Pruning",
-  ):
-    assert part.replace("**Pruning", "Pruning makes a model faster") in page
+  for part in ("COMMAND", "`full`", "`int8`", "`prune50`", "int8 loses almost nothing"):
+    assert part in page
+  assert "Pruning 50% makes a model faster" in page
   assert (small / "scores.png").read_bytes().startswith(b"\x89PNG")
   assert (small / "index.html").read_text().startswith("<!doctype html>")
   sizes, speeds = record["sizes"], record["speeds"]
@@ -113,7 +107,7 @@ def test_a_second_command_trains_nothing_again_and_other_steps_are_refused(
   shrinking.shrink([str(tuned)], WAYS, small, cache, steps=4)
   cells = [json.loads(text)["cells"] for text in (before, (small / "results.json").read_text())]
   assert cells[0] == cells[1]
-  with pytest.raises(UserError, match="smaller runs of other runs, data, steps"):
+  with pytest.raises(UserError, match="was trained on for 4 steps"):
     shrinking.shrink([str(tuned)], WAYS, small, cache, steps=5)
 
 
@@ -161,8 +155,12 @@ def test_a_list_of_ways_has_each_once():
 
 def test_claims_are_decided_by_all_seeds():
   def record(*int8):
-    cells = [{"way": "full", "start": str(n), "scores": {"f1": 0.8}} for n in range(len(int8))]
-    cells += [{"way": "int8", "start": str(n), "scores": {"f1": x}} for n, x in enumerate(int8)]
+    cells = [
+      {"way": "full", "start": str(n), "scores": {"f1": 0.8}, "steps": 0} for n in range(len(int8))
+    ]
+    cells += [
+      {"way": "int8", "start": str(n), "scores": {"f1": x}, "steps": 0} for n, x in enumerate(int8)
+    ]
     size = {"memory": 1, "disk": 1}
     return {"metric": "f1", "is_loss": False, "cells": cells, "sizes": {"full": size, "int8": size},
             "speeds": {w: {"throughput": 1.0} for w in ("full", "int8")}}  # fmt: skip
