@@ -77,7 +77,7 @@ def expanded(params: Parameters, like: Parameters) -> Parameters:
   with the rounding that their form has."""
   kinds = (DynamicInt8, WeightOnlyInt8, WeightOnlyInt4, Int8Embedding)
 
-  def full(wanted: nnx.Module, module):
+  def full(wanted: Any, module):
     if not isinstance(module, kinds):
       return jax.tree.map(lambda old, leaf: leaf.astype(old.dtype), wanted, module)
     if isinstance(module, Int8Embedding):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from plm_jax.decode.rules import Rules
 from plm_jax.decode.writer import grow, padded, ready
 from plm_jax.models.compute import Compute
 from plm_jax.runs import Run
-from plm_jax.shrinking.subjects import ROWS, Batches, Subject
+from plm_jax.shrinking.subjects import ROWS, Subject
 
 ROUNDS = 3  # of every measurement, of which the median counts
 SINGLE, MANY = 96, 6  # batches of one row, and of `ROWS` rows
@@ -54,7 +54,11 @@ def speeds(runs: Mapping[str, Run], subject: Subject) -> dict[str, Speed]:
   tokens = WRITTEN if writes else 1
   p = {name: np.percentile(1000 * times / tokens, (50, 95)) for name, times in single.items()}
   return {
-    name: Speed(*map(float, p[name]), float(ROWS * tokens * len(many[name]) / many[name].sum()))
+    name: Speed(
+      p50=float(p[name][0]),
+      p95=float(p[name][1]),
+      throughput=float(ROWS * tokens * len(many[name]) / many[name].sum()),
+    )
     for name in runs
   }
 
@@ -69,7 +73,7 @@ def _forward(runs: Mapping[str, Run], subject: Subject) -> tuple[Times, Times]:
     name: functools.partial(states, run.params.encoder(), compute=run.compute)
     for name, run in runs.items()
   }
-  return tuple(in_turns(calls, subject.rows(*shape)) for shape in ((SINGLE, 1), (MANY, ROWS)))  # pyrefly: ignore[bad-return]
+  return in_turns(calls, subject.rows(SINGLE, 1)), in_turns(calls, subject.rows(MANY, ROWS))
 
 
 @functools.partial(jax.jit, static_argnames="compute")
@@ -102,7 +106,7 @@ def _grown(generator, positions: int, rules: Rules, ids_BT: np.ndarray):
   return grow(generator, {"pad": pad_B}, prompt_BT, limit_B, *draws, no_ends, rules).ids_BL
 
 
-def in_turns(calls: Mapping[str, Callable], batches: Batches) -> Times:
+def in_turns(calls: Mapping[str, Callable], batches: Sequence[Any]) -> Times:
   """Every call on every batch, all calls before the next batch, after one round that compiles."""
   seconds = {name: np.zeros((ROUNDS, len(batches))) for name in calls}
   for turn in range(-1, ROUNDS):

@@ -32,7 +32,7 @@ RECORD, RESULTS, SCORES = "shrink.json", "results.json", "shrink_scores.json"
 
 
 class Cell(NamedTuple):
-  """The scores of one smaller run. at_once: before it was trained on; None if that was not measured.
+  """The scores of one smaller run. at_once: before it was trained on; None if that is unknown.
   steps, settings: of training on."""
 
   way: str
@@ -100,7 +100,7 @@ def shrink(
         print(line_of(cell, made_for.metric))
         cells.append(cell)
     run = loaded[each.name] = Run.load(out / f"{each.name}-0")
-    sizes[each.name] = size_of(run, run.path)
+    sizes[each.name] = size_of(run, out / f"{each.name}-0")
   print("measuring the speed ...", flush=True)
   measured = speeds(loaded, subjects[0])
   record = results(plan, cells, sizes, measured)
@@ -146,14 +146,14 @@ def cell_of(plan: Shrinking, way: Way, subject: Subject, seed: int, place: Path)
       save(small, subject, way, start)
     if way.sudden:
       at_once = dict(subject.scores(Run.load(start)))
-    teacher = subject.run.path if way.taught else None
+    teacher = subject.place if way.taught else None
     small, scores = subject.train(start, training, steps, settings, seed, way.sparse, teacher)
   if place.exists():  # of a command that was stopped
     shutil.rmtree(place)
   save(small, subject, way, place)
   scores = subject.scores(Run.load(place)) if scores is None else scores
   at_once = dict(scores) if way.sudden and not steps else at_once
-  cell = Cell(way.name, str(subject.run.path), seed, dict(scores), at_once, steps, settings)
+  cell = Cell(way.name, str(subject.place), seed, dict(scores), at_once, steps, settings)
   write_whole(path, with_digest(cell._asdict()))
   return cell
 
@@ -164,19 +164,20 @@ def save(run: Run, subject: Subject, way: Way, place: Path) -> None:
     "way": way.name,
     "text": way.text,
     "form": way.form,
-    "from": str(subject.run.path.absolute()),
+    "from": str(subject.place.absolute()),
     "parameters": parameters_hash(subject.run.params),
   }
   document = {**run.document, "shrunk": entry} if way.name != FULL else dict(run.document)
-  source = run.path if (run.path / TASK).exists() else subject.run.path
+  source = Path(run.path or subject.place)
   dataclasses.replace(run, document=document).save(place)
   if (source / TASK).exists():
     shutil.copy(source / TASK, place / TASK)
 
 
 def line_of(cell: Cell, metric: str) -> str:
-  is_trained = cell.at_once and cell.steps
-  before = f" (before training on: {cell.at_once[metric]:.4f})" if is_trained else ""
+  before = ""
+  if cell.at_once and cell.steps:
+    before = f" (before training on: {cell.at_once[metric]:.4f})"
   return f"{cell.way:10} seed {cell.seed}: {metric} {cell.scores[metric]:.4f}{before}"
 
 
@@ -188,7 +189,7 @@ def results(
   config: Any = first.run.config
   return {
     **plan.identity(),
-    "from": [s.run.path.name for s in plan.subjects],
+    "from": [s.place.name for s in plan.subjects],
     "model": {"family": type(config).__name__, "layers": getattr(config, "layers", None),
               "width": getattr(config, "width", None)},
     "metric": first.metric,

@@ -45,6 +45,7 @@ class Subject(abc.ABC):
   """A run that is made smaller.
 
   metric: the score that is compared. is_loss: whether less is better. labels: of training examples.
+  place: the directory of the run.
   """
 
   metric: str
@@ -52,7 +53,7 @@ class Subject(abc.ABC):
   labels = "all"
 
   def __init__(self, run: Run):
-    self.run = run
+    self.run, self.place = run, Path(run.path or "")
 
   @property
   def seed(self) -> int:
@@ -95,7 +96,8 @@ class FineTuned(Subject):
 
   def __init__(self, run: Run, cache: Path, data: str | None = None):
     super().__init__(run)
-    task: Any = dataclasses.replace(task_of(run), examples=run.experiment.data.examples)
+    trained_on: Any = run.experiment.data
+    task: Any = dataclasses.replace(task_of(run), examples=trained_on.examples)
     if data is not None:
       task = dataclasses.replace(task, source=data)
     self.task: Task = task
@@ -134,7 +136,7 @@ class FineTuned(Subject):
     return loss_of(objective, self.run.compute), [b for _, b in rows.by_length(ROWS)]
 
   def train(self, start, path, steps, settings, seed, sparse, teacher=None) -> Trained:
-    def recipe(source: RunInfo, task: Task, examples: int) -> Experiment:
+    def recipe(source: RunInfo, task: Any, examples: int) -> Experiment:
       del examples
       return dataclasses.replace(self.recipe(source, steps, sparse), data=task)
 
@@ -230,7 +232,7 @@ def subject(path: str, cache: Path, data: str | None = None) -> Subject:
     raise UserError(f"{path} was made smaller already ({run.document['shrunk']['way']}).")
   if hasattr(run.config, "counted"):
     raise UserError(f"{path} is made from counts, and has no weights that could be smaller.")
-  if (run.path / TASK).exists() or hasattr(run.experiment.data, "predict"):
+  if (Path(run.path or "") / TASK).exists() or hasattr(run.experiment.data, "predict"):
     return FineTuned(run, cache, data)
   if data is not None:
     raise UserError(

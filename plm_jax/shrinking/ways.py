@@ -94,7 +94,8 @@ def fewer_heads(subject: Subject, share: float) -> Run:
   kept = heads - round(share * heads)
   if kept in (0, heads):
     raise UserError(f"heads{share * 100:.0f} leaves {kept} of {heads} heads in a layer")
-  scores_LN = importance(run.params, heads, *reversed(subject.loss()))
+  loss, batches = subject.loss()
+  scores_LN = importance(run.params, heads, batches, loss)
   model, params = without_heads(run.experiment.model, run.params, most_important(scores_LN, kept))
   return with_params(run, params, model)
 
