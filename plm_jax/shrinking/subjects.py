@@ -159,14 +159,15 @@ class Pretrained(Subject):
 
   def __init__(self, run: Run, cache: Path):
     super().__init__(run)
+    fills = getattr(run.params, "masked_lm", lambda: None)() is not None
+    if hasattr(run.config, "source_ids") or not (is_causal(run) or fills):
+      raise UserError(
+        f"{run.path} was not fine-tuned, and is neither a left-to-right nor a masked language "
+        "model, whose held-out losses are compared here; fine-tune it first: run_finetune.py --from"
+      )
     cli.load_module("data.installed_text")  # makes tfds:installed_text known
     self.cache, self.texts = cache, prepare_each(run.experiment.data, cache)
     self.is_causal = is_causal(run)
-    if not self.is_causal and run.params.masked_lm() is None:
-      raise UserError(
-        f"{run.path} was not fine-tuned and predicts no tokens, so that it has no score to compare;"
-        " fine-tune it first: run_finetune.py --from"
-      )
     self.metric = "clm_loss" if self.is_causal else "mlm_loss"
     self.text = next(iter(self.texts.values()))
 

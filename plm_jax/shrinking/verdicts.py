@@ -128,7 +128,7 @@ def claims(record: Mapping[str, Any]) -> list[tuple[str, str, Measure, float, st
       text = "The student keeps {mean:.1%} of the score, and {bound:.0%} is claimed."
       made.append((way, "Half of the layers keep 97% (DistilBERT)", kept, 0.97, text))
     if way.startswith("layers"):
-      made.append((way, f"{way.removeprefix('layers')} layers are enough", gains, -POINT, lost))
+      made.append((way, f"{way} scores as well as all layers", gains, -POINT, lost))
     if way.startswith("layers") or way == "distil":
       made.append((way, f"Fewer layers make a model faster ({way})", faster, FASTER, times))
   return made

@@ -1,5 +1,6 @@
 """The command: smaller runs that every command reads, one page, and mistakes as sentences."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,6 +13,7 @@ from plm_jax.compression.pruning import sparsity
 from plm_jax.errors import UserError
 from plm_jax.export import model_card
 from plm_jax.runs import Run, RunInfo, initial_parameters
+from plm_jax.sharding import MeshShape
 from plm_jax.shrinking import shrink as shrinking
 from plm_jax.shrinking.subjects import subject
 from plm_jax.shrinking.verdicts import Outcome, cards
@@ -20,8 +22,10 @@ from plm_jax.tasks.classify import Classify
 from plm_jax.tasks.finetuning import model_cell, plan
 from plm_jax.tasks.predicting import load
 from plm_jax.train.loop import compile_experiment
+from tests import toy_run
 from tests.tasks.conftest import documents, recipe, source, table, tokenizer  # noqa: F401  fixtures
 from tests.test_encode import call  # noqa: F401  a fixture
+from tests.test_runs import GPT
 
 WAYS = "int8,prune50"
 
@@ -135,6 +139,31 @@ def test_mistakes_are_sentences_with_exit_code_2(call, small, tuned, source, tmp
   assert "made smaller already (int8)" in error_of(f"--from={small / 'int8-0'}", out, cache)
   wrong = error_of(f"--from={source.path}", out, "--data=x.tsv", cache)
   assert "was pretrained and not fine-tuned" in wrong
+
+
+@pytest.mark.slow
+def test_a_decoder_is_scored_on_its_text_timed_by_its_tokens_and_trained_on(tmp_path):
+  data = dataclasses.replace(GPT.data, source=str(toy_run.text()))
+  experiment = dataclasses.replace(GPT, data=data, mesh=MeshShape())
+  experiment = experiment.resolve(toy_run.prepared().tokenizer.vocab.size)
+  run = Run(
+    experiment=experiment,
+    tokenizer=toy_run.prepared().tokenizer,
+    params=experiment.init_parameters(jax.random.key(0)),
+  )
+  run.save(tmp_path / "gpt")
+  out, cache = tmp_path / "out", toy_run.text().parent / "cache"
+  shrinking.shrink([str(tmp_path / "gpt")], "w8,prune50,heads50", out, cache, steps=4)
+  record = json.loads((out / "results.json").read_text())
+  assert record["writes"] and record["metric"] == "clm_loss" and record["is_loss"]
+  cells = {cell["way"]: cell for cell in record["cells"]}
+  losses = {way: cell["scores"]["clm_loss"] for way, cell in cells.items()}
+  assert abs(losses["w8"] - losses["full"]) < 0.01
+  assert losses["prune50"] < cells["prune50"]["at_once"]["clm_loss"]  # trained on
+  assert sparsity(Run.load(out / "prune50-0").params) == 0.5
+  assert Run.load(out / "heads50-0").config.heads == 1
+  texts = plm.load(out / "w8-0").generate("", max_length=4)
+  assert texts == plm.load(out / "w8-0").generate("", max_length=4) and len(texts) == 1
 
 
 def test_training_from_int8_is_refused(small, tuned):
