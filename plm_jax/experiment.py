@@ -78,12 +78,15 @@ class Tuning:
   every: steps between these evaluations; 0 is an epoch.
   adversarial: FGM (Miyato et al. 2017): each update also descends on the loss after a step of this
     length of the token table, along its gradient; with micro-batches, each part after its own step.
+  sparse: a weight of a linear map that is 0 at the start stays 0, so that a pruned model stays
+    pruned (plm_jax/compression/pruning.py).
   """
 
   freeze: tuple[str, ...] = ()
   patience: int = 0
   every: int = 0
   adversarial: float = 0.0
+  sparse: bool = False
 
   def __post_init__(self):
     if min(self.patience, self.every, self.adversarial) < 0:
@@ -233,10 +236,10 @@ class Experiment:
 def check_peft(peft: Peft, experiment: Experiment) -> None:
   """A `UserError` for settings that a method of parameter-efficient tuning excludes."""
   tuning = experiment.tuning
-  if tuning.freeze or tuning.adversarial:
+  if tuning.freeze or tuning.adversarial or tuning.sparse:
     raise UserError(
-      f"peft={type(peft).__name__} freezes the whole base, so tuning.freeze and tuning.adversarial "
-      "have no effect; leave them out"
+      f"peft={type(peft).__name__} freezes the whole base, so tuning.freeze, tuning.adversarial "
+      "and tuning.sparse have no effect; leave them out"
     )
   if experiment.data.length + peft.columns > experiment.model.positions:
     raise UserError(

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from plm_jax import overrides
+from plm_jax.compression.forms import expanded, stored_as
 from plm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
@@ -92,6 +93,11 @@ class RunInfo:
     return (self.document.get("public") or {}).get("pooling")
 
   @property
+  def form(self) -> str | None:
+    """The form of the parameters in the checkpoint (plm_jax/compression/forms.py)."""
+    return (self.document.get("shrunk") or {}).get("form")
+
+  @property
   def heads(self) -> dict[str, int]:
     """The heads in the checkpoint: those of the objectives, or of the imported architecture."""
     public = self.document.get("public")
@@ -114,9 +120,7 @@ class Run(RunInfo):
     info = RunInfo.read(path)
     if info.experiment.peft is not None:
       return with_adapter(base_of(info), info)
-    model = info.experiment.model
-    shapes = jax.eval_shape(lambda key: model.init(key, info.heads), jax.random.key(0))
-    restored = restore_parameters(info.path, shapes)
+    restored = restore_parameters(info.path, shapes_of(info, info.form))
     return cls(**vars(info), params=restored.params, step=int(restored.folder.name))
 
   def save(self, path: str | Path) -> None:
@@ -153,6 +157,21 @@ class Run(RunInfo):
     with Checkpoints(path / "checkpoints", run=hash_of(document)) as checkpoints:
       checkpoints.save(self.step, {"params": self.params}, {"step": self.step})
     write_whole(path / "config.json", json.dumps(document, indent=2) + "\n")
+
+
+def shapes_of(run: RunInfo, form: str | None = None) -> Parameters:
+  """The shapes of a run's parameters in a form; None is float32."""
+  model = run.experiment.model
+  return jax.eval_shape(lambda key: stored_as(form, model.init(key, run.heads)), jax.random.key(0))
+
+
+def in_float32(run: Run) -> Run:
+  """The run with its parameters in float32, as its model makes them."""
+  if run.form is None:
+    return run
+  document = {name: entry for name, entry in run.document.items() if name != "shrunk"}
+  params = expanded(run.params, shapes_of(run))
+  return dataclasses.replace(run, params=params, document=document)
 
 
 # --- adapters and their bases ---------------------------------------------------------------------
@@ -243,9 +262,7 @@ def check_merged(run: Run) -> None:
   """A `UserError` for a run with modules of an adapter, which its configuration does not have."""
   if "base" not in run.document:
     return
-  model = run.experiment.model
-  made = jax.eval_shape(lambda key: model.init(key, run.heads), jax.random.key(0))
-  if jax.tree.structure(made) != jax.tree.structure(run.params):
+  if jax.tree.structure(shapes_of(run)) != jax.tree.structure(run.params):
     raise UserError(
       f"the adapter in {run.path} cannot be merged into its base, so it is no model without it; "
       "keep the directory of the adapter (--to=peft of plm_jax.convert may write it for peft)"
@@ -269,7 +286,9 @@ def check_predicts_tokens(run: Run) -> None:
       f"plm_jax.convert {run.path} DST makes it a classifier for transformers"
     )
   public = run.document.get("public")
-  pretraining = jax.eval_shape(run.experiment.init_parameters, jax.random.key(0))
+  pretraining = jax.eval_shape(
+    lambda key: stored_as(run.form, run.experiment.init_parameters(key)), jax.random.key(0)
+  )
   if public and jax.tree.structure(run.params) != jax.tree.structure(pretraining):
     raise UserError(
       f"{run.path} is a {public['architecture']}, which has no head that predicts tokens; "
@@ -345,6 +364,11 @@ def restored_onto(program: "Program", source: RunInfo, place: str) -> Restored:
     raise UserError(
       f"{source.path} holds an adapter without its base, from which no training starts; merge it "
       f"first: python -m plm_jax.adapter --model={source.path} --merge=DIR"
+    )
+  if source.form is not None:
+    raise UserError(
+      f"{source.path} is stored as {source.form}, and training needs float32; start from the run "
+      f"that it was made from, {source.document['shrunk'].get('from')}"
     )
   fresh = program.create().params
   is_adapted = program.experiment.peft is not None

@@ -34,14 +34,17 @@ BENEATH = {
   "sharding": {"errors", "placement", "models"},
   "sizes": {"errors", "config_tree"},
   "peft": {"errors", "models"},
+  "compression": {"errors", "models", "peft"},
   "experiment": {"errors", "data", "models", "objectives", "optim", "sharding", "sizes", "peft"},
   "budgets": {"errors", "config_tree", "overrides", "experiment"},
   "decode": {"errors", "data", "models"},
   "train": {
     *("errors", "files", "progress", "config_tree", "overrides", "own_code", "data", "models"),
-    *("objectives", "placement", "sharding", "sizes", "experiment", "decode"),
+    *("objectives", "placement", "sharding", "sizes", "experiment", "decode", "compression"),
   },
-  "runs": {"errors", "overrides", "data", "models", "peft", "experiment", "train"},
+  "runs": {
+    *("errors", "overrides", "data", "models", "peft", "compression", "experiment", "train"),
+  },
   "evaluation": {"errors", "files", "data", "models", "objectives", "decode", "runs"},
   "experiment_flags": {
     "errors",
@@ -68,9 +71,14 @@ BENEATH = {
     *("errors", "files", "config_tree", "overrides", "cli", "data", "experiment", "budgets"),
     *("train", "runs", "experiment_flags", "pretraining", "evaluation", "notebook", "tasks"),
   },
+  "shrinking": {
+    *("errors", "files", "cli", "compression", "data", "decode", "evaluation", "experiment"),
+    *("experiment_flags", "export", "models", "objectives", "pretraining", "runs", "tasks"),
+    *("train", "ablate"),
+  },
   "commands": {
     *("errors", "files", "progress", "cli", "data", "decode", "budgets", "train", "runs"),
-    *("evaluation", "export", "tasks", "ablate", "serving"),
+    *("evaluation", "export", "tasks", "ablate", "serving", "shrinking"),
   },
   "loaded_model": {
     *("errors", "arguments", "decode", "notebook", "train", "runs", "evaluation", "export"),

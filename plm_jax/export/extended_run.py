@@ -10,13 +10,14 @@ from plm_jax.data.extension import extended
 from plm_jax.errors import UserError
 from plm_jax.export.to_run import tokenizer_config
 from plm_jax.models.parameters import map_roles
-from plm_jax.runs import Run, refuse_counted
+from plm_jax.runs import Run, in_float32, refuse_counted
 
 
 def extend(run: Run, words: list[str], path: Path) -> Run:
   """Writes the run with the words in its vocabulary to the new directory `path`. Errors:
   `UserError` if it has them all, or has no table of tokens; see also `extended`."""
   refuse_counted(run)
+  run = in_float32(run)
   tokenizer, parts = extended(run.tokenizer, words)
   if not parts:
     raise UserError(f"the vocabulary has a token for each of the {len(words)} words already.")

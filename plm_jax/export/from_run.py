@@ -13,13 +13,15 @@ from plm_jax.export.pretrained import has_dense
 from plm_jax.export.published_tokenizer import write_tokenizer
 from plm_jax.models.electra import Electra
 from plm_jax.models.model import Model
-from plm_jax.runs import Run, check_merged, row_limit
+from plm_jax.runs import Run, check_merged, in_float32, row_limit
 
 
 def from_run(run: Run, part: str = "discriminator") -> hf.Pretrained:
-  """The model of a run; of a composite model its encoder, or the given `part` of an ELECTRA.
+  """The model of a run, in float32; of a composite model its encoder, or the given `part` of an
+  ELECTRA.
   Errors: `UserError` if an adapter in it cannot be merged."""
   check_merged(run)
+  run = in_float32(run)
   config, public = run.experiment.model, run.document.get("public")
   if public is not None:
     return _imported(run, public)

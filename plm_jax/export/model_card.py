@@ -62,9 +62,11 @@ def card(run: RunInfo, model: Pretrained, name: str, licence: str | None = None)
   """The text of a card. Errors: `UserError` for a licence that is no identifier."""
   licence = checked_licence(licence)
   library, task = library_of(model), task_of(model)
-  scores = list(score_tables(run))
+  scores = [*score_tables(run), *shrunk_tables(run)]
   names = [metric for _, metrics, _ in scores for metric in metrics]
-  metrics = dict.fromkeys(_HUB_METRICS.get(name, name) for name in names if name != "loss")
+  metrics = dict.fromkeys(  # bytes and milliseconds are no scores
+    _HUB_METRICS.get(name, name) for name in names if name != "loss" and " " not in name
+  )
   head = {"library_name": library, "pipeline_tag": task, "license": licence}
   lines = ["---", *(f"{key}: {value}" for key, value in head.items()), "tags:", "- plm_jax"]
   lines += ["metrics:", *(f"- {metric}" for metric in metrics)] if metrics else []
@@ -76,6 +78,7 @@ def card(run: RunInfo, model: Pretrained, name: str, licence: str | None = None)
     *section("Intended use", [intended(task, run)]),
     *section("Data", data_lines(run)),
     *section("Recipe", recipe_lines(run)),
+    *section("Made smaller", shrunk_lines(run)),
     *section("Scores", [line for table in scores for line in table_lines(*table)]),
     *section("Licence", [licence_line(licence)]),
   ]  # fmt: skip
@@ -174,6 +177,24 @@ def recipe_lines(run: RunInfo) -> list[str]:
   return lines
 
 
+def shrunk_lines(run: RunInfo) -> list[str]:
+  """How a smaller run was made from another (plm_jax/shrinking)."""
+  entry = run.document.get("shrunk")
+  if entry is None:
+    return []
+  lines = [
+    f"- way: `{entry['way']}`, {entry['text']}",
+    f"- made from the run `{Path(entry['from']).name}`, whose parameters have the sha256 "
+    f"`{entry['parameters'][:16]}`",
+  ]
+  if entry["form"]:
+    lines.append(
+      f"- the run stores its parameters as {entry['form']}; this export has their rounded values "
+      "in float32"
+    )
+  return lines
+
+
 Table = tuple[str, Mapping[str, Any], Mapping[str, Mapping[str, str]]]
 """A title, the metrics (columns), and the rows: name -> metric -> value."""
 
@@ -234,6 +255,30 @@ def fine_tuned(run: RunInfo, stored: Mapping[str, Any]) -> Iterator[Table]:
     rows[label] = {metric: _spread([test[metric] for test in tests]) for metric in tests[0]}
   title = f"On the test split, {stored['labels']} labels, seed {stored['seed']}"
   yield title, dict.fromkeys(stored["test"]), rows
+
+
+def shrunk_tables(run: RunInfo) -> Iterator[Table]:
+  """The score of a smaller run beside that of the run that it was made from, over all seeds."""
+  entry = run.document.get("shrunk")
+  if entry is None or run.path is None:
+    return
+  path = run.path.parent / "results.json"
+  record = without_digest(read_json(path), path)
+  metric, rows = record.get("metric"), {}
+  for way in ("full", entry["way"]):
+    values = [c["scores"][metric] for c in record.get("cells", []) if c["way"] == way]
+    if values and way in record["sizes"]:
+      runs = f"{way}, {len(values)} run{'s' * (len(values) > 1)}"
+      size, speed = record["sizes"][way], record["speeds"][way]
+      rows[runs] = {
+        metric: _spread(values),
+        "bytes in memory": f"{size['memory']:,}",
+        "p50, ms": f"{speed['p50']:.2f}",
+      }
+  if rows:
+    where = "the held-out text" if record["is_loss"] else "the test split"
+    title = f"On {where}, beside the run that it was made from"
+    yield title, dict.fromkeys(next(iter(rows.values()))), rows
 
 
 def _spread(values: list[float]) -> str:

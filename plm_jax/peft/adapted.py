@@ -212,7 +212,7 @@ def modules(model: Parameters, kind: type[Module]) -> dict[str, Module]:
 
 
 def replaced(
-  model: Parameters, kind: type[Module], make: Callable[[str, Module], nnx.Module]
+  model: Parameters, kind: type[Module], make: Callable[[str, Module], Any]
 ) -> Parameters:
   """The model with `make(path, module)` in place of every module of a class."""
   is_kind = lambda node: isinstance(node, kind)  # noqa: E731

@@ -59,6 +59,7 @@ def compiled_in(parts: int, experiment: Experiment, constants, abstract, rows, m
     optim=experiment.optim,
     frozen=experiment.frozen,
     adversarial=experiment.tuning.adversarial,
+    sparse=experiment.tuning.sparse,
     updates=getattr(experiment.optim, "updates", 0),
   )
   shardings = jax.tree.map(lambda x: x.sharding, abstract)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plm_jax.compression.pruning import with_zeros
 from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, streams
@@ -77,6 +78,7 @@ def train_step(
   optim,
   frozen: tuple[str, ...] = (),
   adversarial: float = 0.0,
+  sparse: bool = False,
   updates: int = 0,
 ) -> TrainState:
   """One update on one global batch of arrays `[B, ...]`.
@@ -84,9 +86,10 @@ def train_step(
   The loss is the weighted sum over objectives of sum / count. Counts are those of the whole global
   batch, so the loss does not depend on the number of devices or micro-batches. An objective that
   compares the rows of a batch (`by_batch`) reads all of it. Parameters under `frozen` paths are
-  neither differentiated nor changed. constants: of the schedule (`AdamW.constants`). adversarial:
-  as `Tuning` has it. updates: above 0, only the rows that a batch reads are updated, if the model
-  names them (touched.py), in this many parts; their gradient is that of the sum of the losses.
+  neither differentiated nor changed. constants: of the schedule (`AdamW.constants`). adversarial,
+  sparse: as `Tuning` has them. updates: above 0, only the rows that a batch reads are updated, if
+  the model names them (touched.py), in this many parts; their gradient is that of the sum of the
+  losses.
   """
   learning_rate = optim.schedule_of(constants)
   transform = optim.transform_at(learning_rate)
@@ -130,6 +133,8 @@ def train_step(
   loss, terms, carry, grads = accumulate(
     value_and_grad, params, rows, key, compute.dropout, 1 if whole else parts, group
   )
+  if sparse:  # then every optimiser leaves a weight of 0 as it is
+    grads = with_zeros(params, grads)
   grad_norm = optax.tree.norm(grads)
   updates, opt_state = transform.update(grads, state.opt_state, params)
   updated = optax.apply_updates(params, updates)
