@@ -43,9 +43,13 @@ class Portable:
 
 
 def portable(run: Run) -> Portable:
-  """The forward pass of a run. Errors: `UserError` for a model that is made from counts."""
+  """The forward pass of a run. Errors: `UserError` for a model of counts or of word vectors."""
   refuse_counted(run)
   config, model = run.config, run.params.encoder()
+  if hasattr(model, "word_rows"):
+    raise UserError(
+      f"a {type(config).__name__} is a table of words; python -m plm_jax.embeddings export writes it."
+    )
   if isinstance(run.experiment.model, Electra):
     _, model = electra_part(run.experiment.model, run.params, "discriminator")
   limits = {"input_ids": config.vocab_size}
