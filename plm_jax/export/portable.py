@@ -48,7 +48,8 @@ def portable(run: Run) -> Portable:
   config, model = run.config, run.params.encoder()
   if hasattr(model, "word_rows"):
     raise UserError(
-      f"a {type(config).__name__} is a table of words; python -m plm_jax.embeddings export writes it."
+      f"a {type(config).__name__} is a table of words; python -m plm_jax.embeddings export writes "
+      "it."
     )
   if isinstance(run.experiment.model, Electra):
     _, model = electra_part(run.experiment.model, run.params, "discriminator")

@@ -253,7 +253,7 @@ def test_an_operation_without_a_rule_is_named():
 
 def test_models_without_a_graph_are_sentences(tmp_path):
   words = run_of(WordVectors(vocab_size=50, width=16), {})
-  with pytest.raises(UserError, match="a WordVectors is a table of words; python -m plm_jax.emb"):
+  with pytest.raises(UserError, match=r"a WordVectors is a table of words; python -m plm_jax"):
     write_onnx(words, tmp_path / "m.onnx")
   recurrent = run_of(Lstm(layers=1, width=16, vocab_size=50), {"lm": 0})
   with pytest.raises(UserError, match="the operation scan of JAX has no rule"):
