@@ -41,11 +41,22 @@ class Portable:
   limits: Mapping[str, int]
   longest: int
 
+  def dims(self) -> dict[str, tuple[str, ...]]:
+    """The dimensions of the outputs."""
+    shapes = jax.eval_shape(self.function, self.params, **self.inputs)
+    return {name: tuple(map(str, struct.shape)) for name, struct in shapes.items()}
+
 
 def portable(run: Run) -> Portable:
-  """The forward pass of a run. Errors: `UserError` for a model that is made from counts."""
+  """The forward pass of a run. Errors: `UserError` for a model of counts or of word vectors, and if
+  the dimensions cannot be symbols."""
   refuse_counted(run)
   config, model = run.config, run.params.encoder()
+  if hasattr(model, "word_rows"):
+    raise UserError(
+      f"a {type(config).__name__} is a table of words; python -m plm_jax.embeddings export writes "
+      "it."
+    )
   if isinstance(run.experiment.model, Electra):
     _, model = electra_part(run.experiment.model, run.params, "discriminator")
   limits = {"input_ids": config.vocab_size}
@@ -63,7 +74,15 @@ def portable(run: Run) -> Portable:
   def function(params: Parameters, **arrays: jax.Array) -> Outputs:
     return _forward(params, arrays, pooling)
 
-  return Portable(function, model, inputs, limits, config.positions)
+  made = Portable(function, model, inputs, limits, config.positions)
+  try:
+    made.dims()
+  except (TypeError, jax.errors.InconclusiveDimensionOperation) as error:
+    raise UserError(
+      f"a {type(config).__name__} cannot be exported: its forward pass needs the number of rows or "
+      f"tokens while it is traced ({str(error).splitlines()[0]})."
+    ) from error
+  return made
 
 
 def _forward(params: Parameters, arrays: dict[str, jax.Array], pooling: Mapping[str, Any]):

@@ -233,7 +233,7 @@ class ElmoModel(LayerFeatures):
     batch: `input_ids` int `[B, T]`, `length` int `[B]`; optional `document_ids` int `[B, T]`: both
     directions begin every document of a row with zeros too.
     """
-    return self.continued(batch, compute, noise, self.carry(len(batch["input_ids"])))[0]
+    return self.continued(batch, compute, noise, self.carry(batch["input_ids"].shape[0]))[0]
 
   def encode(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
     """The states of the last layer, both directions side by side, `[B, T, 2 P]`."""
@@ -245,7 +245,7 @@ class ElmoModel(LayerFeatures):
     """`__call__` from the state `carry` of the forward direction, and the state after the batch."""
     real_BT = jnp.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
     characters_BTC = self.characters.table[...][batch["input_ids"]]
-    fresh = self.carry(len(real_BT))
+    fresh = self.carry(real_BT.shape[0])
     begins_BT = None
     if "document_ids" in batch:
       begins_BT = document_begins(batch["document_ids"])

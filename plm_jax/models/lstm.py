@@ -121,7 +121,7 @@ class LstmModel(LanguageModel):
     batch: `input_ids` int `[B, T]`, `length` int `[B]`; optional `document_ids` int `[B, T]`: every
     document of a row begins with zeros too.
     """
-    return self.continued(batch, compute, noise, self.carry(len(batch["input_ids"])))[0]
+    return self.continued(batch, compute, noise, self.carry(batch["input_ids"].shape[0]))[0]
 
   def continued(
     self, batch: dict, compute: Compute, noise: Noise | None, carry: Any

@@ -28,11 +28,14 @@ from plm_jax.models.distilbert import DistilBert
 from plm_jax.models.electra import ElectraEncoder
 from plm_jax.models.gpt import Gpt1, Gpt2
 from plm_jax.models.llama import Llama
+from plm_jax.models.lstm import Lstm
 from plm_jax.models.mistral import Mistral
 from plm_jax.models.modernbert import ModernBert
+from plm_jax.models.nnlm import Nnlm
 from plm_jax.models.qwen2 import Qwen2
 from plm_jax.models.roberta import Roberta
 from plm_jax.models.t5 import T5
+from plm_jax.models.word_vectors import WordVectors
 from plm_jax.objectives.mlm import MLM
 from plm_jax.runs import Run
 from tests import toy_run
@@ -247,6 +250,19 @@ def test_an_operation_without_a_rule_is_named():
   model = small(lambda x: jnp.sort(x, axis=0), "bt")
   with pytest.raises(UserError, match="the operation sort of JAX has no rule for ONNX"):
     convert(model.function, {}, model.inputs)
+
+
+def test_models_without_a_graph_are_sentences(tmp_path):
+  words = run_of(WordVectors(vocab_size=50, width=16), {})
+  with pytest.raises(UserError, match=r"a WordVectors is a table of words; python -m plm_jax"):
+    write_onnx(words, tmp_path / "m.onnx")
+  windows = run_of(Nnlm(vocab_size=50), {"lm": 0})
+  with pytest.raises(UserError, match="its forward pass needs the number of rows or tokens"):
+    write_onnx(windows, tmp_path / "m.onnx")
+  recurrent = run_of(Lstm(layers=1, width=16, vocab_size=50), {"lm": 0})
+  with pytest.raises(UserError, match="the operation scan of JAX has no rule"):
+    write_onnx(recurrent, tmp_path / "m.onnx")
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxruntime"])
