@@ -89,6 +89,9 @@ def shrink(
   subjects = [subject(start, cache, data) for start in starts]
   if len({(type(s), s.metric, json.dumps(s.data())) for s in subjects}) > 1:
     raise UserError("the runs of --from are scored on different data; shrink them one by one")
+  for each in chosen:
+    for made_for in subjects:
+      each.check(made_for.run)
   plan = Shrinking(subjects, chosen, out, seeds, steps, tuple(settings))
   prepare(plan)
   cells, sizes, loaded = [], {}, {}

@@ -38,7 +38,7 @@ from plm_jax.train.workdir import Workdir
 ROWS = 32  # of a batch whose throughput is measured
 _DEV = 256  # rows from which the importance of heads is computed
 Batches = list[dict[str, np.ndarray]]
-Trained = tuple[Run, Mapping[str, float]]
+Result = tuple[Run, Mapping[str, float]]
 
 
 class Subject(abc.ABC):
@@ -77,7 +77,7 @@ class Subject(abc.ABC):
 
   @abc.abstractmethod
   def train(self, start: Path, path: Path, steps: int, settings: list[str], seed: int,
-            sparse: bool, teacher: Path | None = None) -> Trained:  # fmt: skip
+            sparse: bool, teacher: Path | None = None) -> Result:  # fmt: skip
     """The run in `start` after `steps` steps by the recipe of this run, and its scores. path: the
     directory of the training."""
 
@@ -135,7 +135,7 @@ class FineTuned(Subject):
     rows = self.task.rows(self.few_of_dev(), self.run.config, self.run.tokenizer)
     return loss_of(objective, self.run.compute), [b for _, b in rows.by_length(ROWS)]
 
-  def train(self, start, path, steps, settings, seed, sparse, teacher=None) -> Trained:
+  def train(self, start, path, steps, settings, seed, sparse, teacher=None) -> Result:
     def recipe(source: RunInfo, task: Any, examples: int) -> Experiment:
       del examples
       return dataclasses.replace(self.recipe(source, steps, sparse), data=task)
@@ -199,7 +199,7 @@ class Pretrained(Subject):
       return document_rows(run, text or self.text, CLM())
     return held_out_rows(run, text or self.text, (MLM(),))
 
-  def train(self, start, path, steps, settings, seed, sparse, teacher=None) -> Trained:
+  def train(self, start, path, steps, settings, seed, sparse, teacher=None) -> Result:
     if teacher is not None:
       raise UserError(
         "distil learns from a fine-tuned run; a pretrained student is an experiment: "

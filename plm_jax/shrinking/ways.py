@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 from plm_jax.compression.forms import FORMS, stored_as
 from plm_jax.compression.heads import check_heads, importance, most_important, without_heads
@@ -27,12 +30,13 @@ _TEXTS = {
 
 
 class Way(NamedTuple):
-  """A way. make: the smaller run in memory. trains: whether it is trained on afterwards. sudden:
-  whether it is also scored before that. sparse: whether zeros stay zero then. taught: whether the
-  original teaches it. form: of the parameters."""
+  """A way. check: a `UserError` for a run that lacks it. make: the smaller run in memory. trains:
+  whether it is trained on. sudden: whether it is scored before that too. sparse: whether zeros stay
+  zero. taught: whether the original teaches it. form: of the parameters."""
 
   name: str
   text: str
+  check: Callable[[Run], Any]
   make: Callable[[Subject], Run]
   trains: bool = False
   sudden: bool = False
@@ -43,28 +47,36 @@ class Way(NamedTuple):
 
 def way_of_full() -> Way:
   """The run as it was, without an optimiser's state: the baseline of the others."""
-  return Way(FULL, "as it was, float32", lambda subject: subject.run)
+  return Way(FULL, "as it was, float32", lambda run: None, lambda subject: subject.run)
 
 
 def way(name: str) -> Way:
   """The way of a name. Errors: `UserError`, with a list, for an unknown one."""
   if name in FORMS:
-    return Way(name, _TEXTS[name], lambda subject: in_form(subject.run, name), form=name)
+    form = functools.partial(stored_as, name)
+    make = lambda subject: with_params(subject.run, form(subject.run.params))  # noqa: E731
+    return Way(name, _TEXTS[name], lambda run: jax.eval_shape(form, run.params), make, form=name)
   if name == "distil":
     text = "half of the layers, taught by the run itself"
-    return Way(name, text, half_of_layers, trains=True, taught=True)
+    make = lambda subject: chosen_layers(subject.run, half_of_layers(subject.run))  # noqa: E731
+    return Way(name, text, half_of_layers, make, trains=True, taught=True)
   if match := re.fullmatch(r"(prune|heads)([1-9][0-9]?)", name):
     kind, share = match[1], int(match[2]) / 100
     if kind == "prune":
       text = f"the smallest {share:.0%} of the weights of every matrix are 0"
-      make = lambda subject: with_params(subject.run, pruned(subject.run.params, share))  # noqa: E731
-      return Way(name, text, make, trains=True, sudden=True, sparse=True)
+      prune = functools.partial(pruned, share=share)
+      make = lambda subject: with_params(subject.run, prune(subject.run.params))  # noqa: E731
+      check = lambda run: jax.eval_shape(prune, run.params)  # noqa: E731
+      return Way(name, text, check, make, trains=True, sudden=True, sparse=True)
     text = f"without the least important {share:.0%} of the heads of every layer"
-    return Way(name, text, lambda subject: fewer_heads(subject, share), trains=True, sudden=True)
+    check = functools.partial(heads_kept, share=share)
+    make = functools.partial(fewer_heads, share=share)
+    return Way(name, text, check, make, trains=True, sudden=True)
   if match := re.fullmatch(r"layers([1-9][0-9]*)", name):
     kept = int(match[1])
-    text = f"{kept} of the layers, at equal distances"
-    return Way(name, text, lambda subject: fewer_layers(subject.run, kept), trains=True)
+    choose = functools.partial(layers_kept, kept=kept)
+    make = lambda subject: chosen_layers(subject.run, choose(subject.run))  # noqa: E731
+    return Way(name, f"{kept} of the layers, at equal distances", choose, make, trains=True)
   raise UserError(
     f"--ways has {name!r}, which is no way; the ways are {KNOWN}, with other numbers too"
   )
@@ -83,31 +95,35 @@ def with_params(run: Run, params, model=None) -> Run:
   return dataclasses.replace(run, params=params, experiment=experiment)
 
 
-def in_form(run: Run, form: str) -> Run:
-  return with_params(run, stored_as(form, run.params))
-
-
-def fewer_heads(subject: Subject, share: float) -> Run:
-  """Errors: `UserError` if the model's heads cannot go, or none or all would."""
-  run = subject.run
+def heads_kept(run: Run, share: float) -> int:
+  """The heads that stay in a layer. Errors: `UserError` if the model's heads cannot go, or none or
+  all would."""
   heads = check_heads(run.experiment.model, run.params)
   kept = heads - round(share * heads)
   if kept in (0, heads):
     raise UserError(f"heads{share * 100:.0f} leaves {kept} of {heads} heads in a layer")
-  loss, batches = subject.loss()
-  scores_LN = importance(run.params, heads, batches, loss)
-  model, params = without_heads(run.experiment.model, run.params, most_important(scores_LN, kept))
+  return kept
+
+
+def fewer_heads(subject: Subject, share: float) -> Run:
+  run, model = subject.run, subject.run.experiment.model
+  kept, (loss, batches) = heads_kept(run, share), subject.loss()
+  scores_LN = importance(run.params, check_heads(model, run.params), batches, loss)
+  model, params = without_heads(model, run.params, most_important(scores_LN, kept))
   return with_params(run, params, model)
 
 
-def fewer_layers(run: Run, kept: int) -> Run:
-  chosen = every_other(check_layers(run.experiment.model, run.params), kept)
-  return with_params(run, *reversed(with_layers(run.experiment.model, run.params, chosen)))
+def chosen_layers(run: Run, chosen: list[int]) -> Run:
+  model, params = with_layers(run.experiment.model, run.params, chosen)
+  return with_params(run, params, model)
 
 
-def half_of_layers(subject: Subject) -> Run:
-  """A student that starts from half of its teacher's layers, chosen as DistilBERT's."""
-  run = subject.run
+def layers_kept(run: Run, kept: int) -> list[int]:
+  return every_other(check_layers(run.experiment.model, run.params), kept)
+
+
+def half_of_layers(run: Run) -> list[int]:
+  """The layers of a student that starts from its teacher's, as DistilBERT."""
   layers = check_layers(run.experiment.model, run.params)
   if layers < 2:
     raise UserError("distil halves the layers, and the model has one")
@@ -116,5 +132,4 @@ def half_of_layers(subject: Subject) -> Run:
       f"distil learns from the classes of a fine-tuned run, which {run.path} does not have; leave "
       "it out, or take layers"
     )
-  chosen = layer_selection(layers, layers // 2)
-  return with_params(run, *reversed(with_layers(run.experiment.model, run.params, chosen)))
+  return layer_selection(layers, layers // 2)

@@ -135,6 +135,7 @@ def test_mistakes_are_sentences_with_exit_code_2(call, small, tuned, source, tmp
   assert "no way" in error_of(tuned, out, "--ways=prune0", cache)
   assert "layers7 was asked for" in error_of(tuned, out, "--ways=layers7", cache)
   assert "heads10 leaves 2 of 2 heads" in error_of(tuned, out, "--ways=heads10", cache)
+  assert not (tmp_path / "new").exists()  # nothing was begun
   assert "choose another --out" in error_of(tuned, f"--out={full}", "--ways=int8", cache)
   assert "made smaller already (int8)" in error_of(f"--from={small / 'int8-0'}", out, cache)
   wrong = error_of(f"--from={source.path}", out, "--data=x.tsv", cache)
