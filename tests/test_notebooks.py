@@ -48,7 +48,7 @@ def test_a_notebook_runs(path, cache, tmp_path, monkeypatch):
   for cell in notebook.cells:
     if "parameters" in cell.metadata.get("tags", []):
       cell.source = re.sub(r"^steps = \d+", "steps = 4", cell.source, flags=re.MULTILINE)
-      cell.source = re.sub(r"^seeds = \d+", "seeds = 1", cell.source, flags=re.MULTILINE)
+      cell.source = re.sub(r"^(seeds|samples) = \d+", r"\1 = 1", cell.source, flags=re.MULTILINE)
     if cell.cell_type == "code" and re.search(r"plm\.(pretrain|sweep)\(", cell.source):
       assert "settings={" in cell.source
       few_rows = 'settings={"schedule.evaluation_rows": 64, '

@@ -1,6 +1,7 @@
 """The measurements of a sweep, read from its directory: the content of a report."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +90,7 @@ def gather(out: Path, table: Table | None = None) -> Measured:
     for run in runs
     if (workdir_of(out, run) / "config.json").exists()
   }
-  scores, references, notes = comparable(records, names)
+  scores, references, notes = comparable(records, table.arms)
   states = {run: state_of(out, run, plan) for run in runs}
   begun = {run.arm for run, state in states.items() if state.phase != "waiting"}
   return Measured(
@@ -107,27 +108,31 @@ def gather(out: Path, table: Table | None = None) -> Measured:
 
 
 def comparable(
-  records: dict[PlannedRun, dict[str, Any]], arms: list[str]
+  records: dict[PlannedRun, dict[str, Any]], arms: Sequence[Arm]
 ) -> tuple[dict[str, dict[int, dict[str, float]]], dict[str, float], list[str]]:
   """The scores of every run and of trivial baselines, and notes. A metric of a run is omitted,
-  with a note, if it was measured on another set than in most runs."""
+  with a note, if it was measured on another set than in most runs of its dial. A baseline is
+  omitted if it depends on the dial."""
+  dials = {arm.name: arm.dial for arm in arms}
   kinds = {kind for record in records.values() for kind in record["sets"]}
-  usual = {
-    kind: Counter(
-      record["sets"][kind] for record in records.values() if kind in record["sets"]
-    ).most_common(1)[0][0]
-    for kind in kinds
-  }
-  scores: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in arms}
-  references, notes = {}, {}
+  counts: dict[tuple[float | None, str], Counter[str]] = defaultdict(Counter)
   for run, record in records.items():
-    unusual = {kind for kind, digest in record["sets"].items() if digest != usual[kind]}
+    for kind, digest in record["sets"].items():
+      counts[dials[run.arm], kind][digest] += 1
+  usual = {key: counter.most_common(1)[0][0] for key, counter in counts.items()}
+  scores: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in dials}
+  references: dict[str, dict[float | None, float]] = defaultdict(dict)
+  notes = {}
+  for run, record in records.items():
+    dial = dials[run.arm]
+    unusual = {kind for kind, digest in record["sets"].items() if digest != usual[dial, kind]}
 
     def same(values, unusual=unusual):
       return {m: value for m, value in values.items() if kind_of(m, kinds) not in unusual}
 
     scores[run.arm][run.seed] = same(record["metrics"])
-    references |= same(record["references"])
+    for metric, value in same(record["references"]).items():
+      references[metric][dial] = value
     for kind in sorted(unusual):
       notes[
         f"{run.arm}: `{kind}` was measured on another set (with another text, tokenizer or row "
@@ -135,7 +140,8 @@ def comparable(
       ] = None
     for note in record["notes"]:
       notes[f"{run.arm}: {note}."] = None
-  return scores, references, list(notes)
+  alike = {m: next(iter(x.values())) for m, x in references.items() if len({*x.values()}) == 1}
+  return scores, alike, list(notes)
 
 
 def kind_of(metric: str, kinds: set[str]) -> str | None:

@@ -106,7 +106,8 @@ class Evaluation:
 @dataclasses.dataclass(frozen=True)
 class SweepPlan:
   """The content of sweep.json. table, references of arms: `FILE:FUNCTION`, or `CELL`. steps: those
-  of each arm. starts: arm -> the arm from whose run of the same seed it goes on."""
+  of each arm. starts: arm -> the arm from whose run of the same seed it goes on. own: arm -> the
+  settings of this arm alone."""
 
   table: str
   budget: str
@@ -117,6 +118,7 @@ class SweepPlan:
   evaluation: Evaluation = Evaluation()
   cache: str | None = None
   starts: dict[str, str] = dataclasses.field(default_factory=dict)
+  own: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
   @property
   def is_of_cell(self) -> bool:
@@ -133,8 +135,9 @@ class SweepPlan:
 
   def settings_of(self, run: PlannedRun) -> list[str]:
     """The settings of a run; one that goes on from another has that one's tokenizer."""
+    settings = [*self.own.get(run.arm, ()), *self.settings]
     goes_on = run.arm in self.starts
-    return [s for s in self.settings if not (goes_on and s.startswith("data.tokenizer"))]
+    return [s for s in settings if not (goes_on and s.startswith("data.tokenizer"))]
 
   def commands(self, out: Path, run: PlannedRun) -> dict[str, list[str]]:
     """The commands of a run, in their order: name -> words."""

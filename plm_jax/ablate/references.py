@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from plm_jax import cli
+from plm_jax import cli, overrides
 from plm_jax.ablate.plan import CELL, ROOT
 from plm_jax.ablate.table import Arm, Table
 from plm_jax.budgets import AnyBudget, of_rows, scaled
@@ -23,11 +23,13 @@ def table_of(table: str | Table | Callable[[], Table]) -> tuple[Table, str]:
 
 
 def at_budget(arm: Arm, budget: AnyBudget) -> Experiment:
-  """The experiment of an arm."""
+  """The experiment of an arm, with its own settings."""
   reference = file_reference(arm.experiment, "Experiment")
   if reference:
-    return row_and_base(reference, budget)[0]
-  return scaled(arm.experiment(of_rows(budget)), budget, None)
+    experiment = row_and_base(reference, budget)[0]
+  else:
+    experiment = scaled(arm.experiment(of_rows(budget)), budget, None)
+  return overrides.apply(experiment, arm.settings)
 
 
 def reference_of(arm: Arm, of_cell: bool = False) -> str:

@@ -50,7 +50,10 @@ def claims(measured: Measured) -> list[str]:
 
 
 def best_arm(measured: Measured) -> list[str]:
-  """Sentences on the first metric that compares arms: the best arm, the last, and the baseline."""
+  """Sentences on the first metric that compares arms: the best arm, the last, and the baseline;
+  none where the arms were measured on different texts."""
+  if len({arm.dial for arm in measured.arms}) > 1:
+    return []
   arms_of = {metric: ranking(measured, metric) for metric in main_metrics(measured)}
   metric = next((metric for metric, arms in arms_of.items() if len(arms) > 1), None)
   if metric is None:

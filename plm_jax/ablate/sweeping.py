@@ -194,6 +194,7 @@ def planned(
     evaluation=measures,
     cache=cache,
     starts={arm.name: arm.start for arm in rows.arms if arm.start and arm.name in experiments},
+    own={a.name: [*a.settings] for a in rows.arms if a.settings and a.name in experiments},
   )
   return rows, plan, experiments
 
@@ -234,7 +235,8 @@ def check_differ(
   table: Table, budget: AnyBudget, names: list[str], experiments: dict[str, Experiment]
 ) -> None:
   """A `UserError` if settings have made arms equal that differ without them."""
-  rows = {name: table.arm(name).experiment(of_rows(budget)) for name in names}
+  arms = [table.arm(name) for name in names]
+  rows = {a.name: overrides.apply(a.experiment(of_rows(budget)), a.settings) for a in arms}
   for first, second in itertools.combinations(names, 2):
     if experiments[first] == experiments[second] and rows[first] != rows[second]:
       others = ",".join(name for name in names if name != second)
@@ -309,7 +311,7 @@ def flags_of_claims(table: Table, plan: SweepPlan) -> list[str]:
       wanted.append(f"--{flag}={','.join(sorted(labels))}")
   if TAGS in metrics and not asked.tags:
     wanted.append("--tags=TRAIN,TEST")
-  if "gap_bits_per_byte" in metrics and not asked.gaps:
+  if metrics & {"gap_loss", "gap_bits_per_byte"} and not asked.gaps:
     wanted.append("--gaps")
   return wanted
 

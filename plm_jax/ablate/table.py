@@ -42,6 +42,8 @@ class Arm:
     notebook an `Experiment`, which is the same at every budget.
   published: column -> number or text, both as printed. note: a remark for the report.
   start: an earlier arm, from whose run of the same seed this one goes on.
+  settings: as after --set, of this arm alone. dial: the value of what a table varies beside its
+    rows, such as the text; arms of other values are measured on other sets, and drawn against it.
   """
 
   name: str
@@ -49,6 +51,8 @@ class Arm:
   published: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
   note: str = ""
   start: str = ""
+  settings: tuple[str, ...] = ()
+  dial: float | None = None
 
   def __post_init__(self):
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", self.name):
@@ -67,6 +71,8 @@ class Arm:
     name: str = "",
     note: str = "",
     start: str = "",
+    settings: Sequence[str] = (),
+    dial: float | None = None,
     **more: float | str,
   ) -> Self:
     """The arm of a row function, with the numbers that the paper prints for it.
@@ -83,7 +89,14 @@ class Arm:
     if len(numbers) != len(columns):
       raise UserError(f"the arm {name} has {len(numbers)} numbers for the columns {columns}")
     printed = {column: x for column, x in zip(columns, numbers) if x is not None}
-    return cls(name, row, printed | more, note, start)
+    if dial is not None:
+      name += f"-{dial:g}"
+    return cls(name, row, printed | more, note, start, tuple(settings), dial)
+
+  @property
+  def row(self) -> str:
+    """The name without the value of the dial."""
+    return self.name if self.dial is None else self.name.removesuffix(f"-{self.dial:g}")
 
   @property
   def numbers(self) -> str:

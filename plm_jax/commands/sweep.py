@@ -18,6 +18,7 @@ from plm_jax.ablate.launch import LAUNCHERS
 from plm_jax.ablate.plan import Evaluation, define_evaluation
 from plm_jax.ablate.sweeping import arm_lines, sweep
 from plm_jax.data.corpora import cache_folder
+from plm_jax.errors import UserError
 from plm_jax.train.process import keep_compilations
 
 FLAGS = flags.FLAGS
@@ -35,12 +36,16 @@ def define_flags() -> None:
   define_evaluation()
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
   cli.DEFINE_word("list", "List tables (those with WORD) and published numbers.", __name__)
+  flags.DEFINE_bool("inline", None, "All runs in this process (default: of the budget smoke).")
   flags.DEFINE_bool("dry_run", False, "Show every command, run nothing.")
 
 
 def main() -> int:
   # A run of ten steps takes less time than the start of a process.
-  inline = FLAGS.budget == "smoke" and FLAGS.jobs == 1 and FLAGS.launcher == "local"
+  alone = FLAGS.jobs == 1 and FLAGS.launcher == "local"
+  inline = alone and (FLAGS.budget == "smoke" if FLAGS.inline is None else FLAGS.inline)
+  if FLAGS.inline and not alone:
+    raise UserError("--inline runs all in this process; leave out --jobs and --launcher.")
   if inline:
     keep_compilations(cache_folder(FLAGS.cache))
   else:

@@ -8,7 +8,8 @@
   which are never split; text after a second tab is ignored;
 - any of them with `.gz` appended;
 - a folder of them: read recursively, in the order of the sorted paths;
-- `tfds:NAME[/CONFIG][:SPLIT]`: a TFDS data set (see `plm_jax.data.tfds_text`).
+- `tfds:NAME[/CONFIG][:SPLIT]`: a TFDS data set (see `plm_jax.data.tfds_text`);
+- `controlled:NAME/DIAL[/DOCUMENTS]`: a controlled language (see `plm_jax.data.controlled`).
 
 With `lines` a sentence is a line as it is, with its break and its indentation, for code and verse.
 Otherwise `plm_jax.data.layout` divides lines into sentences and documents. A text with fewer than
@@ -29,6 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from plm_jax.data.controlled import PREFIX, open_controlled
 from plm_jax.data.documents import Document
 from plm_jax.data.layout import TITLE, Layout, layout_of, sentences_of, text_sentences
 from plm_jax.data.tfds_text import open_tfds
@@ -78,15 +80,17 @@ def open_source(
   source: str, cache_dir: str | os.PathLike | None = None, lines: bool = False
 ) -> Source:
   """The source that a string names (see above). TFDS prepares its data in `cache_dir/tfds`."""
-  if source.startswith("tfds:"):
+  if source.startswith(("tfds:", PREFIX)):
     if lines:
       raise UserError(f"data.lines=true was given for {source}; it needs a .txt or .jsonl file.")
+    if source.startswith(PREFIX):
+      return open_controlled(source)
     return open_tfds(source, Path(cache_dir or default_cache()) / "tfds")
   path = Path(os.path.expanduser(source))
   if not source or not path.exists():
     raise UserError(
       f"The text {source!r} does not exist: give a .txt or .jsonl file (or .gz of either), a "
-      "folder of them, or tfds:NAME."
+      "folder of them, tfds:NAME, or controlled:NAME/DIAL."
     )
   if path.is_dir():
     files = sorted(
