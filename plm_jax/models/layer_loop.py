@@ -29,7 +29,7 @@ def stack(
   return jax.vmap(make)(jax.random.split(key, layers)[:first])
 
 
-M = TypeVar("M", bound=nnx.Module)
+M = TypeVar("M")
 Sharing = Literal["none", "all", "attention", "ffn"]
 _SHARED = {
   "none": (),
