@@ -85,6 +85,9 @@ def check_words(kind: str, target: str | Path) -> Path:
     raise UserError(f"the format {kind} was given; expected {' or '.join(KINDS)}.")
   if Path(target).exists():
     raise UserError(f"{target} already exists; choose a new name.")
+  for other in KINDS:
+    if other != kind and Path(target).suffix == f".{other}":
+      raise UserError(f"{target} is the name of a file of {other}, and {kind} was given.")
   return Path(target)
 
 

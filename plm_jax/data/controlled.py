@@ -46,6 +46,7 @@ class Language:
   length: ClassVar[int] = 8
   low: ClassVar[float] = 0.0
   high: ClassVar[float] = 1.0
+  step: ClassVar[int] = 0  # a dial of a whole number is a multiple of it
 
   @property
   def words(self) -> int:
@@ -199,7 +200,7 @@ class Classes(Markov):
   probability .7. A word is any of its class. dial: the number of words."""
 
   followers = 4
-  low, high = 16, 4096
+  low, high, step = 16, 4096, 16
 
   @property
   def words(self) -> int:
@@ -226,7 +227,7 @@ class Facts(Language):
   """The next word is one of a table that the two words before it choose, with probability .9, else
   any word: as many facts as pairs of words. dial: the number of words."""
 
-  low, high = 4, 256
+  low, high, step = 4, 256, 1
   noise: ClassVar[float] = 0.1
 
   @property
@@ -357,6 +358,8 @@ def open_controlled(source: str) -> ControlledText:
     raise UserError(
       f"the dial of {source!r} is {dial:g}; that of {name} is from {kind.low:g} to {kind.high:g}"
     )
+  if kind.step and dial % kind.step:
+    raise UserError(f"the dial of {source!r} is {dial:g}; expected a multiple of {kind.step}")
   if not 1 <= count <= _MOST:
     raise UserError(f"{source!r} has {count:,} documents; expected 1 to {_MOST:,}")
   return ControlledText(name, kind(dial), count)

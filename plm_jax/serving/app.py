@@ -36,7 +36,7 @@ _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 def create_app(models: Sequence[ServedModel], limits: Limits, metrics: Metrics) -> FastAPI:
   """The application, without its guard."""
   app = FastAPI(title="plm_jax", docs_url=None, redoc_url=None, description=documentation.INTRO)
-  served = Models(models, limits)
+  served = app.state.served = Models(models, limits)
   _add_errors(app)
   _add_uses(app, served)
   _add_texts(app, served)
@@ -122,7 +122,10 @@ def _add_texts(app: FastAPI, served: Models) -> None:
     prompts = [prompt for prompt in listed(body.prompt) for _ in range(body.samples)]
     if body.stream and len(prompts) != 1:
       raise Refused(422, "one text can be streamed; send one prompt, and samples=1")
-    rules = checked_rules(**body.model_dump(include=set(RulesBody.model_fields) - {"model"}))
+    fields = body.model_dump(include=set(RulesBody.model_fields) - {"model"})
+    if "max_length" not in body.model_fields_set:
+      fields["max_length"] = min(body.max_length, served.limits.tokens)
+    rules = checked_rules(**fields)
     writing = await model.write(
       listed(body.prompt), rules, samples=body.samples, seed=body.seed, every=body.stream
     )

@@ -7,7 +7,7 @@ prepared inputs at once with the functions of the commands.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,15 @@ def ready(trained: Trained, limits: Limits) -> Trained:
   return trained._replace(params=params, batch=limits.batch, fits=True)
 
 
+def check_characters(example: Mapping[str, Any]) -> None:
+  """Errors: `Refused` for half a character, which the JSON of a line would hide."""
+  for name, value in example.items():
+    try:
+      f"{name}{value}".encode()
+    except UnicodeEncodeError:
+      raise Refused(422, f"the column {name!a} has half a character; send whole ones") from None
+
+
 class Predict:
   """Predictions of a fine-tuned model."""
 
@@ -63,6 +72,8 @@ class Predict:
     line = predicting.line_of(example)
     self._limits.check_text(line)
     tokenizer = self._trained.tokenizer
+    if isinstance(example, dict):
+      check_characters(example)
     item = self.task.parse(line, "the input")
     if isinstance(example, list) and len(example) != len(item.texts):
       texts = f"{len(item.texts)} text{'s' * (len(item.texts) != 1)}"

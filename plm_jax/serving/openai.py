@@ -21,6 +21,13 @@ from plm_jax.serving.requests import Models, checked_rules, events, listed
 MOST_STOPS = 4
 
 
+def _length(body: CompletionBody, most: int) -> int:
+  """The number of new tokens; the default of OpenAI is no more than the server writes."""
+  if body.max_tokens is None:
+    return most
+  return body.max_tokens if "max_tokens" in body.model_fields_set else min(body.max_tokens, most)
+
+
 def add_routes(app: FastAPI, served: Models) -> None:
   @app.get("/v1/models", summary="The models and what each can do")
   async def models() -> dict[str, Any]:
@@ -49,7 +56,7 @@ def add_routes(app: FastAPI, served: Models) -> None:
     rules = checked_rules(
       temperature=body.temperature or 0.0,
       top_p=body.top_p if body.top_p and body.temperature else 1.0,
-      max_length=body.max_tokens or model.limits.tokens,
+      max_length=_length(body, model.limits.tokens),
     )
     seed = secrets.randbelow(2**32) if body.seed is None else body.seed
     prompts = listed(body.prompt)

@@ -26,6 +26,12 @@ class Models:
   def __init__(self, models: Sequence[ServedModel], limits: Limits):
     self.by_name = {model.name: model for model in models}
     self.limits = limits
+    self._waiting: set[asyncio.Future] = set()
+
+  def end(self) -> None:
+    """Refuses the requests that still wait: the server ends."""
+    for leaving in self._waiting:
+      leaving.cancel()
 
   def chosen(self, name: str | None, ability: str) -> ServedModel:
     """The model of that name, or the only one that can do it. Errors: `Refused`."""
@@ -47,18 +53,22 @@ class Models:
     """The result of `work`, which is cancelled if the client leaves or the time is over."""
     task = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(request.receive())
+    self._waiting.add(leaving)
     try:
       await asyncio.wait(
         {task, leaving}, timeout=self.limits.timeout, return_when=asyncio.FIRST_COMPLETED
       )
       if task.done():
         return task.result()
+      if leaving.cancelled():
+        raise Refused(503, "the server ends; send the request to another one")
       if leaving.done():
         raise Refused(499, "the client has left")
       raise Refused(
         503, f"no answer within {self.limits.timeout:g} seconds; try again when fewer requests wait"
       )
     finally:
+      self._waiting.discard(leaving)
       for pending in (task, leaving):
         pending.cancel()
       await asyncio.gather(task, leaving, return_exceptions=True)

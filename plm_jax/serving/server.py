@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
 import uvicorn
@@ -22,6 +22,7 @@ from plm_jax.serving.model import ServedModel
 
 KEY = "PLM_JAX_API_KEY"
 _CONNECTIONS = 1024
+_WAITING = 2048  # connections that are not accepted yet
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -31,7 +32,8 @@ def serve(paths: Sequence[str], host: str, port: int, limits: Limits, grace: flo
   with _bound(host, port) as taken:
     metrics, key = Metrics(), os.environ.get(KEY) or None
     models = load(paths, limits, metrics)
-    app = Guard(create_app(models, limits, metrics), limits, metrics, key)
+    inner = create_app(models, limits, metrics)
+    app = Guard(inner, limits, metrics, key)
     metrics.count_compilations()
     for model in models:
       model.start()
@@ -41,6 +43,10 @@ def serve(paths: Sequence[str], host: str, port: int, limits: Limits, grace: flo
         f"note: everyone who reaches {host} may use the models; {KEY}=... asks for a key",
         file=sys.stderr,
       )
+    try:
+      taken.listen(_WAITING)
+    except OSError as error:  # another program took the port while the models were compiled
+      raise _unusable(host, port, error) from None
     config = uvicorn.Config(
       app,
       lifespan="off",
@@ -51,9 +57,9 @@ def serve(paths: Sequence[str], host: str, port: int, limits: Limits, grace: flo
       limit_concurrency=_CONNECTIONS,
       timeout_graceful_shutdown=int(grace),
     )
-    _Server(config).run(sockets=[taken])
+    _Server(config, inner.state.served.end, grace).run(sockets=[taken])
   for model in models:
-    model.close(grace)
+    model.close(1.0)  # whoever waited was answered by now
   print("the server has ended", flush=True)
   if any(model.is_running for model in models):
     os._exit(0)  # a thread of XLA that still computes would end the interpreter by SIGSEGV
@@ -93,16 +99,29 @@ def _bound(host: str, port: int) -> socket.socket:
       taken.close()
       raise
   except OSError as error:
-    raise UserError(
-      f"--host={host} --port={port} cannot be used: {error.strerror or error}; choose another "
-      "port, or end the program that has it."
-    ) from None
+    raise _unusable(host, port, error) from None
   return taken
+
+
+def _unusable(host: str, port: int, error: OSError) -> UserError:
+  is_host = isinstance(error, socket.gaierror)
+  advice = "another host" if is_host else "another port, or end the program that has it"
+  return UserError(
+    f"--host={host} --port={port} cannot be used: {error.strerror or error}; choose {advice}."
+  )
 
 
 class _Server(uvicorn.Server):
   """Tells when it listens, and ends by itself after SIGTERM: uvicorn raises the signal again, which
-  would be an error."""
+  would be an error. end: refuses who still waits, a second before uvicorn would cut them off."""
+
+  def __init__(self, config: uvicorn.Config, end: Callable[[], None], grace: float):
+    super().__init__(config)
+    self._end, self._grace = end, grace
+
+  async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    asyncio.get_running_loop().call_later(max(0.0, self._grace - 1), self._end)
+    await super().shutdown(sockets)
 
   async def startup(self, sockets: list[socket.socket] | None = None) -> None:
     await super().startup(sockets)

@@ -98,7 +98,7 @@ def shrink(
   for each in (way_of_full(), *plan.ways):
     for number, made_for in enumerate(subjects):
       for seed in range(seeds if each.trains else 1):
-        place = out / f"{each.name}-{number * seeds + seed if each.trains else number}"
+        place = out / place_of(each.name, number, seed)
         cell = cell_of(plan, each, made_for, made_for.seed + seed, place)
         print(line_of(cell, made_for.metric))
         cells.append(cell)
@@ -109,6 +109,11 @@ def shrink(
   record = results(plan, cells, sizes, measured)
   write_whole(out / RESULTS, with_digest(record))
   return write_page(record, out, command)
+
+
+def place_of(way: str, number: int, seed: int) -> str:
+  """The folder of a way. number: of the run. seed: of its trainings."""
+  return f"{way}-{number}-{seed}" if seed else f"{way}-{number}"
 
 
 def prepare(plan: Shrinking) -> None:

@@ -101,6 +101,8 @@ def test_a_fact_follows_from_two_words_nine_times_in_ten():
     ("controlled:topics", "expected controlled:NAME/DIAL"),
     ("controlled:topics/much", "needs numbers after topics/"),
     ("controlled:topics/1.5", "that of topics is from 0 to 1"),
+    ("controlled:facts/8.5", "expected a multiple of 1"),
+    ("controlled:classes/100", "expected a multiple of 16"),
     ("controlled:topics/nan", "that of topics is from 0 to 1"),
     ("controlled:topics/0.5/0", "expected 1 to 10,000,000"),
   ],

@@ -13,6 +13,7 @@ import pytest
 from plm_jax import cli
 from plm_jax.commands import serve as command
 from plm_jax.runs import Run
+from plm_jax.serving import server as serving
 from tests.decode.test_commands import own_flags
 from tests.serving.conftest import MAKERS
 
@@ -36,6 +37,20 @@ def test_a_port_in_use_is_told_before_anything_is_loaded(call, tmp_path):
   with socket.create_server(("127.0.0.1", 0)) as taken:
     port = taken.getsockname()[1]
     code, err = call(f"--model={tmp_path / 'none'}", f"--port={port}")
+  assert code == 2 and f"--port={port} cannot be used" in err and len(err.splitlines()) == 1
+
+
+def test_a_port_that_another_took_meanwhile_is_a_sentence(call, monkeypatch):
+  """Two sockets may have one address until one of them listens."""
+  monkeypatch.setattr(serving, "load", lambda *_: [])
+  with socket.socket() as other:
+    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    other.bind(("127.0.0.1", 0))
+    port = other.getsockname()[1]
+    bound = serving._bound("127.0.0.1", port)
+    monkeypatch.setattr(serving, "_bound", lambda *_: bound)
+    other.listen()
+    code, err = call("--model=x", f"--port={port}")
   assert code == 2 and f"--port={port} cannot be used" in err and len(err.splitlines()) == 1
 
 

@@ -12,6 +12,7 @@ from plm_jax.commands.encode import encode
 from plm_jax.commands.fill_mask import fill_mask
 from plm_jax.commands.generate import generate
 from plm_jax.tasks import predicting
+from tests.serving.conftest import Server
 
 PROMPTS = ["the cat", "a small", "stone", "river road"]
 TEXTS = ["the cat", "a small old river house", "stone", "the cat and the house by the river road"]
@@ -266,3 +267,35 @@ def test_no_request_compiles(server):
   ]:
     assert post(server, path, **body).status_code == 200
   assert "plm_jax_compilations_total 0.0" in heard.text().decode()
+
+
+def test_a_length_that_is_left_out_is_no_more_than_the_server_writes(server):
+  assert server.limits.tokens < 64
+  made = post(server, "/generate", prompt="the cat")
+  assert made.status_code == 200 and made.json()["texts"][0].startswith("the cat")
+  told = post(server, "/generate", prompt="the cat", max_length=64)
+  assert told.status_code == 422 and "32 new tokens at most" in sentence(told)
+
+
+@pytest.mark.parametrize("inputs", [{"text": "\ud800"}, {"\ud800": "x"}])
+def test_half_a_character_in_an_object_is_refused(server, inputs):
+  told = post(server, "/predict", inputs=inputs, model="classifier")
+  assert told.status_code == 422 and "half a character" in sentence(told)
+
+
+def test_at_the_end_requests_that_still_wait_are_told_so():
+  waiting = Server(["classifier"], start=False)  # nobody answers
+  served = waiting.app._app.state.served
+
+  async def both():
+    transport = httpx.ASGITransport(waiting.app, raise_app_exceptions=False)
+    base = {"content-type": "application/json"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=base) as client:
+      request = asyncio.ensure_future(client.post("/predict", json={"inputs": "the cat"}))
+      while not served._waiting:
+        await asyncio.sleep(0)
+      served.end()
+      return await request
+
+  told = asyncio.run(both())
+  assert told.status_code == 503 and "the server ends" in sentence(told)

@@ -115,6 +115,11 @@ def test_a_second_command_trains_nothing_again_and_other_steps_are_refused(
     shrinking.shrink([str(tuned)], WAYS, small, cache, steps=5)
 
 
+def test_each_run_and_seed_has_its_place_whatever_the_number_of_seeds():
+  places = {shrinking.place_of("prune50", number, seed) for number in range(3) for seed in range(3)}
+  assert len(places) == 9 and {"prune50-0", "prune50-1"} < places
+
+
 class _Speed:
   def _asdict(self):
     return {"p50": 1.0, "p95": 1.0, "throughput": 1.0}
