@@ -93,8 +93,9 @@ _TOO_DEEP = f"its brackets are nested more than {JSON_DEPTH} deep"
 
 
 @contextlib.contextmanager
-def new_directory(target: Path) -> Iterator[None]:
-  """Makes a directory; a block that fails undoes it. Errors: `UserError` if it is not writable."""
+def new_directory(target: Path, word: str = "DST") -> Iterator[None]:
+  """Makes a directory; a block that fails undoes it. word: the argument that named it. Errors:
+  `UserError` if it is not writable."""
   was_there = target.exists()
   try:
     target.mkdir(parents=True, exist_ok=True)
@@ -108,6 +109,6 @@ def new_directory(target: Path) -> Iterator[None]:
     if isinstance(error, OSError):
       raise UserError(
         f"{target} cannot be written ({error.strerror or error}); free space or choose another "
-        "place."
+        f"{word}."
       ) from None
     raise

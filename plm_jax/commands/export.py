@@ -72,7 +72,7 @@ def export(
       raise UserError(f"{target.parent} is not a directory; make it first.")
     write_model(kind, run, target, int8)
     return
-  with new_directory(target):
+  with new_directory(target, "OUT"):
     write_model(kind, run, target / f"model.{kind}", int8)
     for file in write_cached(run, target) if cache else ():
       show(file)
