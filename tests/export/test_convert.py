@@ -207,7 +207,7 @@ def test_transformers_reads_what_a_run_was_exported_to(tokenizer, peers, tmp_pat
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
   (tmp_path / "file").touch()
-  sentence = r"file/x cannot be written \(Not a directory\); free space or choose another place"
+  sentence = r"file/x cannot be written \(Not a directory\); free space or choose another DST"
   with pytest.raises(UserError, match=sentence), convert.new_directory(tmp_path / "file" / "x"):
     pass
 
