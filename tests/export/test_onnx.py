@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from plm_jax.commands import export as command
 from plm_jax.errors import UserError
@@ -39,6 +38,7 @@ from plm_jax.models.word_vectors import WordVectors
 from plm_jax.objectives.mlm import MLM
 from plm_jax.runs import Run
 from tests import toy_run
+from tests.decode.test_commands import own_flags
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -311,10 +311,8 @@ def stored(folder):
 
 @pytest.fixture
 def flags():
-  if "int8" not in command.FLAGS:
-    command.define_flags()
-  command.FLAGS(["test"])
-  with flagsaver.flagsaver():
+  with own_flags(command):
+    command.FLAGS(["test"])
     yield command.FLAGS
 
 

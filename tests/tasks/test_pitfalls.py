@@ -86,9 +86,8 @@ def test_a_published_classifier_keeps_its_classes_under_the_task_s_numbers(tmp_p
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     checkpoints.save(0, {"params": stored}, {})
   document = {"public": {"config": {"id2label": FAIRSEQ}}}
-  source = SimpleNamespace(
-    path=tmp_path, document=document, experiment=SimpleNamespace(model=config, peft=None)
-  )
+  experiment = SimpleNamespace(model=config, peft=None)
+  source = SimpleNamespace(path=tmp_path, document=document, experiment=experiment, form=None)
   program = SimpleNamespace(
     create=lambda: SimpleNamespace(params=fresh), experiment=SimpleNamespace(data=TASK, peft=None)
   )
