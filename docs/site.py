@@ -33,5 +33,5 @@ def on_page_markdown(markdown, page, **_):
 def _in_site(text: str) -> str:
   """A report's page is drawn by the browser; its Markdown is for readers of the repository."""
   text = re.sub(r"\]\((?:\.\./)?README\.md", "](index.md", text)
-  text = re.sub(r"\]\((results/\w+)/report\.md", r"](\1/report.html", text)
-  return re.sub(r"\]\((results/\w+)/page\.md", r"](\1/index.html", text)
+  text = re.sub(r"\]\((results/[\w/]+)/report\.md", r"](\1/report.html", text)
+  return re.sub(r"\]\((results/[\w/]+)/page\.md", r"](\1/index.html", text)
