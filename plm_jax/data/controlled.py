@@ -87,7 +87,8 @@ class Topics(Language):
     return np.where(draws.random(self.shape) < self.dial, own, pick(draws, self.words, self.shape))
 
   def best(self, metric: str) -> float | None:
-    """Next-sentence prediction by Bayes' rule, from 20,000 sampled pairs of half a row each."""
+    """Next-sentence prediction by topic alone, by Bayes' rule, from 20,000 sampled pairs of half a
+    row each. The lengths of real pairs tell a little more."""
     if metric == "sop_accuracy":
       return 0.5
     return self._next_sentence if metric == "nsp_accuracy" else None
