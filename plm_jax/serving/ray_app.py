@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import click
 from absl import flags
 
 from plm_jax.data.corpora import default_cache
@@ -34,13 +35,22 @@ class Replica:
     self.app.served.check_running()
 
 
+class Mistake(click.ClickException):
+  """A `UserError`, of which `serve run` prints the sentence alone."""
+
+  exit_code = 2
+
+
 def app(arguments: Mapping[str, Any]) -> Any:
-  """The application, for `serve run`, `serve deploy` and `ray.serve.run`. Errors: `UserError`."""
-  values = _parsed(arguments)
-  serve = _import_serve()
-  # A replica runs in another directory.
-  paths = {name: os.path.abspath(path) for name, path in named_paths(values.model).items()}
+  """The application, for `serve run`, `serve deploy` and `ray.serve.run`. Errors: `Mistake` in the
+  arguments, `UserError` without Ray."""
+  try:
+    values = _parsed(arguments)
+    paths = {name: _absolute(path) for name, path in named_paths(values.model).items()}
+  except UserError as error:
+    raise Mistake(str(error)) from None
   limits, key = server_flags.limits_of(values), os.environ.get(KEY)
+  serve = _import_serve()
 
   def build() -> Guard:
     """Runs in each replica."""
@@ -78,11 +88,22 @@ def _parsed(arguments: Mapping[str, Any]) -> flags.FlagValues:
   flags.DEFINE_float("gpus", 0.0, "GPUs of a replica.", **more)
   try:
     values(["app", *(f"--{name}={_written(value)}" for name, value in arguments.items())])
+  except flags.UnrecognizedFlagError as error:
+    known = ", ".join(sorted(set(values) - {"flagfile", "undefok"}))
+    raise UserError(f"there is no argument {error.flagname}; there are {known}.") from None
   except flags.Error as error:
-    raise UserError(f"{error}") from None
+    raise UserError(f"{error}.".replace("flag --", "", 1)) from None
   if not values.model:
     raise UserError("model=DIR, the directory of a model, is needed.")
   return values
+
+
+def _absolute(path: str) -> str:
+  """A replica runs in another directory. Errors: `UserError` for a relative path that is not here;
+  an absolute one may be on the machines of the replicas alone."""
+  if not os.path.isabs(path) and not os.path.isdir(path):
+    raise UserError(f"model={path} is no directory; give one, or its whole path on all machines.")
+  return os.path.abspath(path)
 
 
 def _written(value: Any) -> str:

@@ -1,6 +1,7 @@
 """The server as an application of Ray Serve."""
 
 import contextlib
+import importlib.util
 import json
 import re
 import signal
@@ -27,21 +28,23 @@ from tests.serving.test_routes import lines_of, rounded, sentence
   ("arguments", "words"),
   [
     ({}, "model=DIR, the directory of a model, is needed"),
-    ({"model": "a", "replica": "2"}, "replica"),
-    ({"model": "a", "replicas": 0}, "replicas=0"),
-    ({"model": "a", "batch": "many"}, "batch=many"),
-    ({"model": ["a/x", "b/x"]}, "names x twice"),
+    ({"model": "/a", "replica": "2"}, "no argument replica; .*, replicas, "),
+    ({"model": "/a", "replicas": 0}, "^replicas=0: "),
+    ({"model": "/a", "batch": "many"}, "^batch=many: "),
+    ({"model": ["/a/x", "/b/x"]}, "names x twice"),
+    ({"model": "/a,no/such"}, "model=no/such is no directory"),
   ],
 )
 def test_mistakes_in_the_arguments_are_sentences(arguments, words):
-  with pytest.raises(UserError, match=words):
+  with pytest.raises(ray_app.Mistake, match=words) as told:
     ray_app.app(arguments)
+  assert "\n" not in told.value.message and told.value.exit_code == 2
 
 
 def test_ray_that_is_not_installed_is_named_as_an_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, "ray", None)
   with pytest.raises(UserError, match=r"plm_jax\[ray\]"):
-    ray_app.app({"model": "x"})
+    ray_app.app({"model": "/x"})
 
 
 def test_a_replica_whose_thread_has_ended_is_not_healthy():
@@ -92,7 +95,8 @@ def serve_run(*words):
 
 @pytest.mark.slow
 def test_replicas_of_ray_answer_as_the_commands_and_end_after_the_requests_in_flight(tmp_path):
-  pytest.importorskip("ray.serve", reason="the extra `ray` is not installed")
+  if importlib.util.find_spec("ray") is None:
+    pytest.skip("the extra `ray` is not installed")
   runs: dict[str, Run] = {name: MAKERS[name]() for name in ("classifier", "gpt")}
   for name, run in runs.items():
     run.save(tmp_path / name)
