@@ -21,7 +21,8 @@ class Connection(HttpToolsProtocol):
 
   def __init__(self, *arguments: Any, seconds: float, **settings: Any):
     super().__init__(*arguments, **settings)
-    self._seconds, self._timer, self._has_begun = seconds, None, False
+    self._seconds, self._has_begun = seconds, False
+    self._timer: asyncio.TimerHandle | None = None
 
   def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
     super().connection_made(transport)
@@ -47,7 +48,7 @@ class Connection(HttpToolsProtocol):
     super().connection_lost(exc)
 
   def send_400_response(self, msg: str) -> None:
-    self._refuse(Refused(400, "the request cannot be read: it is no HTTP/1.1"))
+    self._refuse(Refused(400, "the request cannot be read: it is no valid HTTP"))
 
   def _expect_headers(self) -> None:
     self._stop()

@@ -90,9 +90,9 @@ def no_column(table: Table, column: str, field: str) -> UserError:
   lower = {name.lower(): name for name in table.names}
   near = difflib.get_close_matches(column.lower(), lower, n=1)
   meant = f"; did you mean {lower[near[0]]!r}?" if near else "."
-  setting = "" if table.example else f" (task.{field})"
   return UserError(
-    f"{table.place} has no column {column!r}{setting}; it has {', '.join(table.names)[:200]}{meant}"
+    f"{table.place} has no column {column!r} (task.{field}); it has "
+    f"{', '.join(table.names)[:200]}{meant}"
   )
 
 

@@ -189,7 +189,9 @@ def test_other_files_have_the_columns_of_the_training_file(context, tmp_path):
   stored = overrides.from_json(overrides.to_json(task))
   assert stored.parse(json.dumps(dev[0]), "line 1").texts == bodies[0]
   assert stored.parse("a plain text", "line 1").texts == ("a plain text",)
-  with pytest.raises(UserError, match=r"^line 1 has no column 'body'; it has summary\.$"):
+  with pytest.raises(
+    UserError, match=r"^line 1 has no column 'body' \(task.text\); it has summary"
+  ):
     stored.parse('{"summary": "x"}', "line 1")
   with pytest.raises(UserError, match=r'^line 1 has no "body"; give one\.$'):
     stored.parse('{"body": " "}', "line 1")
