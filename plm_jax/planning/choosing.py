@@ -102,5 +102,5 @@ def _reason(placement: Placement, refused: list[Placement]) -> str:
     rows = "" if mesh["tensor"] == 1 else "; tensor, since the rows are fewer than the devices"
     return f"data first: state, gradients and a smallest micro-batch fit on each device{rows}"
   last = refused[-1]
-  axis = "tensor" if mesh["tensor"] > 1 else "fsdp"
-  return f"{axis}, since {last.text} needs {last.needed(last.parts[-1]) / GB:.1f} GB of {memory / GB:.1f}"
+  axis, needed = "tensor" if mesh["tensor"] > 1 else "fsdp", last.needed(last.parts[-1])
+  return f"{axis}, since {last.text} needs {needed / GB:.1f} GB of {memory / GB:.1f}"

@@ -92,7 +92,7 @@ def _speed(plan: Plan, speed: Speed) -> list[str]:
     _row("at least", f"{speed.seconds * 1e3:9.2f} ms, bound by {speed.bound}"),
     _row("share of the peak", f"{speed.share:9.0%} at most (MFU), {tokens:,.0f} tokens/s"),
     _row("", f"time = max(operations / peak, {memory}, sent / link)"),
-    _row("", f"share = operations / (devices x peak x time)"),
+    _row("", "share = operations / (devices x peak x time)"),
     _row(
       "", f"peak {device.flops / 1e12:.0f} TFLOP/s, memory {device.bandwidth / GB:,.0f} GB/s, "
       f"links {device.link / GB:,.0f} GB/s"
