@@ -24,6 +24,7 @@ class Placement:
 
   def __init__(self, experiment: Experiment, target: Target):
     self.experiment, self.target = experiment, target
+    self._kept: dict[int, int] = {}  # a trace takes a second
     self.mesh: AnyMesh = experiment.mesh.abstract(target.count)
     check_batch_divides(experiment, self.mesh)
     self.rows = experiment.global_batch // (self.mesh.shape["data"] * self.mesh.shape["fsdp"])
@@ -43,8 +44,10 @@ class Placement:
 
   def kept(self, parts: int) -> int:
     """Bytes that a micro-batch keeps for its backward pass."""
-    split, tensor = split_sizes(self.state), self.mesh.shape["tensor"]
-    return kept_bytes(self.experiment, self.rows // parts, split, tensor)
+    if parts not in self._kept:
+      split, tensor = split_sizes(self.state), self.mesh.shape["tensor"]
+      self._kept[parts] = kept_bytes(self.experiment, self.rows // parts, split, tensor)
+    return self._kept[parts]
 
   def needed(self, parts: int) -> int:
     """Bytes per device of a step in so many micro-batches."""

@@ -7,7 +7,8 @@ from plm_jax.planning.plan import Memory, Plan, Speed
 from plm_jax.train.estimate import spoken
 
 GB = 1e9
-FORMULA = "6 x weights x tokens, and 12 x layers x width x length x tokens of attention"
+# As in Chowdhery et al. 2022 (PaLM, appendix B); it is counted in the traced forward pass.
+FORMULA = "6 x weights + 12 x layers x width x length of attention, per token"
 
 
 def page(plan: Plan, tensors: bool = False) -> str:
