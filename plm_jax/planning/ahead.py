@@ -48,6 +48,15 @@ dnn_version_info { major: 9 minor: 10 }
 runtime_version { major: 12 minor: 9 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+# libtpu else asks a server of the cloud which TPU this is, and reports that there is none.
+QUIET = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "none",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_WORKER_ID": "0",
+  "TPU_MIN_LOG_LEVEL": "3",
+  "TPU_STDERR_LOG_LEVEL": "3",
+}
 CUDA = ("xla_cuda13", "xla_cuda12")  # JAX's plugins
 
 
@@ -106,7 +115,8 @@ def devices_of(target: Target) -> list[jax.Device]:
   if target.device.platform == "gpu":
     options = {"target_config": H100, "topology": f"1x1x{target.count}"}
   else:
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks a server of the cloud
+    for variable, value in QUIET.items():
+      os.environ.setdefault(variable, value)
   with _named_cuda() if target.device.platform == "gpu" else contextlib.nullcontext("tpu") as name:
     try:
       return list(topologies.get_topology_desc(platform=name, **options).devices)

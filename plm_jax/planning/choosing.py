@@ -10,28 +10,38 @@ from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.planning.arithmetic import kept_bytes, split_sizes, temporaries
 from plm_jax.planning.devices import Target
-from plm_jax.planning.state_bytes import StateBytes, planned, state_bytes
+from plm_jax.planning.state_bytes import StateBytes, state_bytes
 from plm_jax.sharding import AnyMesh, MeshShape, kept_whole
-from plm_jax.train.loop import check_batch_divides
+from plm_jax.train.example_batch import example_batch
+from plm_jax.train.loop import check_batch_divides, placed_on, planned_state
 from plm_jax.train.memory import numbers_of_parts
 from plm_jax.train.state import TrainState
 
 GB = 1e9
 
 
+class Traces:
+  """What is the same on every mesh, and takes seconds to trace: the shapes of the state; and kept
+  bytes by the rows, and by the sizes that are split and by how much."""
+
+  def __init__(self, experiment: Experiment):
+    self.shapes = planned_state(experiment, example_batch(experiment))[1]
+    self.kept: dict[tuple, int] = {}
+
+
 class Placement:
   """A resolved experiment on a mesh over devices that need not be there."""
 
-  def __init__(self, experiment: Experiment, target: Target):
+  def __init__(self, experiment: Experiment, target: Target, traces: Traces | None = None):
     self.experiment, self.target = experiment, target
-    self._kept: dict[int, int] = {}  # a trace takes a second
+    self.traces = traces or Traces(experiment)
     self.mesh: AnyMesh = experiment.mesh.abstract(target.count)
     check_batch_divides(experiment, self.mesh)
     self.rows = experiment.global_batch // (self.mesh.shape["data"] * self.mesh.shape["fsdp"])
 
   @cached_property
   def state(self) -> TrainState:
-    return planned(self.experiment, self.mesh)
+    return placed_on(self.mesh, self.traces.shapes)
 
   @cached_property
   def stored(self) -> StateBytes:
@@ -44,10 +54,11 @@ class Placement:
 
   def kept(self, parts: int) -> int:
     """Bytes that a micro-batch keeps for its backward pass."""
-    if parts not in self._kept:
-      split, tensor = split_sizes(self.state), self.mesh.shape["tensor"]
-      self._kept[parts] = kept_bytes(self.experiment, self.rows // parts, split, tensor)
-    return self._kept[parts]
+    rows, split, tensor = self.rows // parts, split_sizes(self.state), self.mesh.shape["tensor"]
+    key, kept = (rows, tensor, *sorted(split)), self.traces.kept
+    if key not in kept:
+      kept[key] = kept_bytes(self.experiment, rows, split, tensor)
+    return kept[key]
 
   def needed(self, parts: int) -> int:
     """Bytes per device of a step in so many micro-batches."""
@@ -73,9 +84,10 @@ def placed(experiment: Experiment, target: Target, is_given: bool) -> tuple[Plac
     kept_whole(placement.state.params, placement.mesh)  # it refuses an axis that splits nothing
     return placement, "as given"
   refused: list[Placement] = []
+  traces = Traces(experiment)
   for shape in shapes(target.count):
     try:
-      placement = Placement(dataclasses.replace(experiment, mesh=shape), target)
+      placement = Placement(dataclasses.replace(experiment, mesh=shape), target, traces)
       kept_whole(placement.state.params, placement.mesh)
     except UserError:  # the rows do not divide, or an axis splits nothing
       continue

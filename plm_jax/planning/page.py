@@ -46,10 +46,11 @@ def _memory(plan: Plan, memory: Memory) -> list[str]:
     _gigabytes("other state", memory.rest) if memory.rest > 1e6 else "",
   ]
   if memory.temporaries is not None and memory.total is not None:
-    note = f"gradients {memory.gradients / GB:.2f} and activations{estimate}"
+    gradients = f"gradients {_number(memory.gradients / GB).strip()} and activations{estimate}"
+    limit = f"of {memory.limit / GB:.2f} ({memory.limit / GIB:.2f} GiB)"
     lines += [
-      _gigabytes("temporaries", memory.temporaries, note),
-      _gigabytes("in all", memory.total, f"of {memory.limit / GB:.2f} ({_gib(memory.limit)} GiB)"),
+      _gigabytes("temporaries", memory.temporaries, gradients),
+      _gigabytes("in all", memory.total, limit),
     ]
   verdict = "yes" if memory.fits else f"no: {memory.refusal}" if memory.refusal else "no"
   largest = f"{plan.largest} rows a device" if plan.largest else "none fits"
@@ -58,30 +59,31 @@ def _memory(plan: Plan, memory: Memory) -> list[str]:
   return [line for line in lines if line]
 
 
-def _gib(size: int) -> str:
-  return f"{size / GIB:.2f}"
-
-
 def _gigabytes(label: str, size: float, note: str = "") -> str:
-  return _row(label, f"{size / GB:9.2f}" + (f"  {note}" if note else ""))
+  return _row(label, _number(size / GB) + (f"  {note}" if note else ""))
+
+
+def _number(x: float) -> str:
+  """In a column of numbers: two places after the point, of small ones two digits."""
+  return f"{f'{x:,.2f}' if x >= 0.1 or x == 0 else f'{x:.2g}':>10}"
 
 
 def _speed(plan: Plan, speed: Speed) -> list[str]:
   compiled = speed.compiler_operations
   lines = [
     "a step",
-    _row("operations", f"{speed.operations / 1e12:9.2f} TFLOP: {FORMULA}"),
+    _row("operations", f"{_number(speed.operations / 1e12)} TFLOP: {FORMULA}"),
   ]
   if compiled is not None:
     lines.append(
-      _row("compiled", f"{compiled * plan.target.count / 1e12:9.2f} TFLOP on all devices")
+      _row("compiled", f"{_number(compiled * plan.target.count / 1e12)} TFLOP on all devices")
     )
-  lines.append(_row("traffic", f"{speed.traffic / GB:9.2f} GB of memory per device"))
+  lines.append(_row("traffic", f"{_number(speed.traffic / GB)} GB of memory per device"))
   sent = speed.collectives
   for kind, runs in sent.runs.items():
-    lines.append(_row(kind, f"{sent.size[kind] / GB:9.2f} GB in {runs:,.0f} runs per device"))
+    lines.append(_row(kind, f"{_number(sent.size[kind] / GB)} GB in {runs:,.0f} runs per device"))
   if sent.runs:
-    lines.append(_row("sent", f"{sent.sent / GB:9.2f} GB per device, by rings"))
+    lines.append(_row("sent", f"{_number(sent.sent / GB)} GB per device, by rings"))
   if speed.seconds is None or speed.share is None:
     return [*lines, _row("time", "no bound: there are no published numbers for this device")]
   device, whole = plan.device, speed.seconds * plan.steps
@@ -90,8 +92,8 @@ def _speed(plan: Plan, speed: Speed) -> list[str]:
   memory = kernels if plan.by == "compiler" else "traffic / bandwidth"
   return [
     *lines,
-    _row("at least", f"{speed.seconds * 1e3:9.2f} ms, bound by {speed.bound}"),
-    _row("share of the peak", f"{speed.share:9.0%} at most (MFU), {tokens:,.0f} tokens/s"),
+    _row("at least", f"{_number(speed.seconds * 1e3)} ms, bound by {speed.bound}"),
+    _row("share of the peak", f"{speed.share:>10.0%} at most (MFU), {tokens:,.0f} tokens/s"),
     _row("", f"time = max(operations / peak, {memory}, sent / link)"),
     _row("", "share = operations / (devices x peak x time)"),
     _row(

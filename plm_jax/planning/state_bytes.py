@@ -7,11 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from plm_jax.experiment import Experiment
 from plm_jax.models.parameters import named
-from plm_jax.sharding import AnyMesh
-from plm_jax.train.example_batch import example_batch
-from plm_jax.train.loop import planned_state, shapes_on
 from plm_jax.train.state import TrainState, trainable
 
 
@@ -38,11 +34,6 @@ class StateBytes(NamedTuple):
   def stored(self) -> int:
     """Bytes between two steps."""
     return self.parameters + self.moments + self.rest
-
-
-def planned(experiment: Experiment, mesh: AnyMesh) -> TrainState:
-  """Shapes and shardings of the state of a resolved experiment on a mesh."""
-  return planned_state(experiment, shapes_on(example_batch(experiment), mesh), mesh)[1]
 
 
 def state_bytes(state: TrainState, frozen: tuple[str, ...] = ()) -> StateBytes:

@@ -6,6 +6,7 @@ import dataclasses
 import re
 
 import jax
+from jax._src.interpreters.partial_eval import dce_jaxpr
 
 from plm_jax.experiment import Experiment
 from plm_jax.models.compute import Compute
@@ -34,6 +35,8 @@ def without_effect(placement: Placement) -> list[str]:
 
 
 def traced(experiment: Experiment) -> str:
-  """The forward and the backward pass of the fewest rows, as text."""
+  """The forward and the backward pass of the fewest rows, as text, without what nothing reads."""
   loss, arguments = loss_of_rows(experiment, 1)
-  return re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(jax.grad(loss))(*arguments)))
+  jaxpr = jax.make_jaxpr(jax.grad(loss))(*arguments).jaxpr
+  used, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
+  return re.sub(r"0x[0-9a-f]+", "", str(used))

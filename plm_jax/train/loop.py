@@ -91,7 +91,8 @@ def compile_experiment(
   check_batch_divides(experiment, mesh)
   settings = {"objectives": experiment.objectives, "compute": experiment.compute}
   rows = shapes_on(batch, mesh)
-  create, abstract = planned_state(experiment, rows, mesh)
+  create, shapes = planned_state(experiment, rows)
+  abstract = placed_on(mesh, shapes)
   compiled = compile_step(experiment, abstract, rows, mesh)
   steps = {shapes_of(rows): compiled.step}
 
@@ -115,10 +116,10 @@ def compile_experiment(
 
 
 def planned_state(
-  experiment: Experiment, rows: dict[str, Any], mesh: AnyMesh
+  experiment: Experiment, rows: dict[str, Any]
 ) -> tuple[Callable[[], TrainState], TrainState]:
-  """A function that creates the state before training; and the state's shapes, dtypes and shardings
-  on the mesh. rows: arrays or shapes of a batch."""
+  """A function that creates the state before training; and the state's shapes. rows: arrays or
+  shapes of a batch."""
   transform = experiment.optim.transform(experiment.steps)
   settings = {"objectives": experiment.objectives, "compute": experiment.compute}
   key = jax.random.key(experiment.seed)
@@ -147,14 +148,18 @@ def planned_state(
   shapes = jax.eval_shape(create)
   check_state((shapes.params, shapes.opt_state))
   check_frozen(shapes.params, experiment.tuning.freeze)
+  return create, shapes
+
+
+def placed_on(mesh: AnyMesh, shapes: TrainState) -> TrainState:
+  """The shapes of a state, with shardings on the mesh."""
   shardings = dataclasses.replace(
     parameter_shardings(dataclasses.replace(shapes, carry=None), mesh),
     carry=jax.tree.map(lambda _: batch_sharding(mesh), shapes.carry),
   )
-  abstract = jax.tree.map(
+  return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
-  return create, abstract
 
 
 def shardings_of(abstract: TrainState) -> Any:

@@ -7,11 +7,11 @@ import pytest
 from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.planning import arithmetic
 from plm_jax.planning.ahead import compiled
+from plm_jax.planning.choosing import Placement
 from plm_jax.planning.collectives import Collectives
 from plm_jax.planning.devices import target_of
 from plm_jax.planning.program_costs import costs_of
 from plm_jax.planning.program_text import parsed, runs_of_loop
-from plm_jax.planning.state_bytes import planned
 from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import compile_experiment
 
@@ -27,10 +27,10 @@ def test_products_in_a_loop_count_as_often_as_it_runs():
   def loop(x, w):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
 
-  costs = costs_of(parsed(text_of(loop, (64, 32), (7, 32, 32))), CPU, 1)
-  assert costs.operations == 7 * 2 * 64 * 32 * 32
-  assert costs.traffic >= 7 * 4 * (32 * 32 + 64 * 32)
-  assert costs.traffic < 7 * 4 * (7 * 32 * 32)  # the kernels are read a slice at a time
+  few, many = (costs_of(parsed(text_of(loop, (64, 32), (n, 32, 32))), CPU, 1) for n in (7, 70))
+  assert few.operations == 7 * 2 * 64 * 32 * 32 and many.operations == 10 * few.operations
+  assert few.traffic >= 7 * 4 * (32 * 32 + 64 * 32)
+  assert many.traffic < 11 * few.traffic  # every run reads its slice of the kernels, not all
 
 
 CONVOLUTION = """
@@ -129,8 +129,8 @@ def test_the_formula_is_six_operations_a_weight_and_token_and_twelve_a_pair():
 
 def test_collectives_of_the_formulas_are_those_of_the_program(bert):
   experiment, step = bert
-  mesh = experiment.mesh.abstract(8)
-  predicted = arithmetic.collectives(experiment, planned(experiment, mesh), mesh, 1)
+  placement = Placement(experiment, target_of("cpu:8"))
+  predicted = arithmetic.collectives(experiment, placement.state, placement.mesh, 1)
   read = costs_of(parsed(step.as_text()), CPU, 8).collectives
   assert {"all-gather", "all-reduce"} <= read.runs.keys()
   assert 0.3 < predicted.sent / read.sent < 3
