@@ -48,8 +48,10 @@ dnn_version_info { major: 9 minor: 10 }
 runtime_version { major: 12 minor: 9 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-# libtpu else asks a server of the cloud which TPU this is, and reports that there is none.
+# libtpu else asks a server of the cloud which TPU this is, reports that there is none, and refuses
+# to be loaded by two processes.
 QUIET = {
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "none",
   "TPU_WORKER_HOSTNAMES": "localhost",
@@ -61,12 +63,13 @@ CUDA = ("xla_cuda13", "xla_cuda12")  # JAX's plugins
 
 
 class Compiled(NamedTuple):
-  """Of one device. temporaries: bytes beside arguments and results. memory: all bytes of a step."""
+  """Of one device. temporaries: bytes beside arguments and results. memory: all bytes of a step.
+  costs: None where the program cannot be read."""
 
   temporaries: int
   memory: int
   micro_batches: int
-  costs: ProgramCosts
+  costs: ProgramCosts | None
 
 
 class NoCompiler(Exception):
@@ -79,12 +82,12 @@ def compiled(experiment: Experiment, target: Target) -> Compiled:
   with pretended(target.device):
     program = compile_experiment(experiment, example_batch(experiment), devices)
   step = program.step.func
-  return Compiled(
-    step.memory_analysis().temp_size_in_bytes,
-    program.memory,
-    program.micro_batches,
-    costs_of(parsed(step.as_text()), target.device, target.count),
-  )
+  temporaries = step.memory_analysis().temp_size_in_bytes
+  try:
+    costs = costs_of(parsed(step.as_text()), target.device, target.count)
+  except jax.errors.JaxRuntimeError:  # jaxlib does not know an instruction of the compiler
+    costs = None
+  return Compiled(temporaries, program.memory, program.micro_batches, costs)
 
 
 def compiler_of(target: Target) -> str:

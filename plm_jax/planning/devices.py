@@ -116,8 +116,8 @@ def pretended(device: Device) -> Iterator[None]:
     return
   seen = {
     "default_backend": lambda: device.platform,
-    "devices": lambda: [device],
-    "local_devices": lambda: [device],
+    "devices": lambda *_, **options: [device],
+    "local_devices": lambda *_, **options: [device],  # Pallas asks those of its own platform
   }
   real = {name: getattr(jax, name) for name in seen}
   for name, function in seen.items():

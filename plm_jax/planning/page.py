@@ -70,8 +70,10 @@ def _number(x: float) -> str:
 
 def _speed(plan: Plan, speed: Speed) -> list[str]:
   compiled = speed.compiler_operations
+  read = compiled is not None or plan.memory.refusal
   lines = [
-    "a step",
+    "a step"
+    + " (by arithmetic: the program cannot be read)" * (plan.by == "compiler" and not read),
     _row("operations", f"{_number(speed.operations / 1e12)} TFLOP: {FORMULA}"),
   ]
   if compiled is not None:
@@ -89,7 +91,7 @@ def _speed(plan: Plan, speed: Speed) -> list[str]:
   device, whole = plan.device, speed.seconds * plan.steps
   tokens = plan.global_batch * plan.length / speed.seconds
   kernels = "sum over kernels of max(products / peak, bytes / bandwidth)"
-  memory = kernels if plan.by == "compiler" else "traffic / bandwidth"
+  memory = kernels if compiled is not None else "traffic / bandwidth"
   return [
     *lines,
     _row("at least", f"{_number(speed.seconds * 1e3)} ms, bound by {speed.bound}"),

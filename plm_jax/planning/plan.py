@@ -14,6 +14,7 @@ from plm_jax.planning.ahead import Compiled, NoCompiler, compiled, compiler_of
 from plm_jax.planning.choosing import Placement, placed
 from plm_jax.planning.collectives import Collectives
 from plm_jax.planning.devices import Device, Target, pretended
+from plm_jax.planning.program_costs import ProgramCosts
 from plm_jax.planning.state_bytes import Tensor, tensors
 from plm_jax.planning.without_effect import without_effect
 from plm_jax.sharding import MeshShape
@@ -152,7 +153,7 @@ def _plan(
     largest=placement.rows // fewest if fewest else 0,
     parameters=sum(leaf.size for leaf in jax.tree.leaves(placement.state.params)),
     memory=memory,
-    speed=speed_of(placement, parts, result),
+    speed=speed_of(placement, parts, result.costs if result else None),
     without_effect=without_effect(placement),
     tensors=tensors(placement.state),
   )
@@ -172,24 +173,23 @@ def memory_of(placement: Placement, parts: int, result: Compiled | None, refusal
   return Memory(**state, temporaries=temporaries, total=total, limit=limit, fits=total <= limit)
 
 
-def speed_of(placement: Placement, parts: int, result: Compiled | None) -> Speed:
+def speed_of(placement: Placement, parts: int, costs: ProgramCosts | None) -> Speed:
   """The least time of a step: products at the peak, memory at its bandwidth, links at theirs, with
   perfect overlap. Compiled, products and memory are taken kernel by kernel, one after another."""
   experiment, state, device = placement.experiment, placement.state, placement.target.device
   operations = arithmetic.model_operations(experiment)
-  if result:
-    traffic, sent = result.costs.traffic, result.costs.collectives
+  if costs:
+    traffic, sent, counted = costs.traffic, costs.collectives, costs.operations
   else:
     weights = arithmetic.weight_bytes(experiment, state)
     traffic = arithmetic.traffic(placement.stored, weights, placement.kept(parts), parts)
-    sent = arithmetic.collectives(experiment, state, placement.mesh, parts)
-  counted = result.costs.operations if result else None
+    sent, counted = arithmetic.collectives(experiment, state, placement.mesh, parts), None
   if not device.flops:
     return Speed(operations, counted, traffic, sent, None, "", None)
   peak = device.flops * placement.target.count
   seconds = {"products": operations / peak, "links": sent.sent / device.link}
-  if result:
-    seconds["kernels"] = result.costs.seconds
+  if costs:
+    seconds["kernels"] = costs.seconds
   else:
     seconds["memory"] = traffic / device.bandwidth
   bound = max(seconds, key=lambda name: seconds[name])

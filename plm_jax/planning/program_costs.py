@@ -15,7 +15,7 @@ FREE = {
   *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "after-all", "call"),
   *("conditional", "partition-id", "replica-id", "iota", "opt-barrier", "async-start", "domain"),
 }
-SLICES = {"dynamic-slice", "gather"}
+SLICES = {"dynamic-slice", "gather", "slice"}
 
 
 @dataclass
@@ -68,7 +68,10 @@ def _sent(kind: str, x: Instruction, computation: Computation) -> float:
 
 
 def group_size(x: Instruction, devices: int) -> int:
-  """The number of devices that a collective joins."""
+  """The number of devices that a collective joins, in any of the three forms of its groups."""
+  if match := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", x.rest):
+    sizes = dict(axis.split("=") for axis in match[1].split(","))
+    return prod(int(sizes[axis]) for axis in match[2].split(","))
   if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", x.rest):
     return int(match[2])
   if match := re.search(r"replica_groups=\{\{([\d,]+)\}", x.rest):
