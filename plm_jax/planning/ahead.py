@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 from jax._src import xla_bridge
@@ -53,7 +54,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 QUIET = {
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "TPU_SKIP_MDS_QUERY": "1",
-  "TPU_ACCELERATOR_TYPE": "none",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
   "TPU_WORKER_HOSTNAMES": "localhost",
   "TPU_WORKER_ID": "0",
   "TPU_MIN_LOG_LEVEL": "3",
@@ -81,7 +82,7 @@ def compiled(experiment: Experiment, target: Target) -> Compiled:
   devices = devices_of(target)
   with pretended(target.device):
     program = compile_experiment(experiment, example_batch(experiment), devices)
-  step = program.step.func
+  step = cast(functools.partial, program.step).func
   temporaries = step.memory_analysis().temp_size_in_bytes
   try:
     costs = costs_of(parsed(step.as_text()), target.device, target.count)
@@ -142,7 +143,9 @@ def _named_cuda() -> Iterator[str]:
   if "cuda" not in xla_bridge._backend_factories:
     importlib.import_module(f"jax_plugins.{_cuda_plugin()}").initialize()
   real = xla_bridge.canonicalize_platform
-  xla_bridge.canonicalize_platform = lambda name: "cuda" if name == "cuda" else real(name)
+  xla_bridge.canonicalize_platform = lambda platform: (
+    "cuda" if platform == "cuda" else real(platform)
+  )
   try:
     yield "cuda"
   finally:
