@@ -28,6 +28,7 @@ if str(ROOT) not in sys.path:
 
 from plm_jax import cli  # noqa: E402
 from plm_jax.commands.encode import encode, read  # noqa: E402
+from plm_jax.commands.export import calibration_rows  # noqa: E402
 from plm_jax.errors import UserError  # noqa: E402
 from plm_jax.export.onnx_file import write_onnx  # noqa: E402
 from plm_jax.export.to_run import run_directory  # noqa: E402
@@ -88,15 +89,18 @@ def in_onnx(path: Path, arrays) -> Side:
   return lambda texts: opened.run(["sentence_embedding"], arrays(texts))[0]
 
 
-def sides(model: Path, folder: Path) -> dict[str, Side]:
+def sides(model: Path, folder: Path, calibration: list[str]) -> dict[str, Side]:
+  """calibration: texts that are not measured."""
   run, arrays = Run.load(run_directory(model)), tokenizer(model)
-  file = write_onnx(run, folder / "model.onnx", int8=True)
-  print(f"float32 {file.size / 1e6:.1f} MB, int8 {file.int8.size / 1e6:.1f} MB")
+  rows = calibration_rows(run, calibration)
+  file = write_onnx(run, folder / "model.onnx", int8=True, calibration=rows)
+  dynamic, static = file.smaller
+  sizes = {"float32": file, "int8": dynamic, "static int8": static}
+  print(", ".join(f"{name} {made.size / 1e6:.1f} MB" for name, made in sizes.items()))
   return {
     "transformers": in_torch(model, arrays),
     "plm_jax.encode": lambda texts: encode(run, texts),
-    "ONNX float32": in_onnx(file.path, arrays),
-    "ONNX int8": in_onnx(file.int8.path, arrays),
+    **{f"ONNX {name}": in_onnx(made.path, arrays) for name, made in sizes.items()},
   }
 
 
@@ -127,12 +131,13 @@ def main() -> None:
   if not (FLAGS.model and FLAGS.data):
     raise UserError("--model=DIR and --data=FILE are needed.")
   texts = read(FLAGS.data)
-  chosen = np.random.default_rng(0).permutation(len(texts))[: FLAGS.texts]
+  order = np.random.default_rng(0).permutation(len(texts))
+  chosen, rest = order[: FLAGS.texts], [texts[n] for n in order[FLAGS.texts :]]
   singles = [[texts[n]] for n in chosen[: FLAGS.texts // 4]]
   ordered = sorted((texts[n] for n in chosen), key=len)
   batches = [ordered[first : first + 32] for first in range(0, len(ordered), 32)]
   with tempfile.TemporaryDirectory() as folder:
-    made = sides(Path(FLAGS.model), Path(folder))
+    made = sides(Path(FLAGS.model), Path(folder), rest)
     print("| batch | side | ms a text | times as fast | by processor | error | least cosine |")
     print("|---:|---|---:|---:|---:|---:|---:|")
     measure(made, batches, "32")

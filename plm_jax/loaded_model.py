@@ -123,13 +123,15 @@ class LoadedModel:
     format: Kind = "onnx",
     *,
     int8: bool = False,
+    calibrate: Sequence[str] = (),
     cache: bool = False,
     license: str | None = None,
   ) -> None:
     """Writes the model for ONNX Runtime or, as StableHLO, for JAX alone: a directory, or one file
-    if the name ends in .onnx or .stablehlo. int8: also a file with int8 weights. cache: also the
-    graphs for generation."""
-    export(self.run, target, format, int8=int8, cache=cache, license=license)
+    if the name ends in .onnx or .stablehlo. int8: also a file with int8 weights. calibrate: texts
+    on which the scales of another int8 file are measured. cache: also the graphs for generation."""
+    options = {"int8": int8, "calibrate": calibrate, "cache": cache}
+    export(self.run, target, format, **options, license=license)
 
   @checked
   def with_adapter(self, directory: str | Path) -> LoadedModel:

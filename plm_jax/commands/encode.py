@@ -108,10 +108,12 @@ def main() -> None:
     write(Path(FLAGS.out), blocks, len(texts))
 
 
-def read(path: str, column: str | None = None, flag: str = "--column") -> list[str]:
-  """The texts of a file. flag: the one that names the column."""
+def read(
+  path: str, column: str | None = None, flag: str = "--column", file_flag: str = "--file"
+) -> list[str]:
+  """The texts of a file. flag, file_flag: those that name the column and the file."""
   if Path(path).suffix not in SUFFIXES:
-    return cli.read_lines(path, "--file")
+    return cli.read_lines(path, file_flag)
   table = read_table(path)
   if column and column not in table.names:
     raise UserError(

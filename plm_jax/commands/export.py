@@ -9,18 +9,24 @@ DIR is a run, or a directory of transformers or Sentence-BERT; OUT is new. The d
 model.onnx (or model.stablehlo), the tokenizer and config.json as transformers reads them, and
 README.md, its model card. The batch and the length of rows are dynamic. The file is run again and
 compared with JAX on rows of many lengths; if an output differs by more than 1e-4, nothing is kept.
---int8 also writes model.int8.onnx, about a quarter as large. docs/export.md has examples.
+--int8 also writes model.int8.onnx, about a quarter as large; --calibrate=FILE, a file of texts like
+those that the model will read, also model.static8.onnx, whose scales are measured on these texts.
+docs/export.md has examples.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 from absl import flags
 
 from plm_jax import cli
+from plm_jax.commands.encode import read
 from plm_jax.errors import UserError
+from plm_jax.export.agreement import Arrays
 from plm_jax.export.from_run import from_run
 from plm_jax.export.hf import config_text
 from plm_jax.export.model_card import checked_licence, write_card
@@ -30,23 +36,33 @@ from plm_jax.export.published_tokenizer import write_tokenizer
 from plm_jax.export.stablehlo import PLATFORMS, write_stablehlo
 from plm_jax.export.to_run import run_directory
 from plm_jax.files import new_directory
-from plm_jax.runs import Run, refuse_counted
+from plm_jax.runs import Run, refuse_counted, row_limit
+from plm_jax.tasks.rows import framed_rows
 
 FLAGS = flags.FLAGS
 Kind = Literal["onnx", "stablehlo"]
 KINDS = get_args(Kind)
+CALIBRATION = 128  # texts
 
 
 def define_flags() -> None:
   flags.DEFINE_bool("int8", False, "Also write a file with int8 weights (onnx).")
+  flags.DEFINE_string("calibrate", None, "Texts, lines or a table: also write a file with int8 "
+                      "weights and fixed scales (onnx).")  # fmt: skip
+  flags.DEFINE_string("column", None, "The column of the texts in a table (default: guessed).")
   flags.DEFINE_bool("cache", False, "Also write the graphs with a cache, for generation (onnx).")
   flags.DEFINE_string("license", None, "The licence in the model card, such as mit.")
 
 
 def main(kind: str, source: str, target: str) -> None:
   check_words(kind, target)
-  run = Run.load(run_directory(source))
-  export(run, target, kind, int8=FLAGS.int8, cache=FLAGS.cache, license=FLAGS.license)
+  texts = []
+  if FLAGS.calibrate:
+    texts = read(FLAGS.calibrate, FLAGS.column, file_flag="--calibrate")
+    if not texts:
+      raise UserError(f"{FLAGS.calibrate} is empty; --calibrate needs texts.")
+  options = {"int8": FLAGS.int8, "calibrate": texts, "cache": FLAGS.cache}
+  export(Run.load(run_directory(source)), target, kind, **options, license=FLAGS.license)
 
 
 def export(
@@ -55,25 +71,27 @@ def export(
   kind: Kind = "onnx",
   *,
   int8: bool = False,
+  calibrate: Sequence[str] = (),
   cache: bool = False,
   license: str | None = None,
 ) -> None:
   """Writes a run as a directory, or as one file if the name of `target` has the suffix of the kind,
-  and prints facts. The arguments are the flags of the command."""
+  and prints facts. The arguments are the flags of the command; calibrate: texts."""
   target = check_words(kind, target)
-  if kind != "onnx" and (int8 or cache):
-    raise UserError("--int8 and --cache are for onnx; leave them out.")
+  if kind != "onnx" and (int8 or calibrate or cache):
+    raise UserError("--int8, --calibrate and --cache are for onnx; leave them out.")
   checked_licence(license)
   refuse_counted(run)
+  rows = calibration_rows(run, calibrate)
   if target.suffix == f".{kind}":
     if cache:
       raise UserError(f"--cache writes several files; name a directory instead of {target}.")
     if not target.parent.is_dir():
       raise UserError(f"{target.parent} is not a directory; make it first.")
-    write_model(kind, run, target, int8)
+    write_model(kind, run, target, int8, rows)
     return
   with new_directory(target, "OUT"):
-    write_model(kind, run, target / f"model.{kind}", int8)
+    write_model(kind, run, target / f"model.{kind}", int8, rows)
     for file in write_cached(run, target) if cache else ():
       show(file)
     write_beside(run, target, license)
@@ -91,10 +109,24 @@ def check_words(kind: str, target: str | Path) -> Path:
   return Path(target)
 
 
-def write_model(kind: str, run: Run, path: Path, int8: bool) -> None:
+def calibration_rows(run: Run, texts: Sequence[str]) -> list[Arrays]:
+  """A row of inputs for each of up to `CALIBRATION` texts at equal distances."""
+  chosen = np.linspace(0, len(texts) - 1, min(len(texts), CALIBRATION), dtype=int)
+  ids = [(row,) for row in run.tokenizer.encode_batch([texts[n] for n in chosen])]
+  made = []
+  for row in ids:
+    framed = framed_rows([row], run.config, run.tokenizer, row_limit(run))
+    size = int(framed.values["length"][0])
+    arrays = {name: array[:, :size].astype(np.int64) for name, array in framed.tokens.items()}
+    arrays["token_type_ids"] = arrays.pop("segment_ids")
+    made.append(arrays | {"attention_mask": np.ones_like(arrays["input_ids"])})
+  return made
+
+
+def write_model(kind: str, run: Run, path: Path, int8: bool, calibration: list[Arrays]) -> None:
   """Writes the file of a model, and prints facts about it."""
   if kind == "onnx":
-    show(write_onnx(run, path, int8))
+    show(write_onnx(run, path, int8, calibration))
     return
   model, difference = write_stablehlo(run, path)
   shapes = [f"{name} [{', '.join(map(str, x.shape))}]" for name, x in model.inputs.items()]
@@ -127,9 +159,8 @@ def show(file: OnnxFile) -> None:
     if caches:
       print(f"    and {caches[0]} [{', '.join(map(str, shapes[caches[0]]))}] to {caches[-1]}")
   print(f"  largest difference from JAX: {file.difference:.1e} (relative error {file.error:.1e})")
-  if file.int8 is not None:
-    error, size = file.int8.error, _megabytes(file.int8.size)
-    print(f"{file.int8.path}: int8, {size}, relative error {error:.3f}")
+  for small in file.smaller:
+    print(f"{small.path}: int8, {_megabytes(small.size)}, relative error {small.error:.3f}")
 
 
 def _megabytes(size: int) -> str:

@@ -4,11 +4,12 @@
   python -m plm_jax.shrink --from=A,B,C --ways=int8,prune50,heads50,layers3,distil --out=small
   python -m plm_jax.shrink --from=runs/gpt_tiny --ways=w8,w4,prune50 --out=small_gpt
 
-The ways are bf16, int8 (weights and activations), w8 and w4 (weights alone), pruneP (P% of the
-weights are 0), headsP (without P% of the heads), layersK (K of the layers) and distil (half of the
-layers, taught by the run itself). After the last four the run is trained on. Several runs in --from
-differ in their seeds. Every smaller run is a directory in --out that predict, evaluate and generate
-read like any other. A stopped command continues when it is given again.
+The ways are bf16, int8 (weights and activations), static8 (with scales that are measured on dev
+rows before), w8 and w4 (weights alone), pruneP (P% of the weights are 0), headsP (without P% of the
+heads), layersK (K of the layers) and distil (half of the layers, taught by the run itself). After
+the last four the run is trained on. Several runs in --from differ in their seeds. Every smaller run
+is a directory in --out that predict, evaluate and generate read like any other. A stopped command
+continues when it is given again.
 """
 
 import shlex

@@ -16,6 +16,7 @@ from flax import nnx
 from plm_jax.compression.quantised import (
   DynamicInt8,
   Int8Embedding,
+  StaticInt8,
   WeightOnlyInt4,
   WeightOnlyInt8,
 )
@@ -57,6 +58,7 @@ def quantised(params: Parameters, linear_form: Any) -> Parameters:
 FORMS: dict[str, Callable[[Parameters], Parameters]] = {
   "bf16": bfloat16,
   "int8": lambda params: quantised(params, DynamicInt8),
+  "static8": lambda params: quantised(params, StaticInt8),
   "w8": lambda params: quantised(params, WeightOnlyInt8),
   "w4": lambda params: quantised(params, WeightOnlyInt4),
 }

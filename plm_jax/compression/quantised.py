@@ -34,6 +34,7 @@ ROLES: dict[str, Role] = {
   "int8": _WEIGHTS,
   "int8_scale": _SCALE,
   "query/int8_scale": _SCALE._replace(query=True),
+  "input_scale": Role((), "gain", "layer"),
   "int4": _WEIGHTS,
   "int4_scale": _WEIGHTS,
   "query/int4_scale": _WEIGHTS._replace(query=True),
@@ -96,6 +97,26 @@ class DynamicInt8(WeightOnlyInt8):
     q_RK, scale_R = rounded(x_RK.astype(jnp.float32), -1, INT8)
     sums_RF = int8_product(q_RK, self.int8)
     return sums_RF.astype(jnp.float32) * scale_R[:, None] * self.int8_scale
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StaticInt8(WeightOnlyInt8):
+  """A linear map with int8 weights and an int8 input with one scale, which was measured before
+  (calibrated.py). Inputs beyond 127 times the scale are clipped."""
+
+  input_scale: jax.Array  # float32 [*layers]
+
+  @classmethod
+  def of(cls, linear: Linear, sizes: Sizes):
+    """With a scale of 1, for `calibrated` to replace."""
+    weights = rounded(matrix(linear, sizes), -2, INT8)
+    return cls(*weights, *_frame(linear, sizes), jnp.ones(sizes.layers, jnp.float32))
+
+  def product(self, x_RK: jax.Array) -> jax.Array:
+    q_RK = jnp.round(jnp.clip(x_RK.astype(jnp.float32) / self.input_scale, -INT8, INT8))
+    sums_RF = int8_product(q_RK.astype(jnp.int8), self.int8)
+    return sums_RF.astype(jnp.float32) * (self.input_scale * self.int8_scale)
 
 
 def int8_product(x_RK: jax.Array, w_KF: jax.Array) -> jax.Array:

@@ -85,9 +85,9 @@ def bits_per_byte(run: Run, nats: float, ids: np.ndarray, predicted: np.ndarray)
 
 def document_rows(run: Run, prepared: Prepared, objective: CLM | BiLM) -> list[dict]:
   """Held-out documents in rows that continue each other, `LANES` at a time. Every model predicts
-  the same tokens: all but the first of a row or of a document. A causal encoder, which cannot
-  separate documents, reads pairs of segments as in its training."""
-  if not getattr(run.config, "separates_documents", True):
+  the same tokens: all but the first of a row or of a document. A causal encoder reads pairs of
+  segments as in its training."""
+  if getattr(run.config, "reads_pairs", False):
     return held_out_rows(run, prepared, (objective,))
   vocab = run.tokenizer.vocab
   segments = PackedDocuments(framed=bool(vocab.begin and vocab.end), ordered=True)

@@ -85,7 +85,7 @@ def load(directory: str | Path) -> Pretrained:
   params = to_ours(entries, model, tensors, str(body))
   pooling = None
   if sentence.is_sentence_encoder(directory):
-    pooling = sentence.read_pooling(directory, config.width)
+    pooling = sentence.read_pooling(directory, config.width, config.positions)
   return Pretrained(config, params, architecture, document, pooling)
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
-import logging
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
@@ -24,6 +22,8 @@ from plm_jax.export.agreement import (
 )
 from plm_jax.export.onnx_convert import convert
 from plm_jax.export.onnx_graph import IR_VERSION, OPSET, Graph, Tensor
+from plm_jax.export.onnx_int8 import quantise_dynamic, quantise_static
+from plm_jax.export.onnx_library import library, parts_of
 from plm_jax.export.portable import Portable, portable
 from plm_jax.runs import Run
 
@@ -36,7 +36,7 @@ class OnnxFile:
 
   size: bytes on disk, weights beside it included. inputs, outputs: name -> dimensions, of which
   strings are dynamic. difference: the largest from the outputs of JAX. error: of the worst output,
-  relative to its norm. int8: the quantised file.
+  relative to its norm. smaller: the quantised files.
   """
 
   path: Path
@@ -45,25 +45,31 @@ class OnnxFile:
   outputs: Mapping[str, tuple]
   difference: float
   error: float
-  int8: OnnxFile | None = None
+  smaller: tuple[OnnxFile, ...] = ()
 
 
-def write_onnx(run: Run, path: Path, int8: bool = False) -> OnnxFile:
+def write_onnx(
+  run: Run, path: Path, int8: bool = False, calibration: Sequence[Arrays] = ()
+) -> OnnxFile:
   """Writes a run's forward pass to a new file and checks it in ONNX Runtime on rows of several
   lengths. int8: also writes NAME.int8.onnx, with weights quantised per channel and activations when
-  it runs. Errors: `UserError`, and no file is left, if a library is missing, the model has an
-  operation without a rule, or an output differs by more than the tolerance."""
-  path, quantised = Path(path), Path(path).with_suffix(".int8.onnx")
+  it runs. calibration: rows for which also NAME.static8.onnx is written, whose activations have the
+  scales that these rows need. Errors: `UserError`, and no file is left, if a library is missing,
+  the model has an operation without a rule, or an output differs by more than the tolerance."""
+  path = Path(path)
+  ways = {".int8.onnx": quantise_dynamic} if int8 else {}
+  if calibration:
+    ways[".static8.onnx"] = functools.partial(quantise_static, rows=calibration)
+  makes = {path.with_suffix(suffix): way for suffix, way in ways.items()}
   model = portable(run)
-  with _removed_on_error(path, *([quantised] if int8 else [])):
-    graph = save_graph(model, path)
-    ref, small = reference(model), None
-    apart = differences(ref, runner(path))
+  with _removed_on_error(path, *makes):
+    graph, ref = save_graph(model, path), reference(model)
+    apart, smaller = differences(ref, runner(path)), []
     check(apart, path.name)
-    if int8:
-      _quantise(path, quantised)
-      small = _facts(quantised, graph, differences(ref, runner(quantised)))
-    return _facts(path, graph, apart, small)
+    for target, quantise in makes.items():
+      quantise(path, target)
+      smaller.append(_facts(target, graph, differences(ref, runner(target))))
+    return _facts(path, graph, apart, tuple(smaller))
 
 
 def write_cached(run: Run, directory: Path) -> list[OnnxFile]:
@@ -79,16 +85,6 @@ def write_cached(run: Run, directory: Path) -> list[OnnxFile]:
     apart = {"logits": cached_difference(reference(portable(run)), run.config, *map(runner, paths))}
     check(apart, paths[0].name)
     return [_facts(path, graph, apart) for path, graph in zip(paths, graphs)]
-
-
-def library(name: str) -> ModuleType:
-  """A library of the extra `onnx`. Errors: `UserError` if it is not installed."""
-  try:
-    return importlib.import_module(name)
-  except ImportError:
-    raise UserError(
-      f"{name} is not installed; install the extra: pip install 'plm_jax[onnx]'"
-    ) from None
 
 
 def runner(path: Path) -> Callable[[Arrays], Arrays]:
@@ -113,10 +109,6 @@ def size_of(path: Path) -> int:
   return sum(part.stat().st_size for part in parts_of(path) if part.exists())
 
 
-def parts_of(path: Path) -> list[Path]:
-  return [path, path.with_name(path.name + ".data")]
-
-
 @contextlib.contextmanager
 def _removed_on_error(*paths: Path) -> Iterator[None]:
   for path in paths:
@@ -134,7 +126,7 @@ def _removed_on_error(*paths: Path) -> Iterator[None]:
 
 
 def _facts(
-  path: Path, graph: Graph, apart: dict[str, Difference], int8: OnnxFile | None = None
+  path: Path, graph: Graph, apart: dict[str, Difference], smaller: tuple[OnnxFile, ...] = ()
 ) -> OnnxFile:
   return OnnxFile(
     path,
@@ -143,7 +135,7 @@ def _facts(
     {name: _shown(tensor.shape) for name, tensor in graph.outputs.items()},
     max(each.largest for each in apart.values()),
     max(each.relative for each in apart.values()),
-    int8,
+    smaller,
   )
 
 
@@ -189,16 +181,3 @@ def save_graph(model: Portable, path: Path) -> Graph:
   weights = parts_of(path)[1].name
   onnx.save_model(proto, str(path), save_as_external_data=beside, location=weights)
   return graph
-
-
-def _quantise(path: Path, target: Path) -> None:
-  """Weights int8, one scale per output channel; activations int8, one scale per array, found when
-  the model runs."""
-  quantization = library("onnxruntime.quantization")
-  beside = parts_of(path)[1].exists()
-  options = {"per_channel": True, "weight_type": quantization.QuantType.QInt8}
-  logging.disable(logging.WARNING)  # advice on graphs that other exporters write
-  try:
-    quantization.quantize_dynamic(path, target, use_external_data_format=beside, **options)
-  finally:
-    logging.disable(logging.NOTSET)

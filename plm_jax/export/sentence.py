@@ -68,7 +68,8 @@ def body_of(directory: Path) -> Path:
   return directory / _modules(directory)[0]["path"] if is_sentence_encoder(directory) else directory
 
 
-def read_pooling(directory: Path, width: int) -> Pooling:
+def read_pooling(directory: Path, width: int, positions: int) -> Pooling:
+  """width, positions: of the encoder. Errors: `UserError` for options that are not here."""
   places = {module["type"]: directory / module["path"] for module in _modules(directory)}
   modes = _modes(places["Pooling"] / "config.json", width)
   if "Dense" in places and modes != ("mean",):
@@ -85,6 +86,10 @@ def read_pooling(directory: Path, width: int) -> Pooling:
     )
   if not isinstance(lowercase, bool):
     raise UserError(f"{body / ENCODER_FILE} sets do_lower_case={lowercase!r}; expected a bool.")
+  if length is None:  # versions from 6 on name it in the tokenizer's file
+    length = object_in(body, "tokenizer_config.json").get("model_max_length")
+    # transformers writes 1e30 for no limit.
+    length = min(length, positions) if type(length) is int and 0 < length < 2**31 else None
   return Pooling(modes, "Normalize" in places, length, lowercase)
 
 
@@ -158,19 +163,23 @@ def _modules(directory: Path) -> list[dict[str, str]]:
 
 def _modes(file: Path, width: int) -> tuple[str, ...]:
   options = read_object(file)
-  named = options.pop("pooling_mode", None)  # newer files name the mode instead of switching it on
-  switches = {name: value for name, value in options.items() if name.startswith("pooling_mode")}
-  on = {name for name, value in switches.items() if value}
+  switches = {name: value for name, value in options.items() if name.startswith("pooling_mode_")}
   if wrong := [name for name, value in switches.items() if not isinstance(value, bool)]:
     raise UserError(f"{file} sets {wrong[0]}={switches[wrong[0]]!r}; expected true or false.")
-  chosen = [mode for switch, mode in MODES.items() if switch in on or mode == named]
-  unknown = sorted(on - MODES.keys()) or ([named] if named not in (None, *MODES.values()) else [])
+  # Versions from 6 on have one name, or a list of names in the order of concatenation.
+  if named := options.get("pooling_mode"):
+    chosen = named if isinstance(named, list) else [named]
+    unknown = [mode for mode in chosen if mode not in MODES.values()]
+  else:
+    chosen = [mode for switch, mode in MODES.items() if switches.get(switch)]
+    unknown = [switch for switch, on in switches.items() if on and switch not in MODES]
   if unknown or not chosen:
     raise UserError(
       f"{file} sets {unknown[0] if unknown else 'no pooling'}; there is {list(MODES)}."
     )
-  if options.get("word_embedding_dimension", width) != width:
-    raise UserError(f"{file} pools {options['word_embedding_dimension']} numbers, not {width}.")
+  for name in ("word_embedding_dimension", "embedding_dimension"):
+    if options.get(name, width) != width:
+      raise UserError(f"{file} pools {options[name]} numbers, not {width}.")
   if options.get("include_prompt") is False:
     raise UserError(f"{file} sets include_prompt=false, which this project does not support.")
   return tuple(chosen)

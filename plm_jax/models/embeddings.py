@@ -10,6 +10,7 @@ from plm_jax.models.attention import real_tokens
 from plm_jax.models.config import TransformerConfig
 from plm_jax.models.dropout import Noise, dropout
 from plm_jax.models.layers import NORMS, Embedding, Linear
+from plm_jax.models.positions import document_positions
 from plm_jax.placement import split_rows
 
 
@@ -48,15 +49,16 @@ class Embeddings(nnx.Module):
 def position_ids(batch: dict, first: int) -> jax.Array:
   """int `[T]` counted from 0, or `[B, T]` counted from `first` with `first - 1` at padding (fairseq
   `make_positions`: [<s>, a, b, </s>, pad, pad] -> [2, 3, 4, 5, 1, 1]); or the batch's
-  `position_ids`."""
+  `position_ids`. With `document_ids` every document counts anew."""
   if "position_ids" in batch:
     return batch["position_ids"]
-  column = jnp.arange(batch["input_ids"].shape[1])
+  column, real_BT = jnp.arange(batch["input_ids"].shape[1]), real_tokens(batch)
+  if "document_ids" in batch:
+    column = document_positions(batch["document_ids"])
+  elif first and "attention_mask" in batch:
+    column = jnp.cumsum(real_BT, axis=1) - 1
   if not first:
     return column
-  real_BT = real_tokens(batch)
-  if "attention_mask" in batch:
-    column = jnp.cumsum(real_BT, axis=1) - 1
   return jnp.where(real_BT, column + first, first - 1)
 
 

@@ -17,12 +17,12 @@ from flax import nnx
 
 from plm_jax.errors import UserError
 from plm_jax.models.activations import Activation, activate
-from plm_jax.models.attention import causal_mask, real_tokens
+from plm_jax.models.attention import causal_mask, document_mask, real_tokens
 from plm_jax.models.compute import Compute
 from plm_jax.models.config import TransformerConfig
 from plm_jax.models.dropout import Noise, dropout, streams
 from plm_jax.models.embeddings import Embeddings, position_ids
-from plm_jax.models.groups import real_sources
+from plm_jax.models.groups import Groups, real_sources
 from plm_jax.models.heads import ENCODER_HEADS, HeadedModel, PairHead, check_heads, state_at
 from plm_jax.models.initializers import Initializer, initialised
 from plm_jax.models.layer_loop import Sharing, run_blocks, shared, stack
@@ -60,7 +60,7 @@ class Encoder(TransformerConfig):
     norm_at=pre; the embeddings are normalised already (ModernBERT: False).
   """
 
-  separates_documents: ClassVar[bool] = False
+  reads_pairs: ClassVar[bool] = True
 
   positions: int = 512
   norm_eps: float = 1e-12
@@ -136,20 +136,20 @@ class EncoderModel(HeadedModel):
     """Hidden states `[B, T, D]` of the last layer, in `compute.activation_dtype`.
 
     batch: `input_ids` and `segment_ids` int `[B, T]`, `length` int `[B]`; optional `attention_mask`
-    `[B, T]` for padding that is not at the end of a row. Without noise there is no dropout.
+    `[B, T]` for padding that is not at the end of a row. With `document_ids` int `[B, T]` a token
+    sees its own document only, whose positions begin anew. Without noise there is no dropout.
     """
-    if "document_ids" in batch:
-      raise UserError(
-        "an encoder cannot separate the documents of a row (data.segments.separate=true); set "
-        "data.segments.separate=false or train a decoder"
-      )
     in_embed, in_blocks = streams(noise, 2)
     c, real_BT, columns = self.config, real_tokens(batch), batch["input_ids"].shape[1]
     mask, causal = real_BT[:, None, None, :], c.attention == "causal"
+    groups = real_sources(columns, real_BT)
     if causal:
       mask &= causal_mask(columns)
+    if "document_ids" in batch:
+      documents_BT = batch["document_ids"]
+      mask &= document_mask(documents_BT)
+      groups = Groups(documents_BT, documents_BT).hiding(real_BT)
     positions = position_ids(batch, c.first_position)
-    groups = real_sources(columns, real_BT)
     options = {"causal": causal, "groups": groups, "bare": not c.first_norm}
     context = AttentionContext.from_config(c, mask, positions, **options)
     x_BTD = self.embed(batch, compute.activation_dtype, in_embed)

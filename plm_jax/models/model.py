@@ -16,7 +16,7 @@ No code asks for a model's class. A model in one new file works everywhere if it
   to sample its   parameters: `output_at(ids)`, rows and biases of the output's table
   softmax         (plm_jax/objectives/sampled_softmax.py).
   to be scored    left to right: `generator`, or CLM among the objectives; `token_logits`. A config
-                  that refuses `document_ids` has `separates_documents` False.
+                  whose held-out rows are pairs of segments has `reads_pairs`.
                   masked: `masked_lm()` returns parameters with `token_logits`.
                   on pairs: `nsp` or `sop`, None without that head, and
                   `next_sentence_logits` or `sentence_order_logits`.

@@ -65,7 +65,13 @@ def sides(
 
   `input_ids`, `length` are the source, `decoder_input_ids` the target moved right, after `start`.
   `decoder_length` int32 `[B]`; `seq2seq_targets` int32 and `seq2seq_weights` float32 `[B, T]`.
+  Errors: `UserError` for rows with `document_ids`.
   """
+  if "document_ids" in batch:
+    raise UserError(
+      "an encoder-decoder reads a row as one text (data.segments.separate=true keeps its documents "
+      "apart); set data.segments.separate=false"
+    )
   shifted = np.empty_like(target)
   shifted[:, 0] = start
   shifted[:, 1:] = target[:, :-1]

@@ -41,9 +41,8 @@ def sizes(most: int) -> list[int]:
 
 
 def ready(trained: Trained, limits: Limits) -> Trained:
-  """The model in the layout of a server, for batches of few rows."""
-  params = with_separate_layers(trained.params, trained.compute)
-  return trained._replace(params=params, batch=limits.batch, fits=True)
+  """The model for the batches of a server, of few rows."""
+  return trained._replace(batch=limits.batch, fits=True)
 
 
 def check_characters(example: Mapping[str, Any]) -> None:

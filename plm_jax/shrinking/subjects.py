@@ -117,7 +117,7 @@ class FineTuned(Subject):
   def scores(self, run: Run) -> Mapping[str, float]:
     # Scanned layers compile in a fraction of the time, and every way has separate programs.
     compute = dataclasses.replace(run.compute, layers="scan")
-    task, model = task_of(run), trained(run)._replace(compute=compute)
+    task, model = task_of(run), trained(run, compute)
     return task.score(self.splits.test, task.predict(model, self.splits.test))
 
   def rows(self, count: int, size: int) -> Batches:

@@ -105,6 +105,8 @@ def claims(record: Mapping[str, Any]) -> list[tuple[str, str, Measure, float, st
     ("bf16", "bfloat16 halves the memory", smaller, 1.95, "Float32 is {mean:.2f} times as large."),
     ("int8", "int8 loses almost nothing", gains, -POINT, lost),
     ("int8", "int8 is faster", faster, FASTER, times),
+    ("static8", "Static int8 loses almost nothing", gains, -POINT, lost),
+    ("static8", "Static int8 is faster", faster, FASTER, times),
     ("w8", "int8 weights lose almost nothing", gains, -POINT, lost),
     ("w4", "Four bits are enough", gains, -POINT, lost),
     ("w4", "int4 weights make writing faster", faster, FASTER, times),

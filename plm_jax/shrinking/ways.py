@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from plm_jax.compression.calibrated import calibrated
 from plm_jax.compression.forms import FORMS, stored_as
 from plm_jax.compression.heads import check_heads, importance, most_important, without_heads
 from plm_jax.compression.layers import check_layers, every_other, with_layers
@@ -20,10 +21,11 @@ from plm_jax.runs import Run
 from plm_jax.shrinking.subjects import Subject
 
 FULL = "full"  # the run as it was
-KNOWN = "bf16, int8, w8, w4, prune50, heads50, layers3, distil"
+KNOWN = "bf16, int8, static8, w8, w4, prune50, heads50, layers3, distil"
 _TEXTS = {
   "bf16": "parameters in bfloat16",
   "int8": "int8 weights and activations, products in int32",
+  "static8": "int8 weights and activations, whose scales were measured before",
   "w8": "int8 weights alone",
   "w4": "int4 weights in groups of 64, int8 tables",
 }
@@ -55,6 +57,8 @@ def way(name: str) -> Way:
   if name in FORMS:
     form = functools.partial(stored_as, name)
     make = lambda subject: with_params(subject.run, form(subject.run.params))  # noqa: E731
+    if name == "static8":
+      make = calibrated_run
     return Way(name, _TEXTS[name], lambda run: jax.eval_shape(form, run.params), make, form=name)
   if name == "distil":
     text = "half of the layers, taught by the run itself"
@@ -93,6 +97,11 @@ def with_params(run: Run, params, model=None) -> Run:
   if model is not None:
     experiment = dataclasses.replace(experiment, model=model)
   return dataclasses.replace(run, params=params, experiment=experiment)
+
+
+def calibrated_run(subject: Subject) -> Run:
+  loss, batches = subject.loss()
+  return with_params(subject.run, calibrated(subject.run.params, batches, loss))
 
 
 def heads_kept(run: Run, share: float) -> int:

@@ -16,6 +16,7 @@ from plm_jax import overrides
 from plm_jax.errors import UserError
 from plm_jax.files import read_json
 from plm_jax.models.compute import Compute
+from plm_jax.models.layer_loop import with_separate_layers
 from plm_jax.runs import Run
 from plm_jax.sharding import MeshShape, to_global
 from plm_jax.tasks.rows import EncodedRows
@@ -57,10 +58,11 @@ def task_of(run: Run, settings: Sequence[str] = ()) -> Task:
   return with_settings(task, settings)
 
 
-def trained(run: Run) -> Trained:
-  """The model of a run on one device."""
-  mesh = MeshShape().build(jax.local_devices()[:1])
-  return Trained(run.config, run.params.encoder(), run.tokenizer, run.compute, mesh)
+def trained(run: Run, compute: Compute | None = None) -> Trained:
+  """The model of a run on one device. compute: None is that of the run."""
+  mesh, compute = MeshShape().build(jax.local_devices()[:1]), compute or run.compute
+  params = with_separate_layers(run.params.encoder(), compute)
+  return Trained(run.config, params, run.tokenizer, compute, mesh)
 
 
 def line_of(example: ExampleText) -> str:
@@ -84,7 +86,8 @@ def outputs(trained: Trained, rows: EncodedRows, read: Callable[..., Any]) -> An
   local = trained.batch // processes
   mine = slice(index * local, (index + 1) * local)
   parts, order = [], []
-  for numbers, batch in rows.by_length(trained.batch, trained.fits):
+  fits = trained.fits or (trained.mesh.size == 1 and len(rows) < trained.batch)
+  for numbers, batch in rows.by_length(trained.batch, fits):
     batch = {name: array[mine] for name, array in batch.items()}
     parts.append(run(trained.params, to_global(batch, trained.mesh)))
     parts[-2:-1] = jax.device_get(parts[-2:-1])  # while the device computes the last

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plm_jax.compression.calibrated import calibrated, ranges
 from plm_jax.compression.forms import FORMS, bytes_of, expanded, stored_as
 from plm_jax.compression.quantised import (
   DynamicInt8,
+  StaticInt8,
   WeightOnlyInt4,
   group_of,
   int8_product,
@@ -24,7 +26,8 @@ from plm_jax.models.elmo import Elmo
 from plm_jax.models.layers import Linear
 from plm_jax.models.lstm import Lstm
 from plm_jax.models.parameters import named
-from plm_jax.peft.adapted import Sizes
+from plm_jax.models.recording import recording
+from plm_jax.peft.adapted import Sizes, linears
 from plm_jax.runs import Run
 from tests import toy_run
 from tests.peft.models import COMPUTE, MODELS, SOME_SLOW, base, states
@@ -72,6 +75,35 @@ def test_a_dynamic_int8_map_is_the_integer_formula():
   assert small(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+def test_a_static_int8_map_rounds_to_the_measured_scale_and_clips():
+  linear, sizes = linear_of((8,), (6,))
+  x = jax.random.normal(jax.random.key(3), (5, 8))
+  scale = np.float32(np.abs(x).max() / 127 / 2)  # half of the range: the largest are clipped
+  small = dataclasses.replace(StaticInt8.of(linear, sizes), input_scale=jnp.asarray(scale))
+  q = np.rint(np.clip(np.asarray(x) / scale, -127, 127)).astype(np.int32)
+  assert np.abs(q).max() == 127
+  y = q @ np.asarray(small.int8, np.int32) * (scale * np.asarray(small.int8_scale))
+  np.testing.assert_allclose(small(x), y + np.asarray(linear.bias[...]), rtol=1e-6, atol=1e-7)
+
+
+def test_calibration_measures_the_input_of_every_layer():
+  full = base("bert")
+  batches = [batch_of("bert", seed=n) for n in range(3)]
+  scan, unroll = (
+    ranges(full, batches, lambda p, b, layers=layers: forward(p, b, layers))
+    for layers in ("scan", "unroll")
+  )
+  assert scan.keys() == linears(full).keys()
+  assert scan["blocks/attention/query"].shape == (2,)
+  for path in scan:
+    np.testing.assert_allclose(scan[path], unroll[path], rtol=1e-5)
+  with recording() as seen:  # the queries of a layer are computed from its input
+    forward(full, batches[0], "unroll")
+  first = ranges(full, batches[:1], lambda p, b: forward(p, b, "scan"))
+  largest = [float(jnp.abs(x).max()) for x in seen.inputs]
+  np.testing.assert_allclose(first["blocks/attention/query"], largest, rtol=1e-5)
+
+
 def test_int4_is_packed_two_to_a_byte_and_unpacked_without_loss():
   q = np.random.default_rng(0).integers(-8, 8, (3, 10, 5)).astype(np.int8)
   stored = packed(jnp.asarray(q))
@@ -95,17 +127,30 @@ def test_int4_refuses_an_odd_number_of_inputs():
     WeightOnlyInt4.of(*linear_of((7,), (4,)))
 
 
+def batch_of(name, seed=None):
+  ids = np.arange(12).reshape(2, 6) + 3
+  if seed is not None:
+    ids = np.random.default_rng(seed).integers(0, 15, (2, 6))
+  batch = {"input_ids": ids, "length": np.array([6, 4]), "segment_ids": np.zeros((2, 6), int)}
+  if name in ("t5", "bart"):
+    batch |= {"decoder_input_ids": ids, "decoder_length": batch["length"]}
+  return batch
+
+
+def forward(params, batch, layers="scan"):
+  return params(batch, dataclasses.replace(COMPUTE, layers=layers))
+
+
 @pytest.mark.parametrize("name", SOME_SLOW)
 def test_every_family_computes_nearly_the_same_in_int8(name):
-  batch = {"input_ids": np.arange(12).reshape(2, 6) + 3, "length": np.array([6, 4])}
-  batch |= {"segment_ids": np.zeros((2, 6), int)}
-  if name in ("t5", "bart"):
-    batch |= {"decoder_input_ids": batch["input_ids"], "decoder_length": batch["length"]}
+  batch = batch_of(name)
   full, small = base(name), jax.jit(lambda p: stored_as("int8", p))(base(name))
   assert all(leaf.dtype == jnp.int8 for path, leaf in named(small) if path.endswith("/int8"))
-  expected, result = states(full, batch=batch), states(small, batch=batch)
-  error = np.linalg.norm(result - expected) / np.linalg.norm(expected)
-  assert 0 < error < 0.03
+  expected = states(full, batch=batch)
+  for form in (small, calibrated(full, [batch], forward)):
+    result = states(form, batch=batch)
+    error = np.linalg.norm(result - expected) / np.linalg.norm(expected)
+    assert 0 < error < 0.03
 
 
 @pytest.mark.parametrize("model", [Lstm(**SIZES), pytest.param(Elmo, marks=pytest.mark.slow)])
@@ -115,10 +160,17 @@ def test_recurrent_families_read_int8_kernels(model):
   head = "bilm" if isinstance(model, Elmo) else "lm"
   full = jax.jit(lambda key: model.init(key, {head: 0}))(jax.random.key(0))
   batch = {"input_ids": np.arange(12).reshape(2, 6) + 3, "length": np.array([6, 4])}
-  expected, result = (
-    np.asarray(jax.tree.leaves(states(p, batch=batch))[0]) for p in (full, stored_as("int8", full))
+  expected, *results = (
+    np.asarray(jax.tree.leaves(states(p, batch=batch))[0])
+    for p in (full, stored_as("int8", full), calibrated(full, [batch], forward))
   )
-  assert 0 < np.linalg.norm(result - expected) / np.linalg.norm(expected) < 0.05
+  for result in results:
+    assert 0 < np.linalg.norm(result - expected) / np.linalg.norm(expected) < 0.05
+
+
+def test_calibration_refuses_rows_that_do_not_reach_a_map():
+  with pytest.raises(UserError, match=r"do not reach blocks/attention/.*; use int8"):
+    calibrated(base("bert"), [batch_of("bert")], lambda params, batch: 0.0)
 
 
 @pytest.mark.parametrize(("form", "bound"), [("bf16", 0.02), ("w8", 0.02), ("w4", 0.25)])
@@ -132,11 +184,13 @@ def test_forms_of_a_bert_have_bounded_errors(form, bound):
 @pytest.mark.parametrize("form", FORMS)
 def test_scanned_layers_compute_as_unrolled_ones(form):
   small = stored_as(form, base("albert" if form == "int8" else "bert"))
+  if form == "static8":
+    small = calibrated(base("albert"), [batch_of("albert")], forward)
   scanned, unrolled = (
     states(small, compute=dataclasses.replace(COMPUTE, layers=layers))
     for layers in ("scan", "unroll")
   )
-  np.testing.assert_allclose(scanned, unrolled, atol=1e-4 if form != "int8" else 0.02)
+  np.testing.assert_allclose(scanned, unrolled, atol=0.02 if form in ("int8", "static8") else 1e-4)
 
 
 def test_expanded_parameters_have_the_structure_and_nearly_the_values_of_the_model():
@@ -183,5 +237,5 @@ def test_a_run_in_a_form_is_saved_and_loaded_as_it_is(form, tmp_path):
 
 
 def test_an_unknown_form_is_refused():
-  with pytest.raises(UserError, match="'int3'; there are bf16, int8, w8, w4"):
+  with pytest.raises(UserError, match="'int3'; there are bf16, int8, static8, w8, w4"):
     stored_as("int3", base("bert"))

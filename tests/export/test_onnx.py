@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -206,10 +207,33 @@ def test_a_file_that_differs_is_not_kept(folder, tmp_path, monkeypatch):
 
 def test_int8_is_smaller_and_near(folder, tmp_path):
   config = Bert(**SIZES | {"width": 64, "hidden": 256, "segments": 0})
-  file = write_onnx(run_of(config, {"token_classes": 3}), tmp_path / "m.onnx", int8=True)
-  assert file.int8.size < 0.5 * file.size and 1e-4 < file.int8.error < 0.05
-  kinds = {node.op_type for node in onnx.load(file.int8.path).graph.node}
-  assert "MatMulInteger" in kinds and "MatMul" in kinds  # kernels, and products of two activations
+  run, random = run_of(config, {"token_classes": 3}), np.random.default_rng(1)
+  rows = [{"input_ids": random.integers(0, 50, (1, n))} for n in range(4, 20)]
+  rows = [row | {"attention_mask": np.ones_like(row["input_ids"])} for row in rows]
+  file = write_onnx(run, tmp_path / "m.onnx", int8=True, calibration=rows)
+  for made, bound in zip(file.smaller, (0.05, 0.15), strict=True):
+    assert made.size < 0.5 * file.size and 1e-4 < made.error < bound
+    loaded = onnx.load(made.path)
+    weights = {w.name for w in loaded.graph.initializer if w.data_type == onnx.TensorProto.INT8}
+    assert len(weights) >= 2 * 6  # the kernels of the layers
+    # Dynamic scales are computed by the graph, static ones are numbers in it.
+    kinds = Counter(node.op_type for node in loaded.graph.node)
+    assert ("QuantizeLinear" in kinds) == (made.path.name == "m.static8.onnx")
+    assert ("DynamicQuantizeLinear" in kinds) == (made.path.name == "m.int8.onnx")
+
+
+def test_calibration_reads_texts_as_the_model_does(stored, tmp_path, flags, capsys):
+  texts = tmp_path / "texts.txt"
+  texts.write_text("the old man\nthe sea is cold\n" * 100)
+  flags.calibrate = str(texts)
+  command.main("onnx", str(stored), str(tmp_path / "m.onnx"))
+  assert "m.static8.onnx: int8" in capsys.readouterr().out
+  rows = command.calibration_rows(Run.load(stored), ["the old man", "the sea is cold"])
+  vocab = Run.load(stored).tokenizer.vocab
+  assert rows[0]["input_ids"][0, 0] == vocab.cls and rows[0]["attention_mask"].all()
+  texts.write_text("")
+  with pytest.raises(UserError, match="is empty; --calibrate needs texts"):
+    command.main("onnx", str(stored), str(tmp_path / "n.onnx"))
 
 
 def small(function, *shapes) -> Portable:
@@ -357,7 +381,7 @@ def test_the_users_mistakes_are_sentences(words, sentence, stored, tmp_path, fla
 
 def test_flags_of_onnx_are_refused_for_stablehlo(stored, tmp_path, flags):
   flags.int8 = True
-  with pytest.raises(UserError, match="--int8 and --cache are for onnx"):
+  with pytest.raises(UserError, match="--int8, --calibrate and --cache are for onnx"):
     command.main("stablehlo", str(stored), str(tmp_path / "new"))
 
 
