@@ -51,7 +51,10 @@ def main() -> None:
   if FLAGS.out and not Path(FLAGS.out).parent.is_dir():
     raise UserError(f"--out={FLAGS.out} was given, and its folder is not there; make it first.")
   without_accelerator(target)
-  keep_compilations(default_cache())
+  if target.device.platform == "cpu":
+    keep_compilations(default_cache())
+  else:  # a program for devices that are not there cannot be read back
+    jax.config.update("jax_enable_compilation_cache", False)
   with contextlib.redirect_stdout(sys.stderr):  # models say what they choose
     experiment, record = chosen_experiment(FLAGS.experiment, DEFAULT, FLAGS.budget, FLAGS.set, None)
     name = f"{record['reference']} ({FLAGS.budget})"

@@ -82,7 +82,7 @@ def compiled(experiment: Experiment, target: Target) -> Compiled:
   devices = devices_of(target)
   with pretended(target.device):
     program = compile_experiment(experiment, example_batch(experiment), devices)
-  step = cast(functools.partial, program.step).func
+  step: Any = cast(functools.partial, program.step).func
   temporaries = step.memory_analysis().temp_size_in_bytes
   try:
     costs = costs_of(parsed(step.as_text()), target.device, target.count)

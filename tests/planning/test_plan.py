@@ -148,6 +148,7 @@ def call(monkeypatch, capsys):
     with own_flags(command):
       monkeypatch.setattr(sys, "argv", ["plan", *words])
       monkeypatch.setattr(command, "keep_compilations", lambda cache: None)
+      monkeypatch.setattr(jax.config, "update", lambda *_: None)
       with pytest.raises(SystemExit) as end:
         cli.run(command.main)
     out, err = capsys.readouterr()
