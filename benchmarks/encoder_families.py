@@ -27,6 +27,7 @@ from plm_jax.models.albert import Albert  # noqa: E402
 from plm_jax.models.bert import Bert  # noqa: E402
 from plm_jax.models.compute import Compute  # noqa: E402
 from plm_jax.models.distilbert import DistilBert  # noqa: E402
+from plm_jax.models.layer_loop import with_separate_layers  # noqa: E402
 from plm_jax.shrinking.measure import in_turns, states  # noqa: E402
 from plm_jax.train.process import keep_freed_memory  # noqa: E402
 
@@ -61,7 +62,8 @@ def main() -> None:
   compute, calls, sizes = Compute(), {}, {}
   for name, config in models().items():
     params = jax.jit(lambda key, config=config: config.init(key, {}))(jax.random.key(0))
-    calls[name] = functools.partial(states, params, compute=compute)
+    separate = with_separate_layers(params, compute)  # as predictions have them
+    calls[name] = functools.partial(states, separate, compute=compute)
     sizes[name] = bytes_of(params)
   batches = [rows(length, 1) for length in LENGTHS for _ in range(REPEATS)]
   single = {

@@ -67,7 +67,9 @@ BENEATH = {
     *("errors", "files", "aliases", "overrides", "cli", "data", "models", "objectives", "peft"),
     *("sharding", "experiment", "decode", "notebook", "train", "runs", "experiment_flags"),
   },
-  "serving": {"errors", "progress", "data", "decode", "models", "runs", "export", "tasks"},
+  "serving": {
+    *("errors", "progress", "data", "decode", "models", "train", "runs", "export", "tasks"),
+  },
   "ablate": {
     *("errors", "files", "config_tree", "overrides", "cli", "data", "experiment", "budgets"),
     *("train", "runs", "experiment_flags", "pretraining", "evaluation", "notebook", "tasks"),

@@ -38,6 +38,7 @@ def flags_of(file: str) -> set[str]:
     names.add("list")
   elsewhere = {
     "launch.define_flags": "plm_jax/train/launch.py",
+    "server_flags.define_flags": "plm_jax/serving/server_flags.py",
     "  define_evaluation()\n": "plm_jax/ablate/plan.py",
   }
   return names.union(*(flags_of(path) for call, path in elsewhere.items() if call in source))

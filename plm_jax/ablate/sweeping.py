@@ -17,6 +17,7 @@ import jax
 
 from plm_jax import cli, overrides
 from plm_jax.ablate import launch
+from plm_jax.ablate.gathering import gather
 from plm_jax.ablate.here import check_unchanged, resolved, run_here
 from plm_jax.ablate.plan import (
   CELL,
@@ -29,6 +30,7 @@ from plm_jax.ablate.plan import (
   is_done,
   state_of,
 )
+from plm_jax.ablate.power import outlook
 from plm_jax.ablate.references import at_budget, reference_of, table_of
 from plm_jax.ablate.table import Table
 from plm_jax.ablate.view import line
@@ -127,13 +129,23 @@ def sweep(
     plan = claim(out, plan)
     made = Sweep(out, rows, plan, plan.runs(names), None)
     runs = runs_left(made, experiments)
+    if runs and len(runs) < len(made.runs):
+      show_outlook(made)
     if inline:
       made = made._replace(failed=run_here(out, plan, runs, rows))
     else:
       made = made._replace(failed=launch.LAUNCHERS[launcher](out, plan, runs, jobs) if runs else [])
   if made.failed is not None:  # else the runs were handed over
     print(made.summary)
+    if runs:
+      show_outlook(made)
   return made
+
+
+def show_outlook(made: Sweep) -> None:
+  """Prints what the seeds of a sweep could see, once two of them are measured."""
+  for text in outlook(made.table, gather(made.out, made.table).scores, made.plan.seeds):
+    print(text, flush=True)
 
 
 def runs_left(made: Sweep, experiments: dict[str, Experiment]) -> list[PlannedRun]:

@@ -193,7 +193,7 @@ def adapted(peft: Peft, base: Parameters, key: jax.Array, heads: tuple[str, ...]
 
 # --- modules of a tree ----------------------------------------------------------------------------
 
-Module = TypeVar("Module", bound=nnx.Module)
+Module = TypeVar("Module")
 
 
 class Sizes(NamedTuple):

@@ -170,9 +170,7 @@ def _add_pages(app: FastAPI, served: Models, metrics: Metrics) -> None:
 
   @app.get("/health", summary="Whether the server is ready")
   async def health() -> dict[str, Any]:
-    for model in served.by_name.values():
-      if not model.is_running:
-        raise Refused(503, f"the thread of {model.name} has ended; start the server again")
+    served.check_running()
     return {"status": "ok", "models": list(served.by_name)}
 
   @app.get("/metrics", summary="Numbers for Prometheus")

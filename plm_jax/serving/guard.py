@@ -43,10 +43,17 @@ class Guard:
     self._app, self._limits, self._metrics = app, limits, metrics
     self._key = None if key is None else f"Bearer {key}".encode()
 
+  @property
+  def served(self) -> Any:
+    """The `Models` of the application."""
+    return self._app.state.served
+
   async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
       await self._app(scope, receive, send)
       return
+    if scope["method"] == "HEAD":  # the server leaves out the body
+      scope = {**scope, "method": "GET"}
     start, status = time.perf_counter(), [0]
 
     async def sent(message: Message) -> None:
@@ -117,10 +124,15 @@ def error_headers(refused: Refused) -> dict[str, str]:
   return {"www-authenticate": "Bearer"} if refused.status == 401 else {}
 
 
-async def _answer(send: Send, refused: Refused, close: bool) -> None:
+def response(refused: Refused, close: bool) -> tuple[list[tuple[bytes, bytes]], bytes]:
+  """The headers and the body of an error. close: ends the connection."""
   content = json.dumps(error_body(refused)).encode()
   headers = {"content-type": "application/json", "content-length": str(len(content))}
   headers |= error_headers(refused) | ({"connection": "close"} if close else {})
-  pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-  await send({"type": "http.response.start", "status": refused.status, "headers": pairs})
+  return [(name.encode(), value.encode()) for name, value in headers.items()], content
+
+
+async def _answer(send: Send, refused: Refused, close: bool) -> None:
+  headers, content = response(refused, close)
+  await send({"type": "http.response.start", "status": refused.status, "headers": headers})
   await send({"type": "http.response.body", "body": content})

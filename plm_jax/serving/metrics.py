@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-  """The numbers of one server. compilations: of the whole process, since the server was ready."""
+  """The numbers of one server. compilations: of the whole process, since the server was ready.
+  labels: of all numbers, such as the server's name among several."""
 
-  def __init__(self) -> None:
-    self.registry = CollectorRegistry()
+  def __init__(self, **labels: str) -> None:
+    self.registry, self._labels = CollectorRegistry(), labels
     own = {"registry": self.registry}
     self.requests = Counter("plm_jax_requests", "Answered requests.", ["route", "status"], **own)
     self.seconds = Histogram(
@@ -39,4 +42,10 @@ class Metrics:
 
   def text(self) -> bytes:
     """All numbers in Prometheus's format."""
-    return generate_latest(self.registry)
+    return generate_latest(self)  # type: ignore[arg-type]
+
+  def collect(self) -> Iterator[Metric]:
+    """The numbers with their labels, for `generate_latest`."""
+    for metric in self.registry.collect():
+      metric.samples = [s._replace(labels={**s.labels, **self._labels}) for s in metric.samples]
+      yield metric

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -113,7 +113,7 @@ class ServedModel:
     self.check_can(ability)
     self.limits.check_texts(len(inputs))
     kind = self.kinds[ability]
-    items = await _in_sentences(lambda: [kind.prepare(text) for text in inputs], inputs)
+    items = await _in_sentences(lambda: list(_prepared(kind, inputs)), inputs)
     futures = self._worker.submit(kind, items)
     try:
       return list(await asyncio.gather(*futures))
@@ -246,6 +246,18 @@ def _texts_of(run: Run, limits: Limits) -> ContinuousBatch | None:
   longest = 2 * limits.tokens  # a prompt and its new tokens
   arguments = run.params, run.config, run.tokenizer, run.compute
   return ContinuousBatch(*arguments, slots=limits.slots, longest=longest)
+
+
+def _prepared(kind: Any, inputs: Sequence[Any]) -> Iterator[Any]:
+  """Errors: `Refused`, with the number of the input if there are several."""
+  for number, each in enumerate(inputs, 1):
+    try:
+      yield kind.prepare(each)
+    except (UserError, Refused) as error:
+      if len(inputs) == 1:
+        raise
+      status = error.status if isinstance(error, Refused) else 422
+      raise Refused(status, f"input {number}: {error}") from None
 
 
 async def _in_sentences(prepare: Callable[[], Any], texts: Sequence[Any]) -> Any:

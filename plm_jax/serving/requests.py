@@ -28,6 +28,12 @@ class Models:
     self.limits = limits
     self._waiting: set[asyncio.Future] = set()
 
+  def check_running(self) -> None:
+    """Errors: `Refused` if a model answers no more."""
+    for model in self.by_name.values():
+      if not model.is_running:
+        raise Refused(503, f"the thread of {model.name} has ended; start the server again")
+
   def end(self) -> None:
     """Refuses the requests that still wait: the server ends."""
     for leaving in self._waiting:

@@ -7,21 +7,23 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 
 from plm_jax.errors import UserError
 from plm_jax.progress import progress_bar
 from plm_jax.serving.app import create_app
+from plm_jax.serving.connection import Connection
 from plm_jax.serving.guard import Guard
 from plm_jax.serving.limits import Limits
 from plm_jax.serving.metrics import Metrics
 from plm_jax.serving.model import ServedModel
 
 KEY = "PLM_JAX_API_KEY"
-_CONNECTIONS = 1024
+CONNECTIONS = 1024  # that are open at a time
 _WAITING = 2048  # connections that are not accepted yet
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -30,14 +32,8 @@ def serve(paths: Sequence[str], host: str, port: int, limits: Limits, grace: flo
   """Serves until SIGTERM or Ctrl-C. paths: "DIR" or "NAME=DIR". grace: seconds for the requests in
   flight at the end. Errors: `UserError` for a port in use, an unknown host, a bad directory."""
   with _bound(host, port) as taken:
-    metrics, key = Metrics(), os.environ.get(KEY) or None
-    models = load(paths, limits, metrics)
-    inner = create_app(models, limits, metrics)
-    app = Guard(inner, limits, metrics, key)
-    metrics.count_compilations()
-    for model in models:
-      model.start()
-      print(f"{model.name}: {', '.join(f'/{name}' for name in model.abilities)}")
+    key = os.environ.get(KEY) or None
+    app = application(named_paths(paths), limits, key)
     if host not in _LOOPBACK and key is None:
       print(
         f"note: everyone who reaches {host} may use the models; {KEY}=... asks for a key",
@@ -49,15 +45,17 @@ def serve(paths: Sequence[str], host: str, port: int, limits: Limits, grace: flo
       raise _unusable(host, port, error) from None
     config = uvicorn.Config(
       app,
+      http=partial(Connection, seconds=limits.timeout),  # type: ignore[arg-type]
       lifespan="off",
       ws="none",
       log_level="warning",
       access_log=False,
       server_header=False,
-      limit_concurrency=_CONNECTIONS,
+      limit_concurrency=CONNECTIONS,
       timeout_graceful_shutdown=int(grace),
     )
-    _Server(config, inner.state.served.end, grace).run(sockets=[taken])
+    _Server(config, app.served.end, grace).run(sockets=[taken])
+  models = app.served.by_name.values()
   for model in models:
     model.close(1.0)  # whoever waited was answered by now
   print("the server has ended", flush=True)
@@ -65,8 +63,22 @@ def serve(paths: Sequence[str], host: str, port: int, limits: Limits, grace: flo
     os._exit(0)  # a thread of XLA that still computes would end the interpreter by SIGSEGV
 
 
-def load(paths: Sequence[str], limits: Limits, metrics: Metrics) -> list[ServedModel]:
-  """The models, compiled."""
+def application(paths: Mapping[str, str], limits: Limits, key: str | None, **labels: str) -> Guard:
+  """The application of models that are compiled and started. paths: by names. key: that requests
+  need. labels: of its numbers."""
+  metrics = Metrics(**labels)
+  models = load(paths, limits, metrics)
+  app = Guard(create_app(models, limits, metrics), limits, metrics, key)
+  metrics.count_compilations()
+  for model in models:
+    model.start()
+    print(f"{model.name}: {', '.join(f'/{name}' for name in model.abilities)}")
+  return app
+
+
+def named_paths(paths: Sequence[str]) -> dict[str, str]:
+  """The directories of models by their names. paths: "DIR" or "NAME=DIR". Errors: `UserError` for
+  a name that is there twice."""
   named: dict[str, str] = {}
   for entry in paths:
     name, equals, path = entry.partition("=")
@@ -77,7 +89,12 @@ def load(paths: Sequence[str], limits: Limits, metrics: Metrics) -> list[ServedM
         f"--model names {name} twice; give each a name: --model=first={named[name]},second={path}"
       )
     named[name] = path
-  models = [ServedModel.load(name, path, limits, metrics) for name, path in named.items()]
+  return named
+
+
+def load(paths: Mapping[str, str], limits: Limits, metrics: Metrics) -> list[ServedModel]:
+  """The models, compiled. paths: by names."""
+  models = [ServedModel.load(name, path, limits, metrics) for name, path in paths.items()]
   total = sum(len(model.programs()) for model in models)
   with progress_bar(total, "compiling", unit=" programs") as bar:
     for model in models:

@@ -15,6 +15,7 @@ from plm_jax.compression.forms import bytes_of
 from plm_jax.decode.rules import Rules
 from plm_jax.decode.writer import grow, padded, ready
 from plm_jax.models.compute import Compute
+from plm_jax.models.layer_loop import with_separate_layers
 from plm_jax.runs import Run
 from plm_jax.shrinking.subjects import ROWS, Subject
 
@@ -68,11 +69,12 @@ Times = dict[str, np.ndarray]
 
 
 def _forward(runs: Mapping[str, Run], subject: Subject) -> tuple[Times, Times]:
-  """Forward passes up to the last states, without a head."""
-  calls = {
-    name: functools.partial(states, run.params.encoder(), compute=run.compute)
-    for name, run in runs.items()
-  }
+  """Forward passes up to the last states, without a head, with the layers as predictions have
+  them."""
+  calls = {}
+  for name, run in runs.items():
+    params = with_separate_layers(run.params.encoder(), run.compute)
+    calls[name] = functools.partial(states, params, compute=run.compute)
   return in_turns(calls, subject.rows(SINGLE, 1)), in_turns(calls, subject.rows(MANY, ROWS))
 
 

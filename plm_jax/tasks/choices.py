@@ -55,10 +55,7 @@ def layout_of(table: Table, task: Any) -> Layout:
   prompt = task.text or known(PROMPTS, choices)
   missing = "choices" if not choices else None if prompt else "text"
   if missing:
-    raise UserError(
-      f"The file {str(table.path)!r} has no column of {missing}: it has "
-      f"{', '.join(table.names)[:200]}; name it with --set=task.{missing}=COLUMN."
-    )
+    raise table.lacking(f"of {missing}", missing)
   middle = task.then or (None if task.text else known(MIDDLES, (*choices, prompt)))
   taken = (*choices, prompt, middle)
   label = task.label if task.label in table.names else known(RIGHT, taken)
@@ -91,10 +88,7 @@ def examples_in(
   choice in the label's column, None if labels are names or texts. Errors: `UserError` for a row
   with fewer than two choices, or a label that is none of them."""
   if labelled and layout.label is None:
-    raise UserError(
-      f"The file {str(table.path)!r} has no column that tells the right choice; it has "
-      f"{', '.join(table.names)[:200]}: name one with --set=task.label=COLUMN."
-    )
+    raise table.lacking("that tells the right choice", "label")
   rows = [(line, row, *_read(table, line, row, layout)) for line, row in table.rows]
   labels = [written(row.get(layout.label)) for _, row, *_ in rows] if labelled else []
   if first is None:
@@ -152,7 +146,7 @@ def _read(table: Table, line: int, row: dict, layout: Layout) -> tuple[tuple, tu
   if layout.middle and (middle := written(row.get(layout.middle))):
     texts = [f"{QUESTIONS.get(middle, middle)} {text}" for text in texts]
   if not written(prompt):
-    raise UserError(f'{table.at(line)} has no "{layout.prompt}"; fill it in or leave it out.')
+    raise table.empty(line, layout.prompt)
   return (written(prompt), *texts), tuple(names)
 
 

@@ -167,8 +167,7 @@ class Choose(FileTask):
     for item in items:
       if self.most and len(item.texts) - 1 > self.most:
         raise UserError(
-          f"the example {item.name} has {len(item.texts) - 1} choices, and training had at most "
-          f"{self.most}."
+          f"{item.name} has {len(item.texts) - 1} choices, and training had at most {self.most}."
         )
     targets: dict[str, Any] = {}
     if all(item.target is not None for item in items):

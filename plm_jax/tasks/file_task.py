@@ -321,10 +321,7 @@ class TableTask(FileTask):
     if labelled and chosen.label is None:
       if self.label:
         raise no_column(table, self.label, "label")
-      raise UserError(
-        f"The file {str(table.path)!r} has no column of labels; it has "
-        f"{', '.join(table.names)[:200]}: name one with --set=task.label=COLUMN."
-      )
+      raise table.lacking("of labels", "label")
     items = []
     for line, row in table.rows:
       texts = tuple(table.cell(line, row, column) for column in chosen.texts)

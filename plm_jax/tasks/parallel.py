@@ -84,10 +84,7 @@ def columns_of(table: Table, source: str | None, target: str | None) -> Columns:
   free = [n for n in table.names if n not in (source, target) and _is_text(table, n)]
   source = source or (free.pop(0) if free else None)
   if source is None:
-    raise UserError(
-      f"The file {str(table.path)!r} has no column of text; it has "
-      f"{', '.join(table.names)[:200]}: name one with --set=task.text=COLUMN."
-    )
+    raise table.lacking("of text", "text")
   target = target if target in table.names else None
   if target is None and guesses_target:
     target = free.pop(0) if free else None
@@ -113,10 +110,7 @@ def read_columns(path: str | Path, header: bool | None) -> Table:
 def examples_in(table: Table, chosen: Columns, labelled: bool) -> list[Example]:
   """An example for every target, or for every row without `labelled`."""
   if labelled and chosen.target is None:
-    raise UserError(
-      f"The file {str(table.path)!r} has no column of targets; it has "
-      f"{', '.join(table.names)[:200]}: name one with --set=task.target=COLUMN."
-    )
+    raise table.lacking("of targets", "target")
   items = []
   for line, row in table.rows:
     source = table.cell(line, row, chosen.source)
@@ -125,9 +119,7 @@ def examples_in(table: Table, chosen: Columns, labelled: bool) -> list[Example]:
     if labelled:
       targets = [t for t in _targets(row.get(chosen.target)) if t]
       if not targets:
-        raise UserError(
-          f'{table.at(line)} has no "{chosen.target}"; fill it in or leave the line out.'
-        )
+        raise table.empty(line, chosen.target)
     items += [Example((source,), target, name, source) for target in targets]
   return items
 

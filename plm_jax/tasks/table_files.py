@@ -46,26 +46,43 @@ _SAMPLE = 1000  # rows that are looked at to find a column
 
 
 class Table(NamedTuple):
-  """path; the names of the columns, "1", "2", ... without a header; (line, row) of every row."""
+  """path; the names of the columns, "1", "2", ... without a header; (line, row) of every row.
+  example: the name of a single example, which is in no file, for errors."""
 
   path: Path
   names: list[str]
   rows: list[tuple[int, dict[str, Any]]]
   header: bool
+  example: str = ""
 
   def values(self, column: str) -> list[str]:
     """Of the first rows."""
     return [written(row.get(column)) for _, row in self.rows[:_SAMPLE]]
 
+  @property
+  def place(self) -> str:
+    return self.example or f"The file {str(self.path)!r}"
+
   def at(self, line: int) -> str:
-    return f"The file {str(self.path)!r}, line {line},"
+    return self.example or f"{self.place}, line {line},"
 
   def cell(self, line: int, row: dict[str, Any], column: str) -> str:
     """Errors: `UserError` for an empty cell."""
     value = written(row.get(column))
     if not value:
-      raise UserError(f'{self.at(line)} has no "{column}"; fill it in or leave the line out.')
+      raise self.empty(line, column)
     return value
+
+  def empty(self, line: int, column: str) -> UserError:
+    """The error for an empty cell."""
+    advice = "give one" if self.example else "fill it in or leave the line out"
+    return UserError(f'{self.at(line)} has no "{column}"; {advice}.')
+
+  def lacking(self, what: str, field: str) -> UserError:
+    """The error for a table without such a column, and the field of a task that names it."""
+    advice = "" if self.example else f"; name one with --set=task.{field}=COLUMN"
+    names = ", ".join(self.names)[:200]
+    return UserError(f"{self.place} has no column {what}; it has {names}{advice}.")
 
 
 def no_column(table: Table, column: str, field: str) -> UserError:
@@ -74,7 +91,7 @@ def no_column(table: Table, column: str, field: str) -> UserError:
   near = difflib.get_close_matches(column.lower(), lower, n=1)
   meant = f"; did you mean {lower[near[0]]!r}?" if near else "."
   return UserError(
-    f"The file {str(table.path)!r} has no column {column!r} (task.{field}); it has "
+    f"{table.place} has no column {column!r} (task.{field}); it has "
     f"{', '.join(table.names)[:200]}{meant}"
   )
 
@@ -115,7 +132,7 @@ def object_of(line: str) -> dict[str, Any] | None:
 
 def table_of(row: dict[str, Any], name: str) -> Table:
   """A table with one row. name: of the example, for errors."""
-  return Table(Path(name), list(row), [(1, row)], True)
+  return Table(Path(name), list(row), [(1, row)], True, name)
 
 
 # --- which column is which ------------------------------------------------------------------------
@@ -179,10 +196,7 @@ def _texts(table: Table, wanted, count: int, present, taken: list[str]) -> tuple
     texts = [text or (longest.pop(0) if longest else None) for text in texts]
   if None in texts:
     missing = fields[texts.index(None)]
-    raise UserError(
-      f"The file {str(table.path)!r} has no column for {missing}: this task needs {count} of text, "
-      f"and the file has {', '.join(table.names)[:200]}; name it with --set=task.{missing}=COLUMN."
-    )
+    raise table.lacking(f"for {missing}: this task needs {count} of text", missing)
   return tuple(text for text in texts if text)
 
 

@@ -70,7 +70,8 @@ def call(monkeypatch, capsys):
 @contextlib.contextmanager
 def own_flags(module):
   """The module's flags; other commands' of the same names stand aside meanwhile."""
-  sources = [inspect.getsource(m) for m in (module, getattr(module, "launch", module))]
+  shared = [getattr(module, name, module) for name in ("launch", "server_flags")]
+  sources = [inspect.getsource(m) for m in (module, *shared)]
   names = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', "".join(sources)))
   aside = {
     n: (flags.FLAGS.find_module_defining_flag(n), flags.FLAGS[n]) for n in names if n in flags.FLAGS

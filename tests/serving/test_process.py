@@ -132,8 +132,9 @@ def test_a_real_server_survives_its_clients_and_ends_after_the_requests_in_fligh
     text = json.dumps({"prompt": "the", "max_length": 32, "min_length": 32, "stream": True})
     for path in tmp_path.glob("*/checkpoints"):
       path.rename(path.with_name("gone"))  # all is in memory
-    slow, huge, leaving, numbers = (client() for _ in range(4))
+    slow, late, huge, leaving = (client() for _ in range(4))
     slow.send("/predict", b'{"inp', length=40)
+    late.socket.sendall(b"GET /health HTTP/1.1\r\nhost: ")
     huge.send("/predict", b"x" * 100, length=10**9)
     assert huge.status() == 413
     leaving.send("/generate", text.encode())
@@ -141,7 +142,8 @@ def test_a_real_server_survives_its_clients_and_ends_after_the_requests_in_fligh
     whole = client()
     whole.send("/predict", good)
     assert whole.status() == 200
-    assert slow.status() == 408
+    assert slow.status() == late.status() == 408
+    numbers = client()
     numbers.socket.sendall(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     assert b"plm_jax_compilations_total 0.0" in numbers.file.read()
     stream = client()

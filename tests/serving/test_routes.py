@@ -253,6 +253,22 @@ def test_unknown_routes_and_methods_are_named(server):
   assert "there is no GET /nothing" in sentence(missing)
 
 
+def test_head_is_answered_as_get_without_a_body(server):
+  page, health, predict = ask(server, ("HEAD", "/"), ("HEAD", "/health"), ("HEAD", "/predict"))
+  (whole,) = ask(server, ("GET", "/"))
+  assert (page.status_code, health.status_code, predict.status_code) == (200, 200, 405)
+  assert page.headers == whole.headers and not page.content
+
+
+def test_a_bad_input_among_several_is_named_by_its_number(server):
+  several = [{"text": "the cat"}, {"stars": 5}, "a house"]
+  told = post(server, "/predict", inputs=several, model="classifier")
+  assert told.status_code == 422 and "file" not in sentence(told).lower()
+  assert sentence(told).startswith("input 2: the input has no column for text: ")
+  told = post(server, "/fill_mask", inputs=["[MASK]", "the cat"], model="bert")
+  assert told.status_code == 422 and sentence(told).startswith("input 2: there is no [MASK]")
+
+
 def test_no_request_compiles(server):
   heard = server.metrics
   heard.count_compilations()
@@ -285,7 +301,7 @@ def test_half_a_character_in_an_object_is_refused(server, inputs):
 
 def test_at_the_end_requests_that_still_wait_are_told_so():
   waiting = Server(["classifier"], start=False)  # nobody answers
-  served = waiting.app._app.state.served
+  served = waiting.app.served
 
   async def both():
     transport = httpx.ASGITransport(waiting.app, raise_app_exceptions=False)

@@ -190,9 +190,11 @@ def test_other_files_have_the_columns_of_the_training_file(context, tmp_path):
   assert stored.parse(json.dumps(dev[0]), "line 1").texts == bodies[0]
   assert stored.parse("a plain text", "line 1").texts == ("a plain text",)
   with pytest.raises(
-    UserError, match=r"'line 1' has no column 'body' \(task.text\); it has summary"
+    UserError, match=r"^line 1 has no column 'body' \(task.text\); it has summary"
   ):
     stored.parse('{"summary": "x"}', "line 1")
+  with pytest.raises(UserError, match=r'^line 1 has no "body"; give one\.$'):
+    stored.parse('{"body": " "}', "line 1")
   (tmp_path / "t.csv").write_text("body,verdict\nthe house,a\n")
   with pytest.raises(UserError, match=r"has no column 'mark' \(task.label\); it has body, verdict"):
     task.read_file(tmp_path / "t.csv", labelled=True)
