@@ -16,11 +16,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from plm_jax.errors import UserError
 from plm_jax.models.parameters import ROLES, Role, named, path_name, role, roles_of, stacked_axes
 from plm_jax.placement import AXES, ROW_AXES
+
+AnyMesh = Mesh | AbstractMesh
+_AUTO = (AxisType.Auto,) * len(AXES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,21 +56,28 @@ class MeshShape:
   def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over `devices` (default: all), `tensor` innermost, where the links are fastest."""
     devices = jax.devices() if devices is None else list(devices)
+    return jax.make_mesh(self.over(len(devices)), AXES, axis_types=_AUTO, devices=devices)
+
+  def abstract(self, devices: int) -> AbstractMesh:
+    """The mesh over as many devices that are not there, for shapes and shardings."""
+    return AbstractMesh(self.over(devices), AXES, axis_types=_AUTO)
+
+  def over(self, devices: int) -> tuple[int, ...]:
+    """The number of devices along each axis, of so many in all."""
     sizes = self._sizes()
     product = prod(size for size in sizes if size != -1)
-    if -1 not in sizes and product != len(devices):
+    if -1 not in sizes and product != devices:
       raise UserError(
-        f"the mesh {self} has {product} places, but there {_are(len(devices), 'device')}; make the "
-        f"product {len(devices)}, or set one number to -1 for all remaining devices."
+        f"the mesh {self} has {product} places, but there {_are(devices, 'device')}; make the "
+        f"product {devices}, or set one number to -1 for all remaining devices."
       )
-    if len(devices) % product:
+    if devices % product:
       free = AXES[sizes.index(-1)]
       raise UserError(
-        f"the mesh {self} does not divide the devices: there {_are(len(devices), 'device')}, and "
-        f"the product of the numbers beside {free}=-1 is {product}; {_which_fit(len(devices))}"
+        f"the mesh {self} does not divide the devices: there {_are(devices, 'device')}, and "
+        f"the product of the numbers beside {free}=-1 is {product}; {_which_fit(devices)}"
       )
-    sizes = tuple(len(devices) // product if size == -1 else size for size in sizes)
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return tuple(devices // product if size == -1 else size for size in sizes)
 
   def __str__(self) -> str:
     return ", ".join(f"{name}={getattr(self, name)}" for name in AXES)
@@ -132,7 +142,7 @@ def logical_axes(path: str, rank: int, roles: Mapping[str, Role] = ROLES) -> tup
   return ("layers",) * stacked_axes(path, row, rank) + row.axes
 
 
-def parameter_shardings(shapes: Any, mesh: Mesh) -> Any:
+def parameter_shardings(shapes: Any, mesh: AnyMesh) -> Any:
   """`NamedSharding` of each leaf of a tree of parameters, optimiser state or a whole train state.
 
   shapes: arrays or `jax.ShapeDtypeStruct`s; random keys and scalars are replicated.
@@ -150,7 +160,7 @@ def parameter_shardings(shapes: Any, mesh: Mesh) -> Any:
   return jax.tree_util.tree_map_with_path(sharding, shapes)
 
 
-def kept_whole(shapes: Any, mesh: Mesh) -> list[str]:
+def kept_whole(shapes: Any, mesh: AnyMesh) -> list[str]:
   """A sentence for each logical axis that its mesh axis does not divide, naming the parameters.
 
   shapes: the model's parameters. Errors: `UserError` if the `fsdp` or `tensor` axis has several
@@ -187,7 +197,7 @@ def _axes_of(path: str, leaf, roles: Mapping[str, Role]) -> tuple[str, ...]:
   return logical_axes(path, len(leaf.shape), roles)
 
 
-def _spec(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def _spec(axes: tuple[str, ...], shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
   entries: list[str | None] = []
   for axis, size in zip(axes, shape, strict=True):
     mesh_axis = RULES[axis]
@@ -198,12 +208,12 @@ def _spec(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> Partitio
   return PartitionSpec(*entries)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
   """The sharding of rows: split over `data` and `fsdp`, the same along `tensor`."""
   return NamedSharding(mesh, PartitionSpec(ROW_AXES))
 
 
-def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def to_global(batch: Mapping[str, np.ndarray], mesh: AnyMesh) -> dict[str, jax.Array]:
   """This process's rows [B_local, ...] of each array -> one array [B, ...] over all devices.
 
   B is B_local times the number of processes of the mesh; process p has rows p * B_local onwards.

@@ -57,6 +57,7 @@ BENEATH = {
     "train",
     "runs",
   },
+  "planning": {"errors", "overrides", "models", "experiment", "sharding", "train"},
   "pretraining": {"data", "experiment", "train", "runs"},
   "export": {
     *("errors", "files", "config_tree", "cli", "data", "models", "peft", "train", "runs"),
@@ -80,7 +81,8 @@ BENEATH = {
   },
   "commands": {
     *("errors", "files", "progress", "cli", "data", "decode", "budgets", "train", "runs"),
-    *("evaluation", "export", "tasks", "ablate", "serving", "shrinking"),
+    *("evaluation", "export", "tasks", "ablate", "serving", "shrinking", "planning"),
+    "experiment_flags",
   },
   "loaded_model": {
     *("errors", "arguments", "decode", "notebook", "train", "runs", "evaluation", "export"),

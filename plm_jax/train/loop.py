@@ -21,7 +21,7 @@ from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.models.model import Parameters
 from plm_jax.progress import progress_bar
-from plm_jax.sharding import batch_sharding, parameter_shardings, to_global
+from plm_jax.sharding import AnyMesh, batch_sharding, parameter_shardings, to_global
 from plm_jax.sizes import check_state
 from plm_jax.train import processes
 from plm_jax.train.checkpoint import Checkpoints
@@ -65,7 +65,7 @@ class Program:
   """An experiment compiled for a mesh. step: donates the state; for batches of the shapes that were
   compiled. step_for: the step of other batches, compiled when their shapes come first. evaluate:
   float32 [2] per metric, its sum and count, and the carry after a batch. memory: bytes per device
-  that the step needs, as XLA reports it."""
+  that the step needs, as XLA reports it. micro_batches: the number of parts of a batch."""
 
   experiment: Experiment
   mesh: jax.sharding.Mesh
@@ -75,6 +75,7 @@ class Program:
   step_for: Callable[[dict[str, jax.Array]], Callable]
   evaluate: Callable[[Parameters, dict[str, jax.Array], Any], tuple[dict[str, jax.Array], Any]]
   memory: int
+  micro_batches: int
 
 
 def compile_experiment(
@@ -88,10 +89,40 @@ def compile_experiment(
   experiment.check_trains()
   mesh = experiment.mesh.build(devices)
   check_batch_divides(experiment, mesh)
+  settings = {"objectives": experiment.objectives, "compute": experiment.compute}
+  rows = shapes_on(batch, mesh)
+  create, shapes = planned_state(experiment, rows)
+  abstract = placed_on(mesh, shapes)
+  compiled = compile_step(experiment, abstract, rows, mesh)
+  steps = {shapes_of(rows): compiled.step}
+
+  def step_for(batch):
+    key = shapes_of(batch)
+    if key not in steps:
+      steps[key] = compile_step(experiment, abstract, shapes_on(batch, mesh), mesh).step
+    return steps[key]
+
+  return Program(
+    experiment=experiment,
+    mesh=mesh,
+    abstract=abstract,
+    create=jax.jit(create, out_shardings=shardings_of(abstract), compiler_options=once()),
+    step=compiled.step,
+    step_for=step_for,
+    evaluate=on_mesh(mesh, jax.jit(functools.partial(evaluation_step, **settings))),
+    memory=compiled.memory,
+    micro_batches=compiled.parts,
+  )
+
+
+def planned_state(
+  experiment: Experiment, rows: dict[str, Any]
+) -> tuple[Callable[[], TrainState], TrainState]:
+  """A function that creates the state before training; and the state's shapes. rows: arrays or
+  shapes of a batch."""
   transform = experiment.optim.transform(experiment.steps)
   settings = {"objectives": experiment.objectives, "compute": experiment.compute}
   key = jax.random.key(experiment.seed)
-  rows = shapes_on(batch, mesh)
   continues = "begins" in rows
   if continues and not hasattr(jax.eval_shape(experiment.init_parameters, key), "carry"):
     raise UserError(
@@ -117,32 +148,22 @@ def compile_experiment(
   shapes = jax.eval_shape(create)
   check_state((shapes.params, shapes.opt_state))
   check_frozen(shapes.params, experiment.tuning.freeze)
+  return create, shapes
+
+
+def placed_on(mesh: AnyMesh, shapes: TrainState) -> TrainState:
+  """The shapes of a state, with shardings on the mesh."""
   shardings = dataclasses.replace(
     parameter_shardings(dataclasses.replace(shapes, carry=None), mesh),
     carry=jax.tree.map(lambda _: batch_sharding(mesh), shapes.carry),
   )
-  abstract = jax.tree.map(
+  return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
-  step, memory = compile_step(experiment, abstract, rows, mesh)
-  steps = {shapes_of(rows): step}
 
-  def step_for(batch):
-    key = shapes_of(batch)
-    if key not in steps:
-      steps[key] = compile_step(experiment, abstract, shapes_on(batch, mesh), mesh)[0]
-    return steps[key]
 
-  return Program(
-    experiment=experiment,
-    mesh=mesh,
-    abstract=abstract,
-    create=jax.jit(create, out_shardings=shardings, compiler_options=once()),
-    step=step,
-    step_for=step_for,
-    evaluate=on_mesh(mesh, jax.jit(functools.partial(evaluation_step, **settings))),
-    memory=memory,
-  )
+def shardings_of(abstract: TrainState) -> Any:
+  return jax.tree.map(lambda x: x.sharding, abstract)
 
 
 def shapes_on(batch: dict[str, Any], mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -173,7 +194,7 @@ def once() -> dict[str, int]:
   return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
 
 
-def check_batch_divides(experiment: Experiment, mesh) -> None:
+def check_batch_divides(experiment: Experiment, mesh: AnyMesh) -> None:
   """A `UserError` if a micro-batch does not spread evenly over the devices, or splits a group of
   rows."""
   devices = mesh.shape["data"] * mesh.shape["fsdp"]

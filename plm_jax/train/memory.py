@@ -10,24 +10,32 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
+from plm_jax.sharding import AnyMesh
 from plm_jax.train.step import together, train_step
 
 
-def compile_step(experiment: Experiment, abstract, rows, mesh) -> tuple[functools.partial, int]:
-  """The compiled train step, with the run's schedule bound to it, and its bytes per device.
+class CompiledStep(NamedTuple):
+  """step: with the run's schedule bound to it. memory: bytes per device. parts: micro-batches."""
+
+  step: functools.partial
+  memory: int
+  parts: int
+
+
+def compile_step(experiment: Experiment, abstract, rows, mesh) -> CompiledStep:
+  """The compiled train step.
 
   With `compute.micro_batches=0` there are more parts until the step fits: its bytes are within the
   limit that the device reports, and the compiler does not refuse it, as it does on a TPU. Errors:
-  `UserError` if it does not fit in the given number of parts, or with one row per device and part.
+  `DoesNotFit` if it does not fit in the given number of parts, or with one row per device and part.
   """
   parts = experiment.compute.micro_batches or 1
-  rows_per_device = experiment.global_batch // (mesh.shape["data"] * mesh.shape["fsdp"])
-  group = together(experiment.objectives)
   constants = experiment.optim.constants(experiment.steps)
   limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
   while True:
@@ -42,12 +50,22 @@ def compile_step(experiment: Experiment, abstract, rows, mesh) -> tuple[functool
       if not reason:
         raise
     if compiled is not None and (not reason or experiment.compute.micro_batches):
-      return functools.partial(compiled, constants=constants), memory
-    more = [p for p in range(2 * parts, rows_per_device + 1)
-            if rows_per_device % p == 0 and experiment.global_batch % (p * group) == 0]  # fmt: skip
+      return CompiledStep(functools.partial(compiled, constants=constants), memory, parts)
+    more = [p for p in numbers_of_parts(experiment, mesh) if p >= 2 * parts]
     if experiment.compute.micro_batches or not more:
+      rows_per_device = experiment.global_batch // (mesh.shape["data"] * mesh.shape["fsdp"])
       raise _does_not_fit(experiment, parts, rows_per_device // parts, reason)
     parts = more[0]
+
+
+def numbers_of_parts(experiment: Experiment, mesh: AnyMesh) -> list[int]:
+  """The numbers of micro-batches that give every device equal rows and split no group of rows."""
+  rows_per_device = experiment.global_batch // (mesh.shape["data"] * mesh.shape["fsdp"])
+  group = together(experiment.objectives)
+  return [
+    parts for parts in range(1, rows_per_device + 1)
+    if rows_per_device % parts == 0 and experiment.global_batch % (parts * group) == 0
+  ]  # fmt: skip
 
 
 def compiled_in(parts: int, experiment: Experiment, constants, abstract, rows, mesh):
@@ -74,7 +92,11 @@ def out_of_memory(error: Exception) -> str:
   return match[1] if match else ""
 
 
-def _does_not_fit(experiment: Experiment, parts: int, rows: int, reason: str) -> UserError:
+class DoesNotFit(UserError):
+  """A step needs more memory than its devices have."""
+
+
+def _does_not_fit(experiment: Experiment, parts: int, rows: int, reason: str) -> DoesNotFit:
   one = rows == 1
   size = "even one row" if one else f"a micro-batch of {rows} rows"
   advice = (
@@ -83,7 +105,7 @@ def _does_not_fit(experiment: Experiment, parts: int, rows: int, reason: str) ->
     if one
     else f"set compute.micro_batches=0, or above {parts}"
   )
-  return UserError(
+  return DoesNotFit(
     f"{size} of data.length={experiment.data.length} per device does not fit in its memory "
     f"({reason}); {advice}"
   )
