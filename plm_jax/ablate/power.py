@@ -44,14 +44,15 @@ def outlook(table: Table, scores: SeedScores, seeds: int) -> list[str]:
   lines, alpha, seeds = [], ALPHA / max(1, len(table.claims)), max(seeds, SEEDS)
   for metric in dict.fromkeys(claim.metric for claim in table.claims):
     pairs = {p: difference(scores, metric, *p) for p in itertools.combinations(scores, 2)}
-    variances = [statistics.variance(values) for values in pairs.values() if len(values) > 1]
-    spread = math.sqrt(statistics.fmean(variances)) if variances else 0.0
+    spreads = [statistics.stdev(values) for values in pairs.values() if len(values) > 1]
+    spread = statistics.median_low(spreads) if spreads else 0.0  # the usual one, as in verdict.py
     if not spread:
       continue
     least = detectable(spread, seeds, alpha)
     line = f"  {metric}: {seeds} seeds can tell a difference of {least:.2g}"
     claimed = [p for c in table.claims if c.metric == metric for p in itertools.pairwise(c.arms)]
     means = {p: abs(statistics.fmean(d)) for p in claimed if (d := difference(scores, metric, *p))}
+    means = {pair: mean for pair, mean in means.items() if mean}  # the runs may be identical
     if means:
       one, other = min(means, key=lambda pair: means[pair])
       needed = seeds_needed(means[one, other], spread, alpha)

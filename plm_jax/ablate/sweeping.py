@@ -137,8 +137,7 @@ def sweep(
       made = made._replace(failed=launch.LAUNCHERS[launcher](out, plan, runs, jobs) if runs else [])
   if made.failed is not None:  # else the runs were handed over
     print(made.summary)
-    if runs:
-      show_outlook(made)
+    show_outlook(made)
   return made
 
 

@@ -113,6 +113,8 @@ def read(
 ) -> list[str]:
   """The texts of a file. flag, file_flag: those that name the column and the file."""
   if Path(path).suffix not in SUFFIXES:
+    if column:
+      raise UserError(f"{flag}={column} was given, and {path} has lines and no columns.")
     return cli.read_lines(path, file_flag)
   table = read_table(path)
   if column and column not in table.names:

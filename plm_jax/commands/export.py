@@ -57,10 +57,13 @@ def define_flags() -> None:
 def main(kind: str, source: str, target: str) -> None:
   check_words(kind, target)
   texts = []
+  if FLAGS.column and not FLAGS.calibrate:
+    raise UserError(f"--column={FLAGS.column} is that of --calibrate=FILE, which was not given.")
   if FLAGS.calibrate:
-    texts = read(FLAGS.calibrate, FLAGS.column, file_flag="--calibrate")
+    lines = read(FLAGS.calibrate, FLAGS.column, file_flag="--calibrate")
+    texts = [text for text in lines if text.strip()]
     if not texts:
-      raise UserError(f"{FLAGS.calibrate} is empty; --calibrate needs texts.")
+      raise UserError(f"{FLAGS.calibrate} has no text; --calibrate needs some.")
   options = {"int8": FLAGS.int8, "calibrate": texts, "cache": FLAGS.cache}
   export(Run.load(run_directory(source)), target, kind, **options, license=FLAGS.license)
 

@@ -1,7 +1,8 @@
 """The function of a run that is exported: token ids and masks in, states, logits and vectors out.
 
 Names are those of transformers. Rows are padded on the right; `attention_mask` is 0 at padding. The
-layers are unrolled and the numbers float32, whatever the run's own settings are.
+layers are unrolled and the numbers float32, whatever the run's own settings are: a run that is
+stored as integers has the values to which it was rounded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from plm_jax.export.heads import tuned_heads, tuned_outputs
 from plm_jax.models.compute import Compute
 from plm_jax.models.electra import Electra
 from plm_jax.models.model import Parameters
-from plm_jax.runs import Run, refuse_counted
+from plm_jax.runs import Run, in_float32, refuse_counted
 
 COMPUTE = Compute(dtype="float32", layers="unroll", attention="plain")
 
@@ -51,6 +52,7 @@ def portable(run: Run) -> Portable:
   """The forward pass of a run. Errors: `UserError` for a model of counts or of word vectors, and if
   the dimensions cannot be symbols."""
   refuse_counted(run)
+  run = in_float32(run)
   config, model = run.config, run.params.encoder()
   if hasattr(model, "word_rows"):
     raise UserError(

@@ -21,6 +21,7 @@ from plm_jax.files import parse_json, read_bytes
 
 MODULES = "modules.json"
 KIND = "sentence_transformers.models."
+SHORTEST = 2  # tokens of a row: [CLS] and [SEP]
 # Their switch -> our name, in the order in which the vectors are concatenated.
 MODES = {
   "pooling_mode_cls_token": "cls",
@@ -80,16 +81,18 @@ def read_pooling(directory: Path, width: int, positions: int) -> Pooling:
   body = body_of(directory)
   own = object_in(body, ENCODER_FILE)
   length, lowercase = own.get("max_seq_length"), own.get("do_lower_case") or False
-  if length is not None and (type(length) is not int or not 0 < length < 2**31):
+  if length is not None and (type(length) is not int or not SHORTEST <= length < 2**31):
     raise UserError(
-      f"{body / ENCODER_FILE} sets max_seq_length={length!r}; expected a whole number from 1."
+      f"{body / ENCODER_FILE} sets max_seq_length={length!r}; expected a whole number from "
+      f"{SHORTEST}."
     )
   if not isinstance(lowercase, bool):
     raise UserError(f"{body / ENCODER_FILE} sets do_lower_case={lowercase!r}; expected a bool.")
   if length is None:  # versions from 6 on name it in the tokenizer's file
     length = object_in(body, "tokenizer_config.json").get("model_max_length")
     # transformers writes 1e30 for no limit.
-    length = min(length, positions) if type(length) is int and 0 < length < 2**31 else None
+    has_limit = type(length) is int and SHORTEST <= length < 2**31
+    length = min(length, positions) if has_limit else None
   return Pooling(modes, "Normalize" in places, length, lowercase)
 
 
@@ -148,7 +151,9 @@ def _modules(directory: Path) -> list[dict[str, str]]:
     listed = parse_json(read_bytes(file, MOST_JSON), file)
     modules = [{"type": m["type"], "path": m["path"]} for m in listed]
     kinds = [module["type"].rpartition(".")[2] for module in modules]
-  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+  except (TypeError, KeyError, AttributeError):
+    raise UserError(f"{file} is no list of modules, each with a type and a path.") from None
+  except (OSError, ValueError) as error:
     raise UserError(f"{file} cannot be read: {error}.") from None
   if kinds not in ORDERS:
     raise UserError(
@@ -175,7 +180,8 @@ def _modes(file: Path, width: int) -> tuple[str, ...]:
     unknown = [switch for switch, on in switches.items() if on and switch not in MODES]
   if unknown or not chosen:
     raise UserError(
-      f"{file} sets {unknown[0] if unknown else 'no pooling'}; there is {list(MODES)}."
+      f"{file} sets {unknown[0] if unknown else 'no pooling'}; there is "
+      f"{', '.join(MODES.values())}."
     )
   for name in ("word_embedding_dimension", "embedding_dimension"):
     if options.get(name, width) != width:

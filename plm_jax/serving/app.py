@@ -61,8 +61,13 @@ def _add_errors(app: FastAPI) -> None:
     if first["type"] == "json_invalid":
       why = first.get("ctx", {}).get("error", "")
       return answer(Refused(400, f"the body is no JSON: {why}"))
-    place = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
-    return answer(Refused(422, f"{place}: {first['msg']}"))
+    place = first["loc"][1:]
+    if not place:
+      return answer(Refused(422, "the body is required to be a JSON object"))
+    fields = [each["loc"][1:2] for each in error.errors()]
+    if fields.count(place[:1]) > 1:  # an error for each type that the field may have
+      return answer(Refused(422, f"{place[0]} has none of the types that /docs lists for it"))
+    return answer(Refused(422, f"{'.'.join(map(str, place))}: {first['msg']}"))
 
   @app.exception_handler(HTTPException)
   async def http(request: Request, error: HTTPException) -> JSONResponse:

@@ -1,7 +1,7 @@
 """A connection of the server, where uvicorn has no option: slow headers, and errors in JSON.
 
 uvicorn waits for the headers of a request as long as its client takes, and answers what is no HTTP
-in plain text. Here headers have a time limit, and both errors have their sentence.
+in plain text. Here headers have limits of time and of size, and the errors have their sentence.
 """
 
 from __future__ import annotations
@@ -15,14 +15,24 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from plm_jax.serving.guard import response
 from plm_jax.serving.limits import Refused
 
+MOST_HEADERS = 1 << 16  # bytes
+
 
 class Connection(HttpToolsProtocol):
   """seconds: for the headers of a request, from its first byte; and for that first byte."""
 
   def __init__(self, *arguments: Any, seconds: float, **settings: Any):
     super().__init__(*arguments, **settings)
-    self._seconds, self._has_begun = seconds, False
+    self._seconds, self._has_begun, self._header_bytes = seconds, False, 0
     self._timer: asyncio.TimerHandle | None = None
+
+  def data_received(self, data: bytes) -> None:
+    super().data_received(data)
+    if self._has_begun and not self.transport.is_closing():
+      self._header_bytes += len(data)
+      if self._header_bytes > MOST_HEADERS:
+        text = f"the headers of the request have more than {MOST_HEADERS:,} bytes"
+        self._refuse(Refused(431, text))
 
   def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
     super().connection_made(transport)
@@ -30,7 +40,7 @@ class Connection(HttpToolsProtocol):
 
   def on_message_begin(self) -> None:
     super().on_message_begin()
-    self._has_begun = True
+    self._has_begun, self._header_bytes = True, 0
     self._expect_headers()
 
   def on_headers_complete(self) -> None:

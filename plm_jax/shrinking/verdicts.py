@@ -85,7 +85,7 @@ def cards(record: Mapping[str, Any]) -> list[Card]:
     if not outcome.values:
       continue
     shown = ", ".join(f"{value:+.3f}" if bound <= 0 else f"{value:.3f}" for value in outcome.values)
-    mean = fmean(outcome.values)
+    mean = round(fmean(outcome.values), 4) + 0.0  # not -0
     sentence = text.format(mean=mean, bound=bound)
     seeds = f"{len(outcome.values)} seeds" if len(outcome.values) > 1 else "one measurement"
     made.append(Card(outcome.verdict, claim, sentence, f"{seeds}: {shown}"))
@@ -98,7 +98,7 @@ Measure = Callable[[Mapping[str, Any], str], list[float]]
 def claims(record: Mapping[str, Any]) -> list[tuple[str, str, Measure, float, str]]:
   """(way, claim, measure, bound, sentence)."""
   unit = "of the loss" if record["is_loss"] else "of the score"
-  lost = f"The mean change is {{mean:+.3f}} {unit}, and {{bound:+.2f}} is allowed."
+  lost = f"The mean gain is {{mean:+.3f}} {unit}, and {{bound:+.2f}} is allowed."
   times = "It is {mean:.2f} times as fast, and {bound:.2f} times counts as faster."
   made: list[tuple[str, str, Measure, float, str]] = [
     ("bf16", "bfloat16 loses nothing", gains, -POINT, lost),

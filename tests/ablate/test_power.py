@@ -35,7 +35,7 @@ def test_the_outlook_names_the_smallest_difference_and_the_seeds_that_it_needs()
     arm: {seed: {"mlm_loss": loss} for seed, loss in enumerate(pair)}
     for arm, pair in losses.items()
   }
-  spread = np.sqrt(np.mean([0.05**2, 0.02**2, 0.07**2]) / 2)  # of differences of two seeds
+  spread = 0.05 / np.sqrt(2)  # the median of the differences of two seeds: .02, .05, .07
   heading, line = outlook(table, scores, seeds=5)  # blimp was not measured
   assert heading.startswith("by the spread of the seeds so far, four times in five")
   assert f"mlm_loss: 5 seeds can tell a difference of {detectable(spread, 5, 0.025):.2g}" in line

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from plm_jax.commands import export as command
+from plm_jax.compression.forms import expanded, stored_as
 from plm_jax.errors import UserError
 from plm_jax.export import agreement
 from plm_jax.export.agreement import check, differences, reference
 from plm_jax.export.onnx_convert import convert
 from plm_jax.export.onnx_file import runner, write_cached, write_onnx
-from plm_jax.export.portable import Portable, portable
+from plm_jax.export.portable import COMPUTE, Portable, portable
 from plm_jax.export.stablehlo import loaded, write_stablehlo
 from plm_jax.models.albert import Albert
 from plm_jax.models.bart import Bart
@@ -36,6 +37,7 @@ from plm_jax.models.qwen2 import Qwen2
 from plm_jax.models.roberta import Roberta
 from plm_jax.models.t5 import T5
 from plm_jax.models.word_vectors import WordVectors
+from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
 from plm_jax.runs import Run
 from tests import toy_run
@@ -231,9 +233,31 @@ def test_calibration_reads_texts_as_the_model_does(stored, tmp_path, flags, caps
   rows = command.calibration_rows(Run.load(stored), ["the old man", "the sea is cold"])
   vocab = Run.load(stored).tokenizer.vocab
   assert rows[0]["input_ids"][0, 0] == vocab.cls and rows[0]["attention_mask"].all()
-  texts.write_text("")
-  with pytest.raises(UserError, match="is empty; --calibrate needs texts"):
+  for content, column, sentence in (
+    ("\n \n", None, "has no text; --calibrate needs some"),
+    ("a text\n", "text", "--column=text was given, and .* has lines and no columns"),
+  ):
+    texts.write_text(content)
+    flags.column = column
+    with pytest.raises(UserError, match=sentence):
+      command.main("onnx", str(stored), str(tmp_path / "n.onnx"))
+  flags.calibrate = None
+  with pytest.raises(UserError, match="is that of --calibrate=FILE"):
     command.main("onnx", str(stored), str(tmp_path / "n.onnx"))
+
+
+def test_a_run_of_integers_is_exported_with_its_rounded_weights(tmp_path):
+  run = run_of(*CASES["gpt2"], objectives=(CLM(),))
+  small = dataclasses.replace(
+    run, params=stored_as("int8", run.params), document={"shrunk": {"form": "int8"}}
+  )
+  made = runner(write_onnx(small, tmp_path / "m.onnx").path)
+  ids = np.arange(5)[None]
+  batch = {"input_ids": ids, "length": np.array([5])}
+  full = expanded(small.params, run.params)
+  right = full.token_logits(full(batch, COMPUTE))
+  logits = made({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"]
+  np.testing.assert_allclose(logits, right, atol=1e-4)
 
 
 def small(function, *shapes) -> Portable:

@@ -62,9 +62,9 @@ def test_what_is_not_known_is_refused_by_name(model, tmp_path):
   encoder = tmp_path / "sbert" / "sentence_bert_config.json"
   pooling = tmp_path / "sbert" / "1_Pooling" / "config.json"
   pooling.write_text(json.dumps({"pooling_mode_mean_tokens": True}))
-  for length in ("abc", -5, 1e30, True):
+  for length in ("abc", -5, 1, 1e30, True):
     encoder.write_text(json.dumps({"max_seq_length": length}))
-    with pytest.raises(UserError, match=r"sets max_seq_length=.*; expected a whole number from 1"):
+    with pytest.raises(UserError, match=r"sets max_seq_length=.*; expected a whole number from 2"):
       hf.load(tmp_path / "sbert")
   pooling.write_text(json.dumps({"pooling_mode_mean_tokens": "false"}))
   with pytest.raises(UserError, match="pooling_mode_mean_tokens='false'; expected true or false"):

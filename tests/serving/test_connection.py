@@ -7,7 +7,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from plm_jax.serving.connection import Connection
+from plm_jax.serving.connection import MOST_HEADERS, Connection
 
 
 class Clock:
@@ -121,6 +121,22 @@ def test_bytes_that_are_no_http_are_answered_in_json(data):
 
   status, message = asyncio.run(talk())
   assert status == 400 and "HTTP" in message
+
+
+def test_headers_have_a_limit_of_size():
+  async def talk():
+    connection, wire, _ = opened()
+    connection.data_received(b"GET / HTTP/1.1\r\nhost: x\r\n")
+    for number in range(20):
+      assert not wire.closed
+      connection.data_received(b"h%d: " % number + b"x" * 4000 + b"\r\n")
+      if wire.closed:
+        break
+    assert number == MOST_HEADERS // 4000
+    return answer(wire)
+
+  status, message = asyncio.run(talk())
+  assert status == 431 and "more than 65,536 bytes" in message
 
 
 def test_the_time_for_headers_ends_no_request_that_is_answered():
