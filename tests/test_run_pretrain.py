@@ -292,7 +292,6 @@ def test_a_run_killed_at_many_moments_ends_bit_identical(place, finished, tmp_pa
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
   moments = {
-    "when the configuration stands": (folder / "config.json").exists,
     "after some lines": lambda: lines() >= 3,
     "while a checkpoint is written": lambda: any(checkpoints.glob("*.saving")),
     "when a checkpoint is there": (checkpoints / "10").is_dir,

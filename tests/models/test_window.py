@@ -190,6 +190,7 @@ def test_a_cache_changes_no_logit(name, loop):
     )
 
 
+FEW = 5  # tokens that are generated, more than the window reaches
 SEQ2SEQ = {"vocab_size": 50, "layers": 3, "width": 12, "heads": 3, "initializer_range": 0.2}
 
 
@@ -216,12 +217,12 @@ def test_both_sides_of_an_encoder_decoder_have_windows(kind, loop):
     generator = model.generator(compute)
     cache = generator.start({"pad": np.zeros(2, int), "input_ids": ids, "length": length}, T)
     steps = []
-    for column in range(T):
+    for column in range(FEW):
       logits, cache = generator.extend(batch["decoder_input_ids"][:, column][:, None], cache)
       steps.append(logits)
     return jnp.stack(steps, axis=1)
 
-  np.testing.assert_allclose(cached(model), whole, atol=2e-5, rtol=1e-4)
+  np.testing.assert_allclose(cached(model), whole[:, :FEW], atol=2e-5, rtol=1e-4)
 
 
 def test_a_window_as_long_as_the_row_changes_nothing():
