@@ -84,8 +84,8 @@ def cards(record: Mapping[str, Any]) -> list[Card]:
     outcome = Outcome(measure(record, way), bound)
     if not outcome.values:
       continue
-    shown = ", ".join(f"{value:+.3f}" if bound <= 0 else f"{value:.3f}" for value in outcome.values)
-    mean = round(fmean(outcome.values), 4) + 0.0  # not -0
+    mean, *values = (round(x, 3) + 0.0 for x in (fmean(outcome.values), *outcome.values))  # no -0
+    shown = ", ".join(f"{value:+.3f}" if bound <= 0 else f"{value:.3f}" for value in values)
     sentence = text.format(mean=mean, bound=bound)
     seeds = f"{len(outcome.values)} seeds" if len(outcome.values) > 1 else "one measurement"
     made.append(Card(outcome.verdict, claim, sentence, f"{seeds}: {shown}"))
