@@ -20,6 +20,7 @@ from plm_jax.runs import Run
 from plm_jax.shrinking.subjects import ROWS, Subject
 
 ROUNDS = 3  # of every measurement, of which the median counts
+FEWEST = 15  # measurements of a call: more rounds where there are few batches
 SINGLE, MANY = 96, 6  # batches of one row, and of `ROWS` rows
 WRITTEN = 32  # tokens of a text
 
@@ -109,13 +110,16 @@ def _grown(generator, positions: int, rules: Rules, ids_BT: np.ndarray):
 
 
 def in_turns(calls: Mapping[str, Callable], batches: Sequence[Any]) -> Times:
-  """Every call on every batch, all calls before the next batch, after one round that compiles."""
-  seconds = {name: np.zeros((ROUNDS, len(batches))) for name in calls}
-  for turn in range(-1, ROUNDS):
+  """Every call on every batch, all calls before the next batch, after one round that compiles. Each
+  turn begins with another call, so that none always comes first."""
+  rounds, names = max(ROUNDS, FEWEST // len(batches)), list(calls)
+  seconds = {name: np.zeros((rounds, len(batches))) for name in calls}
+  for turn in range(-1, rounds):
     for number, batch in enumerate(batches):
-      for name, call in calls.items():
+      first = (turn + number) % len(names)
+      for name in names[first:] + names[:first]:
         start = time.perf_counter()
-        jax.block_until_ready(call(batch))
+        jax.block_until_ready(calls[name](batch))
         if turn >= 0:
           seconds[name][turn, number] = time.perf_counter() - start
   return {name: np.median(times, axis=0) for name, times in seconds.items()}
