@@ -94,9 +94,9 @@ def notes(record: Mapping[str, Any]) -> str:
   )
   machine = record["versions"].get("devices") or record["versions"].get("device") or ""
   return (
-    f"{spread}{timed}All ways were timed in turns, and the median of three or more rounds counts. Bytes on "
-    "disk are those of the checkpoint without an optimiser's state, which is compressed; bytes in "
-    f"memory are those of the parameters as they are loaded. {machine}"
+    f"{spread}{timed}All ways were timed in turns, and the median of three or more rounds counts. "
+    "Bytes on disk are those of the checkpoint without an optimiser's state, which is compressed; "
+    f"bytes in memory are those of the parameters as they are loaded. {machine}"
   ).strip()
 
 
