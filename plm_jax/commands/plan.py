@@ -48,6 +48,8 @@ def main() -> None:
   if not FLAGS.devices:
     raise UserError(f"--devices=NAME is needed: {known()}.")
   target = target_of(FLAGS.devices)
+  if FLAGS.out and Path(FLAGS.out).exists():
+    raise UserError(f"{FLAGS.out} already exists; name another file with --out.")
   if FLAGS.out and not Path(FLAGS.out).parent.is_dir():
     raise UserError(f"--out={FLAGS.out} was given, and its folder is not there; make it first.")
   without_accelerator(target)

@@ -185,6 +185,7 @@ def test_the_page_and_the_document_say_the_same(call, tmp_path):
     (["--devices=a100x1", "--by=compiler"], "--by=compiler: only the H100"),
     (["--devices=cpu:9", "--by=compiler"], "8 simulated devices"),
     (["--devices=v5e-8", "--out=nowhere/plan.json"], "its folder is not there"),
+    (["--devices=v5e-8", f"--out={__file__}"], "already exists; name another file"),
   ],
 )
 def test_bad_input_is_one_sentence(call, words, said):
