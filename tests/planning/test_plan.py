@@ -89,6 +89,7 @@ def test_frozen_parameters_have_no_gradients():
 # --- the mesh ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rows_are_split_first_then_the_state_and_a_row_last():
   experiment = experiment_of("bert")
   on_data = Placement(experiment, chips(8, 1))
@@ -118,6 +119,7 @@ def test_a_batch_is_split_until_it_fits():
   assert needed[1] > needed[2] > needed[16]
 
 
+@pytest.mark.slow
 def test_rematerialisation_keeps_less_and_is_no_operation_of_the_model():
   kept = Placement(experiment_of("gpt", "compute.layers=scan"), chips(1, 1))
   again = Placement(experiment_of("gpt", "compute.layers=scan", "compute.remat=true"), chips(1, 1))

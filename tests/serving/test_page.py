@@ -53,6 +53,7 @@ def choose(page, model, tab):
   page.click(f"#tab-{tab}")
 
 
+@pytest.mark.slow
 def test_each_use_shows_its_result(page):
   choose(page, "classifier", "predict")
   page.fill("#field-0", "the cat")

@@ -193,6 +193,7 @@ def held(server):
   model.kinds = real
 
 
+@pytest.mark.slow
 def test_a_request_without_an_answer_in_time_gets_503_and_is_dropped(held):
   app, kind = held
 

@@ -49,6 +49,7 @@ def small(tuned, tmp_path_factory):
   return out
 
 
+@pytest.mark.slow
 def test_the_page_has_every_way_with_its_numbers_and_the_claims(small):
   page, record = (small / "page.md").read_text(), json.loads((small / "results.json").read_text())
   for part in ("COMMAND", "`full`", "`int8`", "`prune50`", "int8 loses almost nothing"):

@@ -219,6 +219,7 @@ def operations(program: str) -> str:
   return re.sub(r", metadata={[^}]*}", "", program[program.index("\n%") :])
 
 
+@pytest.mark.slow
 def test_the_compiled_step_is_the_same_for_other_rates_and_lengths():
   other = dataclasses.replace(TOY, optim=AdamW(peak=1e-3, warmup=7), steps=50)
   one, two = (program_of(experiment).step for experiment in (TOY, other))
