@@ -23,6 +23,7 @@ from plm_jax.models.model import Model
 from plm_jax.objectives.objective import Objective
 from plm_jax.optim.adafactor import Adafactor
 from plm_jax.optim.adamw import LAMB, AdamW
+from plm_jax.optim.muon import Muon
 from plm_jax.optim.sgd import SGD, Adagrad
 from plm_jax.peft.adapted import FROZEN, Peft, adapted
 from plm_jax.peft.methods import AnyPeft
@@ -116,7 +117,7 @@ class Experiment:
   model: Model
   objectives: tuple[Objective, ...]
   data: Rows
-  optim: AdamW | LAMB | Adafactor | SGD | Adagrad
+  optim: AdamW | LAMB | Muon | Adafactor | SGD | Adagrad
   global_batch: int
   steps: int
   schedule: Intervals = Intervals()

@@ -113,6 +113,11 @@ class AdamW:
 
     return schedule
 
+  def direction(self) -> optax.GradientTransformation:
+    """From clipped gradients to what is decayed and multiplied by the learning rate."""
+    adam = optax.scale_by_adam if self.bias_correction else scale_by_uncorrected_adam
+    return adam(self.b1, self.b2, self.eps)
+
   def adaptation(self) -> tuple[optax.GradientTransformation, ...]:
     """Transformations between the decayed direction and the learning rate."""
     return ()
@@ -121,10 +126,9 @@ class AdamW:
     return self.transform_at(self.learning_rate(steps))
 
   def transform_at(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-    adam = optax.scale_by_adam if self.bias_correction else scale_by_uncorrected_adam
     chain = optax.chain(
       optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
-      adam(self.b1, self.b2, self.eps),
+      self.direction(),
       optax.add_decayed_weights(self.decay, mask=is_decayed if self.decays == "kernels" else None),
       *self.adaptation(),
       optax.scale_by_learning_rate(learning_rate),

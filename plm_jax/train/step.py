@@ -133,10 +133,12 @@ def train_step(
   loss, terms, carry, grads = accumulate(
     value_and_grad, params, rows, key, compute.dropout, 1 if whole else parts, group
   )
-  if sparse:  # then every optimiser leaves a weight of 0 as it is
+  if sparse:
     grads = with_zeros(params, grads)
   grad_norm = optax.tree.norm(grads)
   updates, opt_state = transform.update(grads, state.opt_state, params)
+  if sparse:  # of Muon, a weight of 0 without a gradient moves too
+    updates = with_zeros(params, updates)
   updated = optax.apply_updates(params, updates)
 
   good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (state.first_bad == 0)
