@@ -87,6 +87,7 @@ def classes() -> dict[str, set[type]]:
         place = "objectives" if path.startswith("objectives") else path
         if dataclasses.is_dataclass(value) and place in found:
           found[place].add(type(value))
+  found["optim"] = set(typing.get_args(field_types(Experiment)["optim"]))
   found["model"] |= {base for kind in found["model"] if (base := base_of(kind))}
   return found
 
