@@ -204,7 +204,6 @@ def table_6() -> Table:
       Better("finetune_all_accuracy", "L24-H1024-A16", than="L3-H768-A12"),
     ),
     beside={"LM (ppl)": "mlm_perplexity"},
-    laptop=("objectives.mlm.rate=0.4",),
     caveat="At the budgets small and smoke every size has a third of the published layers, heads "
     "and width; names are the paper's.",
   )

@@ -1,15 +1,19 @@
 """The budgets of the commands: those of an experiment file's functions, and `laptop`.
 
-`laptop` is `small` with the settings of the tables in results/: a model of width 128 that trains in
-minutes on two cores. A field in which a row differs from its base is the row's own, and is kept.
+`laptop` is `small` with a model of width 128 that trains in minutes on two cores, by Muon where a
+row has AdamW or LAMB: with these, masked models are still on their plateau at the end
+(docs/recipe.md). A field in which a row differs from its base is the row's own, and is kept.
 """
 
+import dataclasses
 from typing import Literal, cast
 
 from plm_jax import overrides
 from plm_jax.config_tree import is_within, places
 from plm_jax.errors import UserError
 from plm_jax.experiment import Budget, Experiment
+from plm_jax.optim.adamw import AdamW
+from plm_jax.optim.muon import Muon
 
 AnyBudget = Literal["smoke", "laptop", "small", "paper"]
 BUDGETS: tuple[AnyBudget, ...] = ("smoke", "laptop", "small", "paper")
@@ -37,11 +41,14 @@ def scaled(experiment: Experiment, budget: str, base: Experiment | None) -> Expe
   if budget != "laptop":
     return experiment
   own = [path for path, _, _ in overrides.diff(experiment, base)] if base else []
+  if isinstance(experiment.optim, AdamW) and "optim" not in own:
+    fields = {f.name: getattr(experiment.optim, f.name) for f in dataclasses.fields(AdamW)}
+    experiment = dataclasses.replace(experiment, optim=Muon(**fields))
   known = {path for path, _ in places(experiment)}
   if "optim.b2" not in known:  # the rates of Adafactor are relative
     own.append("optim")
   if experiment.is_counted:
     own.append("steps")
-  fields = ((setting.partition("=")[0], setting) for setting in LAPTOP)
-  chosen = [setting for field, setting in fields if field in known and not is_within(field, own)]
+  settings = ((setting.partition("=")[0], setting) for setting in LAPTOP)
+  chosen = [setting for field, setting in settings if field in known and not is_within(field, own)]
   return overrides.apply(experiment, chosen)

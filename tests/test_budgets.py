@@ -1,4 +1,4 @@
-"""The budget `laptop` is the recipe of the tables in results/, in one word."""
+"""The budget `laptop`, and the commands of the tables in results/."""
 
 import re
 import shlex
@@ -14,6 +14,8 @@ from plm_jax.ablate import sweeping
 from plm_jax.ablate.table import Arm, Table
 from plm_jax.errors import UserError
 from plm_jax.experiment_flags import chosen_experiment
+from plm_jax.optim.adamw import LAMB, AdamW
+from plm_jax.optim.muon import Muon
 from tests.toy_run import TOY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,26 +29,19 @@ def options_of(report: Path) -> dict:
   return {name: value for name, _, value in words} | {"set": settings}
 
 
-OWN_BUDGET = {"history", "history_in_time", "continuation"}  # their files have the steps
-REPORTS = [
-  path
-  for path in sorted((ROOT / "results").glob("*/report.md"))
-  if path.parent.name not in OWN_BUDGET
-]
+REPORTS = sorted((ROOT / "results").glob("*/report.md"))
 
 
 @pytest.mark.parametrize("report", REPORTS, ids=lambda path: path.parent.name)
-def test_the_word_gives_the_experiments_of_the_results(report):
+def test_the_command_of_a_result_plans_its_arms(report):
   options = options_of(report)
   arms = options["arms"].split(",") if "arms" in options else []
-  common = {"table": options["table"], "arms": arms}
-  table, _, spelled = sweeping.planned(budget="small", settings=options["set"], **common)
-  _, plan, short = sweeping.planned(budget="laptop", **common)
+  table, plan, experiments = sweeping.planned(
+    options["table"], arms=arms, budget=options.get("budget", "small"), settings=options["set"]
+  )
   for arm in sweeping.arms_of(table, arms):
-    assert short[arm] == spelled[arm]
-    run = chosen_experiment(plan.references[arm], "", "laptop", list(plan.settings), 1)[0]
-    long = chosen_experiment(plan.references[arm], "", "small", options["set"], 1)[0]
-    assert run == long
+    name, settings = plan.references[arm], list(plan.settings)
+    assert chosen_experiment(name, "", plan.budget, settings, 1)[0].steps == experiments[arm].steps
 
 
 def test_arms_that_the_word_makes_equal_are_refused_and_the_others_named():
@@ -67,6 +62,14 @@ def test_a_field_in_which_a_row_differs_from_its_base_is_kept():
   assert budgets.scaled(wide, "laptop", bert.base("small")).model.width == wide.model.width
 
 
+@pytest.mark.parametrize("optim", [AdamW, LAMB])
+def test_adamw_and_lamb_become_muon_with_their_fields(optim):
+  row = replace(TOY, optim=optim(b1=0.8, decay=0.1, warmup=1))
+  scaled = budgets.scaled(row, "laptop", None)
+  expected = Muon(b1=0.8, decay=0.1, peak=1.5e-3, warmup=120, schedule="wsd", b2=0.98)
+  assert scaled.optim == expected
+
+
 def test_settings_that_an_experiment_lacks_are_left_out():
   model = budgets.scaled(t5.tiny("small"), "laptop", None)
   assert model.global_batch == 32 and model.optim == t5.tiny("small").optim
@@ -78,7 +81,7 @@ def test_a_run_at_this_budget_has_its_own_directory_and_tells_its_diff_to_base()
   assert (record["name"], record["budget"]) == ("bert_no_nsp_laptop", "laptop")
   assert [line["field"] for line in record["diff"]] == ["objectives"]
   settings = [f"{path}={overrides.show(new)}" for path, _, new in overrides.diff(experiment, TOY)]
-  assert "optim.schedule=wsd" in settings
+  assert any(line.startswith("optim=Muon(") for line in settings)
 
 
 def test_an_unknown_budget_and_that_of_an_experiment_are_refused(tmp_path, monkeypatch):
