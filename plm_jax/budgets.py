@@ -41,7 +41,9 @@ def scaled(experiment: Experiment, budget: str, base: Experiment | None) -> Expe
   if budget != "laptop":
     return experiment
   own = [path for path, _, _ in overrides.diff(experiment, base)] if base else []
-  if isinstance(experiment.optim, AdamW) and "optim" not in own:
+  # Encoder-decoders learn more slowly with it (docs/recipe.md).
+  writes = any(objective.name == "seq2seq" for objective in experiment.objectives)
+  if isinstance(experiment.optim, AdamW) and "optim" not in own and not writes:
     fields = {f.name: getattr(experiment.optim, f.name) for f in dataclasses.fields(AdamW)}
     experiment = dataclasses.replace(experiment, optim=Muon(**fields))
   known = {path for path, _ in places(experiment)}

@@ -61,6 +61,7 @@ def test_the_examples_are_short(folder):
     assert len(code) <= 20, path.name
 
 
+@pytest.mark.slow
 def test_the_example_of_a_model_trains(folder, tmp_path):
   model = load(folder / "running_mean.py").RunningMean(width=16, positions=32)
   experiment = replace(TWO_STEPS, model=model)

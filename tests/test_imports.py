@@ -265,6 +265,7 @@ def test_nothing_asks_for_the_class_of_a_model(part):
   assert {target for target in asked if layer(target) == "models"} <= protocol
 
 
+@pytest.mark.slow
 def test_scoring_a_run_does_not_import_training():
   code = "import sys, plm_jax.commands.score; print(*sys.modules)"
   done = subprocess.run(
@@ -284,6 +285,7 @@ def imported_by(statement: str) -> set[str]:
   return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_models_need_only_jax_flax_optax_and_numpy():
   modules = sorted((ROOT / "plm_jax" / "models").glob("*.py"))
   names = [f"plm_jax.models.{path.stem}" for path in modules if path.stem != "__init__"]

@@ -103,7 +103,7 @@ def gather(out: Path, table: Table | None = None) -> Measured:
     states={run: state for run, state in states.items() if run.arm in begun or not begun},
     references=references,
     notes=notes,
-    verdicts=verdicts(table.claims, scores),
+    verdicts=verdicts(table.claims, scores, {arm.name: arm.dial for arm in table.arms}),
   )
 
 

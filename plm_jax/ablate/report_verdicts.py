@@ -87,7 +87,7 @@ def verdict_blocks(measured: Measured) -> list[PageBlock]:
       v.outcome,
       str(v.claim),
       sentence(measured, v),
-      f"{direction(measured, v)}p = {v.p:.3g}, and at most {v.threshold:.3g} is needed",
+      f"{direction(v)}p = {v.p:.3g}, and at most {v.threshold:.3g} is needed",
     )
     for v in measured.verdicts
   ]
@@ -109,13 +109,9 @@ def sentence(measured: Measured, verdict: Verdict) -> str:
   return f"{REASONS[verdict.outcome]}: {shown}."
 
 
-def direction(measured: Measured, verdict: Verdict) -> str:
+def direction(verdict: Verdict) -> str:
   """The side to which the seeds lean: the beginning of the numbers of a test."""
-  test = verdict.claim.test(measured.scores)
-  if test.p_for == test.p_against:
-    return ""
-  side = "for" if test.p_for < test.p_against else "against"
-  return f"the difference speaks {side} the claim; "
+  return f"the difference speaks {verdict.side} the claim; " if verdict.side else ""
 
 
 def missing_arms(measured: Measured, verdict: Verdict) -> list[str]:

@@ -8,7 +8,9 @@ twenty has a verdict other than "undecided" (Holm's step-down over the claims; e
 
 Three differences can agree by chance, which makes t huge. So the standard error is raised to the
 usual one of the table (the median over all pairs of its arms, for the same metric) if it is
-smaller, which can only remove verdicts. docs/ablation.md says why the test is not one on signs.
+smaller, which can only remove verdicts. In a table with a dial each value has a text of its own,
+and the pairs are those of the values that a claim compares. docs/ablation.md says why the test is
+not one on signs.
 """
 
 import itertools
@@ -35,13 +37,15 @@ class Tested(NamedTuple):
 
 
 class Verdict(NamedTuple):
-  """p: two-sided, of this claim alone. threshold: Holm's share of alpha, which p is compared to."""
+  """p: two-sided, of this claim alone. threshold: Holm's share of alpha, which p is compared to.
+  side: to which the seeds lean, "for" or "against" the claim, or "" if to none."""
 
   claim: object
   outcome: Outcome
   p: float
   threshold: float
   numbers: str
+  side: str
 
 
 def lower_is_better(metric: str) -> bool:
@@ -113,13 +117,26 @@ def student(values: Sequence[float], bound: float, usual: float, constant: bool 
   return Tested(float(stdtr(n - 1, -t)), float(stdtr(n - 1, t)), f"{numbers}, t = {t:.2f}")
 
 
-def verdicts(claims: Sequence, scores: SeedScores, alpha: float = ALPHA) -> list[Verdict]:
+def verdicts(
+  claims: Sequence,
+  scores: SeedScores,
+  dials: Mapping[str, float | None] | None = None,
+  alpha: float = ALPHA,
+) -> list[Verdict]:
   """The verdicts, in the order of the claims, by Holm's (1979) procedure at level alpha for all.
+
+  dials: the value of each arm, in a table with a dial.
 
   A claim whose seeds or arms are still missing counts as a test, so that results that arrive later
   make no other verdict stricter. A claim whose metric no run of the sweep has does not count.
   """
-  tests = [claim.test(scores) for claim in claims]
+  dials = dials or {}
+
+  def beside(claim) -> SeedScores:
+    values = {dials.get(arm) for arm in claim.arms}
+    return {arm: seeds for arm, seeds in scores.items() if dials.get(arm) in values}
+
+  tests = [claim.test(beside(claim)) for claim in claims]
   p = [min(1.0, 2 * min(test.p_for, test.p_against)) for test in tests]
   outcomes: list[Outcome] = ["undecided"] * len(claims)
   thresholds = [alpha] * len(claims)
@@ -135,4 +152,7 @@ def verdicts(claims: Sequence, scores: SeedScores, alpha: float = ALPHA) -> list
     test.numbers if i in asked else f"no run of this sweep has {claims[i].metric}"
     for i, test in enumerate(tests)
   ]
-  return [Verdict(*row) for row in zip(claims, outcomes, p, thresholds, numbers)]
+  sides = [
+    "" if t.p_for == t.p_against else "for" if t.p_for < t.p_against else "against" for t in tests
+  ]
+  return [Verdict(*row) for row in zip(claims, outcomes, p, thresholds, numbers, sides)]

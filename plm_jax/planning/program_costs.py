@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 
@@ -32,30 +33,33 @@ class ProgramCosts:
 def costs_of(program: Program, device: Device, devices: int) -> ProgramCosts:
   """The costs of a whole program that runs on `devices`."""
   costs = ProgramCosts()
-  _walk(program, program.entry, 1, costs, device, devices)
-  return costs
-
-
-def _walk(program: Program, name: str, runs: float, costs: ProgramCosts, device, devices) -> None:
-  computation = program.computations[name]
-  for x in computation.order:
-    if x.operation == "while":
-      times = runs * runs_of_loop(x, program)
-      _walk(program, x.called("body")[0], times, costs, device, devices)
-    elif x.operation in ("call", "conditional", "async-start"):
-      for inner in x.called("calls", "to_apply", "branch_computations"):
-        if inner in program.computations:
-          _walk(program, inner, runs, costs, device, devices)
+  for runs, x, computation in kernels(program):
     if (kind := x.operation.removesuffix("-start")) in KINDS:
       costs.collectives.add(kind, runs, _sent(kind, x, computation), group_size(x, devices))
-      continue
-    if x.operation in FREE or x.operation.endswith("-done"):
       continue
     products, moved = operations(program, x, computation), traffic(program, x, computation)
     costs.operations += runs * products
     costs.traffic += runs * moved
     if device.flops:
       costs.seconds += runs * max(products / device.flops, moved / device.bandwidth)
+  return costs
+
+
+def kernels(
+  program: Program, name: str = "", runs: float = 1
+) -> Iterator[tuple[float, Instruction, Computation]]:
+  """How often a kernel or a collective runs, it, and its computation. name: the computation that
+  runs `runs` times, by default the whole program once."""
+  computation = program.computations[name or program.entry]
+  for x in computation.order:
+    if x.operation == "while":
+      yield from kernels(program, x.called("body")[0], runs * runs_of_loop(x, program))
+    elif x.operation in ("call", "conditional", "async-start"):
+      for inner in x.called("calls", "to_apply", "branch_computations"):
+        if inner in program.computations:
+          yield from kernels(program, inner, runs)
+    if x.operation not in FREE and not x.operation.endswith("-done"):
+      yield runs, x, computation
 
 
 def _sent(kind: str, x: Instruction, computation: Computation) -> float:

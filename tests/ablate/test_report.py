@@ -158,7 +158,7 @@ def test_a_page_begins_with_its_verdicts_in_plain_sentences(sweep):
   )
   sentence = report_verdicts.sentence(measured, measured.verdicts[1])
   assert sentence.startswith('The seeds agree beyond their noise: "b" 3.39')
-  said = [report_verdicts.direction(measured, verdict) for verdict in measured.verdicts]
+  said = [report_verdicts.direction(verdict) for verdict in measured.verdicts]
   assert said == ["the difference speaks for the claim; "] * 3
   assert "No arm is better than that" not in summary
   worse = reporting.gather(sweep(drawn({arm: 6 + level for arm, level in LEVELS.items()})))

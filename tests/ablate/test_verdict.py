@@ -223,3 +223,14 @@ TABLES = [reference for reference, _ in cli.list_experiments("experiments", retu
 def test_a_table_makes_claims_or_says_that_the_paper_makes_none(reference):
   table = cli.load_experiment(reference, returns="Table")()
   assert table.claims or "it claims no order" in table.caveat, "a table says what it claims"
+
+
+def test_the_noise_of_another_text_does_not_hold_a_verdict_back():
+  generator = np.random.default_rng(4)
+  quiet = sweep({"a-0.1": 3.0, "b-0.1": 2.9}, 0.01, generator, seeds=5)
+  loud = sweep({"a-0.9": 5.0, "b-0.9": 5.0, "c-0.9": 5.0}, 2.0, generator, seeds=5)
+  claim, scores = Better("mlm_loss", "b-0.1", than="a-0.1"), quiet | loud
+  dials = {arm: float(arm[2:]) for arm in scores}
+  (of_all,), (of_the_text,) = verdicts([claim], scores), verdicts([claim], scores, dials)
+  assert (of_all.outcome, of_the_text.outcome) == ("undecided", "supported")
+  assert of_all.side == of_the_text.side == "for"

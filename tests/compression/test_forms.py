@@ -141,6 +141,7 @@ def forward(params, batch, layers="scan"):
   return params(batch, dataclasses.replace(COMPUTE, layers=layers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME_SLOW)
 def test_every_family_computes_nearly_the_same_in_int8(name):
   batch = batch_of(name)

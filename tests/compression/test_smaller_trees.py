@@ -71,6 +71,7 @@ def start():
   return jax.device_get(pruned(program_of(SPARSE).create().params, 0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "experiment",
   [SPARSE, pytest.param(dataclasses.replace(SPARSE, optim=Adafactor()), marks=pytest.mark.slow)],
@@ -85,6 +86,7 @@ def test_pruned_weights_stay_zero_in_every_update_and_all_others_move(experiment
       assert (new[~zero] != old[~zero]).mean() > 0.9, path
 
 
+@pytest.mark.slow
 def test_without_the_setting_pruned_weights_grow_again():
   after = trained_from(start(), dataclasses.replace(SPARSE, tuning=Tuning()))
   assert sparsity(after) < 0.1
@@ -149,6 +151,7 @@ def loss(model, batch):
   return jnp.sin(model(batch, COMPUTE)).astype(jnp.float32)[:, 0].sum()
 
 
+@pytest.mark.slow
 def test_importance_is_the_mean_size_of_the_slope_at_the_gates():
   params, batch, step = four_heads(), batch_of_rows(), 1e-2
   sums = np.zeros((2, 4))

@@ -74,6 +74,7 @@ def test_costly_words_are_those_that_save_the_most_tokens():
   assert costly_words(tokenizer, sentences, 1) == ["reddogs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["word_piece", "byte_pairs"])
 def test_new_rows_are_means_and_the_run_is_exported_with_them(tmp_path, kind):
   tokenizer, size = KINDS[kind].train(TEXT), {"vocab_size": 310, "width": 8, "heads": 2}

@@ -168,6 +168,7 @@ def test_the_thread_delivers_the_steps_in_order_and_says_how_long_it_was_waited_
   assert stream.waited > 0
 
 
+@pytest.mark.slow
 def test_worker_processes_deliver_the_same_batches(tmp_path):
   store = random_store(60, directory=tmp_path)
   batches = batches_of(store=store)

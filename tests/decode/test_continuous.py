@@ -86,6 +86,7 @@ def test_a_stopped_text_gives_its_slot_to_another(writer):
   assert third.ids == write(*writer, [third.prompt], third.rules)[0][0].ids
 
 
+@pytest.mark.slow
 def test_no_text_compiles_after_the_programs_are_run(writer):
   # As a run's, which are tied to a device.
   writer = writer._replace(params=jax.device_put(writer.params, jax.devices()[0]))

@@ -63,6 +63,7 @@ def scores(arm: str) -> Scores:
   return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "arm", ["alone", *(pytest.param(arm, marks=pytest.mark.slow) for arm in ("static", "sop"))]
 )

@@ -73,6 +73,7 @@ def loss_of(run: Run, texts: np.ndarray) -> float:
   return scores.metrics["gap_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "kind",
   ["bert", "gpt", "t5", *(pytest.param(k, marks=pytest.mark.slow) for k in ("elmo", "bart"))],

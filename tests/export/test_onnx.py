@@ -224,6 +224,7 @@ def test_int8_is_smaller_and_near(folder, tmp_path):
     assert ("DynamicQuantizeLinear" in kinds) == (made.path.name == "m.int8.onnx")
 
 
+@pytest.mark.slow
 def test_calibration_reads_texts_as_the_model_does(stored, tmp_path, flags, capsys):
   texts = tmp_path / "texts.txt"
   texts.write_text("the old man\nthe sea is cold\n" * 100)
@@ -246,6 +247,7 @@ def test_calibration_reads_texts_as_the_model_does(stored, tmp_path, flags, caps
     command.main("onnx", str(stored), str(tmp_path / "n.onnx"))
 
 
+@pytest.mark.slow
 def test_a_run_of_integers_is_exported_with_its_rounded_weights(tmp_path):
   run = run_of(*CASES["gpt2"], objectives=(CLM(),))
   small = dataclasses.replace(
@@ -409,6 +411,7 @@ def test_flags_of_onnx_are_refused_for_stablehlo(stored, tmp_path, flags):
     command.main("stablehlo", str(stored), str(tmp_path / "new"))
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_no_directory(stored, tmp_path, flags, monkeypatch):
   monkeypatch.setattr(agreement, "TOLERANCE", -1.0)
   with pytest.raises(UserError, match="no file was kept"):

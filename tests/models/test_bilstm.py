@@ -29,6 +29,7 @@ def outputs(config, batch):
   return model.class_logits(hidden, batch, None), model.token_class_logits(hidden, None)[:, :5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "classifier", ["mean", *(pytest.param(c, marks=pytest.mark.slow) for c in ("max", "last"))]
 )

@@ -132,6 +132,7 @@ def toy_batch(rows=4, length=12):
   }
 
 
+@pytest.mark.slow
 def test_no_gradient_reaches_the_teacher():
   model = initial(TOY)
 

@@ -168,6 +168,7 @@ def model():
 _forward = jax.jit(lambda m, batch: m(batch, COMPUTE))
 
 
+@pytest.mark.slow
 def test_layers_are_those_of_the_formula(model):
   ids = np.array([[3, 9, 4, 17, 5]], np.int32)
   batch = {"input_ids": ids, "length": np.array([5], np.int32)}
@@ -223,6 +224,7 @@ def test_characters_are_bytes_between_the_begin_and_the_end_of_a_token():
   assert table[word].tolist() == characters_of([tokenizer.decode([word])], 8)[0].tolist()
 
 
+@pytest.mark.slow
 def test_heads_read_the_weighted_sum_of_the_layers(model):
   """Equation 1: gamma sum_j softmax(w)_j h_j."""
   heads = {"classes": 3, "token_classes": 4}

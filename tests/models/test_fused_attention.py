@@ -166,6 +166,7 @@ LONG = {
 WIDE = SIZES | {"layers": 2, "positions": 96, "dropout": 0.1, "attention_dropout": 0.1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("config", "batch"),
   [

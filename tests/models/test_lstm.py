@@ -79,6 +79,7 @@ def batches_of(experiment, steps):
   return [train(step) for step in range(steps)]
 
 
+@pytest.mark.slow
 def test_two_rows_with_a_carried_state_are_read_like_one(model):
   ids = np.random.default_rng(0).integers(5, 40, (3, 12))
   whole = model(rows(ids), COMPUTE)

@@ -45,6 +45,7 @@ def test_only_the_first_layer_reads_states_that_are_not_normalised():
   assert not gains[0].any() and (abs(gains[1:]).max(axis=1) > 0).all()
 
 
+@pytest.mark.slow
 def test_a_token_is_seen_through_every_third_layer_however_far_it_is():
   ids = jnp.arange(12)[None] % 30
   other = ids.at[0, 0].set(29)

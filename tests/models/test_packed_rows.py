@@ -62,6 +62,7 @@ def test_packed_documents_have_the_states_of_separate_rows(name):
     assert np.abs(np.asarray(run(as_one))[0, : sum(LENGTHS)] - states).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_masked_model_trains_on_full_rows_of_many_documents(tmp_path):
   data = dataclasses.replace(toy_run.TOY.data, segments=PackedDocuments())
   experiment = dataclasses.replace(toy_run.TOY, data=data, objectives=(MLM(),), steps=6)

@@ -53,6 +53,7 @@ def test_no_segment_is_told_from_another():
   np.testing.assert_array_equal(states(model, batch, FLOAT32), states(model, swapped, FLOAT32))
 
 
+@pytest.mark.slow
 def test_initial_weights_are_normal_and_not_cut():
   wide = Roberta(vocab_size=4000, layers=3, width=64, heads=1, positions=8)
   model = initial(wide, ("mlm",), 3)

@@ -194,6 +194,7 @@ def test_electra_15_percent_counts_the_chosen_positions_alone():
   assert terms["rtd/replaced"][0] == everything["rtd/replaced"][0]
 
 
+@pytest.mark.slow
 def test_the_discriminator_s_loss_does_not_reach_the_generator():
   """F36: what is the generator's alone has no gradient, the shared tables and the other have."""
   batch = rows()

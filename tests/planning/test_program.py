@@ -112,6 +112,7 @@ def bert():
   return experiment, program.step.func
 
 
+@pytest.mark.slow
 def test_the_formula_agrees_with_the_compiler(bert):
   """Within 10%: XLA's count has the operations between products, and what devices repeat."""
   experiment, step = bert
@@ -131,6 +132,7 @@ def test_the_formula_is_six_operations_a_weight_and_token_and_twelve_a_pair():
   assert arithmetic.model_operations(experiment) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_collectives_of_the_formulas_are_those_of_the_program(bert):
   experiment, step = bert
   placement = Placement(experiment, target_of("cpu:8"))

@@ -148,6 +148,7 @@ def test_a_guess_of_one_label_points_to_the_task_of_several(tmp_path, capsys, na
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Gpt2, *(pytest.param(k, marks=SLOW) for k in (Bert, T5))])
 def test_the_loss_is_the_mean_binary_cross_entropy_of_rows_and_labels(kind):
   config = kind(layers=1, width=16, heads=2, vocab_size=30)

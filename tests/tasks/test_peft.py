@@ -53,6 +53,7 @@ def numbers_in(arrays):
   return sum(np.prod(shape, dtype=int) for _, shape in arrays.values())
 
 
+@pytest.mark.slow
 def test_only_added_and_trained_parameters_are_stored_and_have_moments(planned, finished, source):
   run = planned.path / "pretrained-60-0"
   index = arrays_of(run / "checkpoints/12")

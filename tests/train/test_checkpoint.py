@@ -269,6 +269,7 @@ with Checkpoints(sys.argv[1]) as checkpoints:
 """
 
 
+@pytest.mark.slow
 def test_sigkill_in_the_middle_of_saving_loses_at_most_the_save_that_ran(tmp_path):
   noise = np.random.default_rng(0).normal(size=(256, 1024)).astype(np.float32)
   template = {"a": jnp.asarray(noise), "b": jnp.asarray(noise)}
@@ -378,6 +379,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_one_sentence_and_leaves_the_checkpoint_before(tmp_path):
   done = subprocess.run(
     [sys.executable, "-c", LIMITED, str(tmp_path)],

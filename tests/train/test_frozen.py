@@ -43,6 +43,7 @@ def named(tree):
   return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stay_bit_for_bit_and_the_others_move():
   before, after = named(program_of().create().params), named(after_steps(frozen()).params)
   for name, value in after.items():

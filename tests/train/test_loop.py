@@ -306,6 +306,7 @@ def test_checkpoints_that_are_gone_are_not_passed_over_in_silence(whole, tmp_pat
   assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_sighup_saves_and_stops_except_under_nohup(tmp_path):
   def ask(step, batch):
     if step == 3:

@@ -110,6 +110,7 @@ def test_losses_and_gradient_norms_far_above_the_usual_are_explosions():
   assert judged([5.1, 74.0, 7000.0, 5.0]) == [2, 3]  # against the loss before training
 
 
+@pytest.mark.slow
 def test_a_spike_is_told_and_recorded(tmp_path, capsys):
   run(tmp_path / "run", with_action("tell"), data(STEADY))
   told = capsys.readouterr().err
@@ -127,6 +128,7 @@ def test_while_the_loss_stays_exploded_a_checkpoint_from_before_is_kept(tmp_path
   assert "never usual again after step 13" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_stop_ends_at_the_spike_each_time(tmp_path):
   for _ in range(2):
     with pytest.raises(UserError, match=r"up to 14, .*The checkpoint of step 12, .*is kept"):

@@ -87,6 +87,7 @@ def assert_same_training(experiment, atol=2e-5):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "shape",
   [
@@ -118,6 +119,7 @@ def test_micro_batches_and_devices_together_do_not_change_the_number():
   )
 
 
+@pytest.mark.slow
 def test_a_loss_that_compares_rows_reads_the_whole_batch_in_micro_batches():
   ranked = dataclasses.replace(TOY, objectives=(Ranking(together=2),))
   batch = toy_batch(0) | {"text": np.arange(16, dtype=np.int32)}

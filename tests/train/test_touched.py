@@ -71,6 +71,7 @@ def by_hand(experiment, steps=3):
   return {name: np.asarray(getattr(params, name).table) for name in ("token", "output")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optim", [SGD(peak=0.5), Adagrad(peak=0.5)])
 def test_touched_rows_move_as_by_the_dense_gradient_of_the_sum(optim):
   experiment = dataclasses.replace(WORD2VEC, optim=optim)
