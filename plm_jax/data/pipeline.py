@@ -57,8 +57,8 @@ Segments = (
 class Corpus:
   """The text and its division into rows.
 
-  source: "tfds:NAME", or a text file, `.jsonl`, `.gz` of either, or a folder of them; or several
-    texts with commas between them, "A,B" or "NAME=A,NAME=B".
+  source: "tfds:NAME", or a text file, `.jsonl`, `.gz` or `.zst` of either, `.parquet`, or a folder
+    of them; or several texts with commas between them, "A,B" or "NAME=A,NAME=B".
   weights: the share of the rows of each of several texts; they need not sum to 1.
   alpha: without weights, a text of n tokens has a share in proportion to n^alpha; 1 is the natural
     share, 0.3 is XLM-R's, 0 makes all equal.

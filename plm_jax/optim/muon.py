@@ -6,6 +6,7 @@ corrects the momentum for its bias, as Jordan's code does not. Here a kernel is 
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from plm_jax.errors import UserError
-from plm_jax.models.parameters import Role, map_roles
-from plm_jax.optim.adafactor import matrix_shape
+from plm_jax.models.parameters import Role, map_roles, stacked_axes
 from plm_jax.optim.adamw import AdamW
 
 _STEPS = 5
@@ -84,8 +84,9 @@ def scale_by_muon(
 
 def orthogonal(path: str, role: Role, u: jax.Array) -> jax.Array:
   """.2 sqrt(max(inputs, outputs)) U V^T, approximately, of each matrix U S V^T of `u`."""
-  *layers, inputs, outputs = matrix_shape(path, role, u.shape)
-  x = u.reshape(*layers, inputs, outputs)
+  first = stacked_axes(path, role, u.ndim)
+  x = u.reshape(*u.shape[:first], math.prod(u.shape[first : first + role.inputs]), -1)
+  inputs, outputs = x.shape[-2:]
   if inputs > outputs:
     x = x.mT
   x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-8)

@@ -17,7 +17,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plm_jax.data.corpora import read_json
+from plm_jax.data.text_files import read_json
 from plm_jax.errors import UserError
 from plm_jax.tasks.examples import Example
 from plm_jax.tasks.table_files import text_of

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plm_jax.data.corpora import read_json
+from plm_jax.data.text_files import read_json
 from plm_jax.errors import UserError
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")

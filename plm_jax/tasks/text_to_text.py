@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from plm_jax import cli
-from plm_jax.data.corpora import read_json
+from plm_jax.data.text_files import read_json
 from plm_jax.errors import UserError
 
 FLAGS = flags.FLAGS

@@ -136,10 +136,10 @@ def train_step(
   if sparse:
     grads = with_zeros(params, grads)
   grad_norm = optax.tree.norm(grads)
-  updates, opt_state = transform.update(grads, state.opt_state, params)
+  change, opt_state = transform.update(grads, state.opt_state, params)
   if sparse:  # of Muon, a weight of 0 without a gradient moves too
-    updates = with_zeros(params, updates)
-  updated = optax.apply_updates(params, updates)
+    change = with_zeros(params, change)
+  updated = optax.apply_updates(params, change)
 
   good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (state.first_bad == 0)
   fine, watched = good, state.running

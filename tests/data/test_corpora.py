@@ -5,12 +5,15 @@ import json
 import os
 import time
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from plm_jax.data import tfds_text
-from plm_jax.data.corpora import LONGEST_DOCUMENT, open_source
+from plm_jax.data.corpora import open_source
 from plm_jax.data.pipeline import Corpus
 from plm_jax.data.sentences import split_sentences
+from plm_jax.data.text_files import LONGEST_DOCUMENT
 from plm_jax.data.tokenizers import BytePairs
 from plm_jax.errors import UserError
 
@@ -118,17 +121,53 @@ def test_chinese_and_japanese_are_split_without_spaces():
   ]
 
 
-def test_json_lines_gzip_and_folders_read_as_the_same_documents(tmp_path):
+def zstd(content: bytes) -> bytes:
+  sink = pyarrow.BufferOutputStream()
+  with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+    stream.write(content)
+  return sink.getvalue().to_pybytes()
+
+
+def table_of(path, **columns):
+  parquet.write_table(pyarrow.table(columns), path)
+  return path
+
+
+def test_json_lines_gzip_zstandard_parquet_and_folders_read_as_the_same_documents(tmp_path):
   texts = ["one\ntwo", "three"]
   lines = "\n".join(json.dumps({"text": text, "label": "x"}) for text in texts)
   folder = tmp_path / "folder" / "deep"
   folder.mkdir(parents=True)
   write(folder / "a.jsonl", lines)
   (folder / "b.txt.gz").write_bytes(gzip.compress(b"one\ntwo\n\nthree\n"))
+  (folder / "c.jsonl.zst").write_bytes(zstd(lines.encode()))
+  table_of(folder / "d.parquet", text=texts, label=["x", "y"], number=[1, 2])
   write(folder / "notes.pdf", "not read")
   found = list(open_source(str(tmp_path / "folder")).documents())
-  assert [document.sentences for document in found] == [("one", "two"), ("three",)] * 2
-  assert found[0].label == "x" and found[0].name == "deep/a.jsonl:1"
+  assert [document.sentences for document in found] == [("one", "two"), ("three",)] * 4
+  assert found[0].label == found[6].label == "x" and found[0].name == "deep/a.jsonl:1"
+  assert found[7].name == "deep/d.parquet:2"
+
+
+@pytest.mark.parametrize("packed", [gzip.compress, zstd])
+def test_lines_of_a_parquet_file_are_kept_as_those_of_compressed_json(tmp_path, packed):
+  texts = ["def f():\n  return 1\n", "\n", "x = 1"]
+  suffix = "gz" if packed is gzip.compress else "zst"
+  (tmp_path / f"a.jsonl.{suffix}").write_bytes(
+    packed("\n".join(json.dumps({"text": text}) for text in texts).encode())
+  )
+  table_of(tmp_path / "a.parquet", text=[*texts, None])
+  found = [
+    [d.sentences for d in open_source(str(tmp_path / name), lines=True).documents()]
+    for name in (f"a.jsonl.{suffix}", "a.parquet")
+  ]
+  assert found[0] == found[1] == [("def f():\n", "  return 1\n"), ("x = 1",)]
+
+
+def test_a_parquet_file_without_texts_is_told_its_columns(tmp_path):
+  path = table_of(tmp_path / "a.parquet", sentence=["a"], text=[1])
+  with pytest.raises(UserError, match='no column "text" of strings; it has sentence, text'):
+    list(open_source(str(path)).documents())
 
 
 def test_the_fingerprint_changes_with_the_text_and_not_with_the_place(tmp_path):
@@ -166,6 +205,9 @@ def test_text_without_line_breaks_comes_in_bounded_pieces(tmp_path):
     ("a.jsonl", b"[" * 100_000, ["line 1", "brackets"]),
     ("a.txt.gz", b"not gzip", ["gzip"]),
     ("a.txt.gz", gzip.compress(b"text " * 50, mtime=0)[:-9], ["gzip"]),
+    ("a.txt.zst", b"not zstandard", ["a.txt.zst", "ZSTD"]),
+    ("a.txt.zst", zstd(b"text " * 5000)[:-9], ["a.txt.zst", "Truncated"]),
+    ("a.parquet", b"not parquet", ["a.parquet", "Parquet"]),
     ("a.pdf", b"x", [".txt"]),
   ],
 )

@@ -25,7 +25,7 @@ from plm_jax.train.loop import compile_experiment
 
 RECORD = Path(__file__).with_suffix(".json")
 FEW = ("model.layers=2", "compute.micro_batches=1", "compute.dtype=bfloat16")
-# T5 is left out: it compiles for two minutes for a TPU, and for a GPU, without tuning on a card, XLA
+# T5 is left out: it compiles for two minutes for a TPU. For a GPU, without tuning on a card, XLA
 # finds no tiles for its 231 targets.
 CASES = {  # name: experiment, devices, settings
   "bert-v5e": ("bert.py:base", "v5e-4", ("global_batch=256", "data.length=128")),

@@ -1,0 +1,260 @@
+"""Documents from files of text: plain, JSON lines, pairs, Parquet; compressed or not.
+
+Files are read as a stream. A document ends after `LONGEST_DOCUMENT` characters at the latest.
+"""
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from plm_jax.data.documents import Document
+from plm_jax.data.layout import TITLE, Layout, layout_of, sentences_of, text_sentences
+from plm_jax.errors import UserError
+
+LONGEST_DOCUMENT = 1 << 20  # characters
+_LONGEST_PIECE = 1 << 20  # bytes read at once; a longer line comes in pieces
+_LONGEST_JSON = 1 << 28  # bytes of a line
+_PROBE = 1 << 18  # bytes read from the beginning of a file to recognise its layout
+_PLAIN = (".txt", ".jsonl", ".tsv")
+SUFFIXES = (*(plain + packed for packed in ("", ".gz", ".zst") for plain in _PLAIN), ".parquet")
+_PACKED = {".gz": 3, ".zst": 3, ".parquet": 2}  # about how much larger the text is
+
+
+def bytes_of_text(file: Path) -> int:
+  """About; it scales progress bars and samples."""
+  return file.stat().st_size * _PACKED.get(file.suffix, 1)
+
+
+def documents_of(file: Path, name: str, lines: bool) -> Iterator[Document]:
+  """Streams the documents of a file. name: of the file in those of its documents. lines: whether a
+  sentence is a line as it is. Errors: `UserError` for a file that cannot be read."""
+  kinds = {
+    ".jsonl": partial(_from_json, keep=lines),
+    ".parquet": partial(_from_parquet, keep=lines),
+    ".tsv": _from_pairs,
+  }
+  text = _from_lines if lines else _from_text
+  read = next((kinds[s] for s in file.suffixes[-2:] if s in kinds), text)
+  return read(file, name)
+
+
+def _opened(file: Path):
+  if file.suffix == ".zst":
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))
+  return (gzip.open if file.suffix == ".gz" else open)(file, "rb")
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+  """Errors: `UserError` for a file that cannot be read, or is damaged."""
+  try:
+    yield
+  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    raise UserError(
+      f"The file {str(file)!r} is damaged or not gzip ({error}): compress it again."
+    ) from None
+  except OSError as error:
+    # pyarrow's errors have a text of their own.
+    raise UserError(f"The file {str(file)!r} cannot be read: {error.strerror or error}.") from None
+
+
+class _Line(NamedTuple):
+  number: int  # from 1
+  text: str
+  ends: bool  # False for all but the last piece of a very long line
+
+
+def _lines(file: Path, tabs: bool = False, keep: bool = False) -> Iterator[_Line]:
+  """The stripped lines of a file, with tabs or without, or `keep` as they are; very long ones are
+  cut between words."""
+
+  def stripped(text: str) -> str:
+    if keep:
+      return text
+    return "\t".join(" ".join(x.split()) for x in (text.split("\t") if tabs else [text]))
+
+  number, offset, rest, ends = 1, 0, b"", True
+  with _readable(file), _opened(file) as stream:
+    while piece := stream.readline(_LONGEST_PIECE):
+      block, rest = rest + piece, b""
+      ends = piece.endswith(b"\n") or len(piece) < _LONGEST_PIECE
+      if not ends:
+        cut = _cut(block)
+        block, rest = block[:cut], block[cut:]
+      text = _decode(block, file, number, offset)
+      yield _Line(number, stripped(text.lstrip("\ufeff")), ends)
+      offset += len(block)
+      number += ends
+    if not ends:
+      yield _Line(number, stripped(_decode(rest, file, number, offset)), True)
+
+
+def _cut(block: bytes) -> int:
+  """Where to cut a block without splitting a word or a character: after its last space."""
+  cut = block.rfind(b" ") + 1
+  if cut > len(block) // 2:
+    return cut
+  cut = len(block)
+  while cut > len(block) - 4 and block[cut - 1] & 0xC0 == 0x80:
+    cut -= 1
+  return cut - 1 if block[cut - 1] >= 0xC0 else len(block)
+
+
+def _decode(block: bytes, file: Path, line: int, offset: int) -> str:
+  try:
+    return block.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f"The file {str(file)!r} is not UTF-8: byte 0x{block[error.start]:02x} at offset "
+      f"{offset + error.start}, line {line}. Convert it, for example with "
+      "`iconv -f latin1 -t utf-8`."
+    ) from None
+
+
+def _probe(file: Path) -> Layout:
+  lines, size = [], 0
+  for line in _lines(file):
+    lines.append(line.text)
+    size += len(line.text) + 1
+    if size > _PROBE:
+      break
+  return layout_of(lines)
+
+
+def _from_text(file: Path, name: str) -> Iterator[Document]:
+  layout = _probe(file)
+  first, blank, size = 1, 0, 0
+  sentences: list[str] = []
+  paragraph: list[str] = []
+
+  def close() -> Document:
+    sentences.extend(sentences_of(paragraph, layout.wrapped))
+    document = Document(f"{name}:{first}", tuple(sentences))
+    sentences.clear()
+    paragraph.clear()
+    return document
+
+  for line in _lines(file):
+    if not line.text:
+      blank += line.ends
+      if paragraph:
+        sentences += sentences_of(paragraph, layout.wrapped)
+        paragraph.clear()
+      continue
+    ends = TITLE.fullmatch(line.text) if layout.titles else blank >= layout.run
+    if blank and sentences and ends:
+      yield close()
+    if not sentences and not paragraph:
+      first, size = line.number, 0
+    blank = 0
+    paragraph.append(line.text)
+    size += len(line.text)
+    if size >= LONGEST_DOCUMENT:
+      yield close()
+  if sentences or paragraph:
+    yield close()
+
+
+def _from_pairs(file: Path, name: str) -> Iterator[Document]:
+  for line in _lines(file, tabs=True):
+    source, _, rest = line.text.partition("\t")
+    target = rest.partition("\t")[0]
+    if line.text and not (source and target):
+      raise UserError(
+        f"Line {line.number} of {str(file)!r} is not a pair: expected a source, a tab and a target."
+      )
+    if line.text:
+      yield Document(f"{name}:{line.number}", (source, target))
+
+
+def _from_lines(file: Path, name: str) -> Iterator[Document]:
+  """Documents of whole lines; blank lines end a document, as does `LONGEST_DOCUMENT`."""
+  first, size, kept = 1, 0, []
+  for line in _lines(file, keep=True):
+    text = line.text.replace("\r\n", "\n")
+    if kept and (not text.strip() or size >= LONGEST_DOCUMENT):
+      yield Document(f"{name}:{first}", tuple(kept))
+      size, kept = 0, []
+    if text.strip():
+      first = first if kept else line.number
+      kept.append(text)
+      size += len(text)
+  if kept:
+    yield Document(f"{name}:{first}", tuple(kept))
+
+
+def _from_json(file: Path, name: str, keep: bool = False) -> Iterator[Document]:
+  """A document for each line, however long: half a line is no JSON."""
+  with _readable(file), _opened(file) as stream:
+    for number, block in enumerate(iter(lambda: stream.readline(_LONGEST_JSON), b""), 1):
+      where = f"The file {str(file)!r}, line {number},"
+      if len(block) == _LONGEST_JSON:
+        raise UserError(f"{where} has more than {_LONGEST_JSON:,} bytes; split the document.")
+      line = _decode(block, file, number, 0).lstrip("\ufeff").strip()
+      if not line:
+        continue
+      try:
+        entry = read_json(line)
+      except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error}): expected an object per line.") from None
+      if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+        raise UserError(f'{where} has no text: expected an object with a string "text".')
+      sentences = _sentences(entry["text"], keep)
+      if sentences:
+        yield Document(f"{name}:{number}", sentences, str(entry.get("label", "")))
+
+
+def _from_parquet(file: Path, name: str, keep: bool = False) -> Iterator[Document]:
+  """A document for each row of the column "text"."""
+  import pyarrow
+  from pyarrow import parquet
+
+  number = 0
+  with _readable(file):
+    try:
+      table = parquet.ParquetFile(file)
+      types = {field.name: field.type for field in table.schema_arrow}
+      if types.get("text") not in (pyarrow.string(), pyarrow.large_string()):
+        raise UserError(
+          f'The file {str(file)!r} has no column "text" of strings; it has {", ".join(types)}.'
+        )
+      columns = ["text", *(["label"] if "label" in types else [])]
+      for batch in table.iter_batches(batch_size=256, columns=columns):
+        for row in batch.to_pylist():
+          number += 1
+          sentences = _sentences(row["text"] or "", keep)
+          if sentences:
+            yield Document(f"{name}:{number}", sentences, str(row.get("label", "")))
+    except pyarrow.ArrowInvalid as error:
+      raise UserError(f"The file {str(file)!r} is damaged or not Parquet ({error}).") from None
+
+
+def _sentences(text: str, keep: bool) -> tuple[str, ...]:
+  """Those of a document, or `keep` its lines as they are."""
+  if not keep:
+    return text_sentences(text)
+  lines = text.replace("\r\n", "\n").split("\n")
+  kept = [f"{line}\n" for line in lines[:-1]] + [line for line in lines[-1:] if line]
+  return tuple(kept) if text.strip() else ()
+
+
+def read_json(text: str) -> Any:
+  """The value of a line of JSON. Errors: `ValueError` also for brackets that are nested too deep,
+  and for half a character ("\\ud800" alone), which cannot be encoded."""
+  try:
+    value = json.loads(text)
+    if "\\u" in text:
+      json.dumps(value, ensure_ascii=False).encode()
+  except RecursionError:
+    raise ValueError("too many brackets within brackets") from None
+  except UnicodeEncodeError as error:
+    raise ValueError(f"half a character, \\u{ord(error.object[error.start]):04x}") from None
+  return value
