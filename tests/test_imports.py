@@ -36,7 +36,7 @@ BENEATH = {
   "peft": {"errors", "models"},
   "compression": {"errors", "models", "peft"},
   "experiment": {"errors", "data", "models", "objectives", "optim", "sharding", "sizes", "peft"},
-  "budgets": {"errors", "config_tree", "overrides", "experiment"},
+  "budgets": {"errors", "config_tree", "overrides", "experiment", "optim"},
   "decode": {"errors", "data", "models"},
   "train": {
     *("errors", "files", "progress", "config_tree", "overrides", "own_code", "data", "models"),
@@ -101,7 +101,7 @@ HEAVY = {
   *("matplotlib", "tensorboardX", "sklearn", "orbax", "tensorstore", "torch", "transformers"),
   *("scipy", "ray", "tqdm", "h5py", "gensim", "numba", "sacrebleu", "rouge_score"),
   *("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"),
-  *("onnx", "onnxruntime"),
+  *("onnx", "onnxruntime", "pyarrow"),
 }
 
 # Modules of this package that functions import, and why not the file.
