@@ -32,26 +32,33 @@ def compile_step(experiment: Experiment, abstract, rows, mesh) -> CompiledStep:
   """The compiled train step.
 
   With `compute.micro_batches=0` there are more parts until the step fits: its bytes are within the
-  limit that the device reports, and the compiler does not refuse it, as it does on a TPU. Errors:
+  limit that the device reports, and the compiler does not refuse it, as it does on a TPU. The next
+  number of parts is at least twice the last, and as many times as the step is too large, since each
+  compilation of a large model takes a minute. Errors:
   `DoesNotFit` if it does not fit in the given number of parts, or with one row per device and part.
   """
   parts = experiment.compute.micro_batches or 1
   constants = experiment.optim.constants(experiment.steps)
   limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
   while True:
-    compiled, memory, reason = None, 0, ""
+    compiled, memory, reason, times = None, 0, "", 1.0
     try:
       compiled = compiled_in(parts, experiment, constants, abstract, rows, mesh)
       memory = step_memory(compiled)
       if limit and memory > limit:
         reason = f"it needs {memory / 2**30:.2f} GiB of {limit / 2**30:.2f}"
+        times = memory / limit
     except jax.errors.JaxRuntimeError as error:
       reason = out_of_memory(error)
       if not reason:
         raise
+      times = times_too_large(reason)
     if compiled is not None and (not reason or experiment.compute.micro_batches):
       return CompiledStep(functools.partial(compiled, constants=constants), memory, parts)
-    more = [p for p in numbers_of_parts(experiment, mesh) if p >= 2 * parts]
+    # A tenth less than that, as XLA orders and fuses smaller parts in other ways.
+    least = parts * max(2, 0.9 * times)
+    possible = numbers_of_parts(experiment, mesh)
+    more = [p for p in possible if p >= min(least, possible[-1]) and p > parts]
     if experiment.compute.micro_batches or not more:
       rows_per_device = experiment.global_batch // (mesh.shape["data"] * mesh.shape["fsdp"])
       raise _does_not_fit(experiment, parts, rows_per_device // parts, reason)
@@ -90,6 +97,17 @@ def out_of_memory(error: Exception) -> str:
   """The compiler's sentence on too little memory; "" for any other error."""
   match = re.search(r"RESOURCE_EXHAUSTED:\s*(.+?)(?:\.\s|\.?$|\n)", str(error))
   return match[1] if match else ""
+
+
+def times_too_large(reason: str) -> float:
+  """How many times the memory of a TPU a step needs, by the compiler's sentence; 1 if it does not
+  say."""
+  size = r"([\d.]+)([KMG])"
+  found = re.search(rf"\({size}\) exceeds available HBM \({size}\)|Used {size} of {size}", reason)
+  if found is None:
+    return 1.0
+  needed, unit, there, of = (x for x in found.groups() if x)
+  return float(needed) / float(there) * 1024.0 ** ("KMG".index(unit) - "KMG".index(of))
 
 
 class DoesNotFit(UserError):

@@ -15,7 +15,7 @@ from tests.train.test_step import TOY
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 XLA = (
   "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
-  "required for HLO temporaries (41.39G) exceeds available HBM (15.75G). HLO module: jit_step."
+  "required for HLO temporaries ({:.2f}G) exceeds available HBM (15.75G). HLO module: jit_step."
 )
 
 
@@ -31,15 +31,15 @@ def test_fsdp_splits_activations_as_data_does(monkeypatch, family):
   assert state_fsdp < state_data / 5
 
 
-def compiled_parts(monkeypatch, fits, **fields):
+def compiled_parts(monkeypatch, fits, size=20.0, **fields):
   """The numbers of micro-batches that were compiled, where a faked compiler refuses all that are
-  not in `fits`."""
+  not in `fits`. size: GiB of a whole batch."""
   tried = []
 
   def compiled_in(parts, *_):
     tried.append(parts)
     if parts not in fits:
-      raise jax.errors.JaxRuntimeError(XLA)
+      raise jax.errors.JaxRuntimeError(XLA.format(size / parts))
     return lambda: f"program in {parts}"
 
   monkeypatch.setattr(memory, "compiled_in", compiled_in)
@@ -53,6 +53,16 @@ def compiled_parts(monkeypatch, fits, **fields):
 def test_a_step_that_the_compiler_refuses_is_split_until_it_fits(monkeypatch):
   assert compiled_parts(monkeypatch, {4, 8, 16}) == [1, 2, 4]
   assert compiled_parts(monkeypatch, {3}, global_batch=3) == [1, 3]
+  assert compiled_parts(monkeypatch, {8, 16}, size=120) == [1, 8]
+  assert compiled_parts(monkeypatch, {16}, size=120) == [1, 8, 16]
+  assert compiled_parts(monkeypatch, {16}, size=5_000) == [1, 16]
+
+
+def test_the_compiler_s_sentence_says_how_many_times_a_step_is_too_large():
+  assert memory.times_too_large(XLA.format(31.5)) == pytest.approx(2)
+  used = "Ran out of memory in memory space hbm. Used 63.0M of 0.03G hbm. Exceeded by 30M."
+  assert memory.times_too_large(used) == pytest.approx(63 / 1024 / 0.03)
+  assert memory.times_too_large("out of memory") == 1
 
 
 def test_a_row_that_does_not_fit_is_a_sentence(monkeypatch):
