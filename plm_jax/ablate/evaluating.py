@@ -28,7 +28,8 @@ from plm_jax.tasks.finetuning import model_cell, plan
 from plm_jax.tasks.label import Label
 from plm_jax.train.integrity import with_digest
 from plm_jax.train.process import versions
-from plm_jax.train.workdir import run_hash, write_whole
+from plm_jax.train.spikes import SPIKES
+from plm_jax.train.workdir import read_records, run_hash, write_whole
 
 FORMAT = 1
 
@@ -41,8 +42,7 @@ def evaluate(run: Run, asked: Evaluation, cache: Path) -> Scores:
   texts = prepare_each(run.experiment.data, cache)
   parts = {name: scores_on(run, text, asked) for name, text in texts.items()}
   scores = parts[""] if "" in parts else Scores.of_texts(parts)
-  if run.step < run.experiment.steps and "public" not in run.document:
-    scores.notes.append(f"measured after {run.step:,} of {run.experiment.steps:,} steps")
+  scores.notes.extend(notes_of(run))
   if asked.blimp:
     blimp(run, Path(asked.blimp), asked.blimp_pairs, scores)
   if asked.finetune:
@@ -64,6 +64,16 @@ def evaluate(run: Run, asked: Evaluation, cache: Path) -> Scores:
   }
   write_whole(run.path / SCORES, with_digest(record))
   return scores
+
+
+def notes_of(run: Run) -> list[str]:
+  """What a reader of its scores should know about its training."""
+  notes = []
+  if run.step < run.experiment.steps and "public" not in run.document:
+    notes.append(f"measured after {run.step:,} of {run.experiment.steps:,} steps")
+  if read_records(run.path / SPIKES):
+    notes.append(f"its training loss exploded ({SPIKES} of the run says when)")
+  return notes
 
 
 def scores_on(run: Run, text: Prepared, asked: Evaluation) -> Scores:
