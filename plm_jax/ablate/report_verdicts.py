@@ -75,10 +75,12 @@ def best_arm(measured: Measured) -> list[str]:
 def verdict_blocks(measured: Measured) -> list[PageBlock]:
   if not measured.verdicts:
     return []
+  has_dial = any(arm.dial is not None for arm in measured.table.arms)
+  usual = "of all pairs of arms on the same text" if has_dial else "of this table's"
   method = (
     "Two-sided Student's t tests over seeds, on the differences between arms of the same seed, at "
     f"level {ALPHA:g} for all claims together (Holm), with at least {SEEDS} seeds, and a standard "
-    "error no smaller than the median of this table's. A claim is decided if p is below the number "
+    f"error no smaller than the median {usual}. A claim is decided if p is below the number "
     "that is needed. Positive means favour the claim; perplexities are compared by their "
     "logarithms. docs/ablation.md explains the verdicts."
   )
