@@ -2,7 +2,8 @@
 
 `laptop` is `small` with a model of width 128 that trains in minutes on two cores, by Muon where a
 row has AdamW or LAMB: with these, masked models are still on their plateau at the end
-(docs/recipe.md). A field in which a row differs from its base is the row's own, and is kept.
+(docs/recipe.md). Encoder-decoders learn more slowly with Muon and keep their optimiser. A field in
+which a row differs from its base is the row's own, and is kept.
 """
 
 import dataclasses
@@ -41,9 +42,7 @@ def scaled(experiment: Experiment, budget: str, base: Experiment | None) -> Expe
   if budget != "laptop":
     return experiment
   own = [path for path, _, _ in overrides.diff(experiment, base)] if base else []
-  # Encoder-decoders learn more slowly with it (docs/recipe.md).
-  writes = any(objective.name == "seq2seq" for objective in experiment.objectives)
-  if isinstance(experiment.optim, AdamW) and "optim" not in own and not writes:
+  if has_adam(experiment) and "optim" not in own:
     fields = {f.name: getattr(experiment.optim, f.name) for f in dataclasses.fields(AdamW)}
     experiment = dataclasses.replace(experiment, optim=Muon(**fields))
   known = {path for path, _ in places(experiment)}
@@ -54,3 +53,11 @@ def scaled(experiment: Experiment, budget: str, base: Experiment | None) -> Expe
   settings = ((setting.partition("=")[0], setting) for setting in LAPTOP)
   chosen = [setting for field, setting in settings if field in known and not is_within(field, own)]
   return overrides.apply(experiment, chosen)
+
+
+def has_adam(experiment: Experiment) -> bool:
+  """Whether `laptop` trains it with Muon instead."""
+  writes = any(objective.name == "seq2seq" for objective in experiment.objectives)
+  return (
+    isinstance(experiment.optim, AdamW) and not isinstance(experiment.optim, Muon) and not writes
+  )

@@ -51,9 +51,10 @@ def chosen_experiment(
   experiment = overrides.apply(experiment, settings)
   if goes_on and experiment.optim.peak == peak:
     place = source.document.get("converted_from", source.path)
+    optim = experiment.optim
     processes.say(
-      f"note: --from={place} goes on at optim.peak={peak:.2g}, after a warmup of "
-      f"{experiment.optim.warmup} steps: that forgets less than the peak of a first training; "
+      f"note: --from={place} goes on with {type(optim).__name__} at optim.peak={peak:.2g}, after a "
+      f"warmup of {optim.warmup} steps: that forgets less than the peak of a first training; "
       "--set=optim.peak=NUMBER changes it"
     )
   if seed is not None:

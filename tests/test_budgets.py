@@ -53,6 +53,13 @@ def test_arms_that_the_word_makes_equal_are_refused_and_the_others_named():
     sweeping.planned(cell, budget="laptop")
 
 
+def test_a_table_that_compares_optimisers_is_refused():
+  lamb = replace(TOY, optim=LAMB(warmup=3))
+  cell = Table(title="Optimisers", source="a cell", arms=(Arm("adamw", TOY), Arm("lamb", lamb)))
+  with pytest.raises(UserError, match="adamw and lamb differ in their optimiser, which --budget"):
+    sweeping.planned(cell, budget="laptop")
+
+
 def test_a_field_in_which_a_row_differs_from_its_base_is_kept():
   row = replace(TOY, optim=replace(TOY.optim, peak=0.5))
   scaled = budgets.scaled(row, "laptop", TOY)

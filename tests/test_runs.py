@@ -212,7 +212,10 @@ def test_a_run_goes_on_at_a_tenth_of_the_recipe_s_peak(headless, capsys):
   source, recipe = RunInfo.read(headless), bert.tiny().optim
   experiment = continued(source)
   assert experiment.optim == dataclasses.replace(recipe, peak=0.1 * recipe.peak)
-  assert "goes on at optim.peak=0.00015, after a warmup of 120 steps" in capsys.readouterr().out
+  assert (
+    "goes on with AdamW at optim.peak=0.00015, after a warmup of 120 steps"
+    in capsys.readouterr().out
+  )
   published = continued(source, "optim.warmup=7", published=True).optim
   assert (published.peak, published.warmup) == (5e-5, 7)
 

@@ -34,7 +34,7 @@ from plm_jax.ablate.power import outlook
 from plm_jax.ablate.references import at_budget, reference_of, table_of
 from plm_jax.ablate.table import Table
 from plm_jax.ablate.view import line
-from plm_jax.budgets import AnyBudget, of_rows
+from plm_jax.budgets import AnyBudget, has_adam, of_rows
 from plm_jax.data.corpora import cache_folder
 from plm_jax.data.mixture import prepare_each
 from plm_jax.errors import UserError
@@ -245,10 +245,17 @@ def experiments_of(
 def check_differ(
   table: Table, budget: AnyBudget, names: list[str], experiments: dict[str, Experiment]
 ) -> None:
-  """A `UserError` if settings have made arms equal that differ without them."""
+  """A `UserError` if settings have made arms equal that differ without them, or differ in more than
+  their rows do."""
   arms = [table.arm(name) for name in names]
   rows = {a.name: overrides.apply(a.experiment(of_rows(budget)), a.settings) for a in arms}
   for first, second in itertools.combinations(names, 2):
+    optims = [rows[name].optim for name in (first, second) if has_adam(rows[name])]
+    if budget == "laptop" and len({type(optim) for optim in optims}) == 2:
+      raise UserError(
+        f"the arms {first} and {second} differ in their optimiser, which --budget=laptop replaces "
+        "by Muon; give --budget=small, with settings of your own"
+      )
     if experiments[first] == experiments[second] and rows[first] != rows[second]:
       others = ",".join(name for name in names if name != second)
       raise UserError(

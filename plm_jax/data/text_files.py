@@ -1,6 +1,7 @@
 """Documents from files of text: plain, JSON lines, pairs, Parquet; compressed or not.
 
-Files are read as a stream. A document ends after `LONGEST_DOCUMENT` characters at the latest.
+Files are read as a stream. A document of plain text ends after `LONGEST_DOCUMENT` characters at the
+latest; one of JSON lines or Parquet is a line or a row.
 """
 
 import gzip
@@ -39,9 +40,8 @@ def documents_of(file: Path, name: str, lines: bool) -> Iterator[Document]:
     ".parquet": partial(_from_parquet, keep=lines),
     ".tsv": _from_pairs,
   }
-  text = _from_lines if lines else _from_text
-  read = next((kinds[s] for s in file.suffixes[-2:] if s in kinds), text)
-  return read(file, name)
+  kind = Path(file.name.removesuffix(".gz").removesuffix(".zst")).suffix
+  return kinds.get(kind, _from_lines if lines else _from_text)(file, name)
 
 
 def _opened(file: Path):
@@ -62,8 +62,15 @@ def _readable(file: Path) -> Iterator[None]:
       f"The file {str(file)!r} is damaged or not gzip ({error}): compress it again."
     ) from None
   except OSError as error:
-    # pyarrow's errors have a text of their own.
-    raise UserError(f"The file {str(file)!r} cannot be read: {error.strerror or error}.") from None
+    if error.strerror is None:  # of pyarrow, over several lines
+      raise _damaged(file, error) from None
+    raise UserError(f"The file {str(file)!r} cannot be read: {error.strerror}.") from None
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+  kind = {".zst": "Zstandard", ".parquet": "Parquet"}[file.suffix]
+  why = str(error).splitlines()[0].rstrip(". ")
+  return UserError(f"The file {str(file)!r} is damaged or not {kind} ({why}): write it again.")
 
 
 class _Line(NamedTuple):
@@ -209,7 +216,7 @@ def _from_json(file: Path, name: str, keep: bool = False) -> Iterator[Document]:
         raise UserError(f'{where} has no text: expected an object with a string "text".')
       sentences = _sentences(entry["text"], keep)
       if sentences:
-        yield Document(f"{name}:{number}", sentences, str(entry.get("label", "")))
+        yield Document(f"{name}:{number}", sentences, _label(entry))
 
 
 def _from_parquet(file: Path, name: str, keep: bool = False) -> Iterator[Document]:
@@ -222,19 +229,38 @@ def _from_parquet(file: Path, name: str, keep: bool = False) -> Iterator[Documen
     try:
       table = parquet.ParquetFile(file)
       types = {field.name: field.type for field in table.schema_arrow}
-      if types.get("text") not in (pyarrow.string(), pyarrow.large_string()):
-        raise UserError(
-          f'The file {str(file)!r} has no column "text" of strings; it has {", ".join(types)}.'
-        )
+      if not _is_text(types.get("text")):
+        of = f"of strings, but of {types['text']}" if "text" in types else "among its columns"
+        names = ", ".join(types) or "none"
+        raise UserError(f'The file {str(file)!r} has no "text" {of}; it has: {names}.')
       columns = ["text", *(["label"] if "label" in types else [])]
       for batch in table.iter_batches(batch_size=256, columns=columns):
         for row in batch.to_pylist():
           number += 1
           sentences = _sentences(row["text"] or "", keep)
           if sentences:
-            yield Document(f"{name}:{number}", sentences, str(row.get("label", "")))
+            yield Document(f"{name}:{number}", sentences, _label(row))
     except pyarrow.ArrowInvalid as error:
-      raise UserError(f"The file {str(file)!r} is damaged or not Parquet ({error}).") from None
+      raise _damaged(file, error) from None
+    except UnicodeDecodeError:
+      raise UserError(
+        f"The file {str(file)!r} has a text that is not UTF-8, in rows {number + 1} to "
+        f"{number + 256}."
+      ) from None
+
+
+def _is_text(kind) -> bool:
+  from pyarrow import types
+
+  if kind is not None and types.is_dictionary(kind):
+    kind = kind.value_type
+  kinds = (types.is_string, types.is_large_string, types.is_string_view)
+  return kind is not None and any(is_kind(kind) for is_kind in kinds)
+
+
+def _label(entry: dict[str, Any]) -> str:
+  label = entry.get("label")
+  return "" if label is None else str(label)
 
 
 def _sentences(text: str, keep: bool) -> tuple[str, ...]:

@@ -33,6 +33,8 @@ class Muon(AdamW):
   With the factor an update has the size of AdamW's, so that `peak` and `decay` are those of AdamW
   (Liu et al. 2025, section 2.2). Embeddings, heads, biases and the gains of norms have AdamW's
   update. A kernel has one moment instead of two.
+
+  momentum: of the kernels of layers; b1, b2 and eps are those of all other parameters.
   """
 
   momentum: float = 0.95

@@ -164,10 +164,30 @@ def test_lines_of_a_parquet_file_are_kept_as_those_of_compressed_json(tmp_path, 
   assert found[0] == found[1] == [("def f():\n", "  return 1\n"), ("x = 1",)]
 
 
-def test_a_parquet_file_without_texts_is_told_its_columns(tmp_path):
-  path = table_of(tmp_path / "a.parquet", sentence=["a"], text=[1])
-  with pytest.raises(UserError, match='no column "text" of strings; it has sentence, text'):
+@pytest.mark.parametrize(
+  ("columns", "words"),
+  [
+    ({"sentence": ["a"]}, 'no "text" among its columns; it has: sentence'),
+    ({"text": [1], "n": [2]}, 'no "text" of strings, but of int64; it has: text, n'),
+    ({}, "it has: none"),
+    (
+      {"text": pyarrow.array([b"ok", b"\xff"], pyarrow.binary()).view(pyarrow.string())},
+      "has a text that is not UTF-8, in rows 1 to 256",
+    ),
+  ],
+)
+def test_a_parquet_file_without_texts_is_a_sentence(tmp_path, columns, words):
+  path = table_of(tmp_path / "a.parquet", **columns)
+  with pytest.raises(UserError, match=words):
     list(open_source(str(path)).documents())
+
+
+def test_texts_of_parquet_may_be_large_or_categories_and_labels_null(tmp_path):
+  words = pyarrow.array(["one", "two"])
+  for at, text in enumerate((words.dictionary_encode(), words.cast(pyarrow.large_string()))):
+    path = table_of(tmp_path / f"{at}.jsonl.parquet", text=text, label=["x", None])
+    found = list(open_source(str(path)).documents())
+    assert [(d.sentences, d.label) for d in found] == [(("one",), "x"), (("two",), "")]
 
 
 def test_the_fingerprint_changes_with_the_text_and_not_with_the_place(tmp_path):
@@ -205,7 +225,7 @@ def test_text_without_line_breaks_comes_in_bounded_pieces(tmp_path):
     ("a.jsonl", b"[" * 100_000, ["line 1", "brackets"]),
     ("a.txt.gz", b"not gzip", ["gzip"]),
     ("a.txt.gz", gzip.compress(b"text " * 50, mtime=0)[:-9], ["gzip"]),
-    ("a.txt.zst", b"not zstandard", ["a.txt.zst", "ZSTD"]),
+    ("a.txt.zst", b"not zstandard", ["a.txt.zst", "damaged or not Zstandard (ZSTD"]),
     ("a.txt.zst", zstd(b"text " * 5000)[:-9], ["a.txt.zst", "Truncated"]),
     ("a.parquet", b"not parquet", ["a.parquet", "Parquet"]),
     ("a.pdf", b"x", [".txt"]),
