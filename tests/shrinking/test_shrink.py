@@ -65,6 +65,7 @@ def test_the_page_has_every_way_with_its_numbers_and_the_claims(small):
   assert way == "prune50" and before["macro_f1"] >= 0
 
 
+@pytest.mark.slow
 def test_a_smaller_run_predicts_from_its_directory_as_in_memory(small, tuned):
   task, model = load(small / "int8-0")
   made = way("int8").make(subject(str(tuned), small.parent / "cache"))
