@@ -78,6 +78,7 @@ def test_a_smaller_run_predicts_from_its_directory_as_in_memory(small, tuned):
   assert score == subject(str(tuned), small.parent / "cache").scores(Run.load(small / "int8-0"))
 
 
+@pytest.mark.slow
 def test_a_pruned_run_is_sparse_before_and_after_training_on(small):
   start, end = (Run.load(small / p) for p in ("training/prune50-0/start", "prune50-0"))
   assert sparsity(start.params) == sparsity(end.params) == 0.5
@@ -86,6 +87,7 @@ def test_a_pruned_run_is_sparse_before_and_after_training_on(small):
   assert end.document["shrunk"]["way"] == "prune50" and end.form is None
 
 
+@pytest.mark.slow
 def test_a_card_says_the_way_the_run_and_the_loss(small, tmp_path, monkeypatch):
   monkeypatch.setattr(model_card, "history", lambda run: iter([run]))
   plm.load(small / "int8-0").save(tmp_path / "out")
@@ -103,6 +105,7 @@ def test_a_card_says_the_way_the_run_and_the_loss(small, tmp_path, monkeypatch):
   assert "bytes in memory" not in card.partition("# out")[0]
 
 
+@pytest.mark.slow
 def test_a_second_command_trains_nothing_again_and_other_steps_are_refused(
   small, tuned, monkeypatch
 ):
@@ -127,6 +130,7 @@ class _Speed:
     return {"p50": 1.0, "p95": 1.0, "throughput": 1.0}
 
 
+@pytest.mark.slow
 def test_mistakes_are_sentences_with_exit_code_2(call, small, tuned, source, tmp_path):  # noqa: F811
   def error_of(*words):
     code, _, errors = call(command, *words)
@@ -174,6 +178,7 @@ def test_a_decoder_is_scored_on_its_text_timed_by_its_tokens_and_trained_on(tmp_
   assert texts == plm.load(out / "w8-0").generate("", max_length=4) and len(texts) == 1
 
 
+@pytest.mark.slow
 def test_training_from_int8_is_refused(small, tuned):
   info = RunInfo.read(small / "int8-0")
   program = compile_experiment(RunInfo.read(tuned).experiment, _batch(tuned, small))
