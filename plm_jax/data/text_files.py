@@ -68,8 +68,8 @@ def _readable(file: Path) -> Iterator[None]:
 
 
 def _damaged(file: Path, error: Exception) -> UserError:
-  kind = {".zst": "Zstandard", ".parquet": "Parquet"}[file.suffix]
-  why = str(error).splitlines()[0].rstrip(". ")
+  kind = {".zst": "Zstandard", ".parquet": "Parquet"}.get(file.suffix, "text")
+  why = next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")
   return UserError(f"The file {str(file)!r} is damaged or not {kind} ({why}): write it again.")
 
 
