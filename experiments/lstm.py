@@ -84,9 +84,9 @@ def table_1() -> Table:
     title="Zaremba et al. 2014, Table 1: LSTM language models",
     source="Zaremba et al. 2014, Table 1",
     arms=(
-      Arm.of(small, 120.7, 114.5, columns=columns, name="small"),
-      Arm.of(medium, 86.2, 82.7, columns=columns, name="medium"),
-      Arm.of(large, 82.2, 78.4, columns=columns, name="large"),
+      Arm.of(small, 120.7, 114.5, columns=columns, name="small", laptop=("model.width=64",)),
+      Arm.of(medium, 86.2, 82.7, columns=columns, name="medium", laptop=("model.width=192",)),
+      Arm.of(large, 82.2, 78.4, columns=columns, name="large", laptop=("model.width=448",)),
     ),
     claims=(Ordered("clm_perplexity", ("small", "medium", "large")),),
     caveat="At the budgets small and smoke every width is a third of the published one.",

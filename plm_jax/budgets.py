@@ -41,7 +41,7 @@ def scaled(experiment: Experiment, budget: str, base: Experiment | None) -> Expe
   `of_rows(budget)`. Settings without a field in this experiment are left out."""
   if budget != "laptop":
     return experiment
-  own = [path for path, _, _ in overrides.diff(experiment, base)] if base else []
+  own = own_fields(experiment, base) if base else []
   if has_adam(experiment) and "optim" not in own:
     fields = {f.name: getattr(experiment.optim, f.name) for f in dataclasses.fields(AdamW)}
     experiment = dataclasses.replace(experiment, optim=Muon(**fields))
@@ -53,6 +53,16 @@ def scaled(experiment: Experiment, budget: str, base: Experiment | None) -> Expe
   settings = ((setting.partition("=")[0], setting) for setting in LAPTOP)
   chosen = [setting for field, setting in settings if field in known and not is_within(field, own)]
   return overrides.apply(experiment, chosen)
+
+
+def own_fields(experiment: Experiment, base: Experiment) -> list[str]:
+  """The fields in which a row differs from its base; of models of two classes, those of both."""
+  own = [path for path, _, _ in overrides.diff(experiment, base)]
+  if "model" not in own:
+    return own
+  ours, theirs = vars(experiment.model), vars(base.model)
+  fields = [f"model.{name}" for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]
+  return [path for path in own if path != "model"] + fields
 
 
 def has_adam(experiment: Experiment) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import plm_jax as plm
-from experiments import bert, gpt, t5
+from experiments import bert, electra, gpt, t5
 from plm_jax import api, budgets, overrides
 from plm_jax.ablate import sweeping
 from plm_jax.ablate.table import Arm, Table
@@ -45,12 +45,27 @@ def test_the_command_of_a_result_plans_its_arms(report):
 
 
 def test_arms_that_the_word_makes_equal_are_refused_and_the_others_named():
-  with pytest.raises(UserError, match=r"E768-all-shared and E128-all-shared are .*; --arms=E768-"):
-    sweeping.planned("experiments/albert.py:table_4", budget="laptop")
   arms = (Arm("dropped", replace(TOY, model=replace(TOY.model, dropout=0.3))), Arm("plain", TOY))
   cell = Table(title="Dropout", source="a cell", arms=arms)
   with pytest.raises(UserError, match=r"dropped and plain are .*--arms=dropped runs"):
     sweeping.planned(cell, budget="laptop")
+
+
+def test_an_arm_has_the_settings_of_its_table_and_then_its_own_at_this_budget():
+  wide = Arm("wide", TOY, settings=("seed=3",), laptop=("model.width=64",))
+  table = Table(
+    title="A", source="a cell", arms=(wide, Arm("plain", TOY)), laptop=("model.width=96",)
+  )
+  _, plan, at_laptop = sweeping.planned(table, budget="laptop", settings=["steps=40"])
+  assert plan.own == {
+    "wide": ["model.width=96", "seed=3", "model.width=64"],
+    "plain": ["model.width=96"],
+  }
+  assert {name: (e.model.width, e.steps) for name, e in at_laptop.items()} == {
+    "wide": (64, 40),
+    "plain": (96, 40),
+  }
+  assert sweeping.planned(table, budget="small")[1].own == {"wide": ["seed=3"]}
 
 
 def test_a_table_that_compares_optimisers_is_refused():
@@ -67,6 +82,14 @@ def test_a_field_in_which_a_row_differs_from_its_base_is_kept():
   assert (scaled.data.length, scaled.model.width, scaled.steps) == (32, 128, 1800)
   wide = bert.table_6_l12_h1024_a16("small")
   assert budgets.scaled(wide, "laptop", bert.base("small")).model.width == wide.model.width
+
+
+def test_of_a_model_of_another_class_the_common_fields_are_scaled():
+  base = electra.base("small")
+  row = budgets.scaled(electra.bert("small"), "laptop", base).model
+  assert (row.width, row.heads, row.dropout) == (128, 2, 0.0)
+  wide = replace(electra.bert("small"), model=replace(electra.bert("small").model, width=512))
+  assert budgets.scaled(wide, "laptop", base).model.width == 512
 
 
 @pytest.mark.parametrize("optim", [AdamW, LAMB])

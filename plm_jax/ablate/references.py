@@ -22,14 +22,14 @@ def table_of(table: str | Table | Callable[[], Table]) -> tuple[Table, str]:
   return rows, reference or f"{CELL} {rows.title}"
 
 
-def at_budget(arm: Arm, budget: AnyBudget) -> Experiment:
-  """The experiment of an arm, with its own settings."""
+def at_budget(table: Table, arm: Arm, budget: AnyBudget) -> Experiment:
+  """The experiment of an arm of a table, with the settings that the table has for it."""
   reference = file_reference(arm.experiment, "Experiment")
   if reference:
     experiment = row_and_base(reference, budget)[0]
   else:
     experiment = scaled(arm.experiment(of_rows(budget)), budget, None)
-  return overrides.apply(experiment, arm.settings)
+  return overrides.apply(experiment, table.settings_of(arm, budget))
 
 
 def reference_of(arm: Arm, of_cell: bool = False) -> str:

@@ -192,7 +192,6 @@ def planned(
   for file in pair_files(Path(measures.blimp)) if measures.blimp else ():
     read_minimal_pairs(file)  # an error before anything is trained
   rows, name = table_of(table)
-  settings = [*(rows.laptop if budget == "laptop" else ()), *settings]
   experiments = experiments_of(rows, budget, arms, settings)
   references = {arm: reference_of(rows.arm(arm), name.startswith(CELL)) for arm in experiments}
   plan = SweepPlan(
@@ -205,7 +204,7 @@ def planned(
     evaluation=measures,
     cache=cache,
     starts={arm.name: arm.start for arm in rows.arms if arm.start and arm.name in experiments},
-    own={a.name: [*a.settings] for a in rows.arms if a.settings and a.name in experiments},
+    own={a: [*own] for a in experiments if (own := rows.settings_of(rows.arm(a), budget))},
   )
   return rows, plan, experiments
 
@@ -231,7 +230,7 @@ def experiments_of(
   experiments, refused = {}, {}
   for arm in table.arms:
     try:
-      experiments[arm.name] = overrides.apply(at_budget(arm, budget), settings)
+      experiments[arm.name] = overrides.apply(at_budget(table, arm, budget), settings)
     except UserError as error:
       refused[arm.name] = error
   for name in arms_of(table, arms):

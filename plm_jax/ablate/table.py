@@ -42,8 +42,9 @@ class Arm:
     notebook an `Experiment`, which is the same at every budget.
   published: column -> number or text, both as printed. note: a remark for the report.
   start: an earlier arm, from whose run of the same seed this one goes on.
-  settings: as after --set, of this arm alone. dial: the value of what a table varies beside its
-    rows, such as the text; arms of other values are measured on other sets, and drawn against it.
+  settings: as after --set, of this arm alone. laptop: more of them at the budget `laptop`.
+  dial: the value of what a table varies beside its rows, such as the text; arms of other values are
+    measured on other sets, and drawn against it.
   """
 
   name: str
@@ -52,6 +53,7 @@ class Arm:
   note: str = ""
   start: str = ""
   settings: tuple[str, ...] = ()
+  laptop: tuple[str, ...] = ()
   dial: float | None = None
 
   def __post_init__(self):
@@ -72,6 +74,7 @@ class Arm:
     note: str = "",
     start: str = "",
     settings: Sequence[str] = (),
+    laptop: Sequence[str] = (),
     dial: float | None = None,
     **more: float | str,
   ) -> Self:
@@ -91,7 +94,8 @@ class Arm:
     printed = {column: x for column, x in zip(columns, numbers) if x is not None}
     if dial is not None:
       name += f"-{dial:g}"
-    return cls(name, row, printed | more, note, start, tuple(settings), dial)
+    own = tuple(settings), tuple(laptop)
+    return cls(name, row, printed | more, note, start, *own, dial)
 
   @property
   def row(self) -> str:
@@ -237,7 +241,7 @@ class Table:
   """A table of a paper. source: where it was published.
 
   beside: published column -> measured metric of the same kind; the report prints them side by side.
-  laptop: further settings, as after --set, of this table at the budget `laptop`.
+  laptop: settings, as after --set, of all arms at the budget `laptop`, before an arm's own.
   caveat: how the measured numbers differ from the published ones, for the reader of a report.
   blocks: further blocks of the report, after the verdicts: (`Measured`, folder) -> `PageBlock`s.
   """
@@ -279,6 +283,11 @@ class Table:
   def columns(self) -> list[str]:
     """The published columns, in the order of their first appearance."""
     return list(dict.fromkeys(column for arm in self.arms for column in arm.published))
+
+  def settings_of(self, arm: Arm, budget: str) -> tuple[str, ...]:
+    """The settings of an arm at a budget, as after --set."""
+    laptop = budget == "laptop"
+    return (*self.laptop * laptop, *arm.settings, *arm.laptop * laptop)
 
   def arm(self, name: str) -> Arm:
     """The arm of this name. Errors: `UserError` if there is none."""
