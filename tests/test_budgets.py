@@ -56,14 +56,14 @@ def test_an_arm_has_the_settings_of_its_table_and_then_its_own_at_this_budget():
   table = Table(
     title="A", source="a cell", arms=(wide, Arm("plain", TOY)), laptop=("model.width=96",)
   )
-  _, plan, at_laptop = sweeping.planned(table, budget="laptop", settings=["steps=40"])
+  _, plan, at_laptop = sweeping.planned(table, budget="laptop", settings=["steps=400"])
   assert plan.own == {
     "wide": ["model.width=96", "seed=3", "model.width=64"],
     "plain": ["model.width=96"],
   }
   assert {name: (e.model.width, e.steps) for name, e in at_laptop.items()} == {
-    "wide": (64, 40),
-    "plain": (96, 40),
+    "wide": (64, 400),
+    "plain": (96, 400),
   }
   assert sweeping.planned(table, budget="small")[1].own == {"wide": ["seed=3"]}
 

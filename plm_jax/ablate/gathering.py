@@ -91,6 +91,8 @@ def gather(out: Path, table: Table | None = None) -> Measured:
     if (workdir_of(out, run) / "config.json").exists()
   }
   scores, references, notes = comparable(records, table.arms)
+  dials = {arm.name: arm.dial for arm in table.arms}
+  counted = [arm for arm, steps in plan.steps.items() if not steps]
   states = {run: state_of(out, run, plan) for run in runs}
   begun = {run.arm for run, state in states.items() if state.phase != "waiting"}
   return Measured(
@@ -103,7 +105,7 @@ def gather(out: Path, table: Table | None = None) -> Measured:
     states={run: state for run, state in states.items() if run.arm in begun or not begun},
     references=references,
     notes=notes,
-    verdicts=verdicts(table.claims, scores, {arm.name: arm.dial for arm in table.arms}),
+    verdicts=verdicts(table.claims, scores, dials, counted=counted),
   )
 
 

@@ -24,6 +24,13 @@ REASONS: dict[Outcome, str] = {
 }
 
 
+OF_COUNTS: dict[Outcome, str] = {
+  "supported": "On this text it is so",
+  "not supported": "On this text it is the other way round",
+  "undecided": "On this text they are equal",
+}
+
+
 def summary(measured: Measured) -> str:
   """The paragraph at the top: how many claims were decided, at which size, and the best arm."""
   if not measured.metrics:
@@ -36,6 +43,8 @@ def claims(measured: Measured) -> list[str]:
   sizes = [tokens_read(config) for config in measured.configs.values()]
   size = " to ".join(dict.fromkeys((shown_tokens(min(sizes)), shown_tokens(max(sizes)))))
   runs = f"{measured.plan.seeds} seeds on {size} tokens a run"
+  if not max(sizes):
+    runs = "models that are counted, which no seed changes"
   total = len(measured.verdicts)
   if not total:
     return [f"The table makes no claim. Its arms were trained with {runs}."]
@@ -89,7 +98,9 @@ def verdict_blocks(measured: Measured) -> list[PageBlock]:
       v.outcome,
       str(v.claim),
       sentence(measured, v),
-      f"{direction(v)}p = {v.p:.3g}, and at most {v.threshold:.3g} is needed",
+      v.numbers
+      if v.is_exact
+      else f"{direction(v)}p = {v.p:.3g}, and at most {v.threshold:.3g} is needed",
     )
     for v in measured.verdicts
   ]
@@ -108,7 +119,8 @@ def sentence(measured: Measured, verdict: Verdict) -> str:
   if isinstance(claim, AtChance | AboveChance):
     chance = claim.chance if isinstance(claim.chance, float) else measured.references[claim.metric]
     shown += f", chance {number(chance)}"
-  return f"{REASONS[verdict.outcome]}: {shown}."
+  reasons = OF_COUNTS if verdict.is_exact else REASONS
+  return f"{reasons[verdict.outcome]}: {shown}."
 
 
 def direction(verdict: Verdict) -> str:

@@ -150,9 +150,9 @@ class Better(_OfTwo):
   def _sentence(self) -> str:
     return f"{self.arm} has a better {self.metric} than {self.than}"
 
-  def test(self, scores: SeedScores) -> Tested:
+  def test(self, scores: SeedScores, exact: bool = False) -> Tested:
     values = difference(scores, self.metric, self.arm, self.than)
-    return student(values, 0.0, usual_error(scores, self.metric))
+    return student(values, 0.0, usual_error(scores, self.metric), exact=exact)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,9 +169,9 @@ class NotWorse(_OfTwo):
     limit = f"that of {self.than} by {self.margin:g}"
     return f"the {self.metric} of {self.arm} is not worse than {limit}"
 
-  def test(self, scores: SeedScores) -> Tested:
+  def test(self, scores: SeedScores, exact: bool = False) -> Tested:
     values = difference(scores, self.metric, self.arm, self.than)
-    return student(values, -self.margin, usual_error(scores, self.metric))
+    return student(values, -self.margin, usual_error(scores, self.metric), exact=exact)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,11 +189,13 @@ class Ordered(_Claim):
   def _sentence(self) -> str:
     return f"{self.metric} becomes better from {' to '.join(self.arms)}"
 
-  def test(self, scores: SeedScores) -> Tested:
+  def test(self, scores: SeedScores, exact: bool = False) -> Tested:
     """As sure as its weakest link; the opposite by its worst one, with Bonferroni's correction."""
     usual = usual_error(scores, self.metric)
     pairs = list(zip(self.arms[1:], self.arms))
-    links = [student(difference(scores, self.metric, a, b), 0.0, usual) for a, b in pairs]
+    links = [
+      student(difference(scores, self.metric, a, b), 0.0, usual, exact=exact) for a, b in pairs
+    ]
     weakest = max(range(len(links)), key=lambda i: links[i].p_for)
     return Tested(
       links[weakest].p_for,
@@ -209,11 +211,13 @@ class AtChance(_AgainstChance):
   def _sentence(self) -> str:
     return f"the {self.metric} of {self.arm} is within {self.margin:g} of chance"
 
-  def test(self, scores: SeedScores) -> Tested:
+  def test(self, scores: SeedScores, exact: bool = False) -> Tested:
     """Two one-sided tests (Schuirmann 1987): above chance - margin, and below chance + margin."""
     values = level(scores, self.metric, self.arm, self.chance)
     usual = usual_error(scores, self.metric, paired=False)
-    low, high = (student(values, at, usual, constant=True) for at in (-self.margin, self.margin))
+    low, high = (
+      student(values, at, usual, constant=True, exact=exact) for at in (-self.margin, self.margin)
+    )
     outside = min(1.0, 2 * min(low.p_against, high.p_for))
     if low.p_for >= high.p_against:  # the side that decides
       return Tested(low.p_for, outside, low.numbers)
@@ -227,10 +231,10 @@ class AboveChance(_AgainstChance):
   def _sentence(self) -> str:
     return f"the {self.metric} of {self.arm} is above chance by more than {self.margin:g}"
 
-  def test(self, scores: SeedScores) -> Tested:
+  def test(self, scores: SeedScores, exact: bool = False) -> Tested:
     values = level(scores, self.metric, self.arm, self.chance)
     usual = usual_error(scores, self.metric, paired=False)
-    return student(values, self.margin, usual, constant=True)
+    return student(values, self.margin, usual, constant=True, exact=exact)
 
 
 Claim = Better | NotWorse | Ordered | AtChance | AboveChance

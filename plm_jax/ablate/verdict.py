@@ -11,16 +11,20 @@ usual one of the table (the median over all pairs of its arms, for the same metr
 smaller, which can only remove verdicts. In a table with a dial each value has a text of its own,
 and the pairs are those of the values that a claim compares. docs/ablation.md says why the test is
 not one on signs.
+
+Models that are counted do not vary with the seed. Their differences are exact on the held-out text,
+so a claim about them is decided by its sign, and one seed is enough.
 """
 
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 ALPHA = 0.05
 SEEDS = 3  # fewer give no verdict
+EXACT = "whatever the seed"
 
 SeedScores = Mapping[str, Mapping[int, Mapping[str, float]]]
 """arm -> seed -> metric -> value, of measured metrics only."""
@@ -46,6 +50,11 @@ class Verdict(NamedTuple):
   threshold: float
   numbers: str
   side: str
+
+  @property
+  def is_exact(self) -> bool:
+    """Whether it is about models that no seed changes."""
+    return self.numbers.endswith(EXACT)
 
 
 def lower_is_better(metric: str) -> bool:
@@ -91,15 +100,25 @@ def usual_error(scores: SeedScores, metric: str, paired: bool = True) -> float:
   return statistics.median_low(errors) if errors else 0.0
 
 
-def student(values: Sequence[float], bound: float, usual: float, constant: bool = False) -> Tested:
+def student(
+  values: Sequence[float],
+  bound: float,
+  usual: float,
+  constant: bool = False,
+  exact: bool = False,
+) -> Tested:
   """Tests whether the mean is above `bound`: t = (mean - bound) / error, n - 1 degrees of freedom.
 
   The error is the standard error of `values`, but at least `usual`. constant: whether values
-  without any spread can be tested, as those of a head that always gives the same answer.
+  without any spread can be tested, as those of a head that always gives the same answer. exact:
+  whether the seed has no part in them.
   """
   from scipy.special import stdtr
 
   n = len(values)
+  if exact and len({*values}) == 1:
+    value = values[0]
+    return Tested(float(value <= bound), float(value >= bound), f"{value:+.4g}, {EXACT}")
   if n < SEEDS:
     return Tested(1.0, 1.0, f"{n} of {SEEDS} seeds that are needed")
   mean, spread = statistics.fmean(values), statistics.stdev(values)
@@ -122,10 +141,12 @@ def verdicts(
   scores: SeedScores,
   dials: Mapping[str, float | None] | None = None,
   alpha: float = ALPHA,
+  counted: Collection[str] = (),
 ) -> list[Verdict]:
   """The verdicts, in the order of the claims, by Holm's (1979) procedure at level alpha for all.
 
-  dials: the value of each arm, in a table with a dial.
+  dials: the value of each arm, in a table with a dial. counted: arms whose models do not vary with
+  the seed.
 
   A claim whose seeds or arms are still missing counts as a test, so that results that arrive later
   make no other verdict stricter. A claim whose metric no run of the sweep has does not count.
@@ -136,7 +157,7 @@ def verdicts(
     values = {dials.get(arm) for arm in claim.arms}
     return {arm: seeds for arm, seeds in scores.items() if dials.get(arm) in values}
 
-  tests = [claim.test(beside(claim)) for claim in claims]
+  tests = [claim.test(beside(claim), {*claim.arms} <= {*counted}) for claim in claims]
   p = [min(1.0, 2 * min(test.p_for, test.p_against)) for test in tests]
   outcomes: list[Outcome] = ["undecided"] * len(claims)
   thresholds = [alpha] * len(claims)

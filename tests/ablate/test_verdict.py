@@ -157,6 +157,18 @@ def test_what_is_not_measured_is_undecided_and_says_so():
   assert (verdict.outcome, verdict.numbers) == ("undecided", "no run of this sweep has blimp")
 
 
+def test_a_claim_about_counted_models_is_decided_by_one_seed_and_trained_ones_are_not():
+  scores = {arm: {0: {"clm_loss": loss}} for arm, loss in zip("abc", (3.0, 2.5, 2.5))}
+  better, worse = Better("clm_loss", "b", than="a"), Better("clm_loss", "a", than="b")
+  claims = [better, worse, Better("clm_loss", "b", than="c")]
+  by_counts = verdicts(claims, scores, counted=scores)
+  assert [v.outcome for v in by_counts] == ["supported", "not supported", "undecided"]
+  assert by_counts[0].numbers == "+0.5, whatever the seed"
+  assert verdicts([better], scores, counted=["a"])[0].outcome == "undecided"
+  varying = {arm: {0: seeds[0], 1: {"clm_loss": 9.0}} for arm, seeds in scores.items()}
+  assert verdicts([better], varying, counted=varying)[0].outcome == "undecided"
+
+
 def test_a_value_that_is_not_finite_is_not_measured():
   generator = np.random.default_rng(6)
   scores = sweep({"a": 3.1, "b": 2.0}, 0.01, generator)
