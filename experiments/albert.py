@@ -131,6 +131,7 @@ def table_3() -> Table:
   return Table(
     title="ALBERT, Table 3: width E of the embeddings",
     source=SOURCE.format("Table 3"),
+    question="A word's first vector need not be as wide as the model. How narrow may it be?",
     arms=(
       arm(
         table_3_not_shared_e64, 89.9, 80.1, 82.9, 91.5, 66.7, 81.3, laptop=("model.embedding=12",)
@@ -214,6 +215,7 @@ def table_4() -> Table:
   return Table(
     title="ALBERT, Table 4: sharing parameters across layers",
     source=SOURCE.format("Table 4"),
+    question="All layers can share one set of parameters, which makes a model small but not faster. What does it cost, and which part of a layer can be shared for less?",
     arms=(
       arm(table_4_e768_all_shared, 88.6, 79.2, 82.0, 90.6, 63.3, 79.8),
       arm(table_4_e768_shared_attention, 89.9, 80.0, 84.0, 91.4, 67.7, 81.6),
@@ -261,6 +263,7 @@ def table_5() -> Table:
   return Table(
     title="ALBERT, Table 5: the loss between sentences",
     source=SOURCE.format("Table 5"),
+    question="Whether two segments follow each other can be told by their topic alone. Does the order of two segments teach a model more?",
     arms=(
       arm(table_5_none, 54.9, 52.4, 53.3, 88.6, 78.1, 81.5, 89.9, 61.7, 79.0, note=in_order),
       arm(table_5_nsp, 54.5, 90.5, 52.0, 88.4, 77.2, 81.6, 91.1, 62.3, 79.2),
@@ -304,6 +307,7 @@ def table_8() -> Table:
   return Table(
     title="ALBERT, Table 8: dropout",
     source=SOURCE.format("Table 8"),
+    question="Dropout keeps a model from learning its text by heart. Is it of use before a model has read its text many times?",
     arms=(
       arm(table_8_dropout, 94.7, 89.6, 90.0, 96.3, 85.7, 90.4, laptop=dropout(0.1)),
       arm(table_8_no_dropout, 94.8, 89.9, 90.4, 96.5, 86.1, 90.7, laptop=dropout(0.0)),
@@ -354,6 +358,7 @@ def table_11() -> Table:
   return Table(
     title="ALBERT, Table 11: depth of ALBERT-large",
     source=SOURCE.format("Table 11"),
+    question="More layers with the same parameters cost time and no memory. Are they worth it?",
     arms=(
       arm(table_11_l1, 31.1, 50.1, 66.4, 80.8, 40.1, 52.9),
       arm(table_11_l3, 79.8, 64.4, 77.7, 86.7, 54.0, 71.2),
@@ -402,6 +407,7 @@ def table_12() -> Table:
   return Table(
     title="ALBERT, Table 12: width of a 3-layer ALBERT-large",
     source=SOURCE.format("Table 12"),
+    question="Is a wider model better if it has only three layers?",
     arms=(
       arm(table_12_h1024, 79.8, 64.4, 77.7, 86.7, 54.0, 71.2, laptop=width(64)),
       arm(table_12_h2048, 83.3, 69.1, 79.7, 88.6, 58.2, 74.6, laptop=width(128)),

@@ -143,6 +143,7 @@ def table_1() -> Table:
   return Table(
     title="BART, Table 1: kinds of noise",
     source="Lewis et al. 2020, arXiv:1910.13461, Table 1",
+    question="Which kind of damage to a text teaches most when it is repaired?",
     arms=(
       arm(table_1_token_masking, 90.4, 84.1, 25.05, 7.08, 11.73, "6.10"),
       arm(table_1_token_deletion, 90.4, 84.1, 24.61, "6.90", 11.46, 5.87),

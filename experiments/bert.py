@@ -127,6 +127,7 @@ def table_5() -> Table:
   return Table(
     title="BERT, Table 5: pre-training tasks",
     source="Devlin et al. 2019, Table 5, BERT-base, dev sets",
+    question="BERT reads both sides of a word and also learns to tell whether two segments follow each other. Which of the two makes it better than a left-to-right model?",
     arms=(
       arm(base, 84.4, 88.4, 86.7, 92.7, 88.5, name="bert-base"),
       arm(no_nsp, 83.9, 84.9, 86.5, 92.6, 87.9),
@@ -192,6 +193,7 @@ def table_6() -> Table:
   return Table(
     title="BERT, Table 6: model size",
     source="Devlin et al. 2019, Table 6, dev sets",
+    question="Is a larger model better, even on tasks with few labels?",
     arms=arms,
     claims=(
       Ordered(
@@ -249,6 +251,7 @@ def table_8() -> Table:
   return Table(
     title="BERT, Table 8: masking shares MASK-SAME-RND",
     source="Devlin et al. 2019, Table 8, dev sets",
+    question="[MASK] never occurs when a model is fine-tuned. So BERT keeps some chosen words and exchanges others. Does it matter how many?",
     arms=(
       arm(table_8_80_10_10, 84.2, 95.4, 94.9),
       arm(table_8_100_0_0, 84.3, 94.9, 94.0),

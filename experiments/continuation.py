@@ -80,6 +80,7 @@ def domain() -> Table:
   return Table(
     title="Continued pretraining: the gain on a new text, and the loss on the old one",
     source="ours; after Gururangan et al. 2020 and Ibrahim et al. 2024",
+    question="A model goes on with text of another kind. What does it gain there, and what does it forget?",
     arms=(
       Arm.of(base),
       Arm.of(scratch),

@@ -86,6 +86,7 @@ def table_1() -> Table:
   return Table(
     title="DistilBERT, Table 1: the student beside its teacher",
     source="Sanh et al. 2019, Table 1, GLUE dev macro-score",
+    question="How much of a model does a student of half its layers keep?",
     arms=(
       Arm.of(bert.base, name="bert", GLUE=79.5),
       Arm.of(base, name="distilbert", GLUE=77.0, note="of one teacher for all seeds"),
@@ -105,6 +106,7 @@ def table_4() -> Table:
   return Table(
     title="DistilBERT, Table 4: losses and start",
     source="Sanh et al. 2019, Table 4, change of the GLUE macro-score",
+    question="A student learns from its teacher's probabilities and states, from the text, and starts from the teacher's layers. Which of these matters?",
     arms=(
       arm(base, None, name="distilbert"),
       arm(no_distillation, -2.96),

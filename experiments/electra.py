@@ -102,6 +102,7 @@ def table_5() -> Table:
   return Table(
     title="ELECTRA, efficiency analysis: what the gain comes from",
     source="Clark et al. 2020, ablations of ELECTRA-base, GLUE dev average",
+    question="ELECTRA learns from every word of a row, BERT from 15% of them. Is that the reason why it learns more from the same text?",
     arms=(
       Arm.of(base, name="electra", GLUE=85.0),
       Arm.of(all_tokens_mlm, GLUE=84.3),
@@ -126,6 +127,7 @@ def generator_sizes() -> Table:
   return Table(
     title="ELECTRA, generator sizes",
     source="Clark et al. 2020, section 3.2, GLUE against generator size (a figure: no numbers)",
+    question="A small network proposes the wrong words that ELECTRA must find. How good should it be?",
     arms=(
       Arm.of(generator_quarter, name="quarter"),
       Arm.of(generator_half, name="half"),

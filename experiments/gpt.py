@@ -78,6 +78,7 @@ def table_5() -> Table:
   return Table(
     title="GPT-1, Table 5: pretraining",
     source="Radford et al. 2018, Table 5",
+    question="What is pretraining worth, compared with training the same model on the labels alone?",
     arms=(
       arm(base, 74.7, 45.4, 91.3, 82.3, 82.0, 70.3, 81.8, 88.1, 56.0, name="full"),
       arm(table_5_no_pretraining, 59.9, 18.9, 84.0, 79.4, 30.9, 65.5, 75.7, 71.2, 53.8),
@@ -134,6 +135,7 @@ def table_3() -> Table:
   return Table(
     title="GPT-2, Table 3: zero-shot perplexity",
     source="Radford et al. 2019, Table 3",
+    question="Does the perplexity on new text fall with every step in size?",
     arms=arms,
     claims=(
       Ordered(

@@ -314,6 +314,7 @@ def story() -> Table:
   return Table(
     title="The story: a model of every generation on the same text",
     source="ours",
+    question="Thirty years of language models read the same text. What can each of them do afterwards?",
     arms=ARMS,
     claims=(*CLAIMS, Better(ORDER, "gpt", than="word2vec", sentence=static)),
     blocks=partial(blocks, families=FAMILIES, years=YEARS),
@@ -333,6 +334,7 @@ def story_in_time() -> Table:
   return Table(
     title="The story in the same processor time",
     source="ours",
+    question="The same models have the same processor time instead of the same text. Which of them is worth it?",
     arms=arms,
     claims=CLAIMS,
     blocks=partial(blocks, families=FAMILIES, years=YEARS),

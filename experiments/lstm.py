@@ -83,6 +83,7 @@ def table_1() -> Table:
   return Table(
     title="Zaremba et al. 2014, Table 1: LSTM language models",
     source="Zaremba et al. 2014, Table 1",
+    question="A larger network learns its training text by heart. With dropout, is a larger LSTM better on new text?",
     arms=(
       Arm.of(small, 120.7, 114.5, columns=columns, name="small", laptop=("model.width=64",)),
       Arm.of(medium, 86.2, 82.7, columns=columns, name="medium", laptop=("model.width=192",)),
@@ -98,6 +99,7 @@ def cells() -> Table:
   return Table(
     title="Recurrent cells",
     source="ours",
+    question="The gates of an LSTM and of a GRU let a signal pass many steps unchanged. Are they better than a simple recurrent network of the same size?",
     arms=(Arm.of(tiny, name="lstm"), Arm.of(tiny_gru, name="gru"), Arm.of(tiny_rnn, name="rnn")),
     claims=(
       Better("clm_perplexity", "lstm", than="rnn"),

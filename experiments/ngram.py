@@ -52,6 +52,7 @@ def smoothing() -> Table:
   return Table(
     title="Smoothing of n-grams",
     source="Chen and Goodman 1999, section 5",
+    question="Most sequences of five words in a new text never occurred in the training text. What probability should a model give them?",
     arms=arms,
     claims=(
       Better("clm_perplexity", "kneser-ney", than="jelinek-mercer"),

@@ -85,6 +85,7 @@ def table_1() -> Table:
   return Table(
     title="Bengio et al. 2003, Table 1: a neural probabilistic language model",
     source="Bengio et al. 2003, Table 1",
+    question="A network that predicts the next word from the vectors of the last ones can see further back than a table of counts. Do hidden units and a longer context lower its perplexity?",
     arms=(
       arm(mlp1, 268, name="MLP1"),
       arm(mlp3, 310, name="MLP3"),

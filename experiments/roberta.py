@@ -87,6 +87,7 @@ def table_1() -> Table:
   return Table(
     title="RoBERTa, Table 1: static and dynamic masking",
     source="Liu et al. 2019, Table 1, BERT-base's size, dev sets, medians of 5 seeds",
+    question="If the same words of a sentence are masked every time, a model may learn the answers by heart. Does a new mask each time help?",
     arms=(
       arm(table_1_static, 78.3, 84.3, 92.5),
       arm(table_1_dynamic, 78.7, 84.0, 92.9),
@@ -137,6 +138,7 @@ def table_2() -> Table:
   return Table(
     title="RoBERTa, Table 2: input formats",
     source="Liu et al. 2019, Table 2, BERT-base's size, dev sets, medians of 5 seeds",
+    question="What should a row hold: two segments with a task about them, two sentences, or as much text as fits?",
     arms=(
       arm(table_2_segment_pair_nsp, 90.4, 78.7, 84.0, 92.9, 64.2),
       arm(
@@ -192,6 +194,7 @@ def table_3() -> Table:
   return Table(
     title="RoBERTa, Table 3: batch size at an equal number of epochs",
     source="Liu et al. 2019, Table 3, BERT-base's size, held-out text and dev sets",
+    question="The same text can be read in many small steps or in few large ones. Which is better?",
     arms=(
       arm(table_3_256, 3.99, 84.7, 92.7, laptop=batch(16, 3600, 1e-3, 360)),
       arm(table_3_2k, 3.68, 85.2, 92.9, laptop=batch(128, 450, 3e-3, 45)),
@@ -248,6 +251,7 @@ def table_4() -> Table:
   return Table(
     title="RoBERTa, Table 4: more text and more steps",
     source="Liu et al. 2019, Table 4, RoBERTa-large, dev sets",
+    question="What is gained by more text, and what by more steps?",
     arms=arms,
     claims=(
       Better("blimp", arms[1].name, than=arms[0].name),

@@ -170,6 +170,7 @@ def table_2() -> Table:
   return Table(
     title="T5, Table 2: architectures",
     source=SOURCE.format("Table 2"),
+    question="With the same text to learn from, which is best to fine-tune: an encoder and a decoder, a decoder alone, or a decoder that sees its input on both sides?",
     arms=(
       arm(table_2_enc_dec_denoising, *BASELINE),
       arm(table_2_shared_denoising, 82.81, 18.78, 80.63, 70.73, 26.72, 39.03, 27.46),
@@ -218,6 +219,7 @@ def table_4() -> Table:
   return Table(
     title="T5, Table 4: objectives",
     source=SOURCE.format("Table 4"),
+    question="What should a model restore: the rest of a text, its masked words, or the order of its words?",
     arms=(
       arm(table_4_prefix_lm, 80.69, 18.94, 77.99, 65.27, 26.86, 39.73, 27.49),
       arm(table_4_bert_style, 82.96, 19.17, 80.65, 69.85, 26.78, 40.03, 27.41),
@@ -260,6 +262,7 @@ def table_5() -> Table:
   return Table(
     title="T5, Table 5: variants of the BERT-style objective",
     source=SOURCE.format("Table 5"),
+    question="Does it matter how a corrupted text is written down, and how much of it must be predicted?",
     arms=(
       arm(table_5_bert_style, 82.96, 19.17, 80.65, 69.85, 26.78, 40.03, 27.41),
       arm(table_5_mass_style, 82.32, 19.16, 80.10, 69.28, 26.79, 39.89, 27.55),
@@ -301,6 +304,7 @@ def table_6() -> Table:
   return Table(
     title="T5, Table 6: corruption rate",
     source=SOURCE.format("Table 6"),
+    question="How much of a text should be hidden?",
     arms=(
       arm(table_6_10, 82.82, 19.00, 80.38, 69.55, 26.87, 39.28, 27.44),
       arm(table_6_15, *BASELINE),
@@ -352,6 +356,7 @@ def table_7() -> Table:
   return Table(
     title="T5, Table 7: span length",
     source=SOURCE.format("Table 7"),
+    question="Should single words be hidden, or spans of several?",
     arms=(
       arm(table_7_iid, *BASELINE),
       arm(table_7_2, 83.54, 19.39, 82.09, 72.20, 26.76, 39.99, 27.63),

@@ -141,6 +141,7 @@ def table_3() -> Table:
   return Table(
     title="Transformer, Table 3: variations",
     source="Vaswani et al. 2017, arXiv:1706.03762, Table 3, newstest2013",
+    question="Which parts of the Transformer matter: the number of heads, its size, dropout, label smoothing, the kind of positions?",
     arms=(
       arm(base, 4.92, 25.8, params="65M"),
       arm(table_3_heads_1, 5.29, 24.9),

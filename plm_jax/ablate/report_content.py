@@ -44,6 +44,7 @@ def report_blocks(measured: Measured, pictures: list[Picture], to: Path) -> list
     Heading(table.title, 1),
     Text(head),
     Heading("What to take from it"),
+    *([Text(f"**The question.** {table.question}")] if table.question else []),
     Text(summary(measured)),
     *verdict_blocks(measured),
     *(table.blocks(measured, to) if table.blocks else ()),

@@ -242,7 +242,7 @@ Claim = Better | NotWorse | Ordered | AtChance | AboveChance
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-  """A table of a paper. source: where it was published.
+  """A table of a paper. source: where it was published. question: what it asks, in plain words.
 
   beside: published column -> measured metric of the same kind; the report prints them side by side.
   laptop: settings, as after --set, of all arms at the budget `laptop`, before an arm's own.
@@ -253,6 +253,7 @@ class Table:
   title: str
   source: str
   arms: tuple[Arm, ...]
+  question: str = ""
   claims: tuple[Claim, ...] = ()
   beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
   laptop: tuple[str, ...] = ()
