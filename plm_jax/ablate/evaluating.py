@@ -17,6 +17,7 @@ from plm_jax.ablate.plan import SCORES, Evaluation
 from plm_jax.ablate.probing import probe, tagging
 from plm_jax.data.mixture import prepare_each
 from plm_jax.data.preparation import Prepared
+from plm_jax.errors import UserError
 from plm_jax.evaluation.gaps import gaps
 from plm_jax.evaluation.held_out import held_out
 from plm_jax.evaluation.minimal_pairs import blimp
@@ -24,8 +25,11 @@ from plm_jax.evaluation.pair_accuracy import pair_accuracies
 from plm_jax.evaluation.scores import Scores
 from plm_jax.evaluation.writing import written
 from plm_jax.runs import Run
-from plm_jax.tasks.finetuning import model_cell, plan
+from plm_jax.tasks.finetuning import FinetunePlan, model_cell, plan
 from plm_jax.tasks.label import Label
+from plm_jax.tasks.registry import chosen_task
+from plm_jax.tasks.suite import Suite
+from plm_jax.tasks.task import Task
 from plm_jax.train.integrity import with_digest
 from plm_jax.train.process import versions
 from plm_jax.train.spikes import SPIKES
@@ -47,6 +51,8 @@ def evaluate(run: Run, asked: Evaluation, cache: Path) -> Scores:
     blimp(run, Path(asked.blimp), asked.blimp_pairs, scores)
   if asked.finetune:
     finetune(run, asked.labels, cache, scores)
+  for name, data in asked.parts.items():
+    finetune_on(run, chosen_task(name, data), cache, scores)
   if asked.probe:
     probe(run, asked.probe_labels, cache, scores)
   if asked.tags:
@@ -95,12 +101,28 @@ def finetune(
 ) -> None:
   """Adds finetune_LABELS_accuracy and _macro_f1 to `scores`: those of run_finetune.py with
   --task=label and `settings`."""
-  recipe = cli.load_module("experiments.finetune").recipe
-  chosen = plan(run, recipe, Label(), list(settings), cache, run.path / "finetune")
+  chosen = plan(run, recipe(), Label(), list(settings), cache, run.path / "finetune")
   for size in labels:
-    name = str(size or "all")
-    title = f"fine-tuning on {name}"
-    cell = model_cell(chosen, "pretrained", size, run.experiment.seed, title)
-    test = {metric: cell.test[metric] for metric in chosen.task.metrics}
-    measured_on = [{"test": np.array(chosen.splits.test.fingerprint())}]
-    scores.add(f"finetune_{name}", test, len(chosen.splits.test), measured_on)
+    add(chosen, size, run.experiment.seed, f"finetune_{size or 'all'}", scores)
+
+
+def finetune_on(run: Run, task: Task | Suite, cache: Path, scores: Scores) -> None:
+  """Adds TASK_METRIC to `scores`, for each metric of the task: those of run_finetune.py with all
+  labels."""
+  if isinstance(task, Suite):
+    raise UserError(f"--tasks takes tasks, and {task.name} is several; name one of them.")
+  chosen = plan(run, recipe(), task, [], cache, run.path / f"finetune_{task.name}")
+  add(chosen, None, run.experiment.seed, task.name, scores)
+
+
+def recipe():
+  return cli.load_module("experiments.finetune").recipe
+
+
+def add(chosen: FinetunePlan, size: int | None, seed: int, name: str, scores: Scores) -> None:
+  """Fine-tunes, and adds the test scores as NAME_METRIC."""
+  title = f"fine-tuning on {size or 'all'} labels ({chosen.task.name})"
+  cell = model_cell(chosen, "pretrained", size, seed, title)
+  test = {metric: cell.test[metric] for metric in chosen.task.metrics}
+  measured_on = [{"test": np.array(chosen.splits.test.fingerprint())}]
+  scores.add(name, test, len(chosen.splits.test), measured_on)

@@ -42,6 +42,7 @@ def define_evaluation() -> None:
   flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files to evaluate on.")
   flags.DEFINE_integer("blimp_pairs", None, "At most this many pairs of each of its files.")
   flags.DEFINE_string("finetune", None, "Fine-tune on these numbers of labels, such as 500,all.")
+  flags.DEFINE_string("tasks", None, "Fine-tune on data of yours: TASK:DATA,TASK:DATA.")
   flags.DEFINE_bool("gaps", False, "Measure how well gaps of three tokens are filled.")
   flags.DEFINE_string("probe", None, "Probe frozen states on these numbers of labels.")
   flags.DEFINE_string("tags", None, "Probe them on tagged words: two files, TRAIN,TEST.")
@@ -65,6 +66,7 @@ class Evaluation:
   blimp: str | None = None
   blimp_pairs: int | None = None
   finetune: str | None = None
+  tasks: str | None = None
   gaps: bool = False
   probe: str | None = None
   tags: str | None = None
@@ -75,7 +77,7 @@ class Evaluation:
       raise UserError(f"--blimp_pairs={self.blimp_pairs} must be at least 1.")
     if self.blimp_pairs is not None and self.blimp is None:
       raise UserError(f"--blimp_pairs={self.blimp_pairs} says nothing without --blimp=FOLDER.")
-    self.labels, self.probe_labels  # noqa: B018  raise if they cannot be parsed
+    self.labels, self.probe_labels, self.parts  # noqa: B018  raise if they cannot be parsed
 
   @property
   def labels(self) -> list[int | None]:
@@ -84,6 +86,18 @@ class Evaluation:
   @property
   def probe_labels(self) -> list[int | None]:
     return numbers_of_labels(self.probe, "probe") if self.probe else []
+
+  @property
+  def parts(self) -> dict[str, str]:
+    """task -> its data, of `tasks`."""
+    parts = [part.partition(":") for part in (self.tasks or "").split(",") if part]
+    names = [name for name, _, _ in parts]
+    if not all(name and data for name, _, data in parts) or len({*names}) < len(names):
+      raise UserError(
+        f"--tasks={self.tasks} was given; expected TASK:DATA, separated by commas, each task once, "
+        "such as tag:FOLDER,answer:squad.json."
+      )
+    return {name: data for name, _, data in parts}
 
   def beside(self, before: Self) -> Self:
     """These flags, and those of `before` that are not set here: repeated commands keep them."""

@@ -42,6 +42,7 @@ from plm_jax.evaluation.minimal_pairs import pair_files, read_minimal_pairs
 from plm_jax.experiment import Experiment
 from plm_jax.notebook import grid
 from plm_jax.runs import teacher_of
+from plm_jax.tasks.registry import TASKS, chosen_task
 from plm_jax.train import estimate
 from plm_jax.train.workdir import lock
 
@@ -189,6 +190,10 @@ def planned(
   if max(seeds, jobs) > MOST_RUNS:
     raise UserError(f"--seeds={seeds} and --jobs={jobs} must both be at most {MOST_RUNS:,}.")
   measures = Evaluation(**evaluation)
+  for kind, data in measures.parts.items():
+    chosen_task(kind, data)
+    if ":" not in data and not Path(data).exists():
+      raise UserError(f"--tasks={kind}:{data}: there is no {data}.")
   for file in pair_files(Path(measures.blimp)) if measures.blimp else ():
     read_minimal_pairs(file)  # an error before anything is trained
   rows, name = table_of(table)
@@ -326,6 +331,9 @@ def flags_of_claims(table: Table, plan: SweepPlan) -> list[str]:
     labels = {words[part] for words in parts}
     if labels - {str(size or "all") for size in known}:
       wanted.append(f"--{flag}={','.join(sorted(labels))}")
+  kinds = {kind for m in metrics if (kind := m.partition("_")[0]) in TASKS} - {*asked.parts}
+  if kinds:
+    wanted.append(f"--tasks={','.join(f'{kind}:DATA' for kind in sorted(kinds))}")
   if TAGS in metrics and not asked.tags:
     wanted.append("--tags=TRAIN,TEST")
   if metrics & {"gap_loss", "gap_bits_per_byte"} and not asked.gaps:

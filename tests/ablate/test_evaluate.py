@@ -5,9 +5,13 @@ import json
 
 import pytest
 
-from plm_jax.ablate import evaluating
+from plm_jax.ablate import evaluating, sweeping
+from plm_jax.ablate.plan import Evaluation
+from plm_jax.errors import UserError
 from plm_jax.evaluation.scores import Scores
 from plm_jax.runs import Run
+from plm_jax.tasks.glue_suite import Glue
+from plm_jax.tasks.registry import chosen_task
 from tests.toy_run import TOY
 
 
@@ -25,6 +29,37 @@ def test_fine_tuning_is_that_of_the_command_with_the_seed_of_the_run(source, tab
   cell = json.loads((source.path / "finetune/pretrained-60-5/scores.json").read_text())
   assert cell["test"]["accuracy"] == scores.metrics["finetune_60_accuracy"]
   assert scores.counts["finetune_60_accuracy"] > 10
+
+
+@pytest.mark.slow
+def test_tasks_are_fine_tuned_and_named_by_task_and_metric(source, tmp_path):
+  sentences = [f"the O\ncat{i} B-PER\nsat O\n\n" for i in range(40)]
+  (tmp_path / "tags.conll").write_text("".join(sentences))
+  scores = Scores({}, {}, {}, {}, [])
+  evaluating.finetune_on(source, chosen_task("tag", str(tmp_path / "tags.conll")), tmp_path, scores)
+  assert {"tag_f1", "tag_accuracy"} <= scores.metrics.keys()
+  seed = source.experiment.seed
+  cell = json.loads((source.path / f"finetune_tag/pretrained-all-{seed}/scores.json").read_text())
+  assert cell["test"]["f1"] == scores.metrics["tag_f1"]
+  with pytest.raises(UserError, match="glue is several; name one of them"):
+    evaluating.finetune_on(source, Glue(source="x"), tmp_path, scores)
+
+
+@pytest.mark.parametrize("tasks", ["tag", "tag:", ":x", "tag:a,tag:b"])
+def test_tasks_that_cannot_be_read_are_refused(tasks):
+  with pytest.raises(UserError, match="expected TASK:DATA, separated by commas, each task once"):
+    Evaluation(tasks=tasks)
+
+
+def test_a_sweep_checks_the_data_of_its_tasks_and_names_the_flag_of_a_claim(tmp_path):
+  table = "experiments/bert.py:table_5"
+  assert Evaluation(tasks="tag:a.conll,answer:b:c").parts == {"tag": "a.conll", "answer": "b:c"}
+  with pytest.raises(UserError, match=r"--tasks=tag:missing\.conll: there is no missing.conll"):
+    sweeping.planned(table, tasks="tag:missing.conll")
+  with pytest.raises(UserError, match="there is no task 'tags'; did you mean tag"):
+    sweeping.planned(table, tasks=f"tags:{tmp_path}")
+  wanted = sweeping.flags_of_claims(*sweeping.planned(table, tasks=f"tag:{tmp_path}")[:2])
+  assert "--tasks=answer:DATA" in wanted
 
 
 def test_scores_carry_what_happened_in_training(tmp_path):
