@@ -10,7 +10,7 @@ import pytest
 import plm_jax as plm
 from experiments import bert, electra, gpt, t5
 from plm_jax import api, budgets, overrides
-from plm_jax.ablate import sweeping
+from plm_jax.ablate import planned as plans
 from plm_jax.ablate.table import Arm, Table
 from plm_jax.errors import UserError
 from plm_jax.experiment_flags import chosen_experiment
@@ -36,10 +36,10 @@ REPORTS = sorted((ROOT / "results").glob("*/report.md"))
 def test_the_command_of_a_result_plans_its_arms(report):
   options = options_of(report)
   arms = options["arms"].split(",") if "arms" in options else []
-  table, plan, experiments = sweeping.planned(
+  table, plan, experiments = plans.planned(
     options["table"], arms=arms, budget=options.get("budget", "small"), settings=options["set"]
   )
-  for arm in sweeping.arms_of(table, arms):
+  for arm in plans.arms_of(table, arms):
     name, settings = plan.references[arm], list(plan.settings)
     assert chosen_experiment(name, "", plan.budget, settings, 1)[0].steps == experiments[arm].steps
 
@@ -48,7 +48,7 @@ def test_arms_that_the_word_makes_equal_are_refused_and_the_others_named():
   arms = (Arm("dropped", replace(TOY, model=replace(TOY.model, dropout=0.3))), Arm("plain", TOY))
   cell = Table(title="Dropout", source="a cell", arms=arms)
   with pytest.raises(UserError, match=r"dropped and plain are .*--arms=dropped runs"):
-    sweeping.planned(cell, budget="laptop")
+    plans.planned(cell, budget="laptop")
 
 
 def test_an_arm_has_the_settings_of_its_table_and_then_its_own_at_this_budget():
@@ -56,7 +56,7 @@ def test_an_arm_has_the_settings_of_its_table_and_then_its_own_at_this_budget():
   table = Table(
     title="A", source="a cell", arms=(wide, Arm("plain", TOY)), laptop=("model.width=96",)
   )
-  _, plan, at_laptop = sweeping.planned(table, budget="laptop", settings=["steps=400"])
+  _, plan, at_laptop = plans.planned(table, budget="laptop", settings=["steps=400"])
   assert plan.own == {
     "wide": ["model.width=96", "seed=3", "model.width=64"],
     "plain": ["model.width=96"],
@@ -65,14 +65,14 @@ def test_an_arm_has_the_settings_of_its_table_and_then_its_own_at_this_budget():
     "wide": (64, 400),
     "plain": (96, 400),
   }
-  assert sweeping.planned(table, budget="small")[1].own == {"wide": ["seed=3"]}
+  assert plans.planned(table, budget="small")[1].own == {"wide": ["seed=3"]}
 
 
 def test_a_table_that_compares_optimisers_is_refused():
   lamb = replace(TOY, optim=LAMB(warmup=3))
   cell = Table(title="Optimisers", source="a cell", arms=(Arm("adamw", TOY), Arm("lamb", lamb)))
   with pytest.raises(UserError, match="adamw and lamb differ in their optimiser, which --budget"):
-    sweeping.planned(cell, budget="laptop")
+    plans.planned(cell, budget="laptop")
 
 
 def test_a_field_in_which_a_row_differs_from_its_base_is_kept():

@@ -11,7 +11,7 @@ import pytest
 
 import plm_jax as plm
 from plm_jax import api, overrides
-from plm_jax.ablate import sweeping
+from plm_jax.ablate import planned as plans
 from plm_jax.commands.new import TEMPLATES, new
 from plm_jax.errors import UserError
 from plm_jax.experiment_flags import chosen_experiment
@@ -51,7 +51,7 @@ def test_an_experiment_and_a_table_are_found_from_their_folder(folder):
   assert experiment.objectives[0].rate == 0.6 and record["name"] == "own_more_masks_smoke"
   assert [line["field"] for line in record["diff"]] == ["objectives"]
   new("table", "question", folder)
-  table, plan, experiments = sweeping.planned("question.py:table", budget="smoke")
+  table, plan, experiments = plans.planned("question.py:table", budget="smoke")
   assert [arm.name for arm in table.arms] == list(experiments) == ["base", "more-masks"]
   assert plan.references["base"] == f"{folder}/question.py:base"
 

@@ -16,7 +16,8 @@ from absl import flags
 from plm_jax import budgets, cli
 from plm_jax.ablate.launch import LAUNCHERS
 from plm_jax.ablate.plan import Evaluation, define_evaluation
-from plm_jax.ablate.sweeping import arm_lines, sweep
+from plm_jax.ablate.planned import arm_lines
+from plm_jax.ablate.sweeping import sweep
 from plm_jax.data.corpora import cache_folder
 from plm_jax.errors import UserError
 from plm_jax.train.process import keep_compilations

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from plm_jax.ablate import evaluating, sweeping
+from plm_jax.ablate import evaluating
+from plm_jax.ablate import planned as plans
 from plm_jax.ablate.plan import Evaluation
 from plm_jax.errors import UserError
 from plm_jax.evaluation.scores import Scores
@@ -55,10 +56,10 @@ def test_a_sweep_checks_the_data_of_its_tasks_and_names_the_flag_of_a_claim(tmp_
   table = "experiments/bert.py:table_5"
   assert Evaluation(tasks="tag:a.conll,answer:b:c").parts == {"tag": "a.conll", "answer": "b:c"}
   with pytest.raises(UserError, match=r"--tasks=tag:missing\.conll: there is no missing.conll"):
-    sweeping.planned(table, tasks="tag:missing.conll")
+    plans.planned(table, tasks="tag:missing.conll")
   with pytest.raises(UserError, match="there is no task 'tags'; did you mean tag"):
-    sweeping.planned(table, tasks=f"tags:{tmp_path}")
-  wanted = sweeping.flags_of_claims(*sweeping.planned(table, tasks=f"tag:{tmp_path}")[:2])
+    plans.planned(table, tasks=f"tags:{tmp_path}")
+  wanted = plans.flags_of_claims(*plans.planned(table, tasks=f"tag:{tmp_path}")[:2])
   assert "--tasks=answer:DATA" in wanted
 
 

@@ -8,6 +8,7 @@ import pytest
 import plm_jax as plm
 from plm_jax import api, cli
 from plm_jax.ablate import here, launch, references, sweeping
+from plm_jax.ablate import planned as plans
 from plm_jax.ablate.plan import SCORES, is_trained
 from plm_jax.ablate.table import Arm, Better, Table
 from plm_jax.errors import UserError
@@ -98,7 +99,7 @@ def test_an_arm_that_was_edited_in_its_cell_is_not_taken_for_the_earlier_one(stu
   titled = dataclasses.replace(TABLE, title="Another question")
   with pytest.raises(UserError, match="holds another sweep: --table is"):
     plm.sweep(titled, seeds=1, out=tmp_path / "out")
-  assert sweeping.default_out(sweeping.planned(titled)[1]).name == "another_question_small"
+  assert plans.default_out(plans.planned(titled)[1]).name == "another_question_small"
 
 
 def test_the_report_of_a_table_of_a_cell_takes_the_result_of_the_sweep(stubs, tmp_path):
@@ -114,19 +115,19 @@ def test_the_report_of_a_table_of_a_cell_takes_the_result_of_the_sweep(stubs, tm
 
 def test_the_start_of_a_sweep_tells_its_time_and_what_takes_less(monkeypatch):
   monkeypatch.setattr(launch, "gpus", list)
-  monkeypatch.setattr(sweeping.estimate, "product_rate", lambda: 1e9)
-  table, plan, experiments = sweeping.planned("experiments/bert.py:table_6", "small", seeds=2)
+  monkeypatch.setattr(plans.estimate, "product_rate", lambda: 1e9)
+  table, plan, experiments = plans.planned("experiments/bert.py:table_6", "small", seeds=2)
   runs = [run for run in plan.runs() if run.arm in ("L3-H768-A12", "L6-H768-A12")]
-  told = sweeping.time_needed(table, plan, runs, experiments)
+  told = plans.time_needed(table, plan, runs, experiments)
   assert told.startswith("49M tokens, about 10 days") and " of training on this machine" in told
   assert "--budget=laptop" in told and told.endswith("or fewer --arms and --seeds")
-  twice = sweeping.time_needed(table, plan, runs * 10, experiments)
+  twice = plans.time_needed(table, plan, runs * 10, experiments)
   assert twice.startswith("492M tokens, about 96 days")
   with monkeypatch.context() as patch:
-    patch.setattr(sweeping, "SECONDS", 1e12)
-    assert sweeping.time_needed(table, plan, runs, experiments) == "", "for runs of seconds"
+    patch.setattr(plans, "SECONDS", 1e12)
+    assert plans.time_needed(table, plan, runs, experiments) == "", "for runs of seconds"
   monkeypatch.setattr(launch, "gpus", lambda: ["0"])
-  assert sweeping.time_needed(table, plan, runs, experiments) == "", "the runs have another device"
+  assert plans.time_needed(table, plan, runs, experiments) == "", "the runs have another device"
 
 
 def test_other_processes_cannot_run_a_table_of_a_cell(tmp_path):

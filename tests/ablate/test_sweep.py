@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from plm_jax import cli
-from plm_jax.ablate import launch, reporting, sweeping
+from plm_jax.ablate import launch, reporting
 from plm_jax.ablate import plan as plan_module
+from plm_jax.ablate import planned as plans
 from plm_jax.ablate.plan import (
   Evaluation,
   PlannedRun,
@@ -263,41 +264,41 @@ def test_a_second_sweep_in_the_same_directory_is_refused(place, tmp_path):
 def test_mistakes_are_sentences_before_anything_starts(place, monkeypatch, given, said):
   monkeypatch.chdir(place)
   with pytest.raises(UserError) as error:
-    sweeping.planned(**asked(place, **given))
+    plans.planned(**asked(place, **given))
   assert said in str(error.value)
 
 
 def test_blimp_files_that_cannot_be_read_are_told_before_anything_is_trained(place, tmp_path):
   (tmp_path / "x.jsonl").write_text('{"sentence_good": 1, "sentence_bad": "b"}\n')
   with pytest.raises(UserError, match="line 1: expected an object with sentence_good"):
-    sweeping.planned(**asked(place, blimp=str(tmp_path)))
+    plans.planned(**asked(place, blimp=str(tmp_path)))
   (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe\x00")
   with pytest.raises(UserError, match=r"x\.jsonl cannot be read"):
-    sweeping.planned(**asked(place, blimp=str(tmp_path)))
+    plans.planned(**asked(place, blimp=str(tmp_path)))
 
 
 def test_arms_are_named_as_in_the_table_or_as_functions_and_run_once():
   table = cli.load_experiment("experiments/bert.py:table_5", returns="Table")()
   given = ["no_nsp", "bert-base", "no-nsp"]
-  assert sweeping.arms_of(table, given) == ["no-nsp", "bert-base"]
-  assert sweeping.arms_of(table, []) == [arm.name for arm in table.arms]
+  assert plans.arms_of(table, given) == ["no-nsp", "bert-base"]
+  assert plans.arms_of(table, []) == [arm.name for arm in table.arms]
   with pytest.raises(UserError, match="Did you mean 'no-nsp'"):
-    sweeping.arms_of(table, ["no_nps"])
+    plans.arms_of(table, ["no_nps"])
 
 
 def test_the_list_has_a_line_per_arm_with_its_published_numbers():
   table = cli.load_experiment("experiments/distilbert.py:table_1", returns="Table")()
-  assert sweeping.arm_lines(table) == "  bert        GLUE 79.5\n  distilbert  GLUE 77.0"
+  assert plans.arm_lines(table) == "  bert        GLUE 79.5\n  distilbert  GLUE 77.0"
   table = cli.load_experiment("experiments/electra.py:generator_sizes", returns="Table")()
-  assert sweeping.arm_lines(table) == "  quarter\n  half\n  equal"
+  assert plans.arm_lines(table) == "  quarter\n  half\n  equal"
 
 
 def test_only_the_arms_that_are_asked_for_must_bear_the_settings(place):
   (place / "narrow.py").write_text(TABLES.replace("width=32)", "width=32, heads=4)"))
   given = {"table": f"{place / 'narrow.py'}:two", "settings": ["model.width=6"]}
   with pytest.raises(UserError, match=r"arm wide: .*--arms=base runs the others"):
-    sweeping.planned(**asked(place, **given))
-  _, plan, experiments = sweeping.planned(**asked(place, arms=["base"], **given))
+    plans.planned(**asked(place, **given))
+  _, plan, experiments = plans.planned(**asked(place, arms=["base"], **given))
   assert list(plan.references) == list(plan.steps) == list(experiments) == ["base"]
 
 
@@ -305,16 +306,16 @@ def test_the_flags_without_which_claims_stay_open_are_named():
   given = {"budget": "small", "seeds": 3, "jobs": 1, "arms": [], "settings": [], "cache": None}
   given |= {"table": "experiments/bert.py:table_5", "blimp": None, "blimp_pairs": None}
   for finetune, wanted in (
-    (None, ["--blimp=FOLDER", "--finetune=500,all"]),
-    ("500,all", ["--blimp=FOLDER"]),
+    (None, ["--blimp=FOLDER", "--finetune=500,all", "--tasks=answer:DATA,tag:DATA"]),
+    ("500,all", ["--blimp=FOLDER", "--tasks=answer:DATA,tag:DATA"]),
   ):
-    table, plan, _ = sweeping.planned(**given, finetune=finetune)
-    assert sweeping.flags_of_claims(table, plan) == wanted
+    table, plan, _ = plans.planned(**given, finetune=finetune)
+    assert plans.flags_of_claims(table, plan) == wanted
 
 
 def test_a_directory_of_another_sweep_is_refused(place, tmp_path):
-  _, plan, _ = sweeping.planned(**asked(place))
-  claim(tmp_path, sweeping.planned(**asked(place, settings=["steps=4"]))[1])
+  _, plan, _ = plans.planned(**asked(place))
+  claim(tmp_path, plans.planned(**asked(place, settings=["steps=4"]))[1])
   assert claim(tmp_path, plan) == plan, "of a sweep that never began nothing is lost"
   (tmp_path / "base").mkdir()
   assert claim(tmp_path, plan) == plan
@@ -324,7 +325,7 @@ def test_a_directory_of_another_sweep_is_refused(place, tmp_path):
     ({"settings": ["steps=3"]}, "--set is nothing there and steps=3 here"),
   ):
     with pytest.raises(UserError, match=said):
-      claim(tmp_path, sweeping.planned(**asked(place, **given))[1])
+      claim(tmp_path, plans.planned(**asked(place, **given))[1])
   (tmp_path / "other").mkdir()
   (tmp_path / "other" / "thesis.txt").write_text("")
   with pytest.raises(UserError, match="is not empty and holds no sweep"):
@@ -332,8 +333,8 @@ def test_a_directory_of_another_sweep_is_refused(place, tmp_path):
 
 
 def test_seeds_and_evaluations_may_be_added_and_seeds_are_never_forgotten(place, tmp_path):
-  claim(tmp_path, sweeping.planned(**asked(place, seeds=3))[1])
-  _, plan, _ = sweeping.planned(**asked(place, seeds=2, finetune="all"))
+  claim(tmp_path, plans.planned(**asked(place, seeds=3))[1])
+  _, plan, _ = plans.planned(**asked(place, seeds=2, finetune="all"))
   assert claim(tmp_path, plan).seeds == read_plan(tmp_path).seeds == 3
   assert read_plan(tmp_path).evaluation == Evaluation(finetune="all")
 
@@ -411,7 +412,7 @@ def test_a_lock_of_somebody_else_keeps_its_content(tmp_path):
 
 def test_an_arm_is_the_run_that_its_command_would_be(place, tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
-  _, plan, _ = sweeping.planned(**asked(place, settings=["steps=3"]))
+  _, plan, _ = plans.planned(**asked(place, settings=["steps=3"]))
   pretrain, evaluate = plan.shown(tmp_path, PlannedRun("wide", 1))
   assert pretrain == (
     f"python run_pretrain.py --experiment={place / 'tables.py'}:wide --budget=small --seed=1 "
@@ -444,7 +445,7 @@ def test_jobs_on_one_device_share_its_memory(monkeypatch):
 
 def test_slurm_gets_a_task_per_run_and_skips_nothing(place, tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(ROOT)
-  _, plan, _ = sweeping.planned(**asked(place))
+  _, plan, _ = plans.planned(**asked(place))
   assert launch.slurm(tmp_path, plan, plan.runs(), 3) is None
   tasks = (tmp_path / "tasks.txt").read_text().splitlines()
   assert len(tasks) == 4 and tasks[3].endswith(f"plm_jax.ablate.task {tmp_path} wide 1")

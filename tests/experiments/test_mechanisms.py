@@ -8,8 +8,9 @@ from experiments import mechanisms
 from plm_jax import cli
 from plm_jax.ablate.dials import dialled
 from plm_jax.ablate.plan import PlannedRun
+from plm_jax.ablate.planned import planned
 from plm_jax.ablate.reporting import gather, report
-from plm_jax.ablate.sweeping import planned, sweep
+from plm_jax.ablate.sweeping import sweep
 from plm_jax.ablate.table import Better, Table
 from plm_jax.data.controlled import open_controlled
 from plm_jax.errors import UserError
