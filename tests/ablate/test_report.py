@@ -38,7 +38,8 @@ def c(budget: Budget = "small") -> Experiment:
 def table() -> Table:
   """Three widths."""
   return Table(
-    title="Width & <depth>", source="nobody", beside={"ppl": "mlm_perplexity"},
+    title="Width & <depth>", source="nobody", question="Does width & depth help?",
+    beside={"ppl": "mlm_perplexity"},
     arms=(Arm("a", a, {"ppl": 5.84, "MNLI": 77.9}), Arm("b", b, {"ppl": 4.68, "MNLI": "81.9"}),
           Arm("c", c, note="printed without numbers")),
     claims=(Ordered("mlm_perplexity", ("a", "b", "c")), Better("mlm_loss", "b", than="a"),
@@ -166,6 +167,16 @@ def test_a_page_begins_with_its_verdicts_in_plain_sentences(sweep):
   few = reporting.gather(sweep({"a": drawn()["a"]}))
   assert report_verdicts.sentence(few, few.verdicts[1]) == "mlm_loss was not measured for b."
   assert "3 undecided. Of the undecided, 3 lack a measurement." in report_verdicts.summary(few)
+
+
+def test_a_report_begins_with_its_question_and_a_claim_about_counts_is_exact(sweep):
+  measured = reporting.gather(sweep(drawn()))
+  shown = page.markdown(report_content.report_blocks(measured, [], measured.out))
+  assert shown.index("**The question.** Does width & depth help?") < shown.index("3 claims, tested")
+  verdict = measured.verdicts[1]._replace(numbers="+0.2, whatever the seed")
+  assert report_verdicts.sentence(measured, verdict).startswith("On this text it is so:")
+  (card, *_) = report_verdicts.verdict_blocks(measured._replace(verdicts=[verdict]))
+  assert card.numbers == "+0.2, whatever the seed"
 
 
 def test_the_longer_side_of_all_numbers_goes_down_the_page(sweep):

@@ -6,6 +6,7 @@ import pytest
 
 from experiments import bert
 from plm_jax import cli
+from plm_jax.ablate.planned import planned
 from plm_jax.ablate.references import reference_of
 from plm_jax.ablate.table import Arm, list_rows
 from plm_jax.errors import UserError
@@ -40,6 +41,13 @@ def test_every_arm_of_a_table_is_a_row_of_an_experiment_file(reference, budget):
     row = cli.load_experiment(reference_of(arm), budget=budget)
     assert isinstance(row(), Experiment)
     assert row() == arm.experiment(budget)
+
+
+@pytest.mark.parametrize("reference", TABLES)
+def test_every_table_says_what_it_asks_and_can_run_at_laptop(reference):
+  table, _, experiments = planned(reference, budget="laptop", seeds=1)
+  assert table.question.endswith("?") or table.blocks  # a mechanism has a lesson instead
+  assert [*experiments] == [arm.name for arm in table.arms]
 
 
 def test_the_name_of_an_arm_follows_from_that_of_its_row():
