@@ -3,7 +3,7 @@
 `laptop` is `small` with a model of width 128 that trains in minutes on two cores, by Muon where a
 row has AdamW or LAMB: with these, masked models are still on their plateau at the end
 (docs/recipe.md). Encoder-decoders learn more slowly with Muon and keep their optimiser. A field in
-which a row differs from its base is the row's own, and is kept.
+which a row differs from its base is the row's own, and is kept. A teacher is the run of this budget.
 """
 
 import dataclasses
@@ -50,7 +50,8 @@ def scaled(experiment: Experiment, budget: str, base: Experiment | None) -> Expe
     own.append("optim")
   if experiment.is_counted:
     own.append("steps")
-  settings = ((setting.partition("=")[0], setting) for setting in LAPTOP)
+  further = [f"model.teacher={experiment.model.teacher}_laptop"] if "model.teacher" in known else []
+  settings = ((setting.partition("=")[0], setting) for setting in (*LAPTOP, *further))
   chosen = [setting for field, setting in settings if field in known and not is_within(field, own)]
   return overrides.apply(experiment, chosen)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import plm_jax as plm
-from experiments import bert, electra, gpt, t5
+from experiments import bert, distilbert, electra, gpt, t5
 from plm_jax import api, budgets, overrides
 from plm_jax.ablate import planned as plans
 from plm_jax.ablate.table import Arm, Table
@@ -90,6 +90,13 @@ def test_of_a_model_of_another_class_the_common_fields_are_scaled():
   assert (row.width, row.heads, row.dropout) == (128, 2, 0.0)
   wide = replace(electra.bert("small"), model=replace(electra.bert("small").model, width=512))
   assert budgets.scaled(wide, "laptop", base).model.width == 512
+
+
+def test_a_student_learns_from_the_teacher_of_its_budget():
+  row = distilbert.base("small")
+  assert budgets.scaled(row, "laptop", row).model.teacher == "runs/bert_base_laptop"
+  own = replace(row, model=replace(row.model, teacher="mine"))
+  assert budgets.scaled(own, "laptop", row).model.teacher == "mine"
 
 
 @pytest.mark.parametrize("optim", [AdamW, LAMB])
