@@ -3,7 +3,7 @@
 `laptop` is `small` with a model of width 128 that trains in minutes on two cores, by Muon where a
 row has AdamW or LAMB: with these, masked models are still on their plateau at the end
 (docs/recipe.md). Encoder-decoders learn more slowly with Muon and keep their optimiser. A field in
-which a row differs from its base is the row's own, and is kept. A teacher is the run of this budget.
+which a row differs from its base is the row's own, and is kept. A teacher is that of this budget.
 """
 
 import dataclasses
