@@ -4,6 +4,7 @@ Source: BLiMP (Warstadt et al. 2020). A sentence's score is its log-likelihood, 
 its pseudo-log-likelihood (Salazar et al. 2020); ties count half.
 """
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,15 @@ from plm_jax.evaluation.scores import Scores, fingerprint, is_causal
 from plm_jax.files import open_file, parse_json
 from plm_jax.runs import Run
 
+FEW = 0.01  # share of pairs whose absence no mean shows
+
 
 def blimp(run: Run, folder: Path, limit: int | None, scores: Scores) -> None:
-  """Adds blimp/PARADIGM for every file (at most `limit` pairs), and their mean, to `scores`."""
+  """Adds blimp/PARADIGM for every file (at most `limit` pairs), and their mean, to `scores`.
+
+  The set is that of the texts, so models with different tokenizers are compared, even if a share
+  of up to `FEW` of the pairs is too long for one of them.
+  """
   read = {file.stem: read_minimal_pairs(file)[:limit] for file in pair_files(folder)}
   if not is_causal(run) and run.params.masked_lm() is None:
     scores.notes.append("it has no head that scores sentences, so BLiMP was left out")
@@ -45,7 +52,10 @@ def blimp(run: Run, folder: Path, limit: int | None, scores: Scores) -> None:
     return
   scores.metrics["blimp"] = float(np.mean(paradigms))
   scores.counts["blimp"] = int(fits.sum())
-  scores.sets["blimp"] = fingerprint([kept])
+  pairs = [pair for pairs in read.values() for pair in pairs]
+  if fits.mean() < 1 - FEW:
+    pairs = list(itertools.compress(pairs, fits))
+  scores.sets["blimp"] = fingerprint([{"pairs": np.array(pairs)}])
   scores.references["blimp"] = 0.5
 
 

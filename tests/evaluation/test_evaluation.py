@@ -206,6 +206,14 @@ def test_sentences_that_are_too_long_for_the_model_are_left_out_and_counted(tmp_
   blimp(base, tmp_path, None, found)
   assert found.counts["blimp"] == 1
   assert found.notes == ["1 BLiMP pairs are longer than its rows and were left out"]
+  blimp_file(tmp_path, [(f"{A} {B}", f"{B} {A}")])
+  alone = Scores.of(base)
+  blimp(base, tmp_path, None, alone)
+  assert alone.sets == found.sets  # of the texts that were measured
+  blimp_file(tmp_path, [(f"{A} {B}", f"{B} {B}")])
+  other = Scores.of(base)
+  blimp(base, tmp_path, None, other)
+  assert other.sets != found.sets
 
 
 def test_files_of_another_kind_are_refused_with_their_line(tmp_path):
