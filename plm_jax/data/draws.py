@@ -83,6 +83,13 @@ class Sequence:
   def __init__(self, *key: int):
     self._state = scalar_key(*key)
 
+  @classmethod
+  def at(cls, state: int) -> Self:
+    """The generator of `Sequences` with this state."""
+    sequence = cls()
+    sequence._state = state
+    return sequence
+
   def bits(self) -> int:
     """64 uniform bits."""
     self._state = (self._state + _GOLDEN64) & _U64
@@ -95,6 +102,32 @@ class Sequence:
   def chance(self, probability: float) -> bool:
     """True with this probability."""
     return self.bits() < probability * 2.0**64
+
+
+class Sequences:
+  """Many generators, `Sequence(*key, number)` for each of `numbers` int [N]. `which` int [M] below
+  are the indices of those that draw, each at most once. state: uint64 [N]."""
+
+  def __init__(self, numbers: np.ndarray, *key: int):
+    self.state = _mix64(numbers.astype(np.uint64) + np.uint64(scalar_key(*key) + _GOLDEN64 & _U64))
+
+  def bits(self, which: np.ndarray) -> np.ndarray:
+    """uint64 [M]: as `Sequence.bits`."""
+    state = self.state[which] + np.uint64(_GOLDEN64)
+    self.state[which] = state
+    return _mix64(state)
+
+  def below(self, which: np.ndarray, size: int | np.ndarray) -> np.ndarray:
+    """int64 [M]: as `Sequence.below`. size: below 2^32, one for all or int [M]."""
+    bits, size = self.bits(which), np.asarray(size, np.uint64)
+    high, low = bits >> np.uint64(32), bits & np.uint64(0xFFFFFFFF)
+    return ((high * size + (low * size >> np.uint64(32))) >> np.uint64(32)).astype(np.int64)
+
+  def chance(self, which: np.ndarray, probability: float) -> np.ndarray:
+    """bool [M]: as `Sequence.chance`."""
+    limit = math.ceil(probability * 2.0**64)
+    bits = self.bits(which)
+    return bits < np.uint64(limit) if limit < 1 << 64 else np.ones(len(bits), bool)
 
 
 _ROUNDS = 6

@@ -87,6 +87,11 @@ class MixedBatches:
     for part in self.parts.values():
       part.check(least=1 if len(self.parts) > 1 else None)
 
+  def close(self) -> None:
+    """Ends what is being made in the background."""
+    for part in self.parts.values():
+      part.close()
+
   def evaluation(self, max_rows: int | None = None) -> list[dict[str, np.ndarray]]:
     """The held-out rows of all texts."""
     return [batch for batches in self.evaluations(max_rows).values() for batch in batches]

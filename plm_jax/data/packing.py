@@ -17,12 +17,14 @@ Deviations: fairseq ends every line with </s>; here </s> only separates document
 A sentence longer than a row is cut to pieces; fairseq makes a row that is too long.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from plm_jax.data.draws import Draws
-from plm_jax.data.segments import SPANS, Rows, read_pairs, single_segment, windows
+from plm_jax.data.pairing import SPANS
+from plm_jax.data.segments import Rows, read_pairs, single_segment, windows
 from plm_jax.data.store import TokenStore
 from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
@@ -50,14 +52,18 @@ class _Packed:
 
   def table(self, store: TokenStore, length: int, seed: int, pass_: int) -> np.ndarray:
     """PACKED [N]: the rows of the store."""
-    blocks, begin, sentences = [np.empty(0, PACKED)], 0, _BLOCK
+    return np.concatenate(list(self.blocks(store, length, seed, pass_)))
+
+  def blocks(self, store: TokenStore, length: int, seed: int, pass_: int) -> Iterator[np.ndarray]:
+    """The rows of the table, in parts PACKED [n]."""
+    begin, sentences = 0, _BLOCK
+    yield np.empty(0, PACKED)
     while begin < store.sentence_starts[-1]:
       rows, stop = self._rows(store, begin, sentences, length - 2)
       # A block shorter than one row completes no row; a larger block does.
       sentences = _BLOCK if stop > begin else 2 * sentences
-      blocks.append(rows)
+      yield rows
       begin = stop
-    return np.concatenate(blocks)
 
   def tokens(self, rows: np.ndarray) -> np.ndarray:
     """int [N]: the number of positions of each row that are not padding."""
@@ -141,15 +147,20 @@ class SentencePair:
 
   def table(self, store: TokenStore, length: int, seed: int, pass_: int) -> np.ndarray:
     """SPANS [N]: the rows of one pass over the store, in the order of its sentences."""
+    return np.concatenate(list(self.blocks(store, length, seed, pass_)))
+
+  def blocks(self, store: TokenStore, length: int, seed: int, pass_: int) -> Iterator[np.ndarray]:
+    """The rows of the table, in parts SPANS [n]."""
     bounds = np.asarray(store.document_starts)
     readable = np.flatnonzero(np.diff(bounds))
-    blocks, first = [np.empty(0, SPANS)], 0
+    yield np.empty(0, SPANS)
+    first = 0
     while first < bounds[-1]:
       document = np.searchsorted(bounds, first + _BLOCK, side="right") - 1
       last = max(bounds[document], bounds[np.searchsorted(bounds, first, side="right")])
-      blocks.append(self._rows(store, np.arange(first, last), readable, seed, pass_))
+      rows = self._rows(store, np.arange(first, last), readable, seed, pass_)
+      yield _shortened(rows, length - 2 - self.separators)
       first = last
-    return _shortened(np.concatenate(blocks), length - 2 - self.separators)
 
   def tokens(self, rows: np.ndarray) -> np.ndarray:
     """int [N]: the number of positions of each row that are not padding."""
@@ -168,7 +179,11 @@ class SentencePair:
     draws = Draws(seed, pass_, sentence)
     is_last = np.diff(document, append=-1) != 0
     is_random = is_last | (draws.bits(_COIN, 1)[:, 0] < np.uint32(1 << 31))
-    a = _chain(np.arange(len(sentence)) + 2 - is_random, len(sentence))
+    # The next pair begins after A, or after B if that follows A. So a pair begins after a sentence
+    # with a random B, and from there on with every other sentence.
+    number = np.arange(len(sentence))
+    begun = np.maximum.accumulate(np.where(is_random, number + 1, 0))
+    a = np.flatnonzero((number - np.append(0, begun[:-1])[: len(number)]) % 2 == 0)
     # B's document: drawn from the documents other than A's, if there are any.
     own = np.searchsorted(readable, document)
     drawn = _below(draws, _DOCUMENT, max(len(readable) - 1, 1))

@@ -14,7 +14,7 @@ evaluation.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
@@ -28,9 +28,10 @@ from plm_jax.data.packed_documents import PackedDocuments
 from plm_jax.data.packing import DocSentences, FullSentences, SentencePair
 from plm_jax.data.processes import cores
 from plm_jax.data.running_text import RunningText
-from plm_jax.data.segments import SegmentPair, pass_table
+from plm_jax.data.segments import SegmentPair
 from plm_jax.data.source_target import SourceTarget
 from plm_jax.data.store import TokenStore
+from plm_jax.data.tables import PassTables
 from plm_jax.data.texts import check_shares, named_texts
 from plm_jax.data.tokenizers import TokenizerConfig, WordPiece
 from plm_jax.data.vocab import Vocab
@@ -38,6 +39,7 @@ from plm_jax.errors import UserError
 
 _EVALUATION_SEED = 0  # fixed, so that runs with different seeds are evaluated on the same masks
 _ORDER = 1  # salt for the order of an epoch
+_EIGHTH = 8  # of a pass is read when the table of the next one is begun: short runs do not need it
 
 
 Segments = (
@@ -137,7 +139,7 @@ class Batches:
   global_batch: int
   process_index: int = 0
   process_count: int = 1
-  _tables: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
+  _tables: PassTables = field(init=False, repr=False)
 
   def __post_init__(self):
     if self.global_batch < 1 or self.global_batch % self.process_count:
@@ -145,9 +147,7 @@ class Batches:
         f"global_batch is {self.global_batch}; it must be a positive multiple of the number of "
         f"processes, {self.process_count}."
       )
-
-  def __getstate__(self):
-    return self.__dict__ | {"_tables": {}}
+    self._tables = PassTables(self.store, self.corpus.segments, self.corpus.length)
 
   def __call__(self, step: int) -> dict[str, np.ndarray]:
     """The training batch of a step, arrays [B_local, ...]."""
@@ -166,11 +166,13 @@ class Batches:
     parts = []
     while len(positions):
       epoch, first = self._epoch_at(int(positions[0]))
-      table = self._table(self.seed, epoch % self.corpus.passes)
+      table = self._tables.of(self.seed, epoch % self.corpus.passes)
       index = positions[positions < first + len(table)] - first
       rows = permute(index, len(table), self.seed, _ORDER, epoch)
       parts.append((table[rows], rows, np.full(len(rows), epoch)))
       positions = positions[len(rows) :]
+      if len(index) and index[-1] >= len(table) // _EIGHTH and epoch + 1 < self.corpus.passes:
+        self._tables.begin(self.seed, epoch + 1)
     spans, rows, epochs = (np.concatenate(part) for part in zip(*parts, strict=True))
     weight = np.ones(len(rows), np.float32)
     return self._batch(spans, Draws(self.seed, epochs, rows), weight)
@@ -178,7 +180,7 @@ class Batches:
   def _lanes(self, step: int, slots: np.ndarray) -> dict[str, np.ndarray]:
     """The next row of every slot's stretch. The last rows of the corpus, fewer than a batch, are
     left out (pytorch/examples word_language_model, `batchify`)."""
-    table = self._table(self.seed, 0)
+    table = self._tables.of(self.seed, 0)
     steps = len(table) // self.global_batch
     epoch, at = divmod(step, steps)
     rows = slots * steps + at
@@ -192,7 +194,7 @@ class Batches:
     for objective in self.objectives:
       if hasattr(objective, "check"):
         objective.check(self.vocab)
-    rows = len(self._table(self.seed, 0))
+    rows = len(self._tables.of(self.seed, 0))
     if rows < (self.global_batch if least is None else least):
       raise UserError(
         f"the corpus makes {rows} rows of up to {self.corpus.length} tokens, fewer than one global "
@@ -201,11 +203,11 @@ class Batches:
 
   def rows(self) -> int:
     """The number of rows of the first pass."""
-    return len(self._table(self.seed, 0))
+    return len(self._tables.of(self.seed, 0))
 
   def fill(self) -> float:
     """The share of positions that are not padding, over the first pass."""
-    table = self._table(self.seed, 0)
+    table = self._tables.of(self.seed, 0)
     return float(self.corpus.segments.tokens(table).mean() / self.corpus.length)
 
   def evaluation(self, max_rows: int | None = None) -> list[dict[str, np.ndarray]]:
@@ -215,7 +217,7 @@ class Batches:
     with rows of row_weight 0, so that every row counts exactly once. Ordered segments are read in
     lanes, as in training, and `max_rows` takes the first rows of every lane.
     """
-    table = self._table(_EVALUATION_SEED, 0)
+    table = self._tables.of(_EVALUATION_SEED, 0)
     total = len(table) if max_rows is None else min(max_rows, len(table))
     if not total:
       raise UserError(
@@ -255,7 +257,7 @@ class Batches:
     """
     first = 0
     for epoch in range(self.corpus.passes):
-      size = len(self._table(self.seed, epoch))
+      size = len(self._tables.of(self.seed, epoch))
       if position < first + size:
         return epoch, first
       first += size
@@ -263,11 +265,9 @@ class Batches:
     epoch, begin = self._epoch_at(rest)
     return cycles * self.corpus.passes + epoch, cycles * first + begin
 
-  def _table(self, seed: int, pass_: int) -> np.ndarray:
-    key, corpus = (seed, pass_), self.corpus
-    if key not in self._tables:
-      self._tables[key] = pass_table(self.store, corpus.segments, corpus.length, *key)
-    return self._tables[key]
+  def close(self) -> None:
+    """Ends the table of the next pass, if it is being made; it is made again where it is needed."""
+    self._tables.close()
 
 
 def ordered(segments: Segments) -> bool:
@@ -278,8 +278,9 @@ def ordered(segments: Segments) -> bool:
 class PrefetchedBatches:
   """Batches in the order of their steps, prefetched. waited: seconds that the consumer waited."""
 
-  def __init__(self, dataset):
-    self._iterator = iter(dataset)
+  def __init__(self, dataset, release: Callable[[], None] = lambda: None):
+    """release: called by `close`."""
+    self._iterator, self._release = iter(dataset), release
     self.waited = 0.0
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -296,6 +297,7 @@ class PrefetchedBatches:
     """Stops the prefetching thread or processes; safe to call twice."""
     if hasattr(self._iterator, "close"):
       self._iterator.close()
+    self._release()
 
 
 class StepBatches(Protocol):
@@ -325,4 +327,4 @@ def iterate(
     dataset = dataset.mp_prefetch(
       grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
     )
-  return PrefetchedBatches(dataset)
+  return PrefetchedBatches(dataset, getattr(batches, "close", lambda: None))

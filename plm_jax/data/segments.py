@@ -8,36 +8,22 @@ Each document draws from a separate generator, keyed by (seed, pass, document).
 The share of label 1 is above one half: a chunk of one sentence always gets a random B.
 """
 
-import hashlib
-from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from plm_jax.data.draws import Sequence
+from plm_jax.data.pairing import Pairing
 from plm_jax.data.store import TokenStore
-from plm_jax.data.stored_table import stored
 from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 
 Rows = dict[str, np.ndarray]
 """Arrays of a batch: input_ids and segment_ids int32 [B, T]; length and pair_label int32 [B]."""
 
-SPANS = np.dtype(
-  [
-    ("a_start", np.int64),  # offset into the stored tokens
-    ("b_start", np.int64),
-    ("a_length", np.int32),
-    ("b_length", np.int32),
-    ("label", np.int32),  # 1: B is random, or A and B are swapped
-  ]
-)
 STRETCH = np.dtype([("start", np.int64), ("length", np.int32)])
-_TABLE_FORMAT = 1  # increase it when the rules change, so that stored tables are not reused
-_TRIES = 10  # attempts to draw another document for B
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +55,12 @@ class SegmentPair:
 
   def table(self, store: TokenStore, length: int, seed: int, pass_: int) -> np.ndarray:
     """SPANS [N]: the rows of one pass over the store, in the order of its documents."""
-    pairing = _Pairing(self, store, length - 2 - self.separators)
-    rows, blocks = [], [np.empty(0, SPANS)]
-    for document in range(len(store.document_starts) - 1):
-      rows += pairing.document(document, Sequence(seed, pass_, document))
-      if len(rows) > 100_000:  # tuples take 8 times the memory of the array
-        blocks.append(np.array(rows, SPANS))
-        rows = []
-    return np.concatenate([*blocks, np.array(rows, SPANS)])
+    return np.concatenate(list(self.blocks(store, length, seed, pass_)))
+
+  def blocks(self, store: TokenStore, length: int, seed: int, pass_: int) -> Iterator[np.ndarray]:
+    """The rows of the table, in parts SPANS [n]."""
+    pairing = Pairing(self.next, self.short, store, length - 2 - self.separators)
+    return pairing.blocks(seed, pass_)
 
   def tokens(self, rows: np.ndarray) -> np.ndarray:
     """int [N]: the number of positions of each row that are not padding."""
@@ -157,95 +141,3 @@ def windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
     offsets = starts[crossing, None] + np.arange(length)
     windows[crossing] = np.take(tokens, offsets, mode="clip")
   return windows
-
-
-def pass_table(store: TokenStore, segments, length: int, seed: int, pass_: int) -> np.ndarray:
-  """`segments.table(...)`, memory-mapped from a file beside the store if that is on disk.
-
-  All processes of a run map one file. If the folder is read-only, the table stays in memory.
-  """
-  if not segments.drawn:
-    seed = pass_ = 0
-  folder = getattr(store, "directory", None)
-  if folder is None:
-    return segments.table(store, length, seed, pass_)
-  identity = repr((_TABLE_FORMAT, segments, length, seed, pass_))
-  digest = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
-  path = Path(folder) / f"{store.split}.segments-{digest}.npy"
-  return stored(path, lambda: segments.table(store, length, seed, pass_))
-
-
-class _Pairing:
-  """The loop of the sources over one document; lengths are in tokens without special tokens."""
-
-  def __init__(self, config: SegmentPair, store: TokenStore, room: int):
-    self._config = config
-    self._room = room
-    self._sentence_starts = np.asarray(store.sentence_starts)  # a memmap is slow to index
-    self._document_starts = np.asarray(store.document_starts)
-    self._readable = np.flatnonzero(np.diff(self._document_starts)).tolist()
-
-  def document(self, document: int, draw: Sequence) -> list[tuple[int, int, int, int, int]]:
-    first, last = self._document_starts[document : document + 2].tolist()
-    starts = self._sentence_starts[first : last + 1].tolist()
-    sentences = last - first
-    target = self._room
-    if draw.chance(self._config.short):
-      target = 2 + draw.below(self._room - 1)
-    rows, begin = [], 0
-    while begin < sentences:
-      # Sentences until the target is reached, or else until the end of the document.
-      end = bisect_left(starts, starts[begin] + target, begin + 1, sentences)
-      a_end = begin + 1
-      if end - begin > 1:
-        a_end = begin + 1 + draw.below(end - begin - 1)
-      a_start, b_start, b_stop, label = starts[begin], starts[a_end], starts[end], 0
-      a_stop, kind = starts[a_end], self._config.next
-      is_single = end - begin == 1 and kind != "none"
-      if is_single or (kind == "random" and draw.chance(0.5)):
-        b_start, b_stop = self._elsewhere(document, target - (a_stop - a_start), draw)
-        label, end = 1, a_end  # the unused sentences are put back
-      elif kind == "swapped" and draw.chance(0.5):
-        a_start, a_stop, b_start, b_stop, label = b_start, b_stop, a_start, a_stop, 1
-      row = self._truncated(a_start, a_stop, b_start, b_stop, label, draw)
-      # Sentences without tokens make no pair.
-      if row[2] and (row[3] or self._config.next == "none"):
-        rows.append(row)
-      begin = end
-    return rows
-
-  def _elsewhere(self, document: int, target: int, draw: Sequence) -> tuple[int, int]:
-    """A span of another document, from a random sentence on, until `target` is reached."""
-    for _ in range(_TRIES):
-      source = self._readable[draw.below(len(self._readable))]
-      if source != document:
-        break
-    first, last = self._document_starts[source : source + 2].tolist()
-    begin = first + draw.below(last - first)
-    start = int(self._sentence_starts[begin])
-    end = bisect_left(self._sentence_starts, start + target, begin + 1, last)
-    return start, int(self._sentence_starts[end])
-
-  def _truncated(self, a_start, a_stop, b_start, b_stop, label, draw):
-    """Shortens the longer of A and B (B when equal) token by token, each from a random end."""
-    a_length, b_length = a_stop - a_start, b_stop - b_start
-    excess = a_length + b_length - self._room
-    if excess > 0:
-      longer = min(excess, abs(a_length - b_length))
-      rest = excess - longer
-      from_a = rest // 2 + (longer if a_length > b_length else 0)
-      from_b = excess - from_a
-      a_start += _heads(from_a, draw)
-      b_start += _heads(from_b, draw)
-      a_length -= from_a
-      b_length -= from_b
-    return a_start, b_start, a_length, b_length, label
-
-
-def _heads(tosses: int, draw: Sequence) -> int:
-  """The number of heads in `tosses` fair tosses: the tokens to cut from the front."""
-  heads = 0
-  while tosses > 0:
-    heads += (draw.bits() & ((1 << min(tosses, 64)) - 1)).bit_count()
-    tosses -= 64
-  return heads

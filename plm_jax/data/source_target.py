@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from plm_jax.data.segments import SPANS, Rows, read_pairs
+from plm_jax.data.pairing import SPANS
+from plm_jax.data.segments import Rows, read_pairs
 from plm_jax.data.store import TokenStore
 from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError

@@ -4,35 +4,47 @@ The hashes follow the array, which `np.load` does not read. So a table is one fi
 whole.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from numpy.lib import format as npy
 
 from plm_jax.data.digests import damage, digests
 from plm_jax.errors import UserError
 from plm_jax.files import open_file, parse_json
 
 
-def stored(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+def stored(path: Path, parts: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
   """The table in a file, memory-mapped; made if there is none, or, with a note, if it is damaged.
 
-  It is written under another name and then renamed, so that no process reads half of it.
+  parts: a function that makes the table, as consecutive parts; they are written one by one. The
+  file is written under another name and then renamed, so that no process reads half of it. If the
+  folder cannot be written to, the table stays in memory.
   """
   owner = {"table": path.name, "text": _hash_of_text(path.parent)}
-  if not _is_whole(path, owner):
-    table = make()
+  if _is_whole(path, owner):
+    return np.load(path, mmap_mode="r")
+  with _alone(path.parent) as alone:
+    if alone and path.exists() and _is_whole(path, owner, quiet=True):  # another one has made it
+      return np.load(path, mmap_mode="r")
+    if alone:  # what killed processes left
+      for left in path.parent.glob(f"{path.stem}.*.partial"):
+        left.unlink(missing_ok=True)
     partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
     try:
       with partial.open("wb") as file:
-        np.save(file, table)
+        _write(file, parts())
       record = json.dumps(owner | digests(partial)).encode()
       with partial.open("ab") as file:
         file.write(record + len(record).to_bytes(8, "little") + _END)
@@ -41,8 +53,49 @@ def stored(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
       partial.replace(path)
     except OSError:
       partial.unlink(missing_ok=True)
-      return table
+      return joined(parts())
+    except BaseException:
+      partial.unlink(missing_ok=True)
+      raise
   return np.load(path, mmap_mode="r")
+
+
+def joined(parts: Iterator[np.ndarray]) -> np.ndarray:
+  """The table in memory."""
+  first, *others = parts
+  return np.concatenate([first, *others]) if others else first
+
+
+def _write(file: BinaryIO, parts: Iterator[np.ndarray]) -> None:
+  """The bytes that `np.save` writes for the table."""
+  rows, first = 0, next(parts)
+  header = {"descr": npy.dtype_to_descr(first.dtype), "fortran_order": False}
+  # numpy leaves space in the header for a larger number of rows.
+  npy.write_array_header_1_0(file, header | {"shape": (0,)})
+  for part in chain([first], parts):
+    part.tofile(file)
+    rows += len(part)
+  file.seek(0)
+  npy.write_array_header_1_0(file, header | {"shape": (rows,)})
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+  """Waits until no other process or thread makes a table in this folder, where the file system has
+  locks; gives whether it has."""
+  try:
+    place = os.open(folder, os.O_RDONLY)
+  except OSError:
+    yield False
+    return
+  try:
+    locked = False
+    with suppress(OSError):
+      fcntl.flock(place, fcntl.LOCK_EX)
+      locked = True
+    yield locked
+  finally:
+    os.close(place)
 
 
 _END = b"plm_rows"  # the last bytes of a table that has its hashes after the array
@@ -54,7 +107,7 @@ def _hash_of_text(folder: Path) -> str | None:
   return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
-def _is_whole(path: Path, owner: dict) -> bool:
+def _is_whole(path: Path, owner: dict, quiet: bool = False) -> bool:
   """Whether a stored table is undamaged and belongs to this text; a note if it is not."""
   if not path.exists() and not path.is_symlink():
     return False
@@ -67,7 +120,7 @@ def _is_whole(path: Path, owner: dict) -> bool:
     if _has_no_record(path):
       return False
     fault = str(error)
-  if fault:
+  if fault and not quiet:
     print(f"The stored rows {path} are damaged ({fault}) and are made again.", file=sys.stderr)
   return not fault
 

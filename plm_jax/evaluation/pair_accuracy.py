@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from plm_jax.data.preparation import Prepared
-from plm_jax.data.segments import SegmentPair, pass_table
+from plm_jax.data.segments import SegmentPair
+from plm_jax.data.tables import pass_table
 from plm_jax.evaluation.held_out import row_limit, rows_per_batch
 from plm_jax.evaluation.scores import Scores
 from plm_jax.objectives.objective import cross_entropy

@@ -10,7 +10,8 @@ from plm_jax import overrides
 from plm_jax.data import packing
 from plm_jax.data.packing import DocSentences, FullSentences, SentencePair
 from plm_jax.data.pipeline import Batches, Corpus, iterate
-from plm_jax.data.segments import SegmentPair, pass_table
+from plm_jax.data.segments import SegmentPair
+from plm_jax.data.tables import pass_table
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.models.roberta import Roberta

@@ -3,7 +3,7 @@
 import numpy as np
 
 from plm_jax.data.running_text import RunningText
-from plm_jax.data.segments import pass_table
+from plm_jax.data.tables import pass_table
 from tests.data.toy_store import PAD, random_store, toy_vocab
 
 

@@ -1,15 +1,18 @@
 """Segment pairs against the rules of create_pretraining_data.py, and against a copy of its loop."""
 
 import dataclasses
+import hashlib
 import os
 import threading
 
 import numpy as np
 import pytest
 
-from plm_jax.data import segments
+from plm_jax.data import pairing as pairing_module
 from plm_jax.data.draws import Sequence
-from plm_jax.data.segments import SegmentPair, pass_table
+from plm_jax.data.pairing import Pairing
+from plm_jax.data.segments import SegmentPair
+from plm_jax.data.tables import pass_table
 from plm_jax.errors import UserError
 from tests.data.toy_store import CLS, PAD, SEP, ToyStore, random_store, toy_vocab
 
@@ -73,7 +76,7 @@ def truncate(a, b, room, draw):
   while len(a) + len(b) - sum(cuts) > room:
     cuts[0 if len(a) - cuts[0] > len(b) - cuts[1] else 1] += 1
   for tokens, cut in ((a, cuts[0]), (b, cuts[1])):
-    heads = segments._heads(cut, draw)
+    heads = pairing_module._heads(cut, draw)
     del tokens[:heads]
     del tokens[len(tokens) - (cut - heads) :]
   return a, b
@@ -82,7 +85,9 @@ def truncate(a, b, room, draw):
 @pytest.mark.parametrize("longest", [8, 30, 90])  # 90: sentences longer than a row
 @pytest.mark.parametrize("short", [0.1, 1.0])
 @pytest.mark.parametrize("next", ["random", "swapped"])
-def test_rows_equal_the_original_s_loop(longest, short, next):
+@pytest.mark.parametrize("few", [1, 1000])  # documents in step, or one after the other
+def test_rows_equal_the_original_s_loop(longest, short, next, few, monkeypatch):
+  monkeypatch.setattr(pairing_module, "_FEW", few)
   store = random_store(40, longest=longest)
   expected = []
   for document in range(40):
@@ -94,6 +99,38 @@ def test_rows_equal_the_original_s_loop(longest, short, next):
     assert (row["b_start"], row["b_length"]) == (b[0], len(b))
     assert row["label"] == label
     assert a == list(range(a[0], a[0] + len(a)))  # contiguous even when truncated
+
+
+@pytest.mark.parametrize("next", ["random", "swapped", "none"])
+@pytest.mark.parametrize("documents", [1, 2, 300])
+def test_documents_in_step_have_the_rows_of_the_loop(documents, next, monkeypatch):
+  # Empty sentences and documents, sentences of several rows, documents of one and of 200 sentences.
+  rng = np.random.default_rng(documents)
+  sizes = (
+    rng.choice([0, 1, 2, 9, 200], documents, p=[0.1, 0.2, 0.2, 0.4, 0.1])
+    if documents > 2
+    else [9] * documents
+  )
+  store = ToyStore([rng.choice([0, 1, 5, 30, 61, 400], size) for size in sizes])
+  monkeypatch.setattr(pairing_module, "_FEW", 10**9)
+  loop = table_of(store, pass_=2, seed=5, next=next, short=0.3)
+  monkeypatch.setattr(pairing_module, "_FEW", 1)
+  for lanes, block in ((8192, 1 << 21), (50, 1 << 21), (20, 700)):
+    monkeypatch.setattr(pairing_module, "_LANES", lanes)
+    monkeypatch.setattr(pairing_module, "_BLOCK", block)
+    in_step = table_of(store, pass_=2, seed=5, next=next, short=0.3)
+    assert in_step.tobytes() == loop.tobytes()
+  assert len(loop) > 1000 or documents < 300
+
+
+@pytest.mark.parametrize(
+  "next, digest",
+  [("random", "06757d41eecb2e72"), ("swapped", "52d71440ade10e3d"), ("none", "b16edb6253aba316")],
+)
+def test_the_rows_are_those_of_the_first_release(next, digest):
+  store = random_store(500, most=40, longest=50)
+  table = table_of(store, pass_=4, seed=11, next=next)
+  assert hashlib.sha256(table.tobytes()).hexdigest()[:16] == digest
 
 
 def test_random_b_is_from_another_document_and_next_b_continues_a():
@@ -181,9 +218,9 @@ def test_pairs_fit_and_truncation_only_shortens_the_longer_side():
   assert (rows["a_length"] + rows["b_length"] <= ROOM).all()
   assert rows["a_length"].min() >= 1
   assert rows["b_length"].min() >= 1
-  pairing = segments._Pairing(SegmentPair(), store, 61)
+  pairing = Pairing("random", 0.1, store, 61)
   for a, b in [(10, 80), (80, 10), (40, 41), (41, 40), (90, 90), (30, 31), (61, 1)]:
-    _, _, got_a, got_b, _ = pairing._truncated(0, a, 1000, 1000 + b, 0, Sequence(0))
+    _, _, got_a, got_b, _ = pairing.truncated(0, a, 1000, 1000 + b, 0, Sequence(0))
     assert got_a + got_b == min(a + b, 61)
     assert (got_a, got_b) == ((a, b) if a + b <= 61 else truncated_lengths(a, b, 61))
 
@@ -195,8 +232,8 @@ def truncated_lengths(a, b, room):
 
 
 def test_truncation_takes_from_front_and_back_alike():
-  pairing = segments._Pairing(SegmentPair(), random_store(3), 61)
-  fronts = [pairing._truncated(0, 161, 500, 530, 0, Sequence(s))[0] for s in range(400)]
+  pairing = Pairing("random", 0.1, random_store(3), 61)
+  fronts = [pairing.truncated(0, 161, 500, 530, 0, Sequence(s))[0] for s in range(400)]
   assert abs(np.mean(fronts) - 65) < 5 * np.sqrt(130 / 4 / 400)
   assert abs(np.var(fronts) / (130 / 4) - 1) < 5 * np.sqrt(2 / 400)
 
