@@ -28,7 +28,8 @@ from typing import NamedTuple, Protocol
 
 from plm_jax.data.controlled import PREFIX, open_controlled
 from plm_jax.data.documents import Document
-from plm_jax.data.text_files import SUFFIXES, bytes_of_text, documents_of
+from plm_jax.data.text_files import documents_of
+from plm_jax.data.text_parts import SUFFIXES, Part, bytes_of_text
 from plm_jax.data.tfds_text import open_tfds
 from plm_jax.errors import UserError
 
@@ -114,14 +115,18 @@ class TextFiles(NamedTuple):
 
   def documents(self) -> Iterator[Document]:
     empty = True
-    for file in self.files:
-      name = file.relative_to(self.root).as_posix()
-      for document in documents_of(file, name, self.lines):
+    for number in range(len(self.files)):
+      for document in documents_of(self.whole(number)):
         empty = False
         yield document
     if empty:
       path = self.files[0] if len(self.files) == 1 else self.root
       raise UserError(f"The text {str(path)!r} is empty: expected at least two documents.")
+
+  def whole(self, number: int) -> Part:
+    """A file."""
+    file = self.files[number]
+    return Part(file, file.relative_to(self.root).as_posix(), self.lines)
 
   def fingerprint(self) -> str:
     digest = hashlib.blake2b(digest_size=16)

@@ -1,6 +1,6 @@
-"""Encodes texts on all cores: worker processes take whole chunks; results keep their order.
+"""Reads and encodes a text on all cores: worker processes take chunks; results keep their order.
 
-A chunk's ids do not depend on the worker, so the result is the same for any number of workers.
+The result of a chunk does not depend on the worker, so it is the same for any number of workers.
 """
 
 import pickle
@@ -10,56 +10,47 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from queue import SimpleQueue
-from typing import NamedTuple, TypeVar
-
-import numpy as np
+from typing import Any, TypeVar
 
 from plm_jax.data import processes
-from plm_jax.data.tokenizers import Tokenizer
+from plm_jax.data.chunks import Chunk, Place
 from plm_jax.errors import UserError
 
-Chunk = TypeVar("Chunk")
+Result = TypeVar("Result")
 
 
-class Encoding(NamedTuple):
-  """The concatenated ids [N] of some texts, and the length [S] of each text."""
+def done(
+  chunks: Iterable[Chunk], job: Callable[[Chunk], Result], workers: int
+) -> Iterator[tuple[Place, Result]]:
+  """Yields the result of `job` for every chunk, in order, and the place after the chunk.
 
-  ids: np.ndarray
-  lengths: np.ndarray
-
-
-def encoded(
-  chunks: Iterable[Chunk], texts: Callable[[Chunk], list[str]], tokenizer: Tokenizer, workers: int
-) -> Iterator[tuple[Chunk, Encoding]]:
-  """Yields every chunk with the encoding of `texts(chunk)`, in order.
-
-  At most `workers` + 2 chunks are held at a time. With fewer than two workers this process encodes.
-  Errors: `UserError` when a worker was killed.
+  job: picklable. At most `workers` + 2 chunks or results are held at a time. With fewer than two
+  workers this process does it. Errors: `UserError` when a worker was killed, and those of the job.
   """
   if workers < 2:
     for chunk in chunks:
-      yield chunk, Encoding(*tokenizer.encode_flat(texts(chunk)))
+      yield chunk.after, job(chunk)
     return
   with ExitStack() as stack:
     threads = ThreadPoolExecutor(workers)
     stack.callback(threads.shutdown, cancel_futures=True)
-    pool = stack.enter_context(_Workers(tokenizer, workers))
+    pool = stack.enter_context(_Workers(job, workers))
     waiting: deque = deque()
     for chunk in chunks:
-      waiting.append((chunk, threads.submit(pool.encode, texts(chunk))))
+      waiting.append((chunk.after, threads.submit(pool.do, chunk)))
       if len(waiting) > workers + 1:
-        chunk, result = waiting.popleft()
-        yield chunk, result.result()
+        place, result = waiting.popleft()
+        yield place, result.result()
     while waiting:
-      chunk, result = waiting.popleft()
-      yield chunk, result.result()
+      place, result = waiting.popleft()
+      yield place, result.result()
 
 
 class _Workers:
-  """Worker processes; as many threads call `encode`."""
+  """Worker processes; as many threads call `do`."""
 
-  def __init__(self, tokenizer: Tokenizer, count: int):
-    self._greeting = pickle.dumps(tokenizer)
+  def __init__(self, job: Callable[[Chunk], Any], count: int):
+    self._greeting = pickle.dumps(job)
     # One thread each: the processes already use all cores.
     environment = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     self._all = [processes.start(__name__, "work", **environment) for _ in range(count)]
@@ -78,13 +69,14 @@ class _Workers:
       with suppress(BrokenPipeError):  # input that it never read
         process.stdin.close()
 
-  def encode(self, texts: list[str]) -> Encoding:
+  def do(self, chunk: Chunk) -> Any:
+    """The result of the job. Errors: its `UserError`; another one when the process was killed."""
     process, greeting = self._idle.get()
     try:
       # The worker reads all of it before it writes: neither side can wait for the other.
-      process.stdin.write(greeting + pickle.dumps(texts))
+      process.stdin.write(greeting + pickle.dumps(chunk))
       process.stdin.flush()
-      result = pickle.load(process.stdout)
+      result, error = pickle.load(process.stdout)
     except (OSError, EOFError, pickle.UnpicklingError, ValueError):
       raise UserError(
         f"A process that encoded the text was killed (exit code {process.wait()}; out of memory?): "
@@ -92,18 +84,23 @@ class _Workers:
       ) from None
     finally:
       self._idle.put((process, b""))  # even if dead: the next thread must get the error too
-    return Encoding(*result)
+    if error is not None:
+      raise UserError(error)
+    return result
 
 
 def work() -> None:
-  """A worker's loop. Pickled: stdin has a tokenizer, then lists of texts; stdout (ids, lengths)."""
+  """A worker's loop. Pickled: stdin has a job, then its chunks; stdout (result, error) for each."""
   results = sys.stdout.buffer
   try:
-    tokenizer = pickle.load(sys.stdin.buffer)
+    job = pickle.load(sys.stdin.buffer)
     while True:
-      texts = pickle.load(sys.stdin.buffer)
-      ids, lengths = tokenizer.encode_flat(texts)
-      pickle.dump((ids, lengths.astype(np.int32)), results, protocol=5)
+      chunk = pickle.load(sys.stdin.buffer)
+      try:
+        result = job(chunk), None
+      except UserError as error:
+        result = None, str(error)
+      pickle.dump(result, results, protocol=5)
       results.flush()
   except (EOFError, BrokenPipeError, pickle.UnpicklingError):
     # The parent has ended, cleanly or not: there is nothing to flush to.

@@ -1,9 +1,10 @@
 """Token stores from text: split by document, train the tokenizer, encode, write.
 
-The text is read as a stream, in chunks; after each chunk a journal records how much of each file is
-valid. A preparation that was killed resumes there and ends with the same bytes. Arms of an ablation
-that share a text, a tokenizer and a split share one locked directory, named by a hash of these. Its
-files are checked at every start, and made again where they are damaged.
+The text is read in chunks (`plm_jax.data.chunks`); after every `JOURNAL` of them a journal records
+the place in the text and how much of each file is valid. A preparation that was killed resumes at
+that place and ends with the same bytes. Arms of an ablation that share a text, a tokenizer and a
+split share one locked directory, named by a hash of these. Its files are checked at every start,
+and made again where they are damaged.
 """
 
 import errno
@@ -24,10 +25,11 @@ from typing import NamedTuple
 import numpy as np
 
 from plm_jax.data import processes
+from plm_jax.data.chunks import Chunk, Encoding, Place, Sampling, chunks_of
 from plm_jax.data.corpora import Source, default_cache, open_source
 from plm_jax.data.digests import digests
-from plm_jax.data.documents import Document
-from plm_jax.data.encoding import Encoding, encoded
+from plm_jax.data.documents import Document, share_of
+from plm_jax.data.encoding import done
 from plm_jax.data.manifest import FILES, MANIFEST, SPLITS, TOKENIZER, clear, fault, hash_of
 from plm_jax.data.pieces import Pieces, in_pieces
 from plm_jax.data.store import StoreWriter, TokenStore
@@ -38,7 +40,8 @@ from plm_jax.files import not_waiting, read_json
 from plm_jax.progress import progress_bar
 
 FORMAT = 2  # part of the directory's name: increase it when the stored bytes change
-CHUNK = 4 << 20  # characters encoded at once, and between two entries of the journal
+CHUNK = 4 << 20  # bytes that are encoded at once
+JOURNAL = 16  # chunks between two entries of the journal: to wait for the disk takes 10 to 50 ms
 # Bytes from which worker processes encode: they start in about a second, and each fills a separate
 # cache of words (a third more CPU time). The break-even size on a quiet machine is not measured.
 LARGE = 24 << 20
@@ -165,24 +168,6 @@ def _open(directory: Path, tokenizer: Tokenizer | None) -> Prepared:
   return Prepared(tokenizer, *stores, manifest, directory)
 
 
-def share_of(document: Document, purpose: bytes) -> float:
-  """A hash in [0, 1) of the document's text."""
-  text = "\n".join(document.sentences).encode()
-  return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=purpose).digest()) / 2**64
-
-
-@dataclass
-class _Chunk:
-  """Documents that are encoded at once, and the position of the stream after them."""
-
-  documents: list[tuple[int, Document]]  # (0 train or 1 valid, document)
-  read: int  # documents of the source read so far
-  size: int  # characters
-
-  def texts(self) -> list[str]:
-    return [sentence for _, document in self.documents for sentence in document.sentences]
-
-
 class _Preparation:
   def __init__(self, corpus, source, tokenizer, directory: Path, key: dict, progress: bool):
     self.source, self.config, self.tokenizer = source, corpus.tokenizer, tokenizer
@@ -251,19 +236,16 @@ class _Preparation:
 
   def _sample(self, bar) -> Iterator[str]:
     """Sentences of training documents: all of a small text, an even sample of a large one."""
-    rate = min(1.0, SAMPLE / max(1, self.source.size))
-    taken = 0
-    for document in self.source.documents():
-      size = sum(map(len, document.sentences)) + len(document.sentences)
-      bar.update(size)
-      if share_of(document, b"split") < self.held_out:
-        continue
-      if rate < 1 and share_of(document, b"sample") >= rate:
-        continue
-      yield from document.sentences
-      taken += size
-      if taken >= SAMPLE:
-        return
+    rate, taken = min(1.0, SAMPLE / max(1, self.source.size)), 0
+    chunks, job = self._chunks(Place()), Sampling(self.held_out, rate)
+    with closing(done(chunks, job, self._workers(self.source.size))) as results:
+      for _, documents in results:
+        for size, sentences in documents:
+          bar.update(size)
+          yield from sentences
+          taken += size if sentences else 0
+          if taken >= SAMPLE:
+            return
 
   # Encoding.
 
@@ -274,21 +256,36 @@ class _Preparation:
         stack.enter_context(writer)
       dropped = Counter(journal["dropped"])
       bar.update(journal["size"])
-      chunks = stack.enter_context(closing(_ahead(self._chunks(journal["read"]))))
-      workers = processes.cores() if self.source.size - journal["size"] >= LARGE else 1
-      results = encoded(chunks, _Chunk.texts, self.tokenizer, workers)
-      for chunk, encoding in stack.enter_context(closing(results)):
-        self._write(chunk, encoding, writers, dropped)
-        journal = {
-          "read": chunk.read,
-          "size": journal["size"] + chunk.size,
-          "dropped": dict(dropped),
-          "lengths": [writer.sync() for writer in writers],
-          "hashes": [writer.hashes() for writer in writers],
-          "tokenizer": self.tokenizer.fingerprint,
-        }
-        _replace(self.directory / "journal.json", journal)
-        bar.update(chunk.size)
+      place, workers = Place(*journal["place"]), self._workers(self.source.size - journal["size"])
+      chunks = self._chunks(place)
+      if workers < 2:  # a worker reads a chunk itself
+        chunks = map(Chunk.read, chunks)
+      chunks = stack.enter_context(closing(_ahead(chunks)))
+      results = done(chunks, Encoding(self.tokenizer, self.held_out), workers)
+      size = journal["size"]
+      for number, (place, encoded) in enumerate(stack.enter_context(closing(results)), 1):
+        for writer, documents in zip(writers, encoded.splits, strict=True):
+          writer.add(documents)
+        dropped.update(encoded.dropped)
+        size += encoded.size
+        bar.update(encoded.size)
+        if number % JOURNAL == 0:
+          self._write_journal(place, size, dropped, writers)
+      return self._write_journal(place, size, dropped, writers)
+
+  def _write_journal(
+    self, place: Place, size: int, dropped: Counter, writers: list[StoreWriter]
+  ) -> dict:
+    """Writes what the writers hold, then the journal of it. place, size: what was read so far."""
+    journal = {
+      "place": place,
+      "size": size,
+      "dropped": dict(dropped),
+      "lengths": [writer.sync() for writer in writers],
+      "hashes": [writer.hashes() for writer in writers],
+      "tokenizer": self.tokenizer.fingerprint,
+    }
+    _replace(self.directory / "journal.json", journal)
     return journal
 
   def _continued(self) -> tuple[dict, list[StoreWriter]]:
@@ -303,7 +300,7 @@ class _Preparation:
     try:
       journal = read_json(path)
       writers = writers_at(journal["lengths"])
-      counts = journal["read"], journal["size"], *journal["dropped"].values()
+      counts = *Place(*journal["place"]), journal["size"], *journal["dropped"].values()
       hashes = [writer.hashes() for writer in writers]
       if all(type(n) is int for n in counts) and len(writers) == 2 and (
         (journal["hashes"], journal["tokenizer"]) == (hashes, self.tokenizer.fingerprint)
@@ -318,37 +315,14 @@ class _Preparation:
       why = f"its journal cannot be used: {error}"
     if why:
       print(f"The unfinished text {self.directory} is begun again ({why}).", file=sys.stderr)
-    return {"read": 0, "size": 0, "dropped": {}}, writers_at(({}, {}))
+    return {"place": Place(), "size": 0, "dropped": {}}, writers_at(({}, {}))
 
-  def _chunks(self, skip: int) -> Iterator[_Chunk]:
-    chunk = _Chunk([], skip, 0)
-    for number, document in enumerate(self.source.documents()):
-      if number < skip:
-        continue
-      side = int(share_of(document, b"split") < self.held_out)
-      chunk.documents.append((side, document))
-      chunk.read = number + 1
-      chunk.size += sum(map(len, document.sentences)) + len(document.sentences)
-      if chunk.size >= CHUNK:
-        yield chunk
-        chunk = _Chunk([], chunk.read, 0)
-    if chunk.documents:
-      yield chunk
+  def _chunks(self, place: Place) -> Iterator[Chunk]:
+    return chunks_of(self.source, place, CHUNK)
 
-  def _write(
-    self, chunk: _Chunk, encoding: Encoding, writers: list[StoreWriter], dropped: Counter
-  ) -> None:
-    ends = np.concatenate([[0], np.cumsum(encoding.lengths, dtype=np.int64)])
-    sentence = 0
-    for side, document in chunk.documents:
-      first, sentence = sentence, sentence + len(document.sentences)
-      lengths = encoding.lengths[first:sentence]
-      kept = lengths[lengths > 0]
-      dropped["sentences without a token"] += len(lengths) - len(kept)
-      if len(kept):
-        writers[side].add(document, encoding.ids[ends[first] : ends[sentence]], kept)
-      else:
-        dropped["documents without a token"] += 1
+  def _workers(self, size: int) -> int:
+    """Worker processes for so many bytes of text."""
+    return processes.cores() if size >= LARGE else 1
 
   # The end.
 

@@ -14,10 +14,9 @@ import hashlib
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-
-from plm_jax.data.documents import Document
 
 PARTS = {"sentences": "<i8", "documents": "<i8", "name_ends": "<i8", "names": "u1"}
 
@@ -73,6 +72,18 @@ class TokenStore:
     return bytes(text[ends[document] : ends[document + 1] - 1]).decode().split("\t")
 
 
+class Documents(NamedTuple):
+  """Consecutive documents of a split. ids [N]: of all sentences; lengths int [S]: those of the
+  sentences, none zero; sentences int [D]: of each document; names: "NAME\\tLABEL\\n" each, and
+  name_sizes int [D] their bytes."""
+
+  ids: np.ndarray
+  lengths: np.ndarray
+  sentences: np.ndarray
+  names: bytes
+  name_sizes: np.ndarray
+
+
 class StoreWriter:
   """Appends documents to the files of one split.
 
@@ -110,19 +121,20 @@ class StoreWriter:
     """The sha256 of what each file has on disk."""
     return {part: digest.hexdigest() for part, digest in self._hashes.items()}
 
-  def add(self, document: Document, ids: np.ndarray, lengths: np.ndarray) -> None:
-    """Appends one document. ids [N]: its concatenated sentences; lengths [S]: theirs, none zero."""
-    ends = self.tokens + np.cumsum(lengths, dtype=np.int64)
-    self.tokens += len(ids)
-    self.sentences += len(lengths)
-    name = " ".join(document.name.split()) + "\t" + " ".join(document.label.split()) + "\n"
-    name = np.frombuffer(name.encode(), np.uint8)
-    self.names += len(name)
-    self.buffers["tokens"].append(ids.astype(self.types["tokens"]))
-    self.buffers["sentences"].append(ends)
-    self.buffers["documents"].append(np.array([self.sentences]))
-    self.buffers["names"].append(name)
-    self.buffers["name_ends"].append(np.array([self.names]))
+  def add(self, documents: Documents) -> None:
+    """Appends documents."""
+    ends = {
+      "sentences": self.tokens + np.cumsum(documents.lengths, dtype=np.int64),
+      "documents": self.sentences + np.cumsum(documents.sentences, dtype=np.int64),
+      "name_ends": self.names + np.cumsum(documents.name_sizes, dtype=np.int64),
+    }
+    self.tokens += len(documents.ids)
+    self.sentences += len(documents.lengths)
+    self.names += len(documents.names)
+    self.buffers["tokens"].append(documents.ids)
+    self.buffers["names"].append(np.frombuffer(documents.names, np.uint8))
+    for part, values in ends.items():
+      self.buffers[part].append(values)
 
   def sync(self) -> dict[str, int]:
     """Writes the buffers to disk and returns the lengths of the files, for the journal."""

@@ -4,73 +4,26 @@ Files are read as a stream. A document of plain text ends after `LONGEST_DOCUMEN
 latest; one of JSON lines or Parquet is a line or a row.
 """
 
-import gzip
-import io
 import json
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from plm_jax.data.documents import Document
 from plm_jax.data.layout import TITLE, Layout, layout_of, sentences_of, text_sentences
+from plm_jax.data.text_parts import Part, damaged, readable
 from plm_jax.errors import UserError
 
 LONGEST_DOCUMENT = 1 << 20  # characters
 _LONGEST_PIECE = 1 << 20  # bytes read at once; a longer line comes in pieces
 _LONGEST_JSON = 1 << 28  # bytes of a line
 _PROBE = 1 << 18  # bytes read from the beginning of a file to recognise its layout
-_PLAIN = (".txt", ".jsonl", ".tsv")
-SUFFIXES = (*(plain + packed for packed in ("", ".gz", ".zst") for plain in _PLAIN), ".parquet")
-_PACKED = {".gz": 3, ".zst": 3, ".parquet": 2}  # about how much larger the text is
 
 
-def bytes_of_text(file: Path) -> int:
-  """About; it scales progress bars and samples."""
-  return file.stat().st_size * _PACKED.get(file.suffix, 1)
-
-
-def documents_of(file: Path, name: str, lines: bool) -> Iterator[Document]:
-  """Streams the documents of a file. name: of the file in those of its documents. lines: whether a
-  sentence is a line as it is. Errors: `UserError` for a file that cannot be read."""
-  kinds = {
-    ".jsonl": partial(_from_json, keep=lines),
-    ".parquet": partial(_from_parquet, keep=lines),
-    ".tsv": _from_pairs,
-  }
-  kind = Path(file.name.removesuffix(".gz").removesuffix(".zst")).suffix
-  return kinds.get(kind, _from_lines if lines else _from_text)(file, name)
-
-
-def _opened(file: Path):
-  if file.suffix == ".zst":
-    import pyarrow
-
-    return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))
-  return (gzip.open if file.suffix == ".gz" else open)(file, "rb")
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-  """Errors: `UserError` for a file that cannot be read, or is damaged."""
-  try:
-    yield
-  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise UserError(
-      f"The file {str(file)!r} is damaged or not gzip ({error}): compress it again."
-    ) from None
-  except OSError as error:
-    if error.strerror is None:  # of pyarrow, over several lines
-      raise _damaged(file, error) from None
-    raise UserError(f"The file {str(file)!r} cannot be read: {error.strerror}.") from None
-
-
-def _damaged(file: Path, error: Exception) -> UserError:
-  kind = {".zst": "Zstandard", ".parquet": "Parquet"}.get(file.suffix, "text")
-  why = next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")
-  return UserError(f"The file {str(file)!r} is damaged or not {kind} ({why}): write it again.")
+def documents_of(part: Part) -> Iterator[Document]:
+  """Streams the documents. Errors: `UserError` for a file that cannot be read."""
+  kinds = {".jsonl": _from_json, ".parquet": _from_parquet, ".tsv": _from_pairs}
+  return kinds.get(part.kind, _from_lines if part.keep else _from_text)(part)
 
 
 class _Line(NamedTuple):
@@ -79,8 +32,8 @@ class _Line(NamedTuple):
   ends: bool  # False for all but the last piece of a very long line
 
 
-def _lines(file: Path, tabs: bool = False, keep: bool = False) -> Iterator[_Line]:
-  """The stripped lines of a file, with tabs or without, or `keep` as they are; very long ones are
+def _lines(part: Part, tabs: bool = False, keep: bool = False) -> Iterator[_Line]:
+  """The stripped lines of a text, with tabs or without, or `keep` as they are; very long ones are
   cut between words."""
 
   def stripped(text: str) -> str:
@@ -88,8 +41,8 @@ def _lines(file: Path, tabs: bool = False, keep: bool = False) -> Iterator[_Line
       return text
     return "\t".join(" ".join(x.split()) for x in (text.split("\t") if tabs else [text]))
 
-  number, offset, rest, ends = 1, 0, b"", True
-  with _readable(file), _opened(file) as stream:
+  file, number, offset, rest, ends = part.file, part.line, part.offset, b"", True
+  with part.opened() as stream:
     while piece := stream.readline(_LONGEST_PIECE):
       block, rest = rest + piece, b""
       ends = piece.endswith(b"\n") or len(piece) < _LONGEST_PIECE
@@ -126,9 +79,10 @@ def _decode(block: bytes, file: Path, line: int, offset: int) -> str:
     ) from None
 
 
-def _probe(file: Path) -> Layout:
+def probed(file: Path) -> Layout:
+  """The layout of plain text."""
   lines, size = [], 0
-  for line in _lines(file):
+  for line in _lines(Part(file, "")):
     lines.append(line.text)
     size += len(line.text) + 1
     if size > _PROBE:
@@ -136,20 +90,20 @@ def _probe(file: Path) -> Layout:
   return layout_of(lines)
 
 
-def _from_text(file: Path, name: str) -> Iterator[Document]:
-  layout = _probe(file)
+def _from_text(part: Part) -> Iterator[Document]:
+  layout = part.layout or probed(part.file)
   first, blank, size = 1, 0, 0
   sentences: list[str] = []
   paragraph: list[str] = []
 
   def close() -> Document:
     sentences.extend(sentences_of(paragraph, layout.wrapped))
-    document = Document(f"{name}:{first}", tuple(sentences))
+    document = Document(f"{part.name}:{first}", tuple(sentences))
     sentences.clear()
     paragraph.clear()
     return document
 
-  for line in _lines(file):
+  for line in _lines(part):
     if not line.text:
       blank += line.ends
       if paragraph:
@@ -170,42 +124,44 @@ def _from_text(file: Path, name: str) -> Iterator[Document]:
     yield close()
 
 
-def _from_pairs(file: Path, name: str) -> Iterator[Document]:
-  for line in _lines(file, tabs=True):
+def _from_pairs(part: Part) -> Iterator[Document]:
+  for line in _lines(part, tabs=True):
     source, _, rest = line.text.partition("\t")
     target = rest.partition("\t")[0]
     if line.text and not (source and target):
       raise UserError(
-        f"Line {line.number} of {str(file)!r} is not a pair: expected a source, a tab and a target."
+        f"Line {line.number} of {str(part.file)!r} is not a pair: expected a source, a tab and a "
+        "target."
       )
     if line.text:
-      yield Document(f"{name}:{line.number}", (source, target))
+      yield Document(f"{part.name}:{line.number}", (source, target))
 
 
-def _from_lines(file: Path, name: str) -> Iterator[Document]:
+def _from_lines(part: Part) -> Iterator[Document]:
   """Documents of whole lines; blank lines end a document, as does `LONGEST_DOCUMENT`."""
   first, size, kept = 1, 0, []
-  for line in _lines(file, keep=True):
+  for line in _lines(part, keep=True):
     text = line.text.replace("\r\n", "\n")
     if kept and (not text.strip() or size >= LONGEST_DOCUMENT):
-      yield Document(f"{name}:{first}", tuple(kept))
+      yield Document(f"{part.name}:{first}", tuple(kept))
       size, kept = 0, []
     if text.strip():
       first = first if kept else line.number
       kept.append(text)
       size += len(text)
   if kept:
-    yield Document(f"{name}:{first}", tuple(kept))
+    yield Document(f"{part.name}:{first}", tuple(kept))
 
 
-def _from_json(file: Path, name: str, keep: bool = False) -> Iterator[Document]:
+def _from_json(part: Part) -> Iterator[Document]:
   """A document for each line, however long: half a line is no JSON."""
-  with _readable(file), _opened(file) as stream:
-    for number, block in enumerate(iter(lambda: stream.readline(_LONGEST_JSON), b""), 1):
-      where = f"The file {str(file)!r}, line {number},"
+  with part.opened() as stream:
+    lines = iter(lambda: stream.readline(_LONGEST_JSON), b"")
+    for number, block in enumerate(lines, part.line):
+      where = f"The file {str(part.file)!r}, line {number},"
       if len(block) == _LONGEST_JSON:
         raise UserError(f"{where} has more than {_LONGEST_JSON:,} bytes; split the document.")
-      line = _decode(block, file, number, 0).lstrip("\ufeff").strip()
+      line = _decode(block, part.file, number, 0).lstrip("\ufeff").strip()
       if not line:
         continue
       try:
@@ -214,18 +170,18 @@ def _from_json(file: Path, name: str, keep: bool = False) -> Iterator[Document]:
         raise UserError(f"{where} is not JSON ({error}): expected an object per line.") from None
       if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
         raise UserError(f'{where} has no text: expected an object with a string "text".')
-      sentences = _sentences(entry["text"], keep)
+      sentences = _sentences(entry["text"], part.keep)
       if sentences:
-        yield Document(f"{name}:{number}", sentences, _label(entry))
+        yield Document(f"{part.name}:{number}", sentences, _label(entry))
 
 
-def _from_parquet(file: Path, name: str, keep: bool = False) -> Iterator[Document]:
+def _from_parquet(part: Part) -> Iterator[Document]:
   """A document for each row of the column "text"."""
   import pyarrow
   from pyarrow import parquet
 
-  number = 0
-  with _readable(file):
+  file, number = part.file, part.line - 1
+  with readable(file):
     try:
       table = parquet.ParquetFile(file)
       types = {field.name: field.type for field in table.schema_arrow}
@@ -234,14 +190,15 @@ def _from_parquet(file: Path, name: str, keep: bool = False) -> Iterator[Documen
         names = ", ".join(types) or "none"
         raise UserError(f'The file {str(file)!r} has no "text" {of}; it has: {names}.')
       columns = ["text", *(["label"] if "label" in types else [])]
-      for batch in table.iter_batches(batch_size=256, columns=columns):
+      groups = range(part.offset, part.offset + 1 if part.group else table.num_row_groups)
+      for batch in table.iter_batches(batch_size=256, row_groups=groups, columns=columns):
         for row in batch.to_pylist():
           number += 1
-          sentences = _sentences(row["text"] or "", keep)
+          sentences = _sentences(row["text"] or "", part.keep)
           if sentences:
-            yield Document(f"{name}:{number}", sentences, _label(row))
+            yield Document(f"{part.name}:{number}", sentences, _label(row))
     except pyarrow.ArrowInvalid as error:
-      raise _damaged(file, error) from None
+      raise damaged(file, error) from None
     except UnicodeDecodeError:
       raise UserError(
         f"The file {str(file)!r} has a text that is not UTF-8, in rows {number + 1} to "

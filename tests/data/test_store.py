@@ -224,7 +224,7 @@ def test_an_unfinished_text_that_was_damaged_is_begun_again(
   ("where", "after"),
   [
     ("add", 0),
-    ("add", 30),
+    ("add", 15),
     ("sync", 0),
     ("sync", 3),
     ("_replace", 0),
@@ -236,6 +236,7 @@ def test_an_interrupted_preparation_goes_on_and_ends_with_the_same_bytes(
   path, tmp_path, monkeypatch, where, after
 ):
   monkeypatch.setattr(preparation, "CHUNK", 900)
+  monkeypatch.setattr(preparation, "JOURNAL", 1)
   whole = prepare(corpus(path), tmp_path / "whole", progress=False)
   owner = {"_replace": preparation, "_finish": preparation._Preparation}.get(
     where, preparation.StoreWriter
@@ -253,10 +254,8 @@ def test_an_interrupted_preparation_goes_on_and_ends_with_the_same_bytes(
     patch.setattr(owner, where, breaks)
     with pytest.raises(Stop):
       prepare(corpus(path), tmp_path / "cut", progress=False)
-  write = preparation._Preparation._write
-  monkeypatch.setattr(
-    preparation._Preparation, "_write", lambda *a: (encoded.append(1), write(*a))[1]
-  )
+  add = preparation.StoreWriter.add
+  monkeypatch.setattr(preparation.StoreWriter, "add", lambda *a: (encoded.append(1), add(*a))[1])
   cut = prepare(corpus(path), tmp_path / "cut", progress=False)
   assert digests(cut.directory) == digests(whole.directory)
   if where == "_finish":
@@ -269,6 +268,7 @@ from types import SimpleNamespace
 from plm_jax.data import preparation, processes
 from plm_jax.data.tokenizers import WordPiece
 preparation.CHUNK = 900
+preparation.JOURNAL = 1
 sync, calls = preparation.StoreWriter.sync, []
 def dies(self):
   calls.append(1)
@@ -342,6 +342,7 @@ def two_workers(monkeypatch):
   """Even small texts go to two processes; the list of those that were started."""
   monkeypatch.setattr(preparation, "LARGE", 0)
   monkeypatch.setattr(preparation, "CHUNK", 900)
+  monkeypatch.setattr(preparation, "JOURNAL", 1)
   monkeypatch.setattr(processes, "cores", lambda: 2)
   started, start = [], processes.start
 
@@ -356,27 +357,28 @@ def two_workers(monkeypatch):
 def test_any_number_of_workers_writes_the_same_bytes(path, tmp_path, monkeypatch, two_workers):
   started = two_workers
   two = prepare(corpus(path), tmp_path / "two", progress=False)
-  assert len(started) == 2 and all(process.poll() is not None for process in started)
+  # Two for the text of the tokenizer, and two that encode.
+  assert len(started) == 4 and all(process.poll() is not None for process in started)
   monkeypatch.setattr(processes, "cores", lambda: 1)
   one = prepare(corpus(path), tmp_path / "one", progress=False)
-  assert len(started) == 2
+  assert len(started) == 4
   assert digests(one.directory) == digests(two.directory)
 
 
 def test_a_killed_worker_is_told_in_a_sentence_and_the_preparation_goes_on(
   path, tmp_path, monkeypatch, two_workers
 ):
-  write, calls = preparation._Preparation._write, []
+  add, calls = preparation.StoreWriter.add, []
 
   def kills(*arguments):
     calls.append(1)
     if len(calls) == 3:
       for process in two_workers:
         process.kill()
-    return write(*arguments)
+    return add(*arguments)
 
   with monkeypatch.context() as patch:
-    patch.setattr(preparation._Preparation, "_write", kills)
+    patch.setattr(preparation.StoreWriter, "add", kills)
     with pytest.raises(UserError, match=r"was killed \(exit code -9"):
       prepare(corpus(path), tmp_path / "cut", progress=False)
   cut = prepare(corpus(path), tmp_path / "cut", progress=False)
@@ -387,11 +389,13 @@ def test_a_killed_worker_is_told_in_a_sentence_and_the_preparation_goes_on(
 
 PARENT = """
 import os, signal, sys
-from plm_jax.data import encoding
+from plm_jax.data import chunks, encoding
+from plm_jax.data.documents import Document
 from plm_jax.data.tokenizers import WordPiece
 tokenizer = WordPiece(vocab_size=40).train(["a few words"])
-pool = encoding._Workers(tokenizer, 2)
-pool.encode(["words"])
+pool = encoding._Workers(chunks.Encoding(tokenizer, 0.1), 2)
+chunk = chunks.Chunk((Document("a", ("words",)),), chunks.Place())
+pool.do(chunk)
 print(*(process.pid for process in pool._all), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
