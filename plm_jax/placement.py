@@ -58,8 +58,8 @@ def split_heads(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.size <= 1:
     return function(jnp.zeros((), jnp.int32), q_BTNH, k_BSKH, v_BSKH, by_row, seed)
-  N, tensor = q_BTNH.shape[2], mesh.shape["tensor"]
-  heads = "tensor" if k_BSKH.shape[2] % tensor == 0 else None
+  N = q_BTNH.shape[2]
+  heads = "tensor" if heads_are_split_by(k_BSKH.shape[2]) > 1 else None
 
   def local(q_BTNH, k_BSKH, v_BSKH, by_row, seed):
     row = jax.lax.axis_index(ROW_AXES) * q_BTNH.shape[0]
@@ -71,6 +71,12 @@ def split_heads(
   # `check_vma` is off because a kernel's results do not say which axes they differ along.
   kernel = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
   return kernel(q_BTNH, k_BSKH, v_BSKH, by_row, seed)
+
+
+def heads_are_split_by(key_heads: int) -> int:
+  """The number of parts into which `split_heads` splits the heads; 1 without a mesh."""
+  tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+  return tensor if key_heads % tensor == 0 else 1
 
 
 def rows_are_split_by() -> int:

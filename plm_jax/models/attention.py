@@ -16,7 +16,7 @@ from plm_jax.models.layers import Linear
 from plm_jax.models.positions import Rotation, rotate
 from plm_jax.models.products import einsum_float32
 from plm_jax.models.recording import active
-from plm_jax.placement import splits_rows
+from plm_jax.placement import heads_are_split_by, splits_rows
 from plm_jax.progress import say_once
 
 BLOCK = 64  # queries of a block of causal attention, at least
@@ -129,9 +129,9 @@ def chosen_kind(
     if noise is not None and noise.generator != "hash":
       return f"compute.dropout is {noise.generator}, and kernels draw the hash"
     if kernel == "pallas":
-      if jax.default_backend() == "tpu":
-        return "this kernel is for NVIDIA GPUs"
-      return None if splits_rows(len(q_BTNH)) else "the devices do not divide the rows"
+      if not splits_rows(len(q_BTNH)):
+        return "the devices do not divide the rows"
+      return _misfit_on_tpu(q_BTNH, keys) if jax.default_backend() == "tpu" else None
     if not causal or any(x is not None for x in groups) or noise is not None or window is not None:
       return "it takes causal rows without documents, padding, windows and dropout"
     if jax.sharding.get_abstract_mesh().size > 1:
@@ -146,13 +146,22 @@ def chosen_kind(
     )
   if kind != "auto":
     return kind
-  if not has_tensor_cores(q_BTNH.dtype):
+  on_tpu = jax.default_backend() == "tpu" and q_BTNH.dtype == jnp.bfloat16
+  if not on_tpu and not has_tensor_cores(q_BTNH.dtype):
     return "blocks"
-  kernels: tuple[AttentionKind, ...] = ("cudnn", "pallas")
+  kernels: tuple[AttentionKind, ...] = ("pallas",) if on_tpu else ("cudnn", "pallas")
   chosen = next((kernel for kernel in kernels if not misfit(kernel)), "plain")
   why = f" ({misfit('pallas')})" if chosen == "plain" else ""
   say_once(f"attention: {chosen}{why}")
   return chosen
+
+
+def _misfit_on_tpu(q_BTNH: jax.Array, k_BSKH: jax.Array) -> str | None:
+  """The reason why the kernel of TPUs does not take these shapes."""
+  from plm_jax.models.tpu_attention import misfit
+
+  heads = q_BTNH.shape[2] // heads_are_split_by(k_BSKH.shape[2])
+  return misfit(heads, q_BTNH.shape[3], max(q_BTNH.shape[1], k_BSKH.shape[1]))
 
 
 def attend_by_cudnn(q_BTNH, k_BTKH, v_BTKH, scale: float | None) -> jax.Array:

@@ -1,4 +1,5 @@
-"""Attention in one kernel, for NVIDIA GPUs: no array `[B, N, T, S]` is written to memory.
+"""Attention in one kernel: no array `[B, N, T, S]` is written to memory. `fused_attention` chooses
+the kernels of the device; here are those for NVIDIA GPUs, in tpu_attention.py those for TPUs.
 
 The algorithm is FlashAttention-2 (Dao 2023, arXiv 2307.08691): blocks of queries read blocks of
 keys, the softmax is accumulated over them, and the backward pass computes the scores again. Dropout
@@ -13,19 +14,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from plm_jax.models.dropout import keep_threshold, mix
+from plm_jax.models.attention_problem import MASKED, Problem
 from plm_jax.models.groups import Groups
+from plm_jax.models.tpu_attention import attend_on_tpu
 from plm_jax.placement import split_heads
-
-LOG2E = math.log2(math.e)  # the kernels use powers of 2
-MASKED = -1e30  # as in `plm_jax.models.attention`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,41 +41,19 @@ TILING = Tiling(rows=64, columns=64, warps=4, stages=3)  # of all kernels: docs/
 
 
 @dataclasses.dataclass(frozen=True)
-class _Problem:
-  """Everything that is known when a kernel is compiled. heads: of queries, on all devices;
-  targets, sources: positions without the padding to whole blocks."""
-
-  scale: float
-  causal: bool
-  window: int | None
-  rate: float
-  heads: int
-  targets: int
-  sources: int
-  interpret: bool
+class _Problem(Problem):
+  """A problem with the blocks that a block sees."""
 
   def scores(self, q, k, rows, columns, row_groups, column_groups):
-    """float32 `[rows, columns]`: scaled by `scale * log2(e)`, and masked."""
-    scores = triton.dot(q, k, trans_b=True) * jnp.float32(self.scale * LOG2E)
-    allowed = None
+    """float32 `[rows, columns]`, scaled and masked."""
     if row_groups is not None:
-      allowed = row_groups[:, None] == column_groups[None, :]
-    if self.causal:
-      allowed = _both(allowed, columns[None, :] <= rows[:, None])
-    if self.window is not None:
-      near = jnp.abs(columns[None, :] - rows[:, None]) <= self.window
-      allowed = _both(allowed, near)
-    if row_groups is None and not self.causal:  # padding to whole blocks has no group otherwise
-      allowed = _both(allowed, columns[None, :] < self.sources)
-    return scores if allowed is None else jnp.where(allowed, scores, MASKED)
+      row_groups, column_groups = row_groups[:, None], column_groups[None, :]
+    products = triton.dot(q, k, trans_b=True)
+    return self.masked(products, rows[:, None], columns[None, :], row_groups, column_groups)
 
-  def keeps(self, place, rows, columns):
-    """bool `[rows, columns]`: the weights that dropout keeps. place: uint32 seed and index of the
-    head's first weight in the whole array."""
-    seed, first = place
-    index = rows.astype(jnp.uint32)[:, None] * jnp.uint32(self.sources)
-    index = first + index + columns.astype(jnp.uint32)[None, :]
-    return mix(index ^ seed) >= jnp.uint32(keep_threshold(self.rate))
+  def kept(self, place, rows, columns):
+    """bool `[rows, columns]`: the weights that dropout keeps."""
+    return self.keeps(place, rows[:, None], columns[None, :])
 
   def first_source(self, first_row, tiling: Tiling):
     """The first block of sources that a block of targets sees."""
@@ -110,10 +86,6 @@ class _Problem:
     return jnp.minimum(end + tiling.columns - 1, width + tiling.columns - 1) // tiling.columns
 
 
-def _both(a, b):
-  return b if a is None else a & b
-
-
 def _block(start, size):
   """The slice of a block, and its positions."""
   return pl.ds(start, size), start + jax.lax.broadcasted_iota(jnp.int32, (size,), 0)
@@ -121,13 +93,6 @@ def _block(start, size):
 
 def _group(ref, block):
   return None if ref is None else ref[block]
-
-
-def _place(problem: _Problem, place_ref, head):
-  """Seed, and index of a head's first weight in the whole array, modulo 2**32. head: number among
-  this call's heads of all rows."""
-  size = jnp.uint32(problem.targets * problem.sources % 2**32)
-  return place_ref[0], place_ref[1] + head.astype(jnp.uint32) * size
 
 
 # --- kernels -------------------------------------------------------------------------------------
@@ -139,7 +104,7 @@ def _forward_kernel(
   """One block of queries of one head. lse: log2 of the softmax's denominator, of each query."""
   first = pl.program_id(0) * tiling.rows
   block, rows = _block(first, tiling.rows)
-  place = _place(problem, place_ref, pl.program_id(1) * problem.heads + pl.program_id(2))
+  place = problem.place(place_ref, pl.program_id(1) * problem.heads + pl.program_id(2))
   q, row_groups = q_ref[...], _group(tg_ref, block)
 
   def body(number, carry):
@@ -152,7 +117,7 @@ def _forward_kernel(
     shrink = jnp.exp2(before - highest)
     total = total * shrink + weights.sum(axis=1)
     if problem.rate:
-      weights = jnp.where(problem.keeps(place, rows, columns), weights, 0.0)
+      weights = jnp.where(problem.kept(place, rows, columns), weights, 0.0)
     return o * shrink[:, None] + triton.dot(weights.astype(v.dtype), v), highest, total
 
   start = (
@@ -173,7 +138,7 @@ def _weights(problem: _Problem, scores, lse, place, rows, columns):
   if not problem.rate:
     return weights, None
   factor = jnp.float32(1.0 / (1.0 - problem.rate))
-  return weights, jnp.where(problem.keeps(place, rows, columns), factor, 0.0)
+  return weights, jnp.where(problem.kept(place, rows, columns), factor, 0.0)
 
 
 def _score_gradients(weights, factors, g_weights, delta):
@@ -190,7 +155,7 @@ def _queries_kernel(
   """The gradient of one block of queries of one head."""
   first = pl.program_id(0) * tiling.rows
   block, rows = _block(first, tiling.rows)
-  place = _place(problem, place_ref, pl.program_id(1) * problem.heads + pl.program_id(2))
+  place = problem.place(place_ref, pl.program_id(1) * problem.heads + pl.program_id(2))
   q, g, lse, delta = q_ref[...], g_ref[...], lse_ref[...], delta_ref[...]
   row_groups = _group(tg_ref, block)
 
@@ -221,7 +186,7 @@ def _keys_kernel(
   carry = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
   for head in range(heads):
     number = pl.program_id(1) * problem.heads + pl.program_id(2) * heads + head
-    place = _place(problem, place_ref, number)
+    place = problem.place(place_ref, number)
 
     def body(number, carry, head=head, place=place):
       dk, dv = carry
@@ -255,12 +220,14 @@ def fused_attention(
   window: int | None = None,
   rate: float = 0.0,
   seed: jax.Array | None = None,
+  platform: str | None = None,
 ) -> jax.Array:
   """`[B, T, N, H]`, as plain attention has it; a target that sees nothing has arbitrary values.
 
   causal, window: a target sees the sources that are not after it, and at most `window` positions
   away. seed: uint32 `[]` of a hash `Noise`; None is no dropout. H is a power of 2, at least 16. On
-  a mesh every device computes its rows and heads.
+  a mesh every device computes its rows and heads. platform: `tpu` or `gpu`, whose kernels run; None
+  is that of the device, and of a GPU on a CPU, where kernels are interpreted.
   """
   (_, T, N, H), S = q_BTNH.shape, k_BSKH.shape[1]
   problem = _Problem(
@@ -277,7 +244,10 @@ def fused_attention(
 
   def local(first_head, q_BTNH, k_BSKH, v_BSKH, groups, seed):
     first = first_head.astype(jnp.uint32) * jnp.uint32(T * S % 2**32)
-    return _attend(problem, q_BTNH, k_BSKH, v_BSKH, groups, jnp.stack([seed, first]))
+    place = jnp.stack([seed, first])
+    if (platform or jax.default_backend()) == "tpu":
+      return attend_on_tpu(problem, q_BTNH, k_BSKH, v_BSKH, groups, place)
+    return _attend(problem, q_BTNH, k_BSKH, v_BSKH, groups, place)
 
   return split_heads(local, q_BTNH, k_BSKH, v_BSKH, groups, seed)
 

@@ -92,7 +92,8 @@ def _inputs(x: Instruction, computation: Computation) -> list[Array]:
 
 
 def operations(program: Program, x: Instruction, computation: Computation) -> float:
-  """Operations of the products of a kernel; custom kernels do not say theirs."""
+  """Operations of the products of a kernel. A custom kernel's are those it says, or else 0: ours
+  for TPUs say them, those for GPUs do not."""
   if x.operation == "dot":
     left = computation.by_name[x.operands[0]].arrays[0]
     axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", x.rest)
@@ -100,6 +101,9 @@ def operations(program: Program, x: Instruction, computation: Computation) -> fl
     return 2.0 * prod(x.arrays[0].shape) * prod(sizes)
   if x.operation == "convolution":
     return _convolution(x, *(computation.by_name[name].arrays[0].shape for name in x.operands))
+  if x.operation == "custom-call":
+    said = re.search(r'"cost_estimate":\{"flops":"(\d+)"', x.rest)
+    return float(said[1]) if said else 0.0
   if x.operation not in ("fusion", "call"):
     return 0.0
   inner = (program.computations[name] for name in x.called("calls", "to_apply"))

@@ -1,4 +1,5 @@
-"""Attention in one kernel equals plain attention. On a CPU the kernels are interpreted."""
+"""Attention in one kernel equals plain attention. On a CPU the kernels are interpreted, those for
+GPUs and those for TPUs."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from plm_jax.errors import UserError
-from plm_jax.models import attention
+from plm_jax.models import attention, tpu_attention
 from plm_jax.models.attention import attend, causal_mask, document_mask, padding_mask, window_mask
 from plm_jax.models.bart import Bart
 from plm_jax.models.bert import Bert
@@ -57,8 +58,13 @@ def results(function, qkv, gradient):
   return jax.jit(both)(qkv, gradient)
 
 
+PLATFORMS = pytest.mark.parametrize("platform", ["gpu", "tpu"])
+
+
+@PLATFORMS
 @pytest.mark.parametrize("name", CASES)
-def test_the_kernel_and_its_gradients_equal_plain_attention(name):
+def test_the_kernel_and_its_gradients_equal_plain_attention(name, platform, monkeypatch):
+  monkeypatch.setattr(tpu_attention, "ROWS", 32)
   key_heads, rate, mask, groups, causal, window = CASES[name]
   qkv, gradient = inputs(key_heads)
   sees = jnp.broadcast_to(mask, (B, 1, 80, 80)).any(-1)[:, 0, :, None, None]
@@ -67,6 +73,7 @@ def test_the_kernel_and_its_gradients_equal_plain_attention(name):
 
   def kernel(q, k, v):
     options = {"causal": causal, "window": window, "rate": rate, "seed": seed}
+    options["platform"] = platform
     return jnp.where(sees, fused_attention(q, k, v, groups, **options), 0)
 
   def plain(q, k, v):
@@ -76,11 +83,16 @@ def test_the_kernel_and_its_gradients_equal_plain_attention(name):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), fused, expected)
 
 
-def test_a_target_reads_sources_of_another_length():
+@PLATFORMS
+def test_a_target_reads_sources_of_another_length(platform):
   qkv, gradient = inputs(4, targets=24, sources=80)
   real_BS = jnp.arange(80) < LENGTHS[:, None]
   groups, mask = real_sources(24, real_BS), real_BS[:, None, None, :]
-  fused = results(lambda q, k, v: fused_attention(q, k, v, groups), qkv, gradient)
+
+  def kernel(q, k, v):
+    return fused_attention(q, k, v, groups, platform=platform)
+
+  fused = results(kernel, qkv, gradient)
   expected = results(lambda q, k, v: attend(q, k, v, mask, 0.0, None), qkv, gradient)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), fused, expected)
 
