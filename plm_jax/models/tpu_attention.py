@@ -71,15 +71,19 @@ class _Row:
         end_seen = min(end_seen, -(-(end + window) // LANES) * LANES)
       yield slice(first, end), slice(begin_seen, end_seen)
 
-  def heads(self, lanes: int):
-    """Each head of the program: its numbers as bool `[1, lanes]`, and its first weight."""
-    row, group = pl.program_id(0), pl.program_id(1)
+  def for_heads(self, body, start):
+    """`x = body(x, own, place)` for each head of the program, from `start` `[rows, lanes]`. own:
+    bool `[1, lanes]`, the head's numbers; place: of its first weight. One head is compiled."""
+    row, group, lanes, width = pl.program_id(0), pl.program_id(1), start.shape[1], self.width
     lane = jax.lax.broadcasted_iota(jnp.int32, (1, lanes), 1)
-    count, width = lanes // self.width, self.width
-    for head in range(count):
-      index = row * self.problem.heads + group * count + head
+    count = lanes // width
+
+    def of_head(head, x):
       own = (lane >= head * width) & (lane < (head + 1) * width)
-      yield own, self.problem.place(self.place_ref, index)
+      index = row * self.problem.heads + group * count + head
+      return body(x, own, self.problem.place(self.place_ref, index))
+
+    return jax.lax.fori_loop(0, count, of_head, start)
 
   def masked(self, products, targets: slice, sources: slice, axis: int):
     """Scores. products: float32 with targets along `axis`."""
@@ -120,19 +124,21 @@ def _forward_kernel(place_ref, q_ref, k_ref, v_ref, *refs, problem: Problem, wid
   *marks, o_ref = refs
   row = _Row(problem, width, place_ref, marks or (None, None))
   for targets, sources in row.blocks(q_ref.shape[0], k_ref.shape[0]):
-    q, k, v = q_ref[targets], k_ref[sources], v_ref[sources]
-    o = jnp.zeros(q.shape, jnp.float32)
-    for own, place in row.heads(q.shape[1]):
-      scores = row.masked(_dot(jnp.where(own, q, 0), k, 1, 1), targets, sources, 0)
+
+    def of_head(o, own, place, targets=targets, sources=sources):
+      q, v = jnp.where(own, q_ref[targets], 0), v_ref[sources]
+      scores = row.masked(_dot(q, k_ref[sources], 1, 1), targets, sources, 0)
       weights = jnp.exp2(scores - scores.max(axis=1, keepdims=True))
       total = weights.sum(axis=1, keepdims=True) * (1.0 - problem.rate)
       weights = row.dropped(weights, place, targets, sources, 0)
-      o = jnp.where(own, _dot(weights.astype(v.dtype), v, 1, 0) / total, o)
+      return jnp.where(own, _dot(weights.astype(v.dtype), v, 1, 0) / total, o)
+
+    o = row.for_heads(of_head, jnp.zeros(q_ref[targets].shape, jnp.float32))
     o_ref[targets] = o.astype(o_ref.dtype)
 
 
 def _backward_kernel(place_ref, q_ref, k_ref, v_ref, g_ref, *refs, problem: Problem, width: int):
-  """Scores and weights have sources first, so that only one of four products reads a matrix
+  """Scores and weights have sources first, so that only one of five products reads a matrix
   transposed. refs: groups, if there are any, the three gradients, and the sums of two in float32.
   """
   *marks, dq_ref, dk_ref, dv_ref, dk_sum, dv_sum = refs
@@ -141,22 +147,23 @@ def _backward_kernel(place_ref, q_ref, k_ref, v_ref, g_ref, *refs, problem: Prob
   dk_sum[...] = jnp.zeros(dk_sum.shape, jnp.float32)
   dv_sum[...] = jnp.zeros(dv_sum.shape, jnp.float32)
   for targets, sources in row.blocks(q_ref.shape[0], k_ref.shape[0]):
-    q, g, k, v = q_ref[targets], g_ref[targets], k_ref[sources], v_ref[sources]
-    dq = jnp.zeros(q.shape, jnp.float32)
-    for own, place in row.heads(q.shape[1]):
-      own_q, own_g = jnp.where(own, q, 0), jnp.where(own, g, 0)
-      scores = row.masked(_dot(k, own_q, 1, 1), targets, sources, 1)
+
+    def of_head(dq, own, place, targets=targets, sources=sources):
+      q, g = jnp.where(own, q_ref[targets], 0), jnp.where(own, g_ref[targets], 0)
+      k, v = k_ref[sources], v_ref[sources]
+      scores = row.masked(_dot(k, q, 1, 1), targets, sources, 1)
       weights = jnp.exp2(scores - scores.max(axis=0, keepdims=True))
       weights = weights / weights.sum(axis=0, keepdims=True)
       dropped = row.dropped(weights * kept, place, targets, sources, 1)
-      dv_sum[sources] += _dot(dropped.astype(g.dtype), own_g, 1, 0)
+      dv_sum[sources] += _dot(dropped.astype(g.dtype), g, 1, 0)
       # The gradient of a dropped weight is 0 and that of another is scaled, as the weights are.
-      g_weights = _dot(v, own_g, 1, 1)
-      g_scores = dropped * g_weights
+      g_scores = dropped * _dot(v, g, 1, 1)
       g_scores = g_scores - weights * g_scores.sum(axis=0, keepdims=True)
       g_scores = g_scores.astype(q.dtype)
-      dk_sum[sources] += _dot(g_scores, own_q, 1, 0)
-      dq = jnp.where(own, _dot(g_scores, k, 0, 0), dq)
+      dk_sum[sources] += _dot(g_scores, q, 1, 0)
+      return jnp.where(own, _dot(g_scores, k, 0, 0), dq)
+
+    dq = row.for_heads(of_head, jnp.zeros(q_ref[targets].shape, jnp.float32))
     dq_ref[targets] = (dq * problem.scale).astype(dq_ref.dtype)
   dk_ref[...] = (dk_sum[...] * problem.scale).astype(dk_ref.dtype)
   dv_ref[...] = dv_sum[...].astype(dv_ref.dtype)

@@ -16,6 +16,7 @@ FREE = {
   *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "after-all", "call"),
   *("conditional", "partition-id", "replica-id", "iota", "opt-barrier", "async-start", "domain"),
 }
+ALLOCATION = 'custom_call_target="AllocateBuffer"'  # the place of a loop's results; nothing moves
 SLICES = {"dynamic-slice", "gather", "slice"}
 
 
@@ -58,7 +59,7 @@ def kernels(
       for inner in x.called("calls", "to_apply", "branch_computations"):
         if inner in program.computations:
           yield from kernels(program, inner, runs)
-    if x.operation not in FREE and not x.operation.endswith("-done"):
+    if not (x.operation in FREE or x.operation.endswith("-done") or ALLOCATION in x.rest):
       yield runs, x, computation
 
 

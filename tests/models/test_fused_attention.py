@@ -1,6 +1,8 @@
 """Attention in one kernel equals plain attention. On a CPU the kernels are interpreted, those for
 GPUs and those for TPUs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,6 +99,38 @@ def test_a_target_reads_sources_of_another_length(platform):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), fused, expected)
 
 
+@pytest.mark.parametrize(
+  ("heads", "width", "programs"), [(4, 64, 2), (3, 64, 1), (2, 128, 2)], ids=str
+)
+def test_a_program_of_a_tpu_has_the_heads_of_128_numbers(heads, width, programs):
+  """Each head reads its own numbers and drops its own weights, in whichever program it is."""
+  shape = (B, 24, heads, width)
+  q, k, v, gradient = (
+    jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(1), 4)
+  )
+  noise = Noise.create(jax.random.key(9), "hash")
+
+  def kernel(q, k, v):
+    return fused_attention(q, k, v, Groups(), rate=0.3, seed=noise.seed, platform="tpu")
+
+  def plain(q, k, v):
+    return attend(q, k, v, jnp.ones((1, 1, 1, 24), bool), 0.3, noise)
+
+  found, expected = (results(f, (q, k, v), gradient) for f in (kernel, plain))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
+  traced = jax.make_jaxpr(kernel)(q, k, v).jaxpr
+  (call,) = (e for e in everywhere(traced) if e.primitive.name == "pallas_call")
+  assert call.params["grid_mapping"].grid == (B, programs)
+
+
+def everywhere(jaxpr):
+  """All equations, those of inner functions included."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jaxprs_in_params(equation.params):
+      yield from everywhere(inner)
+
+
 SIZES = {"layers": 1, "width": 32, "heads": 2, "vocab_size": 64}
 BATCH = {
   "input_ids": jnp.asarray(np.random.default_rng(0).integers(5, 60, (4, 16)), jnp.int32),
@@ -112,8 +146,11 @@ BATCH = {
   [None, pytest.param(MeshShape(data=2, tensor=2), marks=pytest.mark.slow)],
   ids=["alone", "mesh"],
 )
-def test_a_model_gives_the_same_states_with_the_kernel(config, mesh):
+@PLATFORMS
+def test_a_model_gives_the_same_states_with_the_kernel(config, mesh, platform, monkeypatch):
   """With dropout, on one device and with rows and heads on four."""
+  of_platform = functools.partial(fused_attention, platform=platform)
+  monkeypatch.setattr("plm_jax.models.fused_attention.fused_attention", of_platform)
   model = config.init(jax.random.key(0), {})
   noise = Noise.create(jax.random.key(1), "hash")
 
@@ -141,14 +178,24 @@ def test_a_kernel_that_does_not_fit_is_refused_with_the_reason(kind):
     model(batch, Compute(attention=kind), None)
 
 
-def chosen(monkeypatch, *, rate=0.0, groups=None, causal=True, dtype=jnp.bfloat16, width=64):
-  monkeypatch.setattr(attention, "has_tensor_cores", lambda dtype: dtype != jnp.float32)
-  q = jax.ShapeDtypeStruct((2, 8, 4, width), dtype)
+def chosen(
+  monkeypatch, backend="gpu", *, rate=0.0, groups=None, causal=True, dtype=jnp.bfloat16, width=64,
+  heads=4, positions=8, bias=None,
+):  # fmt: skip
+  """The kind that `auto` takes, and what it says."""
+  said = []
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  has_cores = backend == "gpu"
+  monkeypatch.setattr(
+    attention, "has_tensor_cores", lambda dtype: has_cores and dtype != jnp.float32
+  )
+  q = jax.ShapeDtypeStruct((2, positions, heads, width), dtype)
   noise = Noise.create(jax.random.key(0), "hash") if rate else None
   monkeypatch.setattr(attention, "_refusal_of_cudnn", lambda q, k: None)
-  monkeypatch.setattr(attention, "say_once", lambda sentence: None)
+  monkeypatch.setattr(attention, "say_once", said.append)
   form = {"causal": causal, "window": None}
-  return attention.chosen_kind("auto", _Sized(q), q, groups, noise, None, **form)
+  kind = attention.chosen_kind("auto", _Sized(q), q, groups, noise, bias, **form)
+  return kind, "".join(said)
 
 
 class _Sized:
@@ -162,12 +209,32 @@ class _Sized:
 
 
 def test_auto_takes_the_fastest_kernel_that_fits(monkeypatch):
-  assert chosen(monkeypatch, groups=Groups()) == "cudnn"
-  assert chosen(monkeypatch, groups=Groups(), rate=0.1) == "pallas"
-  assert chosen(monkeypatch, groups=PADDED, causal=False) == "pallas"
-  assert chosen(monkeypatch, groups=None) == "plain"
-  assert chosen(monkeypatch, groups=Groups(), width=48) == "plain"
-  assert chosen(monkeypatch, groups=Groups(), dtype=jnp.float32) == "blocks"
+  def kind(**options):
+    return chosen(monkeypatch, **options)[0]
+
+  assert kind(groups=Groups()) == "cudnn"
+  assert kind(groups=Groups(), rate=0.1) == "pallas"
+  assert kind(groups=PADDED, causal=False) == "pallas"
+  assert kind(groups=None) == "plain"
+  assert kind(groups=Groups(), width=48) == "plain"
+  assert kind(groups=Groups(), dtype=jnp.float32) == "blocks"
+
+
+@pytest.mark.parametrize(
+  ("options", "kind", "said"),
+  [
+    ({}, "pallas", "attention: pallas"),
+    ({"rate": 0.1, "groups": PADDED, "causal": False}, "pallas", "attention: pallas"),
+    ({"bias": 1.0}, "plain", "attention: plain (the scores have a bias"),
+    ({"heads": 5}, "plain", "attention: plain (a device has 5 heads of 64"),
+    ({"positions": 4096}, "plain", "attention: plain (rows have 4096 positions"),
+    ({"dtype": jnp.float32}, "blocks", ""),
+  ],
+  ids=str,
+)
+def test_auto_on_a_tpu_says_what_it_takes_and_why(options, kind, said, monkeypatch):
+  found = chosen(monkeypatch, "tpu", **({"groups": Groups()} | options))
+  assert found[0] == kind and found[1].startswith(said)
 
 
 LONG = {
@@ -189,10 +256,14 @@ WIDE = SIZES | {"layers": 2, "positions": 96, "dropout": 0.1, "attention_dropout
   ],
   ids=["bert", "gpt", "documents", "bart"],
 )
-def test_on_a_gpu_no_step_makes_all_weights_or_multiplies_float32(config, batch, monkeypatch):
+@PLATFORMS
+def test_no_step_of_an_accelerator_makes_all_weights_or_multiplies_float32(
+  config, batch, platform, monkeypatch
+):
   """Of the traced program: nothing is compiled."""
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  monkeypatch.setattr(attention, "has_tensor_cores", lambda dtype: dtype == jnp.bfloat16)
+  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+  if platform == "gpu":
+    monkeypatch.setattr(attention, "has_tensor_cores", lambda dtype: dtype == jnp.bfloat16)
   model = jax.eval_shape(lambda key: config.init(key, {}), jax.random.key(0))
   noise = Noise.create(jax.random.key(1), "hash")
 

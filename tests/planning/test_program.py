@@ -56,6 +56,24 @@ def test_a_batched_product_written_as_a_convolution_counts_each_pair_once():
   assert costs.seconds == pytest.approx(costs.traffic / 819e9)
 
 
+CUSTOM = """
+HloModule custom
+
+ENTRY %main (a: bf16[8,64]) -> bf16[8,64] {
+  %a = bf16[8,64]{1,0} parameter(0)
+  %b = bf16[9,8,64]{2,1,0} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %c = bf16[8,64]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"body":"TUzv","cost_estimate":{"flops":"12345"}}}
+}
+"""
+
+
+def test_a_kernel_of_ours_costs_what_it_says_and_a_place_in_memory_costs_nothing():
+  costs = costs_of(parsed(CUSTOM), target_of("v5e-1").device, 1)
+  assert costs.operations == 12345
+  assert costs.traffic == 2 * 2 * 8 * 64
+
+
 LOOP = """
 HloModule loop
 
