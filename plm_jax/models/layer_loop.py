@@ -72,7 +72,7 @@ def run_blocks(
     x, cache = block(split_rows(x), context.of_layer(layer), noise_of_layer, cache)
     return split_rows(x), cache
 
-  return _loop(apply, blocks, layers, x, None, compute, compute.remat)[0]
+  return _loop(apply, blocks, layers, x, None, compute, "nothing" if compute.remat else "all")[0]
 
 
 def extend_blocks(
@@ -92,29 +92,48 @@ def extend_blocks(
   def apply(layer, block, x, cache):
     return block(x, context.of_layer(layer), None, cache)
 
-  return _loop(apply, blocks, layers, x, cache, compute)
+  return _loop(apply, blocks, layers, x, cache, compute, "all")
 
 
-def _loop(apply, blocks, layers, x, cache, compute: Compute, remat: bool = False):
+def _loop(apply, blocks, layers, x, cache, compute: Compute, kept: Kept):
   unrolled = isinstance(blocks, list | nnx.List) or compute.unrolls(layers)
-  return (_unroll if unrolled else _scan)(apply, blocks, layers, x, cache, remat)
+  if not unrolled and kept == "all" and jax.default_backend() == "tpu":
+    kept = "products"
+  return (_unroll if unrolled else _scan)(apply, blocks, layers, x, cache, KEPT[kept])
 
 
-def _unroll(apply, blocks, layers, x, cache, remat):
+def _is_product(primitive, *_, **__) -> bool:
+  """Whether an operation is a matrix product, or a kernel or a product with its own gradient."""
+  return primitive.name in ("dot_general", "pallas_call", "custom_vjp_call")
+
+
+Kept = Literal["all", "products", "nothing"]
+# What the backward pass reads. A scan writes all of it to memory, and the compiler can do nothing
+# against it. Of BERT's GELU alone these are five arrays `[B, T, F]`. So on a TPU a scan keeps the
+# results of products, and the rest is computed again, in passes that read them anyway. On a GPU
+# that was slower (docs/speed.md).
+KEPT: dict[Kept, Callable] = {
+  "all": lambda apply: apply,
+  "products": partial(jax.checkpoint, policy=_is_product, prevent_cse=False),
+  "nothing": jax.checkpoint,
+}
+
+
+def _unroll(apply, blocks, layers, x, cache, keeping):
   """Compiles every layer separately. cache: a list of the layers' caches, or None."""
   blocks = blocks if isinstance(blocks, list | nnx.List) else unstack(blocks, layers)
   caches = [None] * layers if cache is None else cache
   after = []
   for layer, (block, before) in enumerate(zip(blocks, caches, strict=True)):
     apply_layer = partial(apply, layer)  # the layer's number stays an int
-    x, extended = (jax.checkpoint(apply_layer) if remat else apply_layer)(block, x, before)
+    x, extended = keeping(apply_layer)(block, x, before)
     after.append(extended)
   return x, after
 
 
-def _scan(apply, blocks, layers, x, cache, remat):
+def _scan(apply, blocks, layers, x, cache, keeping):
   """Compiles one layer and runs it `layers` times. cache: with a leading layer axis, or None."""
-  apply = jax.checkpoint(apply) if remat else apply
+  apply = keeping(apply)
   unshared, block_of = _scanned(blocks, layers)
 
   def body(carry, xs):

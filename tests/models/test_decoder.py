@@ -165,6 +165,30 @@ def test_scanned_unrolled_and_rematerialised_layers_agree(model, monkeypatch):
     )
 
 
+def test_a_scan_on_a_tpu_keeps_results_of_products_only_with_the_same_gradients(monkeypatch):
+  model = initial(Gpt2(heads=3, **SIZES))
+  noise = Noise.create(jax.random.key(1), "hash")
+
+  def gradient_and_kept():
+    """The gradient, and the shapes that the scan over layers leaves for the backward pass."""
+
+    def loss(model):
+      compute = Compute(dtype="float32", layers="scan", attention="plain")
+      return jnp.square(model(toy_batch(), compute, noise)).sum()
+
+    gradient = jax.grad(loss)
+    forward = next(e for e in jax.make_jaxpr(gradient)(model).eqns if e.primitive.name == "scan")
+    return jax.jit(gradient)(model), [v.aval.shape for v in forward.outvars if v.aval.ndim > 3]
+
+  expected, all_of_them = gradient_and_kept()
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  found, products = gradient_and_kept()
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+  hidden = [[shape[-1] for shape in kept].count(4 * 24) for kept in (all_of_them, products)]
+  assert hidden[0] > 3 and hidden[1] <= 1
+  assert len(products) < len(all_of_them) / 2
+
+
 @pytest.mark.parametrize("block", [64, 5])
 def test_bfloat16_keeps_parameters_float32_and_stays_near_float32(model, block, monkeypatch):
   monkeypatch.setattr(attention, "BLOCK", block)
