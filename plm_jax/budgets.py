@@ -50,7 +50,8 @@ def scaled(experiment: Experiment, budget: str, base: Experiment | None) -> Expe
     own.append("optim")
   if experiment.is_counted:
     own.append("steps")
-  further = [f"model.teacher={experiment.model.teacher}_laptop"] if "model.teacher" in known else []
+  teacher = getattr(experiment.model, "teacher", None)
+  further = [f"model.teacher={teacher}_laptop"] if teacher else []
   settings = ((setting.partition("=")[0], setting) for setting in (*LAPTOP, *further))
   chosen = [setting for field, setting in settings if field in known and not is_within(field, own)]
   return overrides.apply(experiment, chosen)

@@ -40,7 +40,7 @@ def test_the_command_of_a_result_plans_its_arms(report):
     options["table"], arms=arms, budget=options.get("budget", "small"), settings=options["set"]
   )
   for arm in plans.arms_of(table, arms):
-    name, settings = plan.references[arm], list(plan.settings)
+    name, settings = plan.references[arm], [*plan.own.get(arm, ()), *plan.settings]
     assert chosen_experiment(name, "", plan.budget, settings, 1)[0].steps == experiments[arm].steps
 
 
