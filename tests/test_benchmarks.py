@@ -35,3 +35,16 @@ def test_both_sides_have_as_many_parameters(preset, benchmark):
       with torch.device("meta"):
         model = getattr(made, "func", made).make(None, case)
       assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_a_repeated_text_has_its_size_and_no_document_twice(benchmark, tmp_path):
+  text = benchmark("repeated_text")
+  words = " ".join(f"word{i % 37} and." for i in range(60))
+  (tmp_path / "a.txt").write_text("\n\n".join([words] * 9))
+  for name in ("one", "other"):
+    text.write_text(tmp_path / "a.txt", tmp_path / name, 0.2)
+  made = (tmp_path / "one").read_text()
+  assert made == (tmp_path / "other").read_text()
+  assert 200_000 <= len(made) < 230_000
+  documents = made.split("\n\n")
+  assert len(set(documents)) == len(documents) > 20
