@@ -37,6 +37,13 @@ def test_both_sides_have_as_many_parameters(preset, benchmark):
       assert sum(p.numel() for p in model.parameters()) == count
 
 
+def test_exponents_are_slopes_in_log_log(benchmark):
+  growth = benchmark("growth")
+  assert growth.exponent([2, 4, 8], [3, 12, 48]) == pytest.approx(2)
+  line = growth.Series("rows", "time", [2, 4, 8], [5, 5, 5], [1, 2, 4], "s").row()
+  assert line == "| rows | 2 to 8 | time | 5, 5, 5 s | 0.00 | 1.00 |"
+
+
 def test_a_repeated_text_has_its_size_and_no_document_twice(benchmark, tmp_path):
   text = benchmark("repeated_text")
   words = " ".join(f"word{i % 37} and." for i in range(60))
