@@ -111,6 +111,7 @@ LATE = {
   ("data.tokenizers", "data.published_vocab"): "needs tokenizers and sentencepiece",
   ("commands.serve", "serving.server"): "needs fastapi, uvicorn and prometheus_client, an extra",
   ("models.attention", "models.fused_attention"): "needs Pallas for Triton, which JAX may drop",
+  ("models.attention", "models.tpu_attention"): "needs Pallas for TPUs, which JAX may drop",
 }
 
 

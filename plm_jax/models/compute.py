@@ -21,11 +21,13 @@ class Compute:
   dtype: of activations; parameters, norms, softmax and losses stay float32. `auto` is bfloat16 on
     accelerators and float32 on a CPU, where bfloat16 is emulated.
   layers: `scan` compiles one layer (fast to compile), `unroll` compiles all of them (faster steps);
-    `auto` unrolls up to 12 layers on a CPU and up to 24 on a GPU, else scans.
+    `auto` unrolls up to 12 layers on a CPU and up to 24 on a GPU, else scans. On a TPU a scan keeps
+    the results of products for the backward pass, and computes the rest again.
   attention: how attention is computed, with the same numbers up to rounding. `plain` writes the
     weights `[B, N, T, S]` to memory, `blocks` the same in blocks of causal queries (CPUs), `pallas`
-    is one kernel for NVIDIA GPUs (models/fused_attention.py), `cudnn` is NVIDIA's, for causal rows
-    without documents, padding and dropout; `auto` takes the fastest that fits.
+    is one kernel for NVIDIA GPUs (models/fused_attention.py) or for TPUs (models/tpu_attention.py),
+    `cudnn` is NVIDIA's, for causal rows without documents, padding and dropout; `auto` takes the
+    fastest that fits.
   dropout: the mask generator, see `plm_jax.models.dropout`.
   remat: recompute each layer's activations in the backward pass: less memory, a third more work.
   micro_batches: number of parts in which a global batch is computed, gradients summed; 0 means as

@@ -9,9 +9,9 @@ Heads lie side by side in the last axis `[B, T, N H]`, as projections write them
 numbers of that axis at once. So a program has 128 / H heads, and a head is chosen by zeros in the
 places of the others: the matrix unit is 128 wide, and they cost it nothing.
 
-JAX's own kernel (jax.experimental.pallas.ops.tpu.flash_attention) has no dropout, pads heads of 64
-to 128 numbers, and keeps two float32 arrays `[B, N, T, 128]`; its splash attention has no dropout
-and no heads of 64. docs/speed.md, "TPU", compares the bytes.
+JAX's own kernels (flash_attention and splash_attention in jax.experimental.pallas.ops.tpu) have no
+dropout, and read `[B, N, T, H]`, where a TPU pads heads of 64 to 128 numbers; the first keeps two
+float32 arrays `[B, N, T, 128]` too.
 """
 
 from __future__ import annotations
