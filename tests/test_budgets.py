@@ -99,6 +99,12 @@ def test_a_student_learns_from_the_teacher_of_its_budget():
   assert budgets.scaled(own, "laptop", row).model.teacher == "mine"
 
 
+def test_inputs_of_spans_are_as_long_as_those_of_single_tokens():
+  _, _, arms = plans.planned("experiments/t5.py:table_7", budget="laptop")
+  lengths = {name: arm.data.length for name, arm in arms.items()}
+  assert lengths["iid"] == 32 and all(33 <= lengths[name] <= 40 for name in ("2", "3", "5", "10"))
+
+
 @pytest.mark.parametrize("optim", [AdamW, LAMB])
 def test_adamw_and_lamb_become_muon_with_their_fields(optim):
   row = replace(TOY, optim=optim(b1=0.8, decay=0.1, warmup=1))

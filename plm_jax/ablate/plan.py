@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shlex
 import sys
 import typing
@@ -31,6 +32,7 @@ from plm_jax.train.integrity import damage, without_digest
 from plm_jax.train.workdir import read_records, run_hash, write_whole
 
 FORMAT = 1
+_PART = re.compile(r"([^:,]+\.py:\w+|\w+)\s*:(.+)")  # TASK:DATA, or FILE.py:CLASS:DATA
 ROOT = Path(__file__).resolve().parents[2]
 CELL = "(made in Python)"  # of an arm that no file has; of a table, before its title
 SWEEP, SCORES = "sweep.json", "scores.json"
@@ -90,14 +92,16 @@ class Evaluation:
   @property
   def parts(self) -> dict[str, str]:
     """task -> its data, of `tasks`."""
-    parts = [part.partition(":") for part in (self.tasks or "").split(",") if part]
-    names = [name for name, _, _ in parts]
-    if not all(name and data for name, _, data in parts) or len({*names}) < len(names):
+    if self.tasks is None:
+      return {}
+    parts = [_PART.fullmatch(part.strip()) for part in self.tasks.split(",")]
+    names = [part and part[1] for part in parts]
+    if None in names or len({*names}) < len(names):
       raise UserError(
         f"--tasks={self.tasks} was given; expected TASK:DATA, separated by commas, each task once, "
-        "such as tag:FOLDER,answer:squad.json."
+        "such as tag:FOLDER,answer:squad.json. A path must have no comma."
       )
-    return {name: data for name, _, data in parts}
+    return {part[1]: os.path.expanduser(part[2].strip()) for part in parts if part}
 
   def beside(self, before: Self) -> Self:
     """These flags, and those of `before` that are not set here: repeated commands keep them."""

@@ -19,7 +19,9 @@ from plm_jax.budgets import AnyBudget, has_adam, of_rows
 from plm_jax.errors import UserError
 from plm_jax.evaluation.minimal_pairs import pair_files, read_minimal_pairs
 from plm_jax.experiment import Experiment
+from plm_jax.tasks.file_task import FileTask
 from plm_jax.tasks.registry import TASKS, chosen_task
+from plm_jax.tasks.suite import Suite
 from plm_jax.train import estimate
 
 TAGS = "probe_tag_accuracy"
@@ -49,9 +51,7 @@ def planned(
     raise UserError(f"--seeds={seeds} and --jobs={jobs} must both be at most {MOST_RUNS:,}.")
   measures = Evaluation(**evaluation)
   for kind, data in measures.parts.items():
-    chosen_task(kind, data)
-    if ":" not in data and not Path(data).exists():
-      raise UserError(f"--tasks={kind}:{data}: there is no {data}.")
+    check_task(kind, data)
   for file in pair_files(Path(measures.blimp)) if measures.blimp else ():
     read_minimal_pairs(file)  # an error before anything is trained
   rows, name = table_of(table)
@@ -70,6 +70,17 @@ def planned(
     own={a: [*own] for a in experiments if (own := rows.settings_of(rows.arm(a), budget))},
   )
   return rows, plan, experiments
+
+
+def check_task(kind: str, data: str) -> None:
+  """A `UserError`, before anything is trained, for data that the task cannot read."""
+  task = chosen_task(kind, data)
+  if isinstance(task, Suite):
+    raise UserError(f"--tasks takes tasks, and {task.name} is several; name one of them.")
+  if not data.startswith(("tfds:", "hf:")) and not Path(data).exists():
+    raise UserError(f"--tasks={kind}:{data}: there is no {data}.")
+  if isinstance(task, FileTask):
+    task.read_files()
 
 
 def arms_of(table: Table, asked: Sequence[str]) -> list[str]:
@@ -119,7 +130,8 @@ def check_differ(
         "by Muon; give --budget=small, with settings of your own"
       )
     if experiments[first] == experiments[second] and rows[first] != rows[second]:
-      others = ",".join(name for name in names if name != second)
+      kept = {repr(experiments[name]): name for name in reversed(names)}  # the first of each
+      others = ",".join(name for name in names if name in kept.values())
       raise UserError(
         f"the arms {first} and {second} are the same experiment with the settings of this budget "
         f"and of --set; --arms={others} runs the others"

@@ -299,7 +299,8 @@ class Table:
     """The arm of this name. Errors: `UserError` if there is none."""
     arms = {arm.name: arm for arm in self.arms}
     if name not in arms:
-      near = difflib.get_close_matches(name, arms, n=1)
+      same = [known for known in arms if known.lower() == name.lower()]
+      near = same or difflib.get_close_matches(name, arms, n=1)
       meant = f" Did you mean {near[0]!r}?" if near else ""
       raise UserError(f"{self.title!r} has no arm {name!r}.{meant} It has: {', '.join(arms)}.")
     return arms[name]

@@ -14,6 +14,7 @@ import dataclasses
 from absl import flags
 
 from plm_jax import cli
+from plm_jax.ablate import plan
 from plm_jax.ablate.evaluating import evaluate
 from plm_jax.ablate.plan import Evaluation, define_evaluation
 from plm_jax.data.corpora import cache_folder
@@ -28,6 +29,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   flags.DEFINE_string("from", None, "The pretraining run to measure.")
   define_evaluation()
+  flags.adopt_module_key_flags(plan)
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
 
 

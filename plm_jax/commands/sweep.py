@@ -14,6 +14,7 @@ import jax
 from absl import flags
 
 from plm_jax import budgets, cli
+from plm_jax.ablate import plan
 from plm_jax.ablate.launch import LAUNCHERS
 from plm_jax.ablate.plan import Evaluation, define_evaluation
 from plm_jax.ablate.planned import arm_lines
@@ -35,6 +36,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("jobs", 1, "Number of runs at a time; they share the cores and the GPUs.")
   flags.DEFINE_enum("launcher", "local", LAUNCHERS, "Who starts the runs.")
   define_evaluation()
+  flags.adopt_module_key_flags(plan)
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
   cli.DEFINE_word("list", "List tables (those with WORD) and published numbers.", __name__)
   flags.DEFINE_bool("inline", None, "All runs in this process (default: of the budget smoke).")

@@ -26,7 +26,7 @@ import numpy as np
 
 from plm_jax.data import processes
 from plm_jax.data.chunks import Chunk, Encoding, Place, Sampling, chunks_of
-from plm_jax.data.corpora import Source, default_cache, open_source
+from plm_jax.data.corpora import Source, TextFiles, default_cache, open_source
 from plm_jax.data.digests import digests
 from plm_jax.data.documents import Document, share_of
 from plm_jax.data.encoding import done
@@ -91,10 +91,15 @@ def prepare(corpus, cache_dir: str | os.PathLike | None = None, progress: bool =
       clear(directory)
     if not (directory / MANIFEST).exists():
       directory.mkdir(exist_ok=True)
-      source = in_pieces(source)
-      if progress and isinstance(source, Pieces):
-        print(source, file=sys.stderr)
-      _Preparation(corpus, source, tokenizer, directory, key, progress).run()
+      pieces = in_pieces(source)
+      if progress and isinstance(pieces, Pieces):
+        print(pieces, file=sys.stderr)
+      _Preparation(corpus, pieces, tokenizer, directory, key, progress).run()
+      if isinstance(source, TextFiles) and source.fingerprint() != key["text"]:
+        clear(directory)
+        raise UserError(
+          f"the text {corpus.source!r} changed while it was prepared; run the same command again"
+        )
   return _open(directory, tokenizer)
 
 

@@ -17,8 +17,9 @@ _PACKED = {".gz": 3, ".zst": 3, ".parquet": 2}  # about how much larger the text
 
 
 def bytes_of_text(file: Path) -> int:
-  """About; it scales progress bars and samples."""
-  return file.stat().st_size * _PACKED.get(file.suffix, 1)
+  """About; it scales progress bars and samples. Errors: as those of `readable`."""
+  with readable(file):
+    return file.stat().st_size * _PACKED.get(file.suffix, 1)
 
 
 class Part(NamedTuple):

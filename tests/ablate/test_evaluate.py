@@ -46,7 +46,7 @@ def test_tasks_are_fine_tuned_and_named_by_task_and_metric(source, tmp_path):
     evaluating.finetune_on(source, Glue(source="x"), tmp_path, scores)
 
 
-@pytest.mark.parametrize("tasks", ["tag", "tag:", ":x", "tag:a,tag:b"])
+@pytest.mark.parametrize("tasks", ["tag", "tag:", ":x", "tag:a,tag:b", ",", ""])
 def test_tasks_that_cannot_be_read_are_refused(tasks):
   with pytest.raises(UserError, match="expected TASK:DATA, separated by commas, each task once"):
     Evaluation(tasks=tasks)
@@ -54,12 +54,21 @@ def test_tasks_that_cannot_be_read_are_refused(tasks):
 
 def test_a_sweep_checks_the_data_of_its_tasks_and_names_the_flag_of_a_claim(tmp_path):
   table = "experiments/bert.py:table_5"
-  assert Evaluation(tasks="tag:a.conll,answer:b:c").parts == {"tag": "a.conll", "answer": "b:c"}
+  asked = Evaluation(tasks="tag:a.conll, answer:b:c,my/task.py:Mine:data")
+  assert asked.parts == {"tag": "a.conll", "answer": "b:c", "my/task.py:Mine": "data"}
   with pytest.raises(UserError, match=r"--tasks=tag:missing\.conll: there is no missing.conll"):
     plans.planned(table, tasks="tag:missing.conll")
   with pytest.raises(UserError, match="there is no task 'tags'; did you mean tag"):
     plans.planned(table, tasks=f"tags:{tmp_path}")
-  wanted = plans.flags_of_claims(*plans.planned(table, tasks=f"tag:{tmp_path}")[:2])
+  with pytest.raises(UserError, match="glue is several; name one of them"):
+    plans.planned(table, tasks=f"glue:{tmp_path}")
+  (tmp_path / "tags.conll").write_text("")
+  with pytest.raises(UserError, match="answer"):
+    plans.planned(table, tasks=f"answer:{tmp_path / 'tags.conll'}")
+  sentences = [f"the O\ncat{i} B-PER\nsat O\n\n" for i in range(40)]
+  (tmp_path / "tags.conll").write_text("".join(sentences))
+  tasks = f"tag:{tmp_path / 'tags.conll'}"
+  wanted = plans.flags_of_claims(*plans.planned(table, tasks=tasks)[:2])
   assert "--tasks=answer:DATA" in wanted
 
 

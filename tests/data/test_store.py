@@ -58,6 +58,28 @@ def sentences_of(store, document):
   return [store.tokens[a:b] for a, b in itertools.pairwise(store.sentence_starts[first : last + 1])]
 
 
+def test_a_text_that_changes_while_it_is_prepared_is_not_kept(path, tmp_path, monkeypatch):
+  encode, before = preparation._Preparation._encode, path.read_text()
+
+  def changes(self):
+    path.write_text(before + "\n\nAnother document.\nAnd its end.")
+    return encode(self)
+
+  monkeypatch.setattr(preparation._Preparation, "_encode", changes)
+  with pytest.raises(UserError, match="changed while it was prepared; run the same command again"):
+    prepare(corpus(path), tmp_path / "cache", progress=False)
+  monkeypatch.setattr(preparation._Preparation, "_encode", encode)
+  path.write_text(before)
+  made = prepare(corpus(path), tmp_path / "cache", progress=False)
+  assert made.train.documents + made.valid.documents == 60
+
+
+def test_a_text_that_vanishes_is_a_sentence(path, tmp_path, monkeypatch):
+  monkeypatch.setattr(preparation, "in_pieces", lambda source: (path.unlink(), source)[1])
+  with pytest.raises(UserError, match=r"text\.txt' cannot be read: No such file"):
+    prepare(corpus(path), tmp_path / "cache", progress=False)
+
+
 def test_the_stored_tokens_are_the_text_in_order(path, tmp_path):
   made = prepare(corpus(path), tmp_path / "cache", progress=False)
   documents = [block.split("\n") for block in path.read_text().split("\n\n")]
