@@ -73,6 +73,7 @@ BENEATH = {
   "ablate": {
     *("errors", "files", "config_tree", "overrides", "cli", "data", "experiment", "budgets"),
     *("train", "runs", "experiment_flags", "pretraining", "evaluation", "notebook", "tasks"),
+    "models",
   },
   "shrinking": {
     *("errors", "files", "cli", "compression", "data", "decode", "evaluation", "experiment"),
