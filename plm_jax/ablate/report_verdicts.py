@@ -42,7 +42,8 @@ def claims(measured: Measured) -> list[str]:
   """Sentences on the number of claims, their verdicts, and the size of the runs."""
   sizes = [tokens_read(config) for config in measured.configs.values()]
   size = " to ".join(dict.fromkeys((shown_tokens(min(sizes)), shown_tokens(max(sizes)))))
-  runs = f"{measured.plan.seeds} seeds on {size} tokens a run"
+  seeds = measured.plan.seeds
+  runs = f"{seeds} seed{'s' * (seeds != 1)} on {size} tokens a run"
   if not max(sizes):
     runs = "models that are counted, which no seed changes"
   total = len(measured.verdicts)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plm_jax.ablate.scaling_law import OPERATIONS, Fit, Interval
+from plm_jax.ablate.scaling_law import OPERATIONS, Fit
 from plm_jax.ablate.scaling_runs import COUNTS, ScaledRun
 
 
@@ -18,7 +18,6 @@ def draw(
   fit: Fit,
   count: str,
   goal: ScaledRun,
-  predicted: tuple[float, Interval],
   slopes: Mapping[str, float],
 ) -> None:
   """runs: all that are measured, `goal` the held-out one. count: of `COUNTS`, as it was fitted.
@@ -30,7 +29,7 @@ def draw(
 
   figure = Figure(figsize=(12.5, 4.8), layout="constrained")
   left, right = figure.subplots(1, 2)
-  _losses(left, runs, fit, count, goal, predicted)
+  _losses(left, runs, fit, count, goal)
   _best(right, runs, fit, count, goal, slopes)
   for axis in (left, right):
     axis.set_xscale("log")
@@ -45,7 +44,7 @@ def compute_of(run: ScaledRun, count: str) -> float:
   return float(OPERATIONS * getattr(run.sizes, count) * run.tokens)
 
 
-def _losses(axis, runs, fit: Fit, count: str, goal: ScaledRun, predicted) -> None:
+def _losses(axis, runs, fit: Fit, count: str, goal: ScaledRun) -> None:
   """A curve and its runs for each size, and the held-out run."""
   from matplotlib import colormaps
 
@@ -64,7 +63,7 @@ def _losses(axis, runs, fit: Fit, count: str, goal: ScaledRun, predicted) -> Non
       axis.plot(compute_of(run, count), run.loss, "o", ms=5, mfc=fill, mec=colour)
   N, C = getattr(goal.sizes, count), compute_of(goal, count)
   axis.plot(OPERATIONS * N * tokens, fit.law.loss(N, tokens), "--", color="#be123c", lw=1)
-  loss, (low, high) = predicted
+  loss, (low, high) = fit.predicted(N, goal.tokens)
   axis.errorbar(
     C, loss, [[loss - low], [high - loss]], fmt="_", color="#be123c", capsize=4,
     label=f"{goal.size}, predicted",

@@ -3,7 +3,6 @@ the published ones, a picture, the prediction of the held-out run, and runs that
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,20 +10,33 @@ from pathlib import Path
 from plm_jax.ablate.gathering import Measured
 from plm_jax.ablate.page import Grid, Heading, PageBlock, Picture, Points, Text
 from plm_jax.ablate.report_numbers import number, shown_tokens
-from plm_jax.ablate.scaling_law import FEWEST, LEVEL, RESAMPLES, Fit, Interval, fit
+from plm_jax.ablate.scaling_law import (
+  FEWEST,
+  FORMS,
+  LEVEL,
+  RESAMPLES,
+  Fit,
+  Form,
+  Interval,
+  fit,
+)
 from plm_jax.ablate.scaling_plot import draw
 from plm_jax.ablate.scaling_runs import COUNTS, PLATEAU, ScaledRun, planned_run, rises, runs_of
 from plm_jax.errors import UserError
 
 PICTURE = "scaling.png"
-CONSTANTS = ("E", "A", "B", "alpha", "beta", "a", "b")
+CONSTANTS = {"E": "E", "A": "A", "B": "B", "of_parameters": "alpha", "of_tokens": "beta"}
+CONSTANTS |= {"a": "a", "b": "b"}
 PUBLISHED: Mapping[str, tuple[float | None, ...]] = {  # CONSTANTS
   "Hoffmann et al. 2022, approach 3": (1.69, 406.4, 410.7, 0.34, 0.28, 0.46, 0.54),
   "Besiroglu et al. 2024, the same runs": (1.8172, 482.01, 2085.43, 0.3478, 0.3658, 0.5126, 0.4874),
   "Hoffmann et al. 2022, approach 1": (*(None,) * 5, 0.50, 0.50),
-  "Kaplan et al. 2020": (*(None,) * 5, 0.73, 0.27),
+  "Kaplan et al. 2020": (None, None, None, 0.076, 0.103, 0.73, 0.27),
 }
 SLOPES = {"Hoffmann 3": 0.46, "Besiroglu": 0.51, "Hoffmann 1": 0.50, "Kaplan": 0.73}  # a
+
+Fits = Mapping[tuple[Form, str], Fit]
+"""(form of the law, count of N) -> its fit."""
 
 
 def blocks(measured: Measured, to: Path, metric: str, held_out: str) -> list[PageBlock]:
@@ -36,24 +48,32 @@ def blocks(measured: Measured, to: Path, metric: str, held_out: str) -> list[Pag
   rising = [run for run in usable if not run.flat]
   kept = rising if len(rising) >= FEWEST else usable
   try:
-    fits = {count: fit([run.point(count) for run in kept]) for count in COUNTS}
+    fits = fits_of(kept)
   except UserError as error:
     return [Heading("The law"), Text(f"No law is fitted: {error}."), *losses(runs, held_out)]
-  count = min(fits, key=lambda count: fits[count].spread)
+  form, count = min(fits, key=lambda key: fits[key].spread)
   goal = planned_run(measured, held_out)
-  predicted = fits[count].predicted(getattr(goal.sizes, count), goal.tokens)
-  draw(to / PICTURE, runs, fits[count], count, goal, predicted, SLOPES)
   found = [run.loss for run in runs if run.arm == held_out]
+  draw(to / PICTURE, runs, fits[form, count], count, goal, SLOPES)
   return [
-    Text(lesson(fits[count], count, goal, predicted, found)),
+    Text(lesson(fits, form, count, goal, found)),
     Picture(to / PICTURE, CAPTION),
     Heading("The law"),
-    constants(fits, count),
+    constants(fits),
     Text(EXPLAINED),
     Heading("The held-out run"),
-    *predictions(fits, count, goal, found, usable, kept),
+    *predictions(fits, goal, found, usable if len(kept) < len(usable) else ()),
     *losses(runs, held_out),
   ]
+
+
+def fits_of(runs: Sequence[ScaledRun]) -> Fits:
+  """Both forms, with both counts of N."""
+  return {
+    (form, count): fit([run.point(count) for run in runs], form)
+    for form in FORMS
+    for count in COUNTS
+  }
 
 
 CAPTION = (
@@ -63,36 +83,33 @@ CAPTION = (
   "their slope only, drawn through the middle of ours."
 )
 EXPLAINED = (
-  f"L(N, D) = E + A N^-alpha + B D^-beta, in nats. In brackets: intervals of {LEVEL:.0%} from "
-  f"{RESAMPLES} resamples of the runs. a and b are the exponents of compute in the best N and D. "
-  "E, A and B depend on the text and the tokenizer, so only the exponents can be compared. The "
-  "published numbers are those of Hoffmann et al., Table 2 and equation 10 (with the exponents of "
-  "Kaplan et al.), and of Besiroglu et al., who fitted the runs in a figure of theirs again."
+  f"Hoffmann: L = {FORMS['Hoffmann']}. Kaplan: L = {FORMS['Kaplan']}; alpha and beta in the table "
+  "are the exponents of the loss: alpha gamma and gamma for Kaplan. In brackets: intervals of "
+  f"{LEVEL:.0%} from {RESAMPLES} resamples of the runs. a and b are the exponents of compute in "
+  "the best N and D. E, A and B depend on the text and the tokenizer, so only exponents can be "
+  "compared. The published numbers are those of Hoffmann et al. (Table 2, equation 10), of "
+  "Besiroglu et al., who fitted the runs in a figure of theirs again, and of Kaplan et al. (alpha "
+  "and beta of their Table 2, a and b as Hoffmann et al. quote them)."
 )
 
 
-def lesson(
-  law: Fit, count: str, goal: ScaledRun, predicted: tuple[float, Interval], found: Sequence[float]
-) -> str:
-  """The paragraph on top."""
-  best = law.law
-  parameters, tokens = getattr(goal.sizes, count), goal.tokens
-  of_size = best.A * parameters**-best.alpha
-  of_tokens = best.B * tokens**-best.beta
-  a = law.interval("a")
-  inside = [name for name, slope in SLOPES.items() if slope in a]
-  agrees = f"The interval contains {' and '.join(f'{SLOPES[n]:.2f} ({n})' for n in inside)}"
+def lesson(fits: Fits, form: Form, count: str, goal: ScaledRun, found: Sequence[float]) -> str:
+  """The paragraph on top, with the law of the smallest error. found: measured losses of `goal`."""
+  best = fits[form, count]
+  law, N, D = best.law, getattr(goal.sizes, count), goal.tokens
+  a = best.interval("a")
+  inside = [f"{slope:.2f} ({name})" for name, slope in SLOPES.items() if slope in a]
+  agrees = f"this interval contains {' and '.join(inside) or 'none of the published exponents'}"
   sentences = [
-    f"**What scale does here.** The law is within {law.spread:.2%} of a run that it was not fitted "
-    f"to (root mean square over {len(law.points)} runs, each left out once).",
-    f"Twice the parameters leave {2**-best.alpha:.2f} of the loss that is due to size, twice the "
-    f"tokens {2**-best.beta:.2f} of the loss that is due to tokens.",
-    f"At the size of the held-out run ({goal.size}, {shown_tokens(tokens)} tokens) size is worth "
-    f"{of_size:.2f} nats and tokens {of_tokens:.2f}.",
-    f"The best number of parameters grows as compute to the power {best.a:.2f} "
-    f"({a.low:.2f} to {a.high:.2f}).",
-    (agrees if inside else "The interval contains none of the published exponents") + ".",
-    f"The held-out run was predicted at {spoken(*predicted)}. {outcome(predicted, found)}",
+    f"**What scale does here.** The law of {form} et al.'s form, with N as {COUNTS[count]}, is "
+    f"within {best.spread:.2%} of a run that it was not fitted to (root mean square over "
+    f"{len(best.points)} runs, each left out once).",
+    f"It predicts {spoken(*best.predicted(N, D))} for the held-out run ({goal.size}, "
+    f"{shown_tokens(D)} tokens). {outcome(best.predicted(N, D), found)}",
+    f"By this law that run would have {law.loss(2 * N, D):.2f} with twice the parameters, "
+    f"{law.loss(N, 2 * D):.2f} with twice the tokens, and {law.loss(2 * N, 2 * D):.2f} with both.",
+    f"The best number of parameters grows as compute to the power {law.a:.2f} "
+    f"({a.low:.2f} to {a.high:.2f}); {agrees}.",
   ]
   return " ".join(sentences)
 
@@ -113,15 +130,16 @@ def outcome(predicted: tuple[float, Interval], found: Sequence[float]) -> str:
   return f"It has {number(loss)}: outside by {miss:.4f} nats, {error}."
 
 
-def constants(fits: Mapping[str, Fit], chosen: str) -> Grid:
+def constants(fits: Fits) -> Grid:
   """Fitted and published constants."""
   rows = []
-  for count, law in fits.items():
-    name = f"here, N: {COUNTS[count]}" + (" (used above)" if count == chosen else "")
-    rows.append([name, *(bracketed(law, constant) for constant in CONSTANTS)])
+  for (form, count), law in fits.items():
+    left_out = "EAB" if form == "Kaplan" else ""
+    numbers = ("" if name in left_out else bracketed(law, name) for name in CONSTANTS)
+    rows.append([f"{form}, {COUNTS[count]}", *numbers])
   for name, values in PUBLISHED.items():
     rows.append([name, *("" if value is None else f"{value:g}" for value in values)])
-  return Grid(("law", *CONSTANTS), rows)
+  return Grid(("law", *CONSTANTS.values()), rows)
 
 
 def bracketed(law: Fit, constant: str) -> str:
@@ -130,51 +148,37 @@ def bracketed(law: Fit, constant: str) -> str:
 
 
 def predictions(
-  fits: Mapping[str, Fit],
-  chosen: str,
-  goal: ScaledRun,
-  found: Sequence[float],
-  usable: Sequence[ScaledRun],
-  kept: Sequence[ScaledRun],
+  fits: Fits, goal: ScaledRun, found: Sequence[float], everything: Sequence[ScaledRun]
 ) -> list[PageBlock]:
-  """What each fit predicts. If runs of the plateau were left out, also what all runs predict."""
-  named = {(count, "fitted runs"): law for count, law in fits.items()}
-  if len(kept) < len(usable):
-    for count in COUNTS:
-      named[count, "with the plateau"] = fit([run.point(count) for run in usable])
-  rows = []
-  for (count, which), law in named.items():
-    loss, interval = law.predicted(getattr(goal.sizes, count), goal.tokens)
-    mean = statistics.fmean(found) if found else math.nan
-    rows.append(
-      [
-        COUNTS[count] + (" (used above)" if law is fits[chosen] else ""),
-        f"{which}: {len(law.points)}",
-        f"{law.spread:.2%}",
-        number(loss),
-        f"{interval.low:.4f} to {interval.high:.4f}",
-        number(mean) if found else "",
-        ("inside" if mean in interval else "outside") if found else "",
-      ]
-    )
-  header = (
-    "N",
-    "fitted to",
-    "error of a left-out run",
-    "predicted",
-    "interval",
-    "measured",
-    "verdict",
-  )
+  """What each fit predicts. everything: with the runs of the plateau, if these are left out."""
+  rows = [prediction(*key, law, goal, found) for key, law in fits.items()]
+  if everything:
+    rows += [
+      prediction(*key, law, goal, found, ", with the plateau")
+      for key, law in fits_of(everything).items()
+    ]
+  header = ("form", "N", "runs", "error of a left-out run", "predicted", "interval", "measured")
   text = (
     f"{goal.arm}: {goal.sizes.layers:,} parameters without tables, {goal.sizes.all:,} with them, "
     f"{shown_tokens(goal.tokens)} tokens; no fit has seen it. The interval ({LEVEL:.0%}) has the "
     "uncertainty of the constants (the bootstrap) and the scatter of runs about a law (the "
-    "residual of each run from the law of all others). An error of the law's form is not in it. Of "
-    "the two counts of N, that with the smaller error of a left-out run is used above; the "
+    "residual of each run from the law of all others). An error of the law's form is not in it. "
+    "The law with the smallest error of a left-out run is used above and in the picture; the "
     "held-out run has no part in this choice."
   )
-  return [Text(text), Grid(header, rows, left=2)]
+  return [Text(text), Grid((*header, "verdict"), rows, left=3)]
+
+
+def prediction(
+  form: Form, count: str, law: Fit, goal: ScaledRun, found: Sequence[float], which: str = ""
+) -> list[str]:
+  loss, interval = law.predicted(getattr(goal.sizes, count), goal.tokens)
+  row = [form, COUNTS[count], f"{len(law.points)}{which}", f"{law.spread:.2%}", number(loss)]
+  row.append(f"{interval.low:.4f} to {interval.high:.4f}")
+  if not found:
+    return [*row, "", ""]
+  mean = statistics.fmean(found)
+  return [*row, number(mean), "inside" if mean in interval else "outside"]
 
 
 def losses(runs: Sequence[ScaledRun], held_out: str) -> list[PageBlock]:
