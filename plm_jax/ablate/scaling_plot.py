@@ -84,9 +84,10 @@ def _best(axis, runs, fit: Fit, count: str, goal: ScaledRun, slopes: Mapping[str
   axis.fill_between(C, low, high, color="#1d4ed8", alpha=0.15, lw=0)
   axis.plot(C, best, color="#1d4ed8", lw=2, label=f"fitted, slope {fit.law.a:.2f}")
   middle = np.sqrt(C[0] * C[-1])
-  for (name, slope), style in zip(slopes.items(), ("--", ":", "-.", (0, (5, 1, 1, 1)))):
+  styles = (("--", "#b45309"), (":", "#4d7c0f"), ("-.", "#7e22ce"), ("--", "#be123c"))
+  for (name, slope), (style, colour) in zip(slopes.items(), styles):
     line = fit.law.best_parameters(middle) * (C / middle) ** slope
-    axis.plot(C, line, ls=style, color="#555555", lw=1.2, label=f"{name}, slope {slope:.2f}")
+    axis.plot(C, line, ls=style, color=colour, lw=1.2, label=f"{name}, slope {slope:.2f}")
   for run in fitted:
     axis.plot(compute_of(run, count), getattr(run.sizes, count), ".", color="#999999", ms=4)
   axis.set_yscale("log")

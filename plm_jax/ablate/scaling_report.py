@@ -99,7 +99,7 @@ def lesson(fits: Fits, form: Form, count: str, goal: ScaledRun, found: Sequence[
   law, N, D = best.law, getattr(goal.sizes, count), goal.tokens
   a = best.interval("a")
   inside = [f"{slope:.2f} ({name})" for name, slope in SLOPES.items() if slope in a]
-  agrees = f"this interval contains {' and '.join(inside) or 'none of the published exponents'}"
+  agrees = f"this interval contains {', '.join(inside) or 'none of the published exponents'}"
   sentences = [
     f"**What scale does here.** The law of {form} et al.'s form, with N as {COUNTS[count]}, is "
     f"within {best.spread:.2%} of a run that it was not fitted to (root mean square over "
