@@ -71,8 +71,8 @@ def planned_run(measured: Measured, arm: str) -> ScaledRun:
   vocabulary it shares."""
   config = next(iter(measured.configs.values()))
   vocabulary = overrides.from_json(config["experiment"]).model.vocab_size
-  plan = measured.plan
-  experiment = overrides.apply(at_budget(measured.table.arm(arm), plan.budget), plan.settings)
+  plan, table = measured.plan, measured.table
+  experiment = overrides.apply(at_budget(table, table.arm(arm), plan.budget), plan.settings)
   experiment = experiment.resolve(vocabulary)
   tokens = experiment.steps * experiment.global_batch * experiment.data.length
   return ScaledRun(arm, shape(experiment), sizes(experiment), tokens, float("nan"))

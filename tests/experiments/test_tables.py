@@ -45,9 +45,11 @@ def test_every_arm_of_a_table_is_a_row_of_an_experiment_file(reference, budget):
 
 @pytest.mark.parametrize("reference", TABLES)
 def test_every_table_says_what_it_asks_and_can_run_at_laptop(reference):
-  table, _, experiments = planned(reference, budget="laptop", seeds=1)
+  table = cli.load_experiment(reference, returns="Table")()
   assert table.question.endswith("?") or table.blocks  # a mechanism has a lesson instead
-  assert [*experiments] == [arm.name for arm in table.arms]
+  if not table.blocks:  # those tables have a size of their own
+    _, _, experiments = planned(reference, budget="laptop", seeds=1)
+    assert [*experiments] == [arm.name for arm in table.arms]
 
 
 def test_the_name_of_an_arm_follows_from_that_of_its_row():
