@@ -271,9 +271,9 @@ def draw(series: list[Series], path: Path) -> None:
   from matplotlib.figure import Figure
 
   panels = list(dict.fromkeys(s.panel for s in series))
-  rows = -(-len(panels) // 4)
-  figure = Figure(figsize=(13, 3.3 * rows), layout="constrained")
-  axes = list(figure.subplots(rows, 4, squeeze=False).ravel())
+  rows = -(-len(panels) // 3)
+  figure = Figure(figsize=(11, 3.3 * rows), layout="constrained")
+  axes = list(figure.subplots(rows, 3, squeeze=False).ravel())
   for axis in axes[len(panels) :]:
     axis.remove()
   for panel, axis in zip(panels, axes):
@@ -289,6 +289,7 @@ def draw(series: list[Series], path: Path) -> None:
     axis.set(xscale="log", yscale="log", title=panel)
     sizes = next(s.sizes for s in series if s.panel == panel)
     axis.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=8)
+    axis.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"], fontsize=8)
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, frameon=False)
