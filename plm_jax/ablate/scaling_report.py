@@ -35,6 +35,9 @@ PUBLISHED: Mapping[str, tuple[float | None, ...]] = {  # CONSTANTS
 }
 SLOPES = {"Hoffmann 3": 0.46, "Besiroglu": 0.51, "Hoffmann 1": 0.50, "Kaplan": 0.73}  # a
 
+LOOSE = 0.03  # error of a left-out run
+NO_LAW = " **With such an error no power law describes these runs.**"
+
 Fits = Mapping[tuple[Form, str], Fit]
 """(form of the law, count of N) -> its fit."""
 
@@ -103,7 +106,7 @@ def lesson(fits: Fits, form: Form, count: str, goal: ScaledRun, found: Sequence[
   sentences = [
     f"**What scale does here.** The law of {form} et al.'s form, with N as {COUNTS[count]}, is "
     f"within {best.spread:.2%} of a run that it was not fitted to (root mean square over "
-    f"{len(best.points)} runs, each left out once).",
+    f"{len(best.points)} runs, each left out once)." + NO_LAW * (best.spread > LOOSE),
     f"It predicts {spoken(*best.predicted(N, D))} for the held-out run ({goal.size}, "
     f"{shown_tokens(D)} tokens). {outcome(best.predicted(N, D), found)}",
     f"By this law that run would have {law.loss(2 * N, D):.2f} with twice the parameters, "
@@ -143,8 +146,9 @@ def constants(fits: Fits) -> Grid:
 
 
 def bracketed(law: Fit, constant: str) -> str:
-  low, high = law.interval(constant)
-  return f"{getattr(law.law, constant):.3g} [{low:.3g}, {high:.3g}]"
+  found = (getattr(law.law, constant), *law.interval(constant))
+  value, low, high = (f"{x:.3g}" if x >= 1e-3 else "0" for x in found)  # E has a bound near 0
+  return f"{value} [{low}, {high}]"
 
 
 def predictions(

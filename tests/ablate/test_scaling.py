@@ -212,11 +212,17 @@ def test_runs_on_the_plateau_are_named_and_not_fitted(page):
   losses |= dict.fromkeys(flat, 6.1)
   blocks = page(losses)
   text = markdown(blocks)
+  assert "no power law describes these runs" not in text
   assert f"They are {', '.join(flat)}." in text
   fits = next(b for b in blocks if isinstance(b, Grid) and b.header[0] == "form")
   assert [row[2] for row in fits.rows] == ["18"] * 4 + ["24, with the plateau"] * 4
   assert fits.rows[0][-1] == "inside"
   assert float(fits.rows[0][3].rstrip("%")) < float(fits.rows[4][3].rstrip("%"))
+
+
+def test_runs_without_a_law_are_called_so(page):
+  text = markdown(page(of_law(noise=0.1)))
+  assert "With such an error no power law describes these runs" in text
 
 
 def test_a_run_that_exploded_is_named_and_not_fitted(page, tmp_path):
