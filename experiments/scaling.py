@@ -144,7 +144,7 @@ def _table(title: str, fitted: Sequence[Arm], larger: Arm, metric: str, caveat: 
 
 HELD_OUT = "held out: predicted from the others, and not fitted"
 CAVEAT = (
-  "One seed of each run, one text. Arms are named by layers x width and millions of tokens. The text "
+  "One seed of each run, one text: it claims no order. Arms are named by layers x width and millions of tokens. The text "
   "has about 1.5 million tokens, so longer runs read it again. The published laws are of models a "
   "thousand times as large or more, trained on text that was not repeated. "
 )

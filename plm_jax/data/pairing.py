@@ -90,10 +90,11 @@ class Pairing:
 
   def _elsewhere(self, document: int, target: int, draw: Sequence) -> tuple[int, int]:
     """A span of another document, from a random sentence on, until `target` is reached."""
+    source = document
     for _ in range(_TRIES):
-      source = int(self.readable[draw.below(len(self.readable))])
       if source != document:
         break
+      source = int(self.readable[draw.below(len(self.readable))])
     first, last = self.document_starts[source : source + 2].tolist()
     begin = first + draw.below(last - first)
     start = int(self.sentence_starts[begin])

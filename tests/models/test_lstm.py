@@ -127,7 +127,7 @@ def test_every_slot_continues_its_row_of_the_batch_before(separate):
   assert batches[0]["begins"].all() and batches[steps]["begins"].all()  # another pass
   np.testing.assert_array_equal(batches[steps]["input_ids"], batches[0]["input_ids"])
   read = np.stack([b["input_ids"] for b in batches[:steps]])  # [steps, slots, T]
-  table = train._table(0, 0)
+  table = train._tables.of(0, 0)
   whole = segments.read(train.store, table, experiment.data.length, train.vocab)["input_ids"]
   lanes = whole[: steps * read.shape[1]].reshape(read.shape[1], steps, -1).swapaxes(0, 1)
   np.testing.assert_array_equal(read, lanes)
@@ -144,7 +144,7 @@ def test_held_out_rows_continue_each_other_and_every_row_counts_once(slots):
   _, valid = toy_run.batches(dataclasses.replace(ORDERED, global_batch=slots))
   batches = valid.evaluation()
   rows = joined(batches)
-  table = valid._table(0, 0)
+  table = valid._tables.of(0, 0)
   whole = valid.corpus.segments.read(valid.store, table, 20, valid.vocab)["input_ids"]
   np.testing.assert_array_equal([b["input_ids"][lane] for b, lane in rows], whole)
   assert batches[0]["begins"].all() and not all(b["begins"].all() for b in batches[1:])

@@ -112,7 +112,8 @@ def test_a_batch_is_split_until_it_fits():
   whole = Placement(experiment, chips(1, 1))
   with pretended(whole.target.device):
     needed = {parts: whole.needed(parts) for parts in (1, 2, 16)}
-  half = plan("toy", experiment, chips(1, needed[2]), "arithmetic")
+  # A trace that is repeated may keep some hundred bytes more.
+  half = plan("toy", experiment, chips(1, 1.01 * needed[2]), "arithmetic")
   assert half.micro_batches == 2 and half.largest == 8 and half.memory.fits
   tokens = [line for line in page(half).splitlines() if "micro-batches of" in line]
   assert tokens == [" " * 24 + "in 2 micro-batches of 8"]
