@@ -14,6 +14,7 @@ from plm_jax.ablate.scaling_law import (
   FEWEST,
   FORMS,
   LEVEL,
+  OPERATIONS,
   RESAMPLES,
   Fit,
   Form,
@@ -36,7 +37,6 @@ PUBLISHED: Mapping[str, tuple[float | None, ...]] = {  # CONSTANTS
 SLOPES = {"Hoffmann 3": 0.46, "Besiroglu": 0.51, "Hoffmann 1": 0.50, "Kaplan": 0.73}  # a
 
 LOOSE = 0.03  # error of a left-out run
-NO_LAW = " **With such an error no power law describes these runs.**"
 
 Fits = Mapping[tuple[Form, str], Fit]
 """(form of the law, count of N) -> its fit."""
@@ -100,21 +100,25 @@ def lesson(fits: Fits, form: Form, count: str, goal: ScaledRun, found: Sequence[
   """The paragraph on top, with the law of the smallest error. found: measured losses of `goal`."""
   best = fits[form, count]
   law, N, D = best.law, getattr(goal.sizes, count), goal.tokens
-  a = best.interval("a")
-  inside = [f"{slope:.2f} ({name})" for name, slope in SLOPES.items() if slope in a]
-  agrees = f"this interval contains {', '.join(inside) or 'none of the published exponents'}"
-  sentences = [
+  error = (
     f"**What scale does here.** The law of {form} et al.'s form, with N as {COUNTS[count]}, is "
     f"within {best.spread:.2%} of a run that it was not fitted to (root mean square over "
-    f"{len(best.points)} runs, each left out once)." + NO_LAW * (best.spread > LOOSE),
-    f"It predicts {spoken(*best.predicted(N, D))} for the held-out run ({goal.size}, "
-    f"{shown_tokens(D)} tokens). {outcome(best.predicted(N, D), found)}",
-    f"By this law that run would have {law.loss(2 * N, D):.2f} with twice the parameters, "
-    f"{law.loss(N, 2 * D):.2f} with twice the tokens, and {law.loss(2 * N, 2 * D):.2f} with both.",
-    f"The best number of parameters grows as compute to the power {law.a:.2f} "
-    f"({a.low:.2f} to {a.high:.2f}); {agrees}.",
-  ]
-  return " ".join(sentences)
+    f"{len(best.points)} runs, each left out once). It predicts {spoken(*best.predicted(N, D))} "
+    f"for the held-out run ({goal.size}, {shown_tokens(D)} tokens). "
+    + outcome(best.predicted(N, D), found)
+  )
+  if best.spread > LOOSE:
+    return f"{error} **With such an error no power law describes these runs.**"
+  a, C = best.interval("a"), OPERATIONS * N * D
+  inside = [f"{slope:.2f} ({name})" for name, slope in SLOPES.items() if slope in a]
+  return (
+    f"{error} By this law that run would have {law.loss(2 * N, D):.2f} with twice the parameters, "
+    f"{law.loss(N, 2 * D):.2f} with twice the tokens, and {law.loss(2 * N, 2 * D):.2f} with both. "
+    f"The best number of parameters grows as compute to the power {law.a:.2f} ({a.low:.2f} to "
+    f"{a.high:.2f}); this interval contains {', '.join(inside) or 'no published exponent'}. For "
+    f"the compute of the held-out run it is {law.best_parameters(C):,.0f}, with "
+    f"{law.best_tokens(C) / law.best_parameters(C):.1f} tokens for each parameter."
+  )
 
 
 def spoken(loss: float, interval: Interval) -> str:
