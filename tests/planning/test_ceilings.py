@@ -52,8 +52,7 @@ def test_a_step_of_today_stays_below_its_ceilings(chip, plugin):
 def test_no_case_multiplies_float32_or_has_all_pairs_of_positions():
   assert KNOWN.keys() == ceilings.CASES.keys()
   assert not any(found["float32"] for found in KNOWN.values())
-  # bert-v5e was recorded with plain attention.
-  assert not any(found["squares"] for name, found in KNOWN.items() if name != "bert-v5e")
+  assert not any(found["squares"] for found in KNOWN.values())
 
 
 PROGRAM = """
