@@ -25,6 +25,7 @@ from plm_jax.evaluation.pair_accuracy import pair_accuracies
 from plm_jax.evaluation.scores import Scores
 from plm_jax.evaluation.writing import written
 from plm_jax.runs import Run
+from plm_jax.tasks.file_task import FileTask
 from plm_jax.tasks.finetuning import FinetunePlan, model_cell, plan
 from plm_jax.tasks.label import Label
 from plm_jax.tasks.registry import chosen_task
@@ -42,6 +43,7 @@ def evaluate(run: Run, asked: Evaluation, cache: Path) -> Scores:
   """The scores of every run and the optional ones in `asked`, written to scores.json in its
   directory, with the number of parameters, the seconds and the software."""
   cli.load_module("data.installed_text")  # makes tfds:installed_text known
+  tasks = [task_of(kind, data) for kind, data in asked.parts.items()]
   start = time.perf_counter()
   texts = prepare_each(run.experiment.data, cache)
   parts = {name: scores_on(run, text, asked) for name, text in texts.items()}
@@ -51,8 +53,8 @@ def evaluate(run: Run, asked: Evaluation, cache: Path) -> Scores:
     blimp(run, Path(asked.blimp), asked.blimp_pairs, scores)
   if asked.finetune:
     finetune(run, asked.labels, cache, scores)
-  for name, data in asked.parts.items():
-    finetune_on(run, chosen_task(name, data), cache, scores)
+  for task in tasks:
+    finetune_on(run, task, cache, scores)
   if asked.probe:
     probe(run, asked.probe_labels, cache, scores)
   if asked.tags:
@@ -106,11 +108,22 @@ def finetune(
     add(chosen, size, run.experiment.seed, f"finetune_{size or 'all'}", scores)
 
 
-def finetune_on(run: Run, task: Task | Suite, cache: Path, scores: Scores) -> None:
-  """Adds TASK_METRIC to `scores`, for each metric of the task: those of run_finetune.py with all
-  labels."""
+def task_of(kind: str, data: str) -> Task:
+  """The task of a part of --tasks. Errors: `UserError`, before anything is trained or measured, for
+  data that it cannot read."""
+  task = chosen_task(kind, data)
   if isinstance(task, Suite):
     raise UserError(f"--tasks takes tasks, and {task.name} is several; name one of them.")
+  if not data.startswith(("tfds:", "hf:")) and not Path(data).exists():
+    raise UserError(f"--tasks={kind}:{data}: there is no {data}.")
+  if isinstance(task, FileTask):
+    task.read_files()
+  return task
+
+
+def finetune_on(run: Run, task: Task, cache: Path, scores: Scores) -> None:
+  """Adds TASK_METRIC to `scores`, for each metric of the task: those of run_finetune.py with all
+  labels."""
   chosen = plan(run, recipe(), task, [], cache, run.path / f"finetune_{task.name}")
   add(chosen, None, run.experiment.seed, task.name, scores)
 

@@ -11,6 +11,7 @@ import jax
 
 from plm_jax import overrides
 from plm_jax.ablate import launch
+from plm_jax.ablate.evaluating import task_of
 from plm_jax.ablate.here import resolved
 from plm_jax.ablate.plan import CELL, Evaluation, PlannedRun, SweepPlan
 from plm_jax.ablate.references import at_budget, reference_of, table_of
@@ -19,9 +20,7 @@ from plm_jax.budgets import AnyBudget, has_adam, of_rows
 from plm_jax.errors import UserError
 from plm_jax.evaluation.minimal_pairs import pair_files, read_minimal_pairs
 from plm_jax.experiment import Experiment
-from plm_jax.tasks.file_task import FileTask
-from plm_jax.tasks.registry import TASKS, chosen_task
-from plm_jax.tasks.suite import Suite
+from plm_jax.tasks.registry import TASKS
 from plm_jax.train import estimate
 
 TAGS = "probe_tag_accuracy"
@@ -51,7 +50,7 @@ def planned(
     raise UserError(f"--seeds={seeds} and --jobs={jobs} must both be at most {MOST_RUNS:,}.")
   measures = Evaluation(**evaluation)
   for kind, data in measures.parts.items():
-    check_task(kind, data)
+    task_of(kind, data)
   for file in pair_files(Path(measures.blimp)) if measures.blimp else ():
     read_minimal_pairs(file)  # an error before anything is trained
   rows, name = table_of(table)
@@ -70,17 +69,6 @@ def planned(
     own={a: [*own] for a in experiments if (own := rows.settings_of(rows.arm(a), budget))},
   )
   return rows, plan, experiments
-
-
-def check_task(kind: str, data: str) -> None:
-  """A `UserError`, before anything is trained, for data that the task cannot read."""
-  task = chosen_task(kind, data)
-  if isinstance(task, Suite):
-    raise UserError(f"--tasks takes tasks, and {task.name} is several; name one of them.")
-  if not data.startswith(("tfds:", "hf:")) and not Path(data).exists():
-    raise UserError(f"--tasks={kind}:{data}: there is no {data}.")
-  if isinstance(task, FileTask):
-    task.read_files()
 
 
 def arms_of(table: Table, asked: Sequence[str]) -> list[str]:

@@ -24,7 +24,6 @@ from typing import Literal, NamedTuple
 
 ALPHA = 0.05
 SEEDS = 3  # fewer give no verdict
-EXACT = "whatever the seed"
 
 SeedScores = Mapping[str, Mapping[int, Mapping[str, float]]]
 """arm -> seed -> metric -> value, of measured metrics only."""
@@ -33,16 +32,19 @@ Outcome = Literal["supported", "not supported", "undecided"]
 
 
 class Tested(NamedTuple):
-  """One-sided p-values of a claim and of its opposite, and their numbers as a text."""
+  """One-sided p-values of a claim and of its opposite, and their numbers as a text. is_exact:
+  whether they are about models that no seed changes."""
 
   p_for: float
   p_against: float
   numbers: str
+  is_exact: bool = False
 
 
 class Verdict(NamedTuple):
   """p: two-sided, of this claim alone. threshold: Holm's share of alpha, which p is compared to.
-  side: to which the seeds lean, "for" or "against" the claim, or "" if to none."""
+  side: to which the seeds lean, "for" or "against" the claim, or "" if to none. is_exact: as in
+  `Tested`."""
 
   claim: object
   outcome: Outcome
@@ -50,11 +52,7 @@ class Verdict(NamedTuple):
   threshold: float
   numbers: str
   side: str
-
-  @property
-  def is_exact(self) -> bool:
-    """Whether it is about models that no seed changes."""
-    return self.numbers.endswith(EXACT)
+  is_exact: bool = False
 
 
 def lower_is_better(metric: str) -> bool:
@@ -118,7 +116,8 @@ def student(
   n = len(values)
   if exact and len({*values}) == 1:
     value = values[0]
-    return Tested(float(value <= bound), float(value >= bound), f"{value:+.4g}, {EXACT}")
+    numbers = f"{value:+.4g}, whatever the seed"
+    return Tested(float(value <= bound), float(value >= bound), numbers, is_exact=True)
   if n < SEEDS:
     return Tested(1.0, 1.0, f"{n} of {SEEDS} seeds that are needed")
   mean, spread = statistics.fmean(values), statistics.stdev(values)
@@ -176,4 +175,5 @@ def verdicts(
   sides = [
     "" if t.p_for == t.p_against else "for" if t.p_for < t.p_against else "against" for t in tests
   ]
-  return [Verdict(*row) for row in zip(claims, outcomes, p, thresholds, numbers, sides)]
+  exact = [test.is_exact for test in tests]
+  return [Verdict(*row) for row in zip(claims, outcomes, p, thresholds, numbers, sides, exact)]

@@ -52,10 +52,10 @@ def blimp(run: Run, folder: Path, limit: int | None, scores: Scores) -> None:
     return
   scores.metrics["blimp"] = float(np.mean(paradigms))
   scores.counts["blimp"] = int(fits.sum())
-  pairs = [pair for pairs in read.values() for pair in pairs]
+  texts = list(itertools.chain(*read.values()))
   if fits.mean() < 1 - FEW:
-    pairs = list(itertools.compress(pairs, fits))
-  scores.sets["blimp"] = fingerprint([{"pairs": np.array(pairs)}])
+    texts = list(itertools.compress(texts, fits))
+  scores.sets["blimp"] = fingerprint([{"pairs": np.array(texts)}])
   scores.references["blimp"] = 0.5
 
 

@@ -11,7 +11,6 @@ from plm_jax.ablate.plan import Evaluation
 from plm_jax.errors import UserError
 from plm_jax.evaluation.scores import Scores
 from plm_jax.runs import Run
-from plm_jax.tasks.glue_suite import Glue
 from plm_jax.tasks.registry import chosen_task
 from tests.toy_run import TOY
 
@@ -42,8 +41,6 @@ def test_tasks_are_fine_tuned_and_named_by_task_and_metric(source, tmp_path):
   seed = source.experiment.seed
   cell = json.loads((source.path / f"finetune_tag/pretrained-all-{seed}/scores.json").read_text())
   assert cell["test"]["f1"] == scores.metrics["tag_f1"]
-  with pytest.raises(UserError, match="glue is several; name one of them"):
-    evaluating.finetune_on(source, Glue(source="x"), tmp_path, scores)
 
 
 @pytest.mark.parametrize("tasks", ["tag", "tag:", ":x", "tag:a,tag:b", ",", ""])

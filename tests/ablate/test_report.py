@@ -173,7 +173,7 @@ def test_a_report_begins_with_its_question_and_a_claim_about_counts_is_exact(swe
   measured = reporting.gather(sweep(drawn()))
   shown = page.markdown(report_content.report_blocks(measured, [], measured.out))
   assert shown.index("**The question.** Does width & depth help?") < shown.index("3 claims, tested")
-  verdict = measured.verdicts[1]._replace(numbers="+0.2, whatever the seed")
+  verdict = measured.verdicts[1]._replace(numbers="+0.2, whatever the seed", is_exact=True)
   assert report_verdicts.sentence(measured, verdict).startswith("On this text it is so:")
   (card, *_) = report_verdicts.verdict_blocks(measured._replace(verdicts=[verdict]))
   assert card.numbers == "+0.2, whatever the seed"
