@@ -7,6 +7,7 @@ one forward pass and returns sums and counts; the mean is taken over all devices
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -122,23 +123,69 @@ def token_terms(
 
   The logits of all positions of a large vocabulary are the largest array of a step by far (GPT-2's
   50,257 tokens: 65 times the hidden states). Above `most_logits`, positions are taken in equal
-  parts, one after the other, and the backward pass computes each part's logits again.
+  parts, one after the other, and gradients are computed with each part's loss, while its logits are
+  there: only "loss" has a gradient.
   """
 
   def terms_of(part) -> Terms:
     hidden, targets, weights = part
     return _terms(model.token_logits(hidden), targets, weights, label_smoothing, z_loss)
 
-  parts = in_parts(model, (hidden_BTD, targets_BT, weights_BT))
+  whole = hidden_BTD, targets_BT, weights_BT
+  parts = in_parts(model, whole)
   if len(parts[1]) == 1:
-    return terms_of((hidden_BTD, targets_BT, weights_BT))
+    return terms_of(whole)
+  first = jax.tree.map(lambda x: x[0], parts)
+  pure, head = jax.closure_convert(terms_of, first)
+  return _sum_of_parts(pure, tuple(head), parts)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum_of_parts(terms_of, head: tuple, parts) -> Terms:
+  """The sum of `terms_of(part, *head)`. head: the arrays that make logits of hidden states. parts:
+  hidden states `[parts, B, W, D]`, targets and weights `[parts, B, W]`."""
+  return _scan_sum(lambda part: (terms_of(part, *head), ()), parts)[0]
+
+
+def _sum_forward(terms_of, head, parts):
+  def terms_and_gradients(part):
+    def loss_of(hidden, head):
+      terms = terms_of((hidden, *part[1:]), *head)
+      return terms["loss"][0], terms
+
+    (_, terms), (of_hidden, of_head) = jax.value_and_grad(loss_of, (0, 1), has_aux=True)(
+      part[0], head
+    )
+    return (terms, jax.tree.map(at_least_float32, of_head)), of_hidden
+
+  (terms, of_head), of_hidden = _scan_sum(terms_and_gradients, parts)
+  of_head = jax.tree.map(lambda x, like: x.astype(like.dtype), of_head, head)
+  return terms, (of_head, of_hidden, parts[1:])
+
+
+def _sum_backward(terms_of, kept, gradients):
+  of_head, of_hidden, (targets, weights) = kept
+  scaled = jax.tree.map(lambda x: (x * gradients["loss"][0]).astype(x.dtype), (of_head, of_hidden))
+  return scaled[0], (scaled[1], np.zeros(targets.shape, jax.dtypes.float0), jnp.zeros_like(weights))
+
+
+_sum_of_parts.defvjp(_sum_forward, _sum_backward)
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _scan_sum(function, parts):
+  """`function(part)` is (added up, stacked): the sums and the stacks over all parts."""
+  shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))[0]
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
   def add(total, part):
-    return jax.tree.map(jnp.add, total, jax.checkpoint(terms_of)(part)), None
+    summed, stacked = function(part)
+    return jax.tree.map(jnp.add, total, summed), stacked
 
-  shapes = jax.eval_shape(terms_of, jax.tree.map(lambda x: x[0], parts))
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  return jax.lax.scan(add, zeros, parts)[0]
+  return jax.lax.scan(add, zeros, parts)
 
 
 def token_log_p(model, hidden_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:

@@ -52,6 +52,18 @@ def test_no_array_of_all_logits_is_made(monkeypatch):
   assert "f32[3,2,1000]" in shapes and "f32[3,8,1000]" not in shapes
 
 
+def test_logits_of_parts_are_computed_once(monkeypatch):
+  """Their gradients are computed beside them: three products with the table, not four."""
+  monkeypatch.setattr(objective, "LOGITS", 3 * 2 * 1000)
+  ones = jnp.ones((3, 8))
+
+  def loss(table, hidden):
+    return token_terms(Head(table), hidden, ones.astype(int), ones)["loss"][0]
+
+  jaxpr = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(jnp.ones((5, 1000)), jnp.ones((3, 8, 5))))
+  assert jaxpr.count("dot_general[") == 3
+
+
 def test_parts_are_even_and_hold_few_positions_of_padding(monkeypatch):
   """786 parts of two positions once stood for 1,024 positions."""
   monkeypatch.setattr(objective, "LOGITS", 3 * 1000 * 2)
