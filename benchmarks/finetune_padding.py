@@ -4,7 +4,7 @@
     python benchmarks/finetune_padding.py --from=minilm --data=squad.json --task=answer
 
 One epoch of training batches: rows as wide as the longest allowed (`task.length`), rows of similar
-length together (the default, `by_length`). Packed rows would have no padding.
+length together (the default, `by_length`), and examples that share rows (`task.packed`).
 """
 
 import numpy as np
@@ -13,6 +13,7 @@ from absl import flags
 from plm_jax import cli
 from plm_jax.data.corpora import cache_folder
 from plm_jax.export.to_run import run_directory
+from plm_jax.models.packed import PREFIX
 from plm_jax.runs import RunInfo
 from plm_jax.tasks.registry import chosen_task
 from plm_jax.tasks.rows import LabelledBatches
@@ -35,13 +36,19 @@ def main() -> None:
   rows = task.rows(splits.train, run.experiment.model, run.tokenizer)
   steps = max(1, len(rows) // FLAGS.batch)
   print(f"{len(rows):,} rows of up to {rows.width} tokens, {np.mean(rows.longest):.1f} in the mean")
-  for name, by_length in (("all as wide as the longest allowed", False), ("by length", True)):
-    batches = LabelledBatches(rows, 0, FLAGS.batch, by_length=by_length)
+  kinds = {
+    "all as wide as the longest allowed": {},
+    "by length": {"by_length": True},
+    "packed": {"packed": True},
+  }
+  for name, kind in kinds.items():
+    batches = LabelledBatches(rows, 0, FLAGS.batch, **kind)
     made = [batches(step) for step in range(steps)]
-    paid = sum(batch["input_ids"].size for batch in made)
-    read = sum(int(batch["length"].sum()) for batch in made)
-    shapes = len({batch["input_ids"].shape for batch in made})
-    print(f"{name:36} {1 - read / paid:6.1%} of the positions are padding, {shapes} shapes")
+    read = [batch.get(PREFIX + "input_ids", batch["input_ids"]) for batch in made]
+    paid = sum(ids.size for ids in read)
+    real = sum(int(batch["length"].sum()) for batch in made)
+    shapes = len({ids.shape for ids in read})
+    print(f"{name:36} {1 - real / paid:6.1%} of the positions are padding, {shapes} shapes")
 
 
 if __name__ == "__main__":

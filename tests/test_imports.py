@@ -262,7 +262,7 @@ def test_nothing_in_the_package_imports_a_command_or_an_experiment():
 def test_nothing_asks_for_the_class_of_a_model(part):
   """They ask what a model can do (plm_jax/models/model.py)."""
   names = ("model", "parameters", "compute", "dropout", "cache", "recording", "layer_loop")
-  protocol = {f"models.{name}" for name in names}
+  protocol = {f"models.{name}" for name in (*names, "packed")}
   asked = {target for one, target in package_edges() if layer(one.source) == part}
   assert {target for target in asked if layer(target) == "models"} <= protocol
 

@@ -51,6 +51,8 @@ class FileTask(Task):
     the model has positions.
   test_share, dev_share: of the examples of `source`.
   by_length: whether training batches have rows of similar length, which saves padding.
+  packed: whether examples of a training batch share rows, which saves nearly all padding and takes
+    the place of by_length. A token sees its own example only: the loss is the same.
   """
 
   files: ClassVar[tuple[str, ...]] = SUFFIXES
@@ -64,6 +66,7 @@ class FileTask(Task):
   dev_share: float = 0.1
   test_share: float = 0.1
   by_length: bool = True
+  packed: bool = False
 
   def __post_init__(self):
     super().__post_init__()

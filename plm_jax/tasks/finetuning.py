@@ -34,6 +34,7 @@ from plm_jax.tasks.classification import TEACHER
 from plm_jax.tasks.comparison import Cell
 from plm_jax.tasks.examples import Examples, Splits
 from plm_jax.tasks.mixture import MixedBatches
+from plm_jax.tasks.packed_rows import check_packing
 from plm_jax.tasks.predicting import TASK, load
 from plm_jax.tasks.rows import LabelledBatches
 from plm_jax.tasks.sample_predictions import sample_predictions
@@ -311,6 +312,9 @@ def _train_and_test(
 def batches_of(experiment: Experiment, examples: Examples, tokenizer: Tokenizer) -> LabelledBatches:
   """The batches of a split, of similar length or mixed in training if the task asks for that."""
   task: Any = experiment.data
+  is_packed = getattr(task, "packed", False)
+  if is_packed:
+    check_packing(experiment)
   make = LabelledBatches
   if hasattr(task, "part_of"):
     part = np.array([task.part_of(item) for item in examples.items])
@@ -322,6 +326,8 @@ def batches_of(experiment: Experiment, examples: Examples, tokenizer: Tokenizer)
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     by_length=getattr(task, "by_length", False),
+    packed=is_packed,
+    devices=jax.local_device_count(),
   )
 
 
@@ -340,10 +346,15 @@ def taught(plan: FinetunePlan, task: Task, splits: Splits) -> Splits:
 
 def global_shapes(batches: LabelledBatches) -> dict[str, Any]:
   """Shapes and dtypes of a batch of all processes together."""
-  count = batches.global_batch
+  if batches.packed:
+    return shapes_of_all(batches(0), batches.process_count)
+  one = batches.rows.batch(np.zeros(1, int), np.ones(1, np.float32))
+  return shapes_of_all(one, batches.global_batch)
+
+
+def shapes_of_all(batch: dict[str, np.ndarray], times: int) -> dict[str, Any]:
   return {
-    name: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)
-    for name, x in batches.rows.batch(np.zeros(1, int), np.ones(1, np.float32)).items()
+    name: jax.ShapeDtypeStruct((times * len(x), *x.shape[1:]), x.dtype) for name, x in batch.items()
   }
 
 

@@ -4,6 +4,7 @@ row once in an evaluation."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.data.vocab import Vocab
 from plm_jax.errors import UserError
 from plm_jax.models.model import Model
+from plm_jax.tasks.packed_rows import packed, placed
 
 _ORDER = 1  # salt for the order of an epoch, as in data.pipeline
 _BATCHES = 4  # salt for the order of the batches of a pool
@@ -98,8 +100,14 @@ class LabelledBatches:
 
   `EncodedRows` describes the arrays, [B, ...]; row_weight float32 [B] is 0 for rows that only fill
   up the batch. Every epoch is one pass over the rows in a new order. A batch may span two epochs,
-  so that no row is skipped. by_length: a training batch has rows of similar length, in few shapes:
-  the rows of up to `_POOL` batches are sorted by length, and these batches shuffled.
+  so that no row is skipped.
+
+  by_length: a training batch has rows of similar length, in few shapes: the rows of up to `_POOL`
+    batches are sorted by length, and these batches shuffled.
+  packed: a training batch has rows of all lengths, which share rows of the model
+    (packed_rows.py). The rows of a pool are sorted by length, and of each `_POOL` neighbours every
+    batch gets one. So nearly all batches need the same number of packed rows, and have one shape.
+  devices: of a process. Packed rows are divided between them.
   """
 
   rows: EncodedRows
@@ -108,6 +116,8 @@ class LabelledBatches:
   process_index: int = 0
   process_count: int = 1
   by_length: bool = False
+  packed: bool = False
+  devices: int = 1
 
   def __post_init__(self):
     if self.global_batch < 1 or self.global_batch % self.process_count:
@@ -124,6 +134,11 @@ class LabelledBatches:
   def __call__(self, step: int) -> dict[str, np.ndarray]:
     """The training batch of a step, arrays [B_local, ...]."""
     slots = self._slots()
+    if self.packed:
+      epochs, rows = self._alike(int(step))
+      batch = self._batch(epochs[slots], rows[slots], None)
+      count = max(self._packed_rows, self._needed(rows))
+      return packed(batch, self.rows.width, count, self.process_index * count)
     if self.by_length:
       all_epochs, all_rows = self._sorted(int(step))
       epochs, rows = all_epochs[slots], all_rows[slots]
@@ -152,15 +167,51 @@ class LabelledBatches:
 
   def _sorted(self, step: int) -> tuple[np.ndarray, np.ndarray]:
     """As `_order`, of the whole global batch of a step, with rows of similar length."""
-    batches = min(max(len(self.rows) // self.global_batch, 1), _POOL)
-    pool, place = divmod(step, batches)
-    size = batches * self.global_batch
+    pool, place, epochs, rows, order = self._pool(step)
+    batches = order.reshape(self._batches, -1)
+    chosen = batches[permute(np.array([place]), self._batches, self.seed, _BATCHES, pool)[0]]
+    return self._of_groups(epochs, rows, chosen)
+
+  def _alike(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `_order`, of the whole global batch of a step, with rows of all lengths in every batch."""
+    pool, place, epochs, rows, order = self._pool(step)
+    layers = order.reshape(-1, self._batches)
+    column = [
+      permute(np.array([place]), self._batches, self.seed, _BATCHES, pool, layer)[0]
+      for layer in range(len(layers))
+    ]
+    chosen = layers[np.arange(len(layers)), column]
+    mixed = permute(np.arange(len(chosen)), len(chosen), self.seed, _BATCHES, step)
+    return self._of_groups(epochs, rows, chosen[mixed])
+
+  def _pool(self, step: int):
+    """The pool of a step, the place of the step in it, the epochs and rows of the pool, and the
+    order of its groups by length."""
+    pool, place = divmod(step, self._batches)
+    size = self._batches * self.global_batch
     epochs, rows = self._order(pool * size + np.arange(size))
     length = self.rows.longest[rows].reshape(-1, self.rows.together).max(axis=1)
-    order = np.argsort(length, kind="stable").reshape(batches, -1)
-    chosen = order[permute(np.array([place]), batches, self.seed, _BATCHES, pool)[0]]
-    at = (chosen[:, None] * self.rows.together + np.arange(self.rows.together)).reshape(-1)
+    return pool, place, epochs, rows, np.argsort(length, kind="stable")
+
+  def _of_groups(self, epochs: np.ndarray, rows: np.ndarray, groups: np.ndarray):
+    at = (groups[:, None] * self.rows.together + np.arange(self.rows.together)).reshape(-1)
     return epochs[at], rows[at]
+
+  @property
+  def _batches(self) -> int:
+    """Of a pool."""
+    return min(max(len(self.rows) // self.global_batch, 1), _POOL)
+
+  def _needed(self, rows: np.ndarray) -> int:
+    """The packed rows of a process for these rows of all processes, as many for each device."""
+    lengths = self.rows.values["length"][rows].reshape(self.process_count, -1)
+    most = max(placed(part, self.rows.width)[2] for part in lengths)
+    return -(-most // self.devices) * self.devices
+
+  @functools.cached_property
+  def _packed_rows(self) -> int:
+    """The packed rows that are enough for the first batches, and nearly always."""
+    return max(self._needed(self._alike(step)[1]) for step in range(self._batches))
 
   def check(self) -> None:
     """A `UserError` if there is nothing to train on."""

@@ -15,6 +15,7 @@ from plm_jax.errors import UserError
 from plm_jax.models.compute import Compute
 from plm_jax.models.dropout import Noise, streams
 from plm_jax.models.model import carried
+from plm_jax.models.packed import is_packed, states_of
 from plm_jax.models.parameters import map_roles
 from plm_jax.train.running import unusual
 from plm_jax.train.state import TrainState, merge_frozen, trainable
@@ -38,7 +39,7 @@ def forward(
   if parts > 1:
     hidden = states_in_parts(whole, batch, compute, in_model, parts, together(objectives))
   elif carry is None:
-    hidden = model(batch, compute, in_model)
+    hidden = states_of(model, batch, compute, in_model)
   else:
     hidden, carry = model.continued(batch, compute, in_model, carry)
   terms = {
@@ -98,6 +99,8 @@ def train_step(
   counts = {name: jnp.where(count > 0, count, 1.0) for name, count in counts.items()}
   parts = max(compute.micro_batches, 1)
   whole = any(getattr(objective, "by_batch", False) for objective in objectives)
+  if parts > 1 and is_packed(batch):
+    raise UserError("rows of several examples cannot be split into parts; set task.packed=false")
 
   def loss_fn(params, rows, noise):
     batch, carry = rows
