@@ -5,6 +5,7 @@ triple loss is `5 Distillation + 2 MLM + 1 Cosine`, the weights of the repositor
 """
 
 import dataclasses
+import functools
 from typing import ClassVar, Literal
 
 import jax
@@ -46,13 +47,11 @@ class Distillation:
   def loss(self, model, hidden, batch, noise) -> Terms:
     at_BP = None if self.positions == "all" else batch["mlm_positions"]
     student, teacher = model.both_logits(hidden, at_BP)
-    weights, t = self._weights(batch), self.temperature
-    log_p, log_q = jax.nn.log_softmax(teacher / t), jax.nn.log_softmax(student / t)
-    divergence = (jnp.exp(log_p) * (log_p - log_q)).sum(axis=-1) * t**2
-    agrees = student.argmax(axis=-1) == teacher.argmax(axis=-1)
+    divergence, agrees = divergence_of(self.temperature, student, teacher)
+    weights = self._weights(batch)
     count = weights.sum()
     return {
-      "loss": ((divergence * weights).sum(), count),
+      "loss": ((divergence * self.temperature**2 * weights).sum(), count),
       "agreement": ((agrees * weights).sum(), count),
     }
 
@@ -61,6 +60,35 @@ class Distillation:
 
   def _weights(self, batch: dict) -> jax.Array:
     return real_positions(batch) if self.positions == "all" else batch["mlm_weights"]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def divergence_of(t: float, student: jax.Array, teacher: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """KL(teacher || student) of the softmaxes of logits / t, float32, and whether a token has the
+  highest logit of both, `[...]`. logits: float32 `[..., V]`. The teacher gets no gradient.
+
+  It has half the passes over the logits that JAX's own gradient makes (and no argmax, which is slow
+  on a CPU).
+  """
+  return _divergence_forward(t, student, teacher)[0]
+
+
+def _divergence_forward(t: float, student: jax.Array, teacher: jax.Array):
+  highest = [logits.max(axis=-1, keepdims=True) for logits in (student, teacher)]
+  log_q, log_p = (jax.nn.logsumexp(x / t, axis=-1, keepdims=True) for x in (student, teacher))
+  p = jnp.exp(teacher / t - log_p)
+  divergence = (p * (teacher - student)).sum(axis=-1) / t - (log_p - log_q)[..., 0]
+  agrees = ((student >= highest[0]) & (teacher >= highest[1])).any(axis=-1)
+  return (divergence, agrees), (student, teacher, log_q, log_p)
+
+
+def _divergence_backward(t: float, kept, gradients):
+  student, teacher, log_q, log_p = kept
+  q, p = jnp.exp(student / t - log_q), jnp.exp(teacher / t - log_p)
+  return (q - p) * (gradients[0] / t)[..., None], jnp.zeros_like(teacher)
+
+
+divergence_of.defvjp(_divergence_forward, _divergence_backward)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
