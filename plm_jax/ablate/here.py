@@ -19,6 +19,7 @@ from plm_jax.ablate.plan import (
   CELL,
   PlannedRun,
   SweepPlan,
+  begin_attempt,
   failure_of,
   has_trained,
   is_done,
@@ -78,9 +79,7 @@ def perform(
 ) -> int:
   """Pretrains and evaluates a run; its prints go to its log. sinks: further destinations of its
   records. Returns 0, or the exit code that the command would have."""
-  for path in (failure_of(out, run), log_of(out, run)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-  failure_of(out, run).unlink(missing_ok=True)
+  begin_attempt(out, run)
   step, code = "pretraining", 0
   with open(log_of(out, run), "a") as log, redirect_stdout(log), ExitStack() as stack:
     if plan.budget == "smoke":  # others show their progress bar

@@ -14,7 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from plm_jax.ablate.plan import ROOT, PlannedRun, SweepPlan, environment, failure_of, log_of
+from plm_jax.ablate.plan import (
+  ATTEMPT,
+  ROOT,
+  PlannedRun,
+  SweepPlan,
+  environment,
+  failure_of,
+  log_of,
+)
 from plm_jax.ablate.view import View
 from plm_jax.errors import UserError
 
@@ -83,8 +91,9 @@ def _start(out: Path, run: PlannedRun, share: tuple[list[int], dict[str, str]], 
 
 
 def failure(out: Path, run: PlannedRun, code: int) -> str:
-  """The last lines of a failed run's log."""
-  lines = log_of(out, run).read_text(errors="replace").replace("\r", "\n").splitlines()
+  """The last lines of a failed run's log, of its last attempt."""
+  text = log_of(out, run).read_text(errors="replace").rpartition(f"{ATTEMPT}\n")[2]
+  lines = text.replace("\r", "\n").splitlines()
   tail = [line for line in lines if line.strip()][-_TAIL:]
   heading = f"{run} failed with exit code {code}; the end of {log_of(out, run)}:"
   if not failure_of(out, run).exists():

@@ -34,6 +34,7 @@ from plm_jax.train.workdir import read_records, run_hash, write_whole
 FORMAT = 1
 _PART = re.compile(r"([^:,]+\.py:\w+|\w+)\s*:(.+)")  # TASK:DATA, or FILE.py:CLASS:DATA
 ROOT = Path(__file__).resolve().parents[2]
+ATTEMPT = "--- a new attempt"  # a line of a log
 CELL = "(made in Python)"  # of an arm that no file has; of a table, before its title
 SWEEP, SCORES = "sweep.json", "scores.json"
 _TAIL = 1 << 14  # bytes of a run's records that a view reads once a second
@@ -272,6 +273,15 @@ def workdir_of(out: Path, run: PlannedRun) -> Path:
 
 def log_of(out: Path, run: PlannedRun) -> Path:
   return out / "logs" / f"{run.arm}.{run.seed}.log"
+
+
+def begin_attempt(out: Path, run: PlannedRun) -> None:
+  """Forgets why a run failed, and begins a new attempt in its log."""
+  for path in (failure_of(out, run), log_of(out, run)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+  failure_of(out, run).unlink(missing_ok=True)
+  with open(log_of(out, run), "a") as log:
+    log.write(f"{ATTEMPT}\n")
 
 
 def failure_of(out: Path, run: PlannedRun) -> Path:

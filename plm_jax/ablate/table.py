@@ -35,6 +35,14 @@ METRICS = re.compile(  # of a named text: `new/clm_loss`
 )
 
 
+def check_settings(whose: str, settings: Sequence[str]) -> None:
+  """Errors: `UserError` for one text instead of several."""
+  if isinstance(settings, str):
+    raise UserError(
+      f'{whose} has the settings {settings!r}; write them as ("{settings}",), a tuple of texts.'
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Arm:
   """A row of a table.
@@ -60,6 +68,8 @@ class Arm:
   def __post_init__(self):
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", self.name):
       raise UserError(f"the arm {self.name!r} names a directory; take letters, digits and _ . + -")
+    for value in (self.settings, self.laptop):
+      check_settings(f"the arm {self.name!r}", value)
     if isinstance(self.experiment, Experiment):
       made = self.experiment
       object.__setattr__(self, "experiment", lambda budget="small": made)
@@ -95,7 +105,7 @@ class Arm:
     printed = {column: x for column, x in zip(columns, numbers) if x is not None}
     if dial is not None:
       name += f"-{dial:g}"
-    own = tuple(settings), tuple(laptop)
+    own = (x if isinstance(x, str) else tuple(x) for x in (settings, laptop))
     return cls(name, row, printed | more, note, start, *own, dial)
 
   @property
@@ -262,6 +272,7 @@ class Table:
   blocks: Callable[..., Sequence[Any]] | None = None
 
   def __post_init__(self):
+    check_settings(f"the table {self.title!r}", self.laptop)
     names = [arm.name for arm in self.arms]
     if not names or len(set(names)) < len(names):
       raise UserError(f"the table {self.title!r} needs arms with different names, not {names}")

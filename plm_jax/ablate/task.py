@@ -21,6 +21,7 @@ from plm_jax.ablate.launch import stop_signals
 from plm_jax.ablate.plan import (
   PlannedRun,
   SweepPlan,
+  begin_attempt,
   environment,
   failure_of,
   has_trained,
@@ -91,8 +92,7 @@ class Child:
 
 def perform(out: Path, plan: SweepPlan, run: PlannedRun) -> int:
   """The exit code of the first command that failed, else 0."""
-  failure_of(out, run).parent.mkdir(parents=True, exist_ok=True)
-  failure_of(out, run).unlink(missing_ok=True)
+  begin_attempt(out, run)
   done = {
     "pretraining": lambda: has_trained(out, run, plan.steps[run.arm]),
     "evaluation": lambda: is_done(out, run, plan),

@@ -9,7 +9,8 @@ import plm_jax as plm
 from plm_jax import api, cli
 from plm_jax.ablate import here, launch, references, sweeping
 from plm_jax.ablate import planned as plans
-from plm_jax.ablate.plan import SCORES, is_trained
+from plm_jax.ablate.launch import failure
+from plm_jax.ablate.plan import SCORES, PlannedRun, begin_attempt, is_trained, log_of
 from plm_jax.ablate.table import Arm, Better, Table
 from plm_jax.errors import UserError
 from plm_jax.train.workdir import Workdir
@@ -74,6 +75,16 @@ def test_a_table_of_a_cell_runs_in_this_process_and_loses_no_run_to_a_failed_one
   plm.sweep(TABLE, seeds=2, out=tmp_path / "out", settings={"optim.peak": 0.02})
   assert len(stubs) == 3, "what is done is not repeated"
   assert is_trained(tmp_path / "out", made.runs[0], 4)
+
+
+def test_a_failure_is_told_by_the_lines_of_its_own_attempt(tmp_path):
+  run = PlannedRun("a", 0)
+  for line in ("the first mistake", "the second mistake"):
+    begin_attempt(tmp_path, run)
+    with open(log_of(tmp_path, run), "a") as log:
+      log.write(f"{line}\n")
+  said = failure(tmp_path, run, 2)
+  assert said.endswith("| the second mistake") and "first" not in said
 
 
 def test_one_picture_of_all_arms_grows_in_a_notebook(stubs, cell, tmp_path):

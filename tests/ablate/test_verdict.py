@@ -226,6 +226,10 @@ def test_a_table_refuses_what_it_cannot_be():
     Table(title="t", source="s", arms=(arm,), claims=(AtChance("mlm_los", "a", 0.5),))
   with pytest.raises(UserError, match="names a directory"):
     Arm("../a", bert.base)
+  with pytest.raises(UserError, match=r'write them as \("steps=2",\)'):
+    Arm.of(bert.base, laptop="steps=2")
+  with pytest.raises(UserError, match="a tuple of texts"):
+    Table(title="t", source="s", arms=(arm,), laptop="steps=2")
 
 
 TABLES = [reference for reference, _ in cli.list_experiments("experiments", returns="Table")]
