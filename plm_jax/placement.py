@@ -47,30 +47,31 @@ def split_heads(
   v_BSKH: jax.Array,
   by_row: Any,
   seed: Any,
+  by_head: Any = None,
 ) -> jax.Array:
-  """`function(first head, queries, keys, values, by_row, seed)` `[B, T, N, H]` on every device for
-  its rows and heads, for kernels that the compiler cannot split.
+  """`function(first head, queries, keys, values, by_row, seed, by_head)` `[B, T, N, H]` on every
+  device for its rows and heads, for kernels that the compiler cannot split.
 
   first head: int32 `[]`, number of the device's first head in `[B, N]`. by_row: a tree of arrays
-  `[B, ...]`. Heads are split over `tensor` where it divides the key heads. Rows must be divisible
-  (`splits_rows`).
+  `[B, ...]`; by_head: of arrays `[N, ...]`. Heads are split over `tensor` where it divides the key
+  heads. Rows must be divisible (`splits_rows`).
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.size <= 1:
-    return function(jnp.zeros((), jnp.int32), q_BTNH, k_BSKH, v_BSKH, by_row, seed)
+    return function(jnp.zeros((), jnp.int32), q_BTNH, k_BSKH, v_BSKH, by_row, seed, by_head)
   N = q_BTNH.shape[2]
   heads = "tensor" if heads_are_split_by(k_BSKH.shape[2]) > 1 else None
 
-  def local(q_BTNH, k_BSKH, v_BSKH, by_row, seed):
+  def local(q_BTNH, k_BSKH, v_BSKH, by_row, seed, by_head):
     row = jax.lax.axis_index(ROW_AXES) * q_BTNH.shape[0]
     head = jax.lax.axis_index("tensor") * q_BTNH.shape[2] if heads else 0
-    return function(row * N + head, q_BTNH, k_BSKH, v_BSKH, by_row, seed)
+    return function(row * N + head, q_BTNH, k_BSKH, v_BSKH, by_row, seed, by_head)
 
   split, rows = PartitionSpec(ROW_AXES, None, heads), PartitionSpec(ROW_AXES)
-  specs = (split, split, split, rows, PartitionSpec())
+  specs = (split, split, split, rows, PartitionSpec(), PartitionSpec(heads))
   # `check_vma` is off because a kernel's results do not say which axes they differ along.
   kernel = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
-  return kernel(q_BTNH, k_BSKH, v_BSKH, by_row, seed)
+  return kernel(q_BTNH, k_BSKH, v_BSKH, by_row, seed, by_head)
 
 
 def heads_are_split_by(key_heads: int) -> int:

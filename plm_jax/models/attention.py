@@ -90,8 +90,10 @@ class Attention(nnx.Module):
       from plm_jax.models.fused_attention import fused_attention
 
       seed = None if noise is None else noise.seed
+      bias_NTS = None if score_bias is None else score_bias[0]
       options = form | {"scale": self.scale, "rate": dropout_rate, "seed": seed}
-      return self.output(fused_attention(q_BTNH, keys, values, groups, **options))
+      o_BTNH = fused_attention(q_BTNH, keys, values, groups, **options, bias_NTS=bias_NTS)
+      return self.output(o_BTNH)
     if kind == "cudnn":
       return self.output(attend_by_cudnn(q_BTNH, keys, values, self.scale))
     inputs = q_BTNH, keys, values, mask, dropout_rate, noise, self.scale, score_bias
@@ -120,7 +122,8 @@ def chosen_kind(
   def misfit(kernel: AttentionKind) -> str | None:
     """The reason why a kernel does not fit."""
     width = q_BTNH.shape[-1]
-    if score_bias is not None:
+    on_tpu = jax.default_backend() == "tpu"
+    if score_bias is not None and not (kernel == "pallas" and on_tpu):
       return "the scores have a bias (relative positions)"
     if groups is None or keys.ndim == 3:
       return "the mask has no simple form (a visible prefix, or windows in scanned layers)"
@@ -131,7 +134,7 @@ def chosen_kind(
     if kernel == "pallas":
       if not splits_rows(len(q_BTNH)):
         return "the devices do not divide the rows"
-      return _misfit_on_tpu(q_BTNH, keys) if jax.default_backend() == "tpu" else None
+      return _misfit_on_tpu(q_BTNH, keys, score_bias is not None) if on_tpu else None
     if not causal or any(x is not None for x in groups) or noise is not None or window is not None:
       return "it takes causal rows without documents, padding, windows and dropout"
     if jax.sharding.get_abstract_mesh().size > 1:
@@ -156,12 +159,12 @@ def chosen_kind(
   return chosen
 
 
-def _misfit_on_tpu(q_BTNH: jax.Array, k_BSKH: jax.Array) -> str | None:
+def _misfit_on_tpu(q_BTNH: jax.Array, k_BSKH: jax.Array, biased: bool) -> str | None:
   """The reason why the kernel of TPUs does not take these shapes."""
   from plm_jax.models.tpu_attention import misfit
 
   heads = q_BTNH.shape[2] // heads_are_split_by(k_BSKH.shape[2])
-  return misfit(heads, q_BTNH.shape[3], max(q_BTNH.shape[1], k_BSKH.shape[1]))
+  return misfit(heads, q_BTNH.shape[3], max(q_BTNH.shape[1], k_BSKH.shape[1]), biased)
 
 
 def attend_by_cudnn(q_BTNH, k_BTKH, v_BTKH, scale: float | None) -> jax.Array:

@@ -30,11 +30,13 @@ class Problem:
   sources: int
   interpret: bool
 
-  def masked(self, products, rows, columns, row_groups, column_groups) -> jax.Array:
+  def masked(self, products, rows, columns, row_groups, column_groups, bias=None) -> jax.Array:
     """float32 scores, scaled by `scale * log2(e)`, with `MASKED` where a target may not see a
     source. products: of queries and keys. The others broadcast to it: int32, targets and sources,
-    and their groups or None."""
+    and their groups or None. bias: float32, times `log2(e)`, added to the scores; or None."""
     scores = products * jnp.float32(self.scale * LOG2E)
+    if bias is not None:
+      scores += bias
     allowed = None
     if row_groups is not None:
       allowed = row_groups == column_groups

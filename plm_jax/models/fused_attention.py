@@ -220,13 +220,15 @@ def fused_attention(
   window: int | None = None,
   rate: float = 0.0,
   seed: jax.Array | None = None,
+  bias_NTS: jax.Array | None = None,
   platform: str | None = None,
 ) -> jax.Array:
   """`[B, T, N, H]`, as plain attention has it; a target that sees nothing has arbitrary values.
 
   causal, window: a target sees the sources that are not after it, and at most `window` positions
-  away. seed: uint32 `[]` of a hash `Noise`; None is no dropout. H is a power of 2, at least 16. On
-  a mesh every device computes its rows and heads. platform: `tpu` or `gpu`, whose kernels run; None
+  away. seed: uint32 `[]` of a hash `Noise`; None is no dropout. H is a power of 2, at least 16.
+  bias: float32, added to the scores of every row, by the kernel for TPUs only. On a mesh every
+  device computes its rows and heads. platform: `tpu` or `gpu`, whose kernels run; None
   is that of the device, and of a GPU on a CPU, where kernels are interpreted.
   """
   (_, T, N, H), S = q_BTNH.shape, k_BSKH.shape[1]
@@ -242,14 +244,15 @@ def fused_attention(
   )
   seed = jnp.uint32(0) if seed is None else seed.astype(jnp.uint32)
 
-  def local(first_head, q_BTNH, k_BSKH, v_BSKH, groups, seed):
+  def local(first_head, q_BTNH, k_BSKH, v_BSKH, groups, seed, bias_NTS):
     first = first_head.astype(jnp.uint32) * jnp.uint32(T * S % 2**32)
     place = jnp.stack([seed, first])
     if (platform or jax.default_backend()) == "tpu":
-      return attend_on_tpu(problem, q_BTNH, k_BSKH, v_BSKH, groups, place)
+      return attend_on_tpu(problem, q_BTNH, k_BSKH, v_BSKH, groups, place, bias_NTS)
+    assert bias_NTS is None, "chosen_kind takes it for TPUs only"
     return _attend(problem, q_BTNH, k_BSKH, v_BSKH, groups, place)
 
-  return split_heads(local, q_BTNH, k_BSKH, v_BSKH, groups, seed)
+  return split_heads(local, q_BTNH, k_BSKH, v_BSKH, groups, seed, bias_NTS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

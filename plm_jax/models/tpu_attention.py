@@ -23,12 +23,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from plm_jax.models.attention_problem import Problem
+from plm_jax.models.attention_problem import LOG2E, Problem
 from plm_jax.models.groups import Groups
 
 LANES = 128  # numbers that a TPU reads at once along the last axis
 ROWS = 256  # targets of a block
 LONGEST = 2048  # positions of a row: all of its keys and values are in the vector memory
+LONGEST_BIASED = 1024  # so are the biases of all pairs of positions, and their gradients
 WIDEST = 256  # numbers of all heads, if LANES does not divide them
 MEMORY = 64 * 2**20  # bytes of the vector memory; v5e, v5p and v6e have 128 MiB
 
@@ -40,10 +41,12 @@ def lanes_of(heads: int, width: int) -> int | None:
   return heads * width if heads * width <= WIDEST else None
 
 
-def misfit(heads: int, width: int, positions: int) -> str | None:
-  """The reason why the kernels do not take heads of a device, or rows of so many positions."""
-  if positions > LONGEST:
-    return f"rows have {positions} positions, and this kernel takes up to {LONGEST}"
+def misfit(heads: int, width: int, positions: int, biased: bool = False) -> str | None:
+  """The reason why the kernels do not take heads of a device, or rows of so many positions. biased:
+  whether the scores have a bias."""
+  most = LONGEST_BIASED if biased else LONGEST
+  if positions > most:
+    return f"rows have {positions} positions, and this kernel takes up to {most}"
   if lanes_of(heads, width) is None:
     return f"a device has {heads} heads of {width}, which {LANES} does not divide"
   return None
@@ -72,27 +75,27 @@ class _Row:
       yield slice(first, end), slice(begin_seen, end_seen)
 
   def for_heads(self, body, start):
-    """`x = body(x, own, place)` for each head of the program, from `start` `[rows, lanes]`. own:
-    bool `[1, lanes]`, the head's numbers; place: of its first weight. One head is compiled."""
-    row, group, lanes, width = pl.program_id(0), pl.program_id(1), start.shape[1], self.width
+    """`x = body(x, head, own, place)` for each head of the program, from `start` `[rows, lanes]`.
+    own: bool `[1, lanes]`, the head's numbers; place: of its first weight. One head is compiled."""
+    group, row, lanes, width = pl.program_id(0), pl.program_id(1), start.shape[1], self.width
     lane = jax.lax.broadcasted_iota(jnp.int32, (1, lanes), 1)
     count = lanes // width
 
     def of_head(head, x):
       own = (lane >= head * width) & (lane < (head + 1) * width)
       index = row * self.problem.heads + group * count + head
-      return body(x, own, self.problem.place(self.place_ref, index))
+      return body(x, head, own, self.problem.place(self.place_ref, index))
 
     return jax.lax.fori_loop(0, count, of_head, start)
 
-  def masked(self, products, targets: slice, sources: slice, axis: int):
-    """Scores. products: float32 with targets along `axis`."""
+  def masked(self, products, targets: slice, sources: slice, axis: int, bias=None):
+    """Scores. products: float32 with targets along `axis`; bias: as `Problem.masked`."""
     rows, columns = self.positions(products.shape, targets, sources, axis)
     row_groups = column_groups = None
     if self.targets is not None:
       row_groups = _along(self.targets[:, targets], axis)
       column_groups = _along(self.sources[:, sources], 1 - axis)
-    return self.problem.masked(products, rows, columns, row_groups, column_groups)
+    return self.problem.masked(products, rows, columns, row_groups, column_groups, bias)
 
   def positions(self, shape, targets: slice, sources: slice, axis: int):
     rows = targets.start + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
@@ -119,15 +122,18 @@ def _dot(a, b, axis_a: int, axis_b: int):
   return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
-def _forward_kernel(place_ref, q_ref, k_ref, v_ref, *refs, problem: Problem, width: int):
-  """refs: groups of targets and sources, if there are any, and the result."""
+def _forward_kernel(place_ref, q_ref, k_ref, v_ref, *refs, problem: Problem, width: int, biased):
+  """refs: biases `[heads, T, S]` and groups of targets and sources, if there are any, and the
+  result."""
+  bias_ref, refs = (refs[0], refs[1:]) if biased else (None, refs)
   *marks, o_ref = refs
   row = _Row(problem, width, place_ref, marks or (None, None))
   for targets, sources in row.blocks(q_ref.shape[0], k_ref.shape[0]):
 
-    def of_head(o, own, place, targets=targets, sources=sources):
+    def of_head(o, head, own, place, targets=targets, sources=sources):
       q, v = jnp.where(own, q_ref[targets], 0), v_ref[sources]
-      scores = row.masked(_dot(q, k_ref[sources], 1, 1), targets, sources, 0)
+      bias = bias_ref[head, targets, sources] if biased else None
+      scores = row.masked(_dot(q, k_ref[sources], 1, 1), targets, sources, 0, bias)
       weights = jnp.exp2(scores - scores.max(axis=1, keepdims=True))
       total = weights.sum(axis=1, keepdims=True) * (1.0 - problem.rate)
       weights = row.dropped(weights, place, targets, sources, 0)
@@ -137,21 +143,35 @@ def _forward_kernel(place_ref, q_ref, k_ref, v_ref, *refs, problem: Problem, wid
     o_ref[targets] = o.astype(o_ref.dtype)
 
 
-def _backward_kernel(place_ref, q_ref, k_ref, v_ref, g_ref, *refs, problem: Problem, width: int):
+def _backward_kernel(
+  place_ref, q_ref, k_ref, v_ref, g_ref, *refs, problem: Problem, width: int, biased: bool
+):
   """Scores and weights have sources first, so that only one of five products reads a matrix
-  transposed. refs: groups, if there are any, the three gradients, and the sums of two in float32.
+  transposed. refs: biases `[heads, S, T]` and groups, if there are any, the three gradients, that
+  of the biases, and the sums of two in float32. The rows of a head come one after the other, and
+  add to the same gradient of its biases.
   """
-  *marks, dq_ref, dk_ref, dv_ref, dk_sum, dv_sum = refs
+  bias_ref, refs = (refs[0], refs[1:]) if biased else (None, refs)
+  *refs, dk_sum, dv_sum = refs
+  dbias_ref, refs = (refs[-1], refs[:-1]) if biased else (None, refs)
+  *marks, dq_ref, dk_ref, dv_ref = refs
   row = _Row(problem, width, place_ref, marks or (None, None))
+  if biased:
+
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+      dbias_ref[...] = jnp.zeros(dbias_ref.shape, jnp.float32)
+
   kept = 1.0 / (1.0 - problem.rate)
   dk_sum[...] = jnp.zeros(dk_sum.shape, jnp.float32)
   dv_sum[...] = jnp.zeros(dv_sum.shape, jnp.float32)
   for targets, sources in row.blocks(q_ref.shape[0], k_ref.shape[0]):
 
-    def of_head(dq, own, place, targets=targets, sources=sources):
+    def of_head(dq, head, own, place, targets=targets, sources=sources):
       q, g = jnp.where(own, q_ref[targets], 0), jnp.where(own, g_ref[targets], 0)
       k, v = k_ref[sources], v_ref[sources]
-      scores = row.masked(_dot(k, q, 1, 1), targets, sources, 1)
+      bias = bias_ref[head, sources, targets] if biased else None
+      scores = row.masked(_dot(k, q, 1, 1), targets, sources, 1, bias)
       weights = jnp.exp2(scores - scores.max(axis=0, keepdims=True))
       weights = weights / weights.sum(axis=0, keepdims=True)
       dropped = row.dropped(weights * kept, place, targets, sources, 1)
@@ -159,6 +179,8 @@ def _backward_kernel(place_ref, q_ref, k_ref, v_ref, g_ref, *refs, problem: Prob
       # The gradient of a dropped weight is 0 and that of another is scaled, as the weights are.
       g_scores = dropped * _dot(v, g, 1, 1)
       g_scores = g_scores - weights * g_scores.sum(axis=0, keepdims=True)
+      if biased:
+        dbias_ref[head, sources, targets] += g_scores
       g_scores = g_scores.astype(q.dtype)
       dk_sum[sources] += _dot(g_scores, q, 1, 0)
       return jnp.where(own, _dot(g_scores, k, 0, 0), dq)
@@ -172,10 +194,13 @@ def _backward_kernel(place_ref, q_ref, k_ref, v_ref, g_ref, *refs, problem: Prob
 # --- the function --------------------------------------------------------------------------------
 
 
-def attend_on_tpu(problem: Problem, q_BTNH, k_BSKH, v_BSKH, groups: Groups, place) -> jax.Array:
+def attend_on_tpu(
+  problem: Problem, q_BTNH, k_BSKH, v_BSKH, groups: Groups, place, bias_NTS=None
+) -> jax.Array:
   """`[B, T, N, H]`: the attention of this device's rows and heads. With fewer key than query heads
   the keys and values are repeated. place: uint32 `[2]`, the seed, and the index of the device's
-  first weight in the array of all weights. Its shapes must have `lanes_of`."""
+  first weight in the array of all weights. bias: float32, added to the scores of every row. Its
+  shapes must have `lanes_of`."""
   B, T, N, H = q_BTNH.shape
   if k_BSKH.shape[2] != N:
     k_BSKH, v_BSKH = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k_BSKH, v_BSKH))
@@ -183,66 +208,84 @@ def attend_on_tpu(problem: Problem, q_BTNH, k_BSKH, v_BSKH, groups: Groups, plac
   marks = tuple(
     _whole(x[:, None], axis=2, value=-2 + i) for i, x in enumerate(groups) if x is not None
   )
-  o_BTL = _attend(problem, H, *flat, marks, place)
+  if bias_NTS is not None:
+    bias_NTS = _whole(_whole(bias_NTS), axis=2)
+  o_BTL = _attend(problem, H, *flat, marks, place, bias_NTS)
   return o_BTL[:, :T].reshape(B, T, N, H)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(problem: Problem, width: int, q_BTL, k_BSL, v_BSL, marks, place):
-  return _attend_forward(problem, width, q_BTL, k_BSL, v_BSL, marks, place)[0]
+def _attend(problem: Problem, width: int, q_BTL, k_BSL, v_BSL, marks, place, bias_NTS):
+  return _attend_forward(problem, width, q_BTL, k_BSL, v_BSL, marks, place, bias_NTS)[0]
 
 
-def _attend_forward(problem: Problem, width: int, q_BTL, k_BSL, v_BSL, marks, place):
-  kernel = functools.partial(_forward_kernel, problem=problem, width=width)
+def _attend_forward(problem: Problem, width: int, q_BTL, k_BSL, v_BSL, marks, place, bias_NTS):
+  options = {"problem": problem, "width": width, "biased": bias_NTS is not None}
+  kernel = functools.partial(_forward_kernel, **options)
   inputs = q_BTL, k_BSL, v_BSL
-  o_BTL = _call(kernel, problem, width, place, inputs, marks, [q_BTL], products=2)[0]
-  return o_BTL, (*inputs, marks, place)
+  bias = () if bias_NTS is None else (bias_NTS * LOG2E,)
+  o_BTL = _call(kernel, problem, width, place, inputs, bias, marks, [q_BTL], products=2)[0]
+  return o_BTL, (*inputs, marks, place, bias)
 
 
 def _attend_backward(problem: Problem, width: int, kept, g_BTL):
-  *inputs, marks, place = kept
-  kernel = functools.partial(_backward_kernel, problem=problem, width=width)
-  arguments = problem, width, place, (*inputs, g_BTL), marks, inputs
-  gradients = _call(kernel, *arguments, products=5, sums=2)
-  return *gradients, jax.tree.map(lambda _: None, marks), None
+  *inputs, marks, place, bias = kept
+  options = {"problem": problem, "width": width, "biased": bool(bias)}
+  kernel = functools.partial(_backward_kernel, **options)
+  bias = tuple(x.swapaxes(1, 2) for x in bias)
+  arguments = problem, width, place, (*inputs, g_BTL), bias, marks, inputs
+  dq, dk, dv, *of_bias = _call(kernel, *arguments, products=5, sums=2, of_bias=True)
+  of_bias = of_bias[0].swapaxes(1, 2) if of_bias else None
+  return dq, dk, dv, jax.tree.map(lambda _: None, marks), None, of_bias
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _call(kernel, problem, width, place, inputs, marks, results, *, products: int, sums: int = 0):
-  """A kernel's call. marks: int32 `[B, 1, P]`. results: arrays of the results' shapes. products: of
-  all pairs of positions, for each head. sums: float32 arrays of the keys' size."""
+def _call(
+  kernel, problem, width, place, inputs, bias, marks, results, *,
+  products: int, sums: int = 0, of_bias: bool = False,
+):  # fmt: skip
+  """A kernel's call. bias: at most one array, float32 of all pairs of positions for each head.
+  marks: int32 `[B, 1, P]`. results: arrays of the results' shapes. products: of all pairs of
+  positions, for each head. sums: float32 arrays of the keys' size. of_bias: whether an array like
+  that of the biases is a result."""
   (B, T, L), S = inputs[0].shape, inputs[1].shape[1]
   lanes = lanes_of(L // width, width)
 
   def own(x):
-    return pl.BlockSpec((None, x.shape[1], lanes), lambda b, n: (b, 0, n))
+    return pl.BlockSpec((None, x.shape[1], lanes), lambda n, b: (b, 0, n))
 
   def of_row(x):
-    return pl.BlockSpec((None, 1, x.shape[2]), lambda b, n: (b, 0, 0))
+    return pl.BlockSpec((None, 1, x.shape[2]), lambda n, b: (b, 0, 0))
 
-  size = sum(x.size * x.dtype.itemsize for x in (*inputs, *marks, *results))
+  def of_heads(x):  # the rows of a head follow each other, so it is read and written once
+    return pl.BlockSpec((lanes // width, *x.shape[1:]), lambda n, b: (n, 0, 0))
+
+  made = bias if of_bias else ()
+  size = sum(x.size * x.dtype.itemsize for x in (*inputs, *bias, *marks, *results, *made))
   pairs = B * T * S * (L // width) // (2 if problem.causal else 1)
   return pl.pallas_call(
     kernel,
-    grid=(B, L // lanes),
+    grid=(L // lanes, B),
     in_specs=[
       pl.BlockSpec(memory_space=pltpu.SMEM),
       *(own(x) for x in inputs),
+      *(of_heads(x) for x in bias),
       *(of_row(x) for x in marks),
     ],
-    out_specs=[own(x) for x in results],
-    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
+    out_specs=[*(own(x) for x in results), *(of_heads(x) for x in made)],
+    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*results, *made)],
     scratch_shapes=[pltpu.VMEM((S, lanes), jnp.float32)] * sums,
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=MEMORY
+      dimension_semantics=("parallel", "arbitrary" if made else "parallel"),
+      vmem_limit_bytes=MEMORY,
     ),
     cost_estimate=pl.CostEstimate(
       flops=2 * products * pairs * width, transcendentals=pairs, bytes_accessed=size
     ),
     interpret=problem.interpret,
-  )(place, *inputs, *marks)
+  )(place, *inputs, *bias, *marks)
 
 
 def _whole(x: jax.Array, axis: int = 1, value: int = 0) -> jax.Array:

@@ -120,7 +120,42 @@ def test_a_program_of_a_tpu_has_the_heads_of_128_numbers(heads, width, programs)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
   traced = jax.make_jaxpr(kernel)(q, k, v).jaxpr
   (call,) = (e for e in everywhere(traced) if e.primitive.name == "pallas_call")
-  assert call.params["grid_mapping"].grid == (B, programs)
+  assert call.params["grid_mapping"].grid == (programs, B)
+
+
+@pytest.mark.parametrize(("causal", "heads", "width"), [(True, 4, 16), (False, 4, 64)], ids=str)
+@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_biases_of_the_scores_and_their_gradients_equal_plain_attention(
+  causal, heads, width, devices, monkeypatch
+):
+  """T5's relative positions on a TPU. All rows add to the gradient of one bias."""
+  monkeypatch.setattr(tpu_attention, "ROWS", 128)
+  rows, T = 4, 150
+  random = np.random.default_rng(0)
+  q, k, v, gradient = (
+    jnp.asarray(random.normal(size=(rows, T, heads, width)), jnp.float32) for _ in range(4)
+  )
+  bias_NTS = jnp.asarray(random.normal(size=(heads, T, T)), jnp.float32)
+  real_RT = jnp.arange(T) < jnp.array([T, 33, 140, 80])[:, None]
+  mask = real_RT[:, None, None, :] & (causal_mask(T) if causal else True)
+  sees = (real_RT[:, None, :] & mask[:, 0]).any(-1)[:, :, None, None]
+  noise = Noise.create(jax.random.key(9), "hash")
+
+  def kernel(q, k, v, bias_NTS):
+    options = {"causal": causal, "rate": 0.2, "seed": noise.seed, "platform": "tpu"}
+    groups = real_sources(T, real_RT)
+    return jnp.where(sees, fused_attention(q, k, v, groups, bias_NTS=bias_NTS, **options), 0)
+
+  def plain(q, k, v, bias_NTS):
+    return jnp.where(sees, attend(q, k, v, mask, 0.2, noise, score_bias=bias_NTS[None]), 0)
+
+  expected = results(plain, (q, k, v, bias_NTS), gradient)
+  if devices == 1:
+    found = results(kernel, (q, k, v, bias_NTS), gradient)
+  else:
+    with jax.set_mesh(MeshShape(data=2, tensor=2).build(jax.devices()[:4])):
+      found = results(kernel, (q, k, v, bias_NTS), gradient)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
 
 
 def everywhere(jaxpr):
@@ -225,7 +260,8 @@ def test_auto_takes_the_fastest_kernel_that_fits(monkeypatch):
   [
     ({}, "pallas", "attention: pallas"),
     ({"rate": 0.1, "groups": PADDED, "causal": False}, "pallas", "attention: pallas"),
-    ({"bias": 1.0}, "plain", "attention: plain (the scores have a bias"),
+    ({"bias": 1.0}, "pallas", "attention: pallas"),
+    ({"bias": 1.0, "positions": 1536}, "plain", "attention: plain (rows have 1536 positions"),
     ({"heads": 5}, "plain", "attention: plain (a device has 5 heads of 64"),
     ({"positions": 4096}, "plain", "attention: plain (rows have 4096 positions"),
     ({"dtype": jnp.float32}, "blocks", ""),
