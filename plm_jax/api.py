@@ -166,6 +166,7 @@ def sweep(
   blimp: str | Path | None = None,
   blimp_pairs: int | None = None,
   finetune: str | int | Sequence[int | str] | None = None,
+  reuse: Sequence[str | Path] = (),
   cache: str | Path | None = None,
 ) -> Sweep:
   """Runs every arm of a table with every seed, and measures it; continues what was stopped.
@@ -184,6 +185,7 @@ def sweep(
     budget=budget,
     seeds=seeds,
     settings=as_settings(settings),
+    reuse=[str(folder) for folder in reuse],
     blimp=None if blimp is None else str(blimp),
     blimp_pairs=blimp_pairs,
     finetune=_words("finetune", finetune),

@@ -25,6 +25,7 @@ from plm_jax.ablate.plan import (
 )
 from plm_jax.ablate.planned import arms_of, default_out, heading, planned, time_needed
 from plm_jax.ablate.power import outlook
+from plm_jax.ablate.reuse import copies
 from plm_jax.ablate.table import Table
 from plm_jax.ablate.view import line
 from plm_jax.data.corpora import cache_folder
@@ -81,13 +82,15 @@ def sweep(
   launcher: str = "local",
   inline: bool = False,
   dry_run: bool = False,
+  reuse: Sequence[str] = (),
   **options: Any,
 ) -> Sweep:
   """Runs the arms that are not done yet, and prints the progress.
 
   options: further arguments of `planned`. out: None is sweeps/FILE_FUNCTION_BUDGET. arms: default
   all. inline: whether the runs share this process, one after the other. dry_run: only shows the
-  commands. Errors: `UserError` for values with which no arm can be run.
+  commands. reuse: sweeps whose trained runs are copied where this one has equal ones. Errors:
+  `UserError` for values with which no arm can be run.
   """
   rows, plan, experiments = planned(table, jobs=jobs, arms=arms, **options)
   inline = inline and jobs == 1 and launcher == "local"
@@ -114,6 +117,8 @@ def sweep(
   with lock(out, "sweep", "--out"):
     plan = claim(out, plan)
     made = Sweep(out, rows, plan, plan.runs(names), None)
+    for copied in copies(out, plan, made.runs, rows, reuse):
+      print(copied, flush=True)
     runs = runs_left(made, experiments)
     if runs and len(runs) < len(made.runs):
       show_outlook(made)

@@ -33,6 +33,7 @@ def define_flags() -> None:
   flags.DEFINE_string("out", None, "Where it is kept (default: sweeps/FILE_FUNCTION_BUDGET).")
   flags.DEFINE_list("arms", [], "Only these arms, separated by commas (default: all).")
   flags.DEFINE_multi_string("set", [], "FIELD=VALUE for all arms, such as steps=2000. Repeatable.")
+  flags.DEFINE_list("reuse", [], "Copy trained runs that are equal from these sweeps.")
   flags.DEFINE_integer("jobs", 1, "Number of runs at a time; they share the cores and the GPUs.")
   flags.DEFINE_enum("launcher", "local", LAUNCHERS, "Who starts the runs.")
   define_evaluation()
@@ -63,7 +64,7 @@ def main() -> int:
         print(arm_lines(cli.load_experiment(reference, returns="Table")()))
     return 0
   names = ["table", "out", "budget", "seeds", "jobs", "arms", "cache", "launcher", "dry_run"]
-  names += [field.name for field in dataclasses.fields(Evaluation)]
+  names += ["reuse"] + [field.name for field in dataclasses.fields(Evaluation)]
   options = {name: FLAGS[name].value for name in names}
   return 1 if sweep(**options, settings=FLAGS.set, inline=inline).failed else 0
 

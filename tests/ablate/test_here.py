@@ -7,7 +7,7 @@ import pytest
 
 import plm_jax as plm
 from plm_jax import api, cli
-from plm_jax.ablate import here, launch, references, sweeping
+from plm_jax.ablate import here, launch, references, reuse, sweeping
 from plm_jax.ablate import planned as plans
 from plm_jax.ablate.launch import failure
 from plm_jax.ablate.plan import SCORES, PlannedRun, begin_attempt, is_trained, log_of
@@ -75,6 +75,22 @@ def test_a_table_of_a_cell_runs_in_this_process_and_loses_no_run_to_a_failed_one
   plm.sweep(TABLE, seeds=2, out=tmp_path / "out", settings={"optim.peak": 0.02})
   assert len(stubs) == 3, "what is done is not repeated"
   assert is_trained(tmp_path / "out", made.runs[0], 4)
+
+
+def test_an_equal_run_of_another_sweep_is_copied_and_not_trained_again(
+  stubs, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(reuse, "has_trained", is_trained)
+  plm.sweep(TABLE, seeds=1, out=tmp_path / "first")
+  other = dataclasses.replace(NARROW, steps=3)
+  table = Table(title="Steps", source="nobody", arms=(Arm("four", NARROW), Arm("three", other)))
+  capsys.readouterr()
+  made = plm.sweep(table, seeds=2, out=tmp_path / "second", reuse=[tmp_path / "first"])
+  assert stubs == [(16, 0), (16, 0), (16, 1), (16, 1)], "four/0 was trained once"
+  assert f"four/0 is a copy of {tmp_path / 'first/narrow/0'}" in capsys.readouterr().out
+  assert not made.failed and (tmp_path / "second/four/0/metrics.jsonl").exists()
+  with pytest.raises(UserError, match="is not the directory of a sweep"):
+    plm.sweep(table, seeds=2, out=tmp_path / "third", reuse=[tmp_path])
 
 
 def test_a_failure_is_told_by_the_lines_of_its_own_attempt(tmp_path):
