@@ -5,19 +5,23 @@ prepared with worker processes. MB/s are those of one core's processor time, als
 
   workers   reading, splitting into sentences, tokenizing: divided among all cores
   parent    cutting the file, collecting and writing ids: one core, so its speed bounds all
-  reading   reading and splitting alone, as for the sample that a tokenizer is trained on
+  reading   reading and splitting alone
 
-The hours are the longer of the parent's time and of all time divided by the cores, after a reading
-of the whole text for the tokenizer's sample; they assume that the disk is not the slowest. The
-table is that of one pass of BERT's pairs, in rows of 128.
+The hours are the longer of the parent's time and of all time divided by the cores; they assume that
+the disk is not the slowest, and that the text is in many files, of which a few are enough for the
+tokenizer. The table is that of one pass of BERT's pairs, in rows of 128. With --shards=N, copies of
+the text stand for the files of a larger one, and only the reading of the tokenizer's sample is
+measured, beside that of the whole text.
 
   python benchmarks/preparation.py --text=FOLDER --megabytes=100
   python benchmarks/preparation.py --text=FOLDER --lines       a sentence, not a paragraph, per line
+  python benchmarks/preparation.py --text=FOLDER --megabytes=4 --shards=256
 """
 
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -37,6 +41,7 @@ from plm_jax import cli  # noqa: E402
 from plm_jax.data import preparation, processes  # noqa: E402
 from plm_jax.data.corpora import open_source  # noqa: E402
 from plm_jax.data.segments import SegmentPair  # noqa: E402
+from plm_jax.data.tokenizer_sample import Sample, Sampling, sample_of  # noqa: E402
 from plm_jax.data.tokenizers import WordPiece  # noqa: E402
 from plm_jax.errors import UserError  # noqa: E402
 
@@ -49,6 +54,7 @@ def define_flags() -> None:
   flags.DEFINE_string("text", None, "A file of text, or a folder of .txt files.")
   flags.DEFINE_integer("megabytes", 100, "The size of the text that is prepared.", lower_bound=1)
   flags.DEFINE_integer("vocab", 8192, "The size of the WordPiece vocabulary.", lower_bound=300)
+  flags.DEFINE_integer("shards", None, "Measure the sample of so many copies.", lower_bound=1)
   flags.DEFINE_bool("lines", False, "A sentence per line instead of a paragraph.")
 
 
@@ -99,18 +105,46 @@ def report(folder: Path, source: Path, megabytes: int, vocab: int, lines: bool) 
   print("|---|" + "---:|" * (len(CORES) + 1))
   for name, total in CORPORA.items():
     times = total / size / 1e6
-    # For the sample all is read once more, by all cores.
-    hours = [
-      (max(parent, (parent + workers) / n) + size / reading / n) * times / 3600 for n in CORES
-    ]
+    hours = [max(parent, (parent + workers) / n) * times / 3600 for n in CORES]
     minutes = table * times / 60
     print(f"| {name} | " + " | ".join(f"{h:.2f} h" for h in hours) + f" | {minutes:.1f} min |")
+
+
+def report_sample(folder: Path, source: Path, megabytes: int, shards: int, lines: bool) -> None:
+  """What is read for the tokenizer, of as many files, and of the whole text."""
+  text, copies = folder / "text.txt", folder / "shards"
+  write_text(source, text, megabytes, lines)
+  copies.mkdir()
+  for number in range(shards):
+    shutil.copy(text, copies / f"{number:06}.txt")
+  opened = open_source(str(copies))
+  chosen = sample_of(opened)
+  print(f"{shards} shards of {text.stat().st_size / 1e6:.1f} MB; "
+        f"the sample needs {len(chosen.rates) or shards} of them")  # fmt: skip
+  for name, sample in (("sample", chosen), ("whole", Sample(opened, (), {}, 0))):
+    before, start, taken = bytes_read(), time.process_time(), 0
+    for rated in sample.chunks(preparation.CHUNK):
+      taken += sum(size for size, sentences in Sampling(0.05)(rated) if sentences)
+    read, seconds = (bytes_read() - before) / 1e6, time.process_time() - start
+    print(
+      f"{name:7} {read:8.1f} MB read, {seconds:6.1f} s of a core, {taken / 1e6:.1f} M characters"
+    )
+
+
+def bytes_read() -> int:
+  """By this process, from anywhere (Linux)."""
+  words = Path("/proc/self/io").read_text().split()
+  return int(words[words.index("rchar:") + 1])
 
 
 def main() -> None:
   if not FLAGS.text:
     raise UserError("--text=FOLDER of .txt files is needed.")
   with tempfile.TemporaryDirectory() as folder:
+    if FLAGS.shards:
+      place = Path(FLAGS.text)
+      report_sample(Path(folder), place, FLAGS.megabytes, FLAGS.shards, FLAGS.lines)
+      return
     report(Path(folder), Path(FLAGS.text), FLAGS.megabytes, FLAGS.vocab, FLAGS.lines)
 
 

@@ -148,21 +148,3 @@ class Encoding:
       "documents without a token": int((kept == 0).sum()),
     }
     return Encoded((splits[0], splits[1]), dropped, sum(map(size_of, documents)))
-
-
-@dataclass(frozen=True)
-class Sampling:
-  """The job of a worker: from a chunk to the sentences that a tokenizer is trained on, those of a
-  share `rate` of the documents that are not held out."""
-
-  held_out: float
-  rate: float
-
-  def __call__(self, chunk: Chunk) -> list[tuple[int, tuple[str, ...]]]:
-    """The characters of each document, and its sentences; none where it is left out."""
-    return [(size_of(d), d.sentences if self._takes(d) else ()) for d in chunk.documents()]
-
-  def _takes(self, document: Document) -> bool:
-    if share_of(document, b"split") < self.held_out:
-      return False
-    return self.rate >= 1 or share_of(document, b"sample") < self.rate

@@ -25,15 +25,17 @@ from typing import NamedTuple
 import numpy as np
 
 from plm_jax.data import processes
-from plm_jax.data.chunks import Chunk, Encoding, Place, Sampling, chunks_of
+from plm_jax.data.chunks import Chunk, Encoded, Encoding, Place, chunks_of
 from plm_jax.data.corpora import Source, TextFiles, default_cache, open_source
 from plm_jax.data.digests import digests
-from plm_jax.data.documents import Document, share_of
+from plm_jax.data.documents import Document
 from plm_jax.data.encoding import done
 from plm_jax.data.manifest import FILES, MANIFEST, SPLITS, TOKENIZER, clear, fault, hash_of
 from plm_jax.data.pieces import Pieces, in_pieces
+from plm_jax.data.split import check_split
 from plm_jax.data.store import StoreWriter, TokenStore
 from plm_jax.data.texts import named_texts
+from plm_jax.data.tokenizer_sample import Sample, Sampling, sample_of
 from plm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from plm_jax.errors import UserError
 from plm_jax.files import not_waiting, read_json
@@ -45,7 +47,6 @@ JOURNAL = 16  # chunks between two entries of the journal: to wait for the disk 
 # Bytes from which worker processes encode: they start in about a second, and each fills a separate
 # cache of words (a third more CPU time). The break-even size on a quiet machine is not measured.
 LARGE = 24 << 20
-SAMPLE = 32 << 20  # most characters to train a tokenizer on; counting them takes 20 s of CPU
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def prepare(corpus, cache_dir: str | os.PathLike | None = None, progress: bool =
     "tokenizer": tokenizer.fingerprint if tokenizer else repr(corpus.tokenizer),
     "held_out": corpus.held_out,
     **({"lines": True} if corpus.lines else {}),
+    **({} if tokenizer else _sampled(source)),
   }
   directory = _place_of(key, cache)
   with _lock(directory) as writable:
@@ -112,6 +114,7 @@ def train_tokenizer(corpus, sources: Sequence[Source], cache: Path, progress: bo
     "tokenizer": repr(corpus.tokenizer),
     "held_out": corpus.held_out,
     "lines": corpus.lines,
+    **_sampled(Joined(tuple(sources))),
   }
   directory = _place_of(key, cache)
   with suppress(UserError, OSError):
@@ -122,6 +125,12 @@ def train_tokenizer(corpus, sources: Sequence[Source], cache: Path, progress: bo
     joined = Joined(tuple(map(in_pieces, sources)))
     _Preparation(corpus, joined, None, directory, key, progress).trained()
   return directory / "tokenizer"
+
+
+def _sampled(source: Source) -> dict:
+  """The choice of shards for a tokenizer; empty for texts that are read whole, as all once were."""
+  chosen = sample_of(source).record()
+  return {"sample": chosen} if chosen else {}
 
 
 def _place_of(key: dict, cache: Path) -> Path:
@@ -184,9 +193,9 @@ class _Preparation:
     self._finish(self._encode())
 
   @contextmanager
-  def _bar(self, title: str):
+  def _bar(self, title: str, size: int):
     with progress_bar(
-      self.source.size or None, title, unit="B", unit_scale=True, disable=not self.progress
+      size or None, title, unit="B", unit_scale=True, disable=not self.progress
     ) as bar:
       yield bar
       if bar.total:
@@ -200,9 +209,10 @@ class _Preparation:
     with suppress(UserError, OSError):
       tokenizer = load_tokenizer(folder)
     if tokenizer is None:
-      self._check_split()
-      with self._bar("Training the tokenizer") as bar:
-        tokenizer = self.config.train(self._sample(bar), self.lines)
+      check_split(self.source, self.name, self.held_out)
+      sample = sample_of(self.source)
+      with self._bar("Training the tokenizer", sample.size) as bar:
+        tokenizer = self.config.train(self._sample(sample, bar), self.lines)
     scratch = self.directory / "tokenizer.part"
     shutil.rmtree(scratch, ignore_errors=True)
     tokenizer.save(scratch)
@@ -211,64 +221,31 @@ class _Preparation:
     scratch.rename(folder)
     return load_tokenizer(folder)
 
-  def _check_split(self) -> None:
-    """Raises at once, not after minutes, if a split would be empty."""
-    sides, least, documents = set(), 1.0, 0
-    for document in self.source.documents():
-      share = share_of(document, b"split")
-      sides.add(share < self.held_out)
-      least, documents = min(least, share), documents + 1
-      if len(sides) == 2:
-        return
-    raise self._one_sided(documents, least)
-
-  def _one_sided(self, documents: int, least: float) -> UserError:
-    size = f"The text {self.name!r} has {documents} document{'s' * (documents != 1)}"
-    if documents < 2:
-      return UserError(
-        f"{size} of a few sentences, and at least two are needed, one of them to evaluate on: "
-        "separate documents by a blank line, or give more text."
-      )
-    if least >= self.held_out:
-      enough = np.ceil(least * 1000 + 1) / 1000
-      hint = f", or set data.held_out to at least {enough:g}" if enough <= 0.5 else ""
-      return UserError(
-        f"{size} and held_out={self.held_out} keeps none for evaluation: give more text{hint}."
-      )
-    return UserError(
-      f"{size} and held_out={self.held_out} leaves none to train on: lower data.held_out."
-    )
-
-  def _sample(self, bar) -> Iterator[str]:
+  def _sample(self, sample: Sample, bar) -> Iterator[str]:
     """Sentences of training documents: all of a small text, an even sample of a large one."""
-    rate, taken = min(1.0, SAMPLE / max(1, self.source.size)), 0
-    chunks, job = self._chunks(Place()), Sampling(self.held_out, rate)
-    with closing(done(chunks, job, self._workers(self.source.size))) as results:
+    chunks, job, taken = sample.chunks(CHUNK), Sampling(self.held_out), 0
+    with closing(done(chunks, job, self._workers(sample.size))) as results:
       for _, documents in results:
         for size, sentences in documents:
           bar.update(size)
           yield from sentences
           taken += size if sentences else 0
-          if taken >= SAMPLE:
+          if taken >= sample.most:
             return
 
   # Encoding.
 
   def _encode(self) -> dict:
-    with ExitStack() as stack, self._bar("Encoding") as bar:
+    with ExitStack() as stack, self._bar("Encoding", self.source.size) as bar:
       journal, writers = self._continued()
+      place = Place(*journal["place"])
       for writer in writers:
         stack.enter_context(writer)
       dropped = Counter(journal["dropped"])
       bar.update(journal["size"])
-      place, workers = Place(*journal["place"]), self._workers(self.source.size - journal["size"])
-      chunks = self._chunks(place)
-      if workers < 2:  # a worker reads a chunk itself
-        chunks = map(Chunk.read, chunks)
-      chunks = stack.enter_context(closing(_ahead(chunks)))
-      results = done(chunks, Encoding(self.tokenizer, self.held_out), workers)
+      results = stack.enter_context(closing(self._encoded(place, journal["size"])))
       size = journal["size"]
-      for number, (place, encoded) in enumerate(stack.enter_context(closing(results)), 1):
+      for number, (place, encoded) in enumerate(results, 1):
         for writer, documents in zip(writers, encoded.splits, strict=True):
           writer.add(documents)
         dropped.update(encoded.dropped)
@@ -277,6 +254,17 @@ class _Preparation:
         if number % JOURNAL == 0:
           self._write_journal(place, size, dropped, writers)
       return self._write_journal(place, size, dropped, writers)
+
+  def _encoded(self, place: Place, size: int) -> Iterator[tuple[Place, Encoded]]:
+    """What follows a place, in order: made by worker processes, or here. size: of what is
+    before it."""
+    job = Encoding(self.tokenizer, self.held_out)
+    chunks = chunks_of(self.source, place, CHUNK)
+    workers = self._workers(self.source.size - size)
+    if workers < 2:  # a worker reads a chunk itself
+      chunks = map(Chunk.read, chunks)
+    with closing(_ahead(chunks)) as chunks, closing(done(chunks, job, workers)) as results:
+      yield from results
 
   def _write_journal(
     self, place: Place, size: int, dropped: Counter, writers: list[StoreWriter]
@@ -322,9 +310,6 @@ class _Preparation:
       print(f"The unfinished text {self.directory} is begun again ({why}).", file=sys.stderr)
     return {"place": Place(), "size": 0, "dropped": {}}, writers_at(({}, {}))
 
-  def _chunks(self, place: Place) -> Iterator[Chunk]:
-    return chunks_of(self.source, place, CHUNK)
-
   def _workers(self, size: int) -> int:
     """Worker processes for so many bytes of text."""
     return processes.cores() if size >= LARGE else 1
@@ -363,6 +348,7 @@ class _Preparation:
         "given": repr(self.config),
         "fingerprint": self.tokenizer.fingerprint,
         "size": vocab_size,
+        **({} if self.config.path else _sampled(self.source)),
       },
       "held_out": self.held_out,
       "splits": splits,

@@ -128,20 +128,39 @@ def _quiet():
 
 
 class TfdsText(NamedTuple):
+  """first: the number of the first record in the names of documents."""
+
   name: str
   folder: Path
   split: str
+  first: int = 0
 
   @property
   def size(self) -> int:
+    return int(self._stored().get("numBytes", 0))
+
+  def shards(self) -> list[tuple["TfdsText", int]]:
+    """The records of each stored file, and about its bytes; all of them as one where the split is a
+    part of a stored one."""
+    lengths = [int(length) for length in self._stored().get("shardLengths", ())]
+    if len(lengths) < 2:
+      return [(self, self.size)]
+    texts, first, each = [], 0, self.size / max(1, sum(lengths))
+    for length in lengths:
+      part = f"{self.split}[{first}:{first + length}]"
+      texts.append((self._replace(split=part, first=first), int(each * length)))
+      first += length
+    return texts
+
+  def _stored(self) -> dict:
+    """What is said of the split; empty for a part of one, such as train[:1000]."""
     info = json.loads((self.folder / "dataset_info.json").read_text())
-    sizes = {split["name"]: int(split.get("numBytes", 0)) for split in info.get("splits", ())}
-    return sizes.get(self.split, 0)
+    return next((split for split in info.get("splits", ()) if split["name"] == self.split), {})
 
   def documents(self) -> Iterator[Document]:
     features = self._builder().info.features
     text, title, label = _features(features, self.name)
-    for index, record in enumerate(self.records()):
+    for index, record in enumerate(self.records(), self.first):
       yield Document(
         string_of(record[title]) if title else f"{self.name}:{index}",
         tuple(string_of(record[text]).split("\n"))

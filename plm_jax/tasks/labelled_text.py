@@ -18,10 +18,9 @@ from typing import ClassVar, Self
 import numpy as np
 
 from plm_jax.data.corpora import open_source
-from plm_jax.data.documents import Document
+from plm_jax.data.documents import Document, share_of
 from plm_jax.data.draws import permute
 from plm_jax.data.pieces import in_pieces
-from plm_jax.data.preparation import share_of
 from plm_jax.data.tokenizers import Tokenizer
 from plm_jax.errors import UserError
 from plm_jax.runs import RunInfo, history
