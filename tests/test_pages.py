@@ -24,7 +24,10 @@ def commands(text: str) -> list[list[str]]:
   lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
   found = [re.search(r"python3? (?:-m plm_jax\.(\w+)|(run_\w+\.py))(.*)", line) for line in lines]
   return [
-    [m[2] or f"plm_jax/commands/{m[1]}.py", *re.findall(r"--\w+", m[3].split(" # ")[0])]
+    [
+      m[2] or f"plm_jax/commands/{m[1]}.py",
+      *re.findall(r"--\w+", re.sub(r'="[^"]*"', "", m[3].split(" # ")[0])),
+    ]
     for m in found
     if m
   ]
