@@ -17,6 +17,7 @@ from absl import flags
 import data.installed_text  # noqa: F401  makes tfds:installed_text known
 from plm_jax import budgets, cli, overrides
 from plm_jax.ablate.table import list_rows
+from plm_jax.data.beam import Beam
 from plm_jax.data.corpora import cache_folder
 from plm_jax.experiment_flags import chosen_experiment
 from plm_jax.export.to_run import run_directory
@@ -50,6 +51,11 @@ def define_flags() -> None:
   flags.DEFINE_enum("peft", None, METHODS, "With --from: train few parameters beside the model.")
   flags.DEFINE_integer("seed", None, "Seed of parameters, dropout, data order and masks.")
   flags.DEFINE_string("cache", None, "Where prepared text is kept (default: ~/.cache/plm_jax).")
+  flags.DEFINE_string(
+    "beam",
+    None,
+    "Prepare the text with Apache Beam and these options, such as --runner=FlinkRunner.",
+  )
   cli.DEFINE_word("list", "List experiments (those with WORD) and published numbers.", __name__)
   flags.DEFINE_bool("dry_run", False, "Show the configuration and its costs, train nothing.")
   flags.DEFINE_string("profile", None, "Folder for a profiler trace of a few steps.")
@@ -70,6 +76,7 @@ def main() -> None:
 
 def run() -> None:
   """The run of the flags, in this process."""
+  beam = None if FLAGS.beam is None else Beam(FLAGS.beam)
   cache, given = cache_folder(FLAGS.cache), FLAGS["from"].value
   source = RunInfo.read(run_directory(given, cache)) if given else None
   settings = [f"peft={overrides.show(METHODS[FLAGS.peft])}"] if FLAGS.peft else []
@@ -95,7 +102,7 @@ def run() -> None:
   with Workdir(path) as workdir:
     workdir.check_same_experiment(experiment, record)
     profile = Path(FLAGS.profile) if FLAGS.profile else None
-    pretrain(experiment, record, workdir, cache, source, profile)
+    pretrain(experiment, record, workdir, cache, source, profile, beam=beam)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from plm_jax.data.beam import Beam
 from plm_jax.data.fertility import fertilities, fertility_notes
 from plm_jax.data.manifest import hash_of
 from plm_jax.data.mixture import MixedBatches, mixed_counts, prepare_each
@@ -35,15 +36,17 @@ def pretrain(
   source: RunInfo | None = None,
   profile: Path | None = None,
   sinks: Sequence[Sink] = (),
+  beam: Beam | None = None,
 ) -> None:
   """Prepares the text, trains, evaluates and reports; continues a run that was stopped.
 
   record: of `chosen_experiment`, for config.json. source: the run to start from. profile: a folder
-  for a profiler's trace of a few steps. sinks: further destinations of the records.
+  for a profiler's trace of a few steps. sinks: further destinations of the records. beam: what
+  prepares the text in place of this machine's processes.
   """
   first = processes.is_first()
   with processes.first_goes_first():
-    texts = prepare_each(experiment.data, cache, progress=first)
+    texts = prepare_each(experiment.data, cache, progress=first, beam=beam)
   text = text_record(texts)
   record = record | {"text": text, "fertility": fertilities(texts)}
   workdir.write_config(experiment, record)

@@ -102,7 +102,7 @@ HEAVY = {
   *("matplotlib", "tensorboardX", "sklearn", "orbax", "tensorstore", "torch", "transformers"),
   *("scipy", "ray", "tqdm", "h5py", "gensim", "numba", "sacrebleu", "rouge_score"),
   *("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"),
-  *("onnx", "onnxruntime", "pyarrow"),
+  *("onnx", "onnxruntime", "pyarrow", "apache_beam"),
 }
 
 # Modules of this package that functions import, and why not the file.

@@ -14,6 +14,7 @@ from typing import Self
 
 import numpy as np
 
+from plm_jax.data.beam import Beam
 from plm_jax.data.corpora import default_cache, open_source
 from plm_jax.data.draws import permute
 from plm_jax.data.pipeline import Batches, Corpus
@@ -24,21 +25,27 @@ _MIXED = 7  # salt for the order of the texts in a block
 
 
 def prepare_each(
-  corpus, cache_dir: str | os.PathLike | None = None, progress: bool = True
+  corpus,
+  cache_dir: str | os.PathLike | None = None,
+  progress: bool = True,
+  beam: Beam | None = None,
 ) -> dict[str, Prepared]:
   """Name -> the tokenised text, of every text of `corpus`; each is prepared once and kept alone.
 
-  A tokenizer that is trained here is trained on all of them together. Errors: as `prepare`.
+  A tokenizer that is trained here is trained on all of them together. beam, errors: those of
+  `prepare`.
   """
   texts = corpus.texts
   if len(texts) == 1:
-    return {"": prepare(corpus, cache_dir, progress)}
+    return {"": prepare(corpus, cache_dir, progress, beam)}
   if corpus.tokenizer.path is None:
     cache = Path(cache_dir or default_cache())
     sources = [open_source(text, cache, corpus.lines) for text in texts.values()]
     folder = train_tokenizer(corpus, sources, cache, progress)
     corpus = replace(corpus, tokenizer=replace(corpus.tokenizer, path=str(folder)))
-  return {name: prepare(corpus.alone(text), cache_dir, progress) for name, text in texts.items()}
+  return {
+    name: prepare(corpus.alone(text), cache_dir, progress, beam) for name, text in texts.items()
+  }
 
 
 @dataclass

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from plm_jax.data import processes
+from plm_jax.data.beam import Beam
 from plm_jax.data.chunks import Chunk, Encoded, Encoding, Place, chunks_of
 from plm_jax.data.corpora import Source, TextFiles, default_cache, open_source
 from plm_jax.data.digests import digests
@@ -44,6 +45,7 @@ from plm_jax.progress import progress_bar
 FORMAT = 2  # part of the directory's name: increase it when the stored bytes change
 CHUNK = 4 << 20  # bytes that are encoded at once
 JOURNAL = 16  # chunks between two entries of the journal: to wait for the disk takes 10 to 50 ms
+SHARDS = "shards"  # the folder of what Beam made of each shard, until the end
 # Bytes from which worker processes encode: they start in about a second, and each fills a separate
 # cache of words (a third more CPU time). The break-even size on a quiet machine is not measured.
 LARGE = 24 << 20
@@ -60,10 +62,16 @@ class Prepared:
   directory: Path
 
 
-def prepare(corpus, cache_dir: str | os.PathLike | None = None, progress: bool = True) -> Prepared:
+def prepare(
+  corpus,
+  cache_dir: str | os.PathLike | None = None,
+  progress: bool = True,
+  beam: Beam | None = None,
+) -> Prepared:
   """The tokenised text of `corpus` (its source, tokenizer and held_out), prepared once.
 
-  cache_dir: see `corpora.default_cache`. Errors: `UserError` for text that is too small or damaged,
+  cache_dir: see `corpora.default_cache`. beam: encodes the text in place of this machine's worker
+  processes, with the same bytes. Errors: `UserError` for text that is too small or damaged,
   and for several texts (`mixture.prepare_each`).
   """
   if len(named_texts(corpus.source)) > 1:
@@ -96,7 +104,7 @@ def prepare(corpus, cache_dir: str | os.PathLike | None = None, progress: bool =
       pieces = in_pieces(source)
       if progress and isinstance(pieces, Pieces):
         print(pieces, file=sys.stderr)
-      _Preparation(corpus, pieces, tokenizer, directory, key, progress).run()
+      _Preparation(corpus, pieces, tokenizer, directory, key, progress, beam).run()
       if isinstance(source, TextFiles) and source.fingerprint() != key["text"]:
         clear(directory)
         raise UserError(
@@ -183,7 +191,11 @@ def _open(directory: Path, tokenizer: Tokenizer | None) -> Prepared:
 
 
 class _Preparation:
-  def __init__(self, corpus, source, tokenizer, directory: Path, key: dict, progress: bool):
+  def __init__(
+    self, corpus, source, tokenizer, directory: Path, key: dict, progress: bool,
+    beam: Beam | None = None,
+  ):  # fmt: skip
+    self.beam = beam
     self.source, self.config, self.tokenizer = source, corpus.tokenizer, tokenizer
     self.name, self.held_out, self.lines = corpus.source, corpus.held_out, corpus.lines
     self.directory, self.key, self.progress = directory, key, progress
@@ -256,9 +268,13 @@ class _Preparation:
       return self._write_journal(place, size, dropped, writers)
 
   def _encoded(self, place: Place, size: int) -> Iterator[tuple[Place, Encoded]]:
-    """What follows a place, in order: made by worker processes, or here. size: of what is
+    """What follows a place, in order: made by Beam, by worker processes, or here. size: of what is
     before it."""
     job = Encoding(self.tokenizer, self.held_out)
+    if self.beam is not None:
+      folder = self.directory / SHARDS / self.tokenizer.fingerprint
+      yield from self.beam.done(self.source, place, job, folder, CHUNK)
+      return
     chunks = chunks_of(self.source, place, CHUNK)
     workers = self._workers(self.source.size - size)
     if workers < 2:  # a worker reads a chunk itself
@@ -357,6 +373,7 @@ class _Preparation:
     }
     _replace(self.directory / MANIFEST, manifest | {"sha256": hash_of(manifest)})
     (self.directory / "journal.json").unlink(missing_ok=True)
+    shutil.rmtree(self.directory / SHARDS, ignore_errors=True)
 
 
 def _replace(path: Path, content: dict) -> None:
