@@ -105,7 +105,9 @@ class Arm:
     printed = {column: x for column, x in zip(columns, numbers) if x is not None}
     if dial is not None:
       name += f"-{dial:g}"
-    own = (x if isinstance(x, str) else tuple(x) for x in (settings, laptop))
+    for given in (settings, laptop):
+      check_settings(f"the arm {name!r}", given)
+    own = tuple(settings), tuple(laptop)
     return cls(name, row, printed | more, note, start, *own, dial)
 
   @property
