@@ -46,9 +46,9 @@ def tuned_outputs(params: Parameters, hidden: jax.Array, batch: dict) -> dict[st
   if params.classes is not None:
     outputs["logits"] = params.class_logits(hidden, batch, None)
   if params.token_classes is not None:
-    outputs["logits"] = params.token_class_logits(hidden, None)
+    outputs["logits"] = params.token_class_logits(hidden, batch, None)
   if params.span is not None:
-    outputs |= dict(zip(("start_logits", "end_logits"), params.span_logits(hidden)))
+    outputs |= dict(zip(("start_logits", "end_logits"), params.span_logits(hidden, batch)))
   return outputs
 
 

@@ -52,7 +52,7 @@ class Encoder(TransformerConfig):
   classifier: the layers before the classes. `pooler` is the paper's, which only next-sentence
     prediction trains; `dropout_pooler` is fairseq's for RoBERTa, with dropout before the pooler
     too; `mean` is the mean of the real tokens' states; `bilstm` is a randomly initialised BiLSTM
-    (BERT's Table 5, "+ BiLSTM"). Only the head `classes` reads the last two.
+    (BERT's Table 5, "+ BiLSTM"), which classes of tokens and answers read too.
   pooler_activation: for `classes`, DistilBERT has `relu` and ELECTRA `gelu_erf`.
   head_activation: of the masked-LM head; None is that of the layers. head_bias: whether its dense
     layer has a bias.
@@ -129,7 +129,8 @@ class EncoderModel(HeadedModel):
     if reads_pooled or ("classes" in heads and c.classifier in ("pooler", "dropout_pooler")):
       heads = heads | {"pooler": 0}
     self.make_heads(key, keys, heads)
-    has_bilstm = "classes" in heads and c.classifier == "bilstm"
+    reads_states = not {"classes", "token_classes", "span"}.isdisjoint(heads)
+    has_bilstm = c.classifier == "bilstm" and reads_states
     self.bilstm = BiLSTM(keys["bilstm"], c.width) if has_bilstm else None
 
   def __call__(self, batch: dict, compute: Compute, noise: Noise | None = None) -> jax.Array:
@@ -194,6 +195,18 @@ class EncoderModel(HeadedModel):
       pooled_BD = self.pool(hidden_BTD, batch)
     pooled_BD = dropout(pooled_BD, self.classifier_dropout, noise)
     return self.classes(pooled_BD).astype(jnp.float32)
+
+  def token_class_logits(
+    self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None
+  ) -> jax.Array:
+    return super().token_class_logits(self._read_again(hidden_BTD, batch), batch, noise)
+
+  def span_logits(self, hidden_BTD: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
+    return super().span_logits(self._read_again(hidden_BTD, batch), batch)
+
+  def _read_again(self, hidden_BTD: jax.Array, batch: dict) -> jax.Array:
+    """By the BiLSTM, if there is one."""
+    return hidden_BTD if self.bilstm is None else self.bilstm(hidden_BTD, real_tokens(batch))
 
   def replaced_logits(self, hidden_BTD: jax.Array) -> jax.Array:
     """float32 `[B, T]`: above 0, the model takes the token for a replaced one (ELECTRA)."""

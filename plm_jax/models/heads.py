@@ -167,12 +167,14 @@ class HeadedModel(nnx.Module):
     """float32 `[B, P, V]` at the given positions only."""
     return self.token_logits(jnp.take_along_axis(hidden_BTD, positions_BP[..., None], axis=1))
 
-  def token_class_logits(self, hidden_BTD: jax.Array, noise: Noise | None) -> jax.Array:
+  def token_class_logits(
+    self, hidden_BTD: jax.Array, batch: dict, noise: Noise | None
+  ) -> jax.Array:
     """float32 `[B, T, classes]` (BERT, section 5.3)."""
     hidden_BTD = dropout(hidden_BTD, self.classifier_dropout, noise)
     return self.token_classes(hidden_BTD).astype(jnp.float32)
 
-  def span_logits(self, hidden_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def span_logits(self, hidden_BTD: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
     """float32 `[B, T]` each: scores of an answer's start and end (BERT, section 4.2)."""
     logits_BT2 = self.span(hidden_BTD).astype(jnp.float32)
     return logits_BT2[..., 0], logits_BT2[..., 1]

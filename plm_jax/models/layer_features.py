@@ -94,12 +94,12 @@ class LayerFeatures(HeadedModel):
       pooled_BD = mean_of_tokens(x_BTD, real_BT)
     return self.classes(dropout(pooled_BD, self.classifier_dropout, noise)).astype(jnp.float32)
 
-  def token_class_logits(self, states, noise: Noise | None) -> jax.Array:
+  def token_class_logits(self, states, batch: dict, noise: Noise | None) -> jax.Array:
     in_features, noise = streams(noise, 2)
-    return super().token_class_logits(self.features(states, in_features), noise)
+    return super().token_class_logits(self.features(states, in_features), batch, noise)
 
-  def span_logits(self, states) -> tuple[jax.Array, jax.Array]:
-    return super().span_logits(self.features(states, None))
+  def span_logits(self, states, batch: dict) -> tuple[jax.Array, jax.Array]:
+    return super().span_logits(self.features(states, None), batch)
 
   def learnt(self) -> dict[str, float]:
     """The weights of the layers, for the results of a fine-tuning."""

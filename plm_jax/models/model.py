@@ -168,10 +168,10 @@ class Parameters(Protocol):
   def class_logits(self, hidden: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
     """float32 `[B, classes]`."""
 
-  def token_class_logits(self, hidden: jax.Array, noise: Noise | None) -> jax.Array:
+  def token_class_logits(self, hidden: jax.Array, batch: dict, noise: Noise | None) -> jax.Array:
     """float32 `[B, T, classes]`."""
 
-  def span_logits(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def span_logits(self, hidden: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
     """float32 `[B, T]` each: scores that an answer begins at a token, and that it ends there."""
 
   def generator(self, compute: Compute, rows: int = 1) -> Any:

@@ -53,7 +53,7 @@ class SpanLoss(TaskObjective):
 def span_logits(model, hidden, batch) -> tuple[jax.Array, jax.Array]:
   """float32 [B, T] each: of starts and ends; padding is never one."""
   real_BT = jnp.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
-  start_BT, end_BT = model.span_logits(hidden)
+  start_BT, end_BT = model.span_logits(hidden, batch)
   return jnp.where(real_BT, start_BT, -1e9), jnp.where(real_BT, end_BT, -1e9)
 
 

@@ -58,7 +58,7 @@ class TokenClassification(TaskObjective):
     return (batch["tag"] != NO_TAG) * batch["row_weight"][:, None]
 
   def loss(self, model, hidden, batch, noise) -> Terms:
-    logits_BTC = model.token_class_logits(hidden, noise)
+    logits_BTC = model.token_class_logits(hidden, batch, noise)
     return cross_entropy(logits_BTC, jnp.maximum(batch["tag"], 0), self.weights(batch))
 
   def baseline(self, counts, batches, scores) -> Baseline:
@@ -69,7 +69,7 @@ class TokenClassification(TaskObjective):
 
 def token_class_logits(model, hidden, batch) -> jax.Array:
   """float32 [B, T, C]."""
-  return model.token_class_logits(hidden, None)
+  return model.token_class_logits(hidden, batch, None)
 
 
 class Places(NamedTuple):

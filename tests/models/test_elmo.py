@@ -236,7 +236,7 @@ def test_heads_read_the_weighted_sum_of_the_layers(model):
   states = _forward(model, batch)
   mix = gamma * np.einsum("l,tld->td", np.exp(w) / np.exp(w).sum(), states.layers_BTLD[0])
   tags = mix @ tuned.token_classes.kernel[...] + tuned.token_classes.bias[...]
-  np.testing.assert_allclose(tuned.token_class_logits(states, None)[0], tags, atol=1e-6)
+  np.testing.assert_allclose(tuned.token_class_logits(states, batch, None)[0], tags, atol=1e-6)
   classes = mix[:4].mean(axis=0) @ tuned.classes.kernel[...] + tuned.classes.bias[...]
   np.testing.assert_allclose(tuned.class_logits(states, batch, None)[0], classes, atol=1e-6)
 
