@@ -5,6 +5,7 @@ plm_jax/evaluation/ has the code of the sets and scores.
 """
 
 import dataclasses
+import hashlib
 import math
 import time
 from pathlib import Path
@@ -124,7 +125,8 @@ def task_of(kind: str, data: str) -> Task:
 def finetune_on(run: Run, task: Task, cache: Path, scores: Scores) -> None:
   """Adds TASK_METRIC to `scores`, for each metric of the task: those of run_finetune.py with all
   labels."""
-  chosen = plan(run, recipe(), task, [], cache, run.path / f"finetune_{task.name}")
+  data = hashlib.sha256(task.source.encode()).hexdigest()[:8]
+  chosen = plan(run, recipe(), task, [], cache, run.path / f"finetune_{task.name}_{data}")
   add(chosen, None, run.experiment.seed, task.name, scores)
 
 

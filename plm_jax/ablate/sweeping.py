@@ -21,6 +21,7 @@ from plm_jax.ablate.plan import (
   claim,
   has_trained,
   is_done,
+  read_plan,
   state_of,
 )
 from plm_jax.ablate.planned import arms_of, default_out, heading, planned, time_needed
@@ -99,6 +100,8 @@ def sweep(
       f"{rows.title!r} was made in this process, so no other process can run its arms: leave jobs "
       "and launcher out, or write the table and its rows into a file"
     )
+  for folder in reuse:
+    read_plan(Path(folder))
   out, names = Path(out or default_out(plan)), arms_of(rows, arms)
   print(heading(rows, plan, experiments, plan.runs(names), out), flush=True)
   if time := time_needed(rows, plan, plan.runs(names), experiments):
@@ -117,9 +120,10 @@ def sweep(
   with lock(out, "sweep", "--out"):
     plan = claim(out, plan)
     made = Sweep(out, rows, plan, plan.runs(names), None)
-    for copied in copies(out, plan, made.runs, rows, reuse):
-      print(copied, flush=True)
     runs = runs_left(made, experiments)
+    for copied in copies(out, plan, runs, rows, reuse, cache_folder(plan.cache)):
+      print(copied, flush=True)
+    runs = [run for run in runs if not is_done(out, run, plan)]
     if runs and len(runs) < len(made.runs):
       show_outlook(made)
     if inline:

@@ -27,6 +27,8 @@ from plm_jax.data.shards import Shard, shards_of
 from plm_jax.data.store import Documents
 from plm_jax.errors import UserError
 
+END = b"the end\n"  # of a shard's file
+
 
 @dataclass(frozen=True)
 class Beam:
@@ -54,6 +56,11 @@ class Beam:
     if unknown := given.keys() - known.keys():
       raise UserError(
         f"--beam={self.options!r} has --{min(unknown)}, which is no option of Apache Beam."
+      )
+    if not self.options.startswith("--") or "--runner" not in self.options:
+      raise UserError(
+        f"--beam={self.options!r} names no runner; expected options of Apache Beam, such as "
+        '--beam="--runner=FlinkRunner --flink_master=HOST:8081".'
       )
     return parsed
 
@@ -145,6 +152,7 @@ class _ShardJob:
       with scratch.open("wb") as file:
         for chunk in task.shard.chunks(self.size, task.place):
           file.write(_packed(chunk.after, self.job(chunk)))
+        file.write(END)
         file.flush()
         os.fsync(file.fileno())
       scratch.replace(path)
@@ -171,7 +179,7 @@ def _packed(after: Place, encoded: Encoded) -> bytes:
 def _read(path: Path) -> Iterator[tuple[Place, Encoded]]:
   """The results of a shard. A damaged file is removed; errors: `UserError` for it."""
   with path.open("rb") as file:
-    while line := file.readline(1 << 16):
+    while (line := file.readline(1 << 16)) != END:
       try:
         about = json.loads(line)
         arrays = np.load(io.BytesIO(file.read(about["bytes"])), allow_pickle=False)

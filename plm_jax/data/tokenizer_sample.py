@@ -3,7 +3,7 @@
 A text of up to `READ` bytes, or of up to `POINTS` shards, is read whole. Of a larger one only some
 shards are read (plm_jax/data/shards.py). k points lie at equal distances in the bytes of all
 shards, one after the other, and a shard with a point is read. With h points and s bytes it gives
-the share min(1, h SIZE / (k s)) of its training documents: each point gives as many characters, so
+the share min(1, h SIZE / (k s)) of its training documents: all points give equally much, so
 the sample has the mixture of the text, however unequal the shards are.
 """
 
@@ -20,7 +20,7 @@ from plm_jax.data.shards import Shard, shards_of
 
 SIZE = 32 << 20  # characters; counting the words of so many takes 20 s of CPU
 READ = 2 * SIZE  # bytes to read at least: sizes are estimates, and some documents are held out
-POINTS = 32  # at least: then a folder with 3% of the bytes always has one
+POINTS = 32  # at least: then neighbours with a thirty-second of the bytes always have one
 
 
 class RatedChunk(NamedTuple):

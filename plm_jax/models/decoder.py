@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,8 @@ class Decoder(TransformerConfig):
   residual_init: initial projections onto the residual stream are multiplied by 1 / sqrt(2 layers)
     (GPT-2, section 2.3; its released code does not).
   """
+
+  packs: ClassVar[bool] = True  # documents of a row do not see each other
 
   norm_at: NormAt = "pre"
   inverse_layer_scale: bool = False

@@ -61,6 +61,7 @@ class Encoder(TransformerConfig):
   """
 
   reads_pairs: ClassVar[bool] = True
+  packs: ClassVar[bool] = True  # documents of a row do not see each other
 
   positions: int = 512
   norm_eps: float = 1e-12

@@ -29,7 +29,6 @@ from plm_jax.models.groups import Groups
 LANES = 128  # numbers that a TPU reads at once along the last axis
 ROWS = 256  # targets of a block
 LONGEST = 2048  # positions of a row: all of its keys and values are in the vector memory
-LONGEST_BIASED = 1024  # so are the biases of all pairs of positions, and their gradients
 WIDEST = 256  # numbers of all heads, if LANES does not divide them
 MEMORY = 64 * 2**20  # bytes of the vector memory; v5e, v5p and v6e have 128 MiB
 
@@ -44,11 +43,15 @@ def lanes_of(heads: int, width: int) -> int | None:
 def misfit(heads: int, width: int, positions: int, biased: bool = False) -> str | None:
   """The reason why the kernels do not take heads of a device, or rows of so many positions. biased:
   whether the scores have a bias."""
-  most = LONGEST_BIASED if biased else LONGEST
-  if positions > most:
-    return f"rows have {positions} positions, and this kernel takes up to {most}"
-  if lanes_of(heads, width) is None:
+  if positions > LONGEST:
+    return f"rows have {positions} positions, and this kernel takes up to {LONGEST}"
+  lanes = lanes_of(heads, width)
+  if lanes is None:
     return f"a device has {heads} heads of {width}, which {LANES} does not divide"
+  # float32 biases and gradients of a program's heads, each of them twice: one is on its way
+  needed = lanes // width * (positions + -positions % LANES) ** 2 * 16
+  if biased and needed > MEMORY // 2:
+    return f"the biases of {lanes // width} heads and {positions} positions do not fit"
   return None
 
 

@@ -124,6 +124,8 @@ def plan(
   task, splits = task.read(Context(source, cache))
   made = FinetunePlan(source, recipe, settings, task, splits, path, peft=peft)
   experiment = made.experiment(None, 0)  # refuses other settings
+  if getattr(task, "packed", False):
+    check_packing(experiment)
   if experiment.global_batch % (group := together(experiment.objectives)):
     raise UserError(
       f"global_batch={experiment.global_batch} must be a multiple of the {group} rows of an example"
@@ -312,9 +314,6 @@ def _train_and_test(
 def batches_of(experiment: Experiment, examples: Examples, tokenizer: Tokenizer) -> LabelledBatches:
   """The batches of a split, of similar length or mixed in training if the task asks for that."""
   task: Any = experiment.data
-  is_packed = getattr(task, "packed", False)
-  if is_packed:
-    check_packing(experiment)
   make = LabelledBatches
   if hasattr(task, "part_of"):
     part = np.array([task.part_of(item) for item in examples.items])
@@ -326,7 +325,7 @@ def batches_of(experiment: Experiment, examples: Examples, tokenizer: Tokenizer)
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     by_length=getattr(task, "by_length", False),
-    packed=is_packed,
+    packed=getattr(task, "packed", False),
     devices=jax.local_device_count(),
   )
 

@@ -1,7 +1,7 @@
 """Training batches whose examples share rows: hardly a position holds no token.
 
-The examples of a batch are put into rows as wide as the longest example, the longest first, each
-into the row with the least room that is enough (best fit). A token attends to its own example only,
+The examples of a batch are put into rows that hold the longest example of the data, the longest
+first, each into the row with the least room that is enough (best fit). A token attends to its own example only,
 whose positions begin at 0, so losses and gradients are those of rows with one example each
 (plm_jax/models/packed.py).
 """
@@ -20,7 +20,7 @@ from plm_jax.peft.prompt import Prompt
 def check_packing(experiment: Any) -> None:
   """Errors: `UserError` for what cannot be trained on packed rows."""
   refused = {
-    "models with a decoder": getattr(experiment.model, "has_decoder", False),
+    f"a {type(experiment.model).__name__}": not getattr(experiment.model, "packs", False),
     "prompt tuning, whose prompt stands before a row": isinstance(experiment.peft, Prompt),
     "augmented texts": getattr(getattr(experiment.data, "augment", None), "is_on", False),
     "compute.micro_batches above 1": experiment.compute.micro_batches > 1,
@@ -55,11 +55,8 @@ def packed(batch: dict[str, np.ndarray], width: int, rows: int, before: int = 0)
   numbers = np.empty_like(row)  # 0, 1, ... within each row
   order = np.lexsort((start, row))
   numbers[order] = np.arange(len(row)) - np.searchsorted(row[order], row[order])
-  arrays = {
-    "input_ids": batch["input_ids"],
-    "segment_ids": batch["segment_ids"],
-    "document_ids": np.broadcast_to(numbers[:, None], place.shape),
-  }
+  arrays = {name: batch[name] for name in ("input_ids", "segment_ids") if name in batch}
+  arrays["document_ids"] = np.broadcast_to(numbers[:, None], place.shape)
   made = {PREFIX + "length": np.bincount(row, lengths, rows).astype(np.int32)}
   for name, array in arrays.items():
     made[PREFIX + name] = np.full((rows, width), -(name == "document_ids"), np.int32)

@@ -138,7 +138,7 @@ class LabelledBatches:
       epochs, rows = self._alike(int(step))
       batch = self._batch(epochs[slots], rows[slots], None)
       count = max(self._packed_rows, self._needed(rows))
-      return packed(batch, self.rows.width, count, self.process_index * count)
+      return packed(batch, self._packed_width, count, self.process_index * count)
     if self.by_length:
       all_epochs, all_rows = self._sorted(int(step))
       epochs, rows = all_epochs[slots], all_rows[slots]
@@ -205,8 +205,13 @@ class LabelledBatches:
   def _needed(self, rows: np.ndarray) -> int:
     """The packed rows of a process for these rows of all processes, as many for each device."""
     lengths = self.rows.values["length"][rows].reshape(self.process_count, -1)
-    most = max(placed(part, self.rows.width)[2] for part in lengths)
+    most = max(placed(part, self._packed_width)[2] for part in lengths)
     return -(-most // self.devices) * self.devices
+
+  @functools.cached_property
+  def _packed_width(self) -> int:
+    """Tokens of a packed row: the longest example fits."""
+    return width_of(self.rows.longest.max(), self.rows.width)
 
   @functools.cached_property
   def _packed_rows(self) -> int:

@@ -100,7 +100,10 @@ def train_step(
   parts = max(compute.micro_batches, 1)
   whole = any(getattr(objective, "by_batch", False) for objective in objectives)
   if parts > 1 and is_packed(batch):
-    raise UserError("rows of several examples cannot be split into parts; set task.packed=false")
+    raise UserError(
+      "a batch of packed rows is not split into micro-batches, if memory is short either: make "
+      "global_batch smaller, or set task.packed=false"
+    )
 
   def loss_fn(params, rows, noise):
     batch, carry = rows

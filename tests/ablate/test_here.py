@@ -81,6 +81,9 @@ def test_an_equal_run_of_another_sweep_is_copied_and_not_trained_again(
   stubs, tmp_path, capsys, monkeypatch
 ):
   monkeypatch.setattr(reuse, "has_trained", is_trained)
+  monkeypatch.setattr(reuse, "prepare_each", lambda data, cache: None)
+  monkeypatch.setattr(reuse, "text_record", lambda texts: text)
+  text = None  # as the stubs write it
   plm.sweep(TABLE, seeds=1, out=tmp_path / "first")
   other = dataclasses.replace(NARROW, steps=3)
   table = Table(title="Steps", source="nobody", arms=(Arm("four", NARROW), Arm("three", other)))
@@ -89,8 +92,12 @@ def test_an_equal_run_of_another_sweep_is_copied_and_not_trained_again(
   assert stubs == [(16, 0), (16, 0), (16, 1), (16, 1)], "four/0 was trained once"
   assert f"four/0 is a copy of {tmp_path / 'first/narrow/0'}" in capsys.readouterr().out
   assert not made.failed and (tmp_path / "second/four/0/metrics.jsonl").exists()
+  text = {"source": "another"}
+  plm.sweep(table, seeds=1, out=tmp_path / "third", reuse=[tmp_path / "first"])
+  assert len(stubs) == 6, "a run on another text is not equal"
   with pytest.raises(UserError, match="is not the directory of a sweep"):
-    plm.sweep(table, seeds=2, out=tmp_path / "third", reuse=[tmp_path])
+    plm.sweep(table, seeds=2, out=tmp_path / "fourth", reuse=[tmp_path])
+  assert not (tmp_path / "fourth").exists()
 
 
 def test_a_failure_is_told_by_the_lines_of_its_own_attempt(tmp_path):

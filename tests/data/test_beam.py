@@ -10,7 +10,7 @@ import pytest
 
 from plm_jax.data import beam as beam_module
 from plm_jax.data import preparation
-from plm_jax.data.beam import Beam, _packed, _read
+from plm_jax.data.beam import END, Beam, _packed, _read
 from plm_jax.data.chunks import Chunk, Encoding, Place
 from plm_jax.data.documents import Document
 from plm_jax.data.mixture import prepare_each
@@ -140,6 +140,8 @@ def test_a_pipeline_that_fails_is_a_sentence(folder, tmp_path, local, monkeypatc
     ("--runer=FlinkRunner", "--runer, which is no option of Apache Beam"),
     ("--direct_num_workers=two", "invalid int value: 'two'"),
     ("--runner='Flink", "cannot be read: No closing quotation"),
+    ("FlinkRunner", "names no runner"),
+    ("", "names no runner"),
   ],
 )
 def test_options_that_beam_does_not_know_are_told(local, options, words, capsys):
@@ -168,7 +170,7 @@ def encoded():
 
 def test_what_is_written_of_a_shard_is_read_with_its_types(encoded, tmp_path):
   places = [Place(2, 30, 4), Place(2, 60, 9, 5)]
-  (tmp_path / "shard").write_bytes(b"".join(_packed(place, encoded) for place in places))
+  (tmp_path / "shard").write_bytes(b"".join(_packed(place, encoded) for place in places) + END)
   read = list(_read(tmp_path / "shard"))
   assert [place for place, _ in read] == places
   for _, again in read:
@@ -187,6 +189,7 @@ def test_a_damaged_shard_is_told_and_removed(encoded, tmp_path, place):
   with pytest.raises(UserError, match=r"is damaged .* and was removed: run the same command"):
     list(_read(tmp_path / "shard"))
   assert not (tmp_path / "shard").exists()
-  (tmp_path / "shard").write_bytes(_packed(Place(1), encoded)[:-10])
-  with pytest.raises(UserError, match="is damaged"):
-    list(_read(tmp_path / "shard"))
+  for cut in (_packed(Place(1), encoded)[:-10], _packed(Place(1), encoded), b""):  # without the end
+    (tmp_path / "shard").write_bytes(cut)
+    with pytest.raises(UserError, match="is damaged"):
+      list(_read(tmp_path / "shard"))

@@ -1,20 +1,25 @@
 """Examples that share rows in training: the same losses and gradients, with less padding."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+from plm_jax.errors import UserError
 from plm_jax.models.bert import Bert
+from plm_jax.models.bilstm import BiLstm
 from plm_jax.models.compute import Compute
 from plm_jax.models.gpt import Gpt2
 from plm_jax.models.modernbert import ModernBert
 from plm_jax.models.packed import PLACE, PREFIX
 from plm_jax.models.roberta import Roberta
+from plm_jax.models.t5 import T5
 from plm_jax.objectives.objective import Terms
+from plm_jax.peft.prompt import Prompt
 from plm_jax.tasks.classification import Classification
-from plm_jax.tasks.packed_rows import placed
+from plm_jax.tasks.packed_rows import check_packing, placed
 from plm_jax.tasks.rows import EncodedRows, LabelledBatches
 from plm_jax.train.step import forward
 
@@ -115,6 +120,29 @@ def test_processes_read_their_own_packed_rows_of_one_shape():
   for batch in (whole, together):
     flat = batch[PREFIX + "input_ids"].reshape(-1)
     assert (flat[batch[PLACE]][real] == whole["input_ids"][real]).all()
+
+
+def test_what_cannot_be_packed_is_refused_by_a_sentence():
+  def experiment(model=MODELS["mean"], peft=None, micro_batches=0):
+    compute = Compute(micro_batches=micro_batches)
+    return SimpleNamespace(model=model, peft=peft, data=None, compute=compute)
+
+  check_packing(experiment())
+  for refused in (
+    experiment(BiLstm(width=8)),
+    experiment(T5(layers=1, width=16, heads=2, hidden=16)),
+    experiment(peft=Prompt()),
+    experiment(micro_batches=2),
+  ):
+    with pytest.raises(UserError, match="is not for"):
+      check_packing(refused)
+
+
+def test_rows_of_decoders_need_no_segments():
+  rows = rows_of(16)
+  del rows.tokens["segment_ids"]
+  batch = LabelledBatches(rows, seed=3, global_batch=8, packed=True)(0)
+  assert PREFIX + "input_ids" in batch and PREFIX + "segment_ids" not in batch
 
 
 def test_rows_of_an_example_stay_together():
