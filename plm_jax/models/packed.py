@@ -2,8 +2,8 @@
 
 A packed batch also has `packed/input_ids`, `packed/document_ids` and, if examples have them,
 `packed/segment_ids` int32 `[R, W]`, `packed/length` int32 `[R]`, and `packed/place` int32 `[B, T]`:
-the place in `[R * W]` of every position of the examples. The model reads the packed rows, heads and losses the examples
-(plm_jax/tasks/packed_rows.py packs them).
+the place in `[R * W]` of every position of the examples. The model reads the packed rows, heads and
+losses the examples (plm_jax/tasks/packed_rows.py packs them).
 """
 
 from collections.abc import Callable

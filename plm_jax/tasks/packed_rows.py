@@ -1,9 +1,9 @@
 """Training batches whose examples share rows: hardly a position holds no token.
 
 The examples of a batch are put into rows that hold the longest example of the data, the longest
-first, each into the row with the least room that is enough (best fit). A token attends to its own example only,
-whose positions begin at 0, so losses and gradients are those of rows with one example each
-(plm_jax/models/packed.py).
+first, each into the row with the least room that is enough (best fit). A token attends to its own
+example only, whose positions begin at 0, so losses and gradients are those of rows with one example
+each (plm_jax/models/packed.py).
 """
 
 from __future__ import annotations
