@@ -40,6 +40,8 @@ def test_the_command_of_a_result_plans_its_arms(report):
     options["table"], arms=arms, budget=options.get("budget", "small"), settings=options["set"]
   )
   for arm in plans.arms_of(table, arms):
+    if hasattr(experiments[arm].model, "teacher"):
+      continue  # a run that is not here decides its vocabulary
     name, settings = plan.references[arm], [*plan.own.get(arm, ()), *plan.settings]
     assert chosen_experiment(name, "", plan.budget, settings, 1)[0].steps == experiments[arm].steps
 
