@@ -74,7 +74,7 @@ def test_an_answer_that_is_not_at_its_offset_is_not_trained_on(words):
 class Stub:
   """A model whose scores are the ids of the tokens."""
 
-  def span_logits(self, hidden):
+  def span_logits(self, hidden, batch):
     return hidden
 
 

@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from plm_jax.data.documents import Document
-from plm_jax.data.preparation import share_of
+from plm_jax.data.documents import Document, share_of
 from plm_jax.errors import UserError
 from plm_jax.tasks.label import Label
 

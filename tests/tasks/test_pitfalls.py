@@ -124,13 +124,13 @@ def test_each_task_of_glue_has_its_published_metrics():
 class Scores:
   """A model whose logits are the hidden states."""
 
-  def token_class_logits(self, hidden, noise):
+  def token_class_logits(self, hidden, batch, noise):
     return hidden
 
   def class_logits(self, hidden, batch, noise):
     return hidden[:, 0]
 
-  def span_logits(self, hidden):
+  def span_logits(self, hidden, batch):
     return hidden[..., 0], hidden[..., 1]
 
 

@@ -125,7 +125,7 @@ def test_the_loss_is_the_mean_over_words_and_not_over_rows():
   batch = {"tag": tag, "row_weight": np.array([1, 1, 0], np.float32)}
 
   class Model:
-    def token_class_logits(self, hidden, noise):
+    def token_class_logits(self, hidden, batch, noise):
       return np.broadcast_to(np.log(np.array([0.25, 0.75], np.float32)), (3, 4, 2))
 
   terms = objective.loss(Model(), None, batch, None)
