@@ -8,6 +8,7 @@ functions of the text, the seed and the pass: it does not matter who makes one, 
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -122,4 +123,5 @@ class _Making(threading.Thread):
   def stop(self) -> None:
     """Ends it after the part that is being made."""
     self._ends.set()
-    self.join()
+    with suppress(RuntimeError):  # a kill came before it was started
+      self.join()

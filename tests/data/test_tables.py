@@ -209,3 +209,7 @@ def test_tables_stay_behind_when_batches_are_sent_to_a_worker():
   batches(30)
   assert len(batches._tables)
   assert len(pickle.loads(pickle.dumps(batches))._tables) == 0
+
+
+def test_a_table_that_a_kill_left_unstarted_can_be_stopped():
+  tables._Making(lambda through: np.zeros(1)).stop()
