@@ -42,10 +42,9 @@ def test_tasks_are_fine_tuned_and_named_by_task_and_metric(source, tmp_path):
   (path,) = source.path.glob(f"finetune_tag_*/pretrained-all-{seed}/scores.json")
   cell = json.loads(path.read_text())
   assert cell["test"]["f1"] == scores.metrics["tag_f1"]
-  (tmp_path / "other.conll").write_text("".join(sentences).replace("PER", "LOC"))
-  evaluating.finetune_on(
-    source, chosen_task("tag", str(tmp_path / "other.conll")), tmp_path, scores
-  )
+  other = tmp_path / "other.conll"
+  other.write_text("".join(sentences).replace("PER", "LOC"))
+  evaluating.finetune_on(source, chosen_task("tag", str(other)), tmp_path, scores)
   assert len([*source.path.glob("finetune_tag_*")]) == 2, "other data have a folder of their own"
 
 
