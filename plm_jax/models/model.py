@@ -22,7 +22,8 @@ No code asks for a model's class. A model in one new file works everywhere if it
                   `next_sentence_logits` or `sentence_order_logits`.
   to be           config: `text_frame`, `separator`. parameters: `class_logits` (sentences),
   fine-tuned      `token_class_logits` (tokens), `span_logits` (answers); `init` can make the
-                  heads `classes`, `token_classes` and `span`.
+                  heads `classes`, `token_classes` and `span`. A config that `packs` has a model
+                  that reads `document_ids`: several examples may share a row (packed.py).
   as frozen       config: `features`, the paths that fine-tuning leaves as they are. parameters:
   features        `mix` and `learnt()`, the weights of layers (plm_jax/models/layer_features.py).
   to be exported  a file in plm_jax/export/families/ that names the config's class.
@@ -31,8 +32,8 @@ No code asks for a model's class. A model in one new file works everywhere if it
   to read         parameters: `spelled(tokenizer)`, the initial ones with the characters of all
   characters      tokens.
 
-`counted`, `spelled`, `carry`, `touched`, `word_rows`, `generator`, `source_ids`, `has_decoder` and
-`teacher` are optional: callers test for them by `hasattr`. `generator` is an attribute of
+`counted`, `spelled`, `carry`, `touched`, `word_rows`, `generator`, `source_ids`, `has_decoder`,
+`packs` and `teacher` are optional: callers test for them by `hasattr`. `generator` is an attribute of
 `params.encoder()`.
 """
 

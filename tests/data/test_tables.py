@@ -212,4 +212,6 @@ def test_tables_stay_behind_when_batches_are_sent_to_a_worker():
 
 
 def test_a_table_that_a_kill_left_unstarted_can_be_stopped():
-  tables._Making(lambda through: np.zeros(1)).stop()
+  making = tables._Making(lambda through: np.zeros(1))
+  making.stop()
+  assert not making.is_alive()

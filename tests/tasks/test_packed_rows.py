@@ -39,7 +39,7 @@ MODELS = {
   "modernbert": ModernBert(**SIZES | {"layers": 4, "hidden": 24, "window": 3}),
   "gpt": Gpt2(**SIZES),  # reads its classes at the last token
 }
-FAST = ("mean", "gpt")
+FAST = ("mean",)
 
 
 def rows_of(count: int, width: int = 30) -> EncodedRows:
