@@ -33,8 +33,8 @@ No code asks for a model's class. A model in one new file works everywhere if it
   characters      tokens.
 
 `counted`, `spelled`, `carry`, `touched`, `word_rows`, `generator`, `source_ids`, `has_decoder`,
-`packs` and `teacher` are optional: callers test for them by `hasattr`. `generator` is an attribute of
-`params.encoder()`.
+`packs` and `teacher` are optional: callers test for them by `hasattr`. `generator` is an attribute
+of `params.encoder()`.
 """
 
 from __future__ import annotations
