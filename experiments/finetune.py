@@ -8,6 +8,10 @@ Two rules, by the checkpoint: `public_rule` for a published one, `own_rule` for 
 project pretrained for minutes. Small published models have the rates of ELECTRA-small: 3e-4 for the
 classifier, and 0.8 of the rate above for each lower layer (Clark et al. 2020, appendix B).
 
+A model that was pretrained with Adafactor (T5) is fine-tuned with it, at a constant rate (Raffel et
+al. 2020, section 3.1.2). Its embeddings begin with a deviation of 1, and AdamW's steps, which do
+not depend on the size of a weight, hardly move them (docs/recipe.md).
+
 Deviation of `own_rule`: the classifier reads the mean of the tokens' states, not the pooled [CLS]
 state. Only next-sentence prediction trains that state, and a short pretraining hardly does. Both
 arms have this deviation. A published model keeps its head, so that `convert` can export it. But a
@@ -28,6 +32,7 @@ from typing import NamedTuple
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment, Intervals, Tuning
 from plm_jax.objectives.mix_penalty import MixPenalty
+from plm_jax.optim.adafactor import Adafactor
 from plm_jax.optim.adamw import AdamW
 from plm_jax.peft.bitfit import BitFit
 from plm_jax.peft.bottleneck import Bottleneck
@@ -47,7 +52,8 @@ FEWEST_STEPS = 300  # for a published model with few labels (Mosbach et al. 2021
 
 class Rule(NamedTuple):
   """The defaults of a fine-tuning. layer_decay: 1 is off. classifier: what it reads, of models with
-  a choice; None is as the checkpoint has it."""
+  a choice; None is as the checkpoint has it. relative: Adafactor, whose rates are relative to the
+  size of a weight, instead of AdamW."""
 
   peak: float
   steps: int
@@ -55,13 +61,21 @@ class Rule(NamedTuple):
   why: str
   layer_decay: float = 1.0
   classifier: str | None = None
+  relative: bool = False
+
+  def optimiser(self) -> AdamW | Adafactor:
+    if self.relative:
+      hold = max(Adafactor.hold, self.warmup)
+      return Adafactor(peak=self.peak, warmup=self.warmup, hold=hold, schedule="constant")
+    return AdamW(peak=self.peak, warmup=self.warmup, layer_decay=self.layer_decay)
 
   def __str__(self) -> str:
+    falling = "then constant, by Adafactor" if self.relative else "then linear decay"
     lower = f", {self.layer_decay:g} of it for each lower layer" if self.layer_decay < 1 else ""
     reads = f"; classes are read from the {self.classifier} of the states" * bool(self.classifier)
     return (
       f"{self.why}: peak rate {self.peak:g}{lower}, {self.steps:,} steps of {BATCH} examples, "
-      f"{self.warmup} of warmup, then linear decay{reads}"
+      f"{self.warmup} of warmup, {falling}{reads}"
     )
 
 
@@ -77,14 +91,15 @@ def rule(source: RunInfo, examples: int, peft: AnyPeft | None = None) -> Rule:
   """The defaults for a checkpoint, a number of labelled examples, and a method."""
   if "untrained" in source.document:
     chosen = scratch_rule(examples, "random parameters")
-    return chosen._replace(peak=source.experiment.optim.peak)  # that of the experiment
+    optim = source.experiment.optim
+    return chosen._replace(peak=optim.peak, relative=isinstance(optim, Adafactor))
   if frozen_features(source) and peft is None:
     return scratch_rule(examples, "frozen features")
   chosen = (public_rule if "public" in source.document else own_rule)(source, examples)
   if peft is None:
     return chosen
   why = f"{chosen.why}, {type(peft).__name__}"
-  return chosen._replace(peak=PEFT_PEAKS[type(peft)], layer_decay=1.0, why=why)
+  return chosen._replace(peak=PEFT_PEAKS[type(peft)], layer_decay=1.0, why=why, relative=False)
 
 
 def scratch_rule(examples: int, why: str) -> Rule:
@@ -98,7 +113,10 @@ def own_rule(source: RunInfo, examples: int) -> Rule:
   epochs = 2 if examples > 2000 else 4
   steps = max(1, epochs * examples // BATCH)
   why = "a checkpoint of a short pretraining"
-  return Rule(1e-3, steps, max(1, steps // 10), why, classifier=mean_classifier(source))
+  relative = isinstance(source.experiment.optim, Adafactor)
+  peak, classifier = (1e-2 if relative else 1e-3), mean_classifier(source)
+  warmup = max(1, steps // 10)
+  return Rule(peak, steps, warmup, why, classifier=classifier, relative=relative)
 
 
 def public_rule(source: RunInfo, examples: int) -> Rule:
@@ -127,7 +145,8 @@ def grid(source: RunInfo, peft: AnyPeft | None = None) -> Grid:
   if peft is not None:
     peaks = tuple(factor * PEFT_PEAKS[type(peft)] for factor in (3.0, 1.0, 0.3))
   elif "public" not in source.document:
-    peaks = (3e-3, 1e-3, 3e-4)
+    is_relative = isinstance(source.experiment.optim, Adafactor)
+    peaks = (2e-2, 1e-2, 5e-3) if is_relative else (3e-3, 1e-3, 3e-4)
   elif getattr(source.config, "width", BASE) < BASE:
     peaks = (3e-4, 2e-4, 1e-4)
   else:
@@ -156,7 +175,7 @@ def recipe(source: RunInfo, task: Task, examples: int, peft: AnyPeft | None = No
     model=replace(model, **dropout_rates(source)),
     objectives=objectives,
     data=task,
-    optim=AdamW(peak=defaults.peak, warmup=defaults.warmup, layer_decay=defaults.layer_decay),
+    optim=defaults.optimiser(),
     global_batch=BATCH * task.together,
     steps=defaults.steps,
     schedule=Intervals(log=25, save=200, keep=1),

@@ -29,7 +29,7 @@ from plm_jax.runs import Run
 from plm_jax.tasks.file_task import FileTask
 from plm_jax.tasks.finetuning import FinetunePlan, model_cell, plan
 from plm_jax.tasks.label import Label
-from plm_jax.tasks.registry import chosen_task
+from plm_jax.tasks.registry import chosen_task, task_class
 from plm_jax.tasks.suite import Suite
 from plm_jax.tasks.task import Task
 from plm_jax.train.integrity import with_digest
@@ -109,13 +109,15 @@ def finetune(
     add(chosen, size, run.experiment.seed, f"finetune_{size or 'all'}", scores)
 
 
-def task_of(kind: str, data: str) -> Task:
+def task_of(kind: str, data: str | None) -> Task:
   """The task of a part of --tasks. Errors: `UserError`, before anything is trained or measured, for
   data that it cannot read."""
+  if data is None and not task_class(kind)().source:
+    raise UserError(f"--tasks={kind} needs data: --tasks={kind}:DATA.")
   task = chosen_task(kind, data)
   if isinstance(task, Suite):
     raise UserError(f"--tasks takes tasks, and {task.name} is several; name one of them.")
-  if not data.startswith(("tfds:", "hf:")) and not Path(data).exists():
+  if data and not data.startswith(("tfds:", "hf:")) and not Path(data).exists():
     raise UserError(f"--tasks={kind}:{data}: there is no {data}.")
   if isinstance(task, FileTask):
     task.read_files()

@@ -32,7 +32,7 @@ from plm_jax.train.integrity import damage, without_digest
 from plm_jax.train.workdir import read_records, run_hash, write_whole
 
 FORMAT = 1
-_PART = re.compile(r"([^:,]+\.py:\w+|\w+)\s*:(.+)")  # TASK:DATA, or FILE.py:CLASS:DATA
+_PART = re.compile(r"([^:,]+\.py:\w+|\w+)(?:\s*:(.+))?")  # TASK:DATA, or FILE.py:CLASS:DATA
 ROOT = Path(__file__).resolve().parents[2]
 ATTEMPT = "--- a new attempt"  # a line of a log
 CELL = "(made in Python)"  # of an arm that no file has; of a table, before its title
@@ -45,7 +45,7 @@ def define_evaluation() -> None:
   flags.DEFINE_string("blimp", None, "A folder of BLiMP's .jsonl files to evaluate on.")
   flags.DEFINE_integer("blimp_pairs", None, "At most this many pairs of each of its files.")
   flags.DEFINE_string("finetune", None, "Fine-tune on these numbers of labels, such as 500,all.")
-  flags.DEFINE_string("tasks", None, "Fine-tune on data of yours: TASK:DATA,TASK:DATA.")
+  flags.DEFINE_string("tasks", None, "Fine-tune on TASK:DATA,TASK:DATA, or word_order.")
   flags.DEFINE_bool("gaps", False, "Measure how well gaps of three tokens are filled.")
   flags.DEFINE_string("probe", None, "Probe frozen states on these numbers of labels.")
   flags.DEFINE_string("tags", None, "Probe them on tagged words: two files, TRAIN,TEST.")
@@ -91,8 +91,8 @@ class Evaluation:
     return numbers_of_labels(self.probe, "probe") if self.probe else []
 
   @property
-  def parts(self) -> dict[str, str]:
-    """task -> its data, of `tasks`."""
+  def parts(self) -> dict[str, str | None]:
+    """task -> its data, of `tasks`; None where a task has a text of its own."""
     if self.tasks is None:
       return {}
     parts = [_PART.fullmatch(part.strip()) for part in self.tasks.split(",")]
@@ -100,9 +100,9 @@ class Evaluation:
     if None in names or len({*names}) < len(names):
       raise UserError(
         f"--tasks={self.tasks} was given; expected TASK:DATA, separated by commas, each task once, "
-        "such as tag:FOLDER,answer:squad.json. A path must have no comma."
+        "such as word_order,tag:FOLDER,answer:squad.json. A path must have no comma."
       )
-    return {part[1]: os.path.expanduser(part[2].strip()) for part in parts if part}
+    return {part[1]: part[2] and os.path.expanduser(part[2].strip()) for part in parts if part}
 
   def beside(self, before: Self) -> Self:
     """These flags, and those of `before` that are not set here: repeated commands keep them."""

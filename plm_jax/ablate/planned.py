@@ -189,9 +189,10 @@ def flags_of_claims(table: Table, plan: SweepPlan) -> list[str]:
     labels = {words[part] for words in parts}
     if labels - {str(size or "all") for size in known}:
       wanted.append(f"--{flag}={','.join(sorted(labels))}")
-  kinds = {kind for m in metrics if (kind := m.partition("_")[0]) in TASKS} - {*asked.parts}
-  if kinds:
-    wanted.append(f"--tasks={','.join(f'{kind}:DATA' for kind in sorted(kinds))}")
+  kinds = {kind for kind in TASKS if any(m.startswith(f"{kind}_") for m in metrics)}
+  if missing := sorted(kinds - {*asked.parts}):
+    parts = (kind if TASKS[kind]().source else f"{kind}:DATA" for kind in missing)
+    wanted.append(f"--tasks={','.join(parts)}")
   if TAGS in metrics and not asked.tags:
     wanted.append("--tags=TRAIN,TEST")
   if metrics & {"gap_loss", "gap_bits_per_byte"} and not asked.gaps:

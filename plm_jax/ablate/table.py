@@ -31,7 +31,7 @@ METRICS = re.compile(  # of a named text: `new/clm_loss`
   r"(\w+/)?((mlm|clm|bilm|seq2seq)_(loss|perplexity|accuracy)|pseudo_perplexity"
   r"|(nsp|sop)_(accuracy|majority)|(clm|pseudo|gap)_bits_per_byte|gap_loss)|probe_(topic|order)_(all|\d+)_accuracy|probe_tag_accuracy"
   r"|blimp(/\w+)?|finetune_(all|\d+)_(accuracy|macro_f1)"
-  r"|(classify|pairs|multi|regress|similar|tag|answer|choose|write)_[a-z]\w*"  # --tasks
+  r"|(classify|pairs|multi|regress|similar|tag|answer|choose|write|word_order)_[a-z]\w*"  # --tasks
 )
 
 

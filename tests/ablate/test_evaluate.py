@@ -48,7 +48,7 @@ def test_tasks_are_fine_tuned_and_named_by_task_and_metric(source, tmp_path):
   assert len([*source.path.glob("finetune_tag_*")]) == 2, "other data have a folder of their own"
 
 
-@pytest.mark.parametrize("tasks", ["tag", "tag:", ":x", "tag:a,tag:b", ",", ""])
+@pytest.mark.parametrize("tasks", ["tag:", ":x", "tag:a,tag:b", ",", ""])
 def test_tasks_that_cannot_be_read_are_refused(tasks):
   with pytest.raises(UserError, match="expected TASK:DATA, separated by commas, each task once"):
     Evaluation(tasks=tasks)
@@ -60,6 +60,8 @@ def test_a_sweep_checks_the_data_of_its_tasks_and_names_the_flag_of_a_claim(tmp_
   assert asked.parts == {"tag": "a.conll", "answer": "b:c", "my/task.py:Mine": "data"}
   with pytest.raises(UserError, match=r"--tasks=tag:missing\.conll: there is no missing.conll"):
     plans.planned(table, tasks="tag:missing.conll")
+  with pytest.raises(UserError, match="--tasks=tag needs data: --tasks=tag:DATA"):
+    plans.planned(table, tasks="word_order,tag")
   with pytest.raises(UserError, match="there is no task 'tags'; did you mean tag"):
     plans.planned(table, tasks=f"tags:{tmp_path}")
   with pytest.raises(UserError, match="glue is several; name one of them"):
@@ -72,6 +74,8 @@ def test_a_sweep_checks_the_data_of_its_tasks_and_names_the_flag_of_a_claim(tmp_
   tasks = f"tag:{tmp_path / 'tags.conll'}"
   wanted = plans.flags_of_claims(*plans.planned(table, tasks=tasks)[:2])
   assert "--tasks=answer:DATA" in wanted
+  of_order = plans.planned("experiments/t5.py:table_6", tasks=None)[:2]
+  assert plans.flags_of_claims(*of_order) == ["--tasks=word_order"], "it has a text of its own"
 
 
 def test_scores_carry_what_happened_in_training(tmp_path):
