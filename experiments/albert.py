@@ -138,13 +138,13 @@ def table_3() -> Table:
     source=SOURCE.format("Table 3"),
     question="A word's first vector need not be as wide as the model. How narrow may it be?",
     arms=(
-      arm(table_3_not_shared_e64, 89.9, 80.1, 82.9, 91.5, 66.7, 81.3, laptop=width(12)),
-      arm(table_3_not_shared_e128, 89.9, 80.3, 83.7, 91.5, 67.9, 81.7, laptop=width(24)),
-      arm(table_3_not_shared_e256, 90.2, 80.3, 84.1, 91.9, 67.3, 81.8, laptop=width(48)),
+      arm(table_3_not_shared_e64, 89.9, 80.1, 82.9, 91.5, 66.7, 81.3, laptop=width(32)),
+      arm(table_3_not_shared_e128, 89.9, 80.3, 83.7, 91.5, 67.9, 81.7, laptop=width(64)),
+      arm(table_3_not_shared_e256, 90.2, 80.3, 84.1, 91.9, 67.3, 81.8, laptop=width(96)),
       arm(table_3_not_shared_e768, 90.4, 80.4, 84.5, 92.8, 68.2, 82.3, note=WHOLE),
-      arm(table_3_all_shared_e64, 88.7, 77.5, 80.8, 89.4, 63.5, 79.0, laptop=width(12)),
-      arm(table_3_all_shared_e128, 89.3, 80.0, 81.6, 90.3, 64.0, 80.1, laptop=width(24)),
-      arm(table_3_all_shared_e256, 88.8, 79.1, 81.5, 90.3, 63.4, 79.6, laptop=width(48)),
+      arm(table_3_all_shared_e64, 88.7, 77.5, 80.8, 89.4, 63.5, 79.0, laptop=width(32)),
+      arm(table_3_all_shared_e128, 89.3, 80.0, 81.6, 90.3, 64.0, 80.1, laptop=width(64)),
+      arm(table_3_all_shared_e256, 88.8, 79.1, 81.5, 90.3, 63.4, 79.6, laptop=width(96)),
       arm(table_3_all_shared_e768, 88.6, 79.2, 82.0, 90.6, 63.3, 79.8, note=WHOLE),
     ),
     claims=(
@@ -153,8 +153,8 @@ def table_3() -> Table:
     ),
     caveat=NOTHING_LOST
     + "The paper finds that not shared, a larger E is a little better, and that "
-    "shared, 128 is best. At small E is 24, 48, 96 and 256, at laptop half of it, and the vocabulary "
-    "a seventh.",
+    "shared, 128 is best. At small E is 24, 48, 96 and 256, at laptop 32, 64, 96 and 128, and the "
+    "vocabulary a seventh.",
     laptop=("model.layers=3",),
   )
 

@@ -8,6 +8,7 @@ import pytest
 from plm_jax.ablate import evaluating
 from plm_jax.ablate import planned as plans
 from plm_jax.ablate.plan import Evaluation
+from plm_jax.ablate.table import Better
 from plm_jax.errors import UserError
 from plm_jax.evaluation.scores import Scores
 from plm_jax.runs import Run
@@ -74,8 +75,10 @@ def test_a_sweep_checks_the_data_of_its_tasks_and_names_the_flag_of_a_claim(tmp_
   tasks = f"tag:{tmp_path / 'tags.conll'}"
   wanted = plans.flags_of_claims(*plans.planned(table, tasks=tasks)[:2])
   assert "--tasks=answer:DATA" in wanted
-  of_order = plans.planned("experiments/t5.py:table_6", tasks=None)[:2]
-  assert plans.flags_of_claims(*of_order) == ["--tasks=word_order"], "it has a text of its own"
+  read, plan = plans.planned(table)[:2]
+  claim = Better("word_order_accuracy", "no-nsp", than="ltr-no-nsp")
+  order = dataclasses.replace(read, claims=(claim,))
+  assert plans.flags_of_claims(order, plan) == ["--tasks=word_order"], "it has a text of its own"
 
 
 def test_scores_carry_what_happened_in_training(tmp_path):
