@@ -11,6 +11,8 @@ from experiments import bart, t5, vaswani
 from plm_jax.ablate.table import Table
 from plm_jax.experiment import BUDGETS
 from plm_jax.optim.adafactor import Adafactor
+from plm_jax.optim.adamw import AdamW
+from plm_jax.peft.lora import Lora
 from plm_jax.train.example_batch import example_batch
 from tests import toy_run
 from tests.experiments.rows import beyond, changed, parameters, rows_of
@@ -152,8 +154,16 @@ def test_a_t5_is_fine_tuned_by_the_recipe_of_every_model():
   from experiments.finetune import recipe
   from plm_jax.tasks.classify import Classify
 
-  model = dataclasses.replace(row("t5", "base", "smoke").model, vocab_size=64, layers=1)
+  pretraining = row("t5", "base", "smoke")
+  model = dataclasses.replace(pretraining.model, vocab_size=64, layers=1)
   task = Classify(labels=("a", "b", "c"), length=8)
-  experiment = recipe(SimpleNamespace(config=model, document={}), task, examples=64)
+  source = SimpleNamespace(config=model, document={}, experiment=pretraining)
+  experiment = recipe(source, task, examples=64)
   shapes = jax.eval_shape(experiment.init_parameters, jax.random.key(0))
   assert shapes.classes.kernel.shape == (256, 3)
+  assert experiment.optim == Adafactor(peak=1e-2, warmup=1, schedule="constant")
+  source.document = {"untrained": True}
+  random = recipe(source, task, examples=64)
+  assert isinstance(random.optim, Adafactor) and random.optim.peak == pretraining.optim.peak
+  source.document = {}
+  assert isinstance(recipe(source, task, examples=64, peft=Lora()).optim, AdamW)

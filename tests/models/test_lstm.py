@@ -304,7 +304,7 @@ def test_rows_of_a_classification_are_framed_and_read(lstm_run):
 
 
 def test_fine_tuning_reads_the_state_after_the_last_token():
-  source = SimpleNamespace(config=SIZES, document={})
+  source = SimpleNamespace(config=SIZES, document={}, experiment=SimpleNamespace(optim=None))
   experiment = recipe(source, Classify(labels=("a", "b", "c"), length=12), examples=10)
   params = SIZES.init(jax.random.key(0), experiment.heads)
   ids = np.random.default_rng(0).integers(5, 40, (2, 12))
