@@ -18,6 +18,7 @@ FREE = {
 }
 ALLOCATION = 'custom_call_target="AllocateBuffer"'  # the place of a loop's results; nothing moves
 SLICES = {"dynamic-slice", "gather", "slice"}
+ON_DEMAND = {"slice", "add", "subtract", "multiply", "convert"}  # in a fusion: what is read of them
 
 
 @dataclass
@@ -188,11 +189,15 @@ def _slices(y: Instruction, place: int) -> bool:
 
 
 def _readers(program: Program, inside: Computation, name: str) -> list[tuple[Instruction, int]]:
-  """Those that read a parameter of a fusion in the end: through bitcasts and inner fusions."""
+  """Those that read a parameter of a fusion in the end: through bitcasts and inner fusions, and
+  through `ON_DEMAND` operations of whose results only slices are read."""
   readers = []
   for y, place in inside.readers.get(name, ()):
     if y.operation in ("bitcast", "reshape"):
       readers += _readers(program, inside, y.name)
+    elif y.operation in ON_DEMAND and (next_ones := _readers(program, inside, y.name)):
+      only_slices = all(_slices(z, at) for z, at in next_ones)
+      readers += next_ones if only_slices else [(y, place)]
     elif y.operation == "fusion":
       inner = program.computations[y.called("calls")[0]]
       readers += _readers(program, inner, inner.parameters[place].name)

@@ -74,6 +74,38 @@ def test_a_kernel_of_ours_costs_what_it_says_and_a_place_in_memory_costs_nothing
   assert costs.traffic == 2 * 2 * 8 * 64
 
 
+CHOSEN = """
+HloModule chosen
+
+%inside (a: f32[64,1024], b: f32[1000], i: s32[64,2]) -> f32[64,1,1] {
+  %a = f32[64,1024]{1,0} parameter(0)
+  %cut = f32[64,1000]{1,0} slice(%a), slice={[0:64], [0:1000]}
+  %b = f32[1000]{0} parameter(1)
+  %wide = f32[64,1000]{1,0} broadcast(%b), dimensions={1}
+  %sum = f32[64,1000]{1,0} add(%cut, %wide)
+  %i = s32[64,2]{1,0} parameter(2)
+  ROOT %g = f32[64,1,1]{2,1,0} gather(%sum, %i), offset_dims={1,2}, slice_sizes={1,1}
+}
+
+ENTRY %main (a: f32[64,1024], b: f32[1000], i: s32[64,2]) -> f32[64,1,1] {
+  %a = f32[64,1024]{1,0} parameter(0)
+  %b = f32[1000]{0} parameter(1)
+  %i = s32[64,2]{1,0} parameter(2)
+  ROOT %f = f32[64,1,1]{2,1,0} fusion(%a, %b, %i), kind=kLoop, calls=%inside
+}
+"""
+
+
+def test_a_kernel_that_chooses_entries_reads_no_others():
+  """The logits of the targets: of a fusion's inputs only what its gather asks for."""
+  costs = costs_of(parsed(CHOSEN), target_of("h100x1").device, 1)
+  assert costs.traffic == 64 * 4 + 1000 * 4 + 64 * 2 * 4 + 64 * 4
+  whole = CHOSEN.replace(
+    "ROOT %g = f32[64,1,1]{2,1,0} gather(%sum, %i)", "ROOT %g = f32[64,1000]{1,0} exponential(%sum)"
+  )
+  assert costs_of(parsed(whole), target_of("h100x1").device, 1).traffic > 64 * 1000 * 4
+
+
 LOOP = """
 HloModule loop
 
