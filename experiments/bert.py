@@ -267,13 +267,15 @@ def table_8() -> Table:
       arm(table_8_0_0_100, 83.6, 94.9, 94.6),
     ),
     claims=tuple(
-      NotWorse("finetune_all_accuracy", name, than="80-10-10", margin=0.02)
+      NotWorse(metric, name, than="80-10-10", margin=0.02)
+      for metric in ("finetune_all_accuracy", "tag_accuracy")
       for name in ("100-0-0", "80-0-20", "80-20-0", "0-20-80", "0-0-100")
     ),
     laptop=("model.layers=2",),
     caveat="The held-out rows are masked 80-10-10 for all arms, and one at a time by [MASK] for "
     "pseudo_perplexity: both are what some arms were trained on and others never saw. The paper's "
-    "claim is about fine-tuning; frozen features for NER are not measured here.",
+    "claim is about fine-tuning, of texts and of words: give --tasks=tag:FILE. At laptop the tags "
+    "are parts of speech (see Table 5). Frozen features for NER are not measured here.",
   )
 
 

@@ -24,7 +24,7 @@ from plm_jax import budgets, cli
 from plm_jax.data.corpora import default_cache
 from plm_jax.errors import UserError
 from plm_jax.experiment_flags import chosen_experiment
-from plm_jax.planning.devices import Target, known, target_of
+from plm_jax.planning.devices import Target, as_measured, known, target_of
 from plm_jax.planning.page import page
 from plm_jax.planning.plan import BY, plan
 from plm_jax.train.process import keep_compilations
@@ -39,6 +39,8 @@ def define_flags() -> None:
   flags.DEFINE_multi_string("set", [], "FIELD=VALUE, for example mesh.fsdp=16. Repeatable.")
   flags.DEFINE_string("devices", None, f"The devices: {known()}.")
   flags.DEFINE_enum("by", "auto", BY, "How: compiled ahead of time, or by arithmetic on shapes.")
+  flags.DEFINE_float("peak", None, "TFLOP/s of products, instead of the data sheet's.")
+  flags.DEFINE_float("bandwidth", None, "GB/s of the memory, instead of the data sheet's.")
   flags.DEFINE_bool("tensors", False, "List every parameter: shape, sharding, bytes per device.")
   flags.DEFINE_bool("json", False, "Print JSON instead of the page.")
   flags.DEFINE_string("out", None, "Also write the JSON to this file.")
@@ -47,7 +49,7 @@ def define_flags() -> None:
 def main() -> None:
   if not FLAGS.devices:
     raise UserError(f"--devices=NAME is needed: {known()}.")
-  target = target_of(FLAGS.devices)
+  target = as_measured(target_of(FLAGS.devices), FLAGS.peak, FLAGS.bandwidth)
   if FLAGS.out and Path(FLAGS.out).exists():
     raise UserError(f"{FLAGS.out} already exists; name another file with --out.")
   if FLAGS.out and not Path(FLAGS.out).parent.is_dir():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import jax
@@ -16,7 +17,7 @@ from plm_jax.train.memory import machine_memory
 GIB = 2**30
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Device:
   """One device. flops: of bfloat16 products per second, dense. memory: bytes that a program can
   use. bandwidth: bytes per second of its memory. link: bytes per second that it sends to others,
@@ -37,7 +38,7 @@ class Device:
     return {"bytes_limit": self.memory} if self.platform != "cpu" else {}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Target:
   """`count` equal devices. topology: of TPUs, as the compiler takes it, such as v5e:4x4."""
 
@@ -101,6 +102,30 @@ def target_of(name: str) -> Target:
     f"--devices={name} is not known; expected one of {known()}, with up to {IN_A_MACHINE} GPUs or "
     f"{SIMULATED} simulated devices"
   )
+
+
+def as_measured(target: Target, tflops: float | None, gbs: float | None) -> Target:
+  """The devices with a peak and a bandwidth of yours, where they are given: those of a data sheet
+  are more than any program reaches. Errors: `UserError` for numbers that are not above 0, and for a
+  CPU, which has no roofline here."""
+  given = {"--peak": tflops, "--bandwidth": gbs}
+  numbers = {flag: number for flag, number in given.items() if number is not None}
+  for flag, number in numbers.items():
+    if not 0 < number < math.inf:
+      raise UserError(f"{flag}={number:g} must be above 0")
+  if not numbers:
+    return target
+  if target.device.platform == "cpu":
+    raise UserError(
+      f"{' and '.join(numbers)} say nothing of {target.name}: no time is planned there"
+    )
+  device = dataclasses.replace(
+    target.device,
+    flops=target.device.flops if tflops is None else tflops * 1e12,
+    bandwidth=target.device.bandwidth if gbs is None else gbs * 1e9,
+    source=f"{' and '.join(numbers)} as given; else {target.device.source}",
+  )
+  return dataclasses.replace(target, device=device)
 
 
 def known() -> str:

@@ -166,6 +166,9 @@ def test_the_page_and_the_document_say_the_same(call, tmp_path):
   assert code == 0
   document = json.loads((tmp_path / "plan.json").read_text())
   assert json.loads(call(*words, "--json")[1]) == document
+  slower = json.loads(call(*words, "--json", "--peak=1", "--bandwidth=1e6")[1])["speed"]
+  assert slower["bound"] == "products"
+  assert slower["seconds"] == pytest.approx(slower["operations"] / (16 * 1e12))
   assert document["mesh"] == {"data": 16, "fsdp": 1, "tensor": 1}
   assert document["memory"]["fits"] and f"{document['speed']['operations'] / 1e12:.2g} TFLOP" in out
   for words in ("16 x TPU v5e", "by                    arithmetic (as asked)", "197 TFLOP/s"):
@@ -189,6 +192,8 @@ def test_the_page_and_the_document_say_the_same(call, tmp_path):
     (["--devices=cpu:9", "--by=compiler"], "8 simulated devices"),
     (["--devices=v5e-8", "--out=nowhere/plan.json"], "its folder is not there"),
     (["--devices=v5e-8", f"--out={__file__}"], "already exists; name another file"),
+    (["--devices=h100x1", "--peak=0"], "--peak=0 must be above 0"),
+    (["--devices=cpu:4", "--bandwidth=20"], "--bandwidth say nothing of cpu:4"),
   ],
 )
 def test_bad_input_is_one_sentence(call, words, said):
