@@ -48,8 +48,7 @@ IID = SpanCorruption(mean_span_length=None, z_loss=1e-4)
 BASELINE = (83.28, 19.24, 80.88, 71.36, 26.98, 39.82, 27.65)  # a row of Tables 2 and 5 to 7
 METRIC = "tag_accuracy"
 NOISE = 0.02  # of accuracy: a difference below is none
-LAPTOP = ("model.layers=2", "model.hidden=512", "model.hidden_dropout=0")
-HALF = ("model.layers=1",)  # and one of the decoder
+LAPTOP, HALF = ("model.layers=2", "model.hidden=512"), ("model.layers=1",)  # and of the decoder
 WITH_FINETUNING = (
   "What is compared is fine-tuning (sweep with --tasks=tag:FILE.conllu): losses of different "
   "objectives are of different predictions. "

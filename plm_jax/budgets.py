@@ -21,8 +21,8 @@ BUDGETS: tuple[AnyBudget, ...] = ("smoke", "laptop", "small", "paper")
 HELP = "Scale: seconds, minutes on a laptop, minutes on a GPU, or as published."
 LAPTOP = (
   *("data.length=32", "global_batch=32", "steps=1800"),
-  *("model.width=128", "model.heads=2", "model.dropout=0", "model.attention_dropout=0"),
-  "model.initializer_range=0.05",
+  *("model.width=128", "model.heads=2", "model.initializer_range=0.05"),
+  *("model.dropout=0", "model.attention_dropout=0", "model.hidden_dropout=0"),
   *("optim.peak=1.5e-3", "optim.warmup=120", "optim.schedule=wsd", "optim.b2=0.98"),
   *("schedule.log=50", "schedule.save=1000", "schedule.keep=1", "schedule.evaluate=300"),
   "schedule.evaluation_rows=512",
