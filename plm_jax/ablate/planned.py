@@ -1,5 +1,6 @@
 """The plan of a sweep: its arms at their budget and settings, checked, and what it will take."""
 
+import dataclasses
 import itertools
 import re
 from collections import Counter
@@ -117,13 +118,21 @@ def check_differ(
         f"the arms {first} and {second} differ in their optimiser, which --budget=laptop replaces "
         "by Muon; give --budget=small, with settings of your own"
       )
-    if experiments[first] == experiments[second] and rows[first] != rows[second]:
-      kept = {repr(experiments[name]): name for name in reversed(names)}  # the first of each
+    trained = {name: as_trained(experiments[name]) for name in names}
+    if trained[first] == trained[second] and rows[first] != rows[second]:
+      kept = {repr(trained[name]): name for name in reversed(names)}  # the first of each
       others = ",".join(name for name in names if name in kept.values())
       raise UserError(
         f"the arms {first} and {second} are the same experiment with the settings of this budget "
         f"and of --set; --arms={others} runs the others"
       )
+
+
+def as_trained(experiment: Experiment) -> Experiment:
+  """With the numbers to which the length of its rows rounds those of its objectives."""
+  length = experiment.data.length
+  objectives = (o.rounded(length) if hasattr(o, "rounded") else o for o in experiment.objectives)
+  return dataclasses.replace(experiment, objectives=tuple(objectives))
 
 
 def default_out(plan: SweepPlan) -> Path:

@@ -164,6 +164,15 @@ class SpanCorruption(Seq2Seq):
     narrow = {"text": tokens, "noise": noise, "sentinels": noise + spans}[self.targets] + 1
     return int(wide), min(math.ceil(narrow), tokens + 1)
 
+  def rounded(self, tokens: int) -> "SpanCorruption":
+    """With the rate and the mean that rows of `tokens` tokens have: in short ones, spans of 2 and
+    of 3 are the same."""
+    if self.mean_span_length is None:
+      return self
+    noise, spans = noise_budget(np.array(tokens), self.rate, self.mean_span_length)
+    rate, mean = float(noise) / tokens, float(noise) / float(spans)
+    return dataclasses.replace(self, rate=rate, mean_span_length=mean)
+
   def _shown(self, ids, noise, text, sentinels, draws, vocab):
     """(values, which of them are kept) of the inputs, [B, T]."""
     if self.inputs == "sentinels":

@@ -8,7 +8,9 @@ import jax
 import pytest
 
 from experiments import bart, t5, vaswani
+from plm_jax.ablate.planned import experiments_of
 from plm_jax.ablate.table import Table
+from plm_jax.errors import UserError
 from plm_jax.experiment import BUDGETS
 from plm_jax.optim.adafactor import Adafactor
 from plm_jax.optim.adamw import AdamW
@@ -167,3 +169,11 @@ def test_a_t5_is_fine_tuned_by_the_recipe_of_every_model():
   assert isinstance(random.optim, Adafactor) and random.optim.peak == pretraining.optim.peak
   source.document = {}
   assert isinstance(recipe(source, task, examples=64, peft=Lora()).optim, AdamW)
+
+
+def test_spans_that_short_rows_round_to_the_same_are_refused():
+  """In 35 tokens, spans of 2 and of 3 are five tokens in two spans."""
+  table, settings = t5.table_7(), ["data.length=35"]
+  with pytest.raises(UserError, match="the arms 2 and 3 are the same experiment"):
+    experiments_of(table, "laptop", ["2", "3"], settings)
+  assert len(experiments_of(table, "laptop", ["2", "3", "5", "10"], [])) == 5
