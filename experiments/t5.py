@@ -385,8 +385,9 @@ def table_7() -> Table:
     ),
     laptop=(*LAPTOP, "global_batch=16"),
     caveat=WITH_FINETUNING
-    + "At laptop sentinels are not learnt yet (docs/recipe.md). Spans of 2 to 5 are slightly better than tokens one by one outside "
-    "translation, and their targets are shorter: 114 tokens instead of about 145 for inputs of 512.",
+    + "At laptop sentinels are not learnt yet (docs/recipe.md). Spans of 2 to 5 are slightly better "
+    "than tokens one by one outside translation, and their targets are shorter: 114 tokens instead "
+    "of about 145 for inputs of 512.",
   )
 
 
