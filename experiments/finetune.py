@@ -8,8 +8,8 @@ Two rules, by the checkpoint: `public_rule` for a published one, `own_rule` for 
 project pretrained for minutes. Small published models have the rates of ELECTRA-small: 3e-4 for the
 classifier, and 0.8 of the rate above for each lower layer (Clark et al. 2020, appendix B).
 
-A model that was pretrained with Adafactor (T5) is fine-tuned with it, at a constant rate (Raffel et
-al. 2020, section 3.1.2). Its embeddings begin with a deviation of 1, and AdamW's steps, which do
+A run of this project that was pretrained with Adafactor (T5) is fine-tuned with it, at a constant
+rate (Raffel et al. 2020, section 3.1.2). Its embeddings begin with a deviation of 1, and AdamW's steps, which do
 not depend on the size of a weight, hardly move them (docs/recipe.md).
 
 Deviation of `own_rule`: the classifier reads the mean of the tokens' states, not the pooled [CLS]
@@ -65,8 +65,7 @@ class Rule(NamedTuple):
 
   def optimiser(self) -> AdamW | Adafactor:
     if self.relative:
-      hold = max(Adafactor.hold, self.warmup)
-      return Adafactor(peak=self.peak, warmup=self.warmup, hold=hold, schedule="constant")
+      return Adafactor(peak=self.peak, warmup=self.warmup, schedule="constant")
     return AdamW(peak=self.peak, warmup=self.warmup, layer_decay=self.layer_decay)
 
   def __str__(self) -> str:

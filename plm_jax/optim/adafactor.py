@@ -49,7 +49,8 @@ class Adafactor:
   def __post_init__(self):
     if not (0 < self.peak < math.inf and self.warmup >= 0 and self.clip > 0):
       raise UserError("optim.peak and optim.clip must be above 0, and optim.warmup at least 0")
-    if self.hold < max(self.warmup, 1) or self.factored < 1 or not 0 < self.decay_rate <= 1:
+    least = self.warmup if self.schedule == "inverse_sqrt" else 1  # a constant rate has no hold
+    if self.hold < max(least, 1) or self.factored < 1 or not 0 < self.decay_rate <= 1:
       raise UserError(
         f"optim.hold={self.hold} must be at least 1 and optim.warmup, optim.factored at least 1, "
         "and optim.decay_rate above 0 and at most 1"

@@ -112,7 +112,7 @@ def as_measured(target: Target, tflops: float | None, gbs: float | None) -> Targ
   numbers = {flag: number for flag, number in given.items() if number is not None}
   for flag, number in numbers.items():
     if not 0 < number < math.inf:
-      raise UserError(f"{flag}={number:g} must be above 0")
+      raise UserError(f"{flag}={number:g} must be a number above 0")
   if not numbers:
     return target
   if target.device.platform == "cpu":

@@ -196,7 +196,7 @@ def _readers(program: Program, inside: Computation, name: str) -> list[tuple[Ins
     if y.operation in ("bitcast", "reshape"):
       readers += _readers(program, inside, y.name)
     elif y.operation in ON_DEMAND and (next_ones := _readers(program, inside, y.name)):
-      only_slices = all(_slices(z, at) for z, at in next_ones)
+      only_slices = all(z.operation in SLICES and _slices(z, at) for z, at in next_ones)
       readers += next_ones if only_slices else [(y, place)]
     elif y.operation == "fusion":
       inner = program.computations[y.called("calls")[0]]

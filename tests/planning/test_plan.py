@@ -192,7 +192,7 @@ def test_the_page_and_the_document_say_the_same(call, tmp_path):
     (["--devices=cpu:9", "--by=compiler"], "8 simulated devices"),
     (["--devices=v5e-8", "--out=nowhere/plan.json"], "its folder is not there"),
     (["--devices=v5e-8", f"--out={__file__}"], "already exists; name another file"),
-    (["--devices=h100x1", "--peak=0"], "--peak=0 must be above 0"),
+    (["--devices=h100x1", "--peak=0"], "--peak=0 must be a number above 0"),
     (["--devices=cpu:4", "--bandwidth=20"], "--bandwidth say nothing of cpu:4"),
   ],
 )
