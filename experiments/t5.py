@@ -48,7 +48,8 @@ IID = SpanCorruption(mean_span_length=None, z_loss=1e-4)
 BASELINE = (83.28, 19.24, 80.88, 71.36, 26.98, 39.82, 27.65)  # a row of Tables 2 and 5 to 7
 METRIC = "tag_accuracy"
 NOISE = 0.02  # of accuracy: a difference below is none
-LAPTOP, HALF = ("model.layers=2", "model.hidden=512"), ("model.layers=1",)  # and of the decoder
+LAPTOP = ("model.layers=2", "model.hidden=512")  # as many layers of the decoder
+HALF = ("model.layers=1",)
 WITH_FINETUNING = (
   "What is compared is fine-tuning (sweep with --tasks=tag:FILE.conllu): losses of different "
   "objectives are of different predictions. "
