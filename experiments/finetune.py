@@ -90,8 +90,7 @@ def rule(source: RunInfo, examples: int, peft: AnyPeft | None = None) -> Rule:
   """The defaults for a checkpoint, a number of labelled examples, and a method."""
   if "untrained" in source.document:
     chosen = scratch_rule(examples, "random parameters")
-    optim = source.experiment.optim
-    return chosen._replace(peak=optim.peak, relative=isinstance(optim, Adafactor))
+    return chosen._replace(peak=source.experiment.optim.peak, relative=has_adafactor(source))
   if frozen_features(source) and peft is None:
     return scratch_rule(examples, "frozen features")
   chosen = (public_rule if "public" in source.document else own_rule)(source, examples)
@@ -112,10 +111,14 @@ def own_rule(source: RunInfo, examples: int) -> Rule:
   epochs = 2 if examples > 2000 else 4
   steps = max(1, epochs * examples // BATCH)
   why = "a checkpoint of a short pretraining"
-  relative = isinstance(source.experiment.optim, Adafactor)
-  peak, classifier = (1e-2 if relative else 1e-3), mean_classifier(source)
-  warmup = max(1, steps // 10)
-  return Rule(peak, steps, warmup, why, classifier=classifier, relative=relative)
+  relative, classifier = has_adafactor(source), mean_classifier(source)
+  peak = 1e-2 if relative else 1e-3
+  return Rule(peak, steps, max(1, steps // 10), why, classifier=classifier, relative=relative)
+
+
+def has_adafactor(source: RunInfo) -> bool:
+  """Whether the run was pretrained with it."""
+  return isinstance(source.experiment.optim, Adafactor)
 
 
 def public_rule(source: RunInfo, examples: int) -> Rule:
@@ -144,8 +147,7 @@ def grid(source: RunInfo, peft: AnyPeft | None = None) -> Grid:
   if peft is not None:
     peaks = tuple(factor * PEFT_PEAKS[type(peft)] for factor in (3.0, 1.0, 0.3))
   elif "public" not in source.document:
-    is_relative = isinstance(source.experiment.optim, Adafactor)
-    peaks = (2e-2, 1e-2, 5e-3) if is_relative else (3e-3, 1e-3, 3e-4)
+    peaks = (2e-2, 1e-2, 5e-3) if has_adafactor(source) else (3e-3, 1e-3, 3e-4)
   elif getattr(source.config, "width", BASE) < BASE:
     peaks = (3e-4, 2e-4, 1e-4)
   else:
