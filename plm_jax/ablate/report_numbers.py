@@ -22,13 +22,16 @@ def main_metrics(measured: Measured) -> list[str]:
   usual = ("mlm_perplexity", "mlm_accuracy", "clm_perplexity", "seq2seq_perplexity", "blimp")
   texts = {m.split("/")[0] for m in names if m.endswith("_loss") and "/" in m}
   usual += tuple(f"{text}/{m}" for text in texts for m in usual)
-  return twins + [
+  further = [
     m
     for m in names
     if m not in twice
     and m not in twins
     and (m in claimed or m in usual or (m.startswith("finetune") and m.endswith("accuracy")))
   ]
+  # What a single arm has (losses of its own rows) compares nothing, and is shown in want of others.
+  compared = [m for m in further if m in claimed or len(ranking(measured, m)) > 1]
+  return twins + (compared or further)
 
 
 def ranking(measured: Measured, metric: str) -> list[str]:
