@@ -47,6 +47,7 @@ class PlmJax:
 
     from plm_jax.models.compute import Compute
     from plm_jax.optim.adamw import AdamW
+    from plm_jax.train import step
     from plm_jax.train.state import create_state
     from plm_jax.train.step import metric_names, train_step
 
@@ -72,6 +73,7 @@ class PlmJax:
         optim=optim,
       ),
       donate_argnums=0,
+      compiler_options=getattr(step, "step_options", dict)(),  # older checkouts have none
     )
     self.device, self.done = jax.devices()[0], 0
 

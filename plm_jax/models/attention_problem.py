@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from plm_jax.models.dropout import keep_threshold, mix
+from plm_jax.models.dropout import column_keys, kept, row_keys
 
 LOG2E = math.log2(math.e)  # the kernels use powers of 2
 MASKED = -1e30  # as in `plm_jax.models.attention`
@@ -37,6 +37,11 @@ class Problem:
     scores = products * jnp.float32(self.scale * LOG2E)
     if bias is not None:
       scores += bias
+    allowed = self.allowed(rows, columns, row_groups, column_groups)
+    return scores if allowed is None else jnp.where(allowed, scores, MASKED)
+
+  def allowed(self, rows, columns, row_groups, column_groups) -> jax.Array | None:
+    """bool: whether a target may see a source; None if all may. Arguments: as of `masked`."""
     allowed = None
     if row_groups is not None:
       allowed = row_groups == column_groups
@@ -46,21 +51,25 @@ class Problem:
       allowed = _both(allowed, jnp.abs(columns - rows) <= self.window)
     if row_groups is None and not self.causal:  # padding to whole blocks has no group otherwise
       allowed = _both(allowed, columns < self.sources)
-    return scores if allowed is None else jnp.where(allowed, scores, MASKED)
+    return allowed
 
-  def keeps(self, place, rows, columns) -> jax.Array:
-    """bool: the weights that dropout keeps. place: uint32 seed and index of the head's first weight
-    in the whole array. rows, columns: int32 targets and sources, which broadcast."""
+  def row_keys(self, place, rows) -> jax.Array:
+    """uint32 keys of targets for dropout. place: seed, and number of the head's first row."""
     seed, first = place
-    index = rows.astype(jnp.uint32) * jnp.uint32(self.sources)
-    index = first + index + columns.astype(jnp.uint32)
-    return mix(index ^ seed) >= jnp.uint32(keep_threshold(self.rate))
+    return row_keys(seed, first + rows.astype(jnp.uint32))
+
+  def column_keys(self, seed, columns) -> jax.Array:
+    """uint32 keys of sources for dropout."""
+    return column_keys(seed, columns)
+
+  def keeps(self, row_keys, column_keys) -> jax.Array:
+    """bool: the weights that dropout keeps, by keys that broadcast."""
+    return kept(row_keys, column_keys, self.rate)
 
   def place(self, place_ref, head):
-    """Seed, and index of a head's first weight in the whole array, modulo 2**32. head: number among
+    """Seed, and number of a head's first row in the whole array, modulo 2**32. head: number among
     this call's heads of all rows."""
-    size = jnp.uint32(self.targets * self.sources % 2**32)
-    return place_ref[0], place_ref[1] + head.astype(jnp.uint32) * size
+    return place_ref[0], place_ref[1] + head.astype(jnp.uint32) * jnp.uint32(self.targets)
 
 
 def _both(a, b):

@@ -1,9 +1,11 @@
 """Dropout (Srivastava et al. 2014) with masks from threefry or from a counter hash.
 
 Threefry is JAX's reference generator; on a CPU it costs more than the layer that it regularises.
-The hash mixes (seed, position) by two multiply-xorshift rounds. It is an order of magnitude
-cheaper, XLA fuses it into the operation that uses it, and its bits look independent
-(tests/models/test_dropout.py checks rate, correlation and streams). `Compute.dropout` chooses.
+The hash of an element is the product modulo 2**32 of two odd keys, one of its row (all axes but the
+last) and one of its column (Dietzfelbinger 1996, multiplicative hashing). A key mixes (seed, index)
+by two multiply-xorshift rounds. So an element costs one multiplication, its bits look independent
+(tests/models/test_dropout.py checks rate, correlation and streams), and kernels of attention draw
+the same. `Compute.dropout` chooses.
 """
 
 from __future__ import annotations
@@ -43,7 +45,25 @@ class Noise:
     if self.generator == "threefry":
       mask = jax.random.bernoulli(self.seed, 1.0 - rate, whole)
       return jax.lax.slice(mask, begin, [b + s for b, s in zip(begin, shape, strict=True)])
-    return mix(_positions(shape, whole, begin) ^ self.seed) >= jnp.uint32(keep_threshold(rate))
+    rows, columns = _rows(shape[:-1], whole[:-1], begin[:-1]), jnp.arange(shape[-1])
+    keys = row_keys(self.seed, rows), column_keys(self.seed, columns + begin[-1])
+    rows, columns = jax.lax.optimization_barrier(keys)  # a key is mixed once, not for each element
+    return kept(rows[..., None], columns, rate)
+
+
+def row_keys(seed: jax.Array, rows: jax.Array) -> jax.Array:
+  """uint32: odd keys of rows, by their numbers in the whole array modulo 2**32."""
+  return mix(rows.astype(jnp.uint32) ^ seed) | 1
+
+
+def column_keys(seed: jax.Array, columns: jax.Array) -> jax.Array:
+  """uint32: odd keys of columns. No row has the key of a column of the same array."""
+  return mix(columns.astype(jnp.uint32) ^ ~seed) | 1
+
+
+def kept(rows: jax.Array, columns: jax.Array, rate: float) -> jax.Array:
+  """bool: the elements that dropout keeps. rows, columns: their keys, which broadcast."""
+  return rows * columns >= jnp.uint32(keep_threshold(rate))
 
 
 def keep_threshold(rate: float) -> int:
@@ -78,7 +98,7 @@ def mix(x: jax.Array) -> jax.Array:
   return x ^ (x >> 16)
 
 
-def _positions(shape: tuple[int, ...], whole: tuple[int, ...], begin: tuple[int, ...]) -> jax.Array:
+def _rows(shape: tuple[int, ...], whole: tuple[int, ...], begin: tuple[int, ...]) -> jax.Array:
   """uint32 `shape`: the row-major indices of a part's elements in the whole, modulo 2**32."""
   strides = [math.prod(whole[axis + 1 :]) for axis in range(len(shape))]
   iotas = [jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape))]

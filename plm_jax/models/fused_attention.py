@@ -46,14 +46,12 @@ class _Problem(Problem):
 
   def scores(self, q, k, rows, columns, row_groups, column_groups):
     """float32 `[rows, columns]`, scaled and masked."""
-    if row_groups is not None:
-      row_groups, column_groups = row_groups[:, None], column_groups[None, :]
     products = triton.dot(q, k, trans_b=True)
     return self.masked(products, rows[:, None], columns[None, :], row_groups, column_groups)
 
-  def kept(self, place, rows, columns):
-    """bool `[rows, columns]`: the weights that dropout keeps."""
-    return self.keeps(place, rows[:, None], columns[None, :])
+  def factors(self, row_keys, column_keys):
+    """Of weights by dropout, by keys that broadcast."""
+    return jnp.where(self.keeps(row_keys, column_keys), jnp.float32(1.0 / (1.0 - self.rate)), 0.0)
 
   def first_source(self, first_row, tiling: Tiling):
     """The first block of sources that a block of targets sees."""
@@ -91,33 +89,47 @@ def _block(start, size):
   return pl.ds(start, size), start + jax.lax.broadcasted_iota(jnp.int32, (size,), 0)
 
 
-def _group(ref, block):
-  return None if ref is None else ref[block]
+def _group(ref, block, axis: int):
+  """The groups of a block, with a new axis."""
+  return None if ref is None else jnp.expand_dims(ref[block], axis)
 
 
 # --- kernels -------------------------------------------------------------------------------------
 
 
 def _forward_kernel(
-  place_ref, q_ref, k_ref, v_ref, tg_ref, sg_ref, o_ref, lse_ref, *, problem: _Problem, tiling
+  place_ref,
+  keys_ref,
+  q_ref,
+  k_ref,
+  v_ref,
+  tg_ref,
+  sg_ref,
+  o_ref,
+  lse_ref,
+  *,
+  problem: _Problem,
+  tiling,
 ):
   """One block of queries of one head. lse: log2 of the softmax's denominator, of each query."""
   first = pl.program_id(0) * tiling.rows
   block, rows = _block(first, tiling.rows)
   place = problem.place(place_ref, pl.program_id(1) * problem.heads + pl.program_id(2))
-  q, row_groups = q_ref[...], _group(tg_ref, block)
+  row_keys = problem.row_keys(place, rows)
+  q, target_groups = q_ref[...], _group(tg_ref, block, 1)
 
   def body(number, carry):
     o, highest, total = carry
     block, columns = _block(number * tiling.columns, tiling.columns)
     k, v = k_ref[block, :], v_ref[block, :]
-    scores = problem.scores(q, k, rows, columns, row_groups, _group(sg_ref, block))
+    scores = problem.scores(q, k, rows, columns, target_groups, _group(sg_ref, block, 0))
     before, highest = highest, jnp.maximum(highest, scores.max(axis=1))
     weights = jnp.exp2(scores - highest[:, None])
     shrink = jnp.exp2(before - highest)
     total = total * shrink + weights.sum(axis=1)
     if problem.rate:
-      weights = jnp.where(problem.kept(place, rows, columns), weights, 0.0)
+      keeps = problem.keeps(row_keys[:, None], keys_ref[block][None, :])
+      weights = jnp.where(keeps, weights, 0.0)
     return o * shrink[:, None] + triton.dot(weights.astype(v.dtype), v), highest, total
 
   start = (
@@ -132,24 +144,15 @@ def _forward_kernel(
   lse_ref[...] = highest + jnp.log2(total)
 
 
-def _weights(problem: _Problem, scores, lse, place, rows, columns):
-  """The softmax's weights, and their factors by dropout (None without)."""
-  weights = jnp.exp2(scores - lse[:, None])
-  if not problem.rate:
-    return weights, None
-  factor = jnp.float32(1.0 / (1.0 - problem.rate))
-  return weights, jnp.where(problem.kept(place, rows, columns), factor, 0.0)
-
-
 def _score_gradients(weights, factors, g_weights, delta):
-  """Gradients of the scores. g_weights: of the dropped weights. delta: sum of output times its
-  gradient, of each query."""
+  """Gradients of the scores. factors: of dropout, or None. g_weights: of the dropped weights.
+  delta: sum of output times its gradient, of each query."""
   g = g_weights if factors is None else g_weights * factors
-  return weights * (g - delta[:, None])
+  return weights * (g - delta)
 
 
 def _queries_kernel(
-  place_ref, q_ref, k_ref, v_ref, tg_ref, sg_ref, g_ref, lse_ref, delta_ref, dq_ref, *,
+  place_ref, keys_ref, q_ref, k_ref, v_ref, tg_ref, sg_ref, g_ref, lse_ref, delta_ref, dq_ref, *,
   problem: _Problem, tiling,
 ):  # fmt: skip
   """The gradient of one block of queries of one head."""
@@ -157,14 +160,17 @@ def _queries_kernel(
   block, rows = _block(first, tiling.rows)
   place = problem.place(place_ref, pl.program_id(1) * problem.heads + pl.program_id(2))
   q, g, lse, delta = q_ref[...], g_ref[...], lse_ref[...], delta_ref[...]
-  row_groups = _group(tg_ref, block)
+  target_groups, row_keys = _group(tg_ref, block, 1), problem.row_keys(place, rows)
 
   def body(number, dq):
     block, columns = _block(number * tiling.columns, tiling.columns)
     k, v = k_ref[block, :], v_ref[block, :]
-    scores = problem.scores(q, k, rows, columns, row_groups, _group(sg_ref, block))
-    weights, factors = _weights(problem, scores, lse, place, rows, columns)
-    d_scores = _score_gradients(weights, factors, triton.dot(g, v, trans_b=True), delta)
+    scores = problem.scores(q, k, rows, columns, target_groups, _group(sg_ref, block, 0))
+    factors = None
+    if problem.rate:
+      factors = problem.factors(row_keys[:, None], keys_ref[block][None, :])
+    weights, g_weights = jnp.exp2(scores - lse[:, None]), triton.dot(g, v, trans_b=True)
+    d_scores = _score_gradients(weights, factors, g_weights, delta[:, None])
     return dq + triton.dot(d_scores.astype(k.dtype), k)
 
   begin = problem.first_source(first, tiling)
@@ -174,31 +180,36 @@ def _queries_kernel(
 
 
 def _keys_kernel(
-  place_ref, q_ref, k_ref, v_ref, tg_ref, sg_ref, g_ref, lse_ref, delta_ref, dk_ref, dv_ref, *,
-  problem: _Problem, tiling,
+  place_ref, keys_ref, q_ref, k_ref, v_ref, tg_ref, sg_ref, g_ref, lse_ref, delta_ref, row_keys_ref,
+  dk_ref, dv_ref, *, problem: _Problem, tiling,
 ):  # fmt: skip
-  """The gradients of one block of keys and values of one key head, from all its query heads."""
+  """The gradients of one block of keys and values of one key head, from all its query heads. Scores
+  have keys first, so that they are the left side of a product as they lie in the registers."""
+  del place_ref
   first, heads = pl.program_id(0) * tiling.rows, q_ref.shape[1]
   block, columns = _block(first, tiling.rows)
-  k, v, column_groups = k_ref[...], v_ref[...], _group(sg_ref, block)
+  k, v, source_groups = k_ref[...], v_ref[...], _group(sg_ref, block, 1)
+  column_keys = keys_ref[block][:, None] if problem.rate else None
   begin = problem.first_target(first, tiling)
   end = problem.end_of_targets(first, tiling, q_ref.shape[0])
   carry = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
   for head in range(heads):
-    number = pl.program_id(1) * problem.heads + pl.program_id(2) * heads + head
-    place = problem.place(place_ref, number)
 
-    def body(number, carry, head=head, place=place):
+    def body(number, carry, head=head):
       dk, dv = carry
       block, rows = _block(number * tiling.columns, tiling.columns)
       q, g = q_ref[block, head, :], g_ref[block, head, :]
-      scores = problem.scores(q, k, rows, columns, _group(tg_ref, block), column_groups)
-      weights, factors = _weights(problem, scores, lse_ref[head, block], place, rows, columns)
+      products = triton.dot(k, q, trans_b=True)
+      places = rows[None, :], columns[:, None], _group(tg_ref, block, 0), source_groups
+      weights = jnp.exp2(problem.masked(products, *places) - lse_ref[head, block][None, :])
+      factors = None
+      if problem.rate:
+        factors = problem.factors(row_keys_ref[head, block][None, :], column_keys)
       dropped = weights if factors is None else weights * factors
-      dv += triton.dot(dropped.astype(g.dtype), g, trans_a=True)
-      g_weights = triton.dot(g, v, trans_b=True)
-      d_scores = _score_gradients(weights, factors, g_weights, delta_ref[head, block])
-      return dk + triton.dot(d_scores.astype(q.dtype), q, trans_a=True), dv
+      dv += triton.dot(dropped.astype(g.dtype), g)
+      g_weights = triton.dot(v, g, trans_b=True)
+      d_scores = _score_gradients(weights, factors, g_weights, delta_ref[head, block][None, :])
+      return dk + triton.dot(d_scores.astype(q.dtype), q), dv
 
     carry = jax.lax.fori_loop(begin, end, body, carry)
   dk, dv = carry
@@ -245,7 +256,7 @@ def fused_attention(
   seed = jnp.uint32(0) if seed is None else seed.astype(jnp.uint32)
 
   def local(first_head, q_BTNH, k_BSKH, v_BSKH, groups, seed, bias_NTS):
-    first = first_head.astype(jnp.uint32) * jnp.uint32(T * S % 2**32)
+    first = first_head.astype(jnp.uint32) * jnp.uint32(T)
     place = jnp.stack([seed, first])
     if (platform or jax.default_backend()) == "tpu":
       return attend_on_tpu(problem, q_BTNH, k_BSKH, v_BSKH, groups, place, bias_NTS)
@@ -321,6 +332,10 @@ def _key_gradients(problem, q, k, v, groups, place, g, lse, delta):
   own = pl.BlockSpec((None, tiling.rows, None, H), lambda s, b, n: (b, s, n, 0))
   read = pl.BlockSpec((None, T, group, H), lambda s, b, n: (b, 0, n, 0))
   of_query = pl.BlockSpec((None, group, T), lambda s, b, n: (b, n, 0))
+  row_keys = None
+  if problem.rate:
+    heads = jnp.arange(B)[:, None, None] * problem.heads + jnp.arange(q.shape[2])[:, None]
+    row_keys = problem.row_keys(problem.place(place, heads), jnp.arange(T))
   dk, dv = _call(
     _keys_kernel,
     problem,
@@ -331,7 +346,7 @@ def _key_gradients(problem, q, k, v, groups, place, g, lse, delta):
     groups,
     place,
     out=[(own, k), (own, v)],
-    more=[(read, g), (of_query, lse), (of_query, delta)],
+    more=[(read, g), (of_query, lse), (of_query, delta), (of_query, row_keys)],
   )
   return dk[:, : problem.sources], dv[:, : problem.sources]
 
@@ -350,20 +365,23 @@ def _call(kernel, problem, tiling, grid, specs, inputs, groups, place, *, out, m
   """A kernel's call. out: blocks and shapes of the results; more: further inputs with blocks."""
   whole = lambda x: pl.BlockSpec((None, x.shape[1]), lambda i, b, n: (b, 0))  # noqa: E731
   marks = [None if x is None else _padded(x, tiling, value=-2 + i) for i, x in enumerate(groups)]
+  keys = problem.column_keys(place[0], jnp.arange(problem.sources)) if problem.rate else None
+  keys = None if keys is None else _padded(keys, tiling, axis=0)
   return pl.pallas_call(
     functools.partial(kernel, problem=problem, tiling=tiling),
     grid=grid,
     in_specs=[
       pl.BlockSpec((2,), lambda i, b, n: (0,)),
+      None if keys is None else pl.BlockSpec(keys.shape, lambda i, b, n: (0,)),
       *specs,
       *(None if x is None else whole(x) for x in marks),
-      *(spec for spec, _ in more),
+      *(None if x is None else spec for spec, x in more),
     ],
     out_specs=[spec for spec, _ in out],
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for _, x in out],
     compiler_params=triton.CompilerParams(num_warps=tiling.warps, num_stages=tiling.stages),
     interpret=problem.interpret,
-  )(place, *inputs, *marks, *(x for _, x in more))
+  )(place, keys, *inputs, *marks, *(x for _, x in more))
 
 
 def _fitted(rows: int, columns: int) -> Tiling:

@@ -11,6 +11,7 @@ width, F feed-forward width, V vocabulary, L layers, P predicted positions.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -95,6 +96,35 @@ def scores(x: jax.Array, table_VD: jax.Array) -> jax.Array:
   return split_rows(contract(split_rows(x), table_VD.T, 1, jnp.float32)[..., :size])
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _normed(x: jax.Array, gain: jax.Array, eps: float) -> jax.Array:
+  """float32 `gain (x - mean) / sqrt(variance + eps)` over the last axis. Its gradient keeps x, and
+  two numbers of each row."""
+  return _normed_forward(x, gain, eps)[0]
+
+
+def _normed_forward(x, gain, eps):
+  x32 = x.astype(jnp.float32)
+  mean = x32.mean(-1, keepdims=True)
+  centred = x32 - mean
+  inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+  return centred * inverse * gain, (x, gain, *jax.lax.optimization_barrier((mean, inverse)))
+
+
+def _normed_backward(eps, kept, g):
+  """The barrier above keeps XLA from computing mean and inverse again. With them, the gradient of
+  gain is one pass, and without it, XLA writes `g y` to memory."""
+  x, gain, mean, inverse = kept
+  y = (x.astype(jnp.float32) - mean) * inverse
+  g_gain = (g * y).sum(tuple(range(g.ndim - 1)))
+  g = g * gain
+  along = (g * y).mean(-1, keepdims=True)
+  return (inverse * (g - g.mean(-1, keepdims=True) - y * along)).astype(x.dtype), g_gain
+
+
+_normed.defvjp(_normed_forward, _normed_backward)
+
+
 class LayerNorm(nnx.Module):
   """`gain * (x - mean) / sqrt(variance + eps) + bias` over the last axis (Ba et al. 2016).
 
@@ -107,11 +137,7 @@ class LayerNorm(nnx.Module):
     self.eps = eps
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    x32 = x.astype(jnp.float32)
-    mean = x32.mean(-1, keepdims=True)
-    centred = x32 - mean
-    variance = jnp.square(centred).mean(-1, keepdims=True)
-    y = centred * jax.lax.rsqrt(variance + self.eps) * self.gain[...]
+    y = _normed(x, self.gain[...], self.eps)
     return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
 

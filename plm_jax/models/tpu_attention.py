@@ -79,7 +79,7 @@ class _Row:
 
   def for_heads(self, body, start):
     """`x = body(x, head, own, place)` for each head of the program, from `start` `[rows, lanes]`.
-    own: bool `[1, lanes]`, the head's numbers; place: of its first weight. One head is compiled."""
+    own: bool `[1, lanes]`, the head's numbers; place: of its first row. One head is compiled."""
     group, row, lanes, width = pl.program_id(0), pl.program_id(1), start.shape[1], self.width
     lane = jax.lax.broadcasted_iota(jnp.int32, (1, lanes), 1)
     count = lanes // width
@@ -108,8 +108,15 @@ class _Row:
     """Weights or their gradients without those that dropout takes, not scaled."""
     if not self.problem.rate:
       return weights
-    keeps = self.problem.keeps(place, *self.positions(weights.shape, targets, sources, axis))
-    return jnp.where(keeps, weights, 0.0)
+    rows, columns = (
+      jax.lax.broadcasted_iota(
+        jnp.int32, tuple(n if a == along else 1 for a, n in enumerate(weights.shape)), along
+      )
+      for along in (axis, 1 - axis)
+    )
+    row_keys = self.problem.row_keys(place, targets.start + rows)
+    column_keys = self.problem.column_keys(place[0], sources.start + columns)
+    return jnp.where(self.problem.keeps(row_keys, column_keys), weights, 0.0)
 
 
 def _along(groups, axis: int):
@@ -201,8 +208,8 @@ def attend_on_tpu(
   problem: Problem, q_BTNH, k_BSKH, v_BSKH, groups: Groups, place, bias_NTS=None
 ) -> jax.Array:
   """`[B, T, N, H]`: the attention of this device's rows and heads. With fewer key than query heads
-  the keys and values are repeated. place: uint32 `[2]`, the seed, and the index of the device's
-  first weight in the array of all weights. bias: float32, added to the scores of every row. Its
+  the keys and values are repeated. place: uint32 `[2]`, the seed, and the number of the
+  device's first row of weights. bias: float32, added to the scores of every row. Its
   shapes must have `lanes_of`."""
   B, T, N, H = q_BTNH.shape
   if k_BSKH.shape[2] != N:

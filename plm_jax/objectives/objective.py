@@ -80,9 +80,28 @@ def losses_of(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Arr
 
 def _losses_forward(logits, targets):
   target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-  highest = logits.max(axis=-1)
-  log_sum = jnp.log(jnp.exp(logits - highest[..., None]).sum(axis=-1)) + highest
+  highest, log_sum = _maximum_and_log_sum(logits)
   return (log_sum - target_logits, target_logits >= highest), (logits, targets, log_sum)
+
+
+def _maximum_and_log_sum(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The largest logit, and the logarithm of the sum of exponentials, float32 `[...]`. A GPU reads
+  the logits once (Milakov and Gimelshein 2018, arXiv:1805.02867); otherwise twice."""
+  if jax.default_backend() != "gpu":
+    highest = logits.max(axis=-1)
+    return highest, jnp.log(jnp.exp(logits - highest[..., None]).sum(axis=-1)) + highest
+
+  def joined(a, b):
+    (a_highest, a_sum), (b_highest, b_sum) = a, b
+    shrink = jnp.exp(-jnp.abs(a_highest - b_highest))
+    first = a_highest >= b_highest
+    total = jnp.where(first, a_sum + b_sum * shrink, a_sum * shrink + b_sum)
+    return jnp.where(first, a_highest, b_highest), total
+
+  start = jnp.finfo(jnp.float32).min, jnp.float32(0)
+  axes = (logits.ndim - 1,)
+  highest, total = jax.lax.reduce((logits, jnp.ones_like(logits)), start, joined, axes)
+  return highest, jnp.log(total) + highest
 
 
 def _losses_backward(kept, gradients):

@@ -17,7 +17,7 @@ import jax
 from plm_jax.errors import UserError
 from plm_jax.experiment import Experiment
 from plm_jax.sharding import AnyMesh
-from plm_jax.train.step import together, train_step
+from plm_jax.train.step import step_options, together, train_step
 
 
 class CompiledStep(NamedTuple):
@@ -88,7 +88,9 @@ def compiled_in(parts: int, experiment: Experiment, constants, abstract, rows, m
     updates=getattr(experiment.optim, "updates", 0),
   )
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  step = jax.jit(function, donate_argnums=0, out_shardings=shardings)
+  step = jax.jit(
+    function, donate_argnums=0, out_shardings=shardings, compiler_options=step_options()
+  )
   with jax.set_mesh(mesh):
     return step.lower(abstract, rows, constants=constants).compile()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 import jax
@@ -20,6 +21,17 @@ from plm_jax.models.parameters import map_roles
 from plm_jax.train.running import unusual
 from plm_jax.train.state import TrainState, merge_frozen, trainable
 from plm_jax.train.touched import touched_rows, update_rows
+
+
+def step_options() -> dict[str, bool]:
+  """The compiler's options for a train step. On a GPU the products are cuBLAS's, which also add the
+  bias: XLA's own products in Triton win when each is timed alone, and lose in the step
+  (docs/speed.md, GPU)."""
+  name, device = "xla_gpu_enable_triton_gemm", jax.devices()[0]
+  here = isinstance(device, jax.Device)  # XLA needs the card for its choice of cuBLAS's kernels
+  if not here or device.platform != "gpu" or name in os.environ.get("XLA_FLAGS", ""):
+    return {}
+  return {name: False}
 
 
 def forward(
