@@ -37,11 +37,18 @@ def activate(x: jax.Array, name: Activation) -> jax.Array:
   return _FUNCTIONS[name](x)
 
 
-@jax.custom_vjp
 def _gelu_tanh(x: jax.Array) -> jax.Array:
-  """`x sigmoid(2 u)`, which is `x (1 + tanh(u)) / 2`, computed in float32: in bfloat16 the
-  constants of `jax.nn.gelu` are off by a thousandth, and its values below -3 are 0. Its gradient
-  keeps x only."""
+  """Computed in float32: in bfloat16 the constants of `jax.nn.gelu` are off by a thousandth, and
+  its values below -3 are 0."""
+  if jax.default_backend() == "gpu":
+    return _gelu_on_gpu(x)
+  return jax.nn.gelu(x.astype(jnp.float32)).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _gelu_on_gpu(x: jax.Array) -> jax.Array:
+  """`x sigmoid(2 u)`, which is `x (1 + tanh(u)) / 2`, without a division, which takes as long as
+  all the rest. Its gradient keeps x only."""
   x32 = x.astype(jnp.float32)
   return (x32 * _sigmoid(_twice_u(x32))).astype(x.dtype)
 
@@ -51,13 +58,10 @@ def _twice_u(x32: jax.Array) -> jax.Array:
 
 
 def _sigmoid(x32: jax.Array) -> jax.Array:
-  """On a GPU without a division, which takes as long as all the rest of GELU."""
-  if jax.default_backend() != "gpu":
-    return jax.nn.sigmoid(x32)
   return jnp.square(jax.lax.rsqrt(1 + jnp.exp(-x32)))
 
 
-def _gelu_tanh_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
   x32 = x.astype(jnp.float32)
   # Not 1 - sigmoid(2 u): XLA would keep that of the forward pass, which costs more than this one.
   below = _sigmoid(-_twice_u(x32))
@@ -67,7 +71,7 @@ def _gelu_tanh_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
 
 
 _SLOPE = 2 * math.sqrt(2 / math.pi)
-_gelu_tanh.defvjp(lambda x: (_gelu_tanh(x), x), _gelu_tanh_backward)
+_gelu_on_gpu.defvjp(lambda x: (_gelu_on_gpu(x), x), _gelu_backward)
 
 
 def _gelu_erf(x: jax.Array) -> jax.Array:

@@ -56,6 +56,20 @@ def test_a_mask_is_uncorrelated_with_itself_at_any_shift(generator):
     assert sigmas(keep[:-shift], keep[shift:], 0.1) < 4.5
 
 
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_rows_columns_and_rectangles_of_a_mask_are_uncorrelated(generator):
+  """The hash of an element is a product of two keys: any two rows share the keys of columns."""
+  random = np.random.default_rng(0)
+  keep = np.asarray(noise(generator).keep((1024, 1024), 0.1), np.float64) - 0.9
+  (i, j), (a, b) = random.integers(0, 1024, (2, 2, 300_000))
+  apart = (i != a) & (j != b)
+  i, j, a, b = i[apart], j[apart], a[apart], b[apart]
+  for corners in (((i, j), (i, b)), ((i, j), (a, j)), ((i, j), (i, b), (a, j), (a, b))):
+    product = np.prod([keep[corner] for corner in corners], axis=0)
+    sigma = 0.09 ** (len(corners) / 2) / np.sqrt(len(i))
+    assert abs(product.mean()) < 4.5 * sigma
+
+
 def test_streams_of_many_small_seeds_do_not_collide():
   seeds = jnp.arange(256, dtype=jnp.uint32)
   folded = jax.vmap(lambda s: jax.vmap(lambda i: Noise(s, "hash").fold(i).seed)(jnp.arange(64)))(

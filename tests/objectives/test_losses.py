@@ -9,7 +9,7 @@ from plm_jax.data.draws import Draws
 from plm_jax.objectives.clm import CLM
 from plm_jax.objectives.mlm import MLM
 from plm_jax.objectives.nsp import NSP
-from plm_jax.objectives.objective import cross_entropy
+from plm_jax.objectives.objective import cross_entropy, losses_of
 from plm_jax.objectives.sop import SOP
 from tests.data.toy_store import CLS, PAD, SEP, toy_vocab
 
@@ -53,6 +53,26 @@ def batch():
 
 
 HIDDEN = np.random.default_rng(2).normal(size=(4, 12, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_losses_and_their_gradients_are_those_of_log_softmax(platform, monkeypatch):
+  """A GPU reads the logits once for their maximum and sum."""
+  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+  rng = np.random.default_rng(3)
+  logits = jnp.float32(rng.normal(size=(5, 7, 301)) * 30)
+  logits = logits.at[0, :, ::2].set(-jnp.inf)
+  targets = jnp.int32(rng.integers(0, 150, (5, 7)) * 2 + 1)
+
+  def expected(logits):
+    log_p = jax.nn.log_softmax(logits)
+    return -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+
+  losses, correct = losses_of(logits, targets)
+  np.testing.assert_allclose(losses, expected(logits), rtol=2e-6, atol=2e-6)
+  np.testing.assert_array_equal(correct, logits.argmax(-1) == targets)
+  gradient = jax.grad(lambda x: losses_of(x, targets)[0].sum())(logits)
+  np.testing.assert_allclose(gradient, jax.grad(lambda x: expected(x).sum())(logits), atol=1e-5)
 
 
 def reference(logits, targets):

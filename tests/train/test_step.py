@@ -21,6 +21,7 @@ from plm_jax.sharding import MeshShape, to_global
 from plm_jax.tasks.vector_losses import Ranking
 from plm_jax.train.example_batch import example_batch
 from plm_jax.train.loop import compile_experiment
+from plm_jax.train.step import step_options
 
 TOY = Experiment(
   model=Bert(vocab_size=48, layers=2, width=16, heads=4, positions=16, dropout=0.0,
@@ -227,3 +228,17 @@ def test_the_compiled_step_is_the_same_for_other_rates_and_lengths():
   one, two = (program_of(experiment).step for experiment in (TOY, other))
   assert operations(one.func.as_text()) == operations(two.func.as_text())
   assert one.keywords != two.keywords
+
+
+def test_products_on_a_gpu_are_cublas_s_unless_a_flag_says_otherwise(monkeypatch):
+  class Card:
+    platform = "gpu"
+
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  assert step_options() == {}
+  monkeypatch.setattr(jax, "devices", lambda: [Card()])
+  assert step_options() == {}  # a plan for a card that is not here
+  monkeypatch.setattr(jax, "Device", Card)
+  assert step_options() == {"xla_gpu_enable_triton_gemm": False}
+  monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=true")
+  assert step_options() == {}
