@@ -95,22 +95,13 @@ def _group(ref, block, axis: int):
 
 
 # --- kernels -------------------------------------------------------------------------------------
+# keys_ref: of sources, for dropout; tg_ref, sg_ref: groups of targets and sources. None without.
 
 
 def _forward_kernel(
-  place_ref,
-  keys_ref,
-  q_ref,
-  k_ref,
-  v_ref,
-  tg_ref,
-  sg_ref,
-  o_ref,
-  lse_ref,
-  *,
-  problem: _Problem,
-  tiling,
-):
+  place_ref, keys_ref, q_ref, k_ref, v_ref, tg_ref, sg_ref, o_ref, lse_ref, *,
+  problem: _Problem, tiling,
+):  # fmt: skip
   """One block of queries of one head. lse: log2 of the softmax's denominator, of each query."""
   first = pl.program_id(0) * tiling.rows
   block, rows = _block(first, tiling.rows)

@@ -108,14 +108,13 @@ class _Row:
     """Weights or their gradients without those that dropout takes, not scaled."""
     if not self.problem.rate:
       return weights
-    rows, columns = (
-      jax.lax.broadcasted_iota(
-        jnp.int32, tuple(n if a == along else 1 for a, n in enumerate(weights.shape)), along
-      )
-      for along in (axis, 1 - axis)
-    )
-    row_keys = self.problem.row_keys(place, targets.start + rows)
-    column_keys = self.problem.column_keys(place[0], sources.start + columns)
+
+    def along(axis: int, start: int):
+      shape = tuple(n if a == axis else 1 for a, n in enumerate(weights.shape))
+      return start + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+
+    row_keys = self.problem.row_keys(place, along(axis, targets.start))
+    column_keys = self.problem.column_keys(place[0], along(1 - axis, sources.start))
     return jnp.where(self.problem.keeps(row_keys, column_keys), weights, 0.0)
 
 
