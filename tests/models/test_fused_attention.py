@@ -182,25 +182,32 @@ BATCH = {
   ids=["alone", "mesh"],
 )
 @PLATFORMS
-def test_a_model_gives_the_same_states_with_the_kernel(config, mesh, platform, monkeypatch):
+def test_a_model_gives_the_same_states_and_gradients_with_the_kernel(
+  config, mesh, platform, monkeypatch
+):
   """With dropout, on one device and with rows and heads on four."""
   of_platform = functools.partial(fused_attention, platform=platform)
   monkeypatch.setattr("plm_jax.models.fused_attention.fused_attention", of_platform)
   model = config.init(jax.random.key(0), {})
   noise = Noise.create(jax.random.key(1), "hash")
+  real_BT1 = (jnp.arange(16) < BATCH["length"][:, None])[..., None]
 
-  def states(kind):
+  def gradient_and_states(kind):
     compute = Compute(attention=kind, dtype="float32")
-    return jax.jit(lambda model, noise: model(BATCH, compute, noise))(model, noise)
 
-  expected = states("plain")
+    def loss(model, noise):
+      states = model(BATCH, compute, noise) * real_BT1
+      return jnp.power(states, 4).sum() / 100, states
+
+    return jax.jit(jax.grad(loss, has_aux=True))(model, noise)
+
+  expected = gradient_and_states("plain")
   if mesh is None:
-    fused = states("pallas")
+    fused = gradient_and_states("pallas")
   else:
     with jax.set_mesh(mesh.build(jax.devices()[:4])):
-      fused = states("pallas")
-  real = np.arange(16) < np.asarray(BATCH["length"])[:, None]
-  np.testing.assert_allclose(np.asarray(fused)[real], np.asarray(expected)[real], atol=2e-5)
+      fused = gradient_and_states("pallas")
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), fused, expected)
 
 
 @pytest.mark.parametrize("kind", ["pallas", "cudnn"])
