@@ -62,7 +62,7 @@ DIALS = {
   "width": ("model.width", (64, 128, 256)),
   "vocabulary": ("vocabulary", (4096, 8192, 16384)),
 }
-MEGABYTES = (4, 8, 16, 32)
+MEGABYTES = (16, 32, 64, 128)
 SENTENCES = (1 << 18, 1 << 19, 1 << 20, 1 << 21)
 STEPS = 4  # measured; the least counts
 
@@ -271,9 +271,10 @@ def draw(series: list[Series], path: Path) -> None:
   from matplotlib.figure import Figure
 
   panels = list(dict.fromkeys(s.panel for s in series))
-  rows = -(-len(panels) // 3)
-  figure = Figure(figsize=(11, 3.3 * rows), layout="constrained")
-  axes = list(figure.subplots(rows, 3, squeeze=False).ravel())
+  columns = min(len(panels), 3)
+  rows = -(-len(panels) // columns)
+  figure = Figure(figsize=(3.7 * columns, 3.3 * rows), layout="constrained")
+  axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
   for axis in axes[len(panels) :]:
     axis.remove()
   for panel, axis in zip(panels, axes):
