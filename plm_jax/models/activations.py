@@ -40,7 +40,7 @@ def activate(x: jax.Array, name: Activation) -> jax.Array:
 def _gelu_tanh(x: jax.Array) -> jax.Array:
   """Computed in float32: in bfloat16 the constants of `jax.nn.gelu` are off by a thousandth, and
   its values below -3 are 0."""
-  if jax.default_backend() == "gpu":
+  if jax.default_backend() == "gpu" and x.dtype != jnp.float32:
     return _gelu_on_gpu(x)
   return jax.nn.gelu(x.astype(jnp.float32)).astype(x.dtype)
 
@@ -75,7 +75,7 @@ _gelu_on_gpu.defvjp(lambda x: (_gelu_on_gpu(x), x), _gelu_backward)
 
 
 def _gelu_erf(x: jax.Array) -> jax.Array:
-  return jax.nn.gelu(x, approximate=False)
+  return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
 
 
 def _laplace(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from plm_jax.models.dropout import column_keys, kept, row_keys
+from plm_jax.models.dropout import kept, row_keys
 
 LOG2E = math.log2(math.e)  # the kernels use powers of 2
 MASKED = -1e30  # as in `plm_jax.models.attention`
@@ -57,10 +57,6 @@ class Problem:
     """uint32 keys of targets for dropout. place: seed, and number of the head's first row."""
     seed, first = place
     return row_keys(seed, first + rows.astype(jnp.uint32))
-
-  def column_keys(self, seed, columns) -> jax.Array:
-    """uint32 keys of sources for dropout."""
-    return column_keys(seed, columns)
 
   def keeps(self, row_keys, column_keys) -> jax.Array:
     """bool: the weights that dropout keeps, by keys that broadcast."""

@@ -57,7 +57,7 @@ def row_keys(seed: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def column_keys(seed: jax.Array, columns: jax.Array) -> jax.Array:
-  """uint32: odd keys of columns. No row has the key of a column of the same array."""
+  """uint32: odd keys of columns. Their hashes are of other numbers than those of rows."""
   return mix(columns.astype(jnp.uint32) ^ ~seed) | 1
 
 

@@ -21,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from plm_jax.models.attention_problem import MASKED, Problem
+from plm_jax.models.dropout import column_keys
 from plm_jax.models.groups import Groups
 from plm_jax.models.tpu_attention import attend_on_tpu
 from plm_jax.placement import split_heads
@@ -356,7 +357,7 @@ def _call(kernel, problem, tiling, grid, specs, inputs, groups, place, *, out, m
   """A kernel's call. out: blocks and shapes of the results; more: further inputs with blocks."""
   whole = lambda x: pl.BlockSpec((None, x.shape[1]), lambda i, b, n: (b, 0))  # noqa: E731
   marks = [None if x is None else _padded(x, tiling, value=-2 + i) for i, x in enumerate(groups)]
-  keys = problem.column_keys(place[0], jnp.arange(problem.sources)) if problem.rate else None
+  keys = column_keys(place[0], jnp.arange(problem.sources)) if problem.rate else None
   keys = None if keys is None else _padded(keys, tiling, axis=0)
   return pl.pallas_call(
     functools.partial(kernel, problem=problem, tiling=tiling),

@@ -124,7 +124,7 @@ def _normed_forward(x, gain, eps):
 def _normed_backward(eps, kept, g):
   x, gain, mean, inverse = kept
   y = (x.astype(jnp.float32) - mean) * inverse
-  g_gain = (g * y).sum(tuple(range(g.ndim - 1)))
+  g_gain = (g * y).sum(tuple(range(g.ndim - 1))).astype(gain.dtype)
   g = g * gain
   along = (g * y).mean(-1, keepdims=True)
   return (inverse * (g - g.mean(-1, keepdims=True) - y * along)).astype(x.dtype), g_gain

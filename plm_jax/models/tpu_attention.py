@@ -24,6 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from plm_jax.models.attention_problem import LOG2E, Problem
+from plm_jax.models.dropout import column_keys
 from plm_jax.models.groups import Groups
 
 LANES = 128  # numbers that a TPU reads at once along the last axis
@@ -113,9 +114,9 @@ class _Row:
       shape = tuple(n if a == axis else 1 for a, n in enumerate(weights.shape))
       return start + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
 
-    row_keys = self.problem.row_keys(place, along(axis, targets.start))
-    column_keys = self.problem.column_keys(place[0], along(1 - axis, sources.start))
-    return jnp.where(self.problem.keeps(row_keys, column_keys), weights, 0.0)
+    rows = self.problem.row_keys(place, along(axis, targets.start))
+    columns = column_keys(place[0], along(1 - axis, sources.start))
+    return jnp.where(self.problem.keeps(rows, columns), weights, 0.0)
 
 
 def _along(groups, axis: int):

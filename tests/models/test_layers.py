@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plm_jax.models.activations import activate
+from plm_jax.models.activations import _gelu_on_gpu, activate
 from plm_jax.models.layers import LayerNorm
 
 
@@ -17,17 +17,21 @@ def gelu_and_slope(x):
   return 0.5 * x * (1 + tanh), slope
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_gelu_and_its_gradient_are_those_of_float64(platform, monkeypatch):
-  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+def gelu_by_name(x):
+  return activate(x, "gelu_tanh")
+
+
+@pytest.mark.parametrize("gelu", [gelu_by_name, _gelu_on_gpu])
+def test_gelu_and_its_gradient_are_those_of_float64(gelu):
   x = np.concatenate([np.linspace(-12, 12, 4001), [-1e4, -300, 300, 1e4]])
   value, slope = gelu_and_slope(x)
-  gelu = lambda x: activate(x, "gelu_tanh")  # noqa: E731
   np.testing.assert_allclose(gelu(jnp.float32(x)), value, rtol=2e-6, atol=1e-6)
   np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(jnp.float32(x)), slope, atol=1e-5)
 
 
-def test_gelu_in_bfloat16_is_off_by_the_rounding_of_its_result_only():
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_gelu_in_bfloat16_is_off_by_the_rounding_of_its_result_only(platform, monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: platform)
   x = jnp.linspace(-4.5, 4.5, 501, dtype=jnp.bfloat16)
   value, _ = gelu_and_slope(np.float64(x))
   np.testing.assert_allclose(np.float64(activate(x, "gelu_tanh")), value, rtol=2**-8, atol=1e-6)

@@ -71,8 +71,14 @@ def test_losses_and_their_gradients_are_those_of_log_softmax(platform, monkeypat
   losses, correct = losses_of(logits, targets)
   np.testing.assert_allclose(losses, expected(logits), rtol=2e-6, atol=2e-6)
   np.testing.assert_array_equal(correct, logits.argmax(-1) == targets)
-  gradient = jax.grad(lambda x: losses_of(x, targets)[0].sum())(logits)
+  gradient_of = jax.grad(lambda x: losses_of(x, targets)[0].sum())
+  gradient = gradient_of(logits)
   np.testing.assert_allclose(gradient, jax.grad(lambda x: expected(x).sum())(logits), atol=1e-5)
+  second, wanted = (
+    jax.grad(lambda x, f=f: jnp.square(f(x)[1:]).sum())(logits)
+    for f in (gradient_of, jax.grad(lambda x: expected(x).sum()))
+  )
+  np.testing.assert_allclose(second[1:], wanted[1:], atol=1e-5)
 
 
 def reference(logits, targets):
