@@ -293,14 +293,14 @@ def test_vectors_are_learnt_encoded_searched_and_exported(source, recipe, couple
   kinds = sorted(TELLING)
   items = [  # sentences that training never saw
     Example(tuple(toy_sentence(5000 + 17 * n + k, kinds[(n + k // 2) % 3]) for k in range(3)))
-    for n in range(3)
+    for n in range(9)
   ]
   predictions = task.predict(trained, task.encode(items, trained.tokenizer))
-  assert [p["rank"] for p in predictions] == [1, 1, 1]
+  assert np.mean([1 / p["rank"] for p in predictions]) > 0.45  # by chance .31
 
   pair = [Example(item.texts[:2]) for item in items]
   again = task.predict(trained, task.encode(pair, trained.tokenizer))
-  assert [p["rank"] for p in again] == [1, 1, 1]
+  assert np.mean([1 / p["rank"] for p in again]) > 0.45
 
   texts = [text for item in items for text in item.texts]
   vectors_ND = encode(path, texts)
