@@ -20,6 +20,7 @@ def main_metrics(measured: Measured) -> list[str]:
   # A loss is redundant with its perplexity, which papers print.
   twice = {m.replace("perplexity", "loss") for m in names if m.endswith("perplexity")}
   usual = ("mlm_perplexity", "mlm_accuracy", "clm_perplexity", "seq2seq_perplexity", "blimp")
+  usual += ("tag_accuracy", "tag_f1", "answer_f1")
   texts = {m.split("/")[0] for m in names if m.endswith("_loss") and "/" in m}
   usual += tuple(f"{text}/{m}" for text in texts for m in usual)
   further = [
