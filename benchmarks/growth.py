@@ -294,7 +294,7 @@ def draw(series: list[Series], path: Path) -> None:
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, frameon=False)
-  figure.supylabel("times the first value (dashed: expected)")
+  figure.supylabel("times the first value (dashed: expected)", fontsize="small")
   figure.savefig(path, dpi=110)
 
 

@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from plm_jax.models.dropout import kept, row_keys
+from plm_jax.models.dropout import row_keys
 
 LOG2E = math.log2(math.e)  # the kernels use powers of 2
 MASKED = -1e30  # as in `plm_jax.models.attention`
@@ -37,11 +37,6 @@ class Problem:
     scores = products * jnp.float32(self.scale * LOG2E)
     if bias is not None:
       scores += bias
-    allowed = self.allowed(rows, columns, row_groups, column_groups)
-    return scores if allowed is None else jnp.where(allowed, scores, MASKED)
-
-  def allowed(self, rows, columns, row_groups, column_groups) -> jax.Array | None:
-    """bool: whether a target may see a source; None if all may. Arguments: as of `masked`."""
     allowed = None
     if row_groups is not None:
       allowed = row_groups == column_groups
@@ -51,16 +46,12 @@ class Problem:
       allowed = _both(allowed, jnp.abs(columns - rows) <= self.window)
     if row_groups is None and not self.causal:  # padding to whole blocks has no group otherwise
       allowed = _both(allowed, columns < self.sources)
-    return allowed
+    return scores if allowed is None else jnp.where(allowed, scores, MASKED)
 
   def row_keys(self, place, rows) -> jax.Array:
     """uint32 keys of targets for dropout. place: seed, and number of the head's first row."""
     seed, first = place
     return row_keys(seed, first + rows.astype(jnp.uint32))
-
-  def keeps(self, row_keys, column_keys) -> jax.Array:
-    """bool: the weights that dropout keeps, by keys that broadcast."""
-    return kept(row_keys, column_keys, self.rate)
 
   def place(self, place_ref, head):
     """Seed, and number of a head's first row in the whole array, modulo 2**32. head: number among

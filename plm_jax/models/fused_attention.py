@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from plm_jax.models.attention_problem import MASKED, Problem
-from plm_jax.models.dropout import column_keys
+from plm_jax.models.dropout import column_keys, kept
 from plm_jax.models.groups import Groups
 from plm_jax.models.tpu_attention import attend_on_tpu
 from plm_jax.placement import split_heads
@@ -52,7 +52,8 @@ class _Problem(Problem):
 
   def factors(self, row_keys, column_keys):
     """Of weights by dropout, by keys that broadcast."""
-    return jnp.where(self.keeps(row_keys, column_keys), jnp.float32(1.0 / (1.0 - self.rate)), 0.0)
+    keeps = kept(row_keys, column_keys, self.rate)
+    return jnp.where(keeps, jnp.float32(1.0 / (1.0 - self.rate)), 0.0)
 
   def first_source(self, first_row, tiling: Tiling):
     """The first block of sources that a block of targets sees."""
@@ -120,7 +121,7 @@ def _forward_kernel(
     shrink = jnp.exp2(before - highest)
     total = total * shrink + weights.sum(axis=1)
     if problem.rate:
-      keeps = problem.keeps(row_keys[:, None], keys_ref[block][None, :])
+      keeps = kept(row_keys[:, None], keys_ref[block][None, :], problem.rate)
       weights = jnp.where(keeps, weights, 0.0)
     return o * shrink[:, None] + triton.dot(weights.astype(v.dtype), v), highest, total
 

@@ -24,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from plm_jax.models.attention_problem import LOG2E, Problem
-from plm_jax.models.dropout import column_keys
+from plm_jax.models.dropout import column_keys, kept
 from plm_jax.models.groups import Groups
 
 LANES = 128  # numbers that a TPU reads at once along the last axis
@@ -116,7 +116,7 @@ class _Row:
 
     rows = self.problem.row_keys(place, along(axis, targets.start))
     columns = column_keys(place[0], along(1 - axis, sources.start))
-    return jnp.where(self.problem.keeps(rows, columns), weights, 0.0)
+    return jnp.where(kept(rows, columns, self.problem.rate), weights, 0.0)
 
 
 def _along(groups, axis: int):
