@@ -31,7 +31,7 @@ from plm_jax.errors import UserError
 from plm_jax.peft.methods import METHODS
 from plm_jax.tasks.registry import SUITES, TASKS
 from plm_jax.train import launch, processes
-from plm_jax.train.process import enough_threads, keep_freed_memory
+from plm_jax.train.process import enough_threads
 
 FLAGS = flags.FLAGS
 
@@ -69,7 +69,6 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  keep_freed_memory()
   start = FLAGS["from"].value
   if not start:
     raise UserError(

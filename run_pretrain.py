@@ -25,7 +25,7 @@ from plm_jax.peft.methods import METHODS
 from plm_jax.pretraining import pretrain, program_of
 from plm_jax.runs import RunInfo
 from plm_jax.train import estimate, launch, processes, report
-from plm_jax.train.process import enough_threads, keep_compilations, keep_freed_memory
+from plm_jax.train.process import enough_threads, keep_compilations
 from plm_jax.train.workdir import Workdir
 
 DEFAULT = "experiments/bert.py:tiny"
@@ -64,7 +64,6 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  keep_freed_memory()
   if FLAGS.list is not None:
     for title, rows in cli.listed(list_rows("experiments"), FLAGS.list).items():
       print(f"\n{title}", *(f"{reference:45} {line}" for reference, line in rows), sep="\n")

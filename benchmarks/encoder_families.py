@@ -29,7 +29,6 @@ from plm_jax.models.compute import Compute  # noqa: E402
 from plm_jax.models.distilbert import DistilBert  # noqa: E402
 from plm_jax.models.layer_loop import with_separate_layers  # noqa: E402
 from plm_jax.shrinking.measure import in_turns, states  # noqa: E402
-from plm_jax.train.process import keep_freed_memory  # noqa: E402
 
 _LAYERS = flags.DEFINE_integer("layers", 6, "of each model")
 _WIDTH = flags.DEFINE_integer("width", 384, "of each model")
@@ -58,7 +57,6 @@ def rows(length: int, size: int) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-  keep_freed_memory()
   compute, calls, sizes = Compute(), {}, {}
   for name, config in models().items():
     params = jax.jit(lambda key, config=config: config.init(key, {}))(jax.random.key(0))

@@ -85,9 +85,8 @@ class Ours:
     from plm_jax.tasks.finetuning import batches_of, global_shapes, plan, restored
     from plm_jax.tasks.registry import chosen_task
     from plm_jax.train.loop import compile_experiment
-    from plm_jax.train.process import keep_freed_memory
 
-    keep_freed_memory()
+    cli.keep_freed_memory()
     cache, folder = cache_folder(None), Path(case["folder"])
     source = RunInfo.read(run_directory(case["model"], cache))
     task = chosen_task("classify", case["data"])

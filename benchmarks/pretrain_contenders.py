@@ -110,7 +110,7 @@ def contender(name: str, case: Case):
 def serve(name: str, case: Case) -> None:
   """Makes the contender, then answers every line (a number of steps) with a line of JSON."""
   if "keep" in name.partition("@")[0].split("+"):
-    from plm_jax.train.allocator import keep_freed_memory
+    from plm_jax.cli import keep_freed_memory
 
     keep_freed_memory()
   answers = os.fdopen(os.dup(1), "w")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from plm_jax import notebook
 from plm_jax.arguments import checked
-from plm_jax.commands.encode import encode
+from plm_jax.commands.encode import all_vectors
 from plm_jax.commands.export import Kind, export
 from plm_jax.commands.fill_mask import Filler, fill_mask
 from plm_jax.commands.generate import generate
@@ -32,6 +33,7 @@ from plm_jax.runs import Run, check_predicts_tokens
 from plm_jax.tasks import predicting
 from plm_jax.tasks.predicting import ExampleText
 from plm_jax.tasks.task import Task, Trained
+from plm_jax.tasks.vectors import TextEncoder
 from plm_jax.train.workdir import read_records
 
 
@@ -86,7 +88,8 @@ class LoadedModel:
     self, texts: str | Sequence[str], pooling: str | None = None, layer: int = -1
   ) -> np.ndarray:
     """A vector for each text, float32 [texts, width]. pooling: mean, cls, max or last."""
-    return encode(self.run, [texts] if isinstance(texts, str) else texts, pooling, layer)
+    encoder = TextEncoder.of_run(self.run, pooling, layer, self._trained)
+    return all_vectors(encoder, [texts] if isinstance(texts, str) else texts)
 
   @checked
   def tokenize(self, text: str | Sequence[str], special: bool = False) -> Any:
@@ -165,7 +168,11 @@ class LoadedModel:
   def _fine_tuned(self) -> tuple[Task, Trained]:
     if self.run.path is None:
       raise UserError("this model is in memory only; save its run and load it.")
-    return predicting.task_of(self.run), predicting.trained(self.run)
+    return predicting.task_of(self.run), self._trained
+
+  @functools.cached_property
+  def _trained(self) -> Trained:
+    return predicting.trained(self.run)
 
   def _facts(self) -> dict[str, str]:
     config, tokenizer = self.run.config, self.run.tokenizer

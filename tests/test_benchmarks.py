@@ -1,5 +1,6 @@
 """What is compared in benchmarks/ does the same work."""
 
+import ast
 import dataclasses
 import importlib
 from pathlib import Path
@@ -55,3 +56,14 @@ def test_a_repeated_text_has_its_size_and_no_document_twice(benchmark, tmp_path)
   assert 200_000 <= len(made) < 230_000
   documents = made.split("\n\n")
   assert len(set(documents)) == len(documents) > 20
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.py")), ids=lambda file: file.stem)
+def test_what_a_benchmark_imports_from_the_package_exists(file):
+  """Contenders import where they run, so that each loads one framework only."""
+  for node in ast.walk(ast.parse(file.read_text())):
+    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("plm_jax"):
+      module = importlib.import_module(node.module)
+      for name in node.names:
+        if not hasattr(module, name.name):
+          importlib.import_module(f"{node.module}.{name.name}")

@@ -57,17 +57,25 @@ def encode(
   model: str | Path | Run, texts: Sequence[str], pooling: str | None = None, layer: int = -1
 ) -> np.ndarray:
   """float32 [texts, width]; the arguments are the flags of the command."""
-  return np.concatenate(list(encoded(model, texts, pooling, layer)))
+  return all_vectors(encoder_of(model, pooling, layer), texts)
 
 
-def encoded(
-  model: str | Path | Run, texts: Sequence[str], pooling: str | None = None, layer: int = -1
-) -> Iterator[np.ndarray]:
-  """The result of `encode`, a block of texts at a time, with a progress bar for many texts."""
+def encoder_of(model: str | Path | Run, pooling: str | None = None, layer: int = -1) -> TextEncoder:
+  """The encoder of a model. Making it takes as long as encoding a short text."""
+  run = model if isinstance(model, Run) else Run.load(run_directory(model))
+  return TextEncoder.of_run(run, pooling, layer)
+
+
+def all_vectors(encoder: TextEncoder, texts: Sequence[str]) -> np.ndarray:
+  """float32 [texts, width]."""
+  return np.concatenate(list(encoded(encoder, texts)))
+
+
+def encoded(encoder: TextEncoder, texts: Sequence[str]) -> Iterator[np.ndarray]:
+  """The vectors, a block of texts at a time, with a progress bar for many texts."""
   if not texts:
     raise UserError("there is no text to encode; give at least one.")
-  run = model if isinstance(model, Run) else Run.load(run_directory(model))
-  encoder, cut = TextEncoder.of_run(run, pooling, layer), 0
+  cut = 0
   with progress_bar(len(texts), "encoding", unit=" texts", disable=len(texts) < BLOCK) as bar:
     for first in range(0, len(texts), BLOCK):
       block = texts[first : first + BLOCK]
@@ -96,7 +104,7 @@ def main() -> None:
   texts = FLAGS.text or read(FLAGS.file, FLAGS.column)
   colors = read(FLAGS.file, FLAGS.color, "--color") if FLAGS.color else None
   keep_compilations(default_cache())
-  blocks = encoded(FLAGS.model, texts, FLAGS.pooling, FLAGS.layer)
+  blocks = encoded(encoder_of(FLAGS.model, FLAGS.pooling, FLAGS.layer), texts)
   if not FLAGS.out:
     for array_ND in blocks:
       for vector in array_ND:

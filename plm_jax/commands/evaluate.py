@@ -21,7 +21,7 @@ from plm_jax.data.corpora import cache_folder
 from plm_jax.errors import UserError
 from plm_jax.export.to_run import run_directory
 from plm_jax.runs import Run
-from plm_jax.train.process import keep_compilations, keep_freed_memory
+from plm_jax.train.process import keep_compilations
 
 FLAGS = flags.FLAGS
 
@@ -34,7 +34,6 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  keep_freed_memory()
   if not FLAGS["from"].value:
     raise UserError("--from=DIR, the directory of a pretraining run, is needed.")
   names = [field.name for field in dataclasses.fields(Evaluation)]

@@ -23,11 +23,10 @@ import numpy as np
 from absl import flags
 
 from plm_jax import cli
-from plm_jax.commands.encode import encoded, read
+from plm_jax.commands.encode import all_vectors, encoder_of, read
 from plm_jax.data.corpora import default_cache
 from plm_jax.errors import UserError
 from plm_jax.evaluation.word_vectors import unit
-from plm_jax.export.to_run import run_directory
 from plm_jax.runs import Run
 from plm_jax.tasks.vectors import POOLINGS
 from plm_jax.train.process import keep_compilations
@@ -70,12 +69,12 @@ def search(
   number or width."""
   if best < 1:
     raise UserError(f"best={best} was given; expected at least 1.")
-  run = model if isinstance(model, Run) else Run.load(run_directory(model))
+  encoder = encoder_of(model, pooling, layer)
   if not queries:
     return []
   if vectors is None:
-    vectors = np.concatenate(list(encoded(run, texts, pooling, layer)))
-  wanted_QD = np.concatenate(list(encoded(run, queries, pooling, layer)))
+    vectors = all_vectors(encoder, texts)
+  wanted_QD = all_vectors(encoder, queries)
   texts_ND = _checked(vectors, len(texts), wanted_QD.shape[1])
   found = []
   for first in range(0, len(queries), _AT_ONCE):

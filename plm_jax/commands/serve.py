@@ -15,7 +15,7 @@ from plm_jax import cli
 from plm_jax.data.corpora import default_cache
 from plm_jax.errors import UserError
 from plm_jax.serving import server_flags
-from plm_jax.train.process import keep_compilations, keep_freed_memory
+from plm_jax.train.process import keep_compilations
 
 FLAGS = flags.FLAGS
 
@@ -36,7 +36,6 @@ def main() -> None:
     raise UserError(
       f"the server needs {error.name}, which is not installed: pip install 'plm_jax[serve]'."
     ) from None
-  keep_freed_memory()
   keep_compilations(default_cache())
   limits = server_flags.limits_of(FLAGS)
   serve(FLAGS.model, FLAGS.host, FLAGS.port, limits, FLAGS.grace)

@@ -22,7 +22,7 @@ from plm_jax import cli
 from plm_jax.data.corpora import cache_folder
 from plm_jax.errors import UserError
 from plm_jax.shrinking.shrink import shrink
-from plm_jax.train.process import enough_threads, keep_compilations, keep_freed_memory
+from plm_jax.train.process import enough_threads, keep_compilations
 
 FLAGS = flags.FLAGS
 
@@ -39,7 +39,6 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  keep_freed_memory()
   start = FLAGS["from"].value
   if not (start and FLAGS.out):
     raise UserError("--from=DIR, the run to make smaller, and --out=DIR, a new place, are needed.")

@@ -74,9 +74,16 @@ class TextEncoder:
   normalized: bool
 
   @classmethod
-  def of_run(cls, run: Run, pooling: str | None = None, layer: int = -1) -> TextEncoder:
-    """pooling: None is that of the run's training, else mean. Errors: `UserError` for a model
-    without vectors of texts, or with a pooling that is not here."""
+  def of_run(
+    cls,
+    run: Run,
+    pooling: str | None = None,
+    layer: int = -1,
+    loaded: Trained | None = None,
+  ) -> TextEncoder:
+    """pooling: None is that of the run's training, else mean. loaded: the model of the run; None
+    makes it. Errors: `UserError` for a model without vectors of texts, or with a pooling that is
+    not here."""
     if pooling not in (None, *POOLINGS):
       raise UserError(f"--pooling={pooling} was given; expected one of {', '.join(POOLINGS)}.")
     refuse_counted(run)
@@ -87,7 +94,7 @@ class TextEncoder:
         f"{run.path} pools by {' and '.join(modes)}, which this command does not have; choose one "
         f"of {', '.join(POOLINGS)} with --pooling."
       )
-    loaded = trained(run)
+    loaded = loaded or trained(run)
     return cls(
       loaded._replace(params=with_word_vectors(loaded.params, run.tokenizer)),
       Pooled(pooling or modes[0], layer, run.compute),
