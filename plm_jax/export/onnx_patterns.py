@@ -67,8 +67,8 @@ _SOFTMAX = "Div", _EXP, ("ReduceSum", _EXP, "axes")
 _CUBIC = "Add", "x", ("Mul", 0.044715, ("Pow", "x", 3.0))
 _TANH = "Add", 1.0, ("Tanh", ("Mul", math.sqrt(2 / math.pi), _CUBIC))
 _GELU_TANH = "Mul", "x", ("Mul", 0.5, _TANH)
-_ERFC = "Sub", 1.0, ("Erf", ("Mul", ("Neg", "x"), math.sqrt(0.5)))
-_GELU_ERF = "Mul", ("Mul", 0.5, "x"), _ERFC
+_ERF = "Add", 1.0, ("Erf", ("Mul", "x", math.sqrt(0.5)))
+_GELU_ERF = "Mul", ("Mul", 0.5, "x"), _ERF
 
 
 def _reads_last(graph: Graph, matched: Matched) -> bool:

@@ -1,5 +1,7 @@
 """Layers and activations against float64, in both dtypes and in the forms for GPUs."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,14 +19,24 @@ def gelu_and_slope(x):
   return 0.5 * x * (1 + tanh), slope
 
 
-def gelu_by_name(x):
-  return activate(x, "gelu_tanh")
+def exact_gelu_and_slope(x):
+  """float64: GELU with the normal distribution (Hendrycks and Gimpel 2016), and its derivative."""
+  cumulative = 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+  return x * cumulative, cumulative + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
 
 
-@pytest.mark.parametrize("gelu", [gelu_by_name, _gelu_on_gpu])
-def test_gelu_and_its_gradient_are_those_of_float64(gelu):
+def named(name):
+  return lambda x: activate(x, name)
+
+
+@pytest.mark.parametrize("gelu, in_float64", [
+  (named("gelu_tanh"), gelu_and_slope),
+  (_gelu_on_gpu, gelu_and_slope),
+  (named("gelu_erf"), exact_gelu_and_slope),
+], ids=["tanh", "tanh-gpu", "exact"])  # fmt: skip
+def test_gelu_and_its_gradient_are_those_of_float64(gelu, in_float64):
   x = np.concatenate([np.linspace(-12, 12, 4001), [-1e4, -300, 300, 1e4]])
-  value, slope = gelu_and_slope(x)
+  value, slope = in_float64(x)
   np.testing.assert_allclose(gelu(jnp.float32(x)), value, rtol=2e-6, atol=1e-6)
   np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(jnp.float32(x)), slope, atol=1e-5)
 
