@@ -134,7 +134,8 @@ def chosen_kind(
     if kernel == "pallas":
       if not splits_rows(len(q_BTNH)):
         return "the devices do not divide the rows"
-      return _misfit_on_tpu(q_BTNH, keys, score_bias is not None) if on_tpu else None
+      has = score_bias is not None, noise is not None
+      return _misfit_on_tpu(q_BTNH, keys, *has) if on_tpu else None
     if not causal or any(x is not None for x in groups) or noise is not None or window is not None:
       return "it takes causal rows without documents, padding, windows and dropout"
     if jax.sharding.get_abstract_mesh().size > 1:
@@ -159,12 +160,13 @@ def chosen_kind(
   return chosen
 
 
-def _misfit_on_tpu(q_BTNH: jax.Array, k_BSKH: jax.Array, biased: bool) -> str | None:
-  """The reason why the kernel of TPUs does not take these shapes."""
+def _misfit_on_tpu(q_BTNH: jax.Array, k_BSKH: jax.Array, biased: bool, dropped: bool) -> str | None:
+  """The reason why the kernels of TPUs do not take these shapes."""
   from plm_jax.models.tpu_attention import misfit
 
   heads = q_BTNH.shape[2] // heads_are_split_by(k_BSKH.shape[2])
-  return misfit(heads, q_BTNH.shape[3], max(q_BTNH.shape[1], k_BSKH.shape[1]), biased)
+  positions = max(q_BTNH.shape[1], k_BSKH.shape[1])
+  return misfit(heads, q_BTNH.shape[3], positions, biased, dropped)
 
 
 def attend_by_cudnn(q_BTNH, k_BTKH, v_BTKH, scale: float | None) -> jax.Array:

@@ -23,7 +23,7 @@ from jax.experimental.pallas import triton
 from plm_jax.models.attention_problem import MASKED, Problem
 from plm_jax.models.dropout import column_keys, kept
 from plm_jax.models.groups import Groups
-from plm_jax.models.tpu_attention import attend_on_tpu
+from plm_jax.models.tpu_attention import LONGEST, attend_on_tpu
 from plm_jax.placement import split_heads
 
 
@@ -252,6 +252,10 @@ def fused_attention(
     first = first_head.astype(jnp.uint32) * jnp.uint32(T)
     place = jnp.stack([seed, first])
     if (platform or jax.default_backend()) == "tpu":
+      if max(T, S) > LONGEST:
+        from plm_jax.models.long_rows import attend_in_blocks
+
+        return attend_in_blocks(problem, q_BTNH, k_BSKH, v_BSKH, groups)
       return attend_on_tpu(problem, q_BTNH, k_BSKH, v_BSKH, groups, place, bias_NTS)
     assert bias_NTS is None, "chosen_kind takes it for TPUs only"
     return _attend(problem, q_BTNH, k_BSKH, v_BSKH, groups, place)

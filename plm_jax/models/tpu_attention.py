@@ -41,11 +41,16 @@ def lanes_of(heads: int, width: int) -> int | None:
   return heads * width if heads * width <= WIDEST else None
 
 
-def misfit(heads: int, width: int, positions: int, biased: bool = False) -> str | None:
+def misfit(
+  heads: int, width: int, positions: int, biased: bool = False, dropped: bool = False
+) -> str | None:
   """The reason why the kernels do not take heads of a device, or rows of so many positions. biased:
-  whether the scores have a bias."""
-  if positions > LONGEST:
-    return f"rows have {positions} positions, and this kernel takes up to {LONGEST}"
+  whether the scores have a bias; dropped: whether weights are."""
+  if positions > LONGEST:  # long_rows.py
+    if not (biased or dropped):
+      return None
+    what = "a bias" if biased else "dropout"
+    return f"rows of {positions} positions, more than {LONGEST}, have no kernel with {what}"
   lanes = lanes_of(heads, width)
   if lanes is None:
     return f"a device has {heads} heads of {width}, which {LANES} does not divide"

@@ -85,6 +85,37 @@ def test_the_kernel_and_its_gradients_equal_plain_attention(name, platform, monk
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), fused, expected)
 
 
+LONG_DOCUMENTS = jnp.asarray(np.repeat([[0, 1, 2], [0, 0, 1]], 100, axis=1), jnp.int32)
+LONG_LENGTHS = jnp.array([300, 140])
+LONG_PADDED = real_sources(300, jnp.arange(300) < LONG_LENGTHS[:, None])
+
+
+@pytest.mark.parametrize(("mask", "groups", "causal", "window"), [
+  (causal_mask(300), Groups(), True, None),
+  (document_mask(LONG_DOCUMENTS) & causal_mask(300), Groups(LONG_DOCUMENTS, LONG_DOCUMENTS),
+   True, None),
+  (padding_mask(LONG_LENGTHS, 300) & window_mask(70, 300, 300), LONG_PADDED, False, 70),
+  (causal_mask(300) & window_mask(150, 300, 300), Groups(), True, 150),
+  (jnp.ones((1, 1, 1, 300), bool), Groups(), False, None),
+], ids=["causal", "documents", "padding and a window", "causal window", "no mask"])  # fmt: skip
+def test_long_rows_of_a_tpu_equal_plain_attention(mask, groups, causal, window, monkeypatch):
+  """In three blocks, the last of which is filled up; query heads share keys."""
+  monkeypatch.setattr("plm_jax.models.fused_attention.LONGEST", 256)
+  monkeypatch.setattr("plm_jax.models.long_rows.BLOCK", 128)
+  qkv, gradient = inputs(2, targets=300, sources=300)
+  sees = jnp.broadcast_to(mask, (B, 1, 300, 300)).any(-1)[:, 0, :, None, None]
+
+  def kernel(q, k, v):
+    options = {"causal": causal, "window": window, "platform": "tpu"}
+    return jnp.where(sees, fused_attention(q, k, v, groups, **options), 0)
+
+  def plain(q, k, v):
+    return jnp.where(sees, attend(q, k, v, mask, 0.0, None), 0)
+
+  found, expected = results(kernel, qkv, gradient), results(plain, qkv, gradient)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), found, expected)
+
+
 @PLATFORMS
 def test_a_target_reads_sources_of_another_length(platform):
   qkv, gradient = inputs(4, targets=24, sources=80)
@@ -272,7 +303,8 @@ def test_auto_takes_the_fastest_kernel_that_fits(monkeypatch):
     ({"bias": 1.0, "positions": 1024}, "pallas", "attention: pallas"),
     ({"bias": 1.0, "positions": 1024, "width": 32}, "plain", "attention: plain (the biases of 4"),
     ({"heads": 5}, "plain", "attention: plain (a device has 5 heads of 64"),
-    ({"positions": 4096}, "plain", "attention: plain (rows have 4096 positions"),
+    ({"positions": 4096}, "pallas", "attention: pallas"),
+    ({"positions": 4096, "rate": 0.1}, "plain", "attention: plain (rows of 4096 positions, more"),
     ({"dtype": jnp.float32}, "blocks", ""),
   ],
   ids=str,
