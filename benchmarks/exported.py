@@ -42,7 +42,7 @@ BATCH = 32
 def define_flags() -> None:
   flags.DEFINE_string("model", None, "A directory of sentence-transformers.")
   flags.DEFINE_string("data", None, "A table of texts.")
-  flags.DEFINE_integer("texts", 256, "Texts of a round; one after the other: a quarter.")
+  flags.DEFINE_integer("texts", 1024, "Texts of a round; one by one: a quarter.")
   flags.DEFINE_integer("rounds", 7, "Rounds of which the median is taken.")
 
 

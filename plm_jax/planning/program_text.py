@@ -13,6 +13,7 @@ BYTES = {"pred": 1, "bf16": 2, "token": 0, "opaque": 0}  # of the others the dig
 _ARRAY = re.compile(r"\b(pred|token|opaque|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\](\{[^{}]*\})?")
 _LINE = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPERATION = re.compile(r"(?:^|\s)([a-z][\w\-]*)\(")
+_WITHIN = re.compile(r'\n(?="|\}\})')  # a line break within the attributes of a kernel
 
 
 class Array(NamedTuple):
@@ -85,7 +86,7 @@ def parsed(text: str) -> Program:
   """The program of `compiled.as_text()`."""
   computations: dict[str, Computation] = {}
   entry, current = "", None
-  for line in text.splitlines():
+  for line in _WITHIN.sub(" ", text).splitlines():
     if not line.startswith((" ", "}")) and line.rstrip().endswith("{"):
       match = re.match(r"(ENTRY )?%?([\w.\-]+)", line)
       if match is None or match[2] == "HloModule":

@@ -62,16 +62,21 @@ HloModule custom
 ENTRY %main (a: bf16[8,64]) -> bf16[8,64] {
   %a = bf16[8,64]{1,0} parameter(0)
   %b = bf16[9,8,64]{2,1,0} custom-call(), custom_call_target="AllocateBuffer"
-  ROOT %c = bf16[8,64]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", \
+  %s = bf16[8,64]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="splash_mha_fwd"}
+  ROOT %c = bf16[8,64]{1,0} custom-call(%s), custom_call_target="tpu_custom_call", \
 backend_config={"custom_call_config":{"body":"TUzv","cost_estimate":{"flops":"12345"}}}
 }
 """
 
 
 def test_a_kernel_of_ours_costs_what_it_says_and_a_place_in_memory_costs_nothing():
+  """The other kernel is JAX's, whose attributes have line breaks, and which says no operations."""
   costs = costs_of(parsed(CUSTOM), target_of("v5e-1").device, 1)
   assert costs.operations == 12345
-  assert costs.traffic == 2 * 2 * 8 * 64
+  assert costs.traffic == 2 * 2 * 2 * 8 * 64
 
 
 CHOSEN = """
