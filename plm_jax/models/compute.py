@@ -25,9 +25,9 @@ class Compute:
     the results of products for the backward pass, and computes the rest again.
   attention: how attention is computed, with the same numbers up to rounding. `plain` writes the
     weights `[B, N, T, S]` to memory, `blocks` the same in blocks of causal queries (CPUs), `pallas`
-    is one kernel for NVIDIA GPUs (models/fused_attention.py) or for TPUs (models/tpu_attention.py),
-    `cudnn` is NVIDIA's, for causal rows without documents, padding and dropout; `auto` takes the
-    fastest that fits.
+    is one kernel for NVIDIA GPUs (models/fused_attention.py) or for TPUs (models/tpu_attention.py;
+    rows of more than 2,048 positions are read by JAX's, models/long_rows.py), `cudnn` is NVIDIA's,
+    for causal rows without documents, padding and dropout; `auto` takes the fastest that fits.
   dropout: the mask generator, see `plm_jax.models.dropout`.
   remat: recompute each layer's activations in the backward pass: less memory, a third more work.
   micro_batches: number of parts in which a global batch is computed, gradients summed; 0 means as
