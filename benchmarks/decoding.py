@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
   sys.path.insert(0, str(ROOT))  # so that it runs where plm_jax is not installed
 
+from needed import check_installed  # noqa: E402
+
 from plm_jax import cli  # noqa: E402
 from plm_jax.errors import UserError  # noqa: E402
 
@@ -172,6 +174,7 @@ def main() -> int:
   case = Case(**own)
   if case.capacity and case.capacity < case.prompt + case.new:
     raise UserError(f"--capacity={case.capacity} has no room for {case.prompt} + {case.new} tokens")
+  check_installed("torch", "transformers")
   with tempfile.TemporaryDirectory() as directory:
     weights(case, directory)
     for batch in map(int, _BATCH.value):

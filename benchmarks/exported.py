@@ -14,6 +14,7 @@ time of the process.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -29,6 +30,8 @@ from absl import flags
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
   sys.path.insert(0, str(ROOT))  # so that it runs where plm_jax is not installed
+
+from needed import check_installed  # noqa: E402
 
 from plm_jax import cli  # noqa: E402
 from plm_jax.errors import UserError  # noqa: E402
@@ -154,7 +157,8 @@ def measure(workers: dict[str, subprocess.Popen], calls: list[list[str]], title:
 
   def answer(name: str) -> tuple[list[float], np.ndarray]:
     worker = workers[name]
-    print(json.dumps(calls), file=worker.stdin, flush=True)
+    with contextlib.suppress(BrokenPipeError):
+      print(json.dumps(calls), file=worker.stdin, flush=True)
     line = worker.stdout.readline()
     if not line:
       raise UserError(f"the side {name} ended; what it said stands above")
@@ -178,9 +182,15 @@ def measure(workers: dict[str, subprocess.Popen], calls: list[list[str]], title:
 def main() -> None:
   if not (FLAGS.model and FLAGS.data):
     raise UserError("--model=DIR and --data=FILE are needed.")
+  check_installed("torch", "transformers", "onnx", "onnxruntime", extra="bench,onnx")
   from plm_jax.commands.encode import read
 
   texts = read(FLAGS.data)
+  if len(texts) <= FLAGS.texts:
+    raise UserError(
+      f"{FLAGS.data} has {len(texts):,} texts; give a lower --texts, so that some are left for the "
+      "calibration of int8"
+    )
   order = np.random.default_rng(0).permutation(len(texts))
   chosen = [texts[n] for n in order[: FLAGS.texts]]
   pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -195,11 +205,12 @@ def main() -> None:
     print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}\n")
     print("| texts | side | ms a text | times as fast | by processor | error | least cosine |")
     print("|---|---|---:|---:|---:|---:|---:|")
-    measure(workers, [chosen], "many")
-    measure(workers, [[text] for text in chosen[: FLAGS.texts // 4]], "one by one")
-    for worker in workers.values():
-      worker.stdin.close()
-      worker.wait()
+    try:
+      measure(workers, [chosen], "many")
+      measure(workers, [[text] for text in chosen[: FLAGS.texts // 4]], "one by one")
+    finally:
+      for worker in workers.values():
+        worker.kill()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ the process. The seconds before the first round (loading and compiling) are in t
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -34,6 +33,8 @@ from absl import flags
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
   sys.path.insert(0, str(ROOT))  # so that it runs where plm_jax is not installed
+
+from needed import check_installed  # noqa: E402
 
 from plm_jax import cli  # noqa: E402
 from plm_jax.errors import UserError  # noqa: E402
@@ -282,9 +283,7 @@ def main() -> int:
   for work in _WORK.value:
     if (work, SIDES[0]) not in WORKS:
       raise UserError(f"--work={work} was given; expected train, predict or both.")
-  for name in ("torch", "transformers", "accelerate"):
-    if not importlib.util.find_spec(name):
-      raise UserError(f"the comparison needs {name}: pip install -e '.[bench]'")
+  check_installed("torch", "transformers", "accelerate")
   for work in _WORK.value:
     with tempfile.TemporaryDirectory() as folder:
       case = {"model": _MODEL.value, "data": _DATA.value, "folder": folder}

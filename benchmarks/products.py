@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
   sys.path.insert(0, str(ROOT))  # so that it runs where plm_jax is not installed
 
+from needed import check_installed  # noqa: E402
+
 from plm_jax import cli  # noqa: E402
 
 FLAGS = flags.FLAGS
@@ -62,6 +64,7 @@ def speed(side: Side, rows: int, inputs: int, outputs: int) -> float:
 
 
 def main() -> None:
+  check_installed("torch")
   D, F = FLAGS.width, FLAGS.hidden
   shapes = [(int(R), *kernel) for R in FLAGS.rows for kernel in ((D, D), (D, F), (F, D))]
   found = [[speed(side, *shape) for shape in shapes] for side in (in_jax, in_torch)]

@@ -41,7 +41,7 @@ def keep_freed_memory() -> None:
   """Tells glibc to keep freed memory instead of returning it to the kernel (mallopt(3)).
 
   XLA allocates the scratch memory of a program anew every time; by default it is mapped and zeroed
-  page by page, 11% of a small BERT's step (docs/speed.md). Call it before the first thread is
+  page by page, 11 to 21% of a small BERT's step (docs/speed.md). Call it before the first thread is
   started. Does nothing where the C library is not glibc.
   """
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +38,11 @@ from plm_jax.train.workdir import read_records
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LoadedModel:
-  """A model with its parameters and its tokenizer, ready for use. path: where it came from."""
+  """A model with its parameters and its tokenizer, ready for use. path: where it came from.
+
+  `encode` and `predict` keep a copy of the layers, one by one, from their first call on: the next
+  one need not take them out of their stack. It is made anew when parameters are changed.
+  """
 
   run: Run
   path: Path
@@ -170,9 +173,17 @@ class LoadedModel:
       raise UserError("this model is in memory only; save its run and load it.")
     return predicting.task_of(self.run), self._trained
 
-  @functools.cached_property
+  @property
   def _trained(self) -> Trained:
-    return predicting.trained(self.run)
+    leaves = jax.tree.leaves(self.run.params)
+    made_of, made = self.__dict__.get("_made", ((), None))
+    if made is None or any(a is not b for a, b in zip(made_of, leaves, strict=True)):
+      made = predicting.trained(self.run)
+      self.__dict__["_made"] = leaves, made
+    return made
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {name: value for name, value in self.__dict__.items() if name != "_made"}
 
   def _facts(self) -> dict[str, str]:
     config, tokenizer = self.run.config, self.run.tokenizer

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import pickle
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -14,6 +15,7 @@ import pytest
 
 import plm_jax as plm
 from plm_jax import api, notebook
+from plm_jax.commands.encode import encode
 from plm_jax.data.tokenizers import BytePairs
 from plm_jax.errors import UserError
 from plm_jax.models.gpt import Gpt2
@@ -56,6 +58,18 @@ def gpt(tmp_path_factory):
   config = Gpt2(layers=1, width=16, heads=2, positions=32)
   folder = tmp_path_factory.mktemp("runs") / "gpt"
   return saved(folder, config, CLM(), BytePairs(vocab_size=300))
+
+
+def test_vectors_follow_the_parameters_and_a_used_model_is_pickled(bert):
+  """The layers are kept apart between calls, for as long as the parameters are the same."""
+  before = bert.encode("a fine film")
+  other = pickle.loads(pickle.dumps(bert))
+  kernel = other.run.params.encoder().blocks.attention.value.kernel
+  np.testing.assert_array_equal(other.encode("a fine film"), before)
+  kernel[...] = kernel[...] * 3
+  changed = other.encode("a fine film")
+  assert np.abs(changed - before).max() > 1e-3
+  np.testing.assert_array_equal(changed, encode(other.run, ["a fine film"]))
 
 
 def test_importing_the_package_imports_no_jax_and_reads_no_flags():

@@ -23,6 +23,7 @@ from jax.experimental.pallas import triton
 from plm_jax.models.attention_problem import MASKED, Problem
 from plm_jax.models.dropout import column_keys, kept
 from plm_jax.models.groups import Groups
+from plm_jax.models.long_rows import attend_in_blocks
 from plm_jax.models.tpu_attention import LONGEST, attend_on_tpu
 from plm_jax.placement import split_heads
 
@@ -253,8 +254,7 @@ def fused_attention(
     place = jnp.stack([seed, first])
     if (platform or jax.default_backend()) == "tpu":
       if max(T, S) > LONGEST:
-        from plm_jax.models.long_rows import attend_in_blocks
-
+        assert bias_NTS is None and not problem.rate, "chosen_kind takes neither for long rows"
         return attend_in_blocks(problem, q_BTNH, k_BSKH, v_BSKH, groups)
       return attend_on_tpu(problem, q_BTNH, k_BSKH, v_BSKH, groups, place, bias_NTS)
     assert bias_NTS is None, "chosen_kind takes it for TPUs only"

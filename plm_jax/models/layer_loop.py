@@ -102,8 +102,12 @@ def _loop(apply, blocks, layers, x, cache, compute: Compute, kept: Kept):
   return (_unroll if unrolled else _scan)(apply, blocks, layers, x, cache, KEPT[kept])
 
 
-def _is_product(primitive, *_, **__) -> bool:
-  """Whether an operation is a matrix product, or a kernel or a product with its own gradient."""
+def _is_product(primitive, *_, **about) -> bool:
+  """Whether an operation is a matrix product, or a kernel or a product with its own gradient. JAX's
+  kernel names what it needs (long_rows.py)."""
+  name = str(about.get("name") or about.get("name_and_src_info") or "")
+  if primitive.name == "name" or name.startswith("splash"):
+    return primitive.name == "name" and name == "splash"
   return primitive.name in ("dot_general", "pallas_call", "custom_vjp_call")
 
 

@@ -12,6 +12,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from plm_jax.models.attention_problem import Problem
 from plm_jax.models.groups import Groups
 
+KERNEL = "splash"  # the name of the kernels begins so, and that of what they keep is this
 BLOCK = 512  # targets, and sources: a multiple of 128
 
 
@@ -25,6 +26,7 @@ def attend_in_blocks(problem: Problem, q_BTNH, k_BSKH, v_BSKH, groups: Groups) -
     block_sizes=_block_sizes(),
     head_shards=1,
     q_seq_shards=1,
+    residual_checkpoint_name=KERNEL,  # else a scan would keep its float32 `[B, N, T, 128]` too
     interpret=problem.interpret,
   )
   o_BNTH = jax.vmap(kernel)(q, k, v, _segments(problem, groups, B, T, S))

@@ -43,12 +43,13 @@ class Memory:
 @dataclasses.dataclass(frozen=True)
 class Speed:
   """Of a step. operations: on all devices, by the formula; the others are of one device.
-  compiler_operations: those in the compiled program. seconds: a bound that no step is faster than;
-  bound: the resource that sets it. share: of the peak, at that bound. None without published
-  numbers."""
+  compiler_operations: those in the compiled program. silent: runs of kernels whose operations are
+  not in it. seconds: a bound that no step is faster than; bound: the resource that sets it. share:
+  of the peak, at that bound. None without published numbers."""
 
   operations: float
   compiler_operations: float | None
+  silent: float
   traffic: float
   collectives: Collectives
   seconds: float | None
@@ -177,7 +178,7 @@ def speed_of(placement: Placement, parts: int, costs: ProgramCosts | None) -> Sp
   """The least time of a step: products at the peak, memory at its bandwidth, links at theirs, with
   perfect overlap. Compiled, products and memory are taken kernel by kernel, one after another."""
   experiment, state, device = placement.experiment, placement.state, placement.target.device
-  operations = arithmetic.model_operations(experiment)
+  operations, silent = arithmetic.model_operations(experiment), costs.silent if costs else 0.0
   if costs:
     traffic, sent, counted = costs.traffic, costs.collectives, costs.operations
   else:
@@ -185,7 +186,7 @@ def speed_of(placement: Placement, parts: int, costs: ProgramCosts | None) -> Sp
     traffic = arithmetic.traffic(placement.stored, weights, placement.kept(parts), parts)
     sent, counted = arithmetic.collectives(experiment, state, placement.mesh, parts), None
   if not device.flops:
-    return Speed(operations, counted, traffic, sent, None, "", None)
+    return Speed(operations, counted, silent, traffic, sent, None, "", None)
   peak = device.flops * placement.target.count
   seconds = {"products": operations / peak, "links": sent.sent / device.link}
   if costs:
@@ -194,4 +195,5 @@ def speed_of(placement: Placement, parts: int, costs: ProgramCosts | None) -> Sp
     seconds["memory"] = traffic / device.bandwidth
   bound = max(seconds, key=lambda name: seconds[name])
   least = seconds[bound]
-  return Speed(operations, counted, traffic, sent, least, bound, operations / peak / least)
+  share = operations / peak / least
+  return Speed(operations, counted, silent, traffic, sent, least, bound, share)

@@ -17,16 +17,19 @@ FREE = {
   *("conditional", "partition-id", "replica-id", "iota", "opt-barrier", "async-start", "domain"),
 }
 ALLOCATION = 'custom_call_target="AllocateBuffer"'  # the place of a loop's results; nothing moves
+CUSTOM = ('"tpu_custom_call"', "gpu.triton")  # targets of kernels in Pallas
 SLICES = {"dynamic-slice", "gather", "slice"}
 ON_DEMAND = {"slice", "add", "subtract", "multiply", "convert"}  # in a fusion: what is read of them
 
 
 @dataclass
 class ProgramCosts:
-  """Of one device and step. operations: of matrix products. traffic: bytes of main memory. seconds:
-  the sum over kernels of the longer of products at the peak and bytes at the bandwidth."""
+  """Of one device and step. operations: of matrix products. silent: runs of kernels that do not say
+  how many they have. traffic: bytes of main memory. seconds: the sum over kernels of the longer of
+  products at the peak and bytes at the bandwidth."""
 
   operations: float = 0.0
+  silent: float = 0.0
   traffic: float = 0.0
   seconds: float = 0.0
   collectives: Collectives = field(default_factory=Collectives)
@@ -41,6 +44,7 @@ def costs_of(program: Program, device: Device, devices: int) -> ProgramCosts:
       continue
     products, moved = operations(program, x, computation), traffic(program, x, computation)
     costs.operations += runs * products
+    costs.silent += runs * (not products and any(target in x.rest for target in CUSTOM))
     costs.traffic += runs * moved
     if device.flops:
       costs.seconds += runs * max(products / device.flops, moved / device.bandwidth)

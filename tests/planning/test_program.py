@@ -75,7 +75,7 @@ backend_config={"custom_call_config":{"body":"TUzv","cost_estimate":{"flops":"12
 def test_a_kernel_of_ours_costs_what_it_says_and_a_place_in_memory_costs_nothing():
   """The other kernel is JAX's, whose attributes have line breaks, and which says no operations."""
   costs = costs_of(parsed(CUSTOM), target_of("v5e-1").device, 1)
-  assert costs.operations == 12345
+  assert costs.operations == 12345 and costs.silent == 1
   assert costs.traffic == 2 * 2 * 2 * 8 * 64
 
 
