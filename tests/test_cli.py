@@ -322,3 +322,13 @@ def test_the_lines_of_a_file_end_at_newlines_alone(tmp_path):
   assert cli.read_lines(str(file), "--file") == ["a\u2028b\x0cc\x85d", "", "last"]
   file.write_bytes(b"")
   assert cli.read_lines(str(file), "--file") == []
+
+
+def test_the_package_lists_its_commands():
+  """Each with the first line of its docstring, and without importing any."""
+  from plm_jax.__main__ import listed
+
+  commands = {file.stem for file in (ROOT / "plm_jax" / "commands").glob("[a-z]*.py")}
+  lines = dict(line.split(maxsplit=1) for line in listed().splitlines()[2:])
+  assert lines.keys() == commands
+  assert all(line.endswith((".", "?")) for line in lines.values())

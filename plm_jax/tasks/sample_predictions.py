@@ -20,16 +20,18 @@ def sample_predictions(
   task: Task, examples: Examples, predictions: list[Prediction], count: int = 2
 ) -> str:
   """`count` predictions with the smallest mistakes and `count` with the largest, with the targets.
-  Of equal mistakes the first of each kind are shown."""
+  Of equal mistakes those with the highest scores are shown, and of these the first."""
   pairs = list(zip(examples.items, predictions, strict=True))
   sizes = np.array([task.mistake(*pair) for pair in pairs])
-  order = np.argsort(sizes, kind="stable")
+  scores = [one["score"] if isinstance(one.get("score"), float) else 0.0 for one in predictions]
+  surest = np.negative(scores)
+  order = np.lexsort((surest, sizes))
   count = min(count, len(pairs) // 2)
   right = (
     f"{np.count_nonzero(sizes == 0):,} of {len(pairs):,} predictions on the test split are right"
   )
   lines = [right, "the best", *_lines(pairs, order[:count])]
-  largest = [n for n in np.argsort(-sizes, kind="stable")[:count] if sizes[n] > 0]
+  largest = [n for n in np.lexsort((surest, -sizes))[:count] if sizes[n] > 0]
   return "\n".join([*lines, *(["the worst"] if largest else []), *_lines(pairs, largest)])
 
 

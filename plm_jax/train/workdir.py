@@ -77,7 +77,7 @@ class Workdir:
     different = [d for d in overrides.diff(experiment, before) if not is_within(d[0], PLACE)]
     if different:
       path, old, new = different[0]
-      more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+      more = f" (and {len(different) - 1} more differ)" if len(different) > 1 else ""
       raise UserError(
         f"{self.path} holds another experiment: {path} is {overrides.show(old)} there and "
         f"{overrides.show(new)} here{more}; choose another --workdir"
@@ -211,7 +211,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     raise UserError(f"{path} is not the directory of a run: {missing}") from None
   if isinstance(document, dict) and "model_type" in document:
     raise UserError(
-      f"{path} is a published model; make a run of it: python -m plm_jax.convert {path} RUN"
+      f"{path} is a published model: run_finetune.py --from={path} fine-tunes it, and python -m "
+      f"plm_jax.convert {path} RUN makes a run of it"
     )
   known = isinstance(document, dict) and document.get("format") == FORMAT
   if not known or not isinstance(document.get("experiment"), dict):

@@ -16,13 +16,13 @@ def items(*targets) -> Examples:
   return Examples(list(named), [], {})
 
 
-def test_the_worst_predictions_are_those_that_are_wrong_and_sure():
+def test_the_best_and_the_worst_predictions_are_the_surest():
   predictions = [{"label": "good", "score": p} for p in (0.6, 0.9, 0.7, 0.8)]
   shown = sample_predictions(Classify(), items("bad", "bad", "good", "good"), predictions)
   assert shown.splitlines() == [
     "2 of 4 predictions on the test split are right",
-    *("the best", "  text 2", "    good 0.70   (the data have: good)"),
-    *("  text 3", "    good 0.80   (the data have: good)"),
+    *("the best", "  text 3", "    good 0.80   (the data have: good)"),
+    *("  text 2", "    good 0.70   (the data have: good)"),
     *("the worst", "  text 1", "    good 0.90   (the data have: bad)"),
     *("  text 0", "    good 0.60   (the data have: bad)"),
   ]

@@ -73,7 +73,10 @@ def test_a_run_may_go_on_elsewhere_and_be_watched_otherwise(folder, change):
   [
     ({"seed": 1}, "seed is 0 there and 1 here"),
     ({"steps": 13}, "steps is 12 there and 13 here"),
-    ({"optim": AdamW(peak=3e-3, warmup=4)}, "optim.peak is 0.01 there and 0.003 here and 1 more"),
+    (
+      {"optim": AdamW(peak=3e-3, warmup=4)},
+      r"optim.peak is 0.01 there and 0.003 here \(and 1 more differ\)",
+    ),
     ({"data": dataclasses.replace(TOY.data, source="other.txt")}, "data.source"),
     (
       {"data": dataclasses.replace(TOY.data, tokenizer=WordPiece(vocab_size=99))},
