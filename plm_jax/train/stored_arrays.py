@@ -128,6 +128,7 @@ def quiet_orbax():
   absl = logging.getLogger("absl")
   if _not_from_orbax not in absl.filters:
     absl.addFilter(_not_from_orbax)
+    logging.getLogger("asyncio").addFilter(_is_no_echo)
     sys.unraisablehook = functools.partial(_without_echoes, sys.unraisablehook)
   return ocp
 
@@ -138,6 +139,12 @@ def _without_echoes(hook, unraisable) -> None:
   echo = unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"
   if not echo:
     hook(unraisable)
+
+
+def _is_no_echo(record: logging.LogRecord) -> bool:
+  # Of several files that cannot be written, one error is raised; asyncio logs the others.
+  error = record.exc_info[1] if record.exc_info else None
+  return not (isinstance(error, ValueError) and "os_error_code=" in str(error))
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from plm_jax.errors import UserError
 from plm_jax.sharding import MeshShape, parameter_shardings
 from plm_jax.train.checkpoint import Checkpoints, restore_parameters
 from plm_jax.train.integrity import damage, write_manifest
+from plm_jax.train.stored_arrays import quiet_orbax
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -394,6 +396,15 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_the_checkpoint_before(tmp_p
   # Files that were still being written may leave an incomplete one, which is never read.
   assert {"1"} <= {path.name for path in tmp_path.iterdir()} <= {"1", "2.saving"}
   assert damage(tmp_path / "1") is None
+
+
+def test_of_several_files_that_cannot_be_written_one_is_told(caplog):
+  """asyncio logs an error that nobody has read: a second file on a full disk."""
+  quiet_orbax()
+  for text, told in (("no space [os_error_code='28']", False), ("another defect", True)):
+    about = {"exc_info": (ValueError, ValueError(text), None)}
+    logging.getLogger("asyncio").error("Future exception was never retrieved", **about)
+    assert bool(caplog.records) == told
 
 
 def test_a_checkpoint_of_another_run_or_step_is_skipped(run, tmp_path):
