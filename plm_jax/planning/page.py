@@ -77,7 +77,9 @@ def _speed(plan: Plan, speed: Speed) -> list[str]:
     _row("operations", f"{_number(speed.operations / 1e12)} TFLOP: {FORMULA}"),
   ]
   if compiled is not None:
-    silent = f", without {speed.silent:,.0f} kernels that do not say theirs" * bool(speed.silent)
+    silent = ""
+    if speed.silent:
+      silent = f", without those of {speed.silent:,.0f} kernels that do not state them"
     tera = _number(compiled * plan.target.count / 1e12)
     lines.append(_row("compiled", f"{tera} TFLOP on all devices{silent}"))
   lines.append(_row("traffic", f"{_number(speed.traffic / GB)} GB of memory per device"))
